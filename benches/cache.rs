@@ -1,0 +1,111 @@
+//! How the cache's operations grow from a thousand to ten million entries, and what an entry costs in memory.
+//! `cargo bench` prints two Markdown tables. Read the ratios between the rows: the nanoseconds are this machine's, now.
+
+#![allow(clippy::expect_used, reason = "a benchmark may stop at what it did not expect")]
+
+use segment_redis_proxy::cache::Cache;
+use segment_redis_proxy::request::{Form, Millis, Payload};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+const SIZES: [usize; 3] = [1_000, 100_000, 10_000_000];
+/// Operations for each figure, so that a thousand entries are measured as long as ten million.
+const OPERATIONS: usize = 2_000_000;
+const VALUE: [u8; 100] = [b'x'; 100];
+/// What the server does at most for each tick.
+const SWEEP: usize = segment_redis_proxy::server::SWEEP_PER_TICK;
+
+/// A 16-byte key for each number.
+fn key(number: usize) -> [u8; 16] {
+    let mut key = [b'0'; 16];
+    key[..8].copy_from_slice(&number.to_le_bytes());
+    key
+}
+
+fn insert(cache: &mut Cache, number: usize, deadline: Millis) {
+    cache.insert(&key(number), Payload::Inline { bytes: &VALUE, form: Form::Plain }, deadline);
+}
+
+/// Full-period pseudo-random walk: the processor cannot guess the next entry.
+fn scramble(state: &mut u64, below: usize) -> usize {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    ((u128::from(*state) * below as u128) >> 64) as usize
+}
+
+fn full_cache(size: usize) -> Cache {
+    let mut cache = Cache::new(size);
+    for number in 0..size {
+        insert(&mut cache, number, 1_000_000 + number as Millis / 1000);
+    }
+    cache
+}
+
+/// Nanoseconds for each operation, and the longest single one in microseconds.
+fn measure(count: usize, mut operation: impl FnMut(usize)) -> (f64, f64) {
+    let start = Instant::now();
+    let mut longest = Duration::ZERO;
+    let mut before = start;
+    for number in 0..count {
+        operation(number);
+        if number % 16 == 15 {
+            let now = Instant::now();
+            longest = longest.max(now - before);
+            before = now;
+        }
+    }
+    (start.elapsed().as_nanos() as f64 / count as f64, longest.as_nanos() as f64 / 1000.0)
+}
+
+/// Resident memory of this process in bytes.
+fn resident() -> f64 {
+    let pages: f64 = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|line| line.split(' ').nth(1)?.parse().ok())
+        .expect("/proc/self/statm has the resident pages second");
+    pages * 4096.0
+}
+
+fn memory(entries: usize) {
+    let before = resident();
+    let cache = full_cache(entries);
+    let each = (resident() - before) / entries as f64;
+    println!("| {entries} | {each:.1} | {:.1} |", each - 116.0);
+    drop(cache);
+}
+
+fn main() {
+    println!(
+        "| entries | get ns | get, missing ns | insert with eviction ns | expiry ns | growing insert ns | longest 16 growing inserts us | longest sweep of {SWEEP} us |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for size in SIZES {
+        let mut cache = Cache::new(size);
+        let (growing, longest_growth) =
+            measure(size, |number| insert(&mut cache, number, 1_000_000 + number as Millis / 1000));
+        let mut random = 1;
+        let (get, _) = measure(OPERATIONS, |_| {
+            black_box(cache.get(&key(scramble(&mut random, size)), 0).is_some());
+        });
+        let (missing, _) = measure(OPERATIONS, |number| {
+            black_box(cache.get(&key(number + size), 0).is_some());
+        });
+        let (evicting, _) = measure(OPERATIONS.max(size / 5), |number| insert(&mut cache, size + number, 2_000_000));
+        let expired = cache.len();
+        let start = Instant::now();
+        let mut longest = Duration::ZERO;
+        while !cache.is_empty() {
+            let before = Instant::now();
+            cache.sweep(Millis::MAX, SWEEP);
+            longest = longest.max(before.elapsed());
+        }
+        let expiry = start.elapsed().as_nanos() as f64 / expired as f64;
+        println!(
+            "| {size} | {get:.0} | {missing:.0} | {evicting:.0} | {expiry:.0} | {growing:.0} | {longest_growth:.0} | {:.0} |",
+            longest.as_nanos() as f64 / 1000.0
+        );
+    }
+    println!();
+    println!("| entries | resident bytes for each | beside 16-byte key and 100-byte value |");
+    println!("|---|---|---|");
+    memory(1_000_000);
+}

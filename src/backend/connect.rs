@@ -1,0 +1,118 @@
+//! Getting a connection to Redis, and not trying too often: after a failure the next attempt waits, twice as long each
+//! time, and not all proxies the same, so that a Redis that comes back is not run over.
+
+use super::Settings;
+use crate::request::Failure;
+use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, RedisResult};
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+/// Wait after the first failure.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+
+/// Longest wait. What `Retry-After` tells clients: so much later Redis will have been tried again.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// Opens connections, and says when the next attempt may be made.
+pub(super) struct Connector {
+    client: RedisResult<Client>,
+    timeout: Duration,
+    target: String,
+    /// The last failure and when to try again, until an attempt succeeds.
+    refused: Option<Refused>,
+}
+
+struct Refused {
+    failure: Failure,
+    wait: Duration,
+    until: Instant,
+}
+
+impl Connector {
+    pub(super) fn new(settings: &Settings) -> Connector {
+        let mut redis = RedisConnectionInfo::default()
+            .set_db(settings.database)
+            .set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        if let Some(username) = &settings.username {
+            redis = redis.set_username(username);
+        }
+        if let Some(password) = &settings.password {
+            redis = redis.set_password(password);
+        }
+        let client = ConnectionAddr::Tcp(settings.host.clone(), settings.port)
+            .into_connection_info()
+            .map(|info: ConnectionInfo| info.set_redis_settings(redis))
+            .and_then(Client::open);
+        let target = format!("{}:{}", settings.host, settings.port);
+        Connector { client, timeout: settings.timeout, target, refused: None }
+    }
+
+    /// Until when no attempt may be made, and what to tell those who ask meanwhile.
+    pub(super) fn blocked(&self) -> Option<(Instant, Failure)> {
+        self.refused.as_ref().map(|refused| (refused.until, refused.failure.clone()))
+    }
+
+    /// Host and port, for the log.
+    pub(super) fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Connects, authenticates and selects the database. A failure sets the time of the next attempt; its second part
+    /// is for the log.
+    pub(super) fn connect(&mut self) -> Result<Connection, (Failure, String)> {
+        match self.attempt() {
+            Ok(connection) => {
+                self.refused = None;
+                Ok(connection)
+            }
+            Err(error) => {
+                let wait = self.refused.as_ref().map_or(FIRST_WAIT, |refused| (refused.wait * 2).min(LONGEST_WAIT));
+                // Between half of the wait and all of it.
+                let jittered = wait / 2 + (wait / 2).mul_f64(random_fraction());
+                let failure = failure_of(&error);
+                self.refused = Some(Refused { failure: failure.clone(), wait, until: Instant::now() + jittered });
+                Err((failure, explain(&error)))
+            }
+        }
+    }
+
+    fn attempt(&self) -> RedisResult<Connection> {
+        let connection = self.client.as_ref().map_err(Clone::clone)?.get_connection_with_timeout(self.timeout)?;
+        connection.set_read_timeout(Some(self.timeout))?;
+        connection.set_write_timeout(Some(self.timeout))?;
+        Ok(connection)
+    }
+}
+
+/// What an error is to those who wait for a key.
+pub(super) fn failure_of(error: &redis::RedisError) -> Failure {
+    if error.is_timeout() {
+        Failure::Timeout
+    } else if let Some(code) = error.code() {
+        Failure::Redis(format!("{code} {}", error.detail().unwrap_or_default()).trim_end().to_owned())
+    } else if error.is_io_error() {
+        Failure::Unavailable
+    } else {
+        Failure::Redis(error.to_string())
+    }
+}
+
+/// The error's text, and what to do about the ones that have a usual cause.
+fn explain(error: &redis::RedisError) -> String {
+    let text = error.to_string();
+    if text.contains("failed to lookup address") {
+        return format!(
+            "{text}; REDIS_HOST must be a name that resolves here, for a local run set REDIS_HOST=127.0.0.1"
+        );
+    }
+    match error.code() {
+        Some("NOAUTH" | "WRONGPASS") => format!("{text}; check REDIS_USERNAME and REDIS_PASSWORD"),
+        _ if text.contains("DB index") => format!("{text}; check REDIS_DB"),
+        _ => text,
+    }
+}
+
+/// From 0 to 1. Jitter needs no better randomness than what keys the standard library's hash maps.
+fn random_fraction() -> f64 {
+    f64::from((RandomState::new().hash_one(0u8) >> 32) as u32) / f64::from(u32::MAX)
+}

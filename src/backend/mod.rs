@@ -1,0 +1,177 @@
+//! Redis, and the only place that knows it: a bounded queue of jobs, a few helper threads with a blocking connection
+//! each, and a list of completions that wakes the loop.
+//!
+//! A helper takes all jobs that wait, up to [`MAX_BATCH`], and reads them in one round trip; so under load the batches
+//! grow by themselves, and an idle proxy has no delay added. Every accepted job is completed exactly once, whatever
+//! happens to the helper. The lock is held only to move jobs and completions, never while a thread does I/O.
+
+mod connect;
+mod fetch;
+
+use crate::request::{Completion, Job};
+use fetch::Helper;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Most jobs that wait for a helper. One for each of the 10,000 connections that a loop takes; what goes beyond it is
+/// refused at once, because it would wait longer than its client does.
+pub const QUEUE_LIMIT: usize = 10_000;
+
+/// Most keys of one round trip. Beyond some hundred the cost of a round trip is spread thin enough, and a long batch
+/// only keeps the other helpers idle.
+pub const MAX_BATCH: usize = 128;
+
+/// Where Redis is, and how to talk to it.
+#[derive(Clone)]
+pub struct Settings {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// ACL user, for `AUTH`.
+    pub username: Option<String>,
+    /// Password, for `AUTH`.
+    pub password: Option<String>,
+    /// Database number, for `SELECT`.
+    pub database: i64,
+    /// Helper threads, each with one connection.
+    pub connections: usize,
+    /// Bounds connecting, the handshake and each round trip.
+    pub timeout: Duration,
+}
+
+/// The helpers and what they share with the loop. Dropping it ends them once they are done with what they are at.
+pub struct Pool {
+    shared: Arc<Shared>,
+    timeout: Duration,
+}
+
+/// A job, and when nobody waits for it any more.
+struct Queued {
+    job: Job,
+    expires: Instant,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// A job waits, or the pool closes.
+    work: Condvar,
+    /// The last connection is gone, or the pool closes. Helpers wait here that may not connect yet while others can
+    /// serve: they must not take a job only to fail it.
+    all_lost: Condvar,
+    completions: Mutex<Vec<Completion>>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Queued>,
+    /// Helpers that have a connection.
+    connected: usize,
+    /// What the log says of Redis, so that it says it once: nothing yet, reachable, or not.
+    reachable: Option<bool>,
+    closed: bool,
+}
+
+impl Pool {
+    /// Starts the helpers. `wake` is called when completions are there after there were none; it must not block.
+    pub fn start(settings: &Settings, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Pool> {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            all_lost: Condvar::new(),
+            completions: Mutex::default(),
+            wake: Box::new(wake),
+        });
+        let pool = Pool { shared, timeout: settings.timeout };
+        for number in 0..settings.connections {
+            let mut helper = Helper::new(settings, Arc::clone(&pool.shared));
+            std::thread::Builder::new().name(format!("redis-{number}")).spawn(move || {
+                // One connects ahead, so that the log tells at start whether Redis is there.
+                if number == 0 {
+                    helper.connect_ahead();
+                }
+                helper.run();
+            })?;
+        }
+        Ok(pool)
+    }
+
+    /// Hands jobs over, taking them out of `jobs`. Those that find the queue full stay in it.
+    pub fn submit(&self, jobs: &mut Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
+        let expires = Instant::now() + self.timeout;
+        let mut state = self.shared.state();
+        let accepted = jobs.len().min(QUEUE_LIMIT - state.queue.len());
+        state.queue.extend(jobs.drain(..accepted).map(|job| Queued { job, expires }));
+        drop(state);
+        self.shared.work.notify_one();
+    }
+
+    /// Moves all completions that have come since the last call into `completions`.
+    pub fn take_completions(&self, completions: &mut Vec<Completion>) {
+        completions.append(&mut self.shared.completions.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.state().closed = true;
+        self.shared.work.notify_all();
+        self.shared.all_lost.notify_all();
+    }
+}
+
+impl Shared {
+    /// The state. A panic of another thread leaves it usable: it is changed by single moves only.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for jobs and takes them, up to [`MAX_BATCH`]. `blocked_until` is given by a helper that has no connection
+    /// and may not try for one before; as long as others have one it leaves the jobs to them. `None` when the pool
+    /// closes.
+    fn take_batch(&self, blocked_until: Option<Instant>) -> Option<Vec<Queued>> {
+        let mut state = self.state();
+        loop {
+            if state.closed {
+                return None;
+            }
+            let blocked = blocked_until.map(|until| until.saturating_duration_since(Instant::now()));
+            if let Some(wait) = blocked.filter(|wait| !wait.is_zero() && state.connected > 0) {
+                state = self.all_lost.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            if !state.queue.is_empty() {
+                break;
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // This helper may have become one that has to leave the jobs to others; then it must wake another.
+            if blocked.is_some() && state.connected > 0 {
+                self.work.notify_one();
+            }
+        }
+        let count = state.queue.len().min(MAX_BATCH);
+        let batch = state.queue.drain(..count).collect();
+        let more = !state.queue.is_empty();
+        drop(state);
+        if more {
+            self.work.notify_one();
+        }
+        Some(batch)
+    }
+
+    fn deliver(&self, completions: Vec<Completion>) {
+        let mut list = self.completions.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_empty = list.is_empty();
+        list.extend(completions);
+        drop(list);
+        if was_empty {
+            (self.wake)();
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What an entry holds: its key, its value and the value's JSON form, in one allocation where the value is short.
+
+use crate::request::{Form, MAX_KEY_BYTES, Payload, SHARED_VALUE_BYTES, Value};
+use std::sync::Arc;
+
+/// Length of a short record's head: the key's length and the form in 24 bits. Three bytes, not four or eight, because
+/// malloc hands out steps of 16: a 16-byte key with a 100-byte value still fits a chunk of 128.
+const HEAD_BYTES: usize = 3;
+
+const _: () = assert!(MAX_KEY_BYTES << 2 < 1 << (8 * HEAD_BYTES));
+
+/// Key and value of one entry. 16 bytes, beside what it points to.
+#[derive(Debug)]
+pub(super) enum Record {
+    /// Head, key, value. Empty for a vacant entry.
+    Inline(Box<[u8]>),
+    /// A value that is shared with the sockets' queues.
+    Shared(Box<SharedRecord>),
+}
+
+/// Key and value of an entry with a long value.
+#[derive(Debug)]
+pub(super) struct SharedRecord {
+    key: Box<[u8]>,
+    value: Arc<Value>,
+}
+
+const _: () = assert!(size_of::<Record>() == 16);
+
+impl Record {
+    /// A record for an entry that is not in use. Allocates nothing.
+    pub(super) fn vacant() -> Record {
+        Record::Inline(Box::default())
+    }
+
+    pub(super) fn new(key: &[u8], value: Payload<'_>) -> Record {
+        match value {
+            Payload::Inline { bytes, form } => {
+                let mut record = Vec::with_capacity(HEAD_BYTES + key.len() + bytes.len());
+                let head = (key.len() as u32) << 2 | form as u32;
+                record.extend_from_slice(&head.to_le_bytes()[..HEAD_BYTES]);
+                record.extend_from_slice(key);
+                record.extend_from_slice(bytes);
+                Record::Inline(record.into_boxed_slice())
+            }
+            Payload::Shared(value) => {
+                Record::Shared(Box::new(SharedRecord { key: key.into(), value: Arc::clone(value) }))
+            }
+        }
+    }
+
+    /// Key length and form of a short record. A vacant record has neither and is never asked.
+    fn head(record: &[u8]) -> (usize, Form) {
+        let head = u32::from_le_bytes([record[0], record[1], record[2], 0]);
+        let form = match head & 3 {
+            0 => Form::Integer,
+            1 => Form::Plain,
+            2 => Form::Escaped,
+            _ => Form::Binary,
+        };
+        ((head >> 2) as usize, form)
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        match self {
+            Record::Inline(record) => &record[HEAD_BYTES..HEAD_BYTES + Record::head(record).0],
+            Record::Shared(record) => &record.key,
+        }
+    }
+
+    pub(super) fn payload(&self) -> Payload<'_> {
+        match self {
+            Record::Inline(record) => {
+                let (key_bytes, form) = Record::head(record);
+                Payload::Inline { bytes: &record[HEAD_BYTES + key_bytes..], form }
+            }
+            Record::Shared(record) => Payload::Shared(&record.value),
+        }
+    }
+
+    /// Whether the record is of the kind that its value's length calls for.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        match self.payload() {
+            Payload::Inline { bytes, .. } if bytes.len() > SHARED_VALUE_BYTES => {
+                Err(format!("a value of {} bytes is not shared", bytes.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_gives_back_key_value_and_form() {
+        for form in [Form::Integer, Form::Plain, Form::Escaped, Form::Binary] {
+            for key in [&b""[..], b"k", &[0; 255], &vec![7; MAX_KEY_BYTES]] {
+                for value in [&b""[..], b"12"] {
+                    let record = Record::new(key, Payload::Inline { bytes: value, form });
+                    assert_eq!(record.key(), key);
+                    let Payload::Inline { bytes, form: found } = record.payload() else { panic!("not inline") };
+                    assert_eq!((bytes, found), (value, form));
+                }
+            }
+        }
+    }
+}

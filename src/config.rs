@@ -1,0 +1,230 @@
+//! Configuration: environment variables and nothing else. Every one is checked at start.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A variable as `--help` shows it.
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What holds when it is not set; empty for nothing.
+    pub default: &'static str,
+    /// What is allowed.
+    pub allowed: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+/// All variables, in the order of `--help` and README.
+#[rustfmt::skip]
+pub const VARIABLES: [Variable; 12] = [
+    Variable { name: "REDIS_HOST", default: "redis", allowed: "a host name or an address", meaning: "the Redis behind the cache" },
+    Variable { name: "REDIS_PORT", default: "6379", allowed: "1 to 65535", meaning: "its port" },
+    Variable { name: "REDIS_USERNAME", default: "", allowed: "a name, together with REDIS_PASSWORD", meaning: "ACL user to authenticate as" },
+    Variable { name: "REDIS_PASSWORD", default: "", allowed: "any text", meaning: "password to authenticate with" },
+    Variable { name: "REDIS_DB", default: "0", allowed: "0 to 2147483647", meaning: "database number" },
+    Variable { name: "REDIS_CONNECTIONS", default: "4", allowed: "1 to 64", meaning: "helper threads of each worker, one connection each" },
+    Variable { name: "REDIS_TIMEOUT", default: "1000", allowed: "1 to 600000", meaning: "milliseconds for connecting, the handshake and each round trip" },
+    Variable { name: "CACHE_TTL", default: "15", allowed: "0.001 to 315360000, decimals too", meaning: "seconds an entry may stay, counted from insertion" },
+    Variable { name: "CACHE_SIZE", default: "3", allowed: "1 to 2000000000", meaning: "capacity in keys, of each worker" },
+    Variable { name: "PROXY_HOST", default: "segment", allowed: "a host name or an address", meaning: "where to listen" },
+    Variable { name: "PROXY_PORT", default: "8080", allowed: "0 to 65535", meaning: "port to listen on; 0 takes a free one, the log tells which" },
+    Variable { name: "WORKERS", default: "1", allowed: "1 to 256", meaning: "event loops, each with its own cache and Redis connections" },
+];
+
+/// The configuration, checked.
+#[derive(Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "one field for each variable; `VARIABLES` says what they mean")]
+pub struct Config {
+    pub redis_host: String,
+    pub redis_port: u16,
+    pub redis_username: Option<String>,
+    pub redis_password: Option<String>,
+    pub redis_db: i64,
+    pub redis_connections: usize,
+    pub redis_timeout: Duration,
+    pub cache_ttl: Duration,
+    pub cache_size: usize,
+    pub proxy_host: String,
+    pub proxy_port: u16,
+    pub workers: usize,
+}
+
+/// A variable with a value that it cannot have. Its text is one line: variable, value, what is allowed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl ConfigError {
+    fn new(name: &str, value: &str, allowed: &str) -> ConfigError {
+        // Debug form: an odd value must not break the line.
+        ConfigError(format!("{name}={value:?} is not allowed; allowed: {allowed}"))
+    }
+
+    /// A host name that leads nowhere.
+    pub fn unresolvable(name: &str, value: &str, why: &str) -> ConfigError {
+        ConfigError(format!("{name}={value:?} does not resolve ({why}); for a local run set {name}=127.0.0.1"))
+    }
+}
+
+impl Config {
+    /// Reads and checks every variable. `lookup` gives a variable's value, as [`std::env::var_os`] does.
+    pub fn read(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<Config, ConfigError> {
+        let text = |name: &str| -> Result<(String, &'static Variable), ConfigError> {
+            let variable = VARIABLES.iter().find(|variable| variable.name == name);
+            let variable = variable.ok_or_else(|| ConfigError(format!("{name} is no variable")))?;
+            match lookup(name).map(std::ffi::OsString::into_string) {
+                None => Ok((variable.default.to_owned(), variable)),
+                Some(Ok(value)) => Ok((value, variable)),
+                Some(Err(_)) => Err(ConfigError(format!("{name} is not UTF-8; allowed: {}", variable.allowed))),
+            }
+        };
+        let whole = |name, from: u64, to: u64| -> Result<u64, ConfigError> {
+            let (value, variable) = text(name)?;
+            parse_whole(&value)
+                .filter(|number| (from..=to).contains(number))
+                .ok_or_else(|| ConfigError::new(name, &value, variable.allowed))
+        };
+        let host = |name| -> Result<String, ConfigError> {
+            let (value, variable) = text(name)?;
+            let fits = !value.is_empty() && !value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/');
+            if fits { Ok(value) } else { Err(ConfigError::new(name, &value, variable.allowed)) }
+        };
+        let optional = |name| text(name).map(|(value, _)| Some(value).filter(|value| !value.is_empty()));
+
+        let config = Config {
+            redis_host: host("REDIS_HOST")?,
+            redis_port: whole("REDIS_PORT", 1, 65_535)? as u16,
+            redis_username: optional("REDIS_USERNAME")?,
+            redis_password: optional("REDIS_PASSWORD")?,
+            redis_db: whole("REDIS_DB", 0, 2_147_483_647)? as i64,
+            redis_connections: whole("REDIS_CONNECTIONS", 1, 64)? as usize,
+            redis_timeout: Duration::from_millis(whole("REDIS_TIMEOUT", 1, 600_000)?),
+            cache_ttl: {
+                let (value, variable) = text("CACHE_TTL")?;
+                parse_seconds(&value)
+                    .filter(|ttl| (Duration::from_millis(1)..=Duration::from_secs(315_360_000)).contains(ttl))
+                    .ok_or_else(|| ConfigError::new("CACHE_TTL", &value, variable.allowed))?
+            },
+            cache_size: whole("CACHE_SIZE", 1, crate::cache::MAX_CAPACITY as u64)? as usize,
+            proxy_host: host("PROXY_HOST")?,
+            proxy_port: whole("PROXY_PORT", 0, 65_535)? as u16,
+            workers: whole("WORKERS", 1, 256)? as usize,
+        };
+        match &config.redis_username {
+            Some(username) if config.redis_password.is_none() => {
+                Err(ConfigError::new("REDIS_USERNAME", username, "a name, together with REDIS_PASSWORD"))
+            }
+            _ => Ok(config),
+        }
+    }
+}
+
+/// Digits only: no sign, no space, no underscore.
+fn parse_whole(text: &str) -> Option<u64> {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    plain.then(|| text.parse().ok())?
+}
+
+/// Digits, and decimals behind a point, down to milliseconds.
+fn parse_seconds(text: &str) -> Option<Duration> {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let seconds = parse_whole(whole)?;
+    parse_whole(decimals)?;
+    let milliseconds: String = decimals.chars().chain("000".chars()).take(3).collect();
+    seconds.checked_mul(1000)?.checked_add(parse_whole(&milliseconds)?).map(Duration::from_millis)
+}
+
+/// The text of `--help`.
+pub fn help() -> String {
+    use fmt::Write;
+    let mut text = format!(
+        "segment-redis-proxy {}: a read-through cache in front of one Redis\n\n\
+         Usage: segment-redis-proxy [--help | --version]\n\n\
+         Answers GET /key/{{key}} (JSON) and GET /raw/{{key}} (bytes) from memory, and from Redis when it must.\n\
+         It is configured by environment variables:\n\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    for Variable { name, default, allowed, meaning } in VARIABLES {
+        // Writing into a String cannot fail.
+        let _ = writeln!(text, "  {name:<18} {default:<8} {meaning}\n  {:<27} ({allowed})", "");
+    }
+    text.push_str("  RUST_LOG           info     what to log to standard error (error, warn, info, debug)\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
+        let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        Config::read(find).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_compose_file() {
+        let config = read(&[]).expect("the defaults are allowed");
+        assert_eq!((config.redis_host.as_str(), config.redis_port), ("redis", 6379));
+        assert_eq!((config.proxy_host.as_str(), config.proxy_port), ("segment", 8080));
+        assert_eq!((config.cache_ttl, config.cache_size, config.workers), (Duration::from_secs(15), 3, 1));
+        assert_eq!((config.redis_connections, config.redis_timeout), (4, Duration::from_secs(1)));
+        assert_eq!((config.redis_username, config.redis_password, config.redis_db), (None, None, 0));
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_named_with_what_is() {
+        for (name, value) in [
+            ("REDIS_HOST", ""),
+            ("REDIS_HOST", "a b"),
+            ("REDIS_PORT", "0"),
+            ("REDIS_PORT", "65536"),
+            ("REDIS_PORT", "http"),
+            ("REDIS_USERNAME", "somebody"),
+            ("REDIS_DB", "-1"),
+            ("REDIS_CONNECTIONS", "0"),
+            ("REDIS_TIMEOUT", "0"),
+            ("REDIS_TIMEOUT", "1s"),
+            ("CACHE_TTL", "0"),
+            ("CACHE_TTL", "-1"),
+            ("CACHE_TTL", "nan"),
+            ("CACHE_TTL", "1e3"),
+            ("CACHE_TTL", "1."),
+            ("CACHE_TTL", ".5"),
+            ("CACHE_TTL", "0.0009"),
+            ("CACHE_TTL", "99999999999999999999"),
+            ("CACHE_SIZE", "0"),
+            ("CACHE_SIZE", "+3"),
+            ("CACHE_SIZE", "3\n"),
+            ("CACHE_SIZE", "2000000001"),
+            ("PROXY_HOST", ""),
+            ("PROXY_PORT", "65536"),
+            ("WORKERS", "0"),
+            ("WORKERS", ""),
+        ] {
+            let text = read(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value:?} was taken"));
+            let allowed = VARIABLES.iter().find(|variable| variable.name == name).expect("a variable").allowed;
+            assert_eq!(text, format!("{name}={value:?} is not allowed; allowed: {allowed}"));
+        }
+    }
+
+    #[test]
+    fn seconds_take_decimals() {
+        for (text, milliseconds) in [("15", 15_000), ("0.5", 500), ("1.25", 1250), ("0.001", 1), ("2.9999", 2999)] {
+            let config = read(&[("CACHE_TTL", text)]).expect("allowed");
+            assert_eq!(config.cache_ttl, Duration::from_millis(milliseconds), "{text}");
+        }
+    }
+
+    #[test]
+    fn help_names_every_variable() {
+        assert!(VARIABLES.iter().all(|variable| help().contains(variable.name)));
+    }
+}

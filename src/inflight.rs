@@ -1,0 +1,159 @@
+//! Fetches in flight: which key is being read, and who waits for it. One fetch for each key, however many ask.
+//!
+//! A flight lives from the job's acceptance to its completion, which comes exactly once; so its place in the slab
+//! names it unmistakably. Its deadline is for those who wait, not for the fetch: when it passes they are answered and
+//! leave, the flight stays until the helper comes back, and whoever asks meanwhile joins it with a new deadline. A hung
+//! Redis is therefore asked for a key once, not again for each time-out.
+
+use crate::cache::Deadlines;
+use crate::request::{Millis, Waiter};
+use slab::Slab;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// All flights. See the top of the file.
+#[derive(Debug)]
+pub struct Inflight {
+    flights: Slab<Flight>,
+    /// Keyed by random, as the cache is (std's SipHash-1-3).
+    by_key: HashMap<Arc<[u8]>, usize>,
+    deadlines: Deadlines,
+}
+
+#[derive(Debug)]
+struct Flight {
+    key: Arc<[u8]>,
+    waiters: Vec<Passenger>,
+    /// Where its deadline is in the heap, while somebody waits.
+    position: Option<u32>,
+}
+
+/// Who waits, and whether the fetch had begun for somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passenger {
+    /// Whom to answer.
+    pub waiter: Waiter,
+    /// Whether the fetch had begun before it asked.
+    pub collapsed: bool,
+}
+
+/// A request's way into a flight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boarding {
+    /// The key is being read already.
+    Joined,
+    /// The key has to be read: the new flight, and the key to read.
+    Began(usize, Arc<[u8]>),
+}
+
+impl Inflight {
+    /// No flights.
+    #[allow(clippy::new_without_default, reason = "one way to make one is enough")]
+    pub fn new() -> Inflight {
+        Inflight { flights: Slab::new(), by_key: HashMap::new(), deadlines: Deadlines::new() }
+    }
+
+    /// How many flights there are.
+    pub fn len(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    /// Makes `waiter` wait for `key`, until `deadline` at the latest.
+    pub fn board(&mut self, key: &[u8], waiter: Waiter, deadline: Millis) -> Boarding {
+        if let Some(&flight) = self.by_key.get(key) {
+            self.flights[flight].waiters.push(Passenger { waiter, collapsed: true });
+            self.await_until(flight, deadline);
+            return Boarding::Joined;
+        }
+        let key: Arc<[u8]> = key.into();
+        let waiters = vec![Passenger { waiter, collapsed: false }];
+        let flight = self.flights.insert(Flight { key: Arc::clone(&key), waiters, position: None });
+        self.by_key.insert(Arc::clone(&key), flight);
+        self.await_until(flight, deadline);
+        Boarding::Began(flight, key)
+    }
+
+    /// Sets the deadline of a flight that has none. Those who join later share it: they wait less, never more.
+    fn await_until(&mut self, flight: usize, deadline: Millis) {
+        if self.flights[flight].position.is_none() {
+            let flights = &mut self.flights;
+            self.deadlines.push(deadline, flight as u32, |id, position| flights[id as usize].position = Some(position));
+        }
+    }
+
+    /// Ends a flight whose job has come back: its key, and who waits for it.
+    pub fn land(&mut self, flight: usize) -> Option<(Arc<[u8]>, Vec<Passenger>)> {
+        self.clear_deadline(flight);
+        let Flight { key, waiters, .. } = self.flights.try_remove(flight)?;
+        self.by_key.remove(&key);
+        Some((key, waiters))
+    }
+
+    /// Those who have waited until `now`, of one flight. The flight goes on without them.
+    pub fn overdue(&mut self, now: Millis) -> Option<Vec<Passenger>> {
+        let (_, flight) = self.deadlines.first().filter(|&(deadline, _)| deadline <= now)?;
+        self.clear_deadline(flight as usize);
+        Some(std::mem::take(&mut self.flights[flight as usize].waiters))
+    }
+
+    fn clear_deadline(&mut self, flight: usize) {
+        let flights = &mut self.flights;
+        if let Some(position) = flights.get_mut(flight).and_then(|flight| flight.position.take()) {
+            self.deadlines.remove(position, |id, position| flights[id as usize].position = Some(position));
+        }
+    }
+
+    /// When the next of those who wait have waited long enough.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        self.deadlines.first().map(|(deadline, _)| deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiter(slot: usize) -> Waiter {
+        Waiter { slot, generation: 7, sequence: 1 }
+    }
+
+    fn slots(passengers: &[Passenger]) -> Vec<(usize, bool)> {
+        passengers.iter().map(|passenger| (passenger.waiter.slot, passenger.collapsed)).collect()
+    }
+
+    #[test]
+    fn one_flight_for_each_key_and_each_waiter_leaves_once() {
+        let mut inflight = Inflight::new();
+        let Boarding::Began(a, _) = inflight.board(b"a", waiter(1), 100) else { panic!("no flight for a") };
+        let Boarding::Began(b, _) = inflight.board(b"b", waiter(2), 100) else { panic!("no flight for b") };
+        assert_eq!(inflight.board(b"a", waiter(3), 150), Boarding::Joined);
+        let (key, passengers) = inflight.land(a).expect("a is in flight");
+        assert_eq!((&*key, slots(&passengers)), (&b"a"[..], vec![(1, false), (3, true)]));
+        assert!(inflight.land(a).is_none());
+        assert!(matches!(inflight.board(b"a", waiter(4), 200), Boarding::Began(..)));
+        assert_eq!(slots(&inflight.land(b).expect("b is in flight").1), [(2, false)]);
+    }
+
+    #[test]
+    fn those_who_waited_long_enough_leave_and_the_flight_goes_on() {
+        let mut inflight = Inflight::new();
+        let Boarding::Began(a, _) = inflight.board(b"a", waiter(1), 100) else { panic!("no flight") };
+        inflight.board(b"a", waiter(2), 180);
+        inflight.board(b"b", waiter(3), 120);
+        assert!(inflight.overdue(99).is_none());
+        assert_eq!(slots(&inflight.overdue(100).expect("a is overdue")), [(1, false), (2, true)]);
+        assert!(inflight.overdue(100).is_none());
+        assert_eq!(inflight.next_deadline(), Some(120));
+        assert_eq!(inflight.board(b"a", waiter(4), 300), Boarding::Joined, "a hung key is asked for once more");
+        assert_eq!(slots(&inflight.overdue(120).expect("b is overdue")), [(3, false)]);
+        assert_eq!(inflight.next_deadline(), Some(300));
+        assert_eq!(slots(&inflight.land(a).expect("a is in flight").1), [(4, true)]);
+        assert_eq!(inflight.next_deadline(), None);
+        assert_eq!(inflight.len(), 1);
+    }
+}

@@ -1,0 +1,23 @@
+//! A read-through cache in front of one Redis: one event loop, one job. It answers `GET` for a key out of memory, and
+//! reads through to Redis when it cannot.
+//!
+//! ```text
+//! socket -> server -> connection decodes -> proxy decides -+-> hit:  connection encodes -> server -> socket
+//!                                                          +-> miss: backend reads Redis, wakes the loop;
+//!                                                                    proxy stores and answers all who wait
+//! ```
+//!
+//! The rooms, from the inside out: [`request`] has the words all others share. [`cache`] and [`inflight`] keep state,
+//! [`proxy`] decides. [`protocol`] turns bytes into requests and replies into bytes, [`connection`] does so for one
+//! client. [`backend`] alone knows Redis, [`server`] alone knows sockets and the clock. Which room may import which
+//! is tested (`tests/layering.rs`); ARCHITECTURE.md says why.
+
+pub mod backend;
+pub mod cache;
+pub mod config;
+pub mod connection;
+pub mod inflight;
+pub mod protocol;
+pub mod proxy;
+pub mod request;
+pub mod server;

@@ -1,0 +1,203 @@
+//! Request bodies. No request that this program answers needs one, so they are skipped: exactly, because a byte too
+//! few or too many would make a request out of what a client only sent as data (RFC 9112, section 11.2).
+
+/// Most bytes of one body that are skipped; a longer one ends the connection. nginx reads on for as much.
+const MAX_SKIPPED_BYTES: u64 = 1024 * 1024;
+
+/// Longest chunk-size line and longest trailer section that are read over, in bytes.
+const MAX_LINE_BYTES: u16 = 4096;
+
+/// Most hexadecimal digits of a chunk's size. Longer ones say more than [`MAX_SKIPPED_BYTES`] in any case.
+const MAX_SIZE_DIGITS: u8 = 8;
+
+/// What is left of the current request's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Nothing.
+    Done,
+    /// That many bytes (`Content-Length`).
+    Length(u64),
+    /// Chunks (RFC 9112, section 7.1), and how many bytes of them have been skipped.
+    Chunked(Place, u64),
+}
+
+/// Where in the chunked coding the next byte stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a chunk's size: digits so far, and their value.
+    Size(u8, u64),
+    /// In a chunk extension, with the chunk's size and the line's length.
+    Extension(u64, u16),
+    /// At the line feed that ends a chunk-size line.
+    SizeEnd(u64),
+    /// In a chunk, that many bytes before its end.
+    Data(u64),
+    /// At the carriage return behind a chunk's data.
+    DataEnd,
+    /// At the line feed behind it.
+    DataLineFeed,
+    /// In the trailer section: bytes of it so far, and whether a line begins here.
+    Trailer(u16, bool),
+    /// At the line feed of a trailer line; true for the empty line that ends the message.
+    TrailerLineFeed(u16, bool),
+}
+
+/// The body is malformed or too long: where it ends is not known, so that the connection must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endless;
+
+impl Body {
+    /// A chunked body that has still to begin.
+    pub const CHUNKED: Body = Body::Chunked(Place::Size(0, 0), 0);
+
+    /// Whether the body will be skipped, as far as can be told before it came.
+    pub fn is_skippable(&self) -> bool {
+        !matches!(self, Body::Length(length) if *length > MAX_SKIPPED_BYTES)
+    }
+
+    /// Skips what of the body stands at the beginning of `input`; says how many bytes that was. Either the body is
+    /// [`Body::Done`] afterwards, or all of `input` belonged to it.
+    pub fn skip(&mut self, input: &[u8]) -> Result<usize, Endless> {
+        match self {
+            Body::Done => Ok(0),
+            Body::Length(left) => {
+                let step = (*left).min(input.len() as u64);
+                *left -= step;
+                if *left == 0 {
+                    *self = Body::Done;
+                }
+                Ok(step as usize)
+            }
+            Body::Chunked(place, skipped) => {
+                let (consumed, ended) = place.skip(input)?;
+                *skipped += consumed as u64;
+                if *skipped > MAX_SKIPPED_BYTES {
+                    return Err(Endless);
+                }
+                if ended {
+                    *self = Body::Done;
+                }
+                Ok(consumed)
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Bytes that belong to the body, and whether it ended with them.
+    fn skip(&mut self, input: &[u8]) -> Result<(usize, bool), Endless> {
+        let mut at = 0;
+        while at < input.len() {
+            if let Place::Data(left) = *self {
+                let step = left.min((input.len() - at) as u64);
+                at += step as usize;
+                *self = if left == step { Place::DataEnd } else { Place::Data(left - step) };
+                continue;
+            }
+            match self.step(input[at])? {
+                Some(next) => *self = next,
+                None => return Ok((at + 1, true)),
+            }
+            at += 1;
+        }
+        Ok((at, false))
+    }
+
+    /// Where the byte behind `byte` stands; `None` where `byte` was the last of the body.
+    fn step(self, byte: u8) -> Result<Option<Place>, Endless> {
+        let next = match (self, byte) {
+            (Place::Size(digits, size), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < MAX_SIZE_DIGITS => {
+                let digit = char::from(byte).to_digit(16).ok_or(Endless)?;
+                Place::Size(digits + 1, size * 16 + u64::from(digit))
+            }
+            (Place::Size(1.., size), b'\r') => Place::SizeEnd(size),
+            (Place::Size(1.., size), b';') => Place::Extension(size, 0),
+            (Place::Extension(size, _), b'\r') => Place::SizeEnd(size),
+            (Place::Extension(size, length), b'\t' | b' '..=b'~' | 0x80..) if length < MAX_LINE_BYTES => {
+                Place::Extension(size, length + 1)
+            }
+            (Place::SizeEnd(0), b'\n') => Place::Trailer(0, true),
+            (Place::SizeEnd(size), b'\n') => Place::Data(size),
+            (Place::DataEnd, b'\r') => Place::DataLineFeed,
+            (Place::DataLineFeed, b'\n') => Place::Size(0, 0),
+            (Place::Trailer(length, line_begins), b'\r') => Place::TrailerLineFeed(length, line_begins),
+            (Place::Trailer(length, _), b'\t' | b' '..=b'~' | 0x80..) if length < MAX_LINE_BYTES => {
+                Place::Trailer(length + 1, false)
+            }
+            (Place::TrailerLineFeed(_, true), b'\n') => return Ok(None),
+            (Place::TrailerLineFeed(length, false), b'\n') => Place::Trailer(length, true),
+            _ => return Err(Endless),
+        };
+        Ok(Some(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Skips `input` in pieces of `step` bytes; says where the body ended.
+    fn skip(mut body: Body, input: &[u8], step: usize) -> Result<Option<usize>, Endless> {
+        let mut at = 0;
+        while at < input.len() && body != Body::Done {
+            at += body.skip(&input[at..(at + step).min(input.len())])?;
+        }
+        Ok((body == Body::Done).then_some(at))
+    }
+
+    #[test]
+    fn the_end_of_a_body_is_found_to_the_byte_wherever_it_is_cut() {
+        let follows = b"GET /key/a HTTP/1.1\r\n\r\n";
+        let bodies: [(Body, &[u8]); 6] = [
+            (Body::Length(5), b"hello"),
+            (Body::CHUNKED, b"0\r\n\r\n"),
+            (Body::CHUNKED, b"5\r\nhello\r\n0\r\n\r\n"),
+            (Body::CHUNKED, b"00a\r\n0123456789\r\n1;name=\"value\"\r\nx\r\n0\r\n\r\n"),
+            (Body::CHUNKED, b"0;last\r\nTrailer: yes\r\nOther: \xc3\xa9\r\n\r\n"),
+            (Body::CHUNKED, b"2\r\n\r\n\r\n0\r\n\r\n"),
+        ];
+        for (body, bytes) in bodies {
+            let all = [bytes, follows].concat();
+            for step in 1..=all.len() {
+                let end = skip(body, &all, step);
+                assert_eq!(end, Ok(Some(bytes.len())), "{:?} by {step}", String::from_utf8_lossy(bytes));
+            }
+            assert_eq!(skip(body, &bytes[..bytes.len() - 1], 3), Ok(None));
+        }
+    }
+
+    #[test]
+    fn a_chunk_size_that_could_be_read_in_two_ways_ends_the_connection() {
+        let malformed: [&[u8]; 15] = [
+            b"5 ;x\r\nhello",
+            b"\r\n",
+            b";x\r\n",
+            b" 5\r\nhello",
+            b"-5\r\n",
+            b"+5\r\n",
+            b"0x5\r\n",
+            b"5\nhello",
+            b"5\rhello",
+            b"5\r\nhelloX",
+            b"5\r\nhello\n",
+            b"123456789\r\n",
+            b"g\r\n",
+            b"0\r\nA\x00: b\r\n",
+            b"5;a\x00b\r\n",
+        ];
+        for bytes in malformed {
+            for step in 1..=bytes.len() {
+                assert_eq!(skip(Body::CHUNKED, bytes, step), Err(Endless), "{:?}", String::from_utf8_lossy(bytes));
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_has_a_longest_length() {
+        assert!(Body::Length(MAX_SKIPPED_BYTES).is_skippable());
+        assert!(!Body::Length(MAX_SKIPPED_BYTES + 1).is_skippable());
+        let chunk = [b"ffff\r\n".as_slice(), &[b'x'; 0xffff], b"\r\n"].concat();
+        assert_eq!(skip(Body::CHUNKED, &chunk.repeat(20), 1000), Err(Endless));
+        assert_eq!(skip(Body::CHUNKED, &[b"0\r\n".as_slice(), &b"a: b\r\n".repeat(2000)].concat(), 10), Err(Endless));
+    }
+}

@@ -1,0 +1,309 @@
+//! Responses. Every one has a known length, so that the connection can stay open.
+
+use super::json::{self, Encoding};
+use super::{Refusal, Shape, Status, View};
+use crate::protocol::Outgoing;
+use crate::request::{Failure, Form, Outcome, Payload, Reply, Source};
+use std::time::SystemTime;
+
+/// Seconds after which a client may try again when Redis is away or the queue is full. Reconnecting starts within
+/// a second too.
+const RETRY_AFTER: &str = "Retry-After: 1\r\n";
+
+/// The `Date` field's value (RFC 9110, section 6.6.1), rendered once for each second, not once for each response.
+#[derive(Clone, Debug)]
+pub struct Date(String);
+
+impl Date {
+    /// Renders a time.
+    pub fn at(time: SystemTime) -> Date {
+        Date(httpdate::fmt_http_date(time))
+    }
+}
+
+/// A value's body: its parts and how the middle one is rendered.
+struct Body<'a> {
+    before: &'static str,
+    payload: Payload<'a>,
+    encoding: Encoding,
+    after: &'static str,
+}
+
+impl<'a> Body<'a> {
+    fn new(payload: Payload<'a>, view: View, from_cache: bool) -> Body<'a> {
+        let form = match payload {
+            Payload::Inline { form, .. } => form,
+            Payload::Shared(value) => value.form,
+        };
+        let (before, encoding, after) = match (view, form, from_cache) {
+            (View::Raw, ..) => ("", Encoding::Raw, ""),
+            (_, Form::Integer, true) => ("{\"value\":", Encoding::Raw, ",\"fromCache\":true}"),
+            (_, Form::Integer, false) => ("{\"value\":", Encoding::Raw, ",\"fromCache\":false}"),
+            (_, Form::Plain, true) => ("{\"value\":\"", Encoding::Raw, "\",\"fromCache\":true}"),
+            (_, Form::Plain, false) => ("{\"value\":\"", Encoding::Raw, "\",\"fromCache\":false}"),
+            (_, Form::Escaped, true) => ("{\"value\":\"", Encoding::Escaped, "\",\"fromCache\":true}"),
+            (_, Form::Escaped, false) => ("{\"value\":\"", Encoding::Escaped, "\",\"fromCache\":false}"),
+            (_, Form::Binary, true) => {
+                ("{\"value\":\"", Encoding::Base64, "\",\"encoding\":\"base64\",\"fromCache\":true}")
+            }
+            (_, Form::Binary, false) => {
+                ("{\"value\":\"", Encoding::Base64, "\",\"encoding\":\"base64\",\"fromCache\":false}")
+            }
+        };
+        Body { before, payload, encoding, after }
+    }
+
+    fn len(&self) -> usize {
+        let rendered = match (self.payload, self.encoding) {
+            // A look at every byte of a long value would stall the loop: its helper thread has counted them.
+            (Payload::Shared(value), Encoding::Escaped) => value.escaped_bytes,
+            (Payload::Shared(value), encoding) => json::rendered_len(&value.bytes, encoding),
+            (Payload::Inline { bytes, .. }, encoding) => json::rendered_len(bytes, encoding),
+        };
+        self.before.len() + rendered + self.after.len()
+    }
+
+    fn write(&self, out: &mut Outgoing) {
+        out.tail().extend_from_slice(self.before.as_bytes());
+        match self.payload {
+            Payload::Inline { bytes, .. } => json::render(bytes, self.encoding, out.tail()),
+            Payload::Shared(value) => out.push_value(value, self.encoding),
+        }
+        out.tail().extend_from_slice(self.after.as_bytes());
+    }
+}
+
+/// Appends the response to a request for a key.
+pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outgoing) {
+    match reply.outcome {
+        Outcome::Value(payload) => {
+            let from_cache = matches!(reply.source, Source::Cache { .. });
+            let body = Body::new(payload, shape.view, from_cache);
+            let content_type = match shape.view {
+                View::Json => "application/json",
+                View::Raw => "application/octet-stream",
+            };
+            let head = out.tail();
+            begin_head(Status::Ok, content_type, body.len(), date, head);
+            write_cache_status(reply.source, head);
+            end_head(shape, head);
+            if !shape.head_only {
+                body.write(out);
+            }
+        }
+        Outcome::Missing => {
+            encode_error(Status::NotFound, "key not found", Some(reply.source), "", shape, date, out);
+        }
+        Outcome::Failed(failure) => {
+            let (status, message) = explain(failure);
+            let extra = if status == Status::ServiceUnavailable { RETRY_AFTER } else { "" };
+            match failure {
+                Failure::Redis(text) => {
+                    let message = format!("{message}: {text}");
+                    encode_error(status, &message, Some(reply.source), extra, shape, date, out);
+                }
+                _ => encode_error(status, message, Some(reply.source), extra, shape, date, out),
+            }
+        }
+    }
+}
+
+/// What a failure is to an HTTP client, and what it can do.
+fn explain(failure: &Failure) -> (Status, &'static str) {
+    match failure {
+        Failure::QueueFull => (Status::ServiceUnavailable, "too many keys wait for Redis; try again in a second"),
+        Failure::Unavailable => {
+            (Status::ServiceUnavailable, "Redis cannot be reached; try again in a second, the proxy's log says why")
+        }
+        Failure::Timeout => (Status::GatewayTimeout, "Redis did not answer within REDIS_TIMEOUT; try again"),
+        Failure::WrongType => (Status::Conflict, "the key does not hold a string; only strings can be read here"),
+        Failure::Redis(_) => (Status::BadGateway, "Redis answered with an error"),
+        Failure::Internal => {
+            (Status::InternalServerError, "the proxy failed to read the key; try again, its log says more")
+        }
+    }
+}
+
+/// Appends the response to a request that asks for no key.
+pub fn encode_refusal(refusal: Refusal, shape: Shape, date: &Date, out: &mut Outgoing) {
+    let extra = if refusal.status == Status::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
+    encode_error(refusal.status, refusal.message, None, extra, shape, date, out);
+}
+
+fn encode_error(
+    status: Status,
+    message: &str,
+    source: Option<Source>,
+    extra: &str,
+    shape: Shape,
+    date: &Date,
+    out: &mut Outgoing,
+) {
+    const BEFORE: &str = "{\"error\":\"";
+    const AFTER: &str = "\"}";
+    let length = BEFORE.len() + json::rendered_len(message.as_bytes(), Encoding::Escaped) + AFTER.len();
+    let out = out.tail();
+    begin_head(status, "application/json", length, date, out);
+    if let Some(source) = source {
+        write_cache_status(source, out);
+    }
+    out.extend_from_slice(extra.as_bytes());
+    end_head(shape, out);
+    if !shape.head_only {
+        out.extend_from_slice(BEFORE.as_bytes());
+        json::escape(message.as_bytes(), out);
+        out.extend_from_slice(AFTER.as_bytes());
+    }
+}
+
+fn begin_head(status: Status, content_type: &str, length: usize, date: &Date, out: &mut Vec<u8>) {
+    for part in ["HTTP/1.1 ", status.line(), "\r\nDate: ", &date.0, "\r\nContent-Type: ", content_type] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    out.extend_from_slice(b"\r\nX-Content-Type-Options: nosniff\r\nContent-Length: ");
+    out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `Cache-Status` (RFC 9211): a hit, or forwarded for a miss; the ttl in whole seconds, rounded down.
+fn write_cache_status(source: Source, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Cache-Status: segment-redis-proxy; ");
+    let ttl = match source {
+        Source::Cache { remaining } => {
+            out.extend_from_slice(b"hit");
+            Some(remaining)
+        }
+        Source::Redis { collapsed, stored } => {
+            out.extend_from_slice(if collapsed { b"fwd=miss; collapsed" } else { b"fwd=miss" });
+            if stored.is_some() {
+                out.extend_from_slice(b"; stored");
+            }
+            stored
+        }
+    };
+    if let Some(ttl) = ttl {
+        out.extend_from_slice(b"; ttl=");
+        out.extend_from_slice(itoa::Buffer::new().format(ttl / 1000).as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn end_head(shape: Shape, out: &mut Vec<u8>) {
+    let connection: &[u8] = match (shape.keep_alive, shape.version_1_0) {
+        (true, false) => b"\r\n",
+        (true, true) => b"Connection: keep-alive\r\n\r\n",
+        (false, _) => b"Connection: close\r\n\r\n",
+    };
+    out.extend_from_slice(connection);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Value;
+    use std::io::IoSlice;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    const OPEN: Shape = Shape { view: View::Json, head_only: false, version_1_0: false, keep_alive: true };
+    const HIT: Source = Source::Cache { remaining: 14_999 };
+
+    fn text_of(encode: impl FnOnce(&Date, &mut Outgoing)) -> String {
+        let mut out = Outgoing::default();
+        encode(&Date::at(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)), &mut out);
+        let mut sent = Vec::new();
+        while !out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); crate::protocol::WRITE_SLICES];
+            let count = out.slices(&mut slices);
+            let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
+            out.advance(bytes.len());
+            sent.extend(bytes);
+        }
+        String::from_utf8(sent).expect("a response is text here")
+    }
+
+    fn body_of(bytes: &[u8], view: View, source: Source) -> String {
+        let value = Arc::new(Value::new(bytes.to_vec()));
+        let [inline, shared] = [Payload::Inline { bytes, form: value.form }, Payload::Shared(&value)].map(|payload| {
+            let reply = Reply { outcome: Outcome::Value(payload), source };
+            text_of(|date, out| encode_reply(&reply, Shape { view, ..OPEN }, date, out))
+        });
+        assert_eq!(inline, shared, "a shared value looks different");
+        let (head, body) = inline.split_once("\r\n\r\n").expect("a head ends");
+        assert!(head.contains(&format!("\r\nContent-Length: {}", body.len())), "{head} has another length");
+        body.to_owned()
+    }
+
+    #[test]
+    fn a_hit_to_the_byte() {
+        let reply =
+            Reply { outcome: Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer }), source: HIT };
+        assert_eq!(
+            text_of(|date, out| encode_reply(&reply, OPEN, date, out)),
+            "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: application/json\r\n\
+             X-Content-Type-Options: nosniff\r\nContent-Length: 28\r\nCache-Status: segment-redis-proxy; hit; ttl=14\r\n\
+             \r\n{\"value\":1,\"fromCache\":true}"
+        );
+    }
+
+    #[test]
+    fn a_value_takes_its_json_form() {
+        let miss = Source::Redis { collapsed: false, stored: Some(15_000) };
+        assert_eq!(body_of(b"-12", View::Json, miss), r#"{"value":-12,"fromCache":false}"#);
+        assert_eq!(body_of(b"", View::Json, HIT), r#"{"value":"","fromCache":true}"#);
+        assert_eq!(body_of("é/".as_bytes(), View::Json, HIT), r#"{"value":"é/","fromCache":true}"#);
+        assert_eq!(body_of(b"a\"\n\x01", View::Json, miss), r#"{"value":"a\"\n\u0001","fromCache":false}"#);
+        let binary = r#"{"value":"/wAB","encoding":"base64","fromCache":true}"#;
+        assert_eq!(body_of(b"\xff\x00\x01", View::Json, HIT), binary);
+        assert_eq!(body_of(b"a\"\n\x01", View::Raw, HIT), "a\"\n\u{1}");
+    }
+
+    #[test]
+    fn the_cache_status_tells_hit_miss_and_collapsed() {
+        for (source, text) in [
+            (HIT, "hit; ttl=14"),
+            (Source::Redis { collapsed: false, stored: Some(15_000) }, "fwd=miss; stored; ttl=15"),
+            (Source::Redis { collapsed: true, stored: Some(999) }, "fwd=miss; collapsed; stored; ttl=0"),
+            (Source::Redis { collapsed: false, stored: None }, "fwd=miss"),
+        ] {
+            let reply = Reply { outcome: Outcome::Missing, source };
+            let response = text_of(|date, out| encode_reply(&reply, OPEN, date, out));
+            assert!(response.contains(&format!("\r\nCache-Status: segment-redis-proxy; {text}\r\n")), "{response}");
+        }
+    }
+
+    #[test]
+    fn failures_say_what_to_do() {
+        for (failure, status) in [
+            (Failure::QueueFull, "503 "),
+            (Failure::Unavailable, "503 "),
+            (Failure::Timeout, "504 "),
+            (Failure::WrongType, "409 "),
+            (Failure::Redis("ERR \"quoted\"\n".into()), "502 "),
+            (Failure::Internal, "500 "),
+        ] {
+            let source = Source::Redis { collapsed: false, stored: None };
+            let reply = Reply { outcome: Outcome::Failed(&failure), source };
+            let response = text_of(|date, out| encode_reply(&reply, OPEN, date, out));
+            assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
+            assert_eq!(response.contains("\r\nRetry-After: 1\r\n"), status == "503 ", "{response}");
+            assert_eq!(response.contains(r#"ERR \"quoted\"\n""#), matches!(failure, Failure::Redis(_)), "{response}");
+        }
+    }
+
+    #[test]
+    fn a_head_request_gets_the_head_alone_and_closing_is_said() {
+        let reply = Reply { outcome: Outcome::Missing, source: HIT };
+        let shape = Shape { head_only: true, keep_alive: false, ..OPEN };
+        let response = text_of(|date, out| encode_reply(&reply, shape, date, out));
+        assert!(response.ends_with("Connection: close\r\n\r\n"), "{response}");
+        assert!(response.contains("\r\nContent-Length: 25\r\n"), "{response}");
+        let refusal = Refusal { status: Status::MethodNotAllowed, message: "no" };
+        let shape = Shape { version_1_0: true, ..OPEN };
+        let response = text_of(|date, out| encode_refusal(refusal, shape, date, out));
+        assert!(
+            response.contains("\r\nAllow: GET, HEAD\r\nConnection: keep-alive\r\n\r\n{\"error\":\"no\"}"),
+            "{response}"
+        );
+    }
+}

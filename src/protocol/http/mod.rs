@@ -1,0 +1,79 @@
+//! HTTP/1.1 and 1.0 (RFC 9110, RFC 9112): request heads in, responses out, bodies skipped.
+
+mod body;
+mod decode;
+mod encode;
+pub mod json;
+
+pub use body::{Body, Endless};
+pub use decode::{Command, Head, MAX_HEAD_BYTES, MAX_HEADERS, decode};
+pub use encode::{Date, encode_refusal, encode_reply};
+
+/// Which of its two representations of a value a client asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// `/key/{key}`: JSON.
+    Json,
+    /// `/raw/{key}`: the bytes.
+    Raw,
+}
+
+/// What of a request its response depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// JSON or bytes.
+    pub view: View,
+    /// `HEAD`: everything but the body.
+    pub head_only: bool,
+    /// HTTP/1.0, where staying open has to be said.
+    pub version_1_0: bool,
+    /// Whether more requests may follow on the connection.
+    pub keep_alive: bool,
+}
+
+/// A response that depends on nothing but the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status code.
+    pub status: Status,
+    /// What is wrong and what would be right.
+    pub message: &'static str,
+}
+
+/// The status codes in use (RFC 9110, section 15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the standard's")]
+pub enum Status {
+    Ok,
+    BadRequest,
+    NotFound,
+    MethodNotAllowed,
+    Conflict,
+    HeaderFieldsTooLarge,
+    InternalServerError,
+    NotImplemented,
+    BadGateway,
+    ServiceUnavailable,
+    GatewayTimeout,
+    VersionNotSupported,
+}
+
+impl Status {
+    /// Code and reason phrase, as they stand in the status line.
+    pub fn line(self) -> &'static str {
+        match self {
+            Status::Ok => "200 OK",
+            Status::BadRequest => "400 Bad Request",
+            Status::NotFound => "404 Not Found",
+            Status::MethodNotAllowed => "405 Method Not Allowed",
+            Status::Conflict => "409 Conflict",
+            Status::HeaderFieldsTooLarge => "431 Request Header Fields Too Large",
+            Status::InternalServerError => "500 Internal Server Error",
+            Status::NotImplemented => "501 Not Implemented",
+            Status::BadGateway => "502 Bad Gateway",
+            Status::ServiceUnavailable => "503 Service Unavailable",
+            Status::GatewayTimeout => "504 Gateway Timeout",
+            Status::VersionNotSupported => "505 HTTP Version Not Supported",
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What a connection has still to send.
+//!
+//! Short things are written into `tail`, one buffer that takes reply after reply. During a turn the loop lends its own
+//! buffer as the tail, so that a hit allocates nothing; what the socket does not take is copied into a buffer of the
+//! right size, and an idle connection owns none.
+//!
+//! A long value is queued as a reference. It goes to the socket straight from the cache's memory, or, where JSON needs
+//! it escaped or in base64, through a window of [`WINDOW_BYTES`] that is rendered when the socket has room for it. So
+//! however many clients read 64 MiB at whatever pace, the proxy holds the value once and a window for each.
+
+use super::http::json::{self, Encoding};
+use crate::request::Value;
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+/// Slices handed to one `writev`: a head, a value, an end, for a few pipelined replies.
+pub const WRITE_SLICES: usize = 8;
+
+/// Source bytes rendered at a time. A multiple of 3, so that base64 needs padding only at the end. About what one
+/// `write` moves; escaped it may grow sixfold.
+const WINDOW_BYTES: usize = 48 * 1024;
+
+/// The queue. See the top of the file.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    /// Before the tail, in order.
+    queue: VecDeque<Chunk>,
+    /// Whether the tail is the loop's buffer.
+    tail: Vec<u8>,
+    /// Bytes of the tail that are sent.
+    tail_sent: usize,
+}
+
+#[derive(Debug)]
+enum Chunk {
+    Bytes {
+        bytes: Box<[u8]>,
+        sent: usize,
+    },
+    /// `sent` counts bytes of the value.
+    Value {
+        value: Arc<Value>,
+        encoding: Encoding,
+        sent: usize,
+    },
+}
+
+impl Outgoing {
+    /// The buffer to append short things to. What is written here leaves after all that came before.
+    pub fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.tail
+    }
+
+    /// Queues a long value without copying it.
+    pub fn push_value(&mut self, value: &Arc<Value>, encoding: Encoding) {
+        self.seal_tail();
+        if !value.bytes.is_empty() {
+            self.queue.push_back(Chunk::Value { value: Arc::clone(value), encoding, sent: 0 });
+        }
+    }
+
+    /// Puts all of `later` behind what is here.
+    pub fn append(&mut self, mut later: Outgoing) {
+        if !later.queue.is_empty() {
+            self.seal_tail();
+            self.queue.append(&mut later.queue);
+        }
+        self.tail.extend_from_slice(&later.tail[later.tail_sent..]);
+    }
+
+    /// Makes the tail a chunk of its own, in a buffer of the right size; the tail keeps its room.
+    fn seal_tail(&mut self) {
+        if self.tail.len() > self.tail_sent {
+            self.queue.push_back(Chunk::Bytes { bytes: self.tail[self.tail_sent..].into(), sent: 0 });
+        }
+        self.tail.clear();
+        self.tail_sent = 0;
+    }
+
+    /// Whether all is sent.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.tail.len() == self.tail_sent
+    }
+
+    /// Bytes that wait, counting a value with its own length. O(chunks), of which there are few.
+    pub fn unsent(&self) -> usize {
+        let queued: usize = self
+            .queue
+            .iter()
+            .map(|chunk| match chunk {
+                Chunk::Bytes { bytes, sent } => bytes.len() - sent,
+                Chunk::Value { value, sent, .. } => value.bytes.len() - sent,
+            })
+            .sum();
+        queued + self.tail.len() - self.tail_sent
+    }
+
+    /// Lends the connection a buffer to write into. Only when it has none of its own.
+    pub fn lend(&mut self, buffer: &mut Vec<u8>) {
+        if self.tail.capacity() == 0 {
+            std::mem::swap(&mut self.tail, buffer);
+        }
+    }
+
+    /// Takes the lent buffer back, emptied, and keeps what it held in one of the right size.
+    pub fn take_back(&mut self, buffer: &mut Vec<u8>) {
+        if buffer.capacity() != 0 {
+            return;
+        }
+        let rest = Vec::from(&self.tail[self.tail_sent..]);
+        std::mem::swap(&mut self.tail, buffer);
+        buffer.clear();
+        self.tail = rest;
+        self.tail_sent = 0;
+    }
+
+    /// The next bytes to send, as slices for one `writev`. Empty when all is sent. Renders a window where a value
+    /// needs it.
+    pub fn slices<'a>(&'a mut self, slices: &mut [IoSlice<'a>; WRITE_SLICES]) -> usize {
+        self.render_front();
+        let mut count = 0;
+        for chunk in self.queue.iter().take(WRITE_SLICES - 1) {
+            let bytes = match chunk {
+                Chunk::Bytes { bytes, sent } => &bytes[*sent..],
+                Chunk::Value { value, encoding: Encoding::Raw, sent } => &value.bytes[*sent..],
+                // Its turn to be rendered has not come; nothing behind it may go before it.
+                Chunk::Value { .. } => return count,
+            };
+            slices[count] = IoSlice::new(bytes);
+            count += 1;
+        }
+        if self.queue.len() == count && self.tail.len() > self.tail_sent {
+            slices[count] = IoSlice::new(&self.tail[self.tail_sent..]);
+            count += 1;
+        }
+        count
+    }
+
+    /// Where the next thing to send is a value that needs rendering, puts its next window in front of it.
+    fn render_front(&mut self) {
+        let Some(Chunk::Value { value, encoding, sent }) = self.queue.front_mut() else { return };
+        if *encoding == Encoding::Raw {
+            return;
+        }
+        let end = (*sent + WINDOW_BYTES).min(value.bytes.len());
+        let mut window = Vec::new();
+        json::render(&value.bytes[*sent..end], *encoding, &mut window);
+        *sent = end;
+        if end == value.bytes.len() {
+            self.queue.pop_front();
+        }
+        self.queue.push_front(Chunk::Bytes { bytes: window.into(), sent: 0 });
+    }
+
+    /// Notes that the socket took the first `count` bytes of the slices.
+    pub fn advance(&mut self, mut count: usize) {
+        while count > 0 {
+            let Some(front) = self.queue.front_mut() else {
+                self.tail_sent += count;
+                break;
+            };
+            let (length, sent) = match front {
+                Chunk::Bytes { bytes, sent } => (bytes.len(), sent),
+                Chunk::Value { value, sent, .. } => (value.bytes.len(), sent),
+            };
+            let step = count.min(length - *sent);
+            *sent += step;
+            count -= step;
+            if *sent == length {
+                self.queue.pop_front();
+            }
+        }
+        if self.queue.is_empty() && self.queue.capacity() > 0 {
+            self.queue = VecDeque::new();
+        }
+        if self.tail_sent == self.tail.len() {
+            self.tail.clear();
+            self.tail_sent = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::prelude::*;
+
+    /// Sends everything in steps of `step` bytes, as a slow socket would.
+    fn drain(outgoing: &mut Outgoing, step: usize) -> Vec<u8> {
+        let mut sent = Vec::new();
+        while !outgoing.is_empty() {
+            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
+            let count = outgoing.slices(&mut slices);
+            let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).take(step).collect();
+            assert!(!bytes.is_empty(), "something waits and nothing can be sent");
+            outgoing.advance(bytes.len());
+            sent.extend(bytes);
+        }
+        sent
+    }
+
+    #[test]
+    fn everything_leaves_once_and_in_order_whatever_the_socket_takes() {
+        let plain = Arc::new(Value::new(vec![b'p'; 100_000]));
+        let quoted = Arc::new(Value::new(vec![b'"'; 100_000]));
+        let binary = Arc::new(Value::new((0..100_001u32).map(|number| number as u8 | 0x80).collect()));
+        let mut expected = b"one".to_vec();
+        expected.extend_from_slice(&plain.bytes);
+        expected.extend_from_slice(b"two");
+        expected.extend(b"\\\"".repeat(100_000));
+        expected.extend(BASE64_STANDARD.encode(&binary.bytes).into_bytes());
+        expected.extend_from_slice(b"three");
+        for step in [1, 7, 1000, 70_000, usize::MAX] {
+            let mut outgoing = Outgoing::default();
+            let mut lent = Vec::with_capacity(100);
+            outgoing.lend(&mut lent);
+            outgoing.tail().extend_from_slice(b"one");
+            outgoing.push_value(&plain, Encoding::Raw);
+            outgoing.tail().extend_from_slice(b"two");
+            outgoing.push_value(&quoted, Encoding::Escaped);
+            let mut later = Outgoing::default();
+            later.push_value(&binary, Encoding::Base64);
+            later.tail().extend_from_slice(b"three");
+            outgoing.append(later);
+            outgoing.take_back(&mut lent);
+            assert_eq!(lent.capacity(), 100);
+            if step > 1 {
+                assert_eq!(outgoing.unsent(), 3 + 100_000 + 3 + 100_000 + 100_001 + 5);
+            }
+            assert_eq!(drain(&mut outgoing, step), expected, "in steps of {step}");
+            assert_eq!(outgoing.tail.capacity() + outgoing.queue.capacity(), 5, "an idle connection owns a buffer");
+        }
+    }
+}

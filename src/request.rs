@@ -1,0 +1,239 @@
+//! The words that all rooms share: what a client asks for, what it is answered, what is asked of Redis.
+//!
+//! Nothing here knows a wire format. A protocol turns bytes into a key and a [`Reply`] into bytes; the cache and
+//! the backend hand [`Value`]s on without looking into them.
+
+use std::sync::Arc;
+
+/// Milliseconds of monotonic time since the loop started. Taken once for each tick and handed down.
+pub type Millis = u64;
+
+/// Values longer than this are held behind an [`Arc`] and shared with every client that reads them; shorter ones are
+/// copied, because a copy of that size costs less than an allocation and a second `iovec`.
+pub const SHARED_VALUE_BYTES: usize = 16 * 1024;
+
+/// Longest key that is accepted, in bytes. A request head is bounded far below it; the cache's records rely on it.
+pub const MAX_KEY_BYTES: usize = 64 * 1024;
+
+/// What a value needs to become JSON. Found once, when the value arrives, because it takes a look at every byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A canonical decimal integer within +-(2^53 - 1): a JSON number, digit for digit.
+    Integer,
+    /// UTF-8 in which no byte needs escaping: a JSON string as it stands.
+    Plain,
+    /// UTF-8 with quotes, backslashes or control characters.
+    Escaped,
+    /// Not UTF-8: base64.
+    Binary,
+}
+
+/// The largest integer that every JSON reader holds exactly (RFC 8259, section 6).
+const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
+
+impl Form {
+    /// Looks at every byte of `bytes` and says which form it takes.
+    pub fn of(bytes: &[u8]) -> Form {
+        if is_safe_integer(bytes) {
+            Form::Integer
+        } else if std::str::from_utf8(bytes).is_err() {
+            Form::Binary
+        } else if bytes.iter().any(|&byte| needs_escape(byte)) {
+            Form::Escaped
+        } else {
+            Form::Plain
+        }
+    }
+}
+
+/// Whether a byte of a JSON string must be escaped (RFC 8259, section 7).
+pub fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+/// Bytes that one byte takes inside a JSON string: itself, a short escape, or `\u00xx`.
+pub fn escaped_len(byte: u8) -> usize {
+    match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
+        _ if needs_escape(byte) => 6,
+        _ => 1,
+    }
+}
+
+/// "0", or an optional minus and digits that start with 1 to 9, within the range that JSON readers keep exactly.
+/// "-0", "007" and "+1" are strings: as numbers they would not come back as the bytes that Redis holds.
+fn is_safe_integer(bytes: &[u8]) -> bool {
+    let digits = bytes.strip_prefix(b"-").unwrap_or(bytes);
+    // 2^53 - 1 has 16 digits; a longer text cannot be in range and shall not overflow the sum below.
+    if digits.is_empty() || digits.len() > 16 || !digits.iter().all(u8::is_ascii_digit) {
+        return false;
+    }
+    if digits[0] == b'0' {
+        return bytes == b"0";
+    }
+    let magnitude = digits.iter().fold(0u64, |sum, &digit| sum * 10 + u64::from(digit - b'0'));
+    magnitude <= MAX_SAFE_INTEGER
+}
+
+/// A value as Redis gave it, with its JSON form. Built on the helper threads, so that a look at 64 MiB stalls no loop.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Value {
+    /// The bytes, exactly.
+    pub bytes: Vec<u8>,
+    /// What JSON makes of them.
+    pub form: Form,
+    /// How long they are inside a JSON string, where `form` is [`Form::Escaped`]; otherwise their own length.
+    pub escaped_bytes: usize,
+}
+
+impl Value {
+    /// Takes the bytes and finds their form.
+    pub fn new(bytes: Vec<u8>) -> Value {
+        let form = Form::of(&bytes);
+        let escaped_bytes = match form {
+            Form::Escaped => bytes.iter().map(|&byte| escaped_len(byte)).sum(),
+            _ => bytes.len(),
+        };
+        Value { bytes, form, escaped_bytes }
+    }
+}
+
+/// A value on its way to a client: borrowed from the cache for the length of one call, or shared.
+#[derive(Clone, Copy, Debug)]
+pub enum Payload<'a> {
+    /// At most [`SHARED_VALUE_BYTES`]: will be copied.
+    Inline {
+        /// The value's bytes.
+        bytes: &'a [u8],
+        /// Their JSON form.
+        form: Form,
+    },
+    /// A long value: the socket's queue holds a reference to it, not a copy.
+    Shared(&'a Arc<Value>),
+}
+
+/// Where an answer came from. Clients see it as `fromCache` and `Cache-Status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// From memory; the entry lives that much longer.
+    Cache {
+        /// Milliseconds until the entry expires.
+        remaining: Millis,
+    },
+    /// From Redis.
+    Redis {
+        /// Whether this client waited for a fetch that another one had begun.
+        collapsed: bool,
+        /// Milliseconds the new entry will live, where one was stored.
+        stored: Option<Millis>,
+    },
+}
+
+/// What there is to say about a key.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome<'a> {
+    /// Redis holds it.
+    Value(Payload<'a>),
+    /// Redis has no such key. Never stored.
+    Missing,
+    /// It could not be found out.
+    Failed(&'a Failure),
+}
+
+/// The answer to one request, in no protocol's terms yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply<'a> {
+    /// What there is to say.
+    pub outcome: Outcome<'a>,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// Why a key could not be read. Not stored, and never the answer to another key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// More keys wait for Redis than the queue holds.
+    QueueFull,
+    /// There is no connection to Redis. The log says why.
+    Unavailable,
+    /// Redis was asked and did not answer within `REDIS_TIMEOUT`.
+    Timeout,
+    /// The key holds a list, a hash or another type that `GET` does not read.
+    WrongType,
+    /// Redis answered with this error.
+    Redis(String),
+    /// A helper thread broke. A bug in this program.
+    Internal,
+}
+
+/// One key to be read from Redis. Every job that the backend accepts comes back as one [`Completion`].
+#[derive(Debug)]
+pub struct Job {
+    /// Which flight of `inflight` it belongs to.
+    pub flight: usize,
+    /// The key, shared with the flight.
+    pub key: Arc<[u8]>,
+}
+
+/// What became of a [`Job`].
+#[derive(Debug)]
+pub struct Completion {
+    /// The job's flight.
+    pub flight: usize,
+    /// The value, `None` where Redis has no such key, or why it could not be read.
+    pub result: Result<Option<Value>, Failure>,
+}
+
+/// Who waits for a reply. The generation tells a new connection in a reused slot from the one that asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    /// The connection's place in the server's slab.
+    pub slot: usize,
+    /// Counts connections; never reused.
+    pub generation: u64,
+    /// Counts the requests of that connection.
+    pub sequence: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_numbers_only_when_they_come_back_unchanged() {
+        for text in ["0", "1", "-1", "12", "9007199254740991", "-9007199254740991"] {
+            assert_eq!(Form::of(text.as_bytes()), Form::Integer, "{text}");
+        }
+        for text in [
+            "",
+            "-",
+            "-0",
+            "00",
+            "007",
+            "+1",
+            " 1",
+            "1 ",
+            "1.0",
+            "1e3",
+            "0x1",
+            "9007199254740992",
+            "-9007199254740992",
+            "99999999999999999999",
+            "١",
+        ] {
+            assert_eq!(Form::of(text.as_bytes()), Form::Plain, "{text}");
+        }
+    }
+
+    #[test]
+    fn text_is_escaped_only_where_json_asks_for_it() {
+        for text in ["a\"b", "a\\b", "a\nb", "\u{0}", "\u{1f}"] {
+            assert_eq!(Form::of(text.as_bytes()), Form::Escaped, "{text:?}");
+        }
+        for text in ["", "abc", "é", "\u{7f}", "/", "\u{2028}"] {
+            assert_eq!(Form::of(text.as_bytes()), Form::Plain, "{text:?}");
+        }
+        assert_eq!(Form::of(b"\xff"), Form::Binary);
+        assert_eq!(Form::of(b"a\"\xc3"), Form::Binary);
+    }
+}

@@ -1,0 +1,106 @@
+//! The listening socket: bound so that several loops can share a port, and accepting in a way that survives running out
+//! of descriptors neither deaf nor spinning.
+
+use crate::request::Millis;
+use mio::net::{TcpListener, TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+
+/// Connections that the kernel keeps for the loop to accept. It cuts this to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// How long accepting rests when the system has no descriptors or memory for another connection and none of ours
+/// ends meanwhile.
+const REST: Millis = 100;
+
+/// Binds a listening socket. With `share_port` other loops may bind the same address; the kernel spreads connections.
+pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for connections of the last run to be forgotten.
+    socket.set_reuse_address(true)?;
+    if share_port {
+        socket.set_reuse_port(true)?;
+    }
+    if address.is_ipv6() {
+        // "::" means every address, IPv4 too, whatever the system's default.
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// What came of trying to accept.
+pub(super) enum Accepted {
+    /// A connection.
+    Stream(TcpStream),
+    /// Nothing that matters: a connection that was gone again.
+    Nothing,
+    /// No more for now.
+    Stop,
+}
+
+/// The listener, and whether there is a point in trying.
+pub(super) struct Acceptor {
+    pub(super) listener: TcpListener,
+    /// Edge-triggered: once told, connections wait until the kernel says there are none left.
+    waiting: bool,
+    /// After a failure for want of resources: when to try again.
+    resting_until: Option<Millis>,
+}
+
+impl Acceptor {
+    pub(super) fn new(listener: std::net::TcpListener) -> Acceptor {
+        Acceptor { listener: TcpListener::from_std(listener), waiting: false, resting_until: None }
+    }
+
+    /// The kernel says that connections wait.
+    pub(super) fn notify(&mut self) {
+        self.waiting = true;
+    }
+
+    /// A connection has ended: there may be a descriptor for another.
+    pub(super) fn resume(&mut self, now: Millis) {
+        if let Some(until) = &mut self.resting_until {
+            *until = now;
+        }
+    }
+
+    /// Whether to try now; if not, when.
+    pub(super) fn due(&self) -> Option<Millis> {
+        self.waiting.then(|| self.resting_until.unwrap_or(0))
+    }
+
+    pub(super) fn accept(&mut self, now: Millis) -> Accepted {
+        if self.due().is_none_or(|due| due > now) {
+            return Accepted::Stop;
+        }
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                if self.resting_until.take().is_some() {
+                    log::info!("accepting connections again");
+                }
+                Accepted::Stream(stream)
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => {
+                    self.waiting = false;
+                    Accepted::Stop
+                }
+                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {
+                    Accepted::Nothing
+                }
+                _ => {
+                    // Out of descriptors or memory. The connection stays in the kernel's queue, and no new edge will
+                    // tell of it: `waiting` stays true, and the deadline brings the loop back.
+                    if self.resting_until.replace(now + REST).is_none() {
+                        log::error!("cannot accept connections: {error}; raise the limit of open files (ulimit -n)");
+                    }
+                    Accepted::Stop
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The event loop: poll, listener, streams, timers, the clock. The only place that knows `mio`.
+//!
+//! A tick, in this order:
+//!
+//!     poll             sleep until a socket, a completion or a deadline
+//!     note             what the kernel told, on each client; nothing is closed or reused yet
+//!     accept           new clients, a bounded number
+//!     completions      stored, their waiters' replies encoded
+//!     turns            every client with something to do gets one: send, decode, look up, read
+//!     submit           the turns' fetches, all under one lock; refused ones are answered
+//!     due              late waiters, expired entries, timers; a bounded number of each
+//!
+//! Whoever has more to do than one turn allows goes to the end of the queue and the next poll does not sleep.
+
+mod client;
+mod listen;
+
+pub use listen::bind;
+
+use crate::backend::{Pool, Settings};
+use crate::cache::Deadlines;
+use crate::config::Config;
+use crate::protocol::http::Date;
+use crate::proxy::Proxy;
+use crate::request::{Completion, Failure, Job, Millis, Reply, Waiter};
+use client::{Client, Next, Turn};
+use listen::{Accepted, Acceptor};
+use mio::{Events, Interest, Poll, Token, Waker};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+const LISTENER: Token = Token(usize::MAX - 1);
+const WAKER: Token = Token(usize::MAX - 2);
+
+/// Events taken from the kernel at a time.
+const EVENTS_PER_TICK: usize = 1024;
+
+/// Connections accepted in one tick, so that a storm of them does not hold up those who are there.
+const ACCEPTS_PER_TICK: usize = 64;
+
+/// Expired entries removed, and late flights answered, in one tick: some hundred microseconds of work.
+pub const SWEEP_PER_TICK: usize = 256;
+
+/// Clients of one loop. More wait in the kernel's queue until one leaves.
+pub const MAX_CONNECTIONS: usize = 10_000;
+
+/// The buffer that all reads go to: one usual socket buffer's worth.
+const READ_BYTES: usize = 64 * 1024;
+
+/// The buffer lent to each turn. It grows when a turn's replies need more, and is cut back to this.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// How long a client that was told to stop may go on sending before it is cut off.
+const LINGER: Millis = 2000;
+
+/// Buffers of the loop, shared by all clients, one at a time.
+struct Scratch {
+    read: Vec<u8>,
+    write: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// The loop's time: monotonic, taken once for each tick, and the `Date` that goes with it.
+struct Clock {
+    started: Instant,
+    now: Millis,
+    date: Date,
+    date_until: Millis,
+}
+
+impl Clock {
+    fn new() -> Clock {
+        Clock { started: Instant::now(), now: 0, date: Date::at(SystemTime::now()), date_until: 0 }
+    }
+
+    fn tick(&mut self) {
+        self.now = self.started.elapsed().as_millis() as Millis;
+        if self.now >= self.date_until {
+            let time = SystemTime::now();
+            let into_second = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis();
+            self.date = Date::at(time);
+            self.date_until = self.now + Millis::from(1000 - into_second);
+        }
+    }
+}
+
+/// Ends a loop from another thread.
+#[derive(Clone)]
+pub struct Stopper {
+    stop: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+}
+
+impl Stopper {
+    /// Makes the loop return after its current tick.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        if let Err(error) = self.waker.wake() {
+            log::error!("cannot wake a loop to end it: {error}");
+        }
+    }
+}
+
+/// One complete proxy: loop, clients, cache, pool.
+pub struct Server {
+    poll: Poll,
+    stopper: Stopper,
+    acceptor: Acceptor,
+    clients: Slab<Client>,
+    /// Connections so far.
+    generation: u64,
+    /// Clients that get a turn, in order.
+    queue: VecDeque<usize>,
+    timers: Deadlines,
+    proxy: Proxy,
+    pool: Pool,
+    /// Fetches begun in this tick.
+    jobs: Vec<Job>,
+    completions: Vec<Completion>,
+    scratch: Scratch,
+    clock: Clock,
+    /// More is due than one tick may do.
+    more_due: bool,
+}
+
+impl Server {
+    /// A proxy on a listening socket that does not block. Its helper threads start at once.
+    pub fn new(listener: std::net::TcpListener, config: &Config) -> io::Result<Server> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let mut acceptor = Acceptor::new(listener);
+        poll.registry().register(&mut acceptor.listener, LISTENER, Interest::READABLE)?;
+        let settings = Settings {
+            host: config.redis_host.clone(),
+            port: config.redis_port,
+            username: config.redis_username.clone(),
+            password: config.redis_password.clone(),
+            database: config.redis_db,
+            connections: config.redis_connections,
+            timeout: config.redis_timeout,
+        };
+        let wake = Arc::clone(&waker);
+        let pool = Pool::start(&settings, move || {
+            // The eventfd's counter cannot overflow from here: the loop resets it whenever it wakes.
+            if let Err(error) = wake.wake() {
+                log::error!("cannot wake the loop for completions: {error}");
+            }
+        })?;
+        let ttl = config.cache_ttl.as_millis() as Millis;
+        let patience = config.redis_timeout.as_millis() as Millis;
+        Ok(Server {
+            poll,
+            stopper: Stopper { stop: Arc::default(), waker },
+            acceptor,
+            clients: Slab::new(),
+            generation: 0,
+            queue: VecDeque::new(),
+            timers: Deadlines::new(),
+            proxy: Proxy::new(config.cache_size, ttl, patience),
+            pool,
+            jobs: Vec::new(),
+            completions: Vec::new(),
+            scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES), key: Vec::new() },
+            clock: Clock::new(),
+            more_due: false,
+        })
+    }
+
+    /// A handle that ends the loop.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Runs until stopped. An error means that the kernel refuses to poll: nothing can go on.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS_PER_TICK);
+        while !self.stopper.stop.load(Ordering::Acquire) {
+            match self.poll.poll(&mut events, self.sleep()) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            self.clock.tick();
+            self.note(&events);
+            self.accept();
+            self.take_completions();
+            self.give_turns();
+            self.submit_jobs();
+            self.do_what_is_due();
+        }
+        Ok(())
+    }
+
+    /// How long the next poll may sleep; `None` for as long as nothing happens.
+    fn sleep(&self) -> Option<Duration> {
+        if !self.queue.is_empty() || self.more_due {
+            return Some(Duration::ZERO);
+        }
+        let accept = self.acceptor.due().filter(|_| self.clients.len() < MAX_CONNECTIONS);
+        let timer = self.timers.first().map(|(deadline, _)| deadline);
+        let next = [accept, timer, self.proxy.next_deadline()].into_iter().flatten().min()?;
+        Some(Duration::from_millis(next.saturating_sub(self.clock.now)))
+    }
+
+    fn note(&mut self, events: &Events) {
+        for event in events {
+            match event.token() {
+                LISTENER => self.acceptor.notify(),
+                // Completions and the stop flag are looked at in every tick.
+                WAKER => {}
+                Token(slot) => {
+                    if let Some(client) = self.clients.get_mut(slot) {
+                        client.note(event);
+                        enqueue(&mut self.queue, client, slot);
+                    }
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS_PER_TICK {
+            if self.clients.len() >= MAX_CONNECTIONS {
+                return;
+            }
+            match self.acceptor.accept(self.clock.now) {
+                Accepted::Stream(stream) => self.welcome(stream),
+                Accepted::Nothing => {}
+                Accepted::Stop => return,
+            }
+        }
+    }
+
+    fn welcome(&mut self, stream: mio::net::TcpStream) {
+        // Replies are written whole: waiting to fill a segment would only delay them.
+        if let Err(error) = stream.set_nodelay(true) {
+            log::debug!("a connection was gone before it began: {error}");
+            return;
+        }
+        self.generation += 1;
+        let slot = self.clients.insert(Client::new(stream, self.generation));
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(self.clients[slot].stream(), Token(slot), interest) {
+            log::error!("cannot watch a connection: {error}");
+            self.clients.remove(slot);
+        }
+    }
+
+    fn take_completions(&mut self) {
+        self.pool.take_completions(&mut self.completions);
+        for completion in self.completions.drain(..) {
+            self.proxy.complete(completion, self.clock.now, |waiter, reply| {
+                answer(&mut self.clients, &mut self.queue, waiter, reply, &self.clock.date);
+            });
+        }
+    }
+
+    fn give_turns(&mut self) {
+        for _ in 0..self.queue.len() {
+            let Some(slot) = self.queue.pop_front() else { return };
+            let Some(client) = self.clients.get_mut(slot) else { continue };
+            client.queued = false;
+            let mut turn = Turn {
+                proxy: &mut self.proxy,
+                jobs: &mut self.jobs,
+                scratch: &mut self.scratch,
+                date: &self.clock.date,
+                now: self.clock.now,
+            };
+            match client.turn(slot, &mut turn) {
+                Next::Wait => {}
+                Next::Again => enqueue(&mut self.queue, client, slot),
+                Next::Close => self.close(slot),
+                Next::Linger => {
+                    enqueue(&mut self.queue, client, slot);
+                    let (clients, deadline) = (&mut self.clients, self.clock.now + LINGER);
+                    self.timers.push(deadline, slot as u32, |id, position| clients[id as usize].timer = Some(position));
+                }
+            }
+            self.scratch.write.shrink_to(WRITE_BYTES);
+        }
+    }
+
+    fn close(&mut self, slot: usize) {
+        let clients = &mut self.clients;
+        if let Some(position) = clients.get_mut(slot).and_then(|client| client.timer.take()) {
+            self.timers.remove(position, |id, position| clients[id as usize].timer = Some(position));
+        }
+        // Dropping the stream closes it, and the kernel forgets to watch it.
+        self.clients.remove(slot);
+        self.acceptor.resume(self.clock.now);
+    }
+
+    fn submit_jobs(&mut self) {
+        self.pool.submit(&mut self.jobs);
+        for job in self.jobs.drain(..) {
+            let refused = Completion { flight: job.flight, result: Err(Failure::QueueFull) };
+            self.proxy.complete(refused, self.clock.now, |waiter, reply| {
+                answer(&mut self.clients, &mut self.queue, waiter, reply, &self.clock.date);
+            });
+        }
+    }
+
+    fn do_what_is_due(&mut self) {
+        let now = self.clock.now;
+        self.more_due = self.proxy.tick(now, SWEEP_PER_TICK, |waiter, reply| {
+            answer(&mut self.clients, &mut self.queue, waiter, reply, &self.clock.date);
+        });
+        for _ in 0..SWEEP_PER_TICK {
+            match self.timers.first() {
+                Some((deadline, slot)) if deadline <= now => self.close(slot as usize),
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Gives a client a turn, once.
+fn enqueue(queue: &mut VecDeque<usize>, client: &mut Client, slot: usize) {
+    if !std::mem::replace(&mut client.queued, true) {
+        queue.push_back(slot);
+    }
+}
+
+/// Hands a reply to the connection that waits for it, if it is still that one.
+fn answer(clients: &mut Slab<Client>, queue: &mut VecDeque<usize>, waiter: Waiter, reply: &Reply<'_>, date: &Date) {
+    let Some(client) = clients.get_mut(waiter.slot) else { return };
+    if client.connection.generation == waiter.generation {
+        client.connection.reply_later(waiter.sequence, reply, date);
+        enqueue(queue, client, waiter.slot);
+    }
+}
