@@ -2,6 +2,7 @@
 //!
 //! A tick, in this order:
 //!
+//! ```text
 //!     poll             sleep until a socket, a completion or a deadline
 //!     note             what the kernel told, on each client; nothing is closed or reused yet
 //!     accept           new clients, a bounded number
@@ -9,6 +10,7 @@
 //!     turns            every client with something to do gets one: send, decode, look up, read
 //!     submit           the turns' fetches, all under one lock; refused ones are answered
 //!     due              late waiters, expired entries, timers; a bounded number of each
+//! ```
 //!
 //! Whoever has more to do than one turn allows goes to the end of the queue and the next poll does not sleep.
 
