@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # A command, and the Debian package that has it.
-needed=(redis-server:redis-server redis-cli:redis-tools strace:strace curl:curl cc:gcc)
+needed=(redis-server:redis-server redis-cli:redis-tools strace:strace curl:curl cc:gcc make:make)
 packages=()
 for pair in "${needed[@]}"; do
     command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")

@@ -105,9 +105,10 @@ fn explain(error: &redis::RedisError) -> String {
             "{text}; REDIS_HOST must be a name that resolves here, for a local run set REDIS_HOST=127.0.0.1"
         );
     }
-    match error.code() {
-        Some("NOAUTH" | "WRONGPASS") => format!("{text}; check REDIS_USERNAME and REDIS_PASSWORD"),
-        _ if text.contains("DB index") => format!("{text}; check REDIS_DB"),
+    match error.kind() {
+        redis::ErrorKind::AuthenticationFailed => format!("{text}; check REDIS_USERNAME and REDIS_PASSWORD"),
+        _ if error.code() == Some("NOAUTH") => format!("{text}; set REDIS_PASSWORD"),
+        _ if text.contains("switch database") => format!("{text}; check REDIS_DB"),
         _ => text,
     }
 }

@@ -15,9 +15,9 @@ use super::{NIL, Node};
 /// Buckets of an empty table: one cache line of heads.
 const FIRST_BUCKETS: usize = 16;
 
-/// Entries for each two buckets, at most. At 3 (1.5 for each bucket) a hit walks 1.75 nodes on average and a bucket
-/// costs an entry 2.7 bytes. Nodes hold the full hash, so that the walk touches no key but the one that is meant.
-const ENTRIES_FOR_TWO_BUCKETS: usize = 3;
+/// Entries for each bucket, at most. At 2 a hit walks two nodes on average and a bucket costs an entry two bytes. Nodes
+/// hold the full hash, so that the walk touches no key but the one that is meant.
+const ENTRIES_FOR_BUCKET: usize = 2;
 
 /// Heads of the chains. See the top of the file.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Table {
         nodes[id as usize].chain = self.heads[bucket];
         self.heads[bucket] = id;
         self.len += 1;
-        if self.len * 2 > self.heads.len() * ENTRIES_FOR_TWO_BUCKETS {
+        if self.len > self.heads.len() * ENTRIES_FOR_BUCKET {
             self.split(nodes);
         }
     }

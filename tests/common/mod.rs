@@ -1,0 +1,317 @@
+//! What the end-to-end tests share: a real redis-server of their own, the real binary, and a plain HTTP client.
+//! Nothing has a fixed port, nothing waits by sleeping a while and hoping: readiness is asked for until it is there.
+
+#![allow(
+    dead_code,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "each test uses its part, and stops at what it did not expect"
+)]
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test gives up. Generous: it only matters when something is broken.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks again and again until there is an answer.
+pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "gave up waiting: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", child.id())).status();
+    assert!(status.expect("sh is there").success(), "kill -{name} failed");
+}
+
+/// A redis-server of the test's own.
+pub struct Redis {
+    child: Child,
+    pub port: u16,
+    arguments: Vec<String>,
+}
+
+impl Redis {
+    pub fn start() -> Redis {
+        Redis::start_with(&[])
+    }
+
+    pub fn start_with(arguments: &[&str]) -> Redis {
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        // Another process may take the free port first; then the next one.
+        for _ in 0..20 {
+            let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+            if let Some(child) = Redis::launch(port, &arguments) {
+                return Redis { child, port, arguments };
+            }
+        }
+        panic!("redis-server does not start");
+    }
+
+    fn launch(port: u16, arguments: &[String]) -> Option<Child> {
+        let mut child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(arguments)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed");
+        until("redis-server answers", || {
+            if child.try_wait().expect("a child can be waited for").is_some() {
+                return Some(false);
+            }
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+            stream.write_all(b"*1\r\n$4\r\nPING\r\n").ok()?;
+            // "+PONG", or an error of a server that wants a password first.
+            stream.read_exact(&mut [0]).ok().map(|()| true)
+        })
+        .then_some(child)
+    }
+
+    pub fn connect(&self) -> redis::Connection {
+        self.connect_to(&format!("redis://127.0.0.1:{}/", self.port))
+    }
+
+    pub fn connect_to(&self, url: &str) -> redis::Connection {
+        redis::Client::open(url).and_then(|client| client.get_connection()).expect("Redis takes connections")
+    }
+
+    pub fn set(&self, key: impl redis::ToSingleRedisArg, value: impl redis::ToSingleRedisArg) {
+        redis::cmd("SET").arg(key).arg(value).exec(&mut self.connect()).expect("SET works");
+    }
+
+    pub fn run(&self, command: &[&str]) {
+        redis::cmd(command[0]).arg(&command[1..]).exec(&mut self.connect()).expect("the command works");
+    }
+
+    /// How often a command was called.
+    pub fn calls(&self, command: &str) -> u64 {
+        let info: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connect()).expect("INFO works");
+        let line = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.map_or(0, |rest| rest.split(',').next().expect("a count").parse().expect("a number"))
+    }
+
+    /// The process stops answering, its sockets stay open.
+    pub fn freeze(&self) {
+        signal(&self.child, "STOP");
+    }
+
+    pub fn thaw(&self) {
+        signal(&self.child, "CONT");
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("Redis can be killed");
+        self.child.wait().expect("and is gone");
+    }
+
+    /// Starts again on the same port.
+    pub fn restart(&mut self) {
+        self.child = Redis::launch(self.port, &self.arguments).expect("the port is still free");
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary, listening on a port of its own.
+pub struct Proxy {
+    child: Child,
+    pub address: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    /// Starts it in front of `redis`, with further variables.
+    pub fn start(redis: &Redis, variables: &[(&str, &str)]) -> Proxy {
+        Proxy::start_with(Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy")), redis.port, variables)
+    }
+
+    /// Starts it by a command that runs the binary, in front of whatever is at `redis_port`.
+    pub fn start_with(mut command: Command, redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
+        let mut child = command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("REDIS_HOST", "127.0.0.1")
+            .env("REDIS_PORT", redis_port.to_string())
+            .env("PROXY_HOST", "127.0.0.1")
+            .env("PROXY_PORT", "0")
+            .env("CACHE_SIZE", "100000")
+            .envs(variables.iter().copied())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, stderr) = (Arc::clone(&log), child.stderr.take().expect("piped"));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                lines.lock().expect("no test holds it and panics").push(line);
+            }
+        });
+        let mut proxy = Proxy { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), log };
+        proxy.address = until("the proxy listens", || {
+            let ended = proxy.child.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "the proxy ended: {}", proxy.log());
+            let log = proxy.log();
+            let (_, rest) = log.split_once("listening on ")?;
+            rest.split(',').next()?.parse().ok()
+        });
+        proxy
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no test holds it and panics").join("\n")
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn connect(&self) -> Http {
+        Http::connect(self.address)
+    }
+
+    /// One request on a connection of its own.
+    pub fn get(&self, path: &str) -> Response {
+        self.connect().get(path)
+    }
+
+    /// A figure in KiB from `/proc/<id>/status`, such as `VmRSS` or `VmHWM`.
+    pub fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok()).expect("a figure")
+    }
+
+    /// CPU time so far, in clock ticks of 10 ms.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
+        fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+    }
+
+    /// Sends a signal and says with which code it ended.
+    pub fn end(mut self, name: &str) -> Option<i32> {
+        signal(&self.child, name);
+        until("the proxy ends", || self.child.try_wait().expect("a child can be waited for")).code()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the proxy's log:\n{}", self.log());
+        }
+    }
+}
+
+/// A response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    pub status: u16,
+    pub fields: HashMap<String, String>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).expect("a body that is text")
+    }
+
+    pub fn field(&self, name: &str) -> &str {
+        self.fields.get(name).map_or("", String::as_str)
+    }
+
+    pub fn from_cache(&self) -> bool {
+        self.text().ends_with("\"fromCache\":true}")
+    }
+}
+
+/// A connection that speaks just enough HTTP to see exactly what comes.
+pub struct Http {
+    stream: BufReader<TcpStream>,
+}
+
+impl Http {
+    pub fn connect(address: SocketAddr) -> Http {
+        let stream = TcpStream::connect(address).expect("the proxy takes connections");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out can be set");
+        stream.set_nodelay(true).expect("an option can be set");
+        Http { stream: BufReader::new(stream) }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.get_mut().write_all(bytes.as_ref()).expect("the proxy reads");
+    }
+
+    pub fn ask(&mut self, path: &str) {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
+    }
+
+    pub fn get(&mut self, path: &str) -> Response {
+        self.ask(path);
+        self.response()
+    }
+
+    pub fn response(&mut self) -> Response {
+        self.response_to("GET")
+    }
+
+    /// The next response; one to `HEAD` has no body.
+    pub fn response_to(&mut self, method: &str) -> Response {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let length = self.stream.read_until(b'\n', &mut head).expect("a response comes");
+            assert!(length > 0, "the connection ended within a head: {:?}", String::from_utf8_lossy(&head));
+        }
+        let head = String::from_utf8(head).expect("a head is text");
+        let mut lines = head.trim_end().split("\r\n");
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok());
+        let fields: HashMap<String, String> = lines
+            .map(|line| line.split_once(": ").expect("a field has a value"))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+            .collect();
+        let length = fields.get("content-length").and_then(|length| length.parse().ok()).expect("a length");
+        let mut body = vec![0; if method == "HEAD" { 0 } else { length }];
+        self.stream.read_exact(&mut body).expect("a whole body");
+        Response { status: status.expect("a status line"), fields, body }
+    }
+
+    /// Whether the proxy has closed its side, with nothing left to read.
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0]), Ok(0))
+    }
+
+    pub fn stream(&mut self) -> &mut BufReader<TcpStream> {
+        &mut self.stream
+    }
+
+    /// Whether bytes have come that nobody has read.
+    pub fn has_input(&mut self) -> bool {
+        if !self.stream.buffer().is_empty() {
+            return true;
+        }
+        let stream = self.stream.get_mut();
+        stream.set_nonblocking(true).expect("an option can be set");
+        let result = stream.peek(&mut [0]);
+        stream.set_nonblocking(false).expect("an option can be set");
+        result.is_ok()
+    }
+}
