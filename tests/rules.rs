@@ -255,7 +255,7 @@ fn workers_share_a_port_and_have_a_cache_each() {
         (redis.calls("get") == 3).then_some(())
     });
     for _ in 0..100 {
-        assert!(proxy.get("/key/a").from_cache());
+        assert!(proxy.get("/key/a").is_from_cache());
     }
     assert_eq!(proxy.end("TERM"), Some(0));
 }

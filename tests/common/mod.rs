@@ -239,7 +239,7 @@ impl Response {
         self.fields.get(name).map_or("", String::as_str)
     }
 
-    pub fn from_cache(&self) -> bool {
+    pub fn is_from_cache(&self) -> bool {
         self.text().ends_with("\"fromCache\":true}")
     }
 }

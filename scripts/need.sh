@@ -1,0 +1,13 @@
+# Sourced by the other scripts.
+
+# need COMMAND:PACKAGE...: installs the Debian packages of those commands that are not there. As root, or by sudo.
+need() {
+    local pair packages=() as_root=()
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")
+    done
+    [ "${#packages[@]}" -gt 0 ] || return 0
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    "${as_root[@]}" apt-get update
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
+}

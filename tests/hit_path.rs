@@ -1,0 +1,138 @@
+//! Rule 13: what a hit on a kept-alive connection costs. System calls are counted by strace on the real binary,
+//! allocations by a counting allocator under a real loop in this process.
+
+#![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
+#![allow(unsafe_code, reason = "an allocator can only be written so; it does nothing but count and pass on")]
+
+mod common;
+
+use common::{Http, Proxy, Redis, until};
+use segment_redis_proxy::config::Config;
+use segment_redis_proxy::server::{Server, bind};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+thread_local! {
+    /// Whether this thread's allocations count.
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+fn count() {
+    if COUNTED.with(Cell::get) {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the contract.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from `System`, by `alloc` or `realloc` above and below.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as for `dealloc`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_hit_allocates_nothing() {
+    let redis = Redis::start();
+    redis.set("a", "1");
+    redis.set("text", "with \"quotes\"");
+    let variables = HashMap::from([
+        ("REDIS_HOST", "127.0.0.1".to_owned()),
+        ("REDIS_PORT", redis.port.to_string()),
+        ("CACHE_TTL", "600".to_owned()),
+    ]);
+    let config = Config::read(|name| variables.get(name).map(Into::into)).expect("allowed");
+    let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let mut server = Server::new(listener, &config).expect("a server");
+    let stopper = server.stopper();
+    let serving = std::thread::spawn(move || {
+        COUNTED.with(|counted| counted.set(true));
+        server.run().expect("it polls");
+    });
+    let mut client = Http::connect(address);
+    let paths = ["/key/a", "/raw/a", "/key/text", "/key/%61?query"];
+    for path in paths.iter().cycle().take(100) {
+        assert_eq!(client.get(path).status, 200);
+    }
+    let misses = ALLOCATIONS.load(Ordering::Relaxed);
+    assert!(misses > 0, "nothing is counted");
+    // A new second renders a new Date. That is one allocation a second, not one for each hit.
+    let fewest = (0..5).map(|_| {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        for path in paths.iter().cycle().take(1000) {
+            assert!(client.get(path).field("cache-status").contains("hit"));
+        }
+        ALLOCATIONS.load(Ordering::Relaxed) - before
+    });
+    assert_eq!(fewest.min(), Some(0), "hits allocate");
+    stopper.stop();
+    serving.join().expect("no panic");
+}
+
+#[test]
+fn a_hit_costs_two_system_calls_beside_the_poll() {
+    const HITS: usize = 2000;
+    let redis = Redis::start();
+    redis.set("a", "1");
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
+    let mut client = proxy.connect();
+    assert_eq!(client.get("/key/a").status, 200);
+    let summary = std::env::temp_dir().join(format!("strace-{}", proxy.id()));
+    let mut strace = Command::new("strace")
+        .args(["-f", "-c", "-U", "calls,name", "-p", &proxy.id().to_string(), "-o"])
+        .arg(&summary)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("strace is installed");
+    until("strace watches all threads", || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.id())).expect("it runs");
+        let untraced = tasks.flatten().filter(|task| {
+            let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            status.contains("TracerPid:\t0\n")
+        });
+        (untraced.count() == 0).then_some(())
+    });
+    for _ in 0..HITS {
+        assert_eq!(client.get("/key/a").status, 200);
+    }
+    let interrupted = Command::new("kill").args(["-INT", &strace.id().to_string()]).status();
+    assert!(interrupted.expect("kill is there").success());
+    strace.wait().expect("strace ends");
+    let table = std::fs::read_to_string(&summary).expect("strace has written");
+    std::fs::remove_file(&summary).expect("it can be removed");
+    let calls: HashMap<&str, usize> = table
+        .lines()
+        .filter_map(|line| line.trim().split_once(char::is_whitespace))
+        .filter_map(|(calls, name)| Some((name.trim(), calls.parse().ok()?)))
+        .filter(|(name, _)| *name != "total")
+        .collect();
+    let polls = calls.get("epoll_wait").copied().unwrap_or(0);
+    assert!(polls > 0, "strace has seen nothing: {table}");
+    let others: usize = calls.values().sum::<usize>() - polls;
+    assert!(others >= HITS * 2, "strace has not seen all: {table}");
+    assert!(others as f64 / HITS as f64 <= 2.1, "{others} system calls for {HITS} hits: {table}");
+    assert_eq!(proxy.end("TERM"), Some(0));
+}
