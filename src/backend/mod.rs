@@ -175,3 +175,82 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Failure;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A pool whose helpers were never started: jobs stay in its queue.
+    fn idle_pool(wakes: Arc<AtomicUsize>) -> Pool {
+        let wake = Box::new(move || {
+            wakes.fetch_add(1, Ordering::Relaxed);
+        });
+        let shared = Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            all_lost: Condvar::new(),
+            completions: Mutex::default(),
+            wake,
+        };
+        Pool { shared: Arc::new(shared), timeout: Duration::from_secs(1) }
+    }
+
+    fn job(flight: usize) -> Job {
+        Job { flight, key: b"k"[..].into() }
+    }
+
+    fn completion(flight: usize) -> Completion {
+        Completion { flight, result: Err(Failure::Timeout) }
+    }
+
+    #[test]
+    fn the_loop_is_woken_once_for_all_completions_that_it_has_not_taken() {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let pool = idle_pool(Arc::clone(&wakes));
+        let mut taken = Vec::new();
+        for round in 1..=3 {
+            pool.shared.deliver(vec![completion(1), completion(2)]);
+            pool.shared.deliver(vec![completion(3)]);
+            assert_eq!(wakes.load(Ordering::Relaxed), round);
+            pool.take_completions(&mut taken);
+            assert_eq!(taken.len(), round * 3);
+        }
+    }
+
+    #[test]
+    fn the_queue_takes_what_it_holds_and_gives_the_rest_back() {
+        let pool = idle_pool(Arc::default());
+        let mut jobs: Vec<Job> = (0..QUEUE_LIMIT + 3).map(job).collect();
+        pool.submit(&mut jobs);
+        assert_eq!(
+            jobs.iter().map(|job| job.flight).collect::<Vec<_>>(),
+            [QUEUE_LIMIT, QUEUE_LIMIT + 1, QUEUE_LIMIT + 2]
+        );
+        let batch = pool.shared.take_batch(None).expect("jobs wait");
+        assert_eq!(
+            batch.iter().map(|queued| queued.job.flight).collect::<Vec<_>>(),
+            (0..MAX_BATCH).collect::<Vec<_>>()
+        );
+        pool.submit(&mut jobs);
+        assert!(jobs.is_empty());
+    }
+
+    #[test]
+    fn a_helper_that_may_not_connect_leaves_jobs_to_one_that_is_connected() {
+        let pool = idle_pool(Arc::default());
+        pool.submit(&mut vec![job(1)]);
+        pool.shared.state().connected = 1;
+        let blocked = Arc::clone(&pool.shared);
+        let later = Instant::now() + Duration::from_secs(3600);
+        let waiting = std::thread::spawn(move || blocked.take_batch(Some(later)).map(|batch| batch.len()));
+        assert_eq!(pool.shared.take_batch(None).map(|batch| batch.len()), Some(1));
+        pool.submit(&mut vec![job(2), job(3)]);
+        // The connected one is lost too: somebody has to tell the clients.
+        pool.shared.state().connected = 0;
+        pool.shared.all_lost.notify_all();
+        assert_eq!(waiting.join().expect("no panic"), Some(2));
+        drop(pool);
+    }
+}

@@ -231,3 +231,16 @@ impl Cache {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rule 14: who knows how one process places its keys knows nothing of another.
+    #[test]
+    fn every_cache_hashes_by_a_key_of_its_own() {
+        let [one, other] = [Cache::new(1), Cache::new(1)];
+        let keys = [b"a", b"b", b"c", b"d"];
+        assert!(keys.iter().any(|key| one.hash(*key) != other.hash(*key)));
+    }
+}
