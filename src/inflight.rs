@@ -53,16 +53,6 @@ impl Inflight {
         Inflight { flights: Slab::new(), by_key: HashMap::new(), deadlines: Deadlines::new() }
     }
 
-    /// How many flights there are.
-    pub fn len(&self) -> usize {
-        self.flights.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.flights.is_empty()
-    }
-
     /// Makes `waiter` wait for `key`, until `deadline` at the latest.
     pub fn board(&mut self, key: &[u8], waiter: Waiter, deadline: Millis) -> Boarding {
         if let Some(&flight) = self.by_key.get(key) {
@@ -154,6 +144,6 @@ mod tests {
         assert_eq!(inflight.next_deadline(), Some(300));
         assert_eq!(slots(&inflight.land(a).expect("a is in flight").1), [(4, true)]);
         assert_eq!(inflight.next_deadline(), None);
-        assert_eq!(inflight.len(), 1);
+        assert_eq!(inflight.flights.len(), 1);
     }
 }

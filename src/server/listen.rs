@@ -32,6 +32,9 @@ pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpLi
     Ok(socket.into())
 }
 
+/// How long the log is silent about it: clients that come and go at the limit would fill it.
+const SILENCE: Millis = 10_000;
+
 /// What came of trying to accept.
 pub(super) enum Accepted {
     /// A connection.
@@ -49,11 +52,13 @@ pub(super) struct Acceptor {
     waiting: bool,
     /// After a failure for want of resources: when to try again.
     resting_until: Option<Millis>,
+    /// When such a failure may be logged again.
+    silent_until: Millis,
 }
 
 impl Acceptor {
     pub(super) fn new(listener: std::net::TcpListener) -> Acceptor {
-        Acceptor { listener: TcpListener::from_std(listener), waiting: false, resting_until: None }
+        Acceptor { listener: TcpListener::from_std(listener), waiting: false, resting_until: None, silent_until: 0 }
     }
 
     /// The kernel says that connections wait.
@@ -79,9 +84,7 @@ impl Acceptor {
         }
         match self.listener.accept() {
             Ok((stream, _)) => {
-                if self.resting_until.take().is_some() {
-                    log::info!("accepting connections again");
-                }
+                self.resting_until = None;
                 Accepted::Stream(stream)
             }
             Err(error) => match error.kind() {
@@ -95,7 +98,9 @@ impl Acceptor {
                 _ => {
                     // Out of descriptors or memory. The connection stays in the kernel's queue, and no new edge will
                     // tell of it: `waiting` stays true, and the deadline brings the loop back.
-                    if self.resting_until.replace(now + REST).is_none() {
+                    self.resting_until = Some(now + REST);
+                    if now >= self.silent_until {
+                        self.silent_until = now + SILENCE;
                         log::error!("cannot accept connections: {error}; raise the limit of open files (ulimit -n)");
                     }
                     Accepted::Stop
