@@ -103,9 +103,13 @@ impl Outgoing {
         }
     }
 
-    /// Takes the lent buffer back, emptied, and keeps what it held in one of the right size.
+    /// Takes the lent buffer back, emptied, and keeps what it held in one of the right size; frees one of its own that
+    /// has become empty.
     pub fn take_back(&mut self, buffer: &mut Vec<u8>) {
         if buffer.capacity() != 0 {
+            if self.tail.is_empty() {
+                self.tail = Vec::new();
+            }
             return;
         }
         let rest = Vec::from(&self.tail[self.tail_sent..]);
@@ -229,7 +233,10 @@ mod tests {
                 assert_eq!(outgoing.unsent(), 3 + 100_000 + 3 + 100_000 + 100_001 + 5);
             }
             assert_eq!(drain(&mut outgoing, step), expected, "in steps of {step}");
-            assert_eq!(outgoing.tail.capacity() + outgoing.queue.capacity(), 5, "an idle connection owns a buffer");
+            outgoing.lend(&mut lent);
+            outgoing.take_back(&mut lent);
+            assert_eq!(outgoing.tail.capacity() + outgoing.queue.capacity(), 0, "an idle connection owns a buffer");
+            assert_eq!(lent.capacity(), 100);
         }
     }
 }
