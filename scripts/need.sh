@@ -4,7 +4,8 @@
 need() {
     local pair packages=() as_root=()
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")
+        # Not everybody's PATH has the programs of administrators.
+        command -v "${pair%%:*}" >/dev/null || [ -x "/usr/sbin/${pair%%:*}" ] || packages+=("${pair##*:}")
     done
     [ "${#packages[@]}" -gt 0 ] || return 0
     [ "$(id -u)" = 0 ] || as_root=(sudo)

@@ -68,9 +68,12 @@ impl ConfigError {
         ConfigError(format!("{name}={value:?} is not allowed; allowed: {allowed}"))
     }
 
-    /// A host name that leads nowhere.
-    pub fn unresolvable(name: &str, value: &str, why: &str) -> ConfigError {
-        ConfigError(format!("{name}={value:?} does not resolve ({why}); for a local run set {name}=127.0.0.1"))
+    /// A `PROXY_HOST` that leads nowhere.
+    pub fn unresolvable_proxy_host(value: &str, why: &str) -> ConfigError {
+        ConfigError(format!(
+            "PROXY_HOST={value:?} does not resolve ({why}); for a local run set PROXY_HOST=127.0.0.1, in a container of its \
+             own PROXY_HOST=0.0.0.0"
+        ))
     }
 }
 

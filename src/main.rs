@@ -105,7 +105,7 @@ fn start_worker(
 /// A listening socket for each worker, all on the same port.
 fn listen(config: &Config) -> Result<Vec<TcpListener>, Failed> {
     let (host, port) = (config.proxy_host.as_str(), config.proxy_port);
-    let unresolvable = |why: &str| ConfigError::unresolvable("PROXY_HOST", host, why);
+    let unresolvable = |why: &str| ConfigError::unresolvable_proxy_host(host, why);
     let addresses: Vec<SocketAddr> =
         (host, port).to_socket_addrs().map_err(|error| unresolvable(&error.to_string()))?.collect();
     let share_port = config.workers > 1;

@@ -41,6 +41,8 @@ fn play(redis: &str, proxy: SocketAddr, ttl: Duration) {
     let mut read = |key: &str| client.get(&format!("/key/{key}")).text();
     let answer = |value: usize, from_cache: bool| format!("{{\"value\":{value},\"fromCache\":{from_cache}}}");
 
+    // Whatever an earlier run has left in memory makes room for these.
+    KEYS[9..].iter().for_each(|key| drop(read(key)));
     for (number, key) in KEYS.iter().enumerate() {
         assert_eq!(read(key), answer(number + 1, false), "{key} the first time");
     }

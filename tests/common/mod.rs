@@ -251,7 +251,7 @@ pub struct Http {
 
 impl Http {
     pub fn connect(address: SocketAddr) -> Http {
-        let stream = TcpStream::connect(address).expect("the proxy takes connections");
+        let stream = until("the proxy takes connections", || TcpStream::connect(address).ok());
         stream.set_read_timeout(Some(PATIENCE)).expect("a time-out can be set");
         stream.set_nodelay(true).expect("an option can be set");
         Http { stream: BufReader::new(stream) }
