@@ -117,3 +117,37 @@ fn explain(error: &redis::RedisError) -> String {
 fn random_fraction() -> f64 {
     f64::from((RandomState::new().hash_one(0u8) >> 32) as u32) / f64::from(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_that_fail_come_ever_more_seldom_and_not_all_proxies_at_once() {
+        // A port that was free a moment ago: nobody listens there.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+        let settings = Settings {
+            host: "127.0.0.1".into(),
+            port: free.port(),
+            username: None,
+            password: None,
+            database: 0,
+            connections: 1,
+            timeout: Duration::from_secs(1),
+        };
+        let mut connector = Connector::new(&settings);
+        assert!(connector.blocked().is_none());
+        let mut jitters = Vec::new();
+        for expected in [20, 40, 80, 160, 320, 640, 1000, 1000] {
+            let before = Instant::now();
+            let Err((failure, _)) = connector.connect() else { panic!("somebody listens there") };
+            let (until, told) = connector.blocked().expect("a failed attempt blocks the next");
+            assert_eq!((&failure, told), (&Failure::Unavailable, Failure::Unavailable));
+            assert!(until - before >= Duration::from_millis(expected / 2), "the next attempt comes too early");
+            assert!(until <= Instant::now() + Duration::from_millis(expected), "the next attempt comes too late");
+            jitters.push((until - before).as_micros() * 1000 / u128::from(expected));
+        }
+        jitters.dedup();
+        assert!(jitters.len() > 1, "no jitter");
+    }
+}
