@@ -138,16 +138,18 @@ mod tests {
         let mut connector = Connector::new(&settings);
         assert!(connector.blocked().is_none());
         let mut jitters = Vec::new();
-        for expected in [20, 40, 80, 160, 320, 640, 1000, 1000] {
+        for expected in [20, 40, 80, 160, 320, 640].into_iter().chain([1000; 10]) {
             let before = Instant::now();
             let Err((failure, _)) = connector.connect() else { panic!("somebody listens there") };
             let (until, told) = connector.blocked().expect("a failed attempt blocks the next");
             assert_eq!((&failure, told), (&Failure::Unavailable, Failure::Unavailable));
             assert!(until - before >= Duration::from_millis(expected / 2), "the next attempt comes too early");
             assert!(until <= Instant::now() + Duration::from_millis(expected), "the next attempt comes too late");
-            jitters.push((until - before).as_micros() * 1000 / u128::from(expected));
+            jitters.push((until - before).as_millis());
         }
-        jitters.sort_unstable();
-        assert!(jitters[jitters.len() - 1] - jitters[0] > 20, "no jitter: {jitters:?} thousandths of the waits");
+        // The longest waits only: beside them it matters little how long the attempts themselves took.
+        let longest = &mut jitters[6..];
+        longest.sort_unstable();
+        assert!(longest[9] - longest[0] > 20, "no jitter: {longest:?} milliseconds");
     }
 }
