@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts.
 
 # need COMMAND:PACKAGE...: installs the Debian packages of those commands that are not there. As root, or by sudo.

@@ -19,8 +19,8 @@ stop() {
 trap stop EXIT
 trap 'exit 0' INT TERM
 
-# The crate of the allocator is built from C.
-need cc:gcc make:make
+# For linking, and because the allocator is built from C.
+need cc:build-essential make:build-essential
 cargo build --release --locked
 
 if [ -z "${REDIS_HOST:-}" ]; then
@@ -34,7 +34,9 @@ if [ -z "${REDIS_HOST:-}" ]; then
             kill -0 "$redis" 2>/dev/null || break
             sleep 0.1
         done
-        if kill -0 "$redis" 2>/dev/null; then break; fi
+        # Whoever answers must be the one that was started: sample keys are no gift for another's Redis.
+        if redis-cli -p "$port" info server | grep -q "^process_id:$redis[^0-9]*\$"; then break; fi
+        kill "$redis" 2>/dev/null || true
         redis=
     done
     [ -n "$redis" ] || { echo "scripts/run.sh: redis-server does not start" >&2; exit 1; }
@@ -43,6 +45,7 @@ if [ -z "${REDIS_HOST:-}" ]; then
 fi
 
 export PROXY_HOST=${PROXY_HOST:-127.0.0.1} PROXY_PORT=${PROXY_PORT:-8080}
+[ "$PROXY_PORT" != 0 ] || { echo "scripts/run.sh: PROXY_PORT=0 would leave nobody knowing where to ask" >&2; exit 2; }
 target/release/segment-redis-proxy &
 proxy=$!
 until (exec 3<>"/dev/tcp/$PROXY_HOST/$PROXY_PORT") 2>/dev/null; do

@@ -5,7 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/need.sh
 
-need redis-server:redis-server strace:strace cc:gcc make:make
+need redis-server:redis-server strace:strace cc:build-essential make:build-essential
+# The tests open a thousand connections and more; 1024 descriptors are the usual limit, and it may be raised.
+ulimit -n "$(ulimit -Hn)"
 cargo fmt --check
 cargo clippy --locked --all-targets -- -D warnings
 cargo test --locked

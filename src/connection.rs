@@ -17,8 +17,8 @@ use std::collections::VecDeque;
 /// round trip; with the longest heads it bounds what one client can make the proxy hold.
 pub const MAX_OPEN_REPLIES: usize = 128;
 
-/// Beyond that many unsent bytes no further request is decoded. Twice a usual socket buffer's worth; one reply may
-/// go over it, however long, because long values are shared and not copied.
+/// Beyond that many unsent bytes no further request is decoded. Twice a usual socket buffer's worth. Replies to requests
+/// that are taken already may go over it: what they add are heads, and references to values that are not copied.
 pub const MAX_UNSENT_BYTES: usize = 256 * 1024;
 
 /// One client. See the top of the file.

@@ -2,8 +2,8 @@
 //!
 //! A flight lives from the job's acceptance to its completion, which comes exactly once; so its place in the slab
 //! names it unmistakably. Its deadline is for those who wait, not for the fetch: when it passes they are answered and
-//! leave, the flight stays until the helper comes back, and whoever asks meanwhile joins it with a new deadline. A hung
-//! Redis is therefore asked for a key once, not again for each time-out.
+//! leave, the flight stays until the helper comes back, and whoever asks meanwhile joins it with a deadline of its own.
+//! A hung Redis is therefore asked for a key once, not again for each time-out.
 
 use crate::cache::Deadlines;
 use crate::request::{Millis, Waiter};
@@ -23,8 +23,9 @@ pub struct Inflight {
 #[derive(Debug)]
 struct Flight {
     key: Arc<[u8]>,
+    /// In the order in which they asked, so that of their deadlines too.
     waiters: Vec<Passenger>,
-    /// Where its deadline is in the heap, while somebody waits.
+    /// Where the first one's deadline is in the heap, while somebody waits.
     position: Option<u32>,
 }
 
@@ -35,6 +36,8 @@ pub struct Passenger {
     pub waiter: Waiter,
     /// Whether the fetch had begun before it asked.
     pub collapsed: bool,
+    /// When it has waited long enough.
+    deadline: Millis,
 }
 
 /// A request's way into a flight.
@@ -56,22 +59,24 @@ impl Inflight {
     /// Makes `waiter` wait for `key`, until `deadline` at the latest.
     pub fn board(&mut self, key: &[u8], waiter: Waiter, deadline: Millis) -> Boarding {
         if let Some(&flight) = self.by_key.get(key) {
-            self.flights[flight].waiters.push(Passenger { waiter, collapsed: true });
-            self.await_until(flight, deadline);
+            self.flights[flight].waiters.push(Passenger { waiter, collapsed: true, deadline });
+            self.await_first(flight);
             return Boarding::Joined;
         }
         let key: Arc<[u8]> = key.into();
-        let waiters = vec![Passenger { waiter, collapsed: false }];
+        let waiters = vec![Passenger { waiter, collapsed: false, deadline }];
         let flight = self.flights.insert(Flight { key: Arc::clone(&key), waiters, position: None });
         self.by_key.insert(Arc::clone(&key), flight);
-        self.await_until(flight, deadline);
+        self.await_first(flight);
         Boarding::Began(flight, key)
     }
 
-    /// Sets the deadline of a flight that has none. Those who join later share it: they wait less, never more.
-    fn await_until(&mut self, flight: usize, deadline: Millis) {
-        if self.flights[flight].position.is_none() {
-            let flights = &mut self.flights;
+    /// Puts a flight with waiters into the heap, if it is not there.
+    fn await_first(&mut self, flight: usize) {
+        let flights = &mut self.flights;
+        if let Flight { position: None, waiters, .. } = &flights[flight]
+            && let Some(deadline) = waiters.first().map(|first| first.deadline)
+        {
             self.deadlines.push(deadline, flight as u32, |id, position| flights[id as usize].position = Some(position));
         }
     }
@@ -87,8 +92,13 @@ impl Inflight {
     /// Those who have waited until `now`, of one flight. The flight goes on without them.
     pub fn overdue(&mut self, now: Millis) -> Option<Vec<Passenger>> {
         let (_, flight) = self.deadlines.first().filter(|&(deadline, _)| deadline <= now)?;
-        self.clear_deadline(flight as usize);
-        Some(std::mem::take(&mut self.flights[flight as usize].waiters))
+        let flight = flight as usize;
+        self.clear_deadline(flight);
+        let waiters = &mut self.flights[flight].waiters;
+        let patient = waiters.iter().position(|passenger| passenger.deadline > now).unwrap_or(waiters.len());
+        let overdue = waiters.drain(..patient).collect();
+        self.await_first(flight);
+        Some(overdue)
     }
 
     fn clear_deadline(&mut self, flight: usize) {
@@ -136,11 +146,13 @@ mod tests {
         inflight.board(b"a", waiter(2), 180);
         inflight.board(b"b", waiter(3), 120);
         assert!(inflight.overdue(99).is_none());
-        assert_eq!(slots(&inflight.overdue(100).expect("a is overdue")), [(1, false), (2, true)]);
-        assert!(inflight.overdue(100).is_none());
+        assert_eq!(slots(&inflight.overdue(100).expect("a is overdue")), [(1, false)]);
+        assert!(inflight.overdue(100).is_none(), "told before it has waited long enough");
         assert_eq!(inflight.next_deadline(), Some(120));
         assert_eq!(inflight.board(b"a", waiter(4), 300), Boarding::Joined, "a hung key is asked for once more");
         assert_eq!(slots(&inflight.overdue(120).expect("b is overdue")), [(3, false)]);
+        assert_eq!(inflight.next_deadline(), Some(180));
+        assert_eq!(slots(&inflight.overdue(180).expect("a is overdue again")), [(2, true)]);
         assert_eq!(inflight.next_deadline(), Some(300));
         assert_eq!(slots(&inflight.land(a).expect("a is in flight").1), [(4, true)]);
         assert_eq!(inflight.next_deadline(), None);

@@ -4,6 +4,7 @@
 
 use segment_redis_proxy::config::{self, Config, ConfigError};
 use segment_redis_proxy::server::{Server, Stopper, bind};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -35,7 +36,8 @@ fn main() -> ExitCode {
     match arguments.iter().map(|argument| argument.to_str()).collect::<Vec<_>>()[..] {
         [] => {}
         [Some("--help" | "-h")] => {
-            print!("{}", config::help());
+            // `--help | head` closes the pipe; that is no reason to complain.
+            let _ = std::io::stdout().write_all(config::help().as_bytes());
             return ExitCode::SUCCESS;
         }
         [Some("--version" | "-V")] => {

@@ -10,6 +10,10 @@ use crate::request::{
 };
 use std::sync::Arc;
 
+/// A fetched value up to this long is copied for everyone who waits for it. A longer one is shared: a client may have
+/// a hundred replies waiting behind one that is slow, and escaping makes six bytes of one.
+const COPIED_BYTES: usize = 1024;
+
 /// What to do with a request.
 #[derive(Debug)]
 pub enum Decision<'a> {
@@ -56,9 +60,13 @@ impl Proxy {
             return;
         };
         match completion.result {
-            Ok(Some(value)) if value.bytes.len() > SHARED_VALUE_BYTES => {
+            Ok(Some(value)) if value.bytes.len() > COPIED_BYTES => {
                 let value = Arc::new(value);
-                self.store(&key, Payload::Shared(&value), now);
+                if value.bytes.len() > SHARED_VALUE_BYTES {
+                    self.store(&key, Payload::Shared(&value), now);
+                } else {
+                    self.store(&key, Payload::Inline { bytes: &value.bytes, form: value.form }, now);
+                }
                 answer_all(&passengers, Outcome::Value(Payload::Shared(&value)), Some(self.ttl), &mut answer);
             }
             Ok(Some(Value { bytes, form, .. })) => {

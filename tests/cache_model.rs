@@ -175,7 +175,7 @@ fn a_sweep_keeps_to_its_budget() {
     assert_eq!(cache.validate(), Ok(()));
 }
 
-/// Rule 14: two caches place the same keys differently.
+/// Rule 4: the table grows bucket by bucket, and no entry is lost on the way.
 #[test]
 fn growth_keeps_every_entry_findable() {
     let mut cache = Cache::new(300_000);
@@ -188,5 +188,21 @@ fn growth_keeps_every_entry_findable() {
     for number in 0..300_000u32 {
         let hit = cache.get(&number.to_le_bytes(), 0).expect("inserted before");
         assert_eq!(bytes_of(hit.payload).0, number.to_string().into_bytes());
+    }
+}
+
+/// Rule 2: what held a million entries is given back when the last has expired, and the cache goes on.
+#[test]
+fn an_emptied_cache_starts_anew() {
+    let mut cache = Cache::new(100_000);
+    for round in 0..3u32 {
+        for number in 0..5000u32 {
+            insert(&mut cache, &number.to_le_bytes(), round.to_string().into_bytes(), Millis::from(round) * 10 + 5);
+        }
+        assert_eq!(cache.validate(), Ok(()));
+        let hit = cache.get(&7u32.to_le_bytes(), Millis::from(round) * 10).expect("inserted before");
+        assert_eq!(bytes_of(hit.payload).0, round.to_string().into_bytes());
+        assert_eq!(cache.sweep(Millis::from(round) * 10 + 5, usize::MAX), 5000);
+        assert_eq!(cache.validate(), Ok(()));
     }
 }

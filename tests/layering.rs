@@ -41,6 +41,9 @@ const CRATES: [&str; 12] = [
 /// Where time may be asked for. The backend bounds its own blocking calls; everybody else is told the time.
 const CLOCKS: [&str; 2] = ["backend", "server"];
 
+/// Who may touch sockets, threads, files and processes at all.
+const OUTSIDE: [&str; 3] = ["backend", "server", "main.rs"];
+
 fn files(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
         return vec![path.to_owned()];
@@ -87,6 +90,17 @@ fn every_room_imports_only_what_it_may_know() {
             for name in CRATES {
                 if names(&code, name) && !may_crates.contains(&name) {
                     broken.push(format!("{} uses the crate {name}", file.display()));
+                }
+            }
+            // These would hide a room from the search above.
+            for hidden in ["use crate::{", "use crate::*", "super::super::super"] {
+                if code.contains(hidden) {
+                    broken.push(format!("{} has {hidden}; name one room in each line", file.display()));
+                }
+            }
+            for system in ["std::net", "std::thread", "std::fs", "std::process"] {
+                if code.contains(system) && !OUTSIDE.contains(&room) {
+                    broken.push(format!("{} touches {system}", file.display()));
                 }
             }
             let asks_for_time = code.contains("Instant::now") || code.contains("SystemTime::now");

@@ -6,9 +6,11 @@
 mod common;
 
 use common::{Http, Proxy, Redis, Response, until};
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Asks until Redis is reachable again; every other answer until then must be one of `statuses`.
@@ -147,11 +149,7 @@ fn authentication_and_database_are_used_and_their_errors_told() {
 
 #[test]
 fn a_name_that_leads_nowhere_is_told_with_what_to_set() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"));
-    command.arg("--version");
-    assert!(command.output().expect("it runs").status.success());
-    let command = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"));
-    let proxy = Proxy::start_with(command, 6379, &[("REDIS_HOST", "no-such-name.invalid")]);
+    let proxy = start_before(6379, &[("REDIS_HOST", "no-such-name.invalid")]);
     let response = proxy.get("/key/a");
     assert!([503, 504].contains(&response.status), "{response:?}");
     until("the log tells", || proxy.log().contains("REDIS_HOST=127.0.0.1").then_some(()));
@@ -160,24 +158,82 @@ fn a_name_that_leads_nowhere_is_told_with_what_to_set() {
 /// What the real one cannot be made to show: replies that are no replies, or stop half way.
 #[test]
 fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = listener.local_addr().expect("an address").port();
     // Every connection gets the next script, however many commands it sends; the last one for all that follow.
-    std::thread::spawn(move || {
-        let scripts: [&[u8]; 4] =
-            [b"+OK\r\n+OK\r\n?what\r\n", b"+OK\r\n+OK\r\n:5\r\n", b"+OK\r\n+OK\r\n$10\r\nhalf", b""];
-        for (number, stream) in listener.incoming().enumerate() {
-            let mut stream = stream.expect("a connection");
-            stream.write_all(scripts[number.min(3)]).expect("the proxy reads");
-            stream.shutdown(std::net::Shutdown::Write).expect("it can be closed");
-            std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
-        }
+    let next = AtomicUsize::new(0);
+    let (port, _) = fake_redis(move |stream| {
+        let scripts = ["+OK\r\n+OK\r\n?what\r\n", "+OK\r\n+OK\r\n:5\r\n", "+OK\r\n+OK\r\n$10\r\nhalf", ""];
+        let script = scripts[next.fetch_add(1, Ordering::Relaxed).min(3)];
+        stream.write_all(script.as_bytes()).expect("the proxy reads");
+        stream.shutdown(std::net::Shutdown::Write).expect("it can be closed");
+        // What the proxy still sends is read, so that nothing is reset before it has read the script.
+        let _ = std::io::copy(stream, &mut std::io::sink());
     });
-    let command = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"));
-    let proxy = Proxy::start_with(command, port, &[("REDIS_CONNECTIONS", "1")]);
+    let proxy = start_before(port, &[("REDIS_CONNECTIONS", "1")]);
     let statuses: Vec<u16> = (0..4).map(|number| proxy.get(&format!("/raw/{number}")).status).collect();
     assert_eq!(statuses[..2], [502, 502]);
     assert!(statuses[2..].iter().all(|&status| status == 503), "{statuses:?}");
+}
+
+/// A server that takes connections and closes each after what `serve` does with it. Says how many it had.
+fn fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("an address").port();
+    let (count, serve) = (Arc::new(AtomicUsize::new(0)), Arc::new(serve));
+    let counted = Arc::clone(&count);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let (serve, mut stream) = (Arc::clone(&serve), stream.expect("a connection"));
+            std::thread::spawn(move || serve(&mut stream));
+        }
+    });
+    (port, count)
+}
+
+fn start_before(port: u16, variables: &[(&str, &str)]) -> Proxy {
+    Proxy::start_with(Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy")), port, variables)
+}
+
+/// A Redis that refuses is not tried again for every request.
+#[test]
+fn reconnecting_backs_off() {
+    let (port, attempts) = fake_redis(|_| ());
+    let proxy = start_before(port, &[]);
+    let mut client = proxy.connect();
+    for number in 0..300 {
+        assert_eq!(client.get(&format!("/raw/{number}")).status, 503);
+    }
+    let attempts = attempts.load(Ordering::Relaxed);
+    assert!((1..100).contains(&attempts), "{attempts} attempts for 300 requests");
+}
+
+/// A batch has one deadline: replies that each come in time but together too late end the connection.
+#[test]
+fn a_round_trip_is_bounded_as_a_whole() {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let replies = Arc::clone(&taken);
+    let (port, _) = fake_redis(move |stream| {
+        // The handshake, two commands, is answered at once; then each key takes a third of the time there is.
+        stream.write_all(b"+OK\r\n+OK\r\n").expect("the proxy reads");
+        let mut received = [0; 8];
+        while !received.windows(3).any(|word| word == b"GET") {
+            stream.read_exact(&mut received[..1]).expect("the proxy asks");
+            received.rotate_left(1);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        while stream.write_all(b"$1\r\nv\r\n").is_ok() {
+            replies.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let proxy = start_before(port, &[("REDIS_TIMEOUT", "600"), ("REDIS_CONNECTIONS", "1")]);
+    let mut client = proxy.connect();
+    client.send((0..100).map(|number| format!("GET /raw/{number} HTTP/1.1\r\nHost: x\r\n\r\n")).collect::<String>());
+    let statuses: Vec<u16> = (0..100).map(|_| client.response().status).collect();
+    assert_eq!(statuses[99], 504, "{statuses:?}");
+    until("the connection is given up", || proxy.log().contains("lost a connection").then_some(()));
+    let taken = taken.load(Ordering::Relaxed);
+    assert!(taken < 20, "{taken} replies were waited for");
 }
 
 /// Rule 7: a full queue is told at once, and every waiting client is answered once.

@@ -19,11 +19,23 @@ const KEPT_REPLY_BYTES: usize = 8 * 1024 * 1024;
 /// What became of one key.
 type Fetched = Result<Option<Value>, Failure>;
 
+/// A connection that is counted as one as long as it lives, also when a panic ends it.
+struct Counted {
+    connection: Connection,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.shared.note_lost();
+    }
+}
+
 /// One helper's connection. See the top of the file.
 pub(super) struct Helper {
     shared: Arc<Shared>,
     connector: Connector,
-    connection: Option<Connection>,
+    connection: Option<Counted>,
     timeout: Duration,
 }
 
@@ -35,7 +47,7 @@ impl Helper {
     /// Connects before anybody asks.
     pub(super) fn connect_ahead(&mut self) {
         // A failure is in the log, and the first job tries again.
-        let _ = self.connect();
+        self.connection = self.connect().ok();
     }
 
     /// Serves jobs until the pool closes.
@@ -46,132 +58,128 @@ impl Helper {
                 None => self.connector.blocked().map(|(until, _)| until),
             };
             let Some(batch) = self.shared.take_batch(blocked_until) else { return };
-            let completions = complete_all(&batch, |batch| self.fetch(batch));
+            let (completions, whole) = complete_all(&batch, |batch| self.fetch(batch));
+            if !whole {
+                // Replies may be on their way that nobody has counted.
+                self.connection = None;
+            }
             self.shared.deliver(completions);
         }
     }
 
-    /// Reads all keys of a batch.
+    /// Reads all keys of a batch but those that nobody waits for any more.
     fn fetch(&mut self, batch: &[Queued]) -> Vec<Fetched> {
-        let started = Instant::now();
-        let (asked, late): (Vec<_>, Vec<_>) = batch.iter().partition(|queued| queued.expires > started);
-        if asked.is_empty() {
-            return batch.iter().map(|_| Err(Failure::Timeout)).collect();
-        }
-        let mut fetched = match self.read_or_retry(&asked) {
-            Ok(fetched) => fetched,
-            Err(failure) => asked.iter().map(|_| Err(failure.clone())).collect(),
-        }
-        .into_iter();
-        if late.is_empty() {
-            return fetched.collect();
-        }
-        let late = |queued: &Queued| queued.expires <= started;
-        batch
-            .iter()
-            .map(
-                |queued| {
-                    if late(queued) { Err(Failure::Timeout) } else { fetched.next().unwrap_or(Err(Failure::Internal)) }
-                },
-            )
-            .collect()
+        let now = Instant::now();
+        let asked: Vec<&Queued> = batch.iter().filter(|queued| queued.expires > now).collect();
+        let mut fetched = self.read_or_retry(&asked).into_iter();
+        let late = |queued: &Queued| queued.expires <= now;
+        let next = |queued| if late(queued) { Some(Err(Failure::Timeout)) } else { fetched.next() };
+        batch.iter().map_while(next).collect()
     }
 
-    fn read_or_retry(&mut self, batch: &[&Queued]) -> Result<Vec<Fetched>, Failure> {
-        let fresh = self.connection.is_none();
-        if fresh {
-            self.connect()?;
+    /// Says something about every key: what was read before an error counts, the rest fails with it.
+    fn read_or_retry(&mut self, batch: &[&Queued]) -> Vec<Fetched> {
+        let mut fetched = Vec::with_capacity(batch.len());
+        // Only a connection that may have been closed while it was idle is worth a second attempt.
+        let mut may_retry = self.connection.is_some();
+        while fetched.len() < batch.len() {
+            let failure = match self.read(&batch[fetched.len()..], &mut fetched) {
+                Ok(()) => break,
+                Err(Broken::Connecting(failure)) => failure,
+                Err(Broken::Reading(error)) if may_retry && error.is_connection_dropped() => {
+                    may_retry = false;
+                    continue;
+                }
+                Err(Broken::Reading(error)) => failure_of(&error),
+            };
+            fetched.resize_with(batch.len(), || Err(failure.clone()));
         }
-        match self.read(batch) {
-            Ok(fetched) => Ok(fetched),
-            Err(error) if error.is_connection_dropped() && !fresh => {
-                self.connect()?;
-                self.read(batch).map_err(|error| failure_of(&error))
-            }
-            Err(error) => Err(failure_of(&error)),
-        }
+        fetched
     }
 
-    /// One round trip on the connection that there is; on an error there is none afterwards.
-    fn read(&mut self, batch: &[&Queued]) -> RedisResult<Vec<Fetched>> {
-        let Some(connection) = &mut self.connection else {
-            return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
+    /// One round trip, on a new connection where there is none; after an error there is none.
+    fn read(&mut self, batch: &[&Queued], fetched: &mut Vec<Fetched>) -> Result<(), Broken> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect().map_err(Broken::Connecting)?,
         };
-        let result = round_trip(connection, batch, self.timeout);
+        let before = fetched.len();
+        let result = round_trip(&mut connection.connection, batch, self.timeout, fetched);
+        let longest = fetched[before..].iter().map(length).max().unwrap_or(0);
         match &result {
-            Ok((_, longest)) if *longest <= KEPT_REPLY_BYTES => {}
-            Ok(_) => self.disconnect(),
-            Err(error) => {
-                log::warn!("lost a connection to Redis at {}: {error}", self.connector.target());
-                self.disconnect();
+            Ok(()) if longest <= KEPT_REPLY_BYTES => {
+                self.connection = Some(connection);
+                return Ok(());
             }
+            Ok(()) => {}
+            Err(error) => log::warn!("lost a connection to Redis at {}: {error}", self.connector.target()),
         }
-        result.map(|(fetched, _)| fetched)
+        result.map_err(Broken::Reading)
     }
 
-    fn connect(&mut self) -> Result<(), Failure> {
+    fn connect(&mut self) -> Result<Counted, Failure> {
         if let Some((until, failure)) = self.connector.blocked()
             && Instant::now() < until
         {
             return Err(failure);
         }
         let result = self.connector.connect();
-        let mut state = self.shared.state();
-        let reachable = result.is_ok();
-        let news = state.reachable.replace(reachable) != Some(reachable);
-        state.connected += usize::from(reachable);
-        drop(state);
-        match result {
-            Ok(connection) => {
-                if news {
-                    log::info!("connected to Redis at {}", self.connector.target());
-                }
-                self.connection = Some(connection);
-                Ok(())
-            }
-            Err((failure, text)) => {
-                let level = if news { log::Level::Error } else { log::Level::Debug };
-                log::log!(level, "cannot connect to Redis at {}: {text}", self.connector.target());
-                Err(failure)
-            }
+        let news = self.shared.note_attempt(result.is_ok());
+        let target = self.connector.target();
+        match &result {
+            Ok(_) if news => log::info!("connected to Redis at {target}"),
+            Ok(_) => {}
+            Err((_, text)) if news => log::error!("cannot connect to Redis at {target}: {text}"),
+            Err((_, text)) => log::debug!("cannot connect to Redis at {target}: {text}"),
         }
+        let shared = Arc::clone(&self.shared);
+        result.map(|connection| Counted { connection, shared }).map_err(|(failure, _)| failure)
     }
+}
 
-    fn disconnect(&mut self) {
-        if self.connection.take().is_some() {
-            let mut state = self.shared.state();
-            state.connected -= 1;
-            if state.connected == 0 {
-                self.shared.all_lost.notify_all();
-            }
-        }
-    }
+/// Why a round trip came to nothing.
+enum Broken {
+    Connecting(Failure),
+    Reading(RedisError),
+}
+
+/// Bytes of a reply.
+fn length(fetched: &Fetched) -> usize {
+    fetched.as_ref().ok().and_then(Option::as_ref).map_or(0, |value| value.bytes.len())
 }
 
 /// Completes every job of the batch exactly once, whatever `fetch` does: also when it panics, or does not say something
-/// about each job.
-fn complete_all(batch: &[Queued], fetch: impl FnOnce(&[Queued]) -> Vec<Fetched>) -> Vec<Completion> {
+/// about each job. Then the second part is false.
+fn complete_all(batch: &[Queued], fetch: impl FnOnce(&[Queued]) -> Vec<Fetched>) -> (Vec<Completion>, bool) {
     let fetched = catch_unwind(AssertUnwindSafe(|| fetch(batch))).unwrap_or_default();
-    if fetched.len() != batch.len() {
+    let whole = fetched.len() == batch.len();
+    if !whole {
         log::error!("a helper broke over {} keys; please report this", batch.len());
     }
     let results = fetched.into_iter().chain(std::iter::repeat_with(|| Err(Failure::Internal)));
-    batch.iter().zip(results).map(|(queued, result)| Completion { flight: queued.job.flight, result }).collect()
+    let complete = |(queued, result): (&Queued, _)| Completion { flight: queued.job.flight, result };
+    (batch.iter().zip(results).map(complete).collect(), whole)
 }
 
-/// Asks for all keys and reads all replies, within `timeout` altogether. Says how long the longest reply was.
+/// Asks for all keys and adds the replies to `fetched`. After `timeout` no further reply is waited for.
 ///
 /// The crate's own pipelines would wait for each of the replies anew after a time-out; so replies are read one by one,
-/// and the socket's time-out follows the time that is left.
-fn round_trip(connection: &mut Connection, batch: &[&Queued], timeout: Duration) -> RedisResult<(Vec<Fetched>, usize)> {
+/// and the socket's time-out follows the time that is left. What the crate does not let us bound is a single reply that
+/// comes in small pieces: it may go on as long as each piece comes in time. Clients do not wait for it: the loop has its
+/// own deadline for them.
+fn round_trip(
+    connection: &mut Connection,
+    batch: &[&Queued],
+    timeout: Duration,
+    fetched: &mut Vec<Fetched>,
+) -> RedisResult<()> {
     let mut commands = Vec::new();
     for queued in batch {
         redis::cmd("GET").arg(&*queued.job.key).write_packed_command(&mut commands);
     }
     let deadline = Instant::now() + timeout;
     connection.send_packed_command(&commands)?;
-    let (mut left_at_last_change, mut longest) = (timeout, 0);
-    let mut fetched = Vec::with_capacity(batch.len());
+    let mut left_at_last_change = timeout;
     for _ in batch {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -181,16 +189,12 @@ fn round_trip(connection: &mut Connection, batch: &[&Queued], timeout: Duration)
             connection.set_read_timeout(Some(left))?;
             left_at_last_change = left;
         }
-        let reply = interpret(connection.recv_response()?)?;
-        if let Ok(Some(value)) = &reply {
-            longest = longest.max(value.bytes.len());
-        }
-        fetched.push(reply);
+        fetched.push(interpret(connection.recv_response()?)?);
     }
     if left_at_last_change != timeout {
         connection.set_read_timeout(Some(timeout))?;
     }
-    Ok((fetched, longest))
+    Ok(())
 }
 
 /// A reply to `GET`. What cannot be one means that requests and replies have come apart.
@@ -225,14 +229,16 @@ mod tests {
 
     #[test]
     fn every_job_is_completed_once_even_when_the_helper_panics() {
-        let completions = complete_all(&batch(3), |_| panic!("on purpose"));
+        let (completions, whole) = complete_all(&batch(3), |_| panic!("on purpose"));
+        assert!(!whole, "a connection is kept of which nobody knows what is still to come");
         assert_eq!(flights(&completions), [0, 1, 2]);
         assert!(completions.iter().all(|completion| completion.result == Err(Failure::Internal)));
-        let completions = complete_all(&batch(3), |_| vec![Ok(None)]);
+        let (completions, whole) = complete_all(&batch(3), |_| vec![Ok(None)]);
+        assert!(!whole);
         assert_eq!(flights(&completions), [0, 1, 2]);
         assert_eq!(completions[0].result, Ok(None));
         assert_eq!(completions[2].result, Err(Failure::Internal));
-        let completions = complete_all(&batch(2), |_| vec![Ok(None), Ok(None), Ok(None)]);
+        let (completions, _) = complete_all(&batch(2), |_| vec![Ok(None), Ok(None), Ok(None)]);
         assert_eq!(flights(&completions), [0, 1]);
     }
 

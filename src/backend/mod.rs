@@ -143,6 +143,10 @@ impl Shared {
             }
             let blocked = blocked_until.map(|until| until.saturating_duration_since(Instant::now()));
             if let Some(wait) = blocked.filter(|wait| !wait.is_zero() && state.connected > 0) {
+                // The wake-up for a job may have come to this helper: it goes on to one that waits for jobs.
+                if !state.queue.is_empty() {
+                    self.work.notify_one();
+                }
                 state = self.all_lost.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
@@ -150,10 +154,6 @@ impl Shared {
                 break;
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-            // This helper may have become one that has to leave the jobs to others; then it must wake another.
-            if blocked.is_some() && state.connected > 0 {
-                self.work.notify_one();
-            }
         }
         let count = state.queue.len().min(MAX_BATCH);
         let batch = state.queue.drain(..count).collect();
@@ -163,6 +163,22 @@ impl Shared {
             self.work.notify_one();
         }
         Some(batch)
+    }
+
+    /// Notes the outcome of an attempt to connect. Says whether it is news.
+    fn note_attempt(&self, reachable: bool) -> bool {
+        let mut state = self.state();
+        state.connected += usize::from(reachable);
+        state.reachable.replace(reachable) != Some(reachable)
+    }
+
+    /// Notes that a helper has lost its connection.
+    fn note_lost(&self) {
+        let mut state = self.state();
+        state.connected -= 1;
+        if state.connected == 0 {
+            self.all_lost.notify_all();
+        }
     }
 
     fn deliver(&self, completions: Vec<Completion>) {
@@ -238,18 +254,33 @@ mod tests {
     }
 
     #[test]
+    fn more_jobs_than_a_batch_wake_more_than_one_helper() {
+        let pool = idle_pool(Arc::default());
+        let helpers = [(); 2].map(|()| {
+            let shared = Arc::clone(&pool.shared);
+            std::thread::spawn(move || shared.take_batch(None).map(|batch| batch.len()))
+        });
+        pool.submit(&mut (0..MAX_BATCH + 1).map(job).collect());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !helpers.iter().all(std::thread::JoinHandle::is_finished) {
+            assert!(Instant::now() < deadline, "a job waits and nobody was woken for it");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
     fn a_helper_that_may_not_connect_leaves_jobs_to_one_that_is_connected() {
         let pool = idle_pool(Arc::default());
         pool.submit(&mut vec![job(1)]);
-        pool.shared.state().connected = 1;
+        assert!(pool.shared.note_attempt(true) && !pool.shared.note_attempt(true));
         let blocked = Arc::clone(&pool.shared);
         let later = Instant::now() + Duration::from_secs(3600);
         let waiting = std::thread::spawn(move || blocked.take_batch(Some(later)).map(|batch| batch.len()));
         assert_eq!(pool.shared.take_batch(None).map(|batch| batch.len()), Some(1));
         pool.submit(&mut vec![job(2), job(3)]);
         // The connected one is lost too: somebody has to tell the clients.
-        pool.shared.state().connected = 0;
-        pool.shared.all_lost.notify_all();
+        pool.shared.note_lost();
+        pool.shared.note_lost();
         assert_eq!(waiting.join().expect("no panic"), Some(2));
         drop(pool);
     }

@@ -35,6 +35,10 @@ const NIL: u32 = u32::MAX;
 /// Most entries a cache can have. Ids are 32 bits wide and [`NIL`] is not one of them.
 pub const MAX_CAPACITY: usize = 2_000_000_000;
 
+/// Ids that a cache keeps room for when its last entry goes. With more it gives all of it back: an idle proxy whose
+/// million entries have expired holds none of their memory.
+const KEPT_IDS: usize = 1024;
+
 /// Everything about an entry but its key and value. 20 bytes.
 #[derive(Clone, Copy, Debug)]
 struct Node {
@@ -190,6 +194,12 @@ impl Cache {
         self.nodes[id as usize].position = NIL;
         self.nodes[id as usize].chain = self.free;
         self.free = id;
+        if self.is_empty() && self.nodes.len() > KEPT_IDS {
+            self.nodes = Pages::new();
+            self.records = Pages::new();
+            self.table = Table::new();
+            self.free = NIL;
+        }
     }
 
     /// Checks every link, heap slot, index and record against each other. For tests; walks everything.

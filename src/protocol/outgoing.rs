@@ -26,7 +26,7 @@ const WINDOW_BYTES: usize = 48 * 1024;
 pub struct Outgoing {
     /// Before the tail, in order.
     queue: VecDeque<Chunk>,
-    /// Whether the tail is the loop's buffer.
+    /// Lent by the loop during a turn; otherwise what the socket did not take, or what a completion has added.
     tail: Vec<u8>,
     /// Bytes of the tail that are sent.
     tail_sent: usize,

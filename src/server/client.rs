@@ -132,9 +132,10 @@ impl Client {
         }
     }
 
-    /// Everything is sent that will be.
+    /// Everything is sent that will be. With bytes unread, here or in the kernel, closing at once would make the client's
+    /// kernel throw away what it has not read yet (RFC 9112, section 9.6).
     fn end(&mut self) -> Next {
-        if !self.connection.leaves_unread() || self.end_read {
+        if self.end_read || !(self.readable || self.connection.leaves_unread()) {
             return Next::Close;
         }
         match self.stream.shutdown(Shutdown::Write) {
@@ -215,9 +216,7 @@ impl Client {
     fn consume_owned(&mut self, mut input: Vec<u8>, slot: usize, turn: &mut Turn<'_>) {
         let consumed = self.consume(&input, slot, turn);
         input.drain(..consumed);
-        if input.is_empty() {
-            input = Vec::new();
-        }
+        input.shrink_to_fit();
         self.connection.keep(input);
     }
 

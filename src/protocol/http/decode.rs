@@ -173,7 +173,8 @@ fn path_of(target: &str) -> Option<&str> {
             if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
                 return None;
             }
-            rest.find('/').map_or("/", |slash| &rest[slash..])
+            // The authority ends at any of these; without a path behind it the path is "/".
+            rest.find(['/', '?', '#']).map_or("/", |end| &rest[end..])
         }
     };
     path.split('?').next()
@@ -277,7 +278,7 @@ mod tests {
 
     #[test]
     fn what_does_not_parse_or_could_be_read_in_two_ways_is_refused() {
-        let cases: [(&str, Status); 24] = [
+        let cases: [(&str, Status); 26] = [
             ("GET /key/a HTTP/1.1\r\n", Status::BadRequest),
             ("GET /key/a HTTP/1.1\r\nHost: a\r\nHost: b\r\n", Status::BadRequest),
             ("GET /key/a HTTP/2.0\r\nHost: a\r\n", Status::VersionNotSupported),
@@ -306,6 +307,8 @@ mod tests {
             ("GET * HTTP/1.1\r\nHost: a\r\n", Status::BadRequest),
             ("GET / HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
             ("GET /key HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
+            ("GET http://host?x/key/a HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
+            ("GET http://host HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
             ("POST /nothing HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
             ("DELETE /key/a HTTP/1.1\r\nHost: a\r\n", Status::MethodNotAllowed),
         ];

@@ -6,7 +6,7 @@ mod encode;
 pub mod json;
 
 pub use body::{Body, Endless};
-pub use decode::{Command, Head, MAX_HEAD_BYTES, MAX_HEADERS, decode};
+pub use decode::{Command, Head, decode};
 pub use encode::{Date, encode_refusal, encode_reply};
 
 /// Which of its two representations of a value a client asked for.
