@@ -261,11 +261,17 @@ mod tests {
             std::thread::spawn(move || shared.take_batch(None).map(|batch| batch.len()))
         });
         pool.submit(&mut (0..MAX_BATCH + 1).map(job).collect());
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !helpers.iter().all(std::thread::JoinHandle::is_finished) {
-            assert!(Instant::now() < deadline, "a job waits and nobody was woken for it");
+        helpers.map(|helper| finished(helper, "a job waits and nobody was woken for it"));
+    }
+
+    /// What a thread returns, if it does in time.
+    fn finished<T>(thread: std::thread::JoinHandle<T>, otherwise: &str) -> T {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !thread.is_finished() {
+            assert!(Instant::now() < deadline, "{otherwise}");
             std::thread::yield_now();
         }
+        thread.join().expect("no panic")
     }
 
     #[test]
@@ -281,7 +287,7 @@ mod tests {
         // The connected one is lost too: somebody has to tell the clients.
         pool.shared.note_lost();
         pool.shared.note_lost();
-        assert_eq!(waiting.join().expect("no panic"), Some(2));
+        assert_eq!(finished(waiting, "clients wait and nobody tells them"), Some(2));
         drop(pool);
     }
 }
