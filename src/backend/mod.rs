@@ -260,8 +260,16 @@ mod tests {
             let shared = Arc::clone(&pool.shared);
             std::thread::spawn(move || shared.take_batch(None).map(|batch| batch.len()))
         });
+        let_them_wait();
         pool.submit(&mut (0..MAX_BATCH + 1).map(job).collect());
-        helpers.map(|helper| finished(helper, "a job waits and nobody was woken for it"));
+        for helper in helpers {
+            assert!(finished(helper, "a job waits and nobody was woken for it").is_some());
+        }
+    }
+
+    /// Gives threads the time to begin waiting. One that has not begun makes the test prove less, not fail.
+    fn let_them_wait() {
+        std::thread::sleep(Duration::from_millis(100));
     }
 
     /// What a thread returns, if it does in time.
@@ -284,6 +292,7 @@ mod tests {
         let waiting = std::thread::spawn(move || blocked.take_batch(Some(later)).map(|batch| batch.len()));
         assert_eq!(pool.shared.take_batch(None).map(|batch| batch.len()), Some(1));
         pool.submit(&mut vec![job(2), job(3)]);
+        let_them_wait();
         // The connected one is lost too: somebody has to tell the clients.
         pool.shared.note_lost();
         pool.shared.note_lost();
