@@ -108,10 +108,13 @@ fn main() {
         let expired = cache.len();
         let start = Instant::now();
         let mut longest = Duration::ZERO;
-        while !cache.is_empty() {
+        loop {
             let before = Instant::now();
-            cache.sweep(Millis::MAX, SWEEP);
+            let more = cache.sweep(Millis::MAX, SWEEP);
             longest = longest.max(before.elapsed());
+            if !more {
+                break;
+            }
         }
         let expiry = start.elapsed().as_nanos() as f64 / expired as f64;
         println!(

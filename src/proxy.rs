@@ -93,8 +93,8 @@ impl Proxy {
             answer_all(&passengers, Outcome::Failed(&Failure::Timeout), None, &mut answer);
             flights += 1;
         }
-        let swept = self.cache.sweep(now, budget);
-        flights == budget || swept == budget
+        let more_expired = self.cache.sweep(now, budget);
+        flights == budget || more_expired
     }
 
     /// When [`Proxy::tick`] is due next.

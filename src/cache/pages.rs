@@ -49,6 +49,13 @@ impl<T> Pages<T> {
         self.pages[page].pop()
     }
 
+    /// Drops the last page with all that is in it.
+    pub(super) fn drop_page(&mut self) {
+        if let Some(page) = self.pages.pop() {
+            self.len -= page.len();
+        }
+    }
+
     /// All elements in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.pages.iter().flatten()
@@ -93,5 +100,10 @@ mod tests {
         assert_eq!(pages.pages.len(), 1, "emptied pages are kept");
         pages.push(7);
         assert_eq!((pages[0], pages.len()), (7, 1));
+        (1..PAGE + 3).for_each(|number| pages.push(number));
+        for left in [PAGE, 0, 0] {
+            pages.drop_page();
+            assert_eq!(pages.len(), left);
+        }
     }
 }

@@ -35,6 +35,11 @@ impl Table {
         Table { heads, len: 0 }
     }
 
+    /// What is left of it when it is not needed any more.
+    pub(super) fn into_heads(self) -> Pages<u32> {
+        self.heads
+    }
+
     /// Bucket of `hash`.
     fn bucket(&self, hash: u32) -> usize {
         let mask = self.heads.len().next_power_of_two() - 1;
