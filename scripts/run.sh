@@ -35,7 +35,7 @@ if [ -z "${REDIS_HOST:-}" ]; then
             sleep 0.1
         done
         # Whoever answers must be the one that was started: sample keys are no gift for another's Redis.
-        if redis-cli -p "$port" info server | grep -q "^process_id:$redis[^0-9]*\$"; then break; fi
+        if redis-cli -p "$port" info server | grep "^process_id:$redis[^0-9]*\$" >/dev/null; then break; fi
         kill "$redis" 2>/dev/null || true
         redis=
     done
