@@ -9,7 +9,7 @@ test:
 
 # In containers: Redis, the proxy, and the tests against both.
 up:
-	docker compose up --build
+	if docker compose version >/dev/null 2>&1; then docker compose up --build; else docker-compose up --build; fi
 
 bench:
 	cargo bench --locked
