@@ -5,9 +5,7 @@
 
 use crate::cache::Cache;
 use crate::inflight::{Boarding, Inflight, Passenger};
-use crate::request::{
-    Completion, Failure, Job, Millis, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Source, Value, Waiter,
-};
+use crate::request::{Completion, Failure, Job, Millis, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Source, Waiter};
 use std::sync::Arc;
 
 /// A fetched value up to this long is copied for everyone who waits for it. A longer one is shared: a client may have
@@ -60,27 +58,18 @@ impl Proxy {
             return;
         };
         match completion.result {
-            Ok(Some(value)) if value.bytes.len() > COPIED_BYTES => {
+            Ok(Some(value)) => {
                 let value = Arc::new(value);
-                if value.bytes.len() > SHARED_VALUE_BYTES {
-                    self.store(&key, Payload::Shared(&value), now);
-                } else {
-                    self.store(&key, Payload::Inline { bytes: &value.bytes, form: value.form }, now);
-                }
-                answer_all(&passengers, Outcome::Value(Payload::Shared(&value)), Some(self.ttl), &mut answer);
-            }
-            Ok(Some(Value { bytes, form, .. })) => {
-                let payload = Payload::Inline { bytes: &bytes, form };
-                self.store(&key, payload, now);
-                answer_all(&passengers, Outcome::Value(payload), Some(self.ttl), &mut answer);
+                let shared_above = |limit| match value.bytes.len() {
+                    length if length > limit => Payload::Shared(&value),
+                    _ => Payload::Inline { bytes: &value.bytes, form: value.form },
+                };
+                self.cache.insert(&key, shared_above(SHARED_VALUE_BYTES), now + self.ttl);
+                answer_all(&passengers, Outcome::Value(shared_above(COPIED_BYTES)), Some(self.ttl), &mut answer);
             }
             Ok(None) => answer_all(&passengers, Outcome::Missing, None, &mut answer),
             Err(failure) => answer_all(&passengers, Outcome::Failed(&failure), None, &mut answer),
         }
-    }
-
-    fn store(&mut self, key: &[u8], payload: Payload<'_>, now: Millis) {
-        self.cache.insert(key, payload, now + self.ttl);
     }
 
     /// Does what is due: answers those who have waited too long, removes expired entries, up to `budget` of each. Says
@@ -118,6 +107,7 @@ fn answer_all(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::Value;
 
     fn waiter(slot: usize) -> Waiter {
         Waiter { slot, generation: slot as u64, sequence: 0 }

@@ -8,7 +8,6 @@ mod common;
 use common::{Http, Proxy, Redis, Response, until};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -149,7 +148,7 @@ fn authentication_and_database_are_used_and_their_errors_told() {
 
 #[test]
 fn a_name_that_leads_nowhere_is_told_with_what_to_set() {
-    let proxy = start_before(6379, &[("REDIS_HOST", "no-such-name.invalid")]);
+    let proxy = Proxy::start_before(6379, &[("REDIS_HOST", "no-such-name.invalid")]);
     let response = proxy.get("/key/a");
     assert!([503, 504].contains(&response.status), "{response:?}");
     until("the log tells", || proxy.log().contains("REDIS_HOST=127.0.0.1").then_some(()));
@@ -168,7 +167,7 @@ fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
         // What the proxy still sends is read, so that nothing is reset before it has read the script.
         let _ = std::io::copy(stream, &mut std::io::sink());
     });
-    let proxy = start_before(port, &[("REDIS_CONNECTIONS", "1")]);
+    let proxy = Proxy::start_before(port, &[("REDIS_CONNECTIONS", "1")]);
     let statuses: Vec<u16> = (0..4).map(|number| proxy.get(&format!("/raw/{number}")).status).collect();
     assert_eq!(statuses[..2], [502, 502]);
     assert!(statuses[2..].iter().all(|&status| status == 503), "{statuses:?}");
@@ -190,15 +189,11 @@ fn fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (u16, A
     (port, count)
 }
 
-fn start_before(port: u16, variables: &[(&str, &str)]) -> Proxy {
-    Proxy::start_with(Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy")), port, variables)
-}
-
 /// A Redis that refuses is not tried again for every request.
 #[test]
 fn reconnecting_backs_off() {
     let (port, attempts) = fake_redis(|_| ());
-    let proxy = start_before(port, &[]);
+    let proxy = Proxy::start_before(port, &[]);
     let mut client = proxy.connect();
     for number in 0..300 {
         assert_eq!(client.get(&format!("/raw/{number}")).status, 503);
@@ -226,7 +221,7 @@ fn a_round_trip_is_bounded_as_a_whole() {
             std::thread::sleep(Duration::from_millis(200));
         }
     });
-    let proxy = start_before(port, &[("REDIS_TIMEOUT", "600"), ("REDIS_CONNECTIONS", "1")]);
+    let proxy = Proxy::start_before(port, &[("REDIS_TIMEOUT", "600"), ("REDIS_CONNECTIONS", "1")]);
     let mut client = proxy.connect();
     client.send((0..100).map(|number| format!("GET /raw/{number} HTTP/1.1\r\nHost: x\r\n\r\n")).collect::<String>());
     let statuses: Vec<u16> = (0..100).map(|_| client.response().status).collect();

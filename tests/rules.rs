@@ -180,8 +180,7 @@ fn clients_that_do_nothing_or_never_read_cost_little() {
     });
     println!("700 idle clients: {kib} KiB");
     let before = proxy.memory("VmRSS");
-    let greedy = proxy.connect();
-    let mut stream = greedy_stream(greedy);
+    let mut stream = proxy.connect().stream().get_ref().try_clone().expect("a stream can be cloned");
     // Sends requests until nobody takes them any more: the proxy has stopped reading.
     let request = b"GET /raw/a HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
     stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out can be set");
@@ -197,10 +196,6 @@ fn clients_that_do_nothing_or_never_read_cost_little() {
     let mut head = [0; 15];
     stream.read_exact(&mut head).expect("the answers are there");
     assert_eq!(&head, b"HTTP/1.1 200 OK");
-}
-
-fn greedy_stream(mut client: Http) -> std::net::TcpStream {
-    client.stream().get_ref().try_clone().expect("a stream can be cloned")
 }
 
 /// A long value is held once, whoever reads it at whatever pace and in whatever form.

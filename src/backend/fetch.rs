@@ -67,13 +67,12 @@ impl Helper {
         }
     }
 
-    /// Reads all keys of a batch but those that nobody waits for any more.
+    /// Reads all keys of a batch but those that have waited for a helper as long as their first client waits.
     fn fetch(&mut self, batch: &[Queued]) -> Vec<Fetched> {
         let now = Instant::now();
         let asked: Vec<&Queued> = batch.iter().filter(|queued| queued.expires > now).collect();
         let mut fetched = self.read_or_retry(&asked).into_iter();
-        let late = |queued: &Queued| queued.expires <= now;
-        let next = |queued| if late(queued) { Some(Err(Failure::Timeout)) } else { fetched.next() };
+        let next = |queued: &Queued| if queued.expires > now { fetched.next() } else { Some(Err(Failure::Timeout)) };
         batch.iter().map_while(next).collect()
     }
 

@@ -48,7 +48,7 @@ pub struct Pool {
     timeout: Duration,
 }
 
-/// A job, and when nobody waits for it any more.
+/// A job, and when the client that it was begun for waits no longer.
 struct Queued {
     job: Job,
     expires: Instant,
@@ -78,14 +78,7 @@ struct State {
 impl Pool {
     /// Starts the helpers. `wake` is called when completions are there after there were none; it must not block.
     pub fn start(settings: &Settings, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Pool> {
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            work: Condvar::new(),
-            all_lost: Condvar::new(),
-            completions: Mutex::default(),
-            wake: Box::new(wake),
-        });
-        let pool = Pool { shared, timeout: settings.timeout };
+        let pool = Pool { shared: Arc::new(Shared::new(wake)), timeout: settings.timeout };
         for number in 0..settings.connections {
             let mut helper = Helper::new(settings, Arc::clone(&pool.shared));
             std::thread::Builder::new().name(format!("redis-{number}")).spawn(move || {
@@ -127,6 +120,16 @@ impl Drop for Pool {
 }
 
 impl Shared {
+    fn new(wake: impl Fn() + Send + Sync + 'static) -> Shared {
+        Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            all_lost: Condvar::new(),
+            completions: Mutex::default(),
+            wake: Box::new(wake),
+        }
+    }
+
     /// The state. A panic of another thread leaves it usable: it is changed by single moves only.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -200,17 +203,10 @@ mod tests {
 
     /// A pool whose helpers were never started: jobs stay in its queue.
     fn idle_pool(wakes: Arc<AtomicUsize>) -> Pool {
-        let wake = Box::new(move || {
+        let wake = move || {
             wakes.fetch_add(1, Ordering::Relaxed);
-        });
-        let shared = Shared {
-            state: Mutex::default(),
-            work: Condvar::new(),
-            all_lost: Condvar::new(),
-            completions: Mutex::default(),
-            wake,
         };
-        Pool { shared: Arc::new(shared), timeout: Duration::from_secs(1) }
+        Pool { shared: Arc::new(Shared::new(wake)), timeout: Duration::from_secs(1) }
     }
 
     fn job(flight: usize) -> Job {

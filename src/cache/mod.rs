@@ -128,7 +128,7 @@ impl Cache {
     /// Looks `key` up and marks it as just used. An entry whose deadline has come is removed and not returned, whether
     /// or not the sweep has reached it. O(1) for a hit; O(log n) when it removes.
     pub fn get(&mut self, key: &[u8], now: Millis) -> Option<Hit<'_>> {
-        let id = self.find(key)?;
+        let id = self.find(self.hash(key), key)?;
         let deadline = self.deadlines.deadline_at(self.nodes[id as usize].position);
         if deadline <= now {
             self.release(id);
@@ -141,13 +141,16 @@ impl Cache {
     /// Stores `value` until `deadline`, replacing what `key` had and evicting the least recently used entry of a full
     /// cache. A value that must be stored has its deadline in the future; one that has passed is never served.
     pub fn insert(&mut self, key: &[u8], value: Payload<'_>, deadline: Millis) {
-        self.remove(key);
+        let hash = self.hash(key);
+        if let Some(replaced) = self.find(hash, key) {
+            self.release(replaced);
+        }
         if self.len() >= self.capacity
             && let Some(victim) = self.recency.oldest()
         {
             self.release(victim);
         }
-        let id = self.claim(self.hash(key), Record::new(key, value));
+        let id = self.claim(hash, Record::new(key, value));
         self.table.insert(&mut self.nodes, id);
         self.recency.push_newest(&mut self.nodes, id);
         let nodes = &mut self.nodes;
@@ -156,7 +159,7 @@ impl Cache {
 
     /// Forgets `key`. Says whether it was there.
     pub fn remove(&mut self, key: &[u8]) -> bool {
-        let found = self.find(key);
+        let found = self.find(self.hash(key), key);
         if let Some(id) = found {
             self.release(id);
         }
@@ -184,8 +187,9 @@ impl Cache {
         (self.hasher.hash_one(key) >> 32) as u32
     }
 
-    fn find(&self, key: &[u8]) -> Option<u32> {
-        self.table.find(&self.nodes, self.hash(key), |id| self.records[id as usize].key() == key)
+    /// The entry of `key`, whose hash is `hash`.
+    fn find(&self, hash: u32, key: &[u8]) -> Option<u32> {
+        self.table.find(&self.nodes, hash, |id| self.records[id as usize].key() == key)
     }
 
     /// An id for a new entry: a free one, or one more.
@@ -259,7 +263,7 @@ impl Cache {
             if self.hash(self.records[id].key()) != node.hash {
                 return Err(format!("entry {id} has another hash than its key"));
             }
-            if self.find(self.records[id].key()) != Some(id as u32) {
+            if self.find(node.hash, self.records[id].key()) != Some(id as u32) {
                 return Err(format!("entry {id} is not found by its key"));
             }
         }

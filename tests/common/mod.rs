@@ -138,7 +138,12 @@ pub struct Proxy {
 impl Proxy {
     /// Starts it in front of `redis`, with further variables.
     pub fn start(redis: &Redis, variables: &[(&str, &str)]) -> Proxy {
-        Proxy::start_with(Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy")), redis.port, variables)
+        Proxy::start_before(redis.port, variables)
+    }
+
+    /// Starts it in front of whatever is at a port.
+    pub fn start_before(redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
+        Proxy::start_with(Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy")), redis_port, variables)
     }
 
     /// Starts it by a command that runs the binary, in front of whatever is at `redis_port`.

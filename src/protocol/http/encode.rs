@@ -27,6 +27,7 @@ struct Body<'a> {
     payload: Payload<'a>,
     encoding: Encoding,
     after: &'static str,
+    end: &'static str,
 }
 
 impl<'a> Body<'a> {
@@ -35,22 +36,19 @@ impl<'a> Body<'a> {
             Payload::Inline { form, .. } => form,
             Payload::Shared(value) => value.form,
         };
-        let (before, encoding, after) = match (view, form, from_cache) {
-            (View::Raw, ..) => ("", Encoding::Raw, ""),
-            (_, Form::Integer, true) => ("{\"value\":", Encoding::Raw, ",\"fromCache\":true}"),
-            (_, Form::Integer, false) => ("{\"value\":", Encoding::Raw, ",\"fromCache\":false}"),
-            (_, Form::Plain, true) => ("{\"value\":\"", Encoding::Raw, "\",\"fromCache\":true}"),
-            (_, Form::Plain, false) => ("{\"value\":\"", Encoding::Raw, "\",\"fromCache\":false}"),
-            (_, Form::Escaped, true) => ("{\"value\":\"", Encoding::Escaped, "\",\"fromCache\":true}"),
-            (_, Form::Escaped, false) => ("{\"value\":\"", Encoding::Escaped, "\",\"fromCache\":false}"),
-            (_, Form::Binary, true) => {
-                ("{\"value\":\"", Encoding::Base64, "\",\"encoding\":\"base64\",\"fromCache\":true}")
-            }
-            (_, Form::Binary, false) => {
-                ("{\"value\":\"", Encoding::Base64, "\",\"encoding\":\"base64\",\"fromCache\":false}")
-            }
+        let (before, encoding, after) = match (view, form) {
+            (View::Raw, _) => ("", Encoding::Raw, ""),
+            (View::Json, Form::Integer) => ("{\"value\":", Encoding::Raw, ""),
+            (View::Json, Form::Plain) => ("{\"value\":\"", Encoding::Raw, "\""),
+            (View::Json, Form::Escaped) => ("{\"value\":\"", Encoding::Escaped, "\""),
+            (View::Json, Form::Binary) => ("{\"value\":\"", Encoding::Base64, "\",\"encoding\":\"base64\""),
         };
-        Body { before, payload, encoding, after }
+        let end = match (view, from_cache) {
+            (View::Raw, _) => "",
+            (View::Json, true) => ",\"fromCache\":true}",
+            (View::Json, false) => ",\"fromCache\":false}",
+        };
+        Body { before, payload, encoding, after, end }
     }
 
     fn len(&self) -> usize {
@@ -60,7 +58,7 @@ impl<'a> Body<'a> {
             (Payload::Shared(value), encoding) => json::rendered_len(&value.bytes, encoding),
             (Payload::Inline { bytes, .. }, encoding) => json::rendered_len(bytes, encoding),
         };
-        self.before.len() + rendered + self.after.len()
+        self.before.len() + rendered + self.after.len() + self.end.len()
     }
 
     fn write(&self, out: &mut Outgoing) {
@@ -70,6 +68,7 @@ impl<'a> Body<'a> {
             Payload::Shared(value) => out.push_value(value, self.encoding),
         }
         out.tail().extend_from_slice(self.after.as_bytes());
+        out.tail().extend_from_slice(self.end.as_bytes());
     }
 }
 
