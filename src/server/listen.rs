@@ -14,6 +14,9 @@ const BACKLOG: i32 = 4096;
 /// ends meanwhile.
 const REST: Millis = 100;
 
+/// How long the log is silent after it has told of such a failure: clients that come and go at the limit would fill it.
+const SILENCE: Millis = 10_000;
+
 /// Binds a listening socket. With `share_port` other loops may bind the same address; the kernel spreads connections.
 pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -31,9 +34,6 @@ pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpLi
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
-
-/// How long the log is silent about it: clients that come and go at the limit would fill it.
-const SILENCE: Millis = 10_000;
 
 /// What came of trying to accept.
 pub(super) enum Accepted {
