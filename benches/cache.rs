@@ -3,7 +3,7 @@
 
 #![allow(clippy::expect_used, reason = "a benchmark may stop at what it did not expect")]
 
-use segment_redis_proxy::cache::Cache;
+use segment_redis_proxy::cache::{Cache, Limits};
 use segment_redis_proxy::request::{Form, Millis, Payload};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ fn key(number: usize) -> [u8; 16] {
 }
 
 fn insert(cache: &mut Cache, number: usize, deadline: Millis) {
-    cache.insert(&key(number), Payload::Inline { bytes: &VALUE, form: Form::Plain }, deadline);
+    cache.insert(&key(number), Payload::Inline { bytes: &VALUE, form: Form::Plain }, deadline, Millis::MAX);
 }
 
 /// Full-period pseudo-random walk: the processor cannot guess the next entry.
@@ -37,7 +37,7 @@ fn scramble(state: &mut u64, below: usize) -> usize {
 }
 
 fn full_cache(size: usize) -> Cache {
-    let mut cache = Cache::new(size);
+    let mut cache = Cache::new(Limits { entries: size, bytes: usize::MAX, stale: 0 });
     for number in 0..size {
         insert(&mut cache, number, 1_000_000 + number as Millis / 1000);
     }
@@ -94,7 +94,7 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|---|");
     for size in SIZES {
-        let mut cache = Cache::new(size);
+        let mut cache = Cache::new(Limits { entries: size, bytes: usize::MAX, stale: 0 });
         let (growing, longest_growth) =
             measure(size, |number| insert(&mut cache, number, 1_000_000 + number as Millis / 1000));
         let mut random = 1;

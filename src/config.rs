@@ -17,7 +17,7 @@ pub struct Variable {
 
 /// All variables, in the order of `--help` and README.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 12] = [
+pub const VARIABLES: [Variable; 16] = [
     Variable { name: "REDIS_HOST", default: "redis", allowed: "a host name or an address", meaning: "the Redis behind the cache" },
     Variable { name: "REDIS_PORT", default: "6379", allowed: "1 to 65535", meaning: "its port" },
     Variable { name: "REDIS_USERNAME", default: "", allowed: "a name, together with REDIS_PASSWORD", meaning: "ACL user to authenticate as" },
@@ -25,12 +25,22 @@ pub const VARIABLES: [Variable; 12] = [
     Variable { name: "REDIS_DB", default: "0", allowed: "0 to 2147483647", meaning: "database number" },
     Variable { name: "REDIS_CONNECTIONS", default: "4", allowed: "1 to 64", meaning: "helper threads of each worker, one connection each" },
     Variable { name: "REDIS_TIMEOUT", default: "1000", allowed: "1 to 600000", meaning: "milliseconds for connecting, the handshake and each round trip" },
+    Variable { name: "REDIS_TRACKING", default: "off", allowed: "on or off", meaning: "have Redis tell of changes, so that they reach the cache at once" },
     Variable { name: "CACHE_TTL", default: "15", allowed: "0.001 to 315360000, decimals too", meaning: "seconds an entry may stay, counted from insertion" },
     Variable { name: "CACHE_SIZE", default: "3", allowed: "1 to 2000000000", meaning: "capacity in keys, of each worker" },
+    Variable { name: "CACHE_BYTES", default: "0", allowed: "0 to 1000000000000000", meaning: "most bytes of keys and values, of each worker; 0 for no bound" },
+    Variable { name: "MAX_VALUE_BYTES", default: "8388608", allowed: "1 to 536870912", meaning: "longest value that is read from Redis" },
+    Variable { name: "STALE_IF_ERROR", default: "0", allowed: "0 to 315360000, decimals too", meaning: "seconds an expired entry may still be served while Redis is away" },
     Variable { name: "PROXY_HOST", default: "segment", allowed: "a host name or an address", meaning: "where to listen" },
     Variable { name: "PROXY_PORT", default: "8080", allowed: "0 to 65535", meaning: "port to listen on; 0 takes a free one, the log tells which" },
     Variable { name: "WORKERS", default: "1", allowed: "1 to 256", meaning: "event loops, each with its own cache and Redis connections" },
 ];
+
+/// Ten years: the cache keeps deadlines up to 34 years after the start.
+const LONGEST_TIME: Duration = Duration::from_secs(315_360_000);
+
+/// The longest string that Redis holds unless it is told otherwise (`proto-max-bulk-len`).
+const LONGEST_VALUE: u64 = 512 * 1024 * 1024;
 
 /// The configuration, checked.
 #[derive(Clone, PartialEq, Eq)]
@@ -43,8 +53,12 @@ pub struct Config {
     pub redis_db: i64,
     pub redis_connections: usize,
     pub redis_timeout: Duration,
+    pub redis_tracking: bool,
     pub cache_ttl: Duration,
     pub cache_size: usize,
+    pub cache_bytes: Option<usize>,
+    pub max_value_bytes: usize,
+    pub stale_if_error: Duration,
     pub proxy_host: String,
     pub proxy_port: u16,
     pub workers: usize,
@@ -100,6 +114,20 @@ impl Config {
             let fits = !value.is_empty() && !value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/');
             if fits { Ok(value) } else { Err(ConfigError::new(name, &value, variable.allowed)) }
         };
+        let seconds = |name, least| -> Result<Duration, ConfigError> {
+            let (value, variable) = text(name)?;
+            parse_seconds(&value)
+                .filter(|time| (least..=LONGEST_TIME).contains(time))
+                .ok_or_else(|| ConfigError::new(name, &value, variable.allowed))
+        };
+        let switch = |name| -> Result<bool, ConfigError> {
+            let (value, variable) = text(name)?;
+            match value.as_str() {
+                "on" => Ok(true),
+                "off" => Ok(false),
+                _ => Err(ConfigError::new(name, &value, variable.allowed)),
+            }
+        };
         let optional = |name| text(name).map(|(value, _)| Some(value).filter(|value| !value.is_empty()));
 
         let config = Config {
@@ -110,13 +138,12 @@ impl Config {
             redis_db: whole("REDIS_DB", 0, 2_147_483_647)? as i64,
             redis_connections: whole("REDIS_CONNECTIONS", 1, 64)? as usize,
             redis_timeout: Duration::from_millis(whole("REDIS_TIMEOUT", 1, 600_000)?),
-            cache_ttl: {
-                let (value, variable) = text("CACHE_TTL")?;
-                parse_seconds(&value)
-                    .filter(|ttl| (Duration::from_millis(1)..=Duration::from_secs(315_360_000)).contains(ttl))
-                    .ok_or_else(|| ConfigError::new("CACHE_TTL", &value, variable.allowed))?
-            },
+            redis_tracking: switch("REDIS_TRACKING")?,
+            cache_ttl: seconds("CACHE_TTL", Duration::from_millis(1))?,
             cache_size: whole("CACHE_SIZE", 1, crate::cache::MAX_CAPACITY as u64)? as usize,
+            cache_bytes: Some(whole("CACHE_BYTES", 0, 1_000_000_000_000_000)? as usize).filter(|&bytes| bytes > 0),
+            max_value_bytes: whole("MAX_VALUE_BYTES", 1, LONGEST_VALUE)? as usize,
+            stale_if_error: seconds("STALE_IF_ERROR", Duration::ZERO)?,
             proxy_host: host("PROXY_HOST")?,
             proxy_port: whole("PROXY_PORT", 0, 65_535)? as u16,
             workers: whole("WORKERS", 1, 256)? as usize,
@@ -179,6 +206,8 @@ mod tests {
         assert_eq!((config.proxy_host.as_str(), config.proxy_port), ("segment", 8080));
         assert_eq!((config.cache_ttl, config.cache_size, config.workers), (Duration::from_secs(15), 3, 1));
         assert_eq!((config.redis_connections, config.redis_timeout), (4, Duration::from_secs(1)));
+        assert_eq!((config.cache_bytes, config.max_value_bytes), (None, 8 * 1024 * 1024));
+        assert_eq!((config.redis_tracking, config.stale_if_error), (false, Duration::ZERO));
         assert_eq!((config.redis_username, config.redis_password, config.redis_db), (None, None, 0));
     }
 
@@ -207,6 +236,15 @@ mod tests {
             ("CACHE_SIZE", "+3"),
             ("CACHE_SIZE", "3\n"),
             ("CACHE_SIZE", "2000000001"),
+            ("CACHE_BYTES", "1k"),
+            ("CACHE_BYTES", "1000000000000001"),
+            ("MAX_VALUE_BYTES", "0"),
+            ("MAX_VALUE_BYTES", "536870913"),
+            ("REDIS_TRACKING", ""),
+            ("REDIS_TRACKING", "ON"),
+            ("REDIS_TRACKING", "yes"),
+            ("STALE_IF_ERROR", "-1"),
+            ("STALE_IF_ERROR", "315360000.001"),
             ("PROXY_HOST", ""),
             ("PROXY_PORT", "65536"),
             ("WORKERS", "0"),
@@ -224,6 +262,10 @@ mod tests {
             let config = read(&[("CACHE_TTL", text)]).expect("allowed");
             assert_eq!(config.cache_ttl, Duration::from_millis(milliseconds), "{text}");
         }
+        let config =
+            read(&[("STALE_IF_ERROR", "0.25"), ("CACHE_BYTES", "1"), ("REDIS_TRACKING", "on")]).expect("allowed");
+        assert_eq!((config.stale_if_error, config.cache_bytes), (Duration::from_millis(250), Some(1)));
+        assert!(config.redis_tracking);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 use crate::protocol::http::{self, Body, Command, Date, Head, Refusal, Shape, View};
 use crate::protocol::{Decoded, Outgoing};
-use crate::request::Reply;
+use crate::request::{Reply, Waiter};
 use std::collections::VecDeque;
 
 /// Most replies of a connection that are not complete. Enough to keep a pipelining client's fetches together in one
@@ -197,10 +197,13 @@ impl Connection {
         Slot::Ready(outgoing)
     }
 
-    /// Replies to an earlier request. Nothing happens if it was replied to before.
-    pub fn reply_later(&mut self, sequence: u64, reply: &Reply<'_>, date: &Date) {
-        let Some(place) = sequence.checked_sub(self.first) else { return };
-        let Some(&Slot::Waiting(shape)) = self.slots.get(place as usize) else { return };
+    /// Replies to an earlier request, if it is one of this connection and was not replied to before. Says whether it was.
+    pub fn reply_later(&mut self, waiter: Waiter, reply: &Reply<'_>, date: &Date) -> bool {
+        if waiter.generation != self.generation {
+            return false;
+        }
+        let Some(place) = waiter.sequence.checked_sub(self.first) else { return false };
+        let Some(&Slot::Waiting(shape)) = self.slots.get(place as usize) else { return false };
         if place == 0 {
             http::encode_reply(reply, shape, date, &mut self.outgoing);
             self.slots.pop_front();
@@ -210,6 +213,7 @@ impl Connection {
             let ready = self.hold(|out| http::encode_reply(reply, shape, date, out));
             self.slots[place as usize] = ready;
         }
+        true
     }
 
     /// Sends off all replies that have none missing before them.
@@ -294,7 +298,10 @@ mod tests {
         }
 
         fn complete(&mut self, sequence: u64, bytes: &str) {
-            self.connection.reply_later(sequence, &value(bytes.as_bytes()), &self.date);
+            let waiter = Waiter { slot: 0, generation: 1, sequence };
+            let stranger = Waiter { generation: 2, ..waiter };
+            assert!(!self.connection.reply_later(stranger, &value(b"for another"), &self.date));
+            self.connection.reply_later(waiter, &value(bytes.as_bytes()), &self.date);
         }
 
         /// Bodies of the responses that can be sent.

@@ -9,8 +9,8 @@
 //!
 //! The rooms, from the inside out: [`request`] has the words all others share. [`cache`] and [`inflight`] keep state,
 //! [`proxy`] decides. [`protocol`] turns bytes into requests and replies into bytes, [`connection`] does so for one
-//! client. [`backend`] alone knows Redis, [`server`] alone knows sockets and the clock. Which room may import which
-//! is tested (`tests/layering.rs`); ARCHITECTURE.md says why.
+//! client, [`serve`] brings the two together. [`backend`] alone knows Redis, [`server`] alone knows sockets and the clock.
+//! Which room may import which is tested (`tests/layering.rs`); ARCHITECTURE.md says why.
 
 pub mod backend;
 pub mod cache;
@@ -20,4 +20,5 @@ pub mod inflight;
 pub mod protocol;
 pub mod proxy;
 pub mod request;
+pub mod serve;
 pub mod server;

@@ -3,9 +3,10 @@
 //! No sockets, threads or clock: who waits is a [`Waiter`], the time comes in, jobs go out. What holds here can be
 //! tested step by step.
 
-use crate::cache::Cache;
-use crate::inflight::{Boarding, Inflight, Passenger};
-use crate::request::{Completion, Failure, Job, Millis, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Source, Waiter};
+use crate::cache::{Cache, Limits};
+use crate::inflight::{Boarding, Inflight, Landed, Passenger};
+use crate::request::{Change, Completion, Failure, Fetched, Job, Millis, Outcome, Payload, Reply};
+use crate::request::{SHARED_VALUE_BYTES, Source, Value, Waiter};
 use std::sync::Arc;
 
 /// A fetched value up to this long is copied for everyone who waits for it. A longer one is shared: a client may have
@@ -33,9 +34,14 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// `capacity` entries, each for `ttl`; a client waits for Redis no longer than `patience`.
-    pub fn new(capacity: usize, ttl: Millis, patience: Millis) -> Proxy {
-        Proxy { cache: Cache::new(capacity), inflight: Inflight::new(), ttl, patience }
+    /// A cache within `limits`, each entry fresh for `ttl`; a client waits for Redis no longer than `patience`.
+    pub fn new(limits: Limits, ttl: Millis, patience: Millis) -> Proxy {
+        Proxy { cache: Cache::new(limits), inflight: Inflight::new(), ttl, patience }
+    }
+
+    /// The cache, for its figures.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// Decides on a request for `key`. `waiter` says whom to answer if the reply has to wait.
@@ -44,7 +50,7 @@ impl Proxy {
             let source = Source::Cache { remaining: hit.remaining };
             return Decision::Reply(Reply { outcome: Outcome::Value(hit.payload), source });
         }
-        match self.inflight.board(key, waiter, now + self.patience) {
+        match self.inflight.board(key, waiter, now, now + self.patience) {
             Boarding::Joined => Decision::Wait,
             Boarding::Began(flight, key) => Decision::Fetch(Job { flight, key }),
         }
@@ -53,22 +59,91 @@ impl Proxy {
     /// Takes what became of a job: stores a value, and answers all who wait for it. Whether they are still there is
     /// the business of `answer`; the value is stored all the same.
     pub fn complete(&mut self, completion: Completion, now: Millis, mut answer: impl FnMut(Waiter, &Reply<'_>)) {
-        let Some((key, passengers)) = self.inflight.land(completion.flight) else {
+        let Some(landed) = self.inflight.land(completion.flight) else {
             log::error!("a fetch came back twice; please report this");
             return;
         };
+        let passengers = &landed.passengers;
         match completion.result {
-            Ok(Some(value)) => {
+            Ok(Some(Fetched { value, remaining })) => {
                 let value = Arc::new(value);
-                let shared_above = |limit| match value.bytes.len() {
-                    length if length > limit => Payload::Shared(&value),
-                    _ => Payload::Inline { bytes: &value.bytes, form: value.form },
-                };
-                self.cache.insert(&key, shared_above(SHARED_VALUE_BYTES), now + self.ttl);
-                answer_all(&passengers, Outcome::Value(shared_above(COPIED_BYTES)), Some(self.ttl), &mut answer);
+                let stored = self.store(&landed, &value, remaining, now);
+                answer_all(passengers, Outcome::Value(shared_above(COPIED_BYTES, &value)), stored, &mut answer);
             }
-            Ok(None) => answer_all(&passengers, Outcome::Missing, None, &mut answer),
-            Err(failure) => answer_all(&passengers, Outcome::Failed(&failure), None, &mut answer),
+            Ok(None) => {
+                self.gone(&landed);
+                answer_all(passengers, Outcome::Missing, None, &mut answer);
+            }
+            Err(failure) => {
+                if failure.is_about_the_key() {
+                    self.gone(&landed);
+                }
+                self.answer_without_redis(&landed.key, passengers, &failure, now, &mut answer);
+            }
+        }
+    }
+
+    /// Stores what a flight brought, if it still may be. Says how long it will live.
+    fn store(&mut self, landed: &Landed, value: &Arc<Value>, remaining: Option<Millis>, now: Millis) -> Option<Millis> {
+        if !landed.current {
+            return None;
+        }
+        // What Redis says the key has left counts from before it was asked: the answer was on its way for a while.
+        let ends = remaining.map_or(Millis::MAX, |remaining| landed.began + remaining);
+        let deadline = ends.min(now + self.ttl);
+        if deadline <= now {
+            self.gone(landed);
+            return None;
+        }
+        let stored = self.cache.insert(&landed.key, shared_above(SHARED_VALUE_BYTES, value), deadline, ends);
+        stored.then_some(deadline - now)
+    }
+
+    /// Redis holds nothing at this key that is cached: what is kept of it must not come back when Redis is away. A
+    /// flight that is not current knows less than the cache may have learnt since.
+    fn gone(&mut self, landed: &Landed) {
+        if landed.current {
+            self.cache.remove(&landed.key);
+        }
+    }
+
+    /// Answers with a failure, or with an expired value that is better than none.
+    fn answer_without_redis(
+        &mut self,
+        key: &[u8],
+        passengers: &[Passenger],
+        failure: &Failure,
+        now: Millis,
+        answer: &mut impl FnMut(Waiter, &Reply<'_>),
+    ) {
+        match self.cache.stale(key, now).filter(|_| failure.is_outage()) {
+            Some(stale) => {
+                let timed_out = *failure == Failure::Timeout;
+                let source = Source::Stale { expired_for: stale.expired_for, timed_out };
+                let reply = Reply { outcome: Outcome::Value(stale.payload), source };
+                passengers.iter().for_each(|passenger| answer(passenger.waiter, &reply));
+            }
+            None => answer_all(passengers, Outcome::Failed(failure), None, answer),
+        }
+    }
+
+    /// Takes news of a change in Redis. What was cached of it goes, what is being fetched will not be stored, and who
+    /// asks from now on is answered with something newer.
+    pub fn change(&mut self, change: &Change, now: Millis) {
+        match change {
+            Change::Key(key) => {
+                self.cache.remove(key);
+                self.inflight.detach(key);
+            }
+            Change::All => {
+                self.cache.clear();
+                self.inflight.detach_all();
+            }
+            // What is stored from now on has only its ttl. What is there relied on more than that.
+            Change::Unwatched => {
+                self.cache.expire_all(now);
+                self.inflight.detach_all();
+            }
         }
     }
 
@@ -77,18 +152,32 @@ impl Proxy {
     pub fn tick(&mut self, now: Millis, budget: usize, mut answer: impl FnMut(Waiter, &Reply<'_>)) -> bool {
         let mut flights = 0;
         while flights < budget
-            && let Some(passengers) = self.inflight.overdue(now)
+            && let Some((key, passengers)) = self.inflight.overdue(now)
         {
-            answer_all(&passengers, Outcome::Failed(&Failure::Timeout), None, &mut answer);
+            self.answer_without_redis(&key, &passengers, &Failure::Timeout, now, &mut answer);
             flights += 1;
         }
         let more_expired = self.cache.sweep(now, budget);
         flights == budget || more_expired
     }
 
+    /// Checks cache and flights. For tests; walks everything.
+    pub fn validate(&self) -> Result<(), String> {
+        self.cache.validate()?;
+        self.inflight.validate()
+    }
+
     /// When [`Proxy::tick`] is due next.
     pub fn next_deadline(&self) -> Option<Millis> {
         [self.cache.next_deadline(), self.inflight.next_deadline()].into_iter().flatten().min()
+    }
+}
+
+/// A fetched value, to be copied up to `limit` and shared above it.
+fn shared_above(limit: usize, value: &Arc<Value>) -> Payload<'_> {
+    match value.bytes.len() {
+        length if length > limit => Payload::Shared(value),
+        _ => Payload::Inline { bytes: &value.bytes, form: value.form },
     }
 }
 
@@ -107,7 +196,8 @@ fn answer_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Value;
+
+    const LIMITS: Limits = Limits { entries: 3, bytes: usize::MAX, stale: 0 };
 
     fn waiter(slot: usize) -> Waiter {
         Waiter { slot, generation: slot as u64, sequence: 0 }
@@ -121,11 +211,20 @@ mod tests {
     }
 
     fn complete(proxy: &mut Proxy, job: &Job, result: Result<Option<&str>, Failure>, now: Millis) -> Vec<String> {
+        let result = result.map(|value| value.map(|value| fetched(value, None)));
+        land(proxy, job, result, now)
+    }
+
+    fn fetched(value: &str, remaining: Option<Millis>) -> Fetched {
+        Fetched { value: Value::new(value.into()), remaining }
+    }
+
+    fn land(proxy: &mut Proxy, job: &Job, result: Result<Option<Fetched>, Failure>, now: Millis) -> Vec<String> {
         let mut answers = Vec::new();
-        let result = result.map(|value| value.map(|value| Value::new(value.into())));
         proxy.complete(Completion { flight: job.flight, result }, now, |waiter, reply| {
             answers.push(describe(waiter, reply));
         });
+        assert_eq!(proxy.validate(), Ok(()));
         answers
     }
 
@@ -148,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_miss_is_fetched_once_and_then_answered_from_memory_until_its_deadline() {
-        let mut proxy = Proxy::new(3, 1000, 500);
+        let mut proxy = Proxy::new(LIMITS, 1000, 500);
         let job = fetch(&mut proxy, b"a", 1, 0);
         assert!(matches!(proxy.get(b"a", waiter(2), 5), Decision::Wait));
         assert_eq!(
@@ -165,7 +264,7 @@ mod tests {
 
     #[test]
     fn missing_keys_and_failures_are_not_stored_and_the_empty_string_is() {
-        let mut proxy = Proxy::new(3, 1000, 500);
+        let mut proxy = Proxy::new(LIMITS, 1000, 500);
         for (result, text) in [
             (Ok(None), "missing"),
             (Err(Failure::Unavailable), "Unavailable"),
@@ -183,7 +282,7 @@ mod tests {
 
     #[test]
     fn who_waits_too_long_is_told_and_the_value_is_stored_when_it_comes() {
-        let mut proxy = Proxy::new(3, 1000, 500);
+        let mut proxy = Proxy::new(LIMITS, 1000, 500);
         let job = fetch(&mut proxy, b"a", 1, 0);
         assert_eq!(proxy.next_deadline(), Some(500));
         let mut answers = Vec::new();
@@ -197,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_tick_does_bounded_work_and_says_when_there_is_more() {
-        let mut proxy = Proxy::new(100, 1000, 500);
+        let mut proxy = Proxy::new(Limits { entries: 100, ..LIMITS }, 1000, 500);
         for number in 0..100u8 {
             let job = fetch(&mut proxy, &[number], 1, 0);
             complete(&mut proxy, &job, Ok(Some("1")), 0);
@@ -212,11 +311,12 @@ mod tests {
 
     #[test]
     fn a_long_value_is_shared_by_the_cache_and_all_who_wait() {
-        let mut proxy = Proxy::new(3, 1000, 500);
+        let mut proxy = Proxy::new(LIMITS, 1000, 500);
         let job = fetch(&mut proxy, b"a", 1, 0);
         proxy.get(b"a", waiter(2), 0);
         let mut addresses = Vec::new();
-        let result = Ok(Some(Value::new(vec![b'x'; SHARED_VALUE_BYTES + 1])));
+        let value = Value::new(vec![b'x'; SHARED_VALUE_BYTES + 1]);
+        let result = Ok(Some(Fetched { value, remaining: None }));
         proxy.complete(Completion { flight: job.flight, result }, 0, |_, reply| match reply.outcome {
             Outcome::Value(Payload::Shared(value)) => addresses.push(Arc::as_ptr(value)),
             other => panic!("{other:?}"),
@@ -227,5 +327,135 @@ mod tests {
             panic!("not shared")
         };
         assert_eq!(addresses, [Arc::as_ptr(value); 2]);
+    }
+
+    /// Read before it was changed, delivered after the change was heard of: this is what would stay for ever.
+    #[test]
+    fn a_fetch_that_a_change_has_overtaken_answers_who_asked_before_and_is_not_stored() {
+        for change in [Change::Key(b"a".to_vec()), Change::All, Change::Unwatched] {
+            let mut proxy = Proxy::new(LIMITS, 1000, 500);
+            let old = fetch(&mut proxy, b"a", 1, 0);
+            proxy.get(b"a", waiter(2), 1);
+            proxy.change(&change, 2);
+            let new = fetch(&mut proxy, b"a", 3, 3);
+            assert_eq!(
+                complete(&mut proxy, &old, Ok(Some("old")), 4),
+                ["1: old, Redis { collapsed: false, stored: None }", "2: old, Redis { collapsed: true, stored: None }"],
+                "{change:?}"
+            );
+            assert!(
+                matches!(proxy.get(b"a", waiter(4), 5), Decision::Wait),
+                "the old value is in the cache: {change:?}"
+            );
+            assert_eq!(complete(&mut proxy, &new, Ok(Some("new")), 6).len(), 2);
+            assert_eq!(hit(&mut proxy, b"a", 6).as_deref(), Some("99: new, Cache { remaining: 1000 }"));
+            proxy.change(&change, 7);
+            assert_eq!(hit(&mut proxy, b"a", 7), None, "{change:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_of_another_key_changes_nothing() {
+        let mut proxy = Proxy::new(LIMITS, 1000, 500);
+        let job = fetch(&mut proxy, b"a", 1, 0);
+        proxy.change(&Change::Key(b"b".to_vec()), 0);
+        complete(&mut proxy, &job, Ok(Some("1")), 1);
+        proxy.change(&Change::Key(b"b".to_vec()), 1);
+        assert_eq!(hit(&mut proxy, b"a", 1).as_deref(), Some("99: 1, Cache { remaining: 1000 }"));
+    }
+
+    #[test]
+    fn an_entry_goes_when_redis_lets_it_expire_counted_from_before_the_question() {
+        let mut proxy = Proxy::new(LIMITS, 1000, 500);
+        let job = fetch(&mut proxy, b"a", 1, 100);
+        let answers = land(&mut proxy, &job, Ok(Some(fetched("1", Some(300)))), 150);
+        assert_eq!(answers, ["1: 1, Redis { collapsed: false, stored: Some(250) }"]);
+        assert!(hit(&mut proxy, b"a", 399).is_some());
+        let job = fetch(&mut proxy, b"a", 1, 400);
+        let answers = land(&mut proxy, &job, Ok(Some(fetched("2", Some(50)))), 450);
+        assert_eq!(answers, ["1: 2, Redis { collapsed: false, stored: None }"], "it had expired on its way");
+        let job = fetch(&mut proxy, b"a", 1, 450);
+        let answers = land(&mut proxy, &job, Ok(Some(fetched("3", Some(5000)))), 460);
+        assert_eq!(answers, ["1: 3, Redis { collapsed: false, stored: Some(1000) }"]);
+    }
+
+    /// A proxy that keeps what has expired for 600 ms, with "a" expired since 1000 and kept until 1600.
+    fn with_stale(change: Option<Change>) -> Proxy {
+        let mut proxy = Proxy::new(Limits { stale: 600, ..LIMITS }, 1000, 500);
+        let job = fetch(&mut proxy, b"a", 1, 0);
+        complete(&mut proxy, &job, Ok(Some("old")), 0);
+        if let Some(change) = change {
+            proxy.change(&change, 1000);
+        }
+        proxy.tick(1000, 10, |_, _| panic!("nobody waits"));
+        proxy
+    }
+
+    #[test]
+    fn what_has_expired_is_served_while_redis_is_away_and_only_then() {
+        for (failure, text) in [
+            (Failure::Unavailable, "old, Stale { expired_for: 200, timed_out: false }"),
+            (Failure::Timeout, "old, Stale { expired_for: 200, timed_out: true }"),
+            (Failure::NotReady("LOADING".into()), "old, Stale { expired_for: 200, timed_out: false }"),
+            (Failure::QueueFull, "QueueFull, Redis { collapsed: false, stored: None }"),
+            (Failure::Redis("ERR".into()), "Redis(\"ERR\"), Redis { collapsed: false, stored: None }"),
+        ] {
+            // Whether it expired by itself or with everything else when changes were not heard of any more.
+            for change in [None, Some(Change::Unwatched)] {
+                let mut proxy = with_stale(change);
+                let job = fetch(&mut proxy, b"a", 1, 1100);
+                assert_eq!(complete(&mut proxy, &job, Err(failure.clone()), 1200), [format!("1: {text}")]);
+                let job = fetch(&mut proxy, b"a", 1, 1300);
+                assert_eq!(complete(&mut proxy, &job, Ok(Some("new")), 1300).len(), 1);
+                assert_eq!(hit(&mut proxy, b"a", 1300).as_deref(), Some("99: new, Cache { remaining: 1000 }"));
+            }
+        }
+        let mut proxy = with_stale(None);
+        let job = fetch(&mut proxy, b"a", 1, 1050);
+        let mut answers = Vec::new();
+        proxy.tick(1599, 10, |waiter, reply| answers.push(describe(waiter, reply)));
+        assert_eq!(answers, ["1: old, Stale { expired_for: 599, timed_out: true }"]);
+        assert!(complete(&mut proxy, &job, Err(Failure::Timeout), 1600).is_empty());
+        let job = fetch(&mut proxy, b"a", 1, 1600);
+        assert!(complete(&mut proxy, &job, Err(Failure::Timeout), 1600)[0].contains("Timeout"), "kept for too long");
+    }
+
+    #[test]
+    fn what_has_changed_or_is_gone_is_never_served_stale() {
+        let gone: [fn(&mut Proxy); 5] = [
+            |proxy| proxy.change(&Change::Key(b"a".to_vec()), 1000),
+            |proxy| proxy.change(&Change::All, 1000),
+            |proxy| {
+                let job = fetch(proxy, b"a", 1, 1000);
+                complete(proxy, &job, Ok(None), 1000);
+            },
+            |proxy| {
+                let job = fetch(proxy, b"a", 1, 1000);
+                complete(proxy, &job, Err(Failure::TooLong), 1000);
+            },
+            |proxy| {
+                let job = fetch(proxy, b"a", 1, 1000);
+                land(proxy, &job, Ok(Some(fetched("short-lived", Some(0)))), 1000);
+            },
+        ];
+        for (number, go) in gone.iter().enumerate() {
+            let mut proxy = with_stale(None);
+            go(&mut proxy);
+            let job = fetch(&mut proxy, b"a", 1, 1100);
+            let answers = complete(&mut proxy, &job, Err(Failure::Unavailable), 1100);
+            assert!(answers[0].contains("Unavailable"), "{number}: {answers:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_kept_beyond_what_redis_gave_it() {
+        // 1300 is half of the way through the grace, of which a fifteenth at most is lost to the steps it is kept in.
+        let mut proxy = Proxy::new(Limits { stale: 600, ..LIMITS }, 1000, 500);
+        let job = fetch(&mut proxy, b"a", 1, 0);
+        land(&mut proxy, &job, Ok(Some(fetched("old", Some(1300)))), 0);
+        assert_eq!(hit(&mut proxy, b"a", 999).as_deref(), Some("99: old, Cache { remaining: 1 }"));
+        let stale = proxy.cache.stale(b"a", 1300 - 600 / 15).map(|stale| stale.expired_for);
+        assert_eq!(stale, Some(260));
+        assert!(proxy.cache.stale(b"a", 1300).is_none());
     }
 }

@@ -98,6 +98,16 @@ impl Value {
     }
 }
 
+/// A value as a fetch brings it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// The value.
+    pub value: Value,
+    /// Milliseconds after which Redis itself lets the key expire, counted from before it was asked; `None` where it
+    /// does not, or could not be asked.
+    pub remaining: Option<Millis>,
+}
+
 /// A value on its way to a client: borrowed from the cache for the length of one call, or shared.
 #[derive(Clone, Copy, Debug)]
 pub enum Payload<'a> {
@@ -119,6 +129,13 @@ pub enum Source {
     Cache {
         /// Milliseconds until the entry expires.
         remaining: Millis,
+    },
+    /// From memory although the entry has expired, because Redis cannot be reached or did not answer in time.
+    Stale {
+        /// Milliseconds since the entry expired.
+        expired_for: Millis,
+        /// Redis did not answer in time; otherwise it cannot be reached.
+        timed_out: bool,
     },
     /// From Redis.
     Redis {
@@ -158,12 +175,28 @@ pub enum Failure {
     Unavailable,
     /// Redis was asked and did not answer within `REDIS_TIMEOUT`.
     Timeout,
+    /// Redis answers, but cannot serve now: it is loading its data, has lost its master, or runs a script.
+    NotReady(String),
+    /// The value is longer than `MAX_VALUE_BYTES`.
+    TooLong,
     /// The key holds a list, a hash or another type that `GET` does not read.
     WrongType,
     /// Redis answered with this error.
     Redis(String),
     /// A helper thread broke. A bug in this program.
     Internal,
+}
+
+impl Failure {
+    /// Whether Redis cannot be reached at present, so that an expired value is better than none.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Failure::Unavailable | Failure::Timeout | Failure::NotReady(_))
+    }
+
+    /// Whether Redis has told that the key holds nothing that could be served, so that an older value must go.
+    pub fn is_about_the_key(&self) -> bool {
+        matches!(self, Failure::WrongType | Failure::TooLong)
+    }
 }
 
 /// One key to be read from Redis. Every job that the backend accepts comes back as one [`Completion`].
@@ -180,8 +213,19 @@ pub struct Job {
 pub struct Completion {
     /// The job's flight.
     pub flight: usize,
-    /// The value, `None` where Redis has no such key, or why it could not be read.
-    pub result: Result<Option<Value>, Failure>,
+    /// What Redis holds, `None` where it has no such key, or why it could not be read.
+    pub result: Result<Option<Fetched>, Failure>,
+}
+
+/// What the backend hears of changes in Redis, in the order in which it hears it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// This key was written, deleted or has expired.
+    Key(Vec<u8>),
+    /// Everything may have changed: a flush, more changes than could be kept, or the begin of tracking.
+    All,
+    /// From here on changes are not heard of.
+    Unwatched,
 }
 
 /// Who waits for a reply. The generation tells a new connection in a reused slot from the one that asked.

@@ -2,65 +2,137 @@
 //! link checked after each.
 
 use proptest::prelude::*;
-use segment_redis_proxy::cache::Cache;
+use segment_redis_proxy::cache::{Cache, Limits};
 use segment_redis_proxy::request::{Form, Millis, Payload, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
 
 /// Keys and values in order of use, the most recent last.
 struct Model {
-    capacity: usize,
-    entries: Vec<(Vec<u8>, Vec<u8>, Millis)>,
+    limits: Limits,
+    entries: Vec<Entry>,
+    /// Whether entries may be left that have all expired at once.
+    outdated: bool,
+}
+
+#[derive(Clone)]
+struct Entry {
+    key: Vec<u8>,
+    value: Vec<u8>,
+    fresh_until: Millis,
+    kept_until: Millis,
 }
 
 impl Model {
     fn place(&self, key: &[u8]) -> Option<usize> {
-        self.entries.iter().position(|entry| entry.0 == key)
+        self.entries.iter().position(|entry| entry.key == key)
+    }
+
+    fn bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum()
+    }
+
+    /// Finds an entry that is kept, and puts it last if it is served.
+    fn touch(&mut self, key: &[u8], now: Millis, is_served: impl Fn(&Entry) -> bool) -> Option<Entry> {
+        let place = self.place(key)?;
+        if self.entries[place].kept_until <= now {
+            self.entries.remove(place);
+            return None;
+        }
+        is_served(&self.entries[place]).then(|| {
+            let entry = self.entries.remove(place);
+            self.entries.push(entry.clone());
+            entry
+        })
     }
 
     fn get(&mut self, key: &[u8], now: Millis) -> Option<(Vec<u8>, Millis)> {
-        let entry = self.entries.remove(self.place(key)?);
-        if entry.2 <= now {
-            return None;
-        }
-        self.entries.push(entry.clone());
-        Some((entry.1, entry.2 - now))
+        let entry = self.touch(key, now, |entry| entry.fresh_until > now)?;
+        Some((entry.value, entry.fresh_until - now))
     }
 
-    fn insert(&mut self, key: &[u8], value: &[u8], deadline: Millis) {
-        if let Some(place) = self.place(key) {
-            self.entries.remove(place);
-        } else if self.entries.len() == self.capacity {
+    fn stale(&mut self, key: &[u8], now: Millis) -> Option<(Vec<u8>, Millis)> {
+        let stale = self.limits.stale;
+        let entry = self.touch(key, now, |entry| now.saturating_sub(entry.fresh_until) < stale)?;
+        Some((entry.value, now.saturating_sub(entry.fresh_until)))
+    }
+
+    /// Evicts a first-in-line at a time, 64 at most for the bytes; what is too much then, the sweep evicts.
+    fn insert(&mut self, key: &[u8], value: &[u8], deadline: Millis, ends: Millis) -> bool {
+        self.remove(key);
+        let Limits { entries, bytes, stale } = self.limits;
+        let size = key.len() + value.len();
+        if size > bytes {
+            return false;
+        }
+        if self.entries.len() == entries {
             self.entries.remove(0);
         }
-        self.entries.push((key.to_vec(), value.to_vec(), deadline));
+        self.evict(64, bytes - size);
+        if self.bytes() > bytes {
+            return false;
+        }
+        let steps = (stale.min(ends - deadline) * 15).checked_div(stale).unwrap_or(0);
+        let kept_until = deadline + stale * steps / 15;
+        self.entries.push(Entry { key: key.into(), value: value.into(), fresh_until: deadline, kept_until });
+        true
+    }
+
+    fn evict(&mut self, most: usize, bytes: usize) {
+        for _ in 0..most {
+            if self.bytes() > bytes {
+                self.entries.remove(0);
+            }
+        }
     }
 
     fn remove(&mut self, key: &[u8]) -> bool {
         self.place(key).map(|place| self.entries.remove(place)).is_some()
     }
 
-    /// Removes all that have expired. Which of several goes first is left open: sweeps have a budget for all.
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.outdated = false;
+    }
+
+    fn expire_all(&mut self, now: Millis) {
+        if self.limits.stale == 0 || self.outdated {
+            return self.clear();
+        }
+        self.entries.iter_mut().for_each(|entry| entry.fresh_until = entry.fresh_until.min(now));
+        self.outdated = true;
+    }
+
+    /// Removes all that need not be kept. Which of several goes first is left open: sweeps have a budget for all.
     fn sweep(&mut self, now: Millis) {
-        self.entries.retain(|entry| entry.2 > now);
+        self.evict(self.entries.len(), self.limits.bytes);
+        self.entries.retain(|entry| entry.kept_until > now);
     }
 }
 
 #[derive(Clone, Debug)]
 enum Operation {
     Get(u8),
-    Insert(u8, u16, Millis),
+    Stale(u8),
+    /// Key, value, time to live, and how much longer Redis keeps it.
+    Insert(u8, u16, Millis, Millis),
     Remove(u8),
+    Clear,
+    ExpireAll,
     Sweep,
     Wait(Millis),
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
-        6 => any::<u8>().prop_map(Operation::Get),
-        6 => (any::<u8>(), any::<u16>(), 0u64..400).prop_map(|(key, value, ttl)| Operation::Insert(key, value, ttl)),
-        1 => any::<u8>().prop_map(Operation::Remove),
-        1 => Just(Operation::Sweep),
-        2 => (0u64..50).prop_map(Operation::Wait),
+        24 => any::<u8>().prop_map(Operation::Get),
+        8 => any::<u8>().prop_map(Operation::Stale),
+        24 => (any::<u8>(), any::<u16>(), 0u64..400, 0u64..300)
+            .prop_map(|(key, value, ttl, longer)| Operation::Insert(key, value, ttl, longer)),
+        4 => any::<u8>().prop_map(Operation::Remove),
+        1 => Just(Operation::Clear),
+        1 => Just(Operation::ExpireAll),
+        4 => Just(Operation::Sweep),
+        8 => (0u64..50).prop_map(Operation::Wait),
     ]
 }
 
@@ -75,12 +147,38 @@ fn value_of(number: u16) -> Vec<u8> {
     vec![number as u8; length]
 }
 
-fn insert(cache: &mut Cache, key: &[u8], value: Vec<u8>, deadline: Millis) {
+/// An empty cache with no bound but that of its entries.
+fn cache_for(entries: usize) -> Cache {
+    Cache::new(Limits { entries, bytes: usize::MAX, stale: 0 })
+}
+
+fn insert(cache: &mut Cache, key: &[u8], value: Vec<u8>, deadline: Millis) -> bool {
+    insert_until(cache, key, value, deadline, Millis::MAX)
+}
+
+fn insert_until(cache: &mut Cache, key: &[u8], value: Vec<u8>, deadline: Millis, ends: Millis) -> bool {
     if value.len() > SHARED_VALUE_BYTES {
-        cache.insert(key, Payload::Shared(&Arc::new(Value::new(value))), deadline);
+        cache.insert(key, Payload::Shared(&Arc::new(Value::new(value))), deadline, ends)
     } else {
-        cache.insert(key, Payload::Inline { bytes: &value, form: Form::of(&value) }, deadline);
+        cache.insert(key, Payload::Inline { bytes: &value, form: Form::of(&value) }, deadline, ends)
     }
+}
+
+/// Key and value of the longest entry.
+const LONGEST: usize = 3 * 255 + SHARED_VALUE_BYTES + 1;
+
+/// A value for comparison: short ones whole, of long ones, which are of one byte repeated, their length.
+fn digest(value: &[u8], form: Form) -> (usize, Vec<u8>, Form) {
+    (value.len(), value.iter().copied().take(100).collect(), form)
+}
+
+fn digest_of(payload: Payload<'_>) -> (usize, Vec<u8>, Form) {
+    let (bytes, form) = bytes_of(payload);
+    digest(&bytes, form)
+}
+
+fn expected(value: &[u8]) -> (usize, Vec<u8>, Form) {
+    digest(value, Form::of(value))
 }
 
 fn bytes_of(payload: Payload<'_>) -> (Vec<u8>, Form) {
@@ -95,33 +193,48 @@ proptest! {
 
     #[test]
     fn every_operation_agrees_with_the_model(
-        capacity in 1usize..150,
+        entries in 1usize..150,
+        bytes in prop_oneof![Just(usize::MAX), 100usize..100_000],
+        stale in prop_oneof![Just(0u64), 1u64..300],
         operations in prop::collection::vec(operation(), 1..400),
     ) {
-        let mut cache = Cache::new(capacity);
-        let mut model = Model { capacity, entries: Vec::new() };
+        let limits = Limits { entries, bytes, stale };
+        let mut cache = Cache::new(limits);
+        let mut model = Model { limits, entries: Vec::new(), outdated: false };
         let mut now = 0;
         for operation in operations {
             match operation {
                 Operation::Get(key) => {
-                    let found = cache.get(&key_of(key), now).map(|hit| (bytes_of(hit.payload), hit.remaining));
-                    let expected = model.get(&key_of(key), now)
-                        .map(|(value, remaining)| { let form = Form::of(&value); ((value, form), remaining) });
-                    prop_assert_eq!(found, expected);
+                    let found = cache.get(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.remaining));
+                    prop_assert_eq!(found, model.get(&key_of(key), now).map(|(value, left)| (expected(&value), left)));
                 }
-                Operation::Insert(key, value, ttl) => {
-                    insert(&mut cache, &key_of(key), value_of(value), now + ttl);
-                    model.insert(&key_of(key), &value_of(value), now + ttl);
+                Operation::Stale(key) => {
+                    let found = cache.stale(&key_of(key), now).map(|kept| (digest_of(kept.payload), kept.expired_for));
+                    prop_assert_eq!(found, model.stale(&key_of(key), now).map(|(value, ago)| (expected(&value), ago)));
+                }
+                Operation::Insert(key, value, ttl, longer) => {
+                    let stored = insert_until(&mut cache, &key_of(key), value_of(value), now + ttl, now + ttl + longer);
+                    let expected = model.insert(&key_of(key), &value_of(value), now + ttl, now + ttl + longer);
+                    prop_assert_eq!(stored, expected);
                 }
                 Operation::Remove(key) => prop_assert_eq!(cache.remove(&key_of(key)), model.remove(&key_of(key))),
+                Operation::Clear => {
+                    cache.clear();
+                    model.clear();
+                }
+                Operation::ExpireAll => {
+                    cache.expire_all(now);
+                    model.expire_all(now);
+                }
                 Operation::Sweep => {
-                    cache.sweep(now, usize::MAX);
+                    cache.sweep(now, usize::MAX / 1024);
                     model.sweep(now);
                 }
                 Operation::Wait(time) => now += time,
             }
-            prop_assert_eq!(cache.len(), model.entries.len());
-            prop_assert_eq!(cache.next_deadline(), model.entries.iter().map(|entry| entry.2).min());
+            prop_assert_eq!((cache.len(), cache.bytes()), (model.entries.len(), model.bytes()));
+            prop_assert!(cache.bytes() <= limits.bytes.saturating_add(LONGEST), "far beyond the limit of bytes");
+            prop_assert_eq!(cache.next_deadline(), model.entries.iter().map(|entry| entry.kept_until).min());
             if let Err(what) = cache.validate() {
                 return Err(TestCaseError::fail(what));
             }
@@ -131,7 +244,7 @@ proptest! {
 
 #[test]
 fn an_entry_is_served_until_the_millisecond_before_its_deadline() {
-    let mut cache = Cache::new(3);
+    let mut cache = cache_for(3);
     insert(&mut cache, b"a", b"1".to_vec(), 100);
     assert_eq!(cache.get(b"a", 99).map(|hit| hit.remaining), Some(1));
     assert!(cache.get(b"a", 100).is_none(), "served at its deadline, before any sweep");
@@ -140,7 +253,7 @@ fn an_entry_is_served_until_the_millisecond_before_its_deadline() {
 
 #[test]
 fn a_hit_does_not_renew_the_deadline() {
-    let mut cache = Cache::new(3);
+    let mut cache = cache_for(3);
     insert(&mut cache, b"a", b"1".to_vec(), 100);
     for now in 0..100 {
         assert!(cache.get(b"a", now).is_some());
@@ -151,7 +264,7 @@ fn a_hit_does_not_renew_the_deadline() {
 /// Rule 3: whatever ends an entry takes its heap slot with it.
 #[test]
 fn a_million_insertions_into_a_small_cache_leave_one_heap_slot_for_each_entry() {
-    let mut cache = Cache::new(10);
+    let mut cache = cache_for(10);
     for number in 0..1_000_000u32 {
         insert(&mut cache, &(number % 1000).to_le_bytes(), vec![1], Millis::from(number) + 1_000_000);
     }
@@ -165,7 +278,7 @@ fn a_million_insertions_into_a_small_cache_leave_one_heap_slot_for_each_entry() 
 /// Rule 2: a sweep does no more than it was told, and the rest is not served meanwhile.
 #[test]
 fn a_sweep_keeps_to_its_budget() {
-    let mut cache = Cache::new(100_000);
+    let mut cache = cache_for(100_000);
     for number in 0..100_000u32 {
         insert(&mut cache, &number.to_le_bytes(), vec![1], 50);
     }
@@ -179,7 +292,7 @@ fn a_sweep_keeps_to_its_budget() {
 /// Rule 4: the table grows bucket by bucket, and no entry is lost on the way.
 #[test]
 fn growth_keeps_every_entry_findable() {
-    let mut cache = Cache::new(300_000);
+    let mut cache = cache_for(300_000);
     for number in 0..300_000u32 {
         insert(&mut cache, &number.to_le_bytes(), number.to_string().into_bytes(), 1000);
         if number.is_power_of_two() {
@@ -195,7 +308,7 @@ fn growth_keeps_every_entry_findable() {
 /// Rule 2: what held a million entries is given back when the last has expired, and the cache goes on.
 #[test]
 fn an_emptied_cache_starts_anew() {
-    let mut cache = Cache::new(100_000);
+    let mut cache = cache_for(100_000);
     for round in 0..3u32 {
         for number in 0..5000u32 {
             insert(&mut cache, &number.to_le_bytes(), round.to_string().into_bytes(), Millis::from(round) * 10 + 5);
@@ -207,4 +320,45 @@ fn an_emptied_cache_starts_anew() {
         assert!(cache.is_empty());
         assert_eq!(cache.validate(), Ok(()));
     }
+}
+
+/// Room for a long value may mean a million short ones: no insertion evicts them all at once, and none is refused but
+/// one that comes while that is still going on.
+#[test]
+fn room_for_a_long_value_is_made_in_small_steps() {
+    let mut cache = Cache::new(Limits { entries: 100_000, bytes: 80_000, stale: 0 });
+    for number in 0..10_000u32 {
+        assert!(insert(&mut cache, &number.to_le_bytes(), b"1234".to_vec(), 1000));
+    }
+    assert_eq!((cache.len(), cache.bytes()), (10_000, 80_000));
+    assert!(insert(&mut cache, b"long", vec![7; 60_000], 1000), "refused although there is room for it");
+    assert!(cache.len() > 9_900, "one insertion has evicted {} entries", 10_001 - cache.len());
+    assert!(!insert(&mut cache, b"longer", vec![7; 70_000], 1000), "over the limit, and yet further");
+    while cache.sweep(0, 100) {
+        assert_eq!(cache.validate(), Ok(()));
+    }
+    assert!(cache.bytes() <= 80_000 && cache.get(b"long", 0).is_some());
+    assert!(insert(&mut cache, b"longer", vec![7; 70_000], 1000));
+    assert!(!insert(&mut cache, b"longest", vec![7; 80_000], 1000), "longer than the whole cache may be");
+    while cache.sweep(0, 100) {}
+    assert!(cache.get(b"longest", 0).is_none() && cache.get(b"longer", 0).is_some());
+}
+
+/// A flush costs the loop nothing, and the sweep gives the memory back in small steps.
+#[test]
+fn a_cleared_cache_is_empty_at_once_and_freed_bit_by_bit() {
+    let mut cache = cache_for(200_000);
+    for round in 0..3 {
+        for number in 0..100_000u32 {
+            insert(&mut cache, &number.to_le_bytes(), b"value".to_vec(), 1000);
+        }
+        cache.clear();
+        assert_eq!((cache.len(), cache.bytes(), cache.next_deadline()), (0, 0, None));
+        assert_eq!(cache.validate(), Ok(()));
+        insert(&mut cache, b"after", round.to_string().into_bytes(), 1000);
+        assert!(cache.sweep(0, 10), "all of it was freed at once");
+        assert_eq!(cache.get(b"after", 0).map(|hit| bytes_of(hit.payload).0), Some(round.to_string().into_bytes()));
+    }
+    while cache.sweep(0, 1000) {}
+    assert_eq!(cache.len(), 1);
 }

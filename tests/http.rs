@@ -28,7 +28,7 @@ fn a_value_is_json_or_bytes_first_from_redis_then_from_memory() {
     assert!(hit.field("date").ends_with(" GMT"), "{hit:?}");
     let raw = client.get("/raw/a");
     assert_eq!((raw.text().as_str(), raw.field("content-type")), ("1", "application/octet-stream"));
-    assert_eq!(redis.calls("get"), 1);
+    assert_eq!(redis.reads(), 1);
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn a_body_is_never_read_as_a_request() {
         assert_eq!((response.status, response.field("connection")), (status, "close"), "{fields}");
         assert!(client.is_closed(), "{fields}");
     }
-    assert_eq!(redis.calls("get"), 2, "a body was run");
+    assert_eq!(redis.reads(), 2, "a body was run");
 }
 
 /// The whole of a pipeline at once, and byte by byte: the same answers in the same order.

@@ -216,7 +216,7 @@ fn a_round_trip_is_bounded_as_a_whole() {
             received.rotate_left(1);
         }
         std::thread::sleep(Duration::from_millis(200));
-        while stream.write_all(b"$1\r\nv\r\n").is_ok() {
+        while stream.write_all(b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$1\r\nv\r\n:-1\r\n").is_ok() {
             replies.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(200));
         }

@@ -104,7 +104,7 @@ fn a_thousand_concurrent_misses_of_one_key_are_one_get() {
         assert_eq!(response.text(), "by all");
         *statuses.entry(response.field("cache-status").to_owned()).or_default() += 1;
     }
-    assert_eq!(redis.calls("get"), 1);
+    assert_eq!(redis.reads(), 1);
     assert_eq!(statuses.get("segment-redis-proxy; fwd=miss; stored; ttl=15"), Some(&1), "{statuses:?}");
     assert_eq!(statuses.get("segment-redis-proxy; fwd=miss; collapsed; stored; ttl=15"), Some(&999), "{statuses:?}");
 }
@@ -205,7 +205,9 @@ fn slow_readers_of_64_mib_share_one_copy() {
     let redis = Redis::start();
     let text: Vec<u8> = (0..LENGTH).map(|number| b"abcdefgh\"\n"[number % 10]).collect();
     let binary: Vec<u8> = (0..LENGTH).map(|number| (number * 7) as u8 | 0x80).collect();
-    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600"), ("REDIS_TIMEOUT", "60000"), ("REDIS_CONNECTIONS", "1")]);
+    let variables =
+        [("CACHE_TTL", "600"), ("REDIS_TIMEOUT", "60000"), ("REDIS_CONNECTIONS", "1"), ("MAX_VALUE_BYTES", "67108864")];
+    let proxy = Proxy::start(&redis, &variables);
     let mut readers = Vec::new();
     for (key, value) in [("text", &text), ("binary", &binary)] {
         redis.set(key, value);
@@ -261,7 +263,7 @@ fn workers_share_a_port_and_have_a_cache_each() {
     let proxy = Proxy::start(&redis, &[("WORKERS", "3")]);
     until("every worker has read the key once", || {
         assert_eq!(proxy.get("/raw/a").text(), "1");
-        (redis.calls("get") == 3).then_some(())
+        (redis.reads() == 3).then_some(())
     });
     for _ in 0..100 {
         assert!(proxy.get("/key/a").is_from_cache());
@@ -301,7 +303,7 @@ fn a_stray_byte_after_the_last_request_does_not_cut_the_reply() {
     let redis = Redis::start();
     let value = vec![b'x'; 20_000_000];
     redis.set("big", &value);
-    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000")]);
+    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("MAX_VALUE_BYTES", "20000000")]);
     for _ in 0..3 {
         let mut client = proxy.connect();
         client.send("GET /raw/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

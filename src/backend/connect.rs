@@ -18,14 +18,10 @@ pub(super) struct Connector {
     client: RedisResult<Client>,
     timeout: Duration,
     target: String,
-    /// The last failure and when to try again, until an attempt succeeds.
-    refused: Option<Refused>,
-}
-
-struct Refused {
-    failure: Failure,
+    /// How long to wait after the next failure.
     wait: Duration,
-    until: Instant,
+    /// What the last attempt failed for, and when to try again.
+    refused: Option<(Failure, Instant)>,
 }
 
 impl Connector {
@@ -44,12 +40,12 @@ impl Connector {
             .map(|info: ConnectionInfo| info.set_redis_settings(redis))
             .and_then(Client::open);
         let target = format!("{}:{}", settings.host, settings.port);
-        Connector { client, timeout: settings.timeout, target, refused: None }
+        Connector { client, timeout: settings.timeout, target, wait: FIRST_WAIT, refused: None }
     }
 
     /// Until when no attempt may be made, and what to tell those who ask meanwhile.
     pub(super) fn blocked(&self) -> Option<(Instant, Failure)> {
-        self.refused.as_ref().map(|refused| (refused.until, refused.failure.clone()))
+        self.refused.as_ref().map(|(failure, until)| (*until, failure.clone()))
     }
 
     /// Host and port, for the log.
@@ -57,23 +53,42 @@ impl Connector {
         &self.target
     }
 
-    /// Connects, authenticates and selects the database. A failure sets the time of the next attempt; its second part
-    /// is for the log.
-    pub(super) fn connect(&mut self) -> Result<Connection, (Failure, String)> {
-        match self.attempt() {
+    /// Connects, authenticates, selects the database, and does what `prepare` does. A failure sets the time of the next
+    /// attempt; its second part is for the log.
+    pub(super) fn connect(
+        &mut self,
+        prepare: impl FnOnce(&mut Connection) -> RedisResult<()>,
+    ) -> Result<Connection, (Failure, String)> {
+        let attempt = self.attempt().and_then(|mut connection| prepare(&mut connection).map(|()| connection));
+        match attempt {
             Ok(connection) => {
                 self.refused = None;
                 Ok(connection)
             }
             Err(error) => {
-                let wait = self.refused.as_ref().map_or(FIRST_WAIT, |refused| (refused.wait * 2).min(LONGEST_WAIT));
-                // Between half of the wait and all of it.
-                let jittered = wait / 2 + (wait / 2).mul_f64(random_fraction());
                 let failure = failure_of(&error);
-                self.refused = Some(Refused { failure: failure.clone(), wait, until: Instant::now() + jittered });
+                self.stand_back(failure.clone());
                 Err((failure, explain(&error)))
             }
         }
+    }
+
+    /// Makes the next attempt wait, longer each time.
+    pub(super) fn stand_back(&mut self, failure: Failure) {
+        // Between half of the wait and all of it.
+        let jittered = self.wait / 2 + (self.wait / 2).mul_f64(random_fraction());
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
+        self.stand_back_for(failure, jittered);
+    }
+
+    /// Makes the next attempt wait for `wait`.
+    pub(super) fn stand_back_for(&mut self, failure: Failure, wait: Duration) {
+        self.refused = Some((failure, Instant::now() + wait));
+    }
+
+    /// Takes note that a connection has proved good: the next failure is the first again.
+    pub(super) fn settled(&mut self) {
+        self.wait = FIRST_WAIT;
     }
 
     fn attempt(&self) -> RedisResult<Connection> {
@@ -89,7 +104,9 @@ pub(super) fn failure_of(error: &redis::RedisError) -> Failure {
     if error.is_timeout() {
         Failure::Timeout
     } else if let Some(code) = error.code() {
-        Failure::Redis(format!("{code} {}", error.detail().unwrap_or_default()).trim_end().to_owned())
+        let text = format!("{code} {}", error.detail().unwrap_or_default()).trim_end().to_owned();
+        // It loads its data, has lost its master, runs a script: it will serve by itself, later.
+        if ["LOADING", "MASTERDOWN", "BUSY"].contains(&code) { Failure::NotReady(text) } else { Failure::Redis(text) }
     } else if error.is_io_error() {
         Failure::Unavailable
     } else {
@@ -134,13 +151,15 @@ mod tests {
             database: 0,
             connections: 1,
             timeout: Duration::from_secs(1),
+            tracking: false,
+            max_value_bytes: 1,
         };
         let mut connector = Connector::new(&settings);
         assert!(connector.blocked().is_none());
         let mut jitters = Vec::new();
         for expected in [20, 40, 80, 160, 320, 640].into_iter().chain([1000; 10]) {
             let before = Instant::now();
-            let Err((failure, _)) = connector.connect() else { panic!("somebody listens there") };
+            let Err((failure, _)) = connector.connect(|_| Ok(())) else { panic!("somebody listens there") };
             let (until, told) = connector.blocked().expect("a failed attempt blocks the next");
             assert_eq!((&failure, told), (&Failure::Unavailable, Failure::Unavailable));
             assert!(until - before >= Duration::from_millis(expected / 2), "the next attempt comes too early");

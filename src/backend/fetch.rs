@@ -1,27 +1,26 @@
-//! One helper thread: take a batch, one round trip, deliver.
+//! One helper thread: take a batch, read it, deliver.
 //!
 //! Any error on a connection drops it: replies that are still on their way die with it and can never be taken for the
-//! answer to another key. A connection that turns out to be closed is replaced and the batch asked once more, because
-//! reading twice does no harm; a time-out is not retried, its clients have waited long enough.
+//! answer to another key. A connection that turns out to be closed is replaced and what is left of the batch asked once
+//! more, because reading twice does no harm; a time-out is not retried, its clients have waited long enough.
 
 use super::connect::{Connector, failure_of};
-use super::{Queued, Settings, Shared};
-use crate::request::{Completion, Failure, Value};
-use redis::{Connection, RedisError, RedisResult};
+use super::desk::Desk;
+use super::read::{Link, Rules};
+use super::{Settings, Shared};
+use crate::request::Failure;
+use redis::RedisError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A connection that has brought a longer reply is replaced: the crate's parser keeps its buffer as long as the
-/// longest reply, for ever. Replacing costs a fraction of what such a reply costs.
-const KEPT_REPLY_BYTES: usize = 8 * 1024 * 1024;
-
-/// What became of one key.
-type Fetched = Result<Option<Value>, Failure>;
+/// A connection that has brought a longer value is replaced: the crate's parser keeps its buffer as long as the longest
+/// reply, for ever. Replacing costs a fraction of what such a reply costs.
+const KEPT_VALUE_BYTES: usize = 1024 * 1024;
 
 /// A connection that is counted as one as long as it lives, also when a panic ends it.
 struct Counted {
-    connection: Connection,
+    link: Link,
     shared: Arc<Shared>,
 }
 
@@ -37,11 +36,24 @@ pub(super) struct Helper {
     connector: Connector,
     connection: Option<Counted>,
     timeout: Duration,
+    max_value_bytes: usize,
+}
+
+/// Why a batch was not read.
+enum Broken {
+    Connecting(Failure),
+    Reading(RedisError),
 }
 
 impl Helper {
     pub(super) fn new(settings: &Settings, shared: Arc<Shared>) -> Helper {
-        Helper { shared, connector: Connector::new(settings), connection: None, timeout: settings.timeout }
+        Helper {
+            shared,
+            connector: Connector::new(settings),
+            connection: None,
+            timeout: settings.timeout,
+            max_value_bytes: settings.max_value_bytes,
+        }
     }
 
     /// Connects before anybody asks.
@@ -58,32 +70,22 @@ impl Helper {
                 None => self.connector.blocked().map(|(until, _)| until),
             };
             let Some(batch) = self.shared.take_batch(blocked_until) else { return };
-            let (completions, whole) = complete_all(&batch, |batch| self.fetch(batch));
-            if !whole {
+            let mut desk = Desk::new(Arc::clone(&self.shared), batch);
+            if catch_unwind(AssertUnwindSafe(|| self.serve(&mut desk))).is_err() {
                 // Replies may be on their way that nobody has counted.
                 self.connection = None;
             }
-            self.shared.deliver(completions);
         }
     }
 
-    /// Reads all keys of a batch but those that have waited for a helper as long as their first client waits.
-    fn fetch(&mut self, batch: &[Queued]) -> Vec<Fetched> {
-        let now = Instant::now();
-        let asked: Vec<&Queued> = batch.iter().filter(|queued| queued.expires > now).collect();
-        let mut fetched = self.read_or_retry(&asked).into_iter();
-        let next = |queued: &Queued| if queued.expires > now { fetched.next() } else { Some(Err(Failure::Timeout)) };
-        batch.iter().map_while(next).collect()
-    }
-
-    /// Says something about every key: what was read before an error counts, the rest fails with it.
-    fn read_or_retry(&mut self, batch: &[&Queued]) -> Vec<Fetched> {
-        let mut fetched = Vec::with_capacity(batch.len());
+    /// Completes every job of a batch: what was read before an error counts, the rest fails with it.
+    fn serve(&mut self, desk: &mut Desk) {
+        desk.fail_expired(Instant::now());
         // Only a connection that may have been closed while it was idle is worth a second attempt.
         let mut may_retry = self.connection.is_some();
-        while fetched.len() < batch.len() {
-            let failure = match self.read(&batch[fetched.len()..], &mut fetched) {
-                Ok(()) => break,
+        loop {
+            let failure = match self.read(desk) {
+                Ok(()) => return,
                 Err(Broken::Connecting(failure)) => failure,
                 Err(Broken::Reading(error)) if may_retry && error.is_connection_dropped() => {
                     may_retry = false;
@@ -91,29 +93,34 @@ impl Helper {
                 }
                 Err(Broken::Reading(error)) => failure_of(&error),
             };
-            fetched.resize_with(batch.len(), || Err(failure.clone()));
+            desk.fail_open(&failure);
+            return;
         }
-        fetched
     }
 
-    /// One round trip, on a new connection where there is none; after an error there is none.
-    fn read(&mut self, batch: &[&Queued], fetched: &mut Vec<Fetched>) -> Result<(), Broken> {
+    /// Reads what is open, on a new connection where there is none; after an error there is none.
+    fn read(&mut self, desk: &mut Desk) -> Result<(), Broken> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.connect().map_err(Broken::Connecting)?,
         };
-        let before = fetched.len();
-        let result = round_trip(&mut connection.connection, batch, self.timeout, fetched);
-        let longest = fetched[before..].iter().map(length).max().unwrap_or(0);
-        match &result {
-            Ok(()) if longest <= KEPT_REPLY_BYTES => {
-                self.connection = Some(connection);
-                return Ok(());
+        let with_expiry = self.shared.asks_for_expiry();
+        let rules = Rules { max_value_bytes: self.max_value_bytes, with_expiry };
+        match connection.link.read(desk, rules) {
+            Ok(refused) => {
+                if with_expiry {
+                    self.shared.note_expiry(refused);
+                }
+                if connection.link.longest() <= KEPT_VALUE_BYTES {
+                    self.connection = Some(connection);
+                }
+                Ok(())
             }
-            Ok(()) => {}
-            Err(error) => log::warn!("lost a connection to Redis at {}: {error}", self.connector.target()),
+            Err(error) => {
+                log::warn!("lost a connection to Redis at {}: {error}", self.connector.target());
+                Err(Broken::Reading(error))
+            }
         }
-        result.map_err(Broken::Reading)
     }
 
     fn connect(&mut self) -> Result<Counted, Failure> {
@@ -122,7 +129,7 @@ impl Helper {
         {
             return Err(failure);
         }
-        let result = self.connector.connect();
+        let result = self.connector.connect(|_| Ok(()));
         let news = self.shared.note_attempt(result.is_ok());
         let target = self.connector.target();
         match &result {
@@ -131,122 +138,8 @@ impl Helper {
             Err((_, text)) if news => log::error!("cannot connect to Redis at {target}: {text}"),
             Err((_, text)) => log::debug!("cannot connect to Redis at {target}: {text}"),
         }
-        let shared = Arc::clone(&self.shared);
-        result.map(|connection| Counted { connection, shared }).map_err(|(failure, _)| failure)
-    }
-}
-
-/// Why a round trip came to nothing.
-enum Broken {
-    Connecting(Failure),
-    Reading(RedisError),
-}
-
-/// Bytes of a reply.
-fn length(fetched: &Fetched) -> usize {
-    fetched.as_ref().ok().and_then(Option::as_ref).map_or(0, |value| value.bytes.len())
-}
-
-/// Completes every job of the batch exactly once, whatever `fetch` does: also when it panics, or does not say something
-/// about each job. Then the second part is false.
-fn complete_all(batch: &[Queued], fetch: impl FnOnce(&[Queued]) -> Vec<Fetched>) -> (Vec<Completion>, bool) {
-    let fetched = catch_unwind(AssertUnwindSafe(|| fetch(batch))).unwrap_or_default();
-    let whole = fetched.len() == batch.len();
-    if !whole {
-        log::error!("a helper broke over {} keys; please report this", batch.len());
-    }
-    let results = fetched.into_iter().chain(std::iter::repeat_with(|| Err(Failure::Internal)));
-    let complete = |(queued, result): (&Queued, _)| Completion { flight: queued.job.flight, result };
-    (batch.iter().zip(results).map(complete).collect(), whole)
-}
-
-/// Asks for all keys and adds the replies to `fetched`. After `timeout` no further reply is waited for.
-///
-/// The crate's own pipelines would wait for each of the replies anew after a time-out; so replies are read one by one,
-/// and the socket's time-out follows the time that is left. What the crate does not let us bound is a single reply that
-/// comes in small pieces: it may go on as long as each piece comes in time. Clients do not wait for it: the loop has its
-/// own deadline for them.
-fn round_trip(
-    connection: &mut Connection,
-    batch: &[&Queued],
-    timeout: Duration,
-    fetched: &mut Vec<Fetched>,
-) -> RedisResult<()> {
-    let mut commands = Vec::new();
-    for queued in batch {
-        redis::cmd("GET").arg(&*queued.job.key).write_packed_command(&mut commands);
-    }
-    let deadline = Instant::now() + timeout;
-    connection.send_packed_command(&commands)?;
-    let mut left_at_last_change = timeout;
-    for _ in batch {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
-        }
-        if left_at_last_change - left > timeout / 16 {
-            connection.set_read_timeout(Some(left))?;
-            left_at_last_change = left;
-        }
-        fetched.push(interpret(connection.recv_response()?)?);
-    }
-    if left_at_last_change != timeout {
-        connection.set_read_timeout(Some(timeout))?;
-    }
-    Ok(())
-}
-
-/// A reply to `GET`. What cannot be one means that requests and replies have come apart.
-fn interpret(reply: redis::Value) -> RedisResult<Fetched> {
-    match reply {
-        redis::Value::BulkString(bytes) => Ok(Ok(Some(Value::new(bytes)))),
-        redis::Value::Nil => Ok(Ok(None)),
-        redis::Value::ServerError(error) if error.code() == "WRONGTYPE" => Ok(Err(Failure::WrongType)),
-        redis::Value::ServerError(error) => {
-            Ok(Err(Failure::Redis(format!("{} {}", error.code(), error.details().unwrap_or_default()))))
-        }
-        _ => Err(RedisError::from((
-            redis::ErrorKind::UnexpectedReturnType,
-            "the reply to GET is of no type it can have",
-        ))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::request::Job;
-
-    fn batch(count: usize) -> Vec<Queued> {
-        let queued = |flight| Queued { job: Job { flight, key: b"k"[..].into() }, expires: Instant::now() };
-        (0..count).map(queued).collect()
-    }
-
-    fn flights(completions: &[Completion]) -> Vec<usize> {
-        completions.iter().map(|completion| completion.flight).collect()
-    }
-
-    #[test]
-    fn every_job_is_completed_once_even_when_the_helper_panics() {
-        let (completions, whole) = complete_all(&batch(3), |_| panic!("on purpose"));
-        assert!(!whole, "a connection is kept of which nobody knows what is still to come");
-        assert_eq!(flights(&completions), [0, 1, 2]);
-        assert!(completions.iter().all(|completion| completion.result == Err(Failure::Internal)));
-        let (completions, whole) = complete_all(&batch(3), |_| vec![Ok(None)]);
-        assert!(!whole);
-        assert_eq!(flights(&completions), [0, 1, 2]);
-        assert_eq!(completions[0].result, Ok(None));
-        assert_eq!(completions[2].result, Err(Failure::Internal));
-        let (completions, _) = complete_all(&batch(2), |_| vec![Ok(None), Ok(None), Ok(None)]);
-        assert_eq!(flights(&completions), [0, 1]);
-    }
-
-    #[test]
-    fn a_reply_that_get_cannot_have_ends_the_connection() {
-        assert!(interpret(redis::Value::Int(1)).is_err());
-        assert!(interpret(redis::Value::Okay).is_err());
-        assert_eq!(interpret(redis::Value::Nil).ok(), Some(Ok(None)));
-        let empty = interpret(redis::Value::BulkString(Vec::new())).ok();
-        assert_eq!(empty, Some(Ok(Some(Value::new(Vec::new())))));
+        let connection = result.map_err(|(failure, _)| failure)?;
+        self.connector.settled();
+        Ok(Counted { link: Link::new(connection, self.timeout), shared: Arc::clone(&self.shared) })
     }
 }

@@ -1,19 +1,27 @@
 //! Redis, and the only place that knows it: a bounded queue of jobs, a few helper threads with a blocking connection
-//! each, and a list of completions that wakes the loop.
+//! each, perhaps one more thread that hears of changes, and a list of news that wakes the loop.
 //!
 //! A helper takes all jobs that wait, up to [`MAX_BATCH`], and reads them in one round trip; so under load the batches
 //! grow by themselves, and an idle proxy has no delay added. Every accepted job is completed exactly once, whatever
 //! happens to the helper. The lock is held only to move jobs and completions, never while a thread does I/O.
 
 mod connect;
+mod desk;
 mod fetch;
+mod news;
+mod promise;
+mod read;
+mod track;
 
-use crate::request::{Completion, Job};
+use crate::request::{Change, Completion, Job};
 use fetch::Helper;
+use news::News;
+use promise::{Held, Promise};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use track::Tracker;
 
 /// Most jobs that wait for a helper. One for each of the 10,000 connections that a loop takes; what goes beyond it is
 /// refused at once, because it would wait longer than its client does.
@@ -22,6 +30,9 @@ pub const QUEUE_LIMIT: usize = 10_000;
 /// Most keys of one round trip. Beyond some hundred the cost of a round trip is spread thin enough, and a long batch
 /// only keeps the other helpers idle.
 pub const MAX_BATCH: usize = 128;
+
+/// Where Redis refuses to tell how long keys have left, it is asked again after so long: permissions may be mended.
+const EXPIRY_WAIT: Duration = Duration::from_secs(30);
 
 /// Where Redis is, and how to talk to it.
 #[derive(Clone)]
@@ -40,6 +51,10 @@ pub struct Settings {
     pub connections: usize,
     /// Bounds connecting, the handshake and each round trip.
     pub timeout: Duration,
+    /// Whether to hear of changes (`CLIENT TRACKING`).
+    pub tracking: bool,
+    /// Longer values are not read.
+    pub max_value_bytes: usize,
 }
 
 /// The helpers and what they share with the loop. Dropping it ends them once they are done with what they are at.
@@ -61,7 +76,7 @@ struct Shared {
     /// The last connection is gone, or the pool closes. Helpers wait here that may not connect yet while others can
     /// serve: they must not take a job only to fail it.
     all_lost: Condvar,
-    completions: Mutex<Vec<Completion>>,
+    news: Mutex<News>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -72,6 +87,9 @@ struct State {
     connected: usize,
     /// What the log says of Redis, so that it says it once: nothing yet, reachable, or not.
     reachable: Option<bool>,
+    promise: Promise,
+    /// Until when keys are read without asking how long they have left.
+    plain_until: Option<Instant>,
     closed: bool,
 }
 
@@ -89,6 +107,12 @@ impl Pool {
                 helper.run();
             })?;
         }
+        if settings.tracking {
+            let mut tracker = Tracker::new(settings, Arc::clone(&pool.shared));
+            std::thread::Builder::new().name("redis-tracking".into()).spawn(move || tracker.run())?;
+        } else {
+            pool.shared.state().promise.tell();
+        }
         Ok(pool)
     }
 
@@ -105,9 +129,14 @@ impl Pool {
         self.shared.work.notify_one();
     }
 
-    /// Moves all completions that have come since the last call into `completions`.
-    pub fn take_completions(&self, completions: &mut Vec<Completion>) {
-        completions.append(&mut self.shared.completions.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Moves all completions that have come since the last call into `completions`, and all changes into `changes` if
+    /// that is empty.
+    pub fn take_news(&self, completions: &mut Vec<Completion>, changes: &mut VecDeque<Change>) {
+        let mut news = self.shared.news();
+        completions.append(&mut news.completions);
+        if changes.is_empty() {
+            *changes = news.take_changes();
+        }
     }
 }
 
@@ -125,7 +154,7 @@ impl Shared {
             state: Mutex::default(),
             work: Condvar::new(),
             all_lost: Condvar::new(),
-            completions: Mutex::default(),
+            news: Mutex::default(),
             wake: Box::new(wake),
         }
     }
@@ -184,11 +213,66 @@ impl Shared {
         }
     }
 
+    /// Whether helpers may ask how long keys have left.
+    fn asks_for_expiry(&self) -> bool {
+        self.state().plain_until.is_none_or(|until| until <= Instant::now())
+    }
+
+    /// Notes whether Redis tells how long keys have left, or why it refuses.
+    fn note_expiry(&self, refused: Option<String>) {
+        let mut state = self.state();
+        state.plain_until = refused.as_ref().map(|_| Instant::now() + EXPIRY_WAIT);
+        if let (Held::Unasked, None) = (&state.promise.expiry, &refused) {
+            return;
+        }
+        if state.promise.expiry.note(refused.map_or(Ok(()), Err)) {
+            state.promise.tell();
+        }
+    }
+
+    /// Notes whether changes are heard of, or why not.
+    fn note_tracking(&self, holds: Result<(), String>) {
+        let mut state = self.state();
+        if state.promise.tracking.note(holds) {
+            state.promise.tell();
+        }
+    }
+
+    /// Waits until then, or not at all. Says whether to go on; not when the pool closes.
+    fn pause_until(&self, until: Option<Instant>) -> bool {
+        let mut state = self.state();
+        while !state.closed {
+            let left = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return true;
+            }
+            state = self.all_lost.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        false
+    }
+
+    fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn deliver(&self, completions: Vec<Completion>) {
-        let mut list = self.completions.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_empty = list.is_empty();
-        list.extend(completions);
-        drop(list);
+        self.add_news(|news| news.completions.extend(completions));
+    }
+
+    fn hear(&self, changes: impl IntoIterator<Item = Change>) {
+        self.add_news(|news| changes.into_iter().for_each(|change| news.add(change)));
+    }
+
+    /// Adds news, and wakes the loop if it has none to look at already.
+    fn add_news(&self, add: impl FnOnce(&mut News)) {
+        let mut news = self.news();
+        let was_empty = news.is_empty();
+        add(&mut news);
+        drop(news);
         if was_empty {
             (self.wake)();
         }
@@ -226,7 +310,7 @@ mod tests {
             pool.shared.deliver(vec![completion(1), completion(2)]);
             pool.shared.deliver(vec![completion(3)]);
             assert_eq!(wakes.load(Ordering::Relaxed), round);
-            pool.take_completions(&mut taken);
+            pool.take_news(&mut taken, &mut VecDeque::new());
             assert_eq!(taken.len(), round * 3);
         }
     }

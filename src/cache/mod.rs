@@ -11,6 +11,10 @@
 //!
 //! An id that is not in use hangs in the free list (through `chain`) and has no heap slot. Whatever ends an entry,
 //! be it eviction, expiry, removal or replacement, goes through `release`, which takes it out of all four.
+//!
+//! An entry is fresh until its deadline, and then perhaps kept for a while, for the case that nothing better can be had.
+//! The heap has the moment at which it need not be kept any longer; without [`Limits::stale`] the two are the same.
+//!
 //! Nodes and records are two arrays: a walk along a chain or a change of the recency list touches nodes only, and
 //! side by side they need no padding.
 
@@ -26,6 +30,7 @@ use crate::request::{Millis, Payload};
 use lru::Recency;
 use pages::Pages;
 use record::Record;
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use table::Table;
 
@@ -38,6 +43,16 @@ pub const MAX_CAPACITY: usize = 2_000_000_000;
 /// Ids that a cache keeps room for when its last entry goes. With more it gives all of it back: an idle proxy whose
 /// million entries have expired holds none of their memory.
 const KEPT_IDS: usize = 1024;
+
+/// Removals that dropping a record of a discarded cache compares to: it takes out nothing, and often frees nothing.
+const DROPS_FOR_REMOVAL: usize = 16;
+
+/// How much longer than it is fresh an entry is kept, its grace: in steps, of which the longest makes all of
+/// [`Limits::stale`]. An entry that Redis lets expire meanwhile gets what is left until then. The step is kept in the
+/// entry's mark, together with its generation, because a second deadline would cost five bytes an entry.
+const GRACE_BITS: u32 = record::MARK_BITS - 1;
+const GRACE_MASK: u8 = (1 << GRACE_BITS) - 1;
+const GRACE_STEPS: Millis = GRACE_MASK as Millis;
 
 /// Everything about an entry but its key and value. 20 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +68,17 @@ struct Node {
     position: u32,
 }
 
+/// What bounds a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most entries (1 to [`MAX_CAPACITY`]).
+    pub entries: usize,
+    /// Most bytes of keys and values together; `usize::MAX` for no bound. What an entry takes beside them does not count.
+    pub bytes: usize,
+    /// How long an entry is kept after it has expired, for [`Cache::stale`]; 0 for not at all.
+    pub stale: Millis,
+}
+
 /// A live entry, as [`Cache::get`] finds it.
 #[derive(Clone, Copy, Debug)]
 pub struct Hit<'a> {
@@ -62,36 +88,59 @@ pub struct Hit<'a> {
     pub remaining: Millis,
 }
 
-/// What is left of a cache that was emptied. Dropped page by page: all at once it held the loop up for 20 ms after ten
-/// million entries.
+/// An entry that is kept, as [`Cache::stale`] finds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Stale<'a> {
+    /// The value.
+    pub payload: Payload<'a>,
+    /// How long ago it expired.
+    pub expired_for: Millis,
+}
+
+/// Most entries that one insertion evicts: some ten microseconds of work. A long value may need the room of a million
+/// short ones; what is left to evict then is the sweep's, which has a budget too.
+const EVICTIONS_PER_INSERT: usize = 64;
+
+/// What is left of a cache that was emptied. Dropped piece by piece: all at once it held the loop up for 20 ms after
+/// ten million entries.
 #[derive(Debug)]
 struct Discarded {
     nodes: Pages<Node>,
     records: Pages<Record>,
     heads: Pages<u32>,
+    deadlines: Deadlines,
 }
 
 impl Discarded {
-    fn is_empty(&self) -> bool {
-        self.nodes.len() + self.records.len() + self.heads.len() == 0
-    }
-
-    fn drop_page(&mut self) {
+    /// Drops a page of what owns no memory, and up to `budget` records. Says whether anything is left.
+    fn drop_some(&mut self, budget: usize) -> bool {
         self.nodes.drop_page();
-        self.records.drop_page();
         self.heads.drop_page();
+        self.deadlines.drop_page();
+        for _ in 0..budget {
+            if self.records.pop().is_none() {
+                break;
+            }
+        }
+        self.nodes.len() + self.records.len() + self.heads.len() + self.deadlines.len() > 0
     }
 }
 
 /// The cache. See the top of the file.
 #[derive(Debug)]
 pub struct Cache {
-    capacity: usize,
+    limits: Limits,
+    /// Bytes of all keys and values.
+    bytes: usize,
+    /// The generation that new entries get, 0 or 1. Those of the other one, if there are any, have all expired.
+    generation: u8,
+    /// When they did; `None` where there can be none.
+    outdated_at: Option<Millis>,
     /// Keyed by random, so that no client can choose keys that collide (std's SipHash-1-3).
     hasher: RandomState,
     nodes: Pages<Node>,
     records: Pages<Record>,
-    discarded: Discarded,
+    discarded: VecDeque<Discarded>,
     free: u32,
     table: Table,
     recency: Recency,
@@ -99,15 +148,19 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache for up to `capacity` entries (1 to [`MAX_CAPACITY`]). Memory grows with the entries.
-    pub fn new(capacity: usize) -> Cache {
-        assert!((1..=MAX_CAPACITY).contains(&capacity), "a cache holds 1 to {MAX_CAPACITY} entries, not {capacity}");
+    /// An empty cache. Memory grows with the entries.
+    pub fn new(limits: Limits) -> Cache {
+        let entries = limits.entries;
+        assert!((1..=MAX_CAPACITY).contains(&entries), "a cache holds 1 to {MAX_CAPACITY} entries, not {entries}");
         Cache {
-            capacity,
+            limits,
+            bytes: 0,
+            generation: 0,
+            outdated_at: None,
             hasher: RandomState::new(),
             nodes: Pages::new(),
             records: Pages::new(),
-            discarded: Discarded { nodes: Pages::new(), records: Pages::new(), heads: Pages::new() },
+            discarded: VecDeque::new(),
             free: NIL,
             table: Table::new(),
             recency: Recency::new(),
@@ -115,7 +168,7 @@ impl Cache {
         }
     }
 
-    /// Entries in memory, those included that have expired and wait for the sweep.
+    /// Entries in memory, those included that have expired.
     pub fn len(&self) -> usize {
         self.deadlines.len()
     }
@@ -125,36 +178,55 @@ impl Cache {
         self.deadlines.is_empty()
     }
 
-    /// Looks `key` up and marks it as just used. An entry whose deadline has come is removed and not returned, whether
-    /// or not the sweep has reached it. O(1) for a hit; O(log n) when it removes.
+    /// Bytes of all keys and values in memory. Over the limit only until the next sweeps, and by one value at most.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Looks `key` up and marks it as just used. An entry whose deadline has come is not returned, whether or not the
+    /// sweep has reached it, and removed if it need not be kept. O(1) for a hit; O(log n) when it removes.
     pub fn get(&mut self, key: &[u8], now: Millis) -> Option<Hit<'_>> {
-        let id = self.find(self.hash(key), key)?;
-        let deadline = self.deadlines.deadline_at(self.nodes[id as usize].position);
-        if deadline <= now {
-            self.release(id);
+        let id = self.find_kept(key, now)?;
+        let fresh_until = self.fresh_until(id);
+        if fresh_until <= now {
             return None;
         }
         self.recency.touch(&mut self.nodes, id);
-        Some(Hit { payload: self.records[id as usize].payload(), remaining: deadline - now })
+        Some(Hit { payload: self.records[id as usize].payload(), remaining: fresh_until - now })
     }
 
-    /// Stores `value` until `deadline`, replacing what `key` had and evicting the least recently used entry of a full
-    /// cache. A value that must be stored has its deadline in the future; one that has passed is never served.
-    pub fn insert(&mut self, key: &[u8], value: Payload<'_>, deadline: Millis) {
+    /// Looks `key` up among all that is kept, expired or not, and marks it as just used.
+    pub fn stale(&mut self, key: &[u8], now: Millis) -> Option<Stale<'_>> {
+        let id = self.find_kept(key, now)?;
+        let expired_for = now.saturating_sub(self.fresh_until(id));
+        if expired_for >= self.limits.stale {
+            return None;
+        }
+        self.recency.touch(&mut self.nodes, id);
+        Some(Stale { payload: self.records[id as usize].payload(), expired_for })
+    }
+
+    /// Stores `value` until `deadline`, replacing what `key` had and evicting the least recently used entries of a full
+    /// cache. A value that must be stored has its deadline in the future; one that has passed is never served. After
+    /// `ends`, which is not before `deadline`, the entry is not kept either. Says whether it was stored: a value that
+    /// is too long for the limit is not, nor one that would make a cache still larger that is over its limit already.
+    pub fn insert(&mut self, key: &[u8], value: Payload<'_>, deadline: Millis, ends: Millis) -> bool {
         let hash = self.hash(key);
         if let Some(replaced) = self.find(hash, key) {
             self.release(replaced);
         }
-        if self.len() >= self.capacity
-            && let Some(victim) = self.recency.oldest()
-        {
-            self.release(victim);
+        let grace = grace_within(self.limits.stale, ends.saturating_sub(deadline));
+        let record = Record::new(key, value, self.generation << GRACE_BITS | grace);
+        if !self.make_room(record.bytes()) {
+            return false;
         }
-        let id = self.claim(hash, Record::new(key, value));
+        self.bytes += record.bytes();
+        let id = self.claim(hash, record);
         self.table.insert(&mut self.nodes, id);
         self.recency.push_newest(&mut self.nodes, id);
-        let nodes = &mut self.nodes;
-        self.deadlines.push(deadline, id, |id, position| nodes[id as usize].position = position);
+        let (nodes, kept_until) = (&mut self.nodes, deadline.saturating_add(duration_of(grace, self.limits.stale)));
+        self.deadlines.push(kept_until, id, |id, position| nodes[id as usize].position = position);
+        true
     }
 
     /// Forgets `key`. Says whether it was there.
@@ -166,21 +238,103 @@ impl Cache {
         found.is_some()
     }
 
-    /// Removes up to `budget` entries whose deadline has come, the earliest first. Says whether there may be more to do.
+    /// Forgets everything. O(1); the sweep frees the memory.
+    pub fn clear(&mut self) {
+        self.bytes = 0;
+        self.outdated_at = None;
+        self.free = NIL;
+        self.recency = Recency::new();
+        if self.nodes.len() == 0 {
+            return;
+        }
+        self.discarded.push_back(Discarded {
+            nodes: std::mem::replace(&mut self.nodes, Pages::new()),
+            records: std::mem::replace(&mut self.records, Pages::new()),
+            heads: std::mem::replace(&mut self.table, Table::new()).into_heads(),
+            deadlines: std::mem::replace(&mut self.deadlines, Deadlines::new()),
+        });
+    }
+
+    /// Makes everything expire now, for [`Cache::stale`] to find what may be kept longer. O(1).
+    pub fn expire_all(&mut self, now: Millis) {
+        // With two generations, none may be left of those that had expired so before: they would be fresh again.
+        if self.limits.stale == 0 || self.outdated_at.is_some() {
+            return self.clear();
+        }
+        self.generation ^= 1;
+        self.outdated_at = Some(now);
+    }
+
+    /// Removes up to `budget` entries that are kept no longer, the earliest first, and as many that are too much for
+    /// the limit of bytes. Says whether there may be more to do.
     pub fn sweep(&mut self, now: Millis, budget: usize) -> bool {
-        self.discarded.drop_page();
+        if let Some(discarded) = self.discarded.front_mut()
+            && !discarded.drop_some(budget * DROPS_FOR_REMOVAL)
+        {
+            self.discarded.pop_front();
+        }
+        self.evict_to(self.limits.bytes, budget);
         for _ in 0..budget {
             match self.deadlines.first() {
                 Some((deadline, id)) if deadline <= now => self.release(id),
-                _ => return !self.discarded.is_empty(),
+                _ => return !self.discarded.is_empty() || self.bytes > self.limits.bytes,
             }
         }
         true
     }
 
-    /// When the next entry expires: the moment by which a sweep is due.
+    /// When the next entry goes: the moment by which a sweep is due.
     pub fn next_deadline(&self) -> Option<Millis> {
         self.deadlines.first().map(|(deadline, _)| deadline)
+    }
+
+    /// The entry of `key`, fresh or kept. One that need not be kept any longer goes.
+    fn find_kept(&mut self, key: &[u8], now: Millis) -> Option<u32> {
+        let id = self.find(self.hash(key), key)?;
+        if self.deadlines.deadline_at(self.nodes[id as usize].position) <= now {
+            self.release(id);
+            return None;
+        }
+        Some(id)
+    }
+
+    /// Until when entry `id` is fresh. The heap has until when it is kept.
+    fn fresh_until(&self, id: u32) -> Millis {
+        let mark = self.records[id as usize].mark();
+        let kept_until = self.deadlines.deadline_at(self.nodes[id as usize].position);
+        let deadline = kept_until - duration_of(mark & GRACE_MASK, self.limits.stale);
+        match self.outdated_at {
+            Some(time) if mark >> GRACE_BITS != self.generation => deadline.min(time),
+            _ => deadline,
+        }
+    }
+
+    /// Evicts for an entry of `size` bytes, and says whether it may be stored.
+    fn make_room(&mut self, size: usize) -> bool {
+        if size > self.limits.bytes {
+            return false;
+        }
+        if self.len() >= self.limits.entries {
+            self.evict();
+        }
+        self.evict_to(self.limits.bytes - size, EVICTIONS_PER_INSERT);
+        self.bytes <= self.limits.bytes
+    }
+
+    /// Evicts until there are at most `bytes`, but no more than `budget` entries.
+    fn evict_to(&mut self, bytes: usize, budget: usize) {
+        for _ in 0..budget {
+            if self.bytes <= bytes {
+                return;
+            }
+            self.evict();
+        }
+    }
+
+    fn evict(&mut self) {
+        if let Some(victim) = self.recency.oldest() {
+            self.release(victim);
+        }
     }
 
     fn hash(&self, key: &[u8]) -> u32 {
@@ -217,28 +371,25 @@ impl Cache {
         let nodes = &mut self.nodes;
         let position = nodes[id as usize].position;
         self.deadlines.remove(position, |id, position| nodes[id as usize].position = position);
+        self.bytes -= self.records[id as usize].bytes();
         self.records[id as usize] = Record::vacant();
         self.nodes[id as usize].position = NIL;
         self.nodes[id as usize].chain = self.free;
         self.free = id;
-        if self.is_empty() && self.nodes.len() > KEPT_IDS && self.discarded.is_empty() {
-            self.discarded = Discarded {
-                nodes: std::mem::replace(&mut self.nodes, Pages::new()),
-                records: std::mem::replace(&mut self.records, Pages::new()),
-                heads: std::mem::replace(&mut self.table, Table::new()).into_heads(),
-            };
-            self.free = NIL;
+        if self.is_empty() && self.nodes.len() > KEPT_IDS {
+            self.clear();
         }
     }
 
     /// Checks every link, heap slot, index and record against each other. For tests; walks everything.
     pub fn validate(&self) -> Result<(), String> {
         let len = self.len();
-        if len > self.capacity {
-            return Err(format!("{len} entries in a cache for {}", self.capacity));
+        let capacity = self.limits.entries;
+        if len > capacity {
+            return Err(format!("{len} entries in a cache for {capacity}"));
         }
-        if self.nodes.len() != self.records.len() || self.nodes.len() > self.capacity {
-            return Err(format!("{} nodes and {} records for {}", self.nodes.len(), self.records.len(), self.capacity));
+        if self.nodes.len() != self.records.len() || self.nodes.len() > capacity {
+            return Err(format!("{} nodes and {} records for {capacity}", self.nodes.len(), self.records.len()));
         }
         self.table.validate(&self.nodes)?;
         self.recency.validate(&self.nodes, len)?;
@@ -258,8 +409,10 @@ impl Cache {
         if free + len != self.nodes.len() {
             return Err(format!("{len} entries and {free} free ids, but {} nodes", self.nodes.len()));
         }
+        let mut bytes = 0;
         for (id, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.position != NIL) {
             self.records[id].validate()?;
+            bytes += self.records[id].bytes();
             if self.hash(self.records[id].key()) != node.hash {
                 return Err(format!("entry {id} has another hash than its key"));
             }
@@ -267,8 +420,18 @@ impl Cache {
                 return Err(format!("entry {id} is not found by its key"));
             }
         }
-        Ok(())
+        if bytes != self.bytes { Err(format!("{bytes} bytes are held, {} counted", self.bytes)) } else { Ok(()) }
     }
+}
+
+/// The longest grace that is over after `room` milliseconds.
+fn grace_within(stale: Millis, room: Millis) -> u8 {
+    (room.min(stale) * GRACE_STEPS).checked_div(stale).unwrap_or(0) as u8
+}
+
+/// A grace in milliseconds.
+fn duration_of(grace: u8, stale: Millis) -> Millis {
+    stale * Millis::from(grace) / GRACE_STEPS
 }
 
 #[cfg(test)]
@@ -278,7 +441,8 @@ mod tests {
     /// Rule 14: who knows how one process places its keys knows nothing of another.
     #[test]
     fn every_cache_hashes_by_a_key_of_its_own() {
-        let [one, other] = [Cache::new(1), Cache::new(1)];
+        let limits = Limits { entries: 1, bytes: usize::MAX, stale: 0 };
+        let [one, other] = [Cache::new(limits), Cache::new(limits)];
         let keys = [b"a", b"b", b"c", b"d"];
         assert!(keys.iter().any(|key| one.hash(*key) != other.hash(*key)));
     }

@@ -5,11 +5,9 @@
 //! or write that is shorter than it could have been says so too (epoll(7)), which spares a hit its second `read`.
 
 use super::Scratch;
-use crate::connection::{Connection, Step};
+use crate::connection::Connection;
 use crate::protocol::WRITE_SLICES;
-use crate::protocol::http::Date;
-use crate::proxy::{Decision, Proxy};
-use crate::request::{Job, Millis, Waiter};
+use crate::serve::Service;
 use mio::net::TcpStream;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -25,12 +23,8 @@ const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
 /// What a turn works with beside the client itself.
 pub(super) struct Turn<'a> {
-    pub(super) proxy: &'a mut Proxy,
-    /// Fetches that the turn begins.
-    pub(super) jobs: &'a mut Vec<Job>,
+    pub(super) service: Service<'a>,
     pub(super) scratch: &'a mut Scratch,
-    pub(super) date: &'a Date,
-    pub(super) now: Millis,
 }
 
 /// What is to happen after a turn.
@@ -121,8 +115,7 @@ impl Client {
                 return Ok(Next::Wait);
             }
             if self.held_up {
-                let input = self.connection.take_unparsed();
-                self.consume_owned(input, slot, turn);
+                self.held_up = turn.service.resume(&mut self.connection, slot);
             } else if self.readable {
                 self.read(slot, turn)?;
                 reads += 1;
@@ -179,15 +172,7 @@ impl Client {
         let mut buffer = std::mem::take(&mut turn.scratch.read);
         let result = self.receive(&mut buffer);
         if let Ok(length @ 1..) = result {
-            let input = &buffer[..length];
-            if self.connection.has_unparsed() {
-                let mut all = self.connection.take_unparsed();
-                all.extend_from_slice(input);
-                self.consume_owned(all, slot, turn);
-            } else {
-                let consumed = self.consume(input, slot, turn);
-                self.connection.keep(input[consumed..].to_vec());
-            }
+            self.held_up = turn.service.take_in(&mut self.connection, slot, &buffer[..length]);
         }
         turn.scratch.read = buffer;
         result.map(|_| ())
@@ -211,38 +196,6 @@ impl Client {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
             Err(error) => Err(error),
         }
-    }
-
-    fn consume_owned(&mut self, mut input: Vec<u8>, slot: usize, turn: &mut Turn<'_>) {
-        let consumed = self.consume(&input, slot, turn);
-        input.drain(..consumed);
-        input.shrink_to_fit();
-        self.connection.keep(input);
-    }
-
-    /// Takes requests from the beginning of `input` until there are no more or too many. Says how many bytes that took.
-    fn consume(&mut self, input: &[u8], slot: usize, turn: &mut Turn<'_>) -> usize {
-        let mut at = 0;
-        loop {
-            match self.connection.decode(&input[at..], &mut turn.scratch.key, turn.date) {
-                Step::Stop => break,
-                Step::Passed(consumed) => at += consumed,
-                Step::Get { key, shape, consumed } => {
-                    at += consumed;
-                    let (generation, sequence) = (self.connection.generation, self.connection.sequence());
-                    match turn.proxy.get(key, Waiter { slot, generation, sequence }, turn.now) {
-                        Decision::Reply(reply) => self.connection.reply_now(shape, &reply, turn.date),
-                        Decision::Wait => self.connection.wait(shape),
-                        Decision::Fetch(job) => {
-                            turn.jobs.push(job);
-                            self.connection.wait(shape);
-                        }
-                    }
-                }
-            }
-        }
-        self.held_up = at < input.len() && !self.connection.takes_requests() && !self.connection.has_ended();
-        at
     }
 
     /// Reads what nobody wants, until the client closes, or has had its bytes.

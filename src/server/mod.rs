@@ -6,7 +6,7 @@
 //!     poll             sleep until a socket, a completion or a deadline
 //!     note             what the kernel told, on each client; nothing is closed or reused yet
 //!     accept           new clients, a bounded number
-//!     completions      stored, their waiters' replies encoded
+//!     news             completions are stored, their waiters' replies encoded; changes in Redis, a bounded number
 //!     turns            every client with something to do gets one: send, decode, look up, read
 //!     submit           the turns' fetches, all under one lock; refused ones are answered
 //!     due              late waiters, expired entries, timers; a bounded number of each
@@ -20,11 +20,12 @@ mod listen;
 pub use listen::bind;
 
 use crate::backend::{Pool, Settings};
-use crate::cache::Deadlines;
+use crate::cache::{Deadlines, Limits};
 use crate::config::Config;
 use crate::protocol::http::Date;
 use crate::proxy::Proxy;
-use crate::request::{Completion, Failure, Job, Millis, Reply, Waiter};
+use crate::request::{Change, Completion, Failure, Job, Millis, Reply, Waiter};
+use crate::serve::Service;
 use client::{Client, Next, Turn};
 use listen::{Accepted, Acceptor};
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -47,6 +48,9 @@ const ACCEPTS_PER_TICK: usize = 64;
 /// Expired entries removed, and late flights answered, in one tick: some hundred microseconds of work.
 pub const SWEEP_PER_TICK: usize = 256;
 
+/// Changes in Redis that are followed in one tick: some hundred microseconds of work.
+const CHANGES_PER_TICK: usize = 1024;
+
 /// Clients of one loop. More wait in the kernel's queue until one leaves.
 pub const MAX_CONNECTIONS: usize = 10_000;
 
@@ -63,7 +67,6 @@ const LINGER: Millis = 2000;
 struct Scratch {
     read: Vec<u8>,
     write: Vec<u8>,
-    key: Vec<u8>,
 }
 
 /// The loop's time: monotonic, taken once for each tick, and the `Date` that goes with it.
@@ -123,7 +126,11 @@ pub struct Server {
     /// Fetches begun in this tick.
     jobs: Vec<Job>,
     completions: Vec<Completion>,
+    /// Changes in Redis that the proxy has not been told of.
+    changes: VecDeque<Change>,
     scratch: Scratch,
+    /// Where keys are unescaped.
+    key: Vec<u8>,
     clock: Clock,
     /// More is due than one tick may do.
     more_due: bool,
@@ -144,6 +151,8 @@ impl Server {
             database: config.redis_db,
             connections: config.redis_connections,
             timeout: config.redis_timeout,
+            tracking: config.redis_tracking,
+            max_value_bytes: config.max_value_bytes,
         };
         let wake = Arc::clone(&waker);
         let pool = Pool::start(&settings, move || {
@@ -152,6 +161,11 @@ impl Server {
                 log::error!("cannot wake the loop for completions: {error}");
             }
         })?;
+        let limits = Limits {
+            entries: config.cache_size,
+            bytes: config.cache_bytes.unwrap_or(usize::MAX),
+            stale: config.stale_if_error.as_millis() as Millis,
+        };
         let ttl = config.cache_ttl.as_millis() as Millis;
         let patience = config.redis_timeout.as_millis() as Millis;
         Ok(Server {
@@ -162,11 +176,13 @@ impl Server {
             generation: 0,
             queue: VecDeque::new(),
             timers: Deadlines::new(),
-            proxy: Proxy::new(config.cache_size, ttl, patience),
+            proxy: Proxy::new(limits, ttl, patience),
             pool,
             jobs: Vec::new(),
             completions: Vec::new(),
-            scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES), key: Vec::new() },
+            changes: VecDeque::new(),
+            scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES) },
+            key: Vec::new(),
             clock: Clock::new(),
             more_due: false,
         })
@@ -188,7 +204,7 @@ impl Server {
             self.clock.tick();
             self.note(&events);
             self.accept();
-            self.take_completions();
+            self.take_news();
             self.give_turns();
             self.submit_jobs();
             self.do_what_is_due();
@@ -198,7 +214,7 @@ impl Server {
 
     /// How long the next poll may sleep; `None` for as long as nothing happens.
     fn sleep(&self) -> Option<Duration> {
-        if !self.queue.is_empty() || self.more_due {
+        if !self.queue.is_empty() || !self.changes.is_empty() || self.more_due {
             return Some(Duration::ZERO);
         }
         let accept = self.acceptor.due().filter(|_| self.clients.len() < MAX_CONNECTIONS);
@@ -251,13 +267,18 @@ impl Server {
         }
     }
 
-    fn take_completions(&mut self) {
-        self.pool.take_completions(&mut self.completions);
+    fn take_news(&mut self) {
+        self.pool.take_news(&mut self.completions, &mut self.changes);
         for completion in self.completions.drain(..) {
             self.proxy.complete(completion, self.clock.now, |waiter, reply| {
                 answer(&mut self.clients, &mut self.queue, waiter, reply, &self.clock.date);
             });
         }
+        let count = self.changes.len().min(CHANGES_PER_TICK);
+        for change in self.changes.drain(..count) {
+            self.proxy.change(&change, self.clock.now);
+        }
+        self.changes.shrink_to(CHANGES_PER_TICK);
     }
 
     fn give_turns(&mut self) {
@@ -266,11 +287,14 @@ impl Server {
             let Some(client) = self.clients.get_mut(slot) else { continue };
             client.queued = false;
             let mut turn = Turn {
-                proxy: &mut self.proxy,
-                jobs: &mut self.jobs,
+                service: Service {
+                    proxy: &mut self.proxy,
+                    jobs: &mut self.jobs,
+                    key: &mut self.key,
+                    date: &self.clock.date,
+                    now: self.clock.now,
+                },
                 scratch: &mut self.scratch,
-                date: &self.clock.date,
-                now: self.clock.now,
             };
             match client.turn(slot, &mut turn) {
                 Next::Wait => {}
@@ -329,9 +353,9 @@ fn enqueue(queue: &mut VecDeque<usize>, client: &mut Client, slot: usize) {
 
 /// Hands a reply to the connection that waits for it, if it is still that one.
 fn answer(clients: &mut Slab<Client>, queue: &mut VecDeque<usize>, waiter: Waiter, reply: &Reply<'_>, date: &Date) {
-    let Some(client) = clients.get_mut(waiter.slot) else { return };
-    if client.connection.generation == waiter.generation {
-        client.connection.reply_later(waiter.sequence, reply, date);
+    if let Some(client) = clients.get_mut(waiter.slot)
+        && client.connection.reply_later(waiter, reply, date)
+    {
         enqueue(queue, client, waiter.slot);
     }
 }

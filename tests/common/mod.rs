@@ -8,6 +8,8 @@
     reason = "each test uses its part, and stops at what it did not expect"
 )]
 
+pub mod relay;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -99,6 +101,11 @@ impl Redis {
         let info: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connect()).expect("INFO works");
         let line = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.map_or(0, |rest| rest.split(',').next().expect("a count").parse().expect("a number"))
+    }
+
+    /// How often the proxy has read a key. Each read asks for the time the key has left.
+    pub fn reads(&self) -> u64 {
+        self.calls("pttl")
     }
 
     /// The process stops answering, its sockets stay open.

@@ -76,7 +76,7 @@ impl<'a> Body<'a> {
 pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outgoing) {
     match reply.outcome {
         Outcome::Value(payload) => {
-            let from_cache = matches!(reply.source, Source::Cache { .. });
+            let from_cache = !matches!(reply.source, Source::Redis { .. });
             let body = Body::new(payload, shape.view, from_cache);
             let content_type = match shape.view {
                 View::Json => "application/json",
@@ -97,7 +97,7 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
             let (status, message) = explain(failure);
             let extra = if status == Status::ServiceUnavailable { RETRY_AFTER } else { "" };
             match failure {
-                Failure::Redis(text) => {
+                Failure::Redis(text) | Failure::NotReady(text) => {
                     let message = format!("{message}: {text}");
                     encode_error(status, &message, Some(reply.source), extra, shape, date, out);
                 }
@@ -115,6 +115,11 @@ fn explain(failure: &Failure) -> (Status, &'static str) {
             (Status::ServiceUnavailable, "Redis cannot be reached; try again in a second, the proxy's log says why")
         }
         Failure::Timeout => (Status::GatewayTimeout, "Redis did not answer within REDIS_TIMEOUT; try again"),
+        Failure::NotReady(_) => (Status::ServiceUnavailable, "Redis cannot serve now; try again in a second"),
+        Failure::TooLong => (
+            Status::BadGateway,
+            "the value is longer than MAX_VALUE_BYTES allows; raise that variable of the proxy, or read it from Redis",
+        ),
         Failure::WrongType => (Status::Conflict, "the key does not hold a string; only strings can be read here"),
         Failure::Redis(_) => (Status::BadGateway, "Redis answered with an error"),
         Failure::Internal => {
@@ -164,7 +169,8 @@ fn begin_head(status: Status, content_type: &str, length: usize, date: &Date, ou
     out.extend_from_slice(b"\r\n");
 }
 
-/// `Cache-Status` (RFC 9211): a hit, or forwarded for a miss; the ttl in whole seconds, rounded down.
+/// `Cache-Status` (RFC 9211): a hit, or forwarded for a miss, or for an expired entry that had to do; the ttl in whole
+/// seconds, rounded down, and so negative where the entry has expired (section 2.4).
 fn write_cache_status(source: Source, out: &mut Vec<u8>) {
     out.extend_from_slice(b"Cache-Status: segment-redis-proxy; ");
     let ttl = match source {
@@ -178,6 +184,13 @@ fn write_cache_status(source: Source, out: &mut Vec<u8>) {
                 out.extend_from_slice(b"; stored");
             }
             stored
+        }
+        Source::Stale { expired_for, timed_out } => {
+            out.extend_from_slice(b"fwd=stale; detail=");
+            out.extend_from_slice(if timed_out { b"redis-timed-out" } else { b"redis-unreachable" });
+            out.extend_from_slice(if expired_for == 0 { b"; ttl=" } else { b"; ttl=-" });
+            out.extend_from_slice(itoa::Buffer::new().format(expired_for.div_ceil(1000)).as_bytes());
+            None
         }
     };
     if let Some(ttl) = ttl {
@@ -254,16 +267,21 @@ mod tests {
         assert_eq!(body_of(b"a\"\n\x01", View::Json, miss), r#"{"value":"a\"\n\u0001","fromCache":false}"#);
         let binary = r#"{"value":"/wAB","encoding":"base64","fromCache":true}"#;
         assert_eq!(body_of(b"\xff\x00\x01", View::Json, HIT), binary);
+        let stale = Source::Stale { expired_for: 1, timed_out: false };
+        assert_eq!(body_of(b"1", View::Json, stale), r#"{"value":1,"fromCache":true}"#);
         assert_eq!(body_of(b"a\"\n\x01", View::Raw, HIT), "a\"\n\u{1}");
     }
 
     #[test]
-    fn the_cache_status_tells_hit_miss_and_collapsed() {
+    fn the_cache_status_tells_hit_miss_collapsed_and_stale() {
         for (source, text) in [
             (HIT, "hit; ttl=14"),
             (Source::Redis { collapsed: false, stored: Some(15_000) }, "fwd=miss; stored; ttl=15"),
             (Source::Redis { collapsed: true, stored: Some(999) }, "fwd=miss; collapsed; stored; ttl=0"),
             (Source::Redis { collapsed: false, stored: None }, "fwd=miss"),
+            (Source::Stale { expired_for: 0, timed_out: true }, "fwd=stale; detail=redis-timed-out; ttl=0"),
+            (Source::Stale { expired_for: 1, timed_out: true }, "fwd=stale; detail=redis-timed-out; ttl=-1"),
+            (Source::Stale { expired_for: 2001, timed_out: false }, "fwd=stale; detail=redis-unreachable; ttl=-3"),
         ] {
             let reply = Reply { outcome: Outcome::Missing, source };
             let response = text_of(|date, out| encode_reply(&reply, OPEN, date, out));
@@ -279,6 +297,8 @@ mod tests {
             (Failure::Timeout, "504 "),
             (Failure::WrongType, "409 "),
             (Failure::Redis("ERR \"quoted\"\n".into()), "502 "),
+            (Failure::NotReady("LOADING \"quoted\"\n".into()), "503 "),
+            (Failure::TooLong, "502 "),
             (Failure::Internal, "500 "),
         ] {
             let source = Source::Redis { collapsed: false, stored: None };
@@ -286,7 +306,9 @@ mod tests {
             let response = text_of(|date, out| encode_reply(&reply, OPEN, date, out));
             assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
             assert_eq!(response.contains("\r\nRetry-After: 1\r\n"), status == "503 ", "{response}");
-            assert_eq!(response.contains(r#"ERR \"quoted\"\n""#), matches!(failure, Failure::Redis(_)), "{response}");
+            let has_text = matches!(failure, Failure::Redis(_) | Failure::NotReady(_));
+            assert_eq!(response.contains(r#" \"quoted\"\n""#), has_text, "{response}");
+            assert_eq!(response.contains("MAX_VALUE_BYTES"), failure == Failure::TooLong, "{response}");
         }
     }
 

@@ -1,0 +1,89 @@
+//! How fresh what the cache serves is, as things stand, and telling it whenever that changes.
+
+use std::fmt;
+
+/// What holds of the two sources of freshness. Each says why not where an operator would expect it to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Promise {
+    /// Redis tells of changes. Without it CACHE_TTL is what bounds an entry's age.
+    pub(super) tracking: Held,
+    /// Redis tells how long a key has left.
+    pub(super) expiry: Held,
+}
+
+/// Whether a part of the promise holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Held {
+    /// It was not asked for, or is not known yet.
+    #[default]
+    Unasked,
+    /// It holds.
+    Yes,
+    /// It was asked for and does not hold.
+    No {
+        /// What stands in the way.
+        why: String,
+    },
+}
+
+impl Held {
+    /// Takes note, and says whether it is news. Another reason for the same "no" is none.
+    pub(super) fn note(&mut self, holds: Result<(), String>) -> bool {
+        let before = std::mem::discriminant(self);
+        *self = match holds {
+            Ok(()) => Held::Yes,
+            Err(why) => Held::No { why },
+        };
+        before != std::mem::discriminant(self)
+    }
+}
+
+impl Promise {
+    /// Puts it into the log.
+    pub(super) fn tell(&self) {
+        let kept = ![&self.tracking, &self.expiry].iter().any(|held| matches!(held, Held::No { .. }));
+        log::log!(if kept { log::Level::Info } else { log::Level::Warn }, "freshness: {self}");
+    }
+}
+
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tracking {
+            Held::Yes => f.write_str("a change in Redis is seen at once (tracking)")?,
+            Held::Unasked => f.write_str("a change in Redis is seen after CACHE_TTL")?,
+            Held::No { why } => write!(f, "a change in Redis is seen after CACHE_TTL only, no tracking: {why}")?,
+        }
+        match &self.expiry {
+            Held::Yes | Held::Unasked => f.write_str("; a key that Redis lets expire is gone with it"),
+            Held::No { why } => write!(f, "; a key that Redis lets expire may stay for CACHE_TTL: {why}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changes_is_news() {
+        let mut held = Held::default();
+        assert!(held.note(Err("one reason".into())));
+        assert!(!held.note(Err("another reason".into())));
+        assert!(held.note(Ok(())));
+        assert!(!held.note(Ok(())));
+    }
+
+    #[test]
+    fn the_promise_says_what_holds_and_why_not() {
+        let no = |why: &str| Held::No { why: why.into() };
+        for (tracking, expiry, parts) in [
+            (Held::Unasked, Held::Yes, ["after CACHE_TTL;", "is gone with it"]),
+            (Held::Yes, Held::Unasked, ["at once (tracking);", "is gone with it"]),
+            (no("gone"), Held::Yes, ["after CACHE_TTL only, no tracking: gone;", "is gone with it"]),
+            (Held::Yes, no("NOPERM"), ["at once", "may stay for CACHE_TTL: NOPERM"]),
+        ] {
+            let text = Promise { tracking, expiry }.to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
+}

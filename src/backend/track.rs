@@ -1,0 +1,118 @@
+//! The thread that hears of changes: server-assisted invalidation (`CLIENT TRACKING`).
+//!
+//! One connection in broadcasting mode hears of every write, and nothing depends on the helpers' connections: they may
+//! come and go. In the other mode Redis remembers for each connection what it has read, in a table that overflows, and
+//! forgets it without a word when the connection closes; ARCHITECTURE.md has what each mode costs.
+//!
+//! The connection tells itself: it redirects its own messages to itself and subscribes to them, which RESP2 needs, and
+//! which puts it under Redis' limit for subscribers that read too slowly. Only what happens after the subscription is
+//! heard of, and nothing any more once the connection is lost: the loop is told of both, in order.
+
+use super::connect::Connector;
+use super::{Settings, Shared};
+use crate::request::{Change, Failure};
+use redis::{Connection, Msg, PubSub, RedisResult};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where invalidations are published for a RESP2 connection.
+const CHANNEL: &str = "__redis__:invalidate";
+
+/// After so long without a message Redis is asked whether it is still there: a network can fail without a word.
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(1);
+
+/// A connection that is lost sooner was no good: the next attempt waits.
+const SETTLED_AFTER: Duration = Duration::from_millis(250);
+
+/// Where Redis refuses, it will do so until somebody changes its configuration.
+const REFUSED_WAIT: Duration = Duration::from_secs(30);
+
+/// See the top of the file.
+pub(super) struct Tracker {
+    shared: Arc<Shared>,
+    connector: Connector,
+    timeout: Duration,
+}
+
+impl Tracker {
+    pub(super) fn new(settings: &Settings, shared: Arc<Shared>) -> Tracker {
+        Tracker { shared, connector: Connector::new(settings), timeout: settings.timeout }
+    }
+
+    /// Connects and listens, again and again, until the pool closes.
+    pub(super) fn run(&mut self) {
+        while self.shared.pause_until(self.connector.blocked().map(|(until, _)| until)) {
+            match self.connector.connect(subscribe) {
+                Ok(connection) => self.watch(connection),
+                Err((failure, why)) => {
+                    if let Failure::Redis(_) = failure {
+                        self.connector.stand_back_for(failure, REFUSED_WAIT);
+                    }
+                    self.shared.note_tracking(Err(why));
+                }
+            }
+        }
+    }
+
+    /// Passes on what a connection tells, as long as it lives.
+    fn watch(&mut self, mut connection: Connection) {
+        let began = Instant::now();
+        // What was cached before was not watched. What is asked for from now on will be.
+        self.shared.hear([Change::All]);
+        self.shared.note_tracking(Ok(()));
+        let mut messages = connection.as_pubsub();
+        let heard = catch_unwind(AssertUnwindSafe(|| self.listen(&mut messages)));
+        self.shared.hear([Change::Unwatched]);
+        let why = match heard {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "listening broke; please report what stands above".to_owned(),
+        };
+        self.shared.note_tracking(Err(why));
+        // Leaving the subscription waits for an answer that may never come. An error changes nothing: it ends here.
+        let _ = messages.set_read_timeout(Some(Duration::from_millis(1)));
+        if began.elapsed() < SETTLED_AFTER {
+            self.connector.stand_back(Failure::Unavailable);
+        } else {
+            self.connector.settled();
+        }
+    }
+
+    /// Returns when the pool closes.
+    fn listen(&self, messages: &mut PubSub<'_>) -> RedisResult<()> {
+        messages.set_read_timeout(Some(KEEPALIVE))?;
+        while !self.shared.is_closed() {
+            match messages.get_message() {
+                Ok(message) => self.shared.hear(changes(&message)),
+                Err(error) if error.is_timeout() => {
+                    // Messages that come before the answer are kept, and are the next.
+                    messages.set_read_timeout(Some(self.timeout))?;
+                    messages.ping::<redis::Value>()?;
+                    messages.set_read_timeout(Some(KEEPALIVE))?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes a connection hear of changes.
+fn subscribe(connection: &mut Connection) -> RedisResult<()> {
+    let id: i64 = redis::cmd("CLIENT").arg("ID").query(connection)?;
+    redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("REDIRECT").arg(id).arg("BCAST").exec(connection)?;
+    redis::cmd("SUBSCRIBE").arg(CHANNEL).exec(connection)
+}
+
+/// What a message tells: keys, or nothing at all for a flush. What cannot be read may mean anything.
+fn changes(message: &Msg) -> Vec<Change> {
+    match message.get_payload::<Option<Vec<Vec<u8>>>>() {
+        Ok(Some(keys)) => keys.into_iter().map(Change::Key).collect(),
+        Ok(None) => vec![Change::All],
+        Err(error) => {
+            log::warn!("a message of Redis about changes cannot be read, all is taken to have changed: {error}");
+            vec![Change::All]
+        }
+    }
+}
