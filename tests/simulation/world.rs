@@ -1,0 +1,467 @@
+//! The proxy and its clients' connections, the model Redis and what lies between, and what happens to them.
+
+use crate::client::{Cause, Client, History, Rules, check};
+use crate::link::{Answer, Link, Tracking};
+use crate::random::Random;
+use crate::redis::{KEYS, Redis};
+use segment_redis_proxy::cache::Limits;
+use segment_redis_proxy::connection::{MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
+use segment_redis_proxy::protocol::http::Date;
+use segment_redis_proxy::proxy::Proxy;
+use segment_redis_proxy::request::{Change, Completion, Failure, Job, Millis, Reply, Source, Waiter};
+use segment_redis_proxy::serve::Service;
+use std::time::SystemTime;
+
+/// Counts what happens: within a millisecond too there is a before and an after.
+pub type Moment = u64;
+
+const CLIENTS: usize = 5;
+
+/// Jobs that the helpers take; more are refused.
+const QUEUE: usize = 12;
+
+/// How often things happened that the simulation is there for.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub replies: u64,
+    pub hits: u64,
+    pub stale: u64,
+    pub collapsed: u64,
+    pub errors: u64,
+    pub overdue: u64,
+    /// Completions for clients that were gone.
+    pub orphans: u64,
+    /// Fetches that a change has overtaken.
+    pub overtaken: u64,
+    pub resets: u64,
+    pub changes: u64,
+    pub cuts: u64,
+}
+
+impl Seen {
+    fn all(&self) -> [u64; 11] {
+        let Seen { replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts } =
+            *self;
+        [replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts]
+    }
+
+    pub fn add(&mut self, other: &Seen) {
+        let [replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts] =
+            std::array::from_fn(|at| self.all()[at] + other.all()[at]);
+        *self = Seen { replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts };
+    }
+
+    pub fn assert_everything_was_seen(&self) {
+        assert!(self.all().iter().all(|&count| count > 100), "some of it hardly ever happens: {self:?}");
+    }
+}
+
+/// See the top of the file.
+pub struct World {
+    random: Random,
+    now: Millis,
+    moment: Moment,
+    date: Date,
+    proxy: Proxy,
+    limits: Limits,
+    rules: Rules,
+    redis: Redis,
+    link: Link,
+    clients: Vec<Client>,
+    generation: u64,
+    /// What has ended before this must not be the answer to what is asked from now on, for each key; and not even when
+    /// Redis is away.
+    floors: [Moment; KEYS],
+    hard_floors: [Moment; KEYS],
+    /// When all entries last expired at once, because changes were not heard of any more.
+    unwatched: Millis,
+    /// When a fetch last brought each version.
+    brought: [Vec<Option<Millis>>; KEYS],
+    tell: bool,
+    pub seen: Seen,
+    /// Changes with everything that happens.
+    pub trace: u64,
+}
+
+impl World {
+    pub fn new(seed: u64, tell: bool) -> World {
+        let mut random = Random::new(seed);
+        let stale = random.one_of(&[0, 0, 40, 300]);
+        let bytes = random.one_of(&[usize::MAX, usize::MAX, 40, 300, 3000, 25_000]);
+        let limits = Limits { entries: random.between(1, KEYS as u64 + 1) as usize, bytes, stale };
+        let rules = Rules { ttl: random.one_of(&[1, 20, 100, 1000]), stale, patience: random.one_of(&[10, 50, 200]) };
+        let tracking = random.percent(60);
+        let mut generation = 0;
+        let clients = std::array::from_fn::<_, CLIENTS, _>(|_| {
+            generation += 1;
+            Client::new(generation)
+        });
+        World {
+            now: random.below(1000),
+            moment: 0,
+            date: Date::at(SystemTime::UNIX_EPOCH),
+            proxy: Proxy::new(limits, rules.ttl, rules.patience),
+            limits,
+            redis: Redis::new(),
+            link: Link::new(tracking, rules.patience, &mut random),
+            rules,
+            clients: clients.into(),
+            generation,
+            floors: [0; KEYS],
+            hard_floors: [0; KEYS],
+            unwatched: 0,
+            brought: Default::default(),
+            tell,
+            seen: Seen::default(),
+            trace: 0,
+            random,
+        }
+    }
+
+    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        let text = std::fmt::format(what);
+        self.moment += 1;
+        self.trace = text.bytes().fold(self.trace, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        if self.tell {
+            println!("{:>6} {text}", self.now);
+        }
+    }
+
+    /// Something happens; then all that is due is done and everything is checked.
+    pub fn step(&mut self) -> Result<(), String> {
+        let client = self.random.below(CLIENTS as u64) as usize;
+        let key = self.random.below(KEYS as u64) as usize;
+        match self.random.below(100) {
+            0..25 => self.clients[client].ask(&mut self.random),
+            25..30 => self.reset(client),
+            30..45 => self.write(key),
+            45..47 => self.flush(),
+            47..49 => {
+                self.note(format_args!("the tracking connection is cut"));
+                self.seen.cuts += u64::from(self.link.tracking == Tracking::Up);
+                self.link.cut(self.now, &mut self.random);
+            }
+            49..55 => {
+                self.note(format_args!("tracking may begin"));
+                self.link.join(self.now, &mut self.random);
+            }
+            55 => self.begin_outage(),
+            56..62 => self.link.outage = false,
+            62..64 => self.link.tell(key_change(key), self.now, &mut self.random),
+            _ => {
+                let time = match self.random.below(4) {
+                    0 => 0,
+                    1 => self.random.below(5),
+                    2 => self.random.below(60),
+                    // To the very moment of something.
+                    _ => self.next_moment().map_or(0, |moment| moment.saturating_sub(self.now)),
+                };
+                self.advance(self.now + time);
+            }
+        }
+        self.let_clients_send(None)?;
+        self.do_what_is_due();
+        self.let_clients_receive(None)?;
+        self.check()
+    }
+
+    /// Nothing new happens. Everybody gets what is due, and then there is nothing left.
+    pub fn settle(&mut self) -> Result<(), String> {
+        self.link.outage = false;
+        while !self.link.reads.is_empty() || self.clients.iter().any(|client| !is_served(client)) {
+            let before = (self.now, self.seen.replies);
+            self.let_clients_send(Some(usize::MAX))?;
+            let next = self.next_moment().unwrap_or(self.now);
+            self.advance(next.max(self.now));
+            self.do_what_is_due();
+            self.let_clients_receive(Some(usize::MAX))?;
+            self.check()?;
+            let stuck = before == (self.now, self.seen.replies) && self.next_moment().is_none();
+            if stuck && self.clients.iter().any(|client| !is_served(client)) {
+                return Err("somebody waits for ever".into());
+            }
+        }
+        Ok(())
+    }
+
+    fn next_moment(&self) -> Option<Millis> {
+        [self.link.next_arrival(), self.proxy.next_deadline(), self.redis.next_expiry()].into_iter().flatten().min()
+    }
+
+    /// Lets time pass, with all that Redis and the link do meanwhile, in order.
+    fn advance(&mut self, until: Millis) {
+        loop {
+            self.let_things_arrive();
+            let next = [self.link.next_arrival(), self.redis.next_expiry()].into_iter().flatten().min();
+            match next.filter(|&next| next <= until) {
+                Some(next) => self.now = self.now.max(next),
+                None => break,
+            }
+        }
+        self.now = until;
+    }
+
+    fn let_things_arrive(&mut self) {
+        for key in self.redis.expire(self.now, self.moment) {
+            // Redis tells when it removes the key, which may be later: the proxy must not wait for that.
+            self.note(format_args!("k{key} expires"));
+            if self.random.percent(50) {
+                self.link.tell(key_change(key), self.now, &mut self.random);
+            }
+        }
+        let mut number = 0;
+        while number < self.link.reads.len() {
+            if self.link.reads[number].due > self.now {
+                number += 1;
+                continue;
+            }
+            let mut read = self.link.reads.swap_remove(number);
+            match read.answer.take() {
+                None => {
+                    let found = self.redis.read(read.key, self.now);
+                    self.link.answer(&mut read, found, self.now, &mut self.random);
+                    self.link.reads.push(read);
+                }
+                Some(answer) => self.complete(&read.job, read.key, read.began, answer),
+            }
+        }
+        while let Some(change) = self.link.hear(self.now) {
+            self.hear(&change);
+        }
+    }
+
+    fn complete(&mut self, job: &Job, key: usize, began: Moment, answer: Answer) {
+        let (result, cause) = match answer {
+            Answer::Read(number, fetched) => {
+                let versions = &mut self.brought[key];
+                versions.resize(versions.len().max(number + 1), None);
+                versions[number] = Some(self.now);
+                // Who has read it cannot get anything older afterwards. A fetch that was overtaken proves nothing: what
+                // has come since may be newer.
+                if self.floors[key] <= began {
+                    let from = self.redis.keys[key][number].from;
+                    self.floors[key] = self.floors[key].max(from);
+                    self.hard_floors[key] = self.hard_floors[key].max(from);
+                }
+                (Ok(fetched), Cause::Answered)
+            }
+            Answer::Unavailable => (Err(Failure::Unavailable), Cause::Outage),
+            Answer::TimedOut => (Err(Failure::Timeout), Cause::Outage),
+            Answer::Error => (Err(Failure::Redis("ERR".into())), Cause::Failed),
+        };
+        self.note(format_args!("flight {} for k{key} comes back: {cause:?}", job.flight));
+        self.finish(Completion { flight: job.flight, result }, cause);
+    }
+
+    fn finish(&mut self, completion: Completion, cause: Cause) {
+        let World { proxy, clients, date, seen, .. } = self;
+        let time = (self.now, self.moment);
+        proxy.complete(completion, self.now, |waiter, reply| answer(clients, waiter, reply, cause, date, time, seen));
+    }
+
+    fn hear(&mut self, change: &Change) {
+        self.note(format_args!("heard of {change:?}"));
+        self.seen.changes += 1;
+        if *change == Change::Unwatched {
+            self.unwatched = self.now;
+        }
+        let concerned = |key: usize| *change == key_change(key);
+        for key in 0..KEYS {
+            if concerned(key) || *change != Change::Unwatched && !matches!(change, Change::Key(_)) {
+                (self.floors[key], self.hard_floors[key]) = (self.moment, self.moment);
+            } else if *change == Change::Unwatched {
+                self.floors[key] = self.moment;
+            }
+            let reads = self.link.reads.iter().filter(|read| read.key == key && read.answer.is_some());
+            self.seen.overtaken += if concerned(key) { reads.count() as u64 } else { 0 };
+        }
+        self.proxy.change(change, self.now);
+    }
+
+    fn write(&mut self, key: usize) {
+        self.note(format_args!("k{key} changes"));
+        if self.random.percent(20) {
+            self.redis.delete(key, self.moment);
+        } else {
+            self.redis.write(key, self.now, self.moment, &mut self.random);
+        }
+        self.link.tell(key_change(key), self.now, &mut self.random);
+    }
+
+    fn flush(&mut self) {
+        self.note(format_args!("flush"));
+        (0..KEYS).for_each(|key| self.redis.delete(key, self.moment));
+        self.link.tell(Change::All, self.now, &mut self.random);
+    }
+
+    fn begin_outage(&mut self) {
+        self.note(format_args!("Redis is away"));
+        self.link.outage = true;
+        self.seen.cuts += u64::from(self.link.tracking == Tracking::Up);
+        self.link.cut(self.now, &mut self.random);
+    }
+
+    /// A client goes without a word, and another one takes its place.
+    fn reset(&mut self, client: usize) {
+        self.note(format_args!("client {client} is reset"));
+        self.seen.resets += 1;
+        self.generation += 1;
+        self.clients[client] = Client::new(self.generation);
+    }
+
+    fn let_clients_send(&mut self, most: Option<usize>) -> Result<(), String> {
+        for slot in 0..CLIENTS {
+            let most = most.unwrap_or_else(|| self.random.one_of(&[0, 1, 7, 60, 1000, 100_000]));
+            let client = &mut self.clients[slot];
+            // Who may not ask more is not read.
+            if !client.connection.takes_requests() || client.held_up {
+                continue;
+            }
+            let piece = client.piece(most);
+            if !piece.is_empty() {
+                self.serve(slot, Some(&piece))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Feeds a connection, or lets it go on with what it has kept.
+    fn serve(&mut self, slot: usize, piece: Option<&[u8]>) -> Result<(), String> {
+        let mut jobs = Vec::new();
+        let client = &mut self.clients[slot];
+        let first = client.connection.sequence() as usize;
+        let mut service =
+            Service { proxy: &mut self.proxy, jobs: &mut jobs, key: &mut Vec::new(), date: &self.date, now: self.now };
+        client.held_up = match piece {
+            Some(piece) => service.take_in(&mut client.connection, slot, piece),
+            None => service.resume(&mut client.connection, slot),
+        };
+        let taken = client.connection.sequence() as usize;
+        for request in &mut client.requests[first..taken] {
+            (request.asked, request.answered) = (Some((self.now, self.moment)), (self.now, self.moment));
+            if let Some(key) = request.kind.key() {
+                (request.floor, request.hard_floor) = (self.floors[key], self.hard_floors[key]);
+            }
+        }
+        let kinds: Vec<_> = self.clients[slot].requests[first..taken].iter().map(|request| request.kind).collect();
+        if !kinds.is_empty() {
+            self.note(format_args!("client {slot} asks {kinds:?}"));
+        }
+        for job in jobs {
+            let text = String::from_utf8_lossy(&job.key).into_owned();
+            let Some(key) = text.strip_prefix('k').and_then(|key| key.parse().ok()) else {
+                return Err(format!("a fetch for {text:?}, which nobody has asked for"));
+            };
+            if self.link.reads.len() < QUEUE {
+                self.note(format_args!("flight {} for k{key} begins", job.flight));
+                self.link.begin(job, key, (self.now, self.moment), &mut self.random);
+            } else {
+                self.note(format_args!("flight {} for k{key} is refused", job.flight));
+                self.finish(Completion { flight: job.flight, result: Err(Failure::QueueFull) }, Cause::Failed);
+            }
+        }
+        Ok(())
+    }
+
+    fn do_what_is_due(&mut self) {
+        self.let_things_arrive();
+        let World { proxy, clients, date, seen, random, .. } = self;
+        let time = (self.now, self.moment);
+        while proxy.tick(self.now, random.between(1, 4) as usize, |waiter, reply| {
+            answer(clients, waiter, reply, Cause::Overdue, date, time, seen);
+        }) {}
+    }
+
+    fn let_clients_receive(&mut self, most: Option<usize>) -> Result<(), String> {
+        for slot in 0..CLIENTS {
+            let most = most.unwrap_or_else(|| self.random.one_of(&[0, 10, 500, 1 << 20]));
+            let replies = self.clients[slot].receive(most).map_err(|what| format!("client {slot}: {what}"))?;
+            for (request, response) in replies {
+                self.note(format_args!("client {slot} gets {} {}", response.status, response.cache_status));
+                let history = History { redis: &self.redis, brought: &self.brought, unwatched: self.unwatched };
+                check(&request, &response, &history, &self.rules).map_err(|what| {
+                    format!(
+                        "client {slot} at {}: {what}\n{request:?}\n{response:?}\nfloors {:?}",
+                        self.now, self.floors
+                    )
+                })?;
+                let has = |word: &str| u64::from(response.cache_status.contains(word));
+                self.seen.replies += 1;
+                self.seen.hits += has("hit");
+                self.seen.stale += has("fwd=stale");
+                self.seen.collapsed += has("collapsed");
+                self.seen.errors += u64::from(response.status > 500);
+                self.seen.overdue += u64::from(request.cause == Some(Cause::Overdue));
+            }
+            while self.clients[slot].held_up && self.clients[slot].connection.takes_requests() {
+                self.serve(slot, None)?;
+            }
+            let client = &mut self.clients[slot];
+            if client.connection.has_ended() && client.connection.is_settled() {
+                if client.replies == 0 || !client.requests[client.replies - 1].last {
+                    return Err(format!("client {slot} was cut off before its last request"));
+                }
+                self.generation += 1;
+                self.clients[slot] = Client::new(self.generation);
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        self.proxy.validate()?;
+        // Values of 20,000 bytes are the longest, with their key.
+        if self.proxy.cache().bytes() > self.limits.bytes.saturating_add(20_020) {
+            return Err(format!("{} bytes are cached", self.proxy.cache().bytes()));
+        }
+        for (slot, client) in self.clients.iter_mut().enumerate() {
+            let unsent = client.connection.outgoing().unsent();
+            if unsent > MAX_UNSENT_BYTES + MAX_OPEN_REPLIES * 21_000 {
+                return Err(format!("client {slot} has {unsent} bytes unsent"));
+            }
+            // Of who has read all there is, what is missing is waited for.
+            let waits_since = client.open().filter_map(|request| request.asked).min().filter(|_| unsent == 0);
+            if waits_since.is_some_and(|(asked, _)| asked + self.rules.patience <= self.now) {
+                return Err(format!("client {slot} still waits at {} for what it asked at {waits_since:?}", self.now));
+            }
+            let open = client.open().count();
+            if unsent == 0 && open > MAX_OPEN_REPLIES {
+                return Err(format!("client {slot} has {open} open replies"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key_change(key: usize) -> Change {
+    Change::Key(format!("k{key}").into_bytes())
+}
+
+/// Whether a client has got all that it has asked for.
+fn is_served(client: &Client) -> bool {
+    client.replies == client.requests.len()
+}
+
+/// Hands a reply to whom it is for, as the server does.
+fn answer(
+    clients: &mut [Client],
+    waiter: Waiter,
+    reply: &Reply<'_>,
+    cause: Cause,
+    date: &Date,
+    time: (Millis, Moment),
+    seen: &mut Seen,
+) {
+    let client = &mut clients[waiter.slot];
+    let is_its_own = client.connection.generation == waiter.generation;
+    let taken = client.connection.reply_later(waiter, reply, date);
+    assert_eq!(taken, is_its_own, "a reply for one client was given to another, or twice");
+    if taken {
+        let request = &mut client.requests[waiter.sequence as usize];
+        assert_eq!(request.cause, None, "answered twice");
+        assert!(!matches!(reply.source, Source::Cache { .. }), "a hit for somebody who waits");
+        (request.answered, request.cause) = (time, Some(cause));
+    } else {
+        seen.orphans += 1;
+    }
+}
