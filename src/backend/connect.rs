@@ -3,7 +3,8 @@
 
 use super::Settings;
 use crate::request::Failure;
-use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, RedisResult};
+use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use redis::{RedisError, RedisResult};
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
@@ -54,23 +55,14 @@ impl Connector {
     }
 
     /// Connects, authenticates, selects the database, and does what `prepare` does. A failure sets the time of the next
-    /// attempt; its second part is for the log.
+    /// attempt.
     pub(super) fn connect(
         &mut self,
         prepare: impl FnOnce(&mut Connection) -> RedisResult<()>,
-    ) -> Result<Connection, (Failure, String)> {
+    ) -> RedisResult<Connection> {
+        self.refused = None;
         let attempt = self.attempt().and_then(|mut connection| prepare(&mut connection).map(|()| connection));
-        match attempt {
-            Ok(connection) => {
-                self.refused = None;
-                Ok(connection)
-            }
-            Err(error) => {
-                let failure = failure_of(&error);
-                self.stand_back(failure.clone());
-                Err((failure, explain(&error)))
-            }
-        }
+        attempt.inspect_err(|error| self.stand_back(failure_of(error)))
     }
 
     /// Makes the next attempt wait, longer each time.
@@ -99,8 +91,14 @@ impl Connector {
     }
 }
 
+/// Whether Redis refuses a command as such: the user may not use it, or there is none.
+pub(super) fn is_refusal(error: &RedisError) -> bool {
+    let unknown = |text: &str| text.to_ascii_lowercase().starts_with("unknown ");
+    error.code() == Some("NOPERM") || error.detail().is_some_and(unknown)
+}
+
 /// What an error is to those who wait for a key.
-pub(super) fn failure_of(error: &redis::RedisError) -> Failure {
+pub(super) fn failure_of(error: &RedisError) -> Failure {
     if error.is_timeout() {
         Failure::Timeout
     } else if let Some(code) = error.code() {
@@ -115,7 +113,7 @@ pub(super) fn failure_of(error: &redis::RedisError) -> Failure {
 }
 
 /// The error's text, and what to do about the ones that have a usual cause.
-fn explain(error: &redis::RedisError) -> String {
+pub(super) fn explain(error: &RedisError) -> String {
     let text = error.to_string();
     if text.contains("failed to lookup address") {
         return format!(
@@ -159,7 +157,8 @@ mod tests {
         let mut jitters = Vec::new();
         for expected in [20, 40, 80, 160, 320, 640].into_iter().chain([1000; 10]) {
             let before = Instant::now();
-            let Err((failure, _)) = connector.connect(|_| Ok(())) else { panic!("somebody listens there") };
+            let Err(error) = connector.connect(|_| Ok(())) else { panic!("somebody listens there") };
+            let failure = failure_of(&error);
             let (until, told) = connector.blocked().expect("a failed attempt blocks the next");
             assert_eq!((&failure, told), (&Failure::Unavailable, Failure::Unavailable));
             assert!(until - before >= Duration::from_millis(expected / 2), "the next attempt comes too early");

@@ -4,7 +4,7 @@
 //! answer to another key. A connection that turns out to be closed is replaced and what is left of the batch asked once
 //! more, because reading twice does no harm; a time-out is not retried, its clients have waited long enough.
 
-use super::connect::{Connector, failure_of};
+use super::connect::{Connector, explain, failure_of};
 use super::desk::Desk;
 use super::read::{Link, Rules};
 use super::{Settings, Shared};
@@ -107,9 +107,9 @@ impl Helper {
         let with_expiry = self.shared.asks_for_expiry();
         let rules = Rules { max_value_bytes: self.max_value_bytes, with_expiry };
         match connection.link.read(desk, rules) {
-            Ok(refused) => {
-                if with_expiry {
-                    self.shared.note_expiry(refused);
+            Ok(told) => {
+                if let Some(told) = told {
+                    self.shared.note_expiry(told);
                 }
                 if connection.link.longest() <= KEPT_VALUE_BYTES {
                     self.connection = Some(connection);
@@ -135,10 +135,10 @@ impl Helper {
         match &result {
             Ok(_) if news => log::info!("connected to Redis at {target}"),
             Ok(_) => {}
-            Err((_, text)) if news => log::error!("cannot connect to Redis at {target}: {text}"),
-            Err((_, text)) => log::debug!("cannot connect to Redis at {target}: {text}"),
+            Err(error) if news => log::error!("cannot connect to Redis at {target}: {}", explain(error)),
+            Err(error) => log::debug!("cannot connect to Redis at {target}: {}", explain(error)),
         }
-        let connection = result.map_err(|(failure, _)| failure)?;
+        let connection = result.map_err(|error| failure_of(&error))?;
         self.connector.settled();
         Ok(Counted { link: Link::new(connection, self.timeout), shared: Arc::clone(&self.shared) })
     }

@@ -218,14 +218,15 @@ impl Shared {
         self.state().plain_until.is_none_or(|until| until <= Instant::now())
     }
 
-    /// Notes whether Redis tells how long keys have left, or why it refuses.
-    fn note_expiry(&self, refused: Option<String>) {
+    /// Notes that Redis tells how long keys have left, or why it refuses.
+    fn note_expiry(&self, holds: Result<(), String>) {
         let mut state = self.state();
-        state.plain_until = refused.as_ref().map(|_| Instant::now() + EXPIRY_WAIT);
-        if let (Held::Unasked, None) = (&state.promise.expiry, &refused) {
+        state.plain_until = holds.is_err().then(|| Instant::now() + EXPIRY_WAIT);
+        // That it does is what everybody expects: no news, unless it was otherwise before.
+        if holds.is_ok() && state.promise.expiry == Held::Unasked {
             return;
         }
-        if state.promise.expiry.note(refused.map_or(Ok(()), Err)) {
+        if state.promise.expiry.note(holds) {
             state.promise.tell();
         }
     }
@@ -360,6 +361,33 @@ mod tests {
             std::thread::yield_now();
         }
         thread.join().expect("no panic")
+    }
+
+    #[test]
+    fn what_redis_refuses_to_tell_is_asked_for_again_after_a_while() {
+        let shared = Shared::new(|| ());
+        assert!(shared.asks_for_expiry());
+        shared.note_expiry(Err("NOPERM".into()));
+        assert!(!shared.asks_for_expiry());
+        assert!(matches!(shared.state().promise.expiry, Held::No { .. }));
+        let until = shared.state().plain_until.replace(Instant::now()).expect("it is known until when");
+        assert!(until > Instant::now() + EXPIRY_WAIT / 2);
+        assert!(shared.asks_for_expiry());
+        shared.note_expiry(Ok(()));
+        assert!(shared.asks_for_expiry());
+        assert_eq!(shared.state().promise.expiry, Held::Yes);
+    }
+
+    #[test]
+    fn a_pause_ends_with_the_pool() {
+        let pool = idle_pool(Arc::default());
+        assert!(pool.shared.pause_until(None) && pool.shared.pause_until(Some(Instant::now())));
+        let shared = Arc::clone(&pool.shared);
+        let later = Instant::now() + Duration::from_secs(3600);
+        let pausing = std::thread::spawn(move || shared.pause_until(Some(later)));
+        let_them_wait();
+        drop(pool);
+        assert!(!finished(pausing, "the pool is gone and somebody waits to connect"));
     }
 
     #[test]

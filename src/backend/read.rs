@@ -13,7 +13,7 @@
 //!
 //! Where Redis refuses any of these commands (an ACL, an old server, a proxy in between) but not `GET`, `GET` it is.
 
-use super::connect::failure_of;
+use super::connect::{failure_of, is_refusal};
 use super::desk::{Desk, Outcome};
 use crate::request::{Failure, Fetched, Millis, Value};
 use redis::{Connection, ErrorKind, RedisError, RedisResult, ServerError};
@@ -91,32 +91,39 @@ impl Link {
         self.connection.recv_response()
     }
 
-    /// Reads all open keys of a batch. Says why, where Redis refuses to tell how long keys have left, but not `GET`.
-    /// After an error the connection is of no use any more; what was completed before it counts.
-    pub(super) fn read(&mut self, desk: &mut Desk, rules: Rules) -> RedisResult<Option<String>> {
+    /// Reads all open keys of a batch. Says whether Redis tells how long keys have left, or why it refuses that but not
+    /// `GET`, if this batch shows it. After an error the connection is of no use any more; what was completed before it
+    /// counts.
+    pub(super) fn read(&mut self, desk: &mut Desk, rules: Rules) -> RedisResult<Option<Result<(), String>>> {
         let open = desk.open();
         if !rules.with_expiry {
             self.read_plainly(&open, desk, rules)?;
             return Ok(None);
         }
         let limit = SHORT_BYTES.min(rules.max_value_bytes);
-        let (mut long, mut refused, mut why) = (Vec::new(), Vec::new(), None);
+        let (mut long, mut refused, mut told) = (Vec::new(), Vec::new(), None);
         self.ask(&transactions(&open, limit))?;
         for (place, key) in open {
             match self.transaction(limit)? {
-                Answer::Known(outcome) => desk.complete(place, outcome),
+                Answer::Known(outcome) => {
+                    told = told.or(outcome.is_ok().then_some(Ok(())));
+                    desk.complete(place, outcome);
+                }
                 Answer::Longer => long.push((place, key)),
                 Answer::Refused(error) => {
                     refused.push((place, key));
-                    why = Some(error.to_string());
+                    told = Some(Err(error.to_string()));
                 }
             }
         }
         // Nobody waits for longer values or for second questions but those who asked for them.
         desk.deliver();
-        let readable = !refused.is_empty() && self.read_plainly(&refused, desk, rules)?;
+        // A key that cannot be read at all says nothing about others.
+        if !refused.is_empty() && !self.read_plainly(&refused, desk, rules)? {
+            told = None;
+        }
         self.read_long(long, desk, rules)?;
-        Ok(why.filter(|_| readable))
+        Ok(told)
     }
 
     /// Reads by `GET`. Says whether any key could be read so.
@@ -193,7 +200,7 @@ impl Link {
                     return Err(error.into());
                 }
                 let error = refused.unwrap_or(error);
-                Ok(match is_refusal(&error) {
+                Ok(match is_refusal(&RedisError::from(error.clone())) {
                     true => Answer::Refused(error),
                     false => Answer::Known(Err(failure_in(&error))),
                 })
@@ -262,11 +269,6 @@ fn transactions(keys: &[(usize, Arc<[u8]>)], limit: usize) -> Vec<u8> {
     packed
 }
 
-/// Whether Redis refuses a command as such, rather than failing at it.
-fn is_refusal(error: &ServerError) -> bool {
-    error.code() == "NOPERM" || error.details().is_some_and(|text| text.starts_with("unknown command"))
-}
-
 /// What an error that Redis answers with is to those who wait for the key.
 fn failure_in(error: &ServerError) -> Failure {
     match error.code() {
@@ -299,7 +301,8 @@ mod tests {
             ("MASTERDOWN", false, Failure::NotReady("MASTERDOWN".into())),
             ("BUSY with a script", false, Failure::NotReady("BUSY with a script".into())),
         ] {
-            assert_eq!((is_refusal(&error(text)), failure_in(&error(text))), (refusal, failure), "{text}");
+            assert_eq!(is_refusal(&error(text).into()), refusal, "{text}");
+            assert_eq!(failure_in(&error(text)), failure);
         }
     }
 }

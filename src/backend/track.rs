@@ -8,7 +8,7 @@
 //! which puts it under Redis' limit for subscribers that read too slowly. Only what happens after the subscription is
 //! heard of, and nothing any more once the connection is lost: the loop is told of both, in order.
 
-use super::connect::Connector;
+use super::connect::{Connector, explain, failure_of, is_refusal};
 use super::{Settings, Shared};
 use crate::request::{Change, Failure};
 use redis::{Connection, Msg, PubSub, RedisResult};
@@ -45,11 +45,11 @@ impl Tracker {
         while self.shared.pause_until(self.connector.blocked().map(|(until, _)| until)) {
             match self.connector.connect(subscribe) {
                 Ok(connection) => self.watch(connection),
-                Err((failure, why)) => {
-                    if let Failure::Redis(_) = failure {
-                        self.connector.stand_back_for(failure, REFUSED_WAIT);
+                Err(error) => {
+                    if is_refusal(&error) {
+                        self.connector.stand_back_for(failure_of(&error), REFUSED_WAIT);
                     }
-                    self.shared.note_tracking(Err(why));
+                    self.shared.note_tracking(Err(explain(&error)));
                 }
             }
         }
