@@ -86,7 +86,8 @@ impl Tracker {
             match messages.get_message() {
                 Ok(message) => self.shared.hear(changes(&message)),
                 Err(error) if error.is_timeout() => {
-                    // Messages that come before the answer are kept, and are the next.
+                    // Messages that come before the answer are kept, and are the next. The answer may be that the user
+                    // may not ask: Redis is there.
                     messages.set_read_timeout(Some(self.timeout))?;
                     messages.ping::<redis::Value>()?;
                     messages.set_read_timeout(Some(KEEPALIVE))?;
