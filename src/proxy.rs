@@ -107,7 +107,7 @@ impl Proxy {
         }
     }
 
-    /// Answers with a failure, or with an expired value that is better than none.
+    /// Answers with a failure, or with what is cached: an expired value is better than none while Redis is away.
     fn answer_without_redis(
         &mut self,
         key: &[u8],
@@ -116,15 +116,15 @@ impl Proxy {
         now: Millis,
         answer: &mut impl FnMut(Waiter, &Reply<'_>),
     ) {
-        match self.cache.stale(key, now).filter(|_| failure.is_outage()) {
-            Some(stale) => {
-                let timed_out = *failure == Failure::Timeout;
-                let source = Source::Stale { expired_for: stale.expired_for, timed_out };
-                let reply = Reply { outcome: Outcome::Value(stale.payload), source };
-                passengers.iter().for_each(|passenger| answer(passenger.waiter, &reply));
-            }
-            None => answer_all(passengers, Outcome::Failed(failure), None, answer),
-        }
+        let kept = if failure.is_outage() { self.cache.kept(key, now) } else { None };
+        let Some(kept) = kept else { return answer_all(passengers, Outcome::Failed(failure), None, answer) };
+        let source = match kept.remaining {
+            0 => Source::Stale { expired_for: kept.expired_for, timed_out: *failure == Failure::Timeout },
+            // Another fetch has come back since.
+            remaining => Source::Cache { remaining },
+        };
+        let reply = Reply { outcome: Outcome::Value(kept.payload), source };
+        passengers.iter().for_each(|passenger| answer(passenger.waiter, &reply));
     }
 
     /// Takes news of a change in Redis. What was cached of it goes, what is being fetched will not be stored, and who
@@ -449,13 +449,24 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_beyond_what_redis_gave_it() {
-        // 1300 is half of the way through the grace, of which a fifteenth at most is lost to the steps it is kept in.
-        let mut proxy = Proxy::new(Limits { stale: 600, ..LIMITS }, 1000, 500);
+        // Of the 300 ms that are left at least half are used.
+        let mut proxy = Proxy::new(Limits { stale: 1000, ..LIMITS }, 1000, 500);
         let job = fetch(&mut proxy, b"a", 1, 0);
         land(&mut proxy, &job, Ok(Some(fetched("old", Some(1300)))), 0);
         assert_eq!(hit(&mut proxy, b"a", 999).as_deref(), Some("99: old, Cache { remaining: 1 }"));
-        let stale = proxy.cache.stale(b"a", 1300 - 600 / 15).map(|stale| stale.expired_for);
-        assert_eq!(stale, Some(260));
-        assert!(proxy.cache.stale(b"a", 1300).is_none());
+        assert_eq!(proxy.cache.kept(b"a", 1150).map(|kept| kept.expired_for), Some(150));
+        assert!(proxy.cache.kept(b"a", 1300).is_none());
+    }
+
+    /// Who asked before a change, and whose fetch fails after it, gets what others have fetched since.
+    #[test]
+    fn a_fetch_that_fails_is_answered_from_the_cache_where_that_knows_better() {
+        let mut proxy = Proxy::new(LIMITS, 1000, 500);
+        let old = fetch(&mut proxy, b"a", 1, 0);
+        proxy.change(&Change::Key(b"a".to_vec()), 1);
+        let new = fetch(&mut proxy, b"a", 2, 2);
+        complete(&mut proxy, &new, Ok(Some("new")), 3);
+        let answers = complete(&mut proxy, &old, Err(Failure::Timeout), 4);
+        assert_eq!(answers, ["1: new, Cache { remaining: 999 }"]);
     }
 }

@@ -177,6 +177,8 @@ pub enum Failure {
     Timeout,
     /// Redis answers, but cannot serve now: it is loading its data, has lost its master, or runs a script.
     NotReady(String),
+    /// Redis refuses the connection with this error: a wrong password, too many clients.
+    Refused(String),
     /// The value is longer than `MAX_VALUE_BYTES`.
     TooLong,
     /// The key holds a list, a hash or another type that `GET` does not read.
@@ -190,7 +192,7 @@ pub enum Failure {
 impl Failure {
     /// Whether Redis cannot be reached at present, so that an expired value is better than none.
     pub fn is_outage(&self) -> bool {
-        matches!(self, Failure::Unavailable | Failure::Timeout | Failure::NotReady(_))
+        matches!(self, Failure::Unavailable | Failure::Timeout | Failure::NotReady(_) | Failure::Refused(_))
     }
 
     /// Whether Redis has told that the key holds nothing that could be served, so that an older value must go.

@@ -31,29 +31,20 @@ impl Model {
         self.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum()
     }
 
-    /// Finds an entry that is kept, and puts it last if it is served.
-    fn touch(&mut self, key: &[u8], now: Millis, is_served: impl Fn(&Entry) -> bool) -> Option<Entry> {
+    /// Value, time left, time since it expired.
+    fn kept(&mut self, key: &[u8], now: Millis) -> Option<(Vec<u8>, Millis, Millis)> {
         let place = self.place(key)?;
-        if self.entries[place].kept_until <= now {
+        let Entry { fresh_until, kept_until, .. } = self.entries[place];
+        if kept_until <= now {
             self.entries.remove(place);
             return None;
         }
-        is_served(&self.entries[place]).then(|| {
-            let entry = self.entries.remove(place);
-            self.entries.push(entry.clone());
-            entry
-        })
-    }
-
-    fn get(&mut self, key: &[u8], now: Millis) -> Option<(Vec<u8>, Millis)> {
-        let entry = self.touch(key, now, |entry| entry.fresh_until > now)?;
-        Some((entry.value, entry.fresh_until - now))
-    }
-
-    fn stale(&mut self, key: &[u8], now: Millis) -> Option<(Vec<u8>, Millis)> {
-        let stale = self.limits.stale;
-        let entry = self.touch(key, now, |entry| now.saturating_sub(entry.fresh_until) < stale)?;
-        Some((entry.value, now.saturating_sub(entry.fresh_until)))
+        if fresh_until <= now && now >= fresh_until + self.limits.stale {
+            return None;
+        }
+        let entry = self.entries.remove(place);
+        self.entries.push(entry.clone());
+        Some((entry.value, fresh_until.saturating_sub(now), now.saturating_sub(fresh_until)))
     }
 
     /// Evicts a first-in-line at a time, 64 at most for the bytes; what is too much then, the sweep evicts.
@@ -71,8 +62,9 @@ impl Model {
         if self.bytes() > bytes {
             return false;
         }
-        let steps = (stale.min(ends - deadline) * 15).checked_div(stale).unwrap_or(0);
-        let kept_until = deadline + stale * steps / 15;
+        // All of the time, or half of it, a quarter, ... 15 steps down to nothing.
+        let grace = (0..15).map(|halvings| stale >> halvings).find(|&grace| grace <= ends - deadline).unwrap_or(0);
+        let kept_until = deadline + grace;
         self.entries.push(Entry { key: key.into(), value: value.into(), fresh_until: deadline, kept_until });
         true
     }
@@ -112,7 +104,7 @@ impl Model {
 #[derive(Clone, Debug)]
 enum Operation {
     Get(u8),
-    Stale(u8),
+    Kept(u8),
     /// Key, value, time to live, and how much longer Redis keeps it.
     Insert(u8, u16, Millis, Millis),
     Remove(u8),
@@ -125,7 +117,7 @@ enum Operation {
 fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         24 => any::<u8>().prop_map(Operation::Get),
-        8 => any::<u8>().prop_map(Operation::Stale),
+        8 => any::<u8>().prop_map(Operation::Kept),
         24 => (any::<u8>(), any::<u16>(), 0u64..400, 0u64..300)
             .prop_map(|(key, value, ttl, longer)| Operation::Insert(key, value, ttl, longer)),
         4 => any::<u8>().prop_map(Operation::Remove),
@@ -206,11 +198,14 @@ proptest! {
             match operation {
                 Operation::Get(key) => {
                     let found = cache.get(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.remaining));
-                    prop_assert_eq!(found, model.get(&key_of(key), now).map(|(value, left)| (expected(&value), left)));
+                    let kept = model.kept(&key_of(key), now).filter(|&(_, left, _)| left > 0);
+                    prop_assert_eq!(found, kept.map(|(value, left, _)| (expected(&value), left)));
                 }
-                Operation::Stale(key) => {
-                    let found = cache.stale(&key_of(key), now).map(|kept| (digest_of(kept.payload), kept.expired_for));
-                    prop_assert_eq!(found, model.stale(&key_of(key), now).map(|(value, ago)| (expected(&value), ago)));
+                Operation::Kept(key) => {
+                    let found = cache.kept(&key_of(key), now);
+                    let found = found.map(|kept| (digest_of(kept.payload), kept.remaining, kept.expired_for));
+                    let kept = model.kept(&key_of(key), now);
+                    prop_assert_eq!(found, kept.map(|(value, left, ago)| (expected(&value), left, ago)));
                 }
                 Operation::Insert(key, value, ttl, longer) => {
                     let stored = insert_until(&mut cache, &key_of(key), value_of(value), now + ttl, now + ttl + longer);

@@ -5,9 +5,8 @@
 
 mod common;
 
-use common::{Http, Proxy, Redis, Response, until};
+use common::{Http, Proxy, Redis, Response, fake_redis, until};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -160,33 +159,24 @@ fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
     // Every connection gets the next script, however many commands it sends; the last one for all that follow.
     let next = AtomicUsize::new(0);
     let (port, _) = fake_redis(move |stream| {
-        let scripts = ["+OK\r\n+OK\r\n?what\r\n", "+OK\r\n+OK\r\n:5\r\n", "+OK\r\n+OK\r\n$10\r\nhalf", ""];
-        let script = scripts[next.fetch_add(1, Ordering::Relaxed).min(3)];
+        let replies = [
+            "?what\r\n",
+            ":5\r\n",
+            "+OK\r\n+QUEUED\r\n+QUEUED\r\n*1\r\n$1\r\nv\r\n",
+            // A transaction that does not end: what follows would be taken for a part of it.
+            "+OK\r\n+QUEUED\r\n+QUEUED\r\n-ERR not now\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$1\r\nv\r\n:-1\r\n",
+            "+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$10\r\nhalf",
+        ];
+        let reply = replies.get(next.fetch_add(1, Ordering::Relaxed));
+        let script = reply.map_or(String::new(), |reply| format!("+OK\r\n+OK\r\n{reply}"));
         stream.write_all(script.as_bytes()).expect("the proxy reads");
         stream.shutdown(std::net::Shutdown::Write).expect("it can be closed");
         // What the proxy still sends is read, so that nothing is reset before it has read the script.
         let _ = std::io::copy(stream, &mut std::io::sink());
     });
     let proxy = Proxy::start_before(port, &[("REDIS_CONNECTIONS", "1")]);
-    let statuses: Vec<u16> = (0..4).map(|number| proxy.get(&format!("/raw/{number}")).status).collect();
-    assert_eq!(statuses[..2], [502, 502]);
-    assert!(statuses[2..].iter().all(|&status| status == 503), "{statuses:?}");
-}
-
-/// A server that takes connections and closes each after what `serve` does with it. Says how many it had.
-fn fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = listener.local_addr().expect("an address").port();
-    let (count, serve) = (Arc::new(AtomicUsize::new(0)), Arc::new(serve));
-    let counted = Arc::clone(&count);
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            counted.fetch_add(1, Ordering::Relaxed);
-            let (serve, mut stream) = (Arc::clone(&serve), stream.expect("a connection"));
-            std::thread::spawn(move || serve(&mut stream));
-        }
-    });
-    (port, count)
+    let statuses: Vec<u16> = (0..6).map(|number| proxy.get(&format!("/raw/{number}")).status).collect();
+    assert_eq!(statuses, [502, 502, 502, 502, 503, 503]);
 }
 
 /// A Redis that refuses is not tried again for every request.

@@ -62,7 +62,7 @@ impl Connector {
     ) -> RedisResult<Connection> {
         self.refused = None;
         let attempt = self.attempt().and_then(|mut connection| prepare(&mut connection).map(|()| connection));
-        attempt.inspect_err(|error| self.stand_back(failure_of(error)))
+        attempt.inspect_err(|error| self.stand_back(outage_of(error)))
     }
 
     /// Makes the next attempt wait, longer each time.
@@ -109,6 +109,24 @@ pub(super) fn failure_of(error: &RedisError) -> Failure {
         Failure::Unavailable
     } else {
         Failure::Redis(error.to_string())
+    }
+}
+
+/// What a failed attempt to connect is to those who wait: whatever Redis says to it, there is no Redis for them.
+pub(super) fn outage_of(error: &RedisError) -> Failure {
+    match failure_of(error) {
+        Failure::Redis(text) => Failure::Refused(text),
+        failure => failure,
+    }
+}
+
+/// Which Redis a connection leads to, if it tells: one that has started anew, or another one behind the same name, has
+/// another id.
+pub(super) fn run_id(connection: &mut Connection) -> RedisResult<Option<String>> {
+    match redis::cmd("INFO").arg("server").query::<String>(connection) {
+        Ok(text) => Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned)),
+        Err(error) if error.code().is_some() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -83,7 +83,8 @@ mod tests {
     }
 
     fn delivered(shared: &Shared) -> Vec<(usize, Outcome)> {
-        let completions = std::mem::take(&mut shared.news().completions);
+        let mut completions = Vec::new();
+        shared.news().take(&mut completions, &mut Vec::new(), 0);
         completions.into_iter().map(|completion| (completion.flight, completion.result)).collect()
     }
 

@@ -4,7 +4,7 @@
 //! answer to another key. A connection that turns out to be closed is replaced and what is left of the batch asked once
 //! more, because reading twice does no harm; a time-out is not retried, its clients have waited long enough.
 
-use super::connect::{Connector, explain, failure_of};
+use super::connect::{Connector, explain, failure_of, is_refusal, outage_of, run_id};
 use super::desk::Desk;
 use super::read::{Link, Rules};
 use super::{Settings, Shared};
@@ -37,6 +37,8 @@ pub(super) struct Helper {
     connection: Option<Counted>,
     timeout: Duration,
     max_value_bytes: usize,
+    /// Whether changes are heard of, so that it matters which Redis is read.
+    tracking: bool,
 }
 
 /// Why a batch was not read.
@@ -53,6 +55,7 @@ impl Helper {
             connection: None,
             timeout: settings.timeout,
             max_value_bytes: settings.max_value_bytes,
+            tracking: settings.tracking,
         }
     }
 
@@ -91,6 +94,8 @@ impl Helper {
                     may_retry = false;
                     continue;
                 }
+                // What it was refused will not be asked for again.
+                Err(Broken::Reading(error)) if is_refusal(&error) && !self.shared.asks_for_expiry() => continue,
                 Err(Broken::Reading(error)) => failure_of(&error),
             };
             desk.fail_open(&failure);
@@ -118,6 +123,9 @@ impl Helper {
             }
             Err(error) => {
                 log::warn!("lost a connection to Redis at {}: {error}", self.connector.target());
+                if with_expiry && is_refusal(&error) {
+                    self.shared.note_expiry(Err(error.to_string()));
+                }
                 Err(Broken::Reading(error))
             }
         }
@@ -129,7 +137,13 @@ impl Helper {
         {
             return Err(failure);
         }
-        let result = self.connector.connect(|_| Ok(()));
+        let (tracking, mut server) = (self.tracking, None);
+        let result = self.connector.connect(|connection| {
+            if tracking {
+                server = run_id(connection)?;
+            }
+            Ok(())
+        });
         let news = self.shared.note_attempt(result.is_ok());
         let target = self.connector.target();
         match &result {
@@ -138,8 +152,9 @@ impl Helper {
             Err(error) if news => log::error!("cannot connect to Redis at {target}: {}", explain(error)),
             Err(error) => log::debug!("cannot connect to Redis at {target}: {}", explain(error)),
         }
-        let connection = result.map_err(|error| failure_of(&error))?;
+        let connection = result.map_err(|error| outage_of(&error))?;
         self.connector.settled();
+        self.shared.note_server(server);
         Ok(Counted { link: Link::new(connection, self.timeout), shared: Arc::clone(&self.shared) })
     }
 }

@@ -88,13 +88,15 @@ struct State {
     /// What the log says of Redis, so that it says it once: nothing yet, reachable, or not.
     reachable: Option<bool>,
     promise: Promise,
+    /// Which Redis the helper that has connected last reads from.
+    server: Option<String>,
     /// Until when keys are read without asking how long they have left.
     plain_until: Option<Instant>,
     closed: bool,
 }
 
 impl Pool {
-    /// Starts the helpers. `wake` is called when completions are there after there were none; it must not block.
+    /// Starts the helpers. `wake` is called when there is news and the loop does not know of any; it must not block.
     pub fn start(settings: &Settings, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Pool> {
         let pool = Pool { shared: Arc::new(Shared::new(wake)), timeout: settings.timeout };
         for number in 0..settings.connections {
@@ -111,7 +113,7 @@ impl Pool {
             let mut tracker = Tracker::new(settings, Arc::clone(&pool.shared));
             std::thread::Builder::new().name("redis-tracking".into()).spawn(move || tracker.run())?;
         } else {
-            pool.shared.state().promise.tell();
+            Promise::default().tell();
         }
         Ok(pool)
     }
@@ -129,14 +131,10 @@ impl Pool {
         self.shared.work.notify_one();
     }
 
-    /// Moves all completions that have come since the last call into `completions`, and all changes into `changes` if
-    /// that is empty.
-    pub fn take_news(&self, completions: &mut Vec<Completion>, changes: &mut VecDeque<Change>) {
-        let mut news = self.shared.news();
-        completions.append(&mut news.completions);
-        if changes.is_empty() {
-            *changes = news.take_changes();
-        }
+    /// Moves all completions that have come since the last call into `completions`, and up to `most` changes into
+    /// `changes`. Says whether there is more: then the loop must come again without being woken.
+    pub fn take_news(&self, completions: &mut Vec<Completion>, changes: &mut Vec<Change>, most: usize) -> bool {
+        self.shared.news().take(completions, changes, most)
     }
 }
 
@@ -213,6 +211,18 @@ impl Shared {
         }
     }
 
+    /// Notes which Redis a helper has connected to, if that is known.
+    fn note_server(&self, run_id: Option<String>) {
+        if run_id.is_some() {
+            self.state().server = run_id;
+        }
+    }
+
+    /// Whether helpers are known to read from another Redis than this one.
+    fn reads_from_another_than(&self, run_id: Option<&str>) -> bool {
+        matches!((run_id, &self.state().server), (Some(this), Some(server)) if this != server)
+    }
+
     /// Whether helpers may ask how long keys have left.
     fn asks_for_expiry(&self) -> bool {
         self.state().plain_until.is_none_or(|until| until <= Instant::now())
@@ -220,22 +230,27 @@ impl Shared {
 
     /// Notes that Redis tells how long keys have left, or why it refuses.
     fn note_expiry(&self, holds: Result<(), String>) {
-        let mut state = self.state();
-        state.plain_until = holds.is_err().then(|| Instant::now() + EXPIRY_WAIT);
-        // That it does is what everybody expects: no news, unless it was otherwise before.
-        if holds.is_ok() && state.promise.expiry == Held::Unasked {
-            return;
-        }
-        if state.promise.expiry.note(holds) {
-            state.promise.tell();
-        }
+        self.note_promise(|state| {
+            state.plain_until = holds.is_err().then(|| Instant::now() + EXPIRY_WAIT);
+            // That it does is what everybody expects: no news, unless it was otherwise before.
+            let expected = holds.is_ok() && state.promise.expiry == Held::Unasked;
+            !expected && state.promise.expiry.note(holds)
+        });
     }
 
     /// Notes whether changes are heard of, or why not.
     fn note_tracking(&self, holds: Result<(), String>) {
+        self.note_promise(|state| state.promise.tracking.note(holds));
+    }
+
+    /// Tells the promise if `note` says that it is another one; without the lock, which the loop takes too and must not
+    /// wait for whoever reads the log.
+    fn note_promise(&self, note: impl FnOnce(&mut State) -> bool) {
         let mut state = self.state();
-        if state.promise.tracking.note(holds) {
-            state.promise.tell();
+        let news = note(&mut state).then(|| state.promise.clone());
+        drop(state);
+        if let Some(promise) = news {
+            promise.tell();
         }
     }
 
@@ -261,21 +276,24 @@ impl Shared {
     }
 
     fn deliver(&self, completions: Vec<Completion>) {
-        self.add_news(|news| news.completions.extend(completions));
+        let wake = self.news().complete(completions);
+        if wake {
+            (self.wake)();
+        }
     }
 
     fn hear(&self, changes: impl IntoIterator<Item = Change>) {
-        self.add_news(|news| changes.into_iter().for_each(|change| news.add(change)));
-    }
-
-    /// Adds news, and wakes the loop if it has none to look at already.
-    fn add_news(&self, add: impl FnOnce(&mut News)) {
         let mut news = self.news();
-        let was_empty = news.is_empty();
-        add(&mut news);
+        let mut overflowed = false;
+        changes.into_iter().for_each(|change| overflowed |= news.change(change));
+        let wake = news.announce();
+        // The loop waits for this lock, and must not wait for whoever reads the log.
         drop(news);
-        if was_empty {
+        if wake {
             (self.wake)();
+        }
+        if overflowed {
+            log::warn!("more changes in Redis than can be followed: everything cached is dropped");
         }
     }
 }
@@ -311,7 +329,7 @@ mod tests {
             pool.shared.deliver(vec![completion(1), completion(2)]);
             pool.shared.deliver(vec![completion(3)]);
             assert_eq!(wakes.load(Ordering::Relaxed), round);
-            pool.take_news(&mut taken, &mut VecDeque::new());
+            assert!(!pool.take_news(&mut taken, &mut Vec::new(), 1));
             assert_eq!(taken.len(), round * 3);
         }
     }

@@ -1,12 +1,16 @@
 //! What the backend has for the loop: completed jobs, and changes in Redis.
 //!
 //! Completions are bounded by the jobs that were accepted. Changes come as fast as others write to Redis, and the loop
-//! may be busy: when too many wait they are replaced by the one that stands for all of them.
+//! takes a bounded number at a time: when too many wait they are replaced by the one that stands for all of them.
+//!
+//! The loop is woken for news that it does not know of. As long as it has been told that there is more it comes by
+//! itself, and must not be woken; once it has taken all it must.
 
 use crate::request::{Change, Completion, MAX_KEY_BYTES};
 use std::collections::VecDeque;
 
-/// Most changes that wait for the loop: a tenth of a second's worth of what the fastest Redis can be written.
+/// Most changes that wait for the loop: a tenth of a second's worth of what the fastest Redis can be written. (What the
+/// listening thread holds beside them is one message of Redis, which Redis' own limit for subscribers bounds.)
 const MAX_CHANGES: usize = 65_536;
 
 /// Most bytes of their keys. Usual keys are short of 128 bytes; with longer ones fewer changes may wait.
@@ -15,41 +19,68 @@ const MAX_CHANGE_BYTES: usize = MAX_CHANGES * 128;
 /// See the top of the file.
 #[derive(Default)]
 pub(super) struct News {
-    pub(super) completions: Vec<Completion>,
+    completions: Vec<Completion>,
     changes: VecDeque<Change>,
-    key_bytes: usize,
+    /// Bytes of their keys.
+    change_bytes: usize,
+    /// Changes were dropped for want of room since the loop last took all of them.
+    overflowed: bool,
+    /// The loop knows that there is something, and will come for it.
+    awaited: bool,
 }
 
 impl News {
-    pub(super) fn is_empty(&self) -> bool {
-        self.completions.is_empty() && self.changes.is_empty()
+    /// Adds completions. Says whether the loop must be woken.
+    pub(super) fn complete(&mut self, completions: Vec<Completion>) -> bool {
+        self.completions.extend(completions);
+        !std::mem::replace(&mut self.awaited, true)
     }
 
-    /// Adds a change. Their order is kept: what is true after all of them is what was true after the last.
-    pub(super) fn add(&mut self, change: Change) {
+    /// Adds a change. Their order is kept: what is true after all of them is what was true after the last. Says whether
+    /// it was one too many, for the first time in a while.
+    pub(super) fn change(&mut self, change: Change) -> bool {
         match &change {
             // No such key is ever cached.
-            Change::Key(key) if key.len() > MAX_KEY_BYTES => return,
-            Change::Key(key) => self.key_bytes += key.len(),
+            Change::Key(key) if key.len() > MAX_KEY_BYTES => return false,
+            Change::Key(key) => self.change_bytes += key.len(),
             Change::All | Change::Unwatched => self.clear_changes(),
         }
         self.changes.push_back(change);
-        if self.changes.len() > MAX_CHANGES || self.key_bytes > MAX_CHANGE_BYTES {
-            log::warn!("more changes in Redis than can be followed: everything cached is dropped");
-            self.clear_changes();
-            self.changes.push_back(Change::All);
+        if self.changes.len() <= MAX_CHANGES && self.change_bytes <= MAX_CHANGE_BYTES {
+            return false;
         }
+        self.clear_changes();
+        self.changes.push_back(Change::All);
+        !std::mem::replace(&mut self.overflowed, true)
     }
 
-    /// Takes all changes out.
-    pub(super) fn take_changes(&mut self) -> VecDeque<Change> {
-        self.key_bytes = 0;
-        std::mem::take(&mut self.changes)
+    /// Whether the loop must be woken for changes that were added.
+    pub(super) fn announce(&mut self) -> bool {
+        !self.changes.is_empty() && !std::mem::replace(&mut self.awaited, true)
+    }
+
+    /// Moves all completions and up to `most` changes out. Says whether there is more to take.
+    pub(super) fn take(&mut self, completions: &mut Vec<Completion>, changes: &mut Vec<Change>, most: usize) -> bool {
+        completions.append(&mut self.completions);
+        let count = self.changes.len().min(most);
+        for change in self.changes.drain(..count) {
+            if let Change::Key(key) = &change {
+                self.change_bytes -= key.len();
+            }
+            changes.push(change);
+        }
+        self.awaited = !self.changes.is_empty();
+        if !self.awaited {
+            self.overflowed = false;
+            // What a burst has taken is given back.
+            self.changes.shrink_to(most);
+        }
+        self.awaited
     }
 
     /// Drops what a change that concerns every key makes needless. One that stood for more than the next does remains.
     fn clear_changes(&mut self) {
-        self.key_bytes = 0;
+        self.change_bytes = 0;
         self.changes.retain(|change| matches!(change, Change::All));
         self.changes.truncate(1);
     }
@@ -63,10 +94,16 @@ mod tests {
         Change::Key(name.into())
     }
 
+    fn taken(news: &mut News, most: usize) -> (Vec<Change>, bool) {
+        let mut changes = Vec::new();
+        let more = news.take(&mut Vec::new(), &mut changes, most);
+        (changes, more)
+    }
+
     fn after(changes: impl IntoIterator<Item = Change>) -> Vec<Change> {
         let mut news = News::default();
-        changes.into_iter().for_each(|change| news.add(change));
-        news.take_changes().into()
+        changes.into_iter().for_each(|change| _ = news.change(change));
+        taken(&mut news, usize::MAX).0
     }
 
     #[test]
@@ -88,5 +125,33 @@ mod tests {
         assert_eq!(after((0..count).map(|_| key(&long))).len(), count);
         assert_eq!(after((0..count + 1).map(|_| key(&long))), [Change::All]);
         assert_eq!(after([key(&format!("{long}x"))]), []);
+    }
+
+    /// Changes that are left over come with the loop's next tick; others must wake it.
+    #[test]
+    fn the_loop_is_woken_unless_it_knows_that_there_is_more() {
+        let mut news = News::default();
+        assert!(!news.announce(), "woken for nothing");
+        (0..5).for_each(|number| _ = news.change(key(&number.to_string())));
+        assert!(news.announce() && !news.announce());
+        assert_eq!(taken(&mut news, 2), (vec![key("0"), key("1")], true));
+        news.change(key("5"));
+        assert!(!news.announce(), "it will come by itself");
+        assert!(!news.complete(Vec::new()));
+        assert_eq!(taken(&mut news, 3), (vec![key("2"), key("3"), key("4")], true));
+        assert_eq!(taken(&mut news, 3), (vec![key("5")], false));
+        news.change(key("6"));
+        assert!(news.announce(), "it sleeps and nobody wakes it");
+        assert_eq!(taken(&mut news, 3), (vec![key("6")], false));
+        assert!(news.complete(Vec::new()));
+    }
+
+    #[test]
+    fn an_overflow_is_told_once_until_all_is_taken() {
+        let mut news = News::default();
+        let flood = |news: &mut News| (0..3 * MAX_CHANGES).filter(|_| news.change(key("k"))).count();
+        assert_eq!((flood(&mut news), flood(&mut news)), (1, 0));
+        while taken(&mut news, 1000).1 {}
+        assert_eq!((news.change_bytes, flood(&mut news)), (0, 1));
     }
 }

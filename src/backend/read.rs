@@ -11,7 +11,8 @@
 //! for the whole batch would cost Redis a tenth less (ARCHITECTURE.md), but one key that the user may not read would
 //! abort it for all, and its reply could only be waited for whole.
 //!
-//! Where Redis refuses any of these commands (an ACL, an old server, a proxy in between) but not `GET`, `GET` it is.
+//! Where Redis refuses any of these commands (an ACL, an old server, a proxy in between) but not `GET`, `GET` it is, after
+//! a look at the length.
 
 use super::connect::{failure_of, is_refusal};
 use super::desk::{Desk, Outcome};
@@ -45,6 +46,9 @@ pub(super) struct Rules {
     /// Whether to ask for the time that keys have left.
     pub(super) with_expiry: bool,
 }
+
+/// A job's place on the desk, and its key.
+type Placed = (usize, Arc<[u8]>);
 
 /// What a transaction brought.
 enum Answer {
@@ -96,6 +100,9 @@ impl Link {
     /// counts.
     pub(super) fn read(&mut self, desk: &mut Desk, rules: Rules) -> RedisResult<Option<Result<(), String>>> {
         let open = desk.open();
+        if open.is_empty() {
+            return Ok(None);
+        }
         if !rules.with_expiry {
             self.read_plainly(&open, desk, rules)?;
             return Ok(None);
@@ -122,15 +129,18 @@ impl Link {
         if !refused.is_empty() && !self.read_plainly(&refused, desk, rules)? {
             told = None;
         }
-        self.read_long(long, desk, rules)?;
+        self.read_long(&long, desk, rules)?;
         Ok(told)
     }
 
     /// Reads by `GET`. Says whether any key could be read so.
-    fn read_plainly(&mut self, keys: &[(usize, Arc<[u8]>)], desk: &mut Desk, rules: Rules) -> RedisResult<bool> {
+    fn read_plainly(&mut self, keys: &[Placed], desk: &mut Desk, rules: Rules) -> RedisResult<bool> {
+        let fitting = self.fitting(keys, desk, rules)?;
         let mut readable = false;
-        self.ask(&commands("GET", keys))?;
-        for &(place, _) in keys {
+        if !fitting.is_empty() {
+            self.ask(&commands("GET", &fitting))?;
+        }
+        for (place, _) in fitting {
             let outcome = self.plain_reply(rules.max_value_bytes)?;
             readable |= outcome.is_ok();
             desk.complete(place, outcome);
@@ -139,26 +149,13 @@ impl Link {
     }
 
     /// Reads values that are longer than [`SHORT_BYTES`], one by one, those that are not too long.
-    fn read_long(&mut self, keys: Vec<(usize, Arc<[u8]>)>, desk: &mut Desk, rules: Rules) -> RedisResult<()> {
-        if keys.is_empty() {
+    fn read_long(&mut self, keys: &[Placed], desk: &mut Desk, rules: Rules) -> RedisResult<()> {
+        let limit = rules.max_value_bytes;
+        if limit <= SHORT_BYTES {
+            keys.iter().for_each(|&(place, _)| desk.complete(place, Err(Failure::TooLong)));
             return Ok(());
         }
-        let limit = rules.max_value_bytes;
-        let mut fitting = Vec::new();
-        if limit > SHORT_BYTES {
-            self.ask(&commands("STRLEN", &keys))?;
-            for (place, key) in keys {
-                match self.reply()? {
-                    redis::Value::Int(length) if length <= limit as i64 => fitting.push((place, key)),
-                    redis::Value::Int(_) => desk.complete(place, Err(Failure::TooLong)),
-                    redis::Value::ServerError(error) => desk.complete(place, Err(failure_in(&error))),
-                    _ => return Err(out_of_step("STRLEN")),
-                }
-            }
-        } else {
-            keys.iter().for_each(|&(place, _)| desk.complete(place, Err(Failure::TooLong)));
-        }
-        for (place, key) in fitting {
+        for (place, key) in self.fitting(keys, desk, rules)? {
             desk.deliver();
             self.ask(&transactions(&[(place, key)], limit))?;
             let outcome = match self.transaction(limit)? {
@@ -169,6 +166,28 @@ impl Link {
             desk.complete(place, outcome);
         }
         Ok(())
+    }
+
+    /// Those keys whose values are not too long, as far as Redis tells.
+    fn fitting(&mut self, keys: &[Placed], desk: &mut Desk, rules: Rules) -> RedisResult<Vec<Placed>> {
+        let mut fitting = Vec::with_capacity(keys.len());
+        if !keys.is_empty() {
+            self.ask(&commands("STRLEN", keys))?;
+        }
+        for &(place, ref key) in keys {
+            match self.reply()? {
+                redis::Value::Int(length) if length > rules.max_value_bytes as i64 => {
+                    desk.complete(place, Err(Failure::TooLong));
+                }
+                redis::Value::Int(_) => fitting.push((place, Arc::clone(key))),
+                redis::Value::ServerError(error) if is_refusal(&error.clone().into()) => {
+                    fitting.push((place, Arc::clone(key)));
+                }
+                redis::Value::ServerError(error) => desk.complete(place, Err(failure_in(&error))),
+                _ => return Err(out_of_step("STRLEN")),
+            }
+        }
+        Ok(fitting)
     }
 
     /// The replies to one key's transaction. All four are taken, so that those of the next key follow.
@@ -199,8 +218,8 @@ impl Link {
                 if begun && error.code() != "EXECABORT" {
                     return Err(error.into());
                 }
-                let error = refused.unwrap_or(error);
-                Ok(match is_refusal(&RedisError::from(error.clone())) {
+                let error = refused.unwrap_or_else(|| cause_of_abort(error));
+                Ok(match is_refusal(&error.clone().into()) {
                     true => Answer::Refused(error),
                     false => Answer::Known(Err(failure_in(&error))),
                 })
@@ -249,7 +268,7 @@ impl Link {
 }
 
 /// One command for each key, packed.
-fn commands(name: &str, keys: &[(usize, Arc<[u8]>)]) -> Vec<u8> {
+fn commands(name: &str, keys: &[Placed]) -> Vec<u8> {
     let mut packed = Vec::new();
     for (_, key) in keys {
         redis::cmd(name).arg(&**key).write_packed_command(&mut packed);
@@ -258,7 +277,7 @@ fn commands(name: &str, keys: &[(usize, Arc<[u8]>)]) -> Vec<u8> {
 }
 
 /// A transaction for each key, that brings up to one byte more than `limit`, packed.
-fn transactions(keys: &[(usize, Arc<[u8]>)], limit: usize) -> Vec<u8> {
+fn transactions(keys: &[Placed], limit: usize) -> Vec<u8> {
     let mut packed = Vec::new();
     for (_, key) in keys {
         redis::cmd("MULTI").write_packed_command(&mut packed);
@@ -267,6 +286,16 @@ fn transactions(keys: &[(usize, Arc<[u8]>)], limit: usize) -> Vec<u8> {
         redis::cmd("EXEC").write_packed_command(&mut packed);
     }
     packed
+}
+
+/// Why a transaction was aborted at its end, where the error tells: "EXECABORT Transaction discarded because of: NOPERM".
+fn cause_of_abort(error: ServerError) -> ServerError {
+    let cause =
+        error.details().and_then(|text| text.split_once("because of: ")).map(|(_, cause)| format!("-{cause}\r\n"));
+    match cause.map(|line| redis::parse_redis_value(line.as_bytes())) {
+        Some(Ok(redis::Value::ServerError(cause))) => cause,
+        _ => error,
+    }
 }
 
 /// What an error that Redis answers with is to those who wait for the key.
@@ -300,9 +329,13 @@ mod tests {
             ("LOADING its data", false, Failure::NotReady("LOADING its data".into())),
             ("MASTERDOWN", false, Failure::NotReady("MASTERDOWN".into())),
             ("BUSY with a script", false, Failure::NotReady("BUSY with a script".into())),
+            ("EXECABORT Transaction discarded because of: NOPERM no", true, Failure::Redis("NOPERM no".into())),
+            ("EXECABORT discarded because of: LOADING it", false, Failure::NotReady("LOADING it".into())),
+            ("EXECABORT for no reason", false, Failure::Redis("EXECABORT for no reason".into())),
         ] {
-            assert_eq!(is_refusal(&error(text).into()), refusal, "{text}");
-            assert_eq!(failure_in(&error(text)), failure);
+            let error = cause_of_abort(error(text));
+            assert_eq!(is_refusal(&error.clone().into()), refusal, "{text}");
+            assert_eq!(failure_in(&error), failure);
         }
     }
 }

@@ -8,10 +8,10 @@
 //! which puts it under Redis' limit for subscribers that read too slowly. Only what happens after the subscription is
 //! heard of, and nothing any more once the connection is lost: the loop is told of both, in order.
 
-use super::connect::{Connector, explain, failure_of, is_refusal};
+use super::connect::{Connector, explain, failure_of, is_refusal, run_id};
 use super::{Settings, Shared};
 use crate::request::{Change, Failure};
-use redis::{Connection, Msg, PubSub, RedisResult};
+use redis::{Connection, ErrorKind, Msg, PubSub, RedisResult};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,8 +43,13 @@ impl Tracker {
     /// Connects and listens, again and again, until the pool closes.
     pub(super) fn run(&mut self) {
         while self.shared.pause_until(self.connector.blocked().map(|(until, _)| until)) {
-            match self.connector.connect(subscribe) {
-                Ok(connection) => self.watch(connection),
+            let mut server = None;
+            let result = self.connector.connect(|connection| {
+                server = run_id(connection)?;
+                subscribe(connection)
+            });
+            match result {
+                Ok(connection) => self.watch(connection, server.as_deref()),
                 Err(error) => {
                     if is_refusal(&error) {
                         self.connector.stand_back_for(failure_of(&error), REFUSED_WAIT);
@@ -55,14 +60,14 @@ impl Tracker {
         }
     }
 
-    /// Passes on what a connection tells, as long as it lives.
-    fn watch(&mut self, mut connection: Connection) {
+    /// Passes on what a connection tells, as long as it lives and leads to the Redis that helpers read from.
+    fn watch(&mut self, mut connection: Connection, server: Option<&str>) {
         let began = Instant::now();
         // What was cached before was not watched. What is asked for from now on will be.
         self.shared.hear([Change::All]);
         self.shared.note_tracking(Ok(()));
         let mut messages = connection.as_pubsub();
-        let heard = catch_unwind(AssertUnwindSafe(|| self.listen(&mut messages)));
+        let heard = catch_unwind(AssertUnwindSafe(|| self.listen(&mut messages, server)));
         self.shared.hear([Change::Unwatched]);
         let why = match heard {
             Ok(Ok(())) => return,
@@ -80,16 +85,18 @@ impl Tracker {
     }
 
     /// Returns when the pool closes.
-    fn listen(&self, messages: &mut PubSub<'_>) -> RedisResult<()> {
+    fn listen(&self, messages: &mut PubSub<'_>, server: Option<&str>) -> RedisResult<()> {
         messages.set_read_timeout(Some(KEEPALIVE))?;
         while !self.shared.is_closed() {
+            if self.shared.reads_from_another_than(server) {
+                return Err((ErrorKind::Client, "keys are read from another Redis than the one that tells").into());
+            }
             match messages.get_message() {
                 Ok(message) => self.shared.hear(changes(&message)),
                 Err(error) if error.is_timeout() => {
-                    // Messages that come before the answer are kept, and are the next. The answer may be that the user
-                    // may not ask: Redis is there.
+                    // Messages that come before the answer are kept, and are the next.
                     messages.set_read_timeout(Some(self.timeout))?;
-                    messages.ping::<redis::Value>()?;
+                    ready(messages.ping())?;
                     messages.set_read_timeout(Some(KEEPALIVE))?;
                 }
                 Err(error) => return Err(error),
@@ -99,11 +106,21 @@ impl Tracker {
     }
 }
 
-/// Makes a connection hear of changes.
+/// Makes a connection hear of changes. Not while Redis loads its data or has lost its master: it could be heard, but
+/// not read, and what is cached may have to be served until then.
 fn subscribe(connection: &mut Connection) -> RedisResult<()> {
+    ready(redis::cmd("PING").query(connection))?;
     let id: i64 = redis::cmd("CLIENT").arg("ID").query(connection)?;
     redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("REDIRECT").arg(id).arg("BCAST").exec(connection)?;
     redis::cmd("SUBSCRIBE").arg(CHANNEL).exec(connection)
+}
+
+/// Whether Redis serves, by its answer to `PING`. That the user may not ask is an answer, too.
+fn ready(answer: RedisResult<redis::Value>) -> RedisResult<()> {
+    match answer.and_then(redis::Value::extract_error) {
+        Err(error) if !is_refusal(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// What a message tells: keys, or nothing at all for a flush. What cannot be read may mean anything.

@@ -47,12 +47,16 @@ const KEPT_IDS: usize = 1024;
 /// Removals that dropping a record of a discarded cache compares to: it takes out nothing, and often frees nothing.
 const DROPS_FOR_REMOVAL: usize = 16;
 
-/// How much longer than it is fresh an entry is kept, its grace: in steps, of which the longest makes all of
-/// [`Limits::stale`]. An entry that Redis lets expire meanwhile gets what is left until then. The step is kept in the
-/// entry's mark, together with its generation, because a second deadline would cost five bytes an entry.
+/// Most entries that one insertion evicts: some ten microseconds of work. A long value may need the room of a million
+/// short ones; what is left to evict then is the sweep's, which has a budget too.
+const EVICTIONS_PER_INSERT: usize = 64;
+
+/// How much longer than it is fresh an entry is kept, its grace: 0, or a step each twice as long as the one before, of
+/// which the longest makes all of [`Limits::stale`]. An entry that Redis lets expire meanwhile gets the longest step that
+/// is over by then, at least half of the time. The step is kept in the entry's mark, together with its generation,
+/// because a second deadline would cost five bytes an entry.
 const GRACE_BITS: u32 = record::MARK_BITS - 1;
-const GRACE_MASK: u8 = (1 << GRACE_BITS) - 1;
-const GRACE_STEPS: Millis = GRACE_MASK as Millis;
+const LONGEST_GRACE: u8 = (1 << GRACE_BITS) - 1;
 
 /// Everything about an entry but its key and value. 20 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +79,7 @@ pub struct Limits {
     pub entries: usize,
     /// Most bytes of keys and values together; `usize::MAX` for no bound. What an entry takes beside them does not count.
     pub bytes: usize,
-    /// How long an entry is kept after it has expired, for [`Cache::stale`]; 0 for not at all.
+    /// How long an entry is kept after it has expired, for [`Cache::kept`]; 0 for not at all.
     pub stale: Millis,
 }
 
@@ -88,18 +92,16 @@ pub struct Hit<'a> {
     pub remaining: Millis,
 }
 
-/// An entry that is kept, as [`Cache::stale`] finds it.
+/// An entry that is kept, as [`Cache::kept`] finds it.
 #[derive(Clone, Copy, Debug)]
-pub struct Stale<'a> {
+pub struct Kept<'a> {
     /// The value.
     pub payload: Payload<'a>,
-    /// How long ago it expired.
+    /// How much longer it is fresh; 0 when it has expired.
+    pub remaining: Millis,
+    /// How long ago it expired; 0 while it is fresh.
     pub expired_for: Millis,
 }
-
-/// Most entries that one insertion evicts: some ten microseconds of work. A long value may need the room of a million
-/// short ones; what is left to evict then is the sweep's, which has a budget too.
-const EVICTIONS_PER_INSERT: usize = 64;
 
 /// What is left of a cache that was emptied. Dropped piece by piece: all at once it held the loop up for 20 ms after
 /// ten million entries.
@@ -186,24 +188,20 @@ impl Cache {
     /// Looks `key` up and marks it as just used. An entry whose deadline has come is not returned, whether or not the
     /// sweep has reached it, and removed if it need not be kept. O(1) for a hit; O(log n) when it removes.
     pub fn get(&mut self, key: &[u8], now: Millis) -> Option<Hit<'_>> {
-        let id = self.find_kept(key, now)?;
-        let fresh_until = self.fresh_until(id);
-        if fresh_until <= now {
-            return None;
-        }
-        self.recency.touch(&mut self.nodes, id);
-        Some(Hit { payload: self.records[id as usize].payload(), remaining: fresh_until - now })
+        let kept = self.kept(key, now)?;
+        (kept.remaining > 0).then_some(Hit { payload: kept.payload, remaining: kept.remaining })
     }
 
     /// Looks `key` up among all that is kept, expired or not, and marks it as just used.
-    pub fn stale(&mut self, key: &[u8], now: Millis) -> Option<Stale<'_>> {
+    pub fn kept(&mut self, key: &[u8], now: Millis) -> Option<Kept<'_>> {
         let id = self.find_kept(key, now)?;
-        let expired_for = now.saturating_sub(self.fresh_until(id));
-        if expired_for >= self.limits.stale {
+        let fresh_until = self.fresh_until(id);
+        let (remaining, expired_for) = (fresh_until.saturating_sub(now), now.saturating_sub(fresh_until));
+        if remaining == 0 && expired_for >= self.limits.stale {
             return None;
         }
         self.recency.touch(&mut self.nodes, id);
-        Some(Stale { payload: self.records[id as usize].payload(), expired_for })
+        Some(Kept { payload: self.records[id as usize].payload(), remaining, expired_for })
     }
 
     /// Stores `value` until `deadline`, replacing what `key` had and evicting the least recently used entries of a full
@@ -255,7 +253,7 @@ impl Cache {
         });
     }
 
-    /// Makes everything expire now, for [`Cache::stale`] to find what may be kept longer. O(1).
+    /// Makes everything expire now, for [`Cache::kept`] to find what may be kept longer. O(1).
     pub fn expire_all(&mut self, now: Millis) {
         // With two generations, none may be left of those that had expired so before: they would be fresh again.
         if self.limits.stale == 0 || self.outdated_at.is_some() {
@@ -302,7 +300,7 @@ impl Cache {
     fn fresh_until(&self, id: u32) -> Millis {
         let mark = self.records[id as usize].mark();
         let kept_until = self.deadlines.deadline_at(self.nodes[id as usize].position);
-        let deadline = kept_until - duration_of(mark & GRACE_MASK, self.limits.stale);
+        let deadline = kept_until - duration_of(mark & LONGEST_GRACE, self.limits.stale);
         match self.outdated_at {
             Some(time) if mark >> GRACE_BITS != self.generation => deadline.min(time),
             _ => deadline,
@@ -426,12 +424,12 @@ impl Cache {
 
 /// The longest grace that is over after `room` milliseconds.
 fn grace_within(stale: Millis, room: Millis) -> u8 {
-    (room.min(stale) * GRACE_STEPS).checked_div(stale).unwrap_or(0) as u8
+    (1..=LONGEST_GRACE).rev().find(|&grace| duration_of(grace, stale) <= room).unwrap_or(0)
 }
 
 /// A grace in milliseconds.
 fn duration_of(grace: u8, stale: Millis) -> Millis {
-    stale * Millis::from(grace) / GRACE_STEPS
+    if grace == 0 { 0 } else { stale >> (LONGEST_GRACE - grace) }
 }
 
 #[cfg(test)]

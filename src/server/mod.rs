@@ -6,7 +6,8 @@
 //!     poll             sleep until a socket, a completion or a deadline
 //!     note             what the kernel told, on each client; nothing is closed or reused yet
 //!     accept           new clients, a bounded number
-//!     news             completions are stored, their waiters' replies encoded; changes in Redis, a bounded number
+//!     news             changes in Redis end what they concern, a bounded number; completions are stored, their waiters'
+//!                      replies encoded
 //!     turns            every client with something to do gets one: send, decode, look up, read
 //!     submit           the turns' fetches, all under one lock; refused ones are answered
 //!     due              late waiters, expired entries, timers; a bounded number of each
@@ -126,14 +127,15 @@ pub struct Server {
     /// Fetches begun in this tick.
     jobs: Vec<Job>,
     completions: Vec<Completion>,
-    /// Changes in Redis that the proxy has not been told of.
-    changes: VecDeque<Change>,
+    changes: Vec<Change>,
     scratch: Scratch,
     /// Where keys are unescaped.
     key: Vec<u8>,
     clock: Clock,
     /// More is due than one tick may do.
     more_due: bool,
+    /// More changes wait than one tick may follow: nobody wakes the loop for them.
+    more_news: bool,
 }
 
 impl Server {
@@ -180,11 +182,12 @@ impl Server {
             pool,
             jobs: Vec::new(),
             completions: Vec::new(),
-            changes: VecDeque::new(),
+            changes: Vec::new(),
             scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES) },
             key: Vec::new(),
             clock: Clock::new(),
             more_due: false,
+            more_news: false,
         })
     }
 
@@ -214,7 +217,7 @@ impl Server {
 
     /// How long the next poll may sleep; `None` for as long as nothing happens.
     fn sleep(&self) -> Option<Duration> {
-        if !self.queue.is_empty() || !self.changes.is_empty() || self.more_due {
+        if !self.queue.is_empty() || self.more_due || self.more_news {
             return Some(Duration::ZERO);
         }
         let accept = self.acceptor.due().filter(|_| self.clients.len() < MAX_CONNECTIONS);
@@ -267,18 +270,17 @@ impl Server {
         }
     }
 
+    /// Changes first: what comes back at the same time and is known to be old need not be stored.
     fn take_news(&mut self) {
-        self.pool.take_news(&mut self.completions, &mut self.changes);
+        self.more_news = self.pool.take_news(&mut self.completions, &mut self.changes, CHANGES_PER_TICK);
+        for change in self.changes.drain(..) {
+            self.proxy.change(&change, self.clock.now);
+        }
         for completion in self.completions.drain(..) {
             self.proxy.complete(completion, self.clock.now, |waiter, reply| {
                 answer(&mut self.clients, &mut self.queue, waiter, reply, &self.clock.date);
             });
         }
-        let count = self.changes.len().min(CHANGES_PER_TICK);
-        for change in self.changes.drain(..count) {
-            self.proxy.change(&change, self.clock.now);
-        }
-        self.changes.shrink_to(CHANGES_PER_TICK);
     }
 
     fn give_turns(&mut self) {

@@ -11,9 +11,10 @@
 pub mod relay;
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, PipeReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -155,7 +156,26 @@ impl Proxy {
 
     /// Starts it by a command that runs the binary, in front of whatever is at `redis_port`.
     pub fn start_with(mut command: Command, redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
-        let mut child = command
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        command.stderr(writer);
+        let proxy = Proxy::start_logging_to(command, redis_port, variables, &mut reader);
+        let lines = Arc::clone(&proxy.log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(reader).lines().map_while(Result::ok) {
+                lines.lock().expect("no test holds it and panics").push(line);
+            }
+        });
+        proxy
+    }
+
+    /// Starts it by a command whose log goes to the pipe that `log` reads, and reads it only until it listens.
+    pub fn start_logging_to(
+        mut command: Command,
+        redis_port: u16,
+        variables: &[(&str, &str)],
+        log: &mut PipeReader,
+    ) -> Proxy {
+        let child = command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("REDIS_HOST", "127.0.0.1")
@@ -164,24 +184,25 @@ impl Proxy {
             .env("PROXY_PORT", "0")
             .env("CACHE_SIZE", "100000")
             .envs(variables.iter().copied())
-            .stderr(Stdio::piped())
             .spawn()
             .expect("the binary starts");
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let (lines, stderr) = (Arc::clone(&log), child.stderr.take().expect("piped"));
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                lines.lock().expect("no test holds it and panics").push(line);
+        // The command holds the other end: the pipe ends with the proxy only once it is gone.
+        drop(command);
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut proxy = Proxy { child, address, log: Arc::default() };
+        let mut line = Vec::new();
+        while proxy.address.port() == 0 {
+            let mut byte = [0];
+            assert!(log.read(&mut byte).expect("the log can be read") > 0, "the proxy ended: {}", proxy.log());
+            if byte != *b"\n" {
+                line.extend(byte);
+                continue;
             }
-        });
-        let mut proxy = Proxy { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), log };
-        proxy.address = until("the proxy listens", || {
-            let ended = proxy.child.try_wait().expect("a child can be waited for");
-            assert!(ended.is_none(), "the proxy ended: {}", proxy.log());
-            let log = proxy.log();
-            let (_, rest) = log.split_once("listening on ")?;
-            rest.split(',').next()?.parse().ok()
-        });
+            let text = String::from_utf8(std::mem::take(&mut line)).expect("the log is text");
+            let listens = text.split_once("listening on ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+            proxy.log.lock().expect("no test holds it and panics").push(text);
+            proxy.address = listens.unwrap_or(proxy.address);
+        }
         proxy
     }
 
@@ -326,4 +347,20 @@ impl Http {
         stream.set_nonblocking(false).expect("an option can be set");
         result.is_ok()
     }
+}
+
+/// A server that takes connections and closes each after what `serve` does with it. Says how many it had.
+pub fn fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("an address").port();
+    let (count, serve) = (Arc::new(AtomicUsize::new(0)), Arc::new(serve));
+    let counted = Arc::clone(&count);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let (serve, mut stream) = (Arc::clone(&serve), stream.expect("a connection"));
+            std::thread::spawn(move || serve(&mut stream));
+        }
+    });
+    (port, count)
 }

@@ -16,6 +16,8 @@ pub enum Purpose {
 
 #[derive(Default)]
 struct State {
+    /// Where new connections lead.
+    target: u16,
     /// Whose bytes from Redis are held back for now.
     held: Option<Purpose>,
     connections: Vec<Connection>,
@@ -40,15 +42,30 @@ impl Relay {
     pub fn to(port: u16) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let relay = Relay { port: listener.local_addr().expect("an address").port(), state: Arc::default() };
+        relay.lead_to(port);
         let state = Arc::clone(&relay.state);
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                if let Ok(server) = TcpStream::connect(("127.0.0.1", port)) {
+                let target = state.lock().expect("no panic").target;
+                if let Ok(server) = TcpStream::connect(("127.0.0.1", target)) {
                     join(client, server, &state);
                 }
             }
         });
         relay
+    }
+
+    /// From now on new connections lead to the Redis at `port`.
+    pub fn lead_to(&self, port: u16) {
+        self.state.lock().expect("no panic").target = port;
+    }
+
+    /// Cuts all connections.
+    pub fn cut(&self) {
+        for connection in &self.state.lock().expect("no panic").connections {
+            // One that is closed already stays so.
+            let _ = connection.ends[0].shutdown(Shutdown::Both);
+        }
     }
 
     /// Holds back what Redis sends to connections of one purpose.

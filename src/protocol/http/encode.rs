@@ -97,7 +97,7 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
             let (status, message) = explain(failure);
             let extra = if status == Status::ServiceUnavailable { RETRY_AFTER } else { "" };
             match failure {
-                Failure::Redis(text) | Failure::NotReady(text) => {
+                Failure::Redis(text) | Failure::NotReady(text) | Failure::Refused(text) => {
                     let message = format!("{message}: {text}");
                     encode_error(status, &message, Some(reply.source), extra, shape, date, out);
                 }
@@ -116,6 +116,7 @@ fn explain(failure: &Failure) -> (Status, &'static str) {
         }
         Failure::Timeout => (Status::GatewayTimeout, "Redis did not answer within REDIS_TIMEOUT; try again"),
         Failure::NotReady(_) => (Status::ServiceUnavailable, "Redis cannot serve now; try again in a second"),
+        Failure::Refused(_) => (Status::BadGateway, "Redis refuses the connection; the proxy's log says what to check"),
         Failure::TooLong => (
             Status::BadGateway,
             "the value is longer than MAX_VALUE_BYTES allows; raise that variable of the proxy, or read it from Redis",
@@ -298,6 +299,7 @@ mod tests {
             (Failure::WrongType, "409 "),
             (Failure::Redis("ERR \"quoted\"\n".into()), "502 "),
             (Failure::NotReady("LOADING \"quoted\"\n".into()), "503 "),
+            (Failure::Refused("NOAUTH \"quoted\"\n".into()), "502 "),
             (Failure::TooLong, "502 "),
             (Failure::Internal, "500 "),
         ] {
@@ -306,7 +308,7 @@ mod tests {
             let response = text_of(|date, out| encode_reply(&reply, OPEN, date, out));
             assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
             assert_eq!(response.contains("\r\nRetry-After: 1\r\n"), status == "503 ", "{response}");
-            let has_text = matches!(failure, Failure::Redis(_) | Failure::NotReady(_));
+            let has_text = matches!(failure, Failure::Redis(_) | Failure::NotReady(_) | Failure::Refused(_));
             assert_eq!(response.contains(r#" \"quoted\"\n""#), has_text, "{response}");
             assert_eq!(response.contains("MAX_VALUE_BYTES"), failure == Failure::TooLong, "{response}");
         }
