@@ -5,8 +5,8 @@
 mod common;
 
 use common::relay::{Purpose, Relay};
-use common::{Http, Proxy, Redis, Response, fake_redis, until};
-use std::io::{Read, Write};
+use common::{Http, Proxy, Redis, Response, scripted_redis, until};
+use std::io::Write;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -299,15 +299,16 @@ fn the_redis_that_tells_is_the_one_that_is_read() {
 fn a_redis_that_loads_its_data_is_still_away() {
     let mut redis = Redis::start();
     let relay = Relay::to(redis.port);
-    let (loading, _) = fake_redis(|stream| {
-        let mut buffer = [0; 65_536];
-        while let Ok(length @ 1..) = stream.read(&mut buffer) {
-            let commands = buffer[..length].iter().filter(|&&byte| byte == b'*').count();
-            let replies = "-LOADING Redis is loading the dataset in memory\r\n".repeat(commands);
-            if stream.write_all(replies.as_bytes()).is_err() {
-                return;
-            }
-        }
+    // As a real one while it loads: connections are taken and prepared, but nothing is read, and PING says why.
+    let (loading, _) = scripted_redis(|words| {
+        Some(match words[0].as_str() {
+            "INFO" => "$10\r\nrun_id:new\r\n".into(),
+            "CLIENT" if words[1] == "ID" => ":1\r\n".into(),
+            "SUBSCRIBE" => format!("*3\r\n$9\r\nsubscribe\r\n$20\r\n{}\r\n:1\r\n", words[1].to_lowercase()),
+            "CLIENT" | "MULTI" => "+OK\r\n".into(),
+            "EXEC" => "-EXECABORT Transaction discarded because of previous errors.\r\n".into(),
+            _ => "-LOADING Redis is loading the dataset in memory\r\n".into(),
+        })
     });
     let proxy = tracking(relay.port, &[("STALE_IF_ERROR", "600")]);
     let mut client = proxy.connect();
@@ -323,8 +324,47 @@ fn a_redis_that_loads_its_data_is_still_away() {
         assert_eq!((response.status, response.text().as_str()), (200, "kept"), "{response:?}");
         assert!(response.field("cache-status").contains("fwd=stale"), "{response:?}");
         let nothing = client.get("/raw/nothing");
-        assert!([502, 503].contains(&nothing.status), "{nothing:?}");
+        assert_eq!(nothing.status, 503, "{nothing:?}");
     }
+}
+
+/// A Redis that takes the subscription and ends it at once, again and again, is not asked again and again.
+#[test]
+fn tracking_that_does_not_last_is_not_begun_without_end() {
+    let (port, attempts) = scripted_redis(|words| match words[0].as_str() {
+        "INFO" => Some("$0\r\n\r\n".into()),
+        "CLIENT" if words[1] == "ID" => Some(":1\r\n".into()),
+        // What follows the answer is no message.
+        "SUBSCRIBE" => Some("*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n?\r\n".into()),
+        _ => Some("+OK\r\n".into()),
+    });
+    let proxy = Proxy::start_before(port, &[("REDIS_TRACKING", "on")]);
+    until("it has been tried", || proxy.log().contains("no tracking").then_some(()));
+    let before = attempts.load(Ordering::Relaxed);
+    std::thread::sleep(Duration::from_secs(1));
+    let attempts = attempts.load(Ordering::Relaxed) - before;
+    assert!(attempts < 20, "{attempts} attempts in a second");
+}
+
+/// Who is not let in any more has no Redis either.
+#[test]
+fn a_redis_that_refuses_the_connection_is_away() {
+    let redis = Redis::start_with(&["--requirepass", "word"]);
+    let variables = [("REDIS_PASSWORD", "word"), ("STALE_IF_ERROR", "600"), ("CACHE_TTL", "0.05")];
+    let proxy = Proxy::start(&redis, &variables);
+    let mut client = proxy.connect();
+    let mut admin = redis.connect_to(&format!("redis://:word@127.0.0.1:{}/", redis.port));
+    redis::cmd("SET").arg("a").arg("kept").exec(&mut admin).expect("SET works");
+    until_text(&mut client, "/raw/a", "kept");
+    redis::cmd("CONFIG").arg(&["SET", "requirepass", "another"]).exec(&mut admin).expect("CONFIG works");
+    redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).exec(&mut admin).expect("CLIENT KILL works");
+    until("it is served stale", || {
+        let response = client.get("/raw/a");
+        assert_eq!((response.status, response.text().as_str()), (200, "kept"), "{response:?}");
+        response.field("cache-status").contains("fwd=stale; detail=redis-unreachable").then_some(())
+    });
+    let nothing = client.get("/raw/nothing");
+    assert!(nothing.status == 502 && nothing.text().contains("refuses the connection"), "{nothing:?}");
 }
 
 /// A network that goes silent closes nothing. After a second without a word Redis is asked, and nothing is served that

@@ -251,3 +251,25 @@ fn a_full_queue_answers_at_once() {
     assert_eq!(statuses.keys().copied().collect::<Vec<_>>(), [404, 503], "{statuses:?}");
     assert!(statuses[&404] >= segment_redis_proxy::backend::QUEUE_LIMIT, "{statuses:?}");
 }
+
+/// The crate keeps a buffer as long as the longest reply of a connection; so such a connection is replaced.
+#[test]
+fn a_connection_that_has_brought_a_long_value_is_replaced() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("REDIS_CONNECTIONS", "1"), ("CACHE_TTL", "0.001")]);
+    redis.set("short", "v");
+    redis.run(&["SETRANGE", "long", "1999999", "x"]);
+    let addresses = || {
+        let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut redis.connect()).expect("CLIENT LIST works");
+        let lines = list.lines().filter(|line| line.contains("cmd=exec"));
+        lines.filter_map(|line| line.split(' ').nth(1).map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(proxy.get("/raw/short").status, 200);
+    let first = addresses();
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert_eq!(proxy.get("/raw/short").status, 200);
+    assert_eq!(addresses(), first, "a connection was replaced for nothing");
+    assert_eq!(proxy.get("/raw/long").body.len(), 2_000_000);
+    assert_eq!(proxy.get("/raw/short").status, 200);
+    assert!(!addresses().iter().any(|address| first.contains(address)));
+}

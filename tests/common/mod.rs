@@ -364,3 +364,22 @@ pub fn fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (u1
     });
     (port, count)
 }
+
+/// A server that answers each command with what `answer` says to it, given its words in upper case; with nothing it
+/// closes the connection.
+pub fn scripted_redis(answer: impl Fn(&[String]) -> Option<String> + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
+    fake_redis(move |stream| {
+        let mut parser = redis::Parser::new();
+        let mut from = stream.try_clone().expect("a descriptor");
+        while let Ok(redis::Value::Array(words)) = parser.parse_value(&mut from) {
+            let word = |word| {
+                String::from_utf8_lossy(&redis::from_redis_value::<Vec<u8>>(word).unwrap_or_default()).to_uppercase()
+            };
+            let words: Vec<String> = words.into_iter().map(word).collect();
+            match answer(&words) {
+                Some(reply) if stream.write_all(reply.as_bytes()).is_ok() => {}
+                _ => return,
+            }
+        }
+    })
+}
