@@ -1,0 +1,45 @@
+//! What the tests of freshness share.
+
+use super::{Http, Proxy, Response, until};
+use std::time::Duration;
+
+/// A number from the environment.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |number| number.parse().expect("a number"))
+}
+
+/// How long after a write is acknowledged it may still be unknown to the proxy: a network hop, and two threads that have
+/// to be scheduled. 50 ms are plenty on a machine that has nothing else to do (`FRESHNESS_HOP=50`); here other tests run.
+pub fn hop() -> Duration {
+    Duration::from_millis(setting("FRESHNESS_HOP", 500))
+}
+
+/// A proxy with tracking that has told that it tracks.
+pub fn tracking(redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
+    let base = [("REDIS_TRACKING", "on"), ("CACHE_TTL", "600")];
+    let proxy = Proxy::start_before(redis_port, &[&base, variables].concat());
+    until_tracking(&proxy, 1);
+    proxy
+}
+
+/// Waits until the log tells for the `count`th time that changes are heard of.
+pub fn until_tracking(proxy: &Proxy, count: usize) {
+    until("changes are heard of", || (proxy.log().matches("at once (tracking)").count() >= count).then_some(()));
+}
+
+pub fn is_hit(response: &Response) -> bool {
+    response.field("cache-status").starts_with("segment-redis-proxy; hit")
+}
+
+/// Reads until a value is there and cached.
+pub fn cached(client: &mut Http, path: &str, value: &str) {
+    until("it is cached", || {
+        let response = client.get(path);
+        (response.text() == value && is_hit(&response)).then_some(())
+    });
+}
+
+/// Reads until it is something else.
+pub fn until_text(client: &mut Http, path: &str, text: &str) {
+    until(&format!("{path} is {text:?}"), || (client.get(path).text() == text).then_some(()));
+}

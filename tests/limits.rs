@@ -1,0 +1,145 @@
+//! What Redis does not allow is done without, and what is too long is not done at all.
+
+#![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
+
+mod common;
+
+use common::fresh::is_hit;
+use common::{Proxy, Redis, Response, until};
+use std::time::Duration;
+
+/// Step by step down to what the user may do, told once.
+#[test]
+fn what_redis_does_not_allow_is_done_without() {
+    let redis = Redis::start();
+    redis.run(&["SET", "short", "v", "PX", "60000"]);
+    redis.run(&["RPUSH", "list", "1"]);
+    redis.run(&["SETRANGE", "long", "99999", "x"]);
+    let mut proxies = Vec::new();
+    for (number, (rules, ttl, told)) in [
+        (&["+@all", "&*"][..], "59", &["at once (tracking); a key that Redis lets expire is gone with it"][..]),
+        // No channels, so no messages about changes.
+        (&["+@all", "resetchannels"], "59", &["no tracking", "is gone with it"]),
+        (&["+@all", "-client"], "59", &["no tracking", "is gone with it"]),
+        (&["+@all", "-client", "-pttl"], "600", &["no tracking", "may stay for CACHE_TTL", "pttl"]),
+        (&["+get"], "600", &["no tracking", "may stay for CACHE_TTL", "multi"]),
+        (&["+@all", "&*", "-ping"], "59", &["at once (tracking)"]),
+        (&["+@all", "&*", "-exec"], "600", &["at once (tracking)", "may stay for CACHE_TTL", "exec"]),
+        (&["+@all", "&*", "-strlen"], "59", &["at once (tracking)", "is gone with it"]),
+        (&["+@all", "&*", "-info"], "59", &["at once (tracking)"]),
+        (&["+@all", "&*", "-getrange"], "600", &["at once (tracking)", "may stay for CACHE_TTL", "getrange"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let user = format!("reader{number}");
+        redis.run(&[&["ACL", "SETUSER", &user, "reset", "on", ">word", "~*"], rules].concat());
+        let variables = [("REDIS_USERNAME", user.as_str()), ("REDIS_PASSWORD", "word"), ("REDIS_TRACKING", "on")];
+        let proxy = Proxy::start(&redis, &[&variables[..], &[("CACHE_TTL", "600")]].concat());
+        let mut client = proxy.connect();
+        let tracking = if rules.contains(&"&*") { "at once (tracking)" } else { "no tracking" };
+        until("the log tells", || proxy.log().contains(tracking).then_some(()));
+        let response = client.get("/raw/short");
+        let expected = format!("segment-redis-proxy; fwd=miss; stored; ttl={ttl}");
+        assert_eq!((response.status, response.field("cache-status")), (200, expected.as_str()), "{rules:?}");
+        assert!(is_hit(&client.get("/raw/short")));
+        assert_eq!(client.get("/raw/missing").status, 404, "{rules:?}");
+        assert_eq!(client.get("/raw/list").status, 409, "{rules:?}");
+        (0..20).for_each(|number| assert_eq!(client.get(&format!("/raw/none{number}")).status, 404));
+        assert_eq!(client.get("/raw/long").body.len(), 100_000, "{rules:?}");
+        proxies.push((proxy, client, rules, told));
+    }
+    // All of them at once: long enough for what is done now and then, such as asking a silent Redis whether it is there.
+    std::thread::sleep(Duration::from_millis(2500));
+    for (proxy, mut client, rules, told) in proxies {
+        assert!(is_hit(&client.get("/raw/short")), "{rules:?} does not last: {}", proxy.log());
+        let log = proxy.log();
+        assert!(told.iter().all(|part| log.contains(part)), "{rules:?} is not told: {log}");
+        assert!(log.matches("freshness:").count() <= 2, "{rules:?} is told again and again: {log}");
+    }
+}
+
+/// A key that the user may not read is its own client's trouble, not that of others in the same round trip.
+#[test]
+fn a_forbidden_key_fails_alone() {
+    let redis = Redis::start();
+    redis.run(&["ACL", "SETUSER", "reader", "on", ">word", "~open*", "+@all"]);
+    redis.set("open", "to all");
+    redis.set("secret", "to none");
+    let proxy =
+        Proxy::start(&redis, &[("REDIS_USERNAME", "reader"), ("REDIS_PASSWORD", "word"), ("CACHE_TTL", "0.001")]);
+    let mut client = proxy.connect();
+    for _ in 0..20 {
+        ["/raw/open", "/raw/secret", "/raw/open2", "/raw/open"].iter().for_each(|path| client.ask(path));
+        let responses: Vec<Response> = (0..4).map(|_| client.response()).collect();
+        assert_eq!(responses.iter().map(|response| response.status).collect::<Vec<_>>(), [200, 502, 404, 200]);
+        assert!(responses[1].text().contains("NOPERM"), "{responses:?}");
+    }
+    assert!(!proxy.log().contains("may stay"), "one key took the promise from all: {}", proxy.log());
+}
+
+/// Without the right to ask how long keys have left, values that are too long are refused unread all the same.
+#[test]
+fn a_long_value_is_not_read_by_a_plain_get_either() {
+    let redis = Redis::start();
+    redis.run(&["ACL", "SETUSER", "reader", "on", ">word", "~*", "+@all", "-pttl"]);
+    redis.run(&["SETRANGE", "long", "67108863", "x"]);
+    let proxy = Proxy::start(&redis, &[("REDIS_USERNAME", "reader"), ("REDIS_PASSWORD", "word")]);
+    assert_eq!(proxy.get("/raw/none").status, 404);
+    let before = proxy.memory("VmRSS");
+    (0..5).for_each(|_| assert_eq!(proxy.get("/raw/long").status, 502));
+    let grown = proxy.memory("VmHWM") - before;
+    assert!(grown < 32 * 1024, "{grown} KiB for a value that is refused");
+}
+
+/// A value that is too long is never read, whoever asks for it how often.
+#[test]
+fn a_value_over_the_limit_is_refused_and_never_read() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[]);
+    let mut admin = redis.connect();
+    for (key, length) in [("64 MiB", 64 << 20), ("most", 8 << 20), ("one more", (8 << 20) + 1)] {
+        redis::cmd("SETRANGE").arg(key).arg(length - 1).arg("x").exec(&mut admin).expect("SETRANGE works");
+    }
+    assert_eq!(proxy.get("/raw/none").status, 404);
+    let before = proxy.memory("VmRSS");
+    for _ in 0..20 {
+        let refused = proxy.get("/raw/64%20MiB");
+        assert_eq!(refused.status, 502, "{refused:?}");
+        assert!(refused.text().contains("MAX_VALUE_BYTES"), "{refused:?}");
+        assert_eq!(refused.field("cache-status"), "segment-redis-proxy; fwd=miss");
+    }
+    let grown = proxy.memory("VmHWM") - before;
+    println!("peak memory after 20 refusals of 64 MiB: {grown} KiB more");
+    assert!(grown < 32 * 1024, "{grown} KiB for a value that is refused");
+    assert_eq!(proxy.get("/raw/one%20more").status, 502);
+    assert_eq!(proxy.get("/raw/most").body.len(), 8 << 20);
+    let grown = proxy.memory("VmHWM") - before;
+    assert!(grown < 64 * 1024, "{grown} KiB for a value of 8 MiB");
+    // Lengths around the one that is read in one go.
+    for length in [65_535, 65_536, 65_537, 70_000] {
+        let value: Vec<u8> = (0..length).map(|at| b'a' + (at % 23) as u8).collect();
+        redis.set("middle", &value);
+        let limit = length.to_string();
+        assert!(Proxy::start(&redis, &[("MAX_VALUE_BYTES", &limit)]).get("/raw/middle").body == value, "{length}");
+        let limit = (length - 1).to_string();
+        assert_eq!(Proxy::start(&redis, &[("MAX_VALUE_BYTES", &limit)]).get("/raw/middle").status, 502, "{length}");
+    }
+}
+
+#[test]
+fn the_cache_is_bounded_in_bytes() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("CACHE_BYTES", "10000"), ("CACHE_TTL", "600")]);
+    let mut client = proxy.connect();
+    let value = "x".repeat(996);
+    for number in 0..20 {
+        redis.set(format!("k{number:03}"), &value);
+        client.get(&format!("/raw/k{number:03}"));
+    }
+    let cached = (0..20).rev().filter(|number| is_hit(&client.get(&format!("/raw/k{number:03}")))).count();
+    assert_eq!(cached, 10, "entries of 1000 bytes in 10000");
+    redis.set("longer", "x".repeat(10_000));
+    assert_eq!(client.get("/raw/longer").field("cache-status"), "segment-redis-proxy; fwd=miss");
+    assert!(is_hit(&client.get("/raw/k000")), "evicted for what was not even stored");
+}
