@@ -90,6 +90,29 @@ fn the_redis_that_tells_is_the_one_that_is_read() {
     assert!(proxy.log().contains("another Redis"), "{}", proxy.log());
 }
 
+/// The same Redis started anew is another one by its id: tracking goes on, without waiting for anybody who reads.
+#[test]
+fn tracking_goes_on_when_redis_has_started_anew() {
+    let mut redis = Redis::start();
+    let proxy = tracking(redis.port, &[]);
+    let mut client = proxy.connect();
+    redis.set("a", "1");
+    cached(&mut client, "/raw/a", "1");
+    redis.kill();
+    redis.restart();
+    until_tracking(&proxy, 2);
+    // As long as nobody reads, the helpers' connections are those to the Redis that was.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(proxy.log().matches("at once (tracking)").count(), 2, "{}", proxy.log());
+    assert_eq!(client.get("/raw/a").status, 404);
+    redis.set("a", "2");
+    until_text(&mut client, "/raw/a", "2");
+    cached(&mut client, "/raw/a", "2");
+    redis.set("a", "3");
+    until_text(&mut client, "/raw/a", "3");
+    assert_eq!(proxy.log().matches("at once (tracking)").count(), 2, "{}", proxy.log());
+}
+
 /// A Redis that is there and does not serve yet is no reason to forget what can be served until then.
 #[test]
 fn a_redis_that_loads_its_data_is_still_away() {

@@ -88,7 +88,7 @@ struct State {
     /// What the log says of Redis, so that it says it once: nothing yet, reachable, or not.
     reachable: Option<bool>,
     promise: Promise,
-    /// Which Redis the helper that has connected last reads from.
+    /// Which Redis the helper that has connected last reads from, if it has since the tracking connection began to.
     server: Option<String>,
     /// Until when keys are read without asking how long they have left.
     plain_until: Option<Instant>,
@@ -211,11 +211,9 @@ impl Shared {
         }
     }
 
-    /// Notes which Redis a helper has connected to, if that is known.
+    /// Notes which Redis a helper has connected to; `None` when that is not known, or not any more.
     fn note_server(&self, run_id: Option<String>) {
-        if run_id.is_some() {
-            self.state().server = run_id;
-        }
+        self.state().server = run_id;
     }
 
     /// Whether helpers are known to read from another Redis than this one.

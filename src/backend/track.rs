@@ -11,7 +11,7 @@
 use super::connect::{Connector, explain, failure_of, is_refusal, run_id};
 use super::{Settings, Shared};
 use crate::request::{Change, Failure};
-use redis::{Connection, ErrorKind, Msg, PubSub, RedisResult};
+use redis::{Connection, Msg, PubSub, RedisResult};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,9 +43,10 @@ impl Tracker {
     /// Connects and listens, again and again, until the pool closes.
     pub(super) fn run(&mut self) {
         while self.shared.pause_until(self.connector.blocked().map(|(until, _)| until)) {
-            let mut server = None;
+            let (shared, mut server) = (Arc::clone(&self.shared), None);
             let result = self.connector.connect(|connection| {
                 server = run_id(connection)?;
+                is_read_from(&shared, server.as_deref())?;
                 subscribe(connection)
             });
             match result {
@@ -56,6 +57,10 @@ impl Tracker {
                     }
                     self.shared.note_tracking(Err(explain(&error)));
                 }
+            }
+            // Unless that is why the connection was given up: what helpers told of before may be gone like the connection.
+            if is_read_from(&self.shared, server.as_deref()).is_ok() {
+                self.shared.note_server(None);
             }
         }
     }
@@ -88,9 +93,7 @@ impl Tracker {
     fn listen(&self, messages: &mut PubSub<'_>, server: Option<&str>) -> RedisResult<()> {
         messages.set_read_timeout(Some(KEEPALIVE))?;
         while !self.shared.is_closed() {
-            if self.shared.reads_from_another_than(server) {
-                return Err((ErrorKind::Client, "keys are read from another Redis than the one that tells").into());
-            }
+            is_read_from(&self.shared, server)?;
             match messages.get_message() {
                 Ok(message) => self.shared.hear(changes(&message)),
                 Err(error) if error.is_timeout() => {
@@ -104,6 +107,14 @@ impl Tracker {
         }
         Ok(())
     }
+}
+
+/// Whether helpers read from this Redis, as far as is known.
+fn is_read_from(shared: &Shared, server: Option<&str>) -> RedisResult<()> {
+    if shared.reads_from_another_than(server) {
+        return Err(std::io::Error::other("keys are read from another Redis than the one that tells").into());
+    }
+    Ok(())
 }
 
 /// Makes a connection hear of changes. Not while Redis loads its data or has lost its master: it could be heard, but
