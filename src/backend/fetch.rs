@@ -91,12 +91,16 @@ impl Helper {
                 Ok(()) => return,
                 Err(Broken::Connecting(failure)) => failure,
                 Err(Broken::Reading(error)) if may_retry && error.is_connection_dropped() => {
+                    log::debug!("Redis at {} has closed a connection: {error}", self.connector.target());
                     may_retry = false;
                     continue;
                 }
                 // What it was refused will not be asked for again.
                 Err(Broken::Reading(error)) if is_refusal(&error) && !self.shared.asks_for_expiry() => continue,
-                Err(Broken::Reading(error)) => failure_of(&error),
+                Err(Broken::Reading(error)) => {
+                    log::warn!("lost a connection to Redis at {}: {error}", self.connector.target());
+                    failure_of(&error)
+                }
             };
             desk.fail_open(&failure);
             return;
@@ -122,7 +126,6 @@ impl Helper {
                 Ok(())
             }
             Err(error) => {
-                log::warn!("lost a connection to Redis at {}: {error}", self.connector.target());
                 if with_expiry && is_refusal(&error) {
                     self.shared.note_expiry(Err(error.to_string()));
                 }
