@@ -116,10 +116,10 @@ impl Proxy {
         now: Millis,
         answer: &mut impl FnMut(Waiter, &Reply<'_>),
     ) {
-        let kept = if failure.is_outage() { self.cache.kept(key, now) } else { None };
-        let Some(kept) = kept else { return answer_all(passengers, Outcome::Failed(failure), None, answer) };
+        let kept = failure.outage().and_then(|outage| Some((outage, self.cache.kept(key, now)?)));
+        let Some((outage, kept)) = kept else { return answer_all(passengers, Outcome::Failed(failure), None, answer) };
         let source = match kept.remaining {
-            0 => Source::Stale { expired_for: kept.expired_for, timed_out: *failure == Failure::Timeout },
+            0 => Source::Stale { expired_for: kept.expired_for, outage },
             // Another fetch has come back since.
             remaining => Source::Cache { remaining },
         };
@@ -394,9 +394,10 @@ mod tests {
     #[test]
     fn what_has_expired_is_served_while_redis_is_away_and_only_then() {
         for (failure, text) in [
-            (Failure::Unavailable, "old, Stale { expired_for: 200, timed_out: false }"),
-            (Failure::Timeout, "old, Stale { expired_for: 200, timed_out: true }"),
-            (Failure::NotReady("LOADING".into()), "old, Stale { expired_for: 200, timed_out: false }"),
+            (Failure::Unavailable, "old, Stale { expired_for: 200, outage: Unreachable }"),
+            (Failure::Timeout, "old, Stale { expired_for: 200, outage: TimedOut }"),
+            (Failure::Refused("NOAUTH".into()), "old, Stale { expired_for: 200, outage: Unreachable }"),
+            (Failure::NotReady("LOADING".into()), "old, Stale { expired_for: 200, outage: NotReady }"),
             (Failure::QueueFull, "QueueFull, Redis { collapsed: false, stored: None }"),
             (Failure::Redis("ERR".into()), "Redis(\"ERR\"), Redis { collapsed: false, stored: None }"),
         ] {
@@ -414,7 +415,7 @@ mod tests {
         let job = fetch(&mut proxy, b"a", 1, 1050);
         let mut answers = Vec::new();
         proxy.tick(1599, 10, |waiter, reply| answers.push(describe(waiter, reply)));
-        assert_eq!(answers, ["1: old, Stale { expired_for: 599, timed_out: true }"]);
+        assert_eq!(answers, ["1: old, Stale { expired_for: 599, outage: TimedOut }"]);
         assert!(complete(&mut proxy, &job, Err(Failure::Timeout), 1600).is_empty());
         let job = fetch(&mut proxy, b"a", 1, 1600);
         assert!(complete(&mut proxy, &job, Err(Failure::Timeout), 1600)[0].contains("Timeout"), "kept for too long");

@@ -130,12 +130,12 @@ pub enum Source {
         /// Milliseconds until the entry expires.
         remaining: Millis,
     },
-    /// From memory although the entry has expired, because Redis cannot be reached or did not answer in time.
+    /// From memory although the entry has expired, because Redis is away.
     Stale {
         /// Milliseconds since the entry expired.
         expired_for: Millis,
-        /// Redis did not answer in time; otherwise it cannot be reached.
-        timed_out: bool,
+        /// What is the matter with Redis.
+        outage: Outage,
     },
     /// From Redis.
     Redis {
@@ -144,6 +144,17 @@ pub enum Source {
         /// Milliseconds the new entry will live, where one was stored.
         stored: Option<Millis>,
     },
+}
+
+/// In what way Redis is away, so that an expired value is better than none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outage {
+    /// There is no connection to it, or it refuses one.
+    Unreachable,
+    /// It was asked and did not answer in time.
+    TimedOut,
+    /// It answers that it cannot serve now.
+    NotReady,
 }
 
 /// What there is to say about a key.
@@ -190,9 +201,14 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Whether Redis cannot be reached at present, so that an expired value is better than none.
-    pub fn is_outage(&self) -> bool {
-        matches!(self, Failure::Unavailable | Failure::Timeout | Failure::NotReady(_) | Failure::Refused(_))
+    /// In what way Redis is away, if that is what it says.
+    pub fn outage(&self) -> Option<Outage> {
+        match self {
+            Failure::Unavailable | Failure::Refused(_) => Some(Outage::Unreachable),
+            Failure::Timeout => Some(Outage::TimedOut),
+            Failure::NotReady(_) => Some(Outage::NotReady),
+            Failure::QueueFull | Failure::TooLong | Failure::WrongType | Failure::Redis(_) | Failure::Internal => None,
+        }
     }
 
     /// Whether Redis has told that the key holds nothing that could be served, so that an older value must go.

@@ -90,6 +90,24 @@ fn the_redis_that_tells_is_the_one_that_is_read() {
     assert!(proxy.log().contains("another Redis"), "{}", proxy.log());
 }
 
+/// The other way round: what tells of changes has moved on, and who reads moves on with it before reading again.
+#[test]
+fn the_redis_that_is_read_is_the_one_that_tells() {
+    let (one, other) = (Redis::start(), Redis::start());
+    let relay = Relay::to(one.port);
+    let proxy = tracking(relay.port, &[]);
+    let mut client = proxy.connect();
+    one.set("a", "in one");
+    other.set("a", "in the other");
+    cached(&mut client, "/raw/a", "in one");
+    relay.lead_to(other.port);
+    relay.cut(&[Purpose::Tracking]);
+    until_tracking(&proxy, 2);
+    cached(&mut client, "/raw/a", "in the other");
+    other.set("a", "changed");
+    until_text(&mut client, "/raw/a", "changed");
+}
+
 /// The same Redis started anew is another one by its id: tracking goes on, without waiting for anybody who reads.
 #[test]
 fn tracking_goes_on_when_redis_has_started_anew() {
@@ -135,7 +153,7 @@ fn a_redis_that_loads_its_data_is_still_away() {
     cached(&mut client, "/raw/a", "kept");
     relay.lead_to(loading);
     redis.kill();
-    relay.cut();
+    relay.cut(&[Purpose::Fetching, Purpose::Tracking]);
     until("changes are not heard of", || proxy.log().contains("no tracking").then_some(()));
     let until = Instant::now() + Duration::from_millis(500);
     while Instant::now() < until {

@@ -123,8 +123,12 @@ pub(super) fn outage_of(error: &RedisError) -> Failure {
 /// Which Redis a connection leads to, if it tells: one that has started anew, or another one behind the same name, has
 /// another id.
 pub(super) fn run_id(connection: &mut Connection) -> RedisResult<Option<String>> {
-    match redis::cmd("INFO").arg("server").query::<String>(connection) {
-        Ok(text) => Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned)),
+    match redis::cmd("INFO").arg("server").query::<Vec<u8>>(connection) {
+        // A path in it need not be UTF-8.
+        Ok(text) => {
+            let text = String::from_utf8_lossy(&text);
+            Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned))
+        }
         Err(error) if error.code().is_some() => Ok(None),
         Err(error) => Err(error),
     }
@@ -141,6 +145,7 @@ pub(super) fn explain(error: &RedisError) -> String {
     match error.kind() {
         redis::ErrorKind::AuthenticationFailed => format!("{text}; check REDIS_USERNAME and REDIS_PASSWORD"),
         _ if error.code() == Some("NOAUTH") => format!("{text}; set REDIS_PASSWORD"),
+        _ if text.contains("permission") => format!("{text}; README lists the permissions that are needed"),
         _ if text.contains("switch database") => format!("{text}; check REDIS_DB"),
         _ => text,
     }

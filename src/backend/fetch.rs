@@ -21,6 +21,8 @@ const KEPT_VALUE_BYTES: usize = 1024 * 1024;
 /// A connection that is counted as one as long as it lives, also when a panic ends it.
 struct Counted {
     link: Link,
+    /// Which Redis it leads to, where that is known and matters.
+    server: Option<String>,
     shared: Arc<Shared>,
 }
 
@@ -110,8 +112,9 @@ impl Helper {
     /// Reads what is open, on a new connection where there is none; after an error there is none.
     fn read(&mut self, desk: &mut Desk) -> Result<(), Broken> {
         let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.connect().map_err(Broken::Connecting)?,
+            // The name may have come to lead to another Redis, and changes of this one are not heard of any more.
+            Some(connection) if !self.shared.tracks_another_than(connection.server.as_deref()) => connection,
+            _ => self.connect().map_err(Broken::Connecting)?,
         };
         let with_expiry = self.shared.asks_for_expiry();
         let rules = Rules { max_value_bytes: self.max_value_bytes, with_expiry };
@@ -157,7 +160,7 @@ impl Helper {
         }
         let connection = result.map_err(|error| outage_of(&error))?;
         self.connector.settled();
-        self.shared.note_server(server);
-        Ok(Counted { link: Link::new(connection, self.timeout), shared: Arc::clone(&self.shared) })
+        self.shared.note_server(server.clone());
+        Ok(Counted { link: Link::new(connection, self.timeout), server, shared: Arc::clone(&self.shared) })
     }
 }

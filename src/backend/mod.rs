@@ -1,9 +1,9 @@
 //! Redis, and the only place that knows it: a bounded queue of jobs, a few helper threads with a blocking connection
 //! each, perhaps one more thread that hears of changes, and a list of news that wakes the loop.
 //!
-//! A helper takes all jobs that wait, up to [`MAX_BATCH`], and reads them in one round trip; so under load the batches
-//! grow by themselves, and an idle proxy has no delay added. Every accepted job is completed exactly once, whatever
-//! happens to the helper. The lock is held only to move jobs and completions, never while a thread does I/O.
+//! A helper takes all jobs that wait, up to [`MAX_BATCH`], and reads them in one round trip, but for long values; so under
+//! load the batches grow by themselves, and an idle proxy has no delay added. Every accepted job is completed exactly
+//! once, whatever happens to the helper. Locks are held only to move jobs and news, never while a thread does I/O.
 
 mod connect;
 mod desk;
@@ -15,7 +15,7 @@ mod track;
 
 use crate::request::{Change, Completion, Job};
 use fetch::Helper;
-use news::News;
+use news::{MAX_CHANGES, News};
 use promise::{Held, Promise};
 use std::collections::VecDeque;
 use std::io;
@@ -30,6 +30,9 @@ pub const QUEUE_LIMIT: usize = 10_000;
 /// Most keys of one round trip. Beyond some hundred the cost of a round trip is spread thin enough, and a long batch
 /// only keeps the other helpers idle.
 pub const MAX_BATCH: usize = 128;
+
+/// Changes that are added under one lock: some ten microseconds.
+const HEARD_AT_ONCE: usize = 1024;
 
 /// Where Redis refuses to tell how long keys have left, it is asked again after so long: permissions may be mended.
 const EXPIRY_WAIT: Duration = Duration::from_secs(30);
@@ -88,8 +91,11 @@ struct State {
     /// What the log says of Redis, so that it says it once: nothing yet, reachable, or not.
     reachable: Option<bool>,
     promise: Promise,
-    /// Which Redis the helper that has connected last reads from, if it has since the tracking connection began to.
+    /// Which Redis the helper that has connected last reads from. Forgotten with each tracking connection, unless it was
+    /// given up for not leading there.
     server: Option<String>,
+    /// Which Redis tells of changes.
+    tracked: Option<String>,
     /// Until when keys are read without asking how long they have left.
     plain_until: Option<Instant>,
     closed: bool,
@@ -216,6 +222,16 @@ impl Shared {
         self.state().server = run_id;
     }
 
+    /// Notes which Redis tells of changes; `None` when that is not known, or none does.
+    fn note_tracked(&self, run_id: Option<String>) {
+        self.state().tracked = run_id;
+    }
+
+    /// Whether another Redis than this one is known to tell of changes.
+    fn tracks_another_than(&self, run_id: Option<&str>) -> bool {
+        matches!((run_id, &self.state().tracked), (Some(this), Some(tracked)) if this != tracked)
+    }
+
     /// Whether helpers are known to read from another Redis than this one.
     fn reads_from_another_than(&self, run_id: Option<&str>) -> bool {
         matches!((run_id, &self.state().server), (Some(this), Some(server)) if this != server)
@@ -280,15 +296,22 @@ impl Shared {
         }
     }
 
-    fn hear(&self, changes: impl IntoIterator<Item = Change>) {
-        let mut news = self.news();
-        let mut overflowed = false;
-        changes.into_iter().for_each(|change| overflowed |= news.change(change));
-        let wake = news.announce();
-        // The loop waits for this lock, and must not wait for whoever reads the log.
-        drop(news);
-        if wake {
-            (self.wake)();
+    /// Adds changes to the news; more than can wait are one that stands for all.
+    fn hear(&self, mut changes: Vec<Change>) {
+        let mut overflowed = changes.len() > MAX_CHANGES;
+        if overflowed {
+            changes = vec![Change::All];
+        }
+        let mut changes = changes.into_iter();
+        while changes.len() > 0 {
+            let mut news = self.news();
+            // The loop waits for this lock: a few at a time, and nothing is logged as long as it is held.
+            changes.by_ref().take(HEARD_AT_ONCE).for_each(|change| overflowed |= news.change(change));
+            let wake = news.announce();
+            drop(news);
+            if wake {
+                (self.wake)();
+            }
         }
         if overflowed {
             log::warn!("more changes in Redis than can be followed: everything cached is dropped");

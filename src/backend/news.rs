@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 /// Most changes that wait for the loop: a tenth of a second's worth of what the fastest Redis can be written. (What the
 /// listening thread holds beside them is one message of Redis, which Redis' own limit for subscribers bounds.)
-const MAX_CHANGES: usize = 65_536;
+pub(super) const MAX_CHANGES: usize = 65_536;
 
 /// Most bytes of their keys. Usual keys are short of 128 bytes; with longer ones fewer changes may wait.
 const MAX_CHANGE_BYTES: usize = MAX_CHANGES * 128;
@@ -43,7 +43,9 @@ impl News {
             // No such key is ever cached.
             Change::Key(key) if key.len() > MAX_KEY_BYTES => return false,
             Change::Key(key) => self.change_bytes += key.len(),
-            Change::All | Change::Unwatched => self.clear_changes(),
+            Change::All => self.clear_changes(),
+            // What has changed before is known to have: it must go, not only expire with the rest.
+            Change::Unwatched => {}
         }
         self.changes.push_back(change);
         if self.changes.len() <= MAX_CHANGES && self.change_bytes <= MAX_CHANGE_BYTES {
@@ -78,11 +80,10 @@ impl News {
         self.awaited
     }
 
-    /// Drops what a change that concerns every key makes needless. One that stood for more than the next does remains.
+    /// Drops what a change of everything makes needless.
     fn clear_changes(&mut self) {
         self.change_bytes = 0;
-        self.changes.retain(|change| matches!(change, Change::All));
-        self.changes.truncate(1);
+        self.changes.clear();
     }
 }
 
@@ -107,12 +108,15 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_everything_makes_those_before_it_needless() {
+    fn a_change_of_everything_makes_those_before_it_needless_and_no_other_does() {
         assert_eq!(after([key("a"), key("b")]), [key("a"), key("b")]);
-        assert_eq!(after([key("a"), Change::Unwatched, key("b")]), [Change::Unwatched, key("b")]);
-        assert_eq!(after([key("a"), Change::All, key("b"), Change::Unwatched]), [Change::All, Change::Unwatched]);
+        let all = [key("a"), Change::Unwatched, key("b")];
+        assert_eq!(after(all.clone()), all);
+        assert_eq!(
+            after([key("a"), Change::All, key("b"), Change::Unwatched]),
+            [Change::All, key("b"), Change::Unwatched]
+        );
         assert_eq!(after([Change::Unwatched, key("a"), Change::All]), [Change::All]);
-        assert_eq!(after([Change::All, Change::Unwatched, Change::All]), [Change::All, Change::All]);
     }
 
     #[test]

@@ -11,8 +11,8 @@
 //! for the whole batch would cost Redis a tenth less (ARCHITECTURE.md), but one key that the user may not read would
 //! abort it for all, and its reply could only be waited for whole.
 //!
-//! Where Redis refuses any of these commands (an ACL, an old server, a proxy in between) but not `GET`, `GET` it is, after
-//! a look at the length.
+//! Where Redis refuses any of these commands with an error (an ACL, another server that speaks its protocol) but not `GET`,
+//! `GET` it is, after a look at the length.
 
 use super::connect::{failure_of, is_refusal};
 use super::desk::{Desk, Outcome};
@@ -206,7 +206,8 @@ impl Link {
                 redis::Value::SimpleString(text) if text == "QUEUED" && begun => {}
                 redis::Value::ServerError(error) => refused = refused.or(Some(error)),
                 // Without the transaction they are carried out at once. Their replies are not of the same moment.
-                redis::Value::BulkString(_) | redis::Value::Int(_) if !begun => {}
+                redis::Value::BulkString(bytes) if !begun => self.longest = self.longest.max(bytes.len()),
+                redis::Value::Int(_) if !begun => {}
                 _ => return Err(out_of_step(command)),
             }
         }

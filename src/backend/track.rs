@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 const CHANNEL: &str = "__redis__:invalidate";
 
 /// After so long without a message Redis is asked whether it is still there: a network can fail without a word.
-pub(super) const KEEPALIVE: Duration = Duration::from_secs(1);
+const KEEPALIVE: Duration = Duration::from_secs(1);
 
 /// A connection that is lost sooner was no good: the next attempt waits.
 const SETTLED_AFTER: Duration = Duration::from_millis(250);
@@ -68,12 +68,14 @@ impl Tracker {
     /// Passes on what a connection tells, as long as it lives and leads to the Redis that helpers read from.
     fn watch(&mut self, mut connection: Connection, server: Option<&str>) {
         let began = Instant::now();
-        // What was cached before was not watched. What is asked for from now on will be.
-        self.shared.hear([Change::All]);
+        // What was cached before was not watched. What is asked for from now on will be, and read from this Redis.
+        self.shared.note_tracked(server.map(str::to_owned));
+        self.shared.hear(vec![Change::All]);
         self.shared.note_tracking(Ok(()));
         let mut messages = connection.as_pubsub();
         let heard = catch_unwind(AssertUnwindSafe(|| self.listen(&mut messages, server)));
-        self.shared.hear([Change::Unwatched]);
+        self.shared.hear(vec![Change::Unwatched]);
+        self.shared.note_tracked(None);
         let why = match heard {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),

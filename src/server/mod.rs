@@ -158,9 +158,9 @@ impl Server {
         };
         let wake = Arc::clone(&waker);
         let pool = Pool::start(&settings, move || {
-            // The eventfd's counter cannot overflow from here: the loop resets it whenever it wakes.
+            // Should the eventfd's counter ever be full, mio resets it.
             if let Err(error) = wake.wake() {
-                log::error!("cannot wake the loop for completions: {error}");
+                log::error!("cannot wake the loop for news of Redis: {error}");
             }
         })?;
         let limits = Limits {
@@ -230,7 +230,7 @@ impl Server {
         for event in events {
             match event.token() {
                 LISTENER => self.acceptor.notify(),
-                // Completions and the stop flag are looked at in every tick.
+                // News and the stop flag are looked at in every tick.
                 WAKER => {}
                 Token(slot) => {
                     if let Some(client) = self.clients.get_mut(slot) {

@@ -60,9 +60,12 @@ impl Relay {
         self.state.lock().expect("no panic").target = port;
     }
 
-    /// Cuts all connections.
-    pub fn cut(&self) {
-        for connection in &self.state.lock().expect("no panic").connections {
+    /// Cuts all connections of these purposes.
+    pub fn cut(&self, purposes: &[Purpose]) {
+        let state = self.state.lock().expect("no panic");
+        let concerned =
+            |connection: &&Connection| connection.purpose.is_some_and(|purpose| purposes.contains(&purpose));
+        for connection in state.connections.iter().filter(concerned) {
             // One that is closed already stays so.
             let _ = connection.ends[0].shutdown(Shutdown::Both);
         }

@@ -3,7 +3,7 @@
 use super::json::{self, Encoding};
 use super::{Refusal, Shape, Status, View};
 use crate::protocol::Outgoing;
-use crate::request::{Failure, Form, Outcome, Payload, Reply, Source};
+use crate::request::{Failure, Form, Outage, Outcome, Payload, Reply, Source};
 use std::time::SystemTime;
 
 /// Seconds after which a client may try again when Redis is away or the queue is full. Reconnecting starts within
@@ -186,9 +186,12 @@ fn write_cache_status(source: Source, out: &mut Vec<u8>) {
             }
             stored
         }
-        Source::Stale { expired_for, timed_out } => {
-            out.extend_from_slice(b"fwd=stale; detail=");
-            out.extend_from_slice(if timed_out { b"redis-timed-out" } else { b"redis-unreachable" });
+        Source::Stale { expired_for, outage } => {
+            out.extend_from_slice(match outage {
+                Outage::Unreachable => b"fwd=stale; detail=redis-unreachable",
+                Outage::TimedOut => b"fwd=stale; detail=redis-timed-out",
+                Outage::NotReady => b"fwd=stale; detail=redis-not-ready",
+            });
             out.extend_from_slice(if expired_for == 0 { b"; ttl=" } else { b"; ttl=-" });
             out.extend_from_slice(itoa::Buffer::new().format(expired_for.div_ceil(1000)).as_bytes());
             None
@@ -268,7 +271,7 @@ mod tests {
         assert_eq!(body_of(b"a\"\n\x01", View::Json, miss), r#"{"value":"a\"\n\u0001","fromCache":false}"#);
         let binary = r#"{"value":"/wAB","encoding":"base64","fromCache":true}"#;
         assert_eq!(body_of(b"\xff\x00\x01", View::Json, HIT), binary);
-        let stale = Source::Stale { expired_for: 1, timed_out: false };
+        let stale = Source::Stale { expired_for: 1, outage: Outage::Unreachable };
         assert_eq!(body_of(b"1", View::Json, stale), r#"{"value":1,"fromCache":true}"#);
         assert_eq!(body_of(b"a\"\n\x01", View::Raw, HIT), "a\"\n\u{1}");
     }
@@ -280,9 +283,12 @@ mod tests {
             (Source::Redis { collapsed: false, stored: Some(15_000) }, "fwd=miss; stored; ttl=15"),
             (Source::Redis { collapsed: true, stored: Some(999) }, "fwd=miss; collapsed; stored; ttl=0"),
             (Source::Redis { collapsed: false, stored: None }, "fwd=miss"),
-            (Source::Stale { expired_for: 0, timed_out: true }, "fwd=stale; detail=redis-timed-out; ttl=0"),
-            (Source::Stale { expired_for: 1, timed_out: true }, "fwd=stale; detail=redis-timed-out; ttl=-1"),
-            (Source::Stale { expired_for: 2001, timed_out: false }, "fwd=stale; detail=redis-unreachable; ttl=-3"),
+            (Source::Stale { expired_for: 0, outage: Outage::TimedOut }, "fwd=stale; detail=redis-timed-out; ttl=0"),
+            (Source::Stale { expired_for: 1, outage: Outage::NotReady }, "fwd=stale; detail=redis-not-ready; ttl=-1"),
+            (
+                Source::Stale { expired_for: 2001, outage: Outage::Unreachable },
+                "fwd=stale; detail=redis-unreachable; ttl=-3",
+            ),
         ] {
             let reply = Reply { outcome: Outcome::Missing, source };
             let response = text_of(|date, out| encode_reply(&reply, OPEN, date, out));
