@@ -95,7 +95,7 @@ fn the_redis_that_tells_is_the_one_that_is_read() {
 fn the_redis_that_is_read_is_the_one_that_tells() {
     let (one, other) = (Redis::start(), Redis::start());
     let relay = Relay::to(one.port);
-    let proxy = tracking(relay.port, &[]);
+    let proxy = tracking(relay.port, &[("REDIS_CONNECTIONS", "1")]);
     let mut client = proxy.connect();
     one.set("a", "in one");
     other.set("a", "in the other");
