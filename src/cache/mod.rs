@@ -194,8 +194,8 @@ impl Cache {
 
     /// Looks `key` up among all that is kept, expired or not, and marks it as just used.
     pub fn kept(&mut self, key: &[u8], now: Millis) -> Option<Kept<'_>> {
-        let id = self.find_kept(key, now)?;
-        let fresh_until = self.fresh_until(id);
+        let (id, kept_until) = self.find_kept(key, now)?;
+        let fresh_until = self.fresh_until(id, kept_until);
         let (remaining, expired_for) = (fresh_until.saturating_sub(now), now.saturating_sub(fresh_until));
         if remaining == 0 && expired_for >= self.limits.stale {
             return None;
@@ -286,20 +286,23 @@ impl Cache {
         self.deadlines.first().map(|(deadline, _)| deadline)
     }
 
-    /// The entry of `key`, fresh or kept. One that need not be kept any longer goes.
-    fn find_kept(&mut self, key: &[u8], now: Millis) -> Option<u32> {
+    /// The entry of `key`, fresh or kept, and until when it is kept. One that need not be kept any longer goes.
+    fn find_kept(&mut self, key: &[u8], now: Millis) -> Option<(u32, Millis)> {
         let id = self.find(self.hash(key), key)?;
-        if self.deadlines.deadline_at(self.nodes[id as usize].position) <= now {
+        let kept_until = self.deadlines.deadline_at(self.nodes[id as usize].position);
+        if kept_until <= now {
             self.release(id);
             return None;
         }
-        Some(id)
+        Some((id, kept_until))
     }
 
     /// Until when entry `id` is fresh. The heap has until when it is kept.
-    fn fresh_until(&self, id: u32) -> Millis {
+    fn fresh_until(&self, id: u32, kept_until: Millis) -> Millis {
+        if self.limits.stale == 0 {
+            return kept_until;
+        }
         let mark = self.records[id as usize].mark();
-        let kept_until = self.deadlines.deadline_at(self.nodes[id as usize].position);
         let deadline = kept_until - duration_of(mark & LONGEST_GRACE, self.limits.stale);
         match self.outdated_at {
             Some(time) if mark >> GRACE_BITS != self.generation => deadline.min(time),
