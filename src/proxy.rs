@@ -470,4 +470,18 @@ mod tests {
         let answers = complete(&mut proxy, &old, Err(Failure::Timeout), 4);
         assert_eq!(answers, ["1: new, Cache { remaining: 999 }"]);
     }
+
+    /// What a change has overtaken knows less than the cache: that the key was not there then takes nothing out of it.
+    #[test]
+    fn a_fetch_that_was_overtaken_takes_nothing_out_of_the_cache() {
+        for result in [Ok(None), Err(Failure::WrongType)] {
+            let mut proxy = Proxy::new(LIMITS, 1000, 500);
+            let old = fetch(&mut proxy, b"a", 1, 0);
+            proxy.change(&Change::Key(b"a".to_vec()), 1);
+            let new = fetch(&mut proxy, b"a", 2, 2);
+            complete(&mut proxy, &new, Ok(Some("new")), 3);
+            complete(&mut proxy, &old, result, 4);
+            assert!(hit(&mut proxy, b"a", 4).is_some());
+        }
+    }
 }
