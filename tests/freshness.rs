@@ -6,7 +6,7 @@ mod common;
 
 use common::fresh::{cached, hop, is_hit, setting, tracking, until_text};
 use common::relay::{Purpose, Relay};
-use common::{Proxy, Redis, until};
+use common::{Http, Proxy, Redis, until};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,25 +20,33 @@ fn an_entry_does_not_outlive_its_key_in_redis() {
     assert_eq!(client.get("/raw/forever").field("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
     redis.run(&["SET", "long", "v", "EX", "1000"]);
     assert_eq!(client.get("/raw/long").field("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
+    // Again where the machine was too busy to read it twice within its time.
+    let hits = (0..10).map(|_| hits_until_it_is_gone(&redis, &mut client)).find(|&hits| hits > 0);
+    assert!(hits.is_some(), "it was not cached at all");
+    assert!(is_hit(&client.get("/raw/forever")), "everything is gone");
+}
+
+/// Sets a key for 300 ms and reads it until it is gone. Says how often the cache answered, and makes sure that it did
+/// so only in time.
+fn hits_until_it_is_gone(redis: &Redis, client: &mut Http) -> usize {
     redis.run(&["SET", "short", "v", "PX", "300"]);
     // From here on it cannot last longer than 300 ms.
     let set = Instant::now();
-    assert_eq!(client.get("/raw/short").field("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=0");
     let mut hits = 0;
     loop {
         let asked = Instant::now();
         let response = client.get("/raw/short");
         if response.status == 404 {
-            break;
+            return hits;
         }
+        let status = response.field("cache-status");
+        assert!(status.ends_with("; ttl=0") || status == "segment-redis-proxy; fwd=miss", "{status}");
         if is_hit(&response) {
             // Both sides count whole milliseconds.
             assert!(asked - set < Duration::from_millis(301), "a hit {:?} after it was set", asked - set);
             hits += 1;
         }
     }
-    assert!(hits > 0, "it was not cached at all");
-    assert!(is_hit(&client.get("/raw/forever")), "everything is gone");
 }
 
 #[test]

@@ -53,8 +53,8 @@ const EVICTIONS_PER_INSERT: usize = 64;
 
 /// How much longer than it is fresh an entry is kept, its grace: 0, or a step each twice as long as the one before, of
 /// which the longest makes all of [`Limits::stale`]. An entry that Redis lets expire meanwhile gets the longest step that
-/// is over by then: half of the time at least, unless that is short of the shortest step. The step is kept in the entry's mark, together with its generation,
-/// because a second deadline would cost five bytes an entry.
+/// is over by then: half of the time at least, unless that is short of the shortest step. The step is kept in the entry's
+/// mark, together with its generation, because a second deadline would cost five bytes an entry.
 const GRACE_BITS: u32 = record::MARK_BITS - 1;
 const LONGEST_GRACE: u8 = (1 << GRACE_BITS) - 1;
 
