@@ -103,8 +103,12 @@ pub(super) fn failure_of(error: &RedisError) -> Failure {
         Failure::Timeout
     } else if let Some(code) = error.code() {
         let text = format!("{code} {}", error.detail().unwrap_or_default()).trim_end().to_owned();
-        // It loads its data, has lost its master, runs a script: it will serve by itself, later.
-        if ["LOADING", "MASTERDOWN", "BUSY"].contains(&code) { Failure::NotReady(text) } else { Failure::Redis(text) }
+        match code {
+            "WRONGTYPE" => Failure::WrongType,
+            // It loads its data, has lost its master, runs a script: it will serve by itself, later.
+            "LOADING" | "MASTERDOWN" | "BUSY" => Failure::NotReady(text),
+            _ => Failure::Redis(text),
+        }
     } else if error.is_io_error() {
         Failure::Unavailable
     } else {

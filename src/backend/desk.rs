@@ -8,6 +8,9 @@ use std::time::Instant;
 /// What became of one key.
 pub(super) type Outcome = Result<Option<Fetched>, Failure>;
 
+/// A job's place on the desk, and its key.
+pub(super) type Placed = (usize, Arc<[u8]>);
+
 /// The jobs of a batch. Those that are open when it is dropped, because somebody forgot them or a panic came between,
 /// are failed.
 pub(super) struct Desk {
@@ -24,7 +27,7 @@ impl Desk {
     }
 
     /// Places and keys of the jobs that are open, in the order in which they came.
-    pub(super) fn open(&self) -> Vec<(usize, Arc<[u8]>)> {
+    pub(super) fn open(&self) -> Vec<Placed> {
         let open = |(place, queued): (usize, &Option<Queued>)| Some((place, Arc::clone(&queued.as_ref()?.job.key)));
         self.jobs.iter().enumerate().filter_map(open).collect()
     }

@@ -16,7 +16,7 @@ mod track;
 use crate::request::{Change, Completion, Job};
 use fetch::Helper;
 use news::{MAX_CHANGES, News};
-use promise::{Held, Promise};
+use promise::Promise;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -229,12 +229,12 @@ impl Shared {
 
     /// Whether another Redis than this one is known to tell of changes.
     fn tracks_another_than(&self, run_id: Option<&str>) -> bool {
-        matches!((run_id, &self.state().tracked), (Some(this), Some(tracked)) if this != tracked)
+        run_id.is_some_and(|this| is_another(this, &self.state().tracked))
     }
 
     /// Whether helpers are known to read from another Redis than this one.
     fn reads_from_another_than(&self, run_id: Option<&str>) -> bool {
-        matches!((run_id, &self.state().server), (Some(this), Some(server)) if this != server)
+        run_id.is_some_and(|this| is_another(this, &self.state().server))
     }
 
     /// Whether helpers may ask how long keys have left.
@@ -246,9 +246,7 @@ impl Shared {
     fn note_expiry(&self, holds: Result<(), String>) {
         self.note_promise(|state| {
             state.plain_until = holds.is_err().then(|| Instant::now() + EXPIRY_WAIT);
-            // That it does is what everybody expects: no news, unless it was otherwise before.
-            let expected = holds.is_ok() && state.promise.expiry == Held::Unasked;
-            !expected && state.promise.expiry.note(holds)
+            state.promise.expiry.note(holds)
         });
     }
 
@@ -319,10 +317,16 @@ impl Shared {
     }
 }
 
+/// Whether `other` is known, and not `this`.
+fn is_another(this: &str, other: &Option<String>) -> bool {
+    other.as_ref().is_some_and(|other| other != this)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::request::Failure;
+    use promise::Held;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// A pool whose helpers were never started: jobs stay in its queue.

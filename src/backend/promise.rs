@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// What holds of the two sources of freshness. Each says why not where an operator would expect it to hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Promise {
     /// Redis tells of changes. Without it CACHE_TTL is what bounds an entry's age.
     pub(super) tracking: Held,
@@ -11,11 +11,17 @@ pub(super) struct Promise {
     pub(super) expiry: Held,
 }
 
+impl Default for Promise {
+    /// At the start. That Redis tells how long keys have left is what everybody expects: no news until it refuses.
+    fn default() -> Promise {
+        Promise { tracking: Held::Unasked, expiry: Held::Yes }
+    }
+}
+
 /// Whether a part of the promise holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Held {
     /// It was not asked for, or is not known yet.
-    #[default]
     Unasked,
     /// It holds.
     Yes,
@@ -66,7 +72,7 @@ mod tests {
 
     #[test]
     fn only_what_changes_is_news() {
-        let mut held = Held::default();
+        let mut held = Held::Unasked;
         assert!(held.note(Err("one reason".into())));
         assert!(!held.note(Err("another reason".into())));
         assert!(held.note(Ok(())));

@@ -15,7 +15,7 @@
 //! `GET` it is, after a look at the length.
 
 use super::connect::{failure_of, is_refusal};
-use super::desk::{Desk, Outcome};
+use super::desk::{Desk, Outcome, Placed};
 use crate::request::{Failure, Fetched, Millis, Value};
 use redis::{Connection, ErrorKind, RedisError, RedisResult, ServerError};
 use std::sync::Arc;
@@ -46,9 +46,6 @@ pub(super) struct Rules {
     /// Whether to ask for the time that keys have left.
     pub(super) with_expiry: bool,
 }
-
-/// A job's place on the desk, and its key.
-type Placed = (usize, Arc<[u8]>);
 
 /// What a transaction brought.
 enum Answer {
@@ -161,7 +158,7 @@ impl Link {
             let outcome = match self.transaction(limit)? {
                 Answer::Known(outcome) => outcome,
                 Answer::Longer => Err(Failure::TooLong),
-                Answer::Refused(error) => Err(failure_in(&error)),
+                Answer::Refused(error) => Err(failure_in(error)),
             };
             desk.complete(place, outcome);
         }
@@ -183,7 +180,7 @@ impl Link {
                 redis::Value::ServerError(error) if is_refusal(&error.clone().into()) => {
                     fitting.push((place, Arc::clone(key)));
                 }
-                redis::Value::ServerError(error) => desk.complete(place, Err(failure_in(&error))),
+                redis::Value::ServerError(error) => desk.complete(place, Err(failure_in(error))),
                 _ => return Err(out_of_step("STRLEN")),
             }
         }
@@ -222,7 +219,7 @@ impl Link {
                 let error = refused.unwrap_or_else(|| cause_of_abort(error));
                 Ok(match is_refusal(&error.clone().into()) {
                     true => Answer::Refused(error),
-                    false => Answer::Known(Err(failure_in(&error))),
+                    false => Answer::Known(Err(failure_in(error))),
                 })
             }
             _ => Err(out_of_step("EXEC")),
@@ -245,7 +242,7 @@ impl Link {
                     }
                 })
             }
-            (Some(redis::Value::ServerError(error)), Some(_), None) => Ok(Answer::Known(Err(failure_in(&error)))),
+            (Some(redis::Value::ServerError(error)), Some(_), None) => Ok(Answer::Known(Err(failure_in(error)))),
             _ => Err(out_of_step("GETRANGE and PTTL")),
         }
     }
@@ -262,7 +259,7 @@ impl Link {
                 }
             }
             redis::Value::Nil => Ok(None),
-            redis::Value::ServerError(error) => Err(failure_in(&error)),
+            redis::Value::ServerError(error) => Err(failure_in(error)),
             _ => return Err(out_of_step("GET")),
         })
     }
@@ -300,11 +297,8 @@ fn cause_of_abort(error: ServerError) -> ServerError {
 }
 
 /// What an error that Redis answers with is to those who wait for the key.
-fn failure_in(error: &ServerError) -> Failure {
-    match error.code() {
-        "WRONGTYPE" => Failure::WrongType,
-        _ => failure_of(&RedisError::from(error.clone())),
-    }
+fn failure_in(error: ServerError) -> Failure {
+    failure_of(&error.into())
 }
 
 /// A reply that the command cannot have: requests and replies have come apart.
@@ -336,7 +330,7 @@ mod tests {
         ] {
             let error = cause_of_abort(error(text));
             assert_eq!(is_refusal(&error.clone().into()), refusal, "{text}");
-            assert_eq!(failure_in(&error), failure);
+            assert_eq!(failure_in(error), failure);
         }
     }
 }

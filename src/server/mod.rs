@@ -3,7 +3,7 @@
 //! A tick, in this order:
 //!
 //! ```text
-//!     poll             sleep until a socket, a completion or a deadline
+//!     poll             sleep until a socket, news or a deadline
 //!     note             what the kernel told, on each client; nothing is closed or reused yet
 //!     accept           new clients, a bounded number
 //!     news             changes in Redis end what they concern, a bounded number; completions are stored, their waiters'
