@@ -3,6 +3,7 @@
 //! Nothing here knows a wire format. A protocol turns bytes into a key and a [`Reply`] into bytes; the cache and
 //! the backend hand [`Value`]s on without looking into them.
 
+use std::fmt;
 use std::sync::Arc;
 
 /// Milliseconds of monotonic time since the loop started. Taken once for each tick and handed down.
@@ -198,6 +199,29 @@ pub enum Failure {
     Redis(String),
     /// A helper thread broke. A bug in this program.
     Internal,
+}
+
+/// What is the matter, and what whoever asked can do about it.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Failure::QueueFull => "too many keys wait for Redis; try again in a second",
+            Failure::Unavailable => "Redis cannot be reached; try again in a second, the proxy's log says why",
+            Failure::Timeout => "Redis did not answer within REDIS_TIMEOUT; try again",
+            Failure::NotReady(_) => "Redis cannot serve now; try again in a second: ",
+            Failure::Refused(_) => "Redis refuses the connection; the proxy's log says what to check: ",
+            Failure::TooLong => {
+                "the value is longer than MAX_VALUE_BYTES allows; raise that variable of the proxy, or read it from Redis"
+            }
+            Failure::WrongType => "the key does not hold a string; only strings can be read here",
+            Failure::Redis(_) => "Redis answered with an error: ",
+            Failure::Internal => "the proxy failed to read the key; try again, its log says more",
+        })?;
+        match self {
+            Failure::NotReady(text) | Failure::Refused(text) | Failure::Redis(text) => f.write_str(text),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Failure {

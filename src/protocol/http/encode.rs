@@ -94,38 +94,21 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
             encode_error(Status::NotFound, "key not found", Some(reply.source), "", shape, date, out);
         }
         Outcome::Failed(failure) => {
-            let (status, message) = explain(failure);
+            let status = status_of(failure);
             let extra = if status == Status::ServiceUnavailable { RETRY_AFTER } else { "" };
-            match failure {
-                Failure::Redis(text) | Failure::NotReady(text) | Failure::Refused(text) => {
-                    let message = format!("{message}: {text}");
-                    encode_error(status, &message, Some(reply.source), extra, shape, date, out);
-                }
-                _ => encode_error(status, message, Some(reply.source), extra, shape, date, out),
-            }
+            encode_error(status, &failure.to_string(), Some(reply.source), extra, shape, date, out);
         }
     }
 }
 
-/// What a failure is to an HTTP client, and what it can do.
-fn explain(failure: &Failure) -> (Status, &'static str) {
+/// What a failure is to an HTTP client.
+fn status_of(failure: &Failure) -> Status {
     match failure {
-        Failure::QueueFull => (Status::ServiceUnavailable, "too many keys wait for Redis; try again in a second"),
-        Failure::Unavailable => {
-            (Status::ServiceUnavailable, "Redis cannot be reached; try again in a second, the proxy's log says why")
-        }
-        Failure::Timeout => (Status::GatewayTimeout, "Redis did not answer within REDIS_TIMEOUT; try again"),
-        Failure::NotReady(_) => (Status::ServiceUnavailable, "Redis cannot serve now; try again in a second"),
-        Failure::Refused(_) => (Status::BadGateway, "Redis refuses the connection; the proxy's log says what to check"),
-        Failure::TooLong => (
-            Status::BadGateway,
-            "the value is longer than MAX_VALUE_BYTES allows; raise that variable of the proxy, or read it from Redis",
-        ),
-        Failure::WrongType => (Status::Conflict, "the key does not hold a string; only strings can be read here"),
-        Failure::Redis(_) => (Status::BadGateway, "Redis answered with an error"),
-        Failure::Internal => {
-            (Status::InternalServerError, "the proxy failed to read the key; try again, its log says more")
-        }
+        Failure::QueueFull | Failure::Unavailable | Failure::NotReady(_) => Status::ServiceUnavailable,
+        Failure::Timeout => Status::GatewayTimeout,
+        Failure::Refused(_) | Failure::TooLong | Failure::Redis(_) => Status::BadGateway,
+        Failure::WrongType => Status::Conflict,
+        Failure::Internal => Status::InternalServerError,
     }
 }
 
