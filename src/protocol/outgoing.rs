@@ -12,6 +12,7 @@ use super::http::json::{self, Encoding};
 use crate::request::Value;
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Slices handed to one `writev`: a head, a value, an end, for a few pipelined replies.
@@ -38,11 +39,12 @@ enum Chunk {
         bytes: Box<[u8]>,
         sent: usize,
     },
-    /// `sent` counts bytes of the value.
+    /// Of the value, what is before `end`. `sent` counts from the value's beginning.
     Value {
         value: Arc<Value>,
         encoding: Encoding,
         sent: usize,
+        end: usize,
     },
 }
 
@@ -54,9 +56,15 @@ impl Outgoing {
 
     /// Queues a long value without copying it.
     pub fn push_value(&mut self, value: &Arc<Value>, encoding: Encoding) {
+        self.push_part(value, encoding, 0..value.bytes.len());
+    }
+
+    /// Queues a part of a long value, which must be within it, without copying it.
+    pub fn push_part(&mut self, value: &Arc<Value>, encoding: Encoding, part: Range<usize>) {
         self.seal_tail();
-        if !value.bytes.is_empty() {
-            self.queue.push_back(Chunk::Value { value: Arc::clone(value), encoding, sent: 0 });
+        if !part.is_empty() {
+            let (value, sent, end) = (Arc::clone(value), part.start, part.end);
+            self.queue.push_back(Chunk::Value { value, encoding, sent, end });
         }
     }
 
@@ -90,7 +98,7 @@ impl Outgoing {
             .iter()
             .map(|chunk| match chunk {
                 Chunk::Bytes { bytes, sent } => bytes.len() - sent,
-                Chunk::Value { value, sent, .. } => value.bytes.len() - sent,
+                Chunk::Value { sent, end, .. } => end - sent,
             })
             .sum();
         queued + self.tail.len() - self.tail_sent
@@ -127,7 +135,7 @@ impl Outgoing {
         for chunk in self.queue.iter().take(WRITE_SLICES - 1) {
             let bytes = match chunk {
                 Chunk::Bytes { bytes, sent } => &bytes[*sent..],
-                Chunk::Value { value, encoding: Encoding::Raw, sent } => &value.bytes[*sent..],
+                Chunk::Value { value, encoding: Encoding::Raw, sent, end } => &value.bytes[*sent..*end],
                 // Its turn to be rendered has not come; nothing behind it may go before it.
                 Chunk::Value { .. } => return count,
             };
@@ -143,15 +151,15 @@ impl Outgoing {
 
     /// Where the next thing to send is a value that needs rendering, puts its next window in front of it.
     fn render_front(&mut self) {
-        let Some(Chunk::Value { value, encoding, sent }) = self.queue.front_mut() else { return };
+        let Some(Chunk::Value { value, encoding, sent, end }) = self.queue.front_mut() else { return };
         if *encoding == Encoding::Raw {
             return;
         }
-        let end = (*sent + WINDOW_BYTES).min(value.bytes.len());
+        let window_end = (*sent + WINDOW_BYTES).min(*end);
         let mut window = Vec::new();
-        json::render(&value.bytes[*sent..end], *encoding, &mut window);
-        *sent = end;
-        if end == value.bytes.len() {
+        json::render(&value.bytes[*sent..window_end], *encoding, &mut window);
+        *sent = window_end;
+        if window_end == *end {
             self.queue.pop_front();
         }
         self.queue.push_front(Chunk::Bytes { bytes: window.into(), sent: 0 });
@@ -164,14 +172,14 @@ impl Outgoing {
                 self.tail_sent += count;
                 break;
             };
-            let (length, sent) = match front {
+            let (end, sent) = match front {
                 Chunk::Bytes { bytes, sent } => (bytes.len(), sent),
-                Chunk::Value { value, sent, .. } => (value.bytes.len(), sent),
+                Chunk::Value { sent, end, .. } => (*end, sent),
             };
-            let step = count.min(length - *sent);
+            let step = count.min(end - *sent);
             *sent += step;
             count -= step;
-            if *sent == length {
+            if *sent == end {
                 self.queue.pop_front();
             }
         }
@@ -186,23 +194,26 @@ impl Outgoing {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use base64::prelude::*;
-
-    /// Sends everything in steps of `step` bytes, as a slow socket would.
-    fn drain(outgoing: &mut Outgoing, step: usize) -> Vec<u8> {
+impl Outgoing {
+    /// Sends everything in steps of `step` bytes, as a slow socket would. For the tests of all rooms.
+    pub fn drain(&mut self, step: usize) -> Vec<u8> {
         let mut sent = Vec::new();
-        while !outgoing.is_empty() {
+        while !self.is_empty() {
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-            let count = outgoing.slices(&mut slices);
+            let count = self.slices(&mut slices);
             let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).take(step).collect();
             assert!(!bytes.is_empty(), "something waits and nothing can be sent");
-            outgoing.advance(bytes.len());
+            self.advance(bytes.len());
             sent.extend(bytes);
         }
         sent
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::prelude::*;
 
     #[test]
     fn everything_leaves_once_and_in_order_whatever_the_socket_takes() {
@@ -211,7 +222,7 @@ mod tests {
         let binary = Arc::new(Value::new((0..100_001u32).map(|number| number as u8 | 0x80).collect()));
         let mut expected = b"one".to_vec();
         expected.extend_from_slice(&plain.bytes);
-        expected.extend_from_slice(b"two");
+        expected.extend_from_slice(b"twoppppppppp");
         expected.extend(b"\\\"".repeat(100_000));
         expected.extend(BASE64_STANDARD.encode(&binary.bytes).into_bytes());
         expected.extend_from_slice(b"three");
@@ -222,6 +233,8 @@ mod tests {
             outgoing.tail().extend_from_slice(b"one");
             outgoing.push_value(&plain, Encoding::Raw);
             outgoing.tail().extend_from_slice(b"two");
+            outgoing.push_part(&plain, Encoding::Raw, 99_990..99_999);
+            outgoing.push_part(&plain, Encoding::Raw, 7..7);
             outgoing.push_value(&quoted, Encoding::Escaped);
             let mut later = Outgoing::default();
             later.push_value(&binary, Encoding::Base64);
@@ -230,9 +243,9 @@ mod tests {
             outgoing.take_back(&mut lent);
             assert_eq!(lent.capacity(), 100);
             if step > 1 {
-                assert_eq!(outgoing.unsent(), 3 + 100_000 + 3 + 100_000 + 100_001 + 5);
+                assert_eq!(outgoing.unsent(), 3 + 100_000 + 12 + 100_000 + 100_001 + 5);
             }
-            assert_eq!(drain(&mut outgoing, step), expected, "in steps of {step}");
+            assert_eq!(outgoing.drain(step), expected, "in steps of {step}");
             outgoing.lend(&mut lent);
             outgoing.take_back(&mut lent);
             assert_eq!(outgoing.tail.capacity() + outgoing.queue.capacity(), 0, "an idle connection owns a buffer");
