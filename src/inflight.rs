@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     fn waiter(slot: usize) -> Waiter {
-        Waiter { slot, generation: 7, sequence: 1 }
+        Waiter { slot, generation: 7, sequence: 1, part: 0 }
     }
 
     fn slots(passengers: &[Passenger]) -> Vec<(usize, bool)> {

@@ -5,7 +5,7 @@
 
 use crate::cache::{Cache, Limits};
 use crate::inflight::{Boarding, Inflight, Landed, Passenger};
-use crate::request::{Change, Completion, Failure, Fetched, Job, Millis, Outcome, Payload, Reply};
+use crate::request::{Change, Completion, Failure, Fetched, Figures, Job, Millis, Outcome, Payload, Reply};
 use crate::request::{SHARED_VALUE_BYTES, Source, Value, Waiter};
 use std::sync::Arc;
 
@@ -31,12 +31,22 @@ pub struct Proxy {
     inflight: Inflight,
     ttl: Millis,
     patience: Millis,
+    counts: Counts,
+}
+
+/// What has happened since the start. [`Figures`] says what each of them means.
+#[derive(Debug, Default)]
+struct Counts {
+    hits: u64,
+    misses: u64,
+    collapsed: u64,
+    invalidated: u64,
 }
 
 impl Proxy {
     /// A cache within `limits`, each entry fresh for `ttl`; a client waits for Redis no longer than `patience`.
     pub fn new(limits: Limits, ttl: Millis, patience: Millis) -> Proxy {
-        Proxy { cache: Cache::new(limits), inflight: Inflight::new(), ttl, patience }
+        Proxy { cache: Cache::new(limits), inflight: Inflight::new(), ttl, patience, counts: Counts::default() }
     }
 
     /// The cache, for its figures.
@@ -44,16 +54,28 @@ impl Proxy {
         &self.cache
     }
 
-    /// Decides on a request for `key`. `waiter` says whom to answer if the reply has to wait.
-    pub fn get(&mut self, key: &[u8], waiter: Waiter, now: Millis) -> Decision<'_> {
-        if let Some(hit) = self.cache.get(key, now) {
+    /// Decides on a request for `key`, which becomes recently used by it if it is to be `touch`ed. `waiter` says whom to
+    /// answer if the reply has to wait.
+    pub fn get(&mut self, key: &[u8], touch: bool, waiter: Waiter, now: Millis) -> Decision<'_> {
+        let found = if touch { self.cache.get(key, now) } else { self.cache.peek(key, now) };
+        if let Some(hit) = found {
+            self.counts.hits += 1;
             let source = Source::Cache { remaining: hit.remaining };
             return Decision::Reply(Reply { outcome: Outcome::Value(hit.payload), source });
         }
+        self.counts.misses += 1;
         match self.inflight.board(key, waiter, now, now + self.patience) {
-            Boarding::Joined => Decision::Wait,
+            Boarding::Joined => {
+                self.counts.collapsed += 1;
+                Decision::Wait
+            }
             Boarding::Began(flight, key) => Decision::Fetch(Job { flight, key }),
         }
+    }
+
+    /// How long `key` will be served from memory, if it is there. Nobody is asked, and nothing becomes recently used.
+    pub fn remaining(&mut self, key: &[u8], now: Millis) -> Option<Millis> {
+        self.cache.peek(key, now).map(|hit| hit.remaining)
     }
 
     /// Takes what became of a job: stores a value, and answers all who wait for it. Whether they are still there is
@@ -132,10 +154,11 @@ impl Proxy {
     pub fn change(&mut self, change: &Change, now: Millis) {
         match change {
             Change::Key(key) => {
-                self.cache.remove(key);
+                self.counts.invalidated += u64::from(self.cache.remove(key));
                 self.inflight.detach(key);
             }
             Change::All => {
+                self.counts.invalidated += self.cache.len() as u64;
                 self.cache.clear();
                 self.inflight.detach_all();
             }
@@ -159,6 +182,15 @@ impl Proxy {
         }
         let more_expired = self.cache.sweep(now, budget);
         flights == budget || more_expired
+    }
+
+    /// Writes its own figures among those of the loop.
+    pub fn tell(&self, figures: &mut Figures) {
+        let Counts { hits, misses, collapsed, invalidated } = self.counts;
+        let (entries, expired, evicted) = (self.cache.len(), self.cache.expired(), self.cache.evicted());
+        (figures.hits, figures.misses, figures.collapsed) = (hits, misses, collapsed);
+        (figures.entries, figures.expired, figures.evicted) = (entries, expired, evicted);
+        figures.invalidated = invalidated;
     }
 
     /// Checks cache and flights. For tests; walks everything.
@@ -200,11 +232,11 @@ mod tests {
     const LIMITS: Limits = Limits { entries: 3, bytes: usize::MAX, stale: 0 };
 
     fn waiter(slot: usize) -> Waiter {
-        Waiter { slot, generation: slot as u64, sequence: 0 }
+        Waiter { slot, generation: slot as u64, sequence: 0, part: 0 }
     }
 
     fn fetch(proxy: &mut Proxy, key: &[u8], slot: usize, now: Millis) -> Job {
-        match proxy.get(key, waiter(slot), now) {
+        match proxy.get(key, true, waiter(slot), now) {
             Decision::Fetch(job) => job,
             other => panic!("{other:?} instead of a fetch"),
         }
@@ -239,7 +271,7 @@ mod tests {
     }
 
     fn hit(proxy: &mut Proxy, key: &[u8], now: Millis) -> Option<String> {
-        match proxy.get(key, waiter(99), now) {
+        match proxy.get(key, true, waiter(99), now) {
             Decision::Reply(reply) => Some(describe(waiter(99), &reply)),
             _ => None,
         }
@@ -249,7 +281,7 @@ mod tests {
     fn a_miss_is_fetched_once_and_then_answered_from_memory_until_its_deadline() {
         let mut proxy = Proxy::new(LIMITS, 1000, 500);
         let job = fetch(&mut proxy, b"a", 1, 0);
-        assert!(matches!(proxy.get(b"a", waiter(2), 5), Decision::Wait));
+        assert!(matches!(proxy.get(b"a", true, waiter(2), 5), Decision::Wait));
         assert_eq!(
             complete(&mut proxy, &job, Ok(Some("1")), 10),
             [
@@ -313,7 +345,7 @@ mod tests {
     fn a_long_value_is_shared_by_the_cache_and_all_who_wait() {
         let mut proxy = Proxy::new(LIMITS, 1000, 500);
         let job = fetch(&mut proxy, b"a", 1, 0);
-        proxy.get(b"a", waiter(2), 0);
+        proxy.get(b"a", true, waiter(2), 0);
         let mut addresses = Vec::new();
         let value = Value::new(vec![b'x'; SHARED_VALUE_BYTES + 1]);
         let result = Ok(Some(Fetched { value, remaining: None }));
@@ -322,7 +354,7 @@ mod tests {
             other => panic!("{other:?}"),
         });
         let Decision::Reply(Reply { outcome: Outcome::Value(Payload::Shared(value)), .. }) =
-            proxy.get(b"a", waiter(3), 0)
+            proxy.get(b"a", true, waiter(3), 0)
         else {
             panic!("not shared")
         };
@@ -335,7 +367,7 @@ mod tests {
         for change in [Change::Key(b"a".to_vec()), Change::All, Change::Unwatched] {
             let mut proxy = Proxy::new(LIMITS, 1000, 500);
             let old = fetch(&mut proxy, b"a", 1, 0);
-            proxy.get(b"a", waiter(2), 1);
+            proxy.get(b"a", true, waiter(2), 1);
             proxy.change(&change, 2);
             let new = fetch(&mut proxy, b"a", 3, 3);
             assert_eq!(
@@ -344,7 +376,7 @@ mod tests {
                 "{change:?}"
             );
             assert!(
-                matches!(proxy.get(b"a", waiter(4), 5), Decision::Wait),
+                matches!(proxy.get(b"a", true, waiter(4), 5), Decision::Wait),
                 "the old value is in the cache: {change:?}"
             );
             assert_eq!(complete(&mut proxy, &new, Ok(Some("new")), 6).len(), 2);

@@ -123,6 +123,16 @@ pub enum Payload<'a> {
     Shared(&'a Arc<Value>),
 }
 
+impl Payload<'_> {
+    /// The value's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Payload::Inline { bytes, .. } => bytes,
+            Payload::Shared(value) => &value.bytes,
+        }
+    }
+}
+
 /// Where an answer came from. Clients see it as `fromCache` and `Cache-Status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -279,6 +289,43 @@ pub struct Waiter {
     pub generation: u64,
     /// Counts the requests of that connection.
     pub sequence: u64,
+    /// Which key of that request, where it is about several.
+    pub part: u32,
+}
+
+/// What the proxy can tell of itself. Counts are of one worker since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// The process.
+    pub process_id: u32,
+    /// The port it listens on.
+    pub port: u16,
+    /// The number of the database that is read.
+    pub database: u32,
+    /// Milliseconds since the start.
+    pub uptime: Millis,
+    /// Clients that are connected.
+    pub clients: usize,
+    /// Most that may be.
+    pub max_clients: usize,
+    /// Clients that have ever been connected.
+    pub connections: u64,
+    /// Requests of all protocols, whatever became of them.
+    pub requests: u64,
+    /// Keys that are cached.
+    pub entries: usize,
+    /// Keys that were asked for and found in memory.
+    pub hits: u64,
+    /// Keys that were asked for and not found there.
+    pub misses: u64,
+    /// Those among them that were being read already.
+    pub collapsed: u64,
+    /// Entries whose time was over.
+    pub expired: u64,
+    /// Entries that made room for others.
+    pub evicted: u64,
+    /// Entries that were dropped because of changes in Redis.
+    pub invalidated: u64,
 }
 
 #[cfg(test)]

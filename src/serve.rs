@@ -4,7 +4,7 @@
 use crate::connection::{Connection, Step};
 use crate::protocol::http::Date;
 use crate::proxy::{Decision, Proxy};
-use crate::request::{Job, Millis, Waiter};
+use crate::request::{Figures, Job, Millis};
 
 /// What requests are served with.
 pub struct Service<'a> {
@@ -16,6 +16,8 @@ pub struct Service<'a> {
     pub key: &'a mut Vec<u8>,
     /// The `Date` of replies.
     pub date: &'a Date,
+    /// The loop's figures. Requests are counted here; what the proxy knows is added when a client asks.
+    pub figures: &'a mut Figures,
     /// The time.
     pub now: Millis,
 }
@@ -51,25 +53,35 @@ impl Service<'_> {
     /// Takes requests from the beginning of `input` until there are no more or too many. Says how many bytes that took,
     /// and whether there were too many.
     fn consume(&mut self, connection: &mut Connection, slot: usize, input: &[u8]) -> (usize, bool) {
-        let mut at = 0;
+        let (mut at, before) = (0, connection.requests());
         loop {
             match connection.decode(&input[at..], self.key, self.date) {
                 Step::Stop => break,
                 Step::Passed(consumed) => at += consumed,
-                Step::Get { key, shape, consumed } => {
+                Step::Get { key, touch, answer, consumed } => {
                     at += consumed;
-                    let (generation, sequence) = (connection.generation, connection.sequence());
-                    match self.proxy.get(key, Waiter { slot, generation, sequence }, self.now) {
-                        Decision::Reply(reply) => connection.reply_now(shape, &reply, self.date),
-                        Decision::Wait => connection.wait(shape),
+                    match self.proxy.get(key, touch, connection.waiter(slot), self.now) {
+                        Decision::Reply(reply) => connection.reply_now(answer, &reply, self.date),
+                        Decision::Wait => connection.wait(answer),
                         Decision::Fetch(job) => {
                             self.jobs.push(job);
-                            connection.wait(shape);
+                            connection.wait(answer);
                         }
                     }
                 }
+                Step::Remaining { key, shape, consumed } => {
+                    at += consumed;
+                    connection.reply_remaining(shape, self.proxy.remaining(key, self.now));
+                }
+                Step::Figures { shape, consumed } => {
+                    at += consumed;
+                    self.figures.uptime = self.now;
+                    self.proxy.tell(self.figures);
+                    connection.reply_figures(shape, self.figures);
+                }
             }
         }
+        self.figures.requests += connection.requests() - before;
         (at, at < input.len() && !connection.takes_requests() && !connection.has_ended())
     }
 }

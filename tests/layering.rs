@@ -11,7 +11,7 @@ const ROOMS: [(&str, &[&str], &[&str]); 12] = [
     ("cache", &["request"], &[]),
     ("inflight.rs", &["cache", "request"], &["slab"]),
     ("protocol", &["request", "protocol"], &["base64", "httparse", "httpdate", "itoa"]),
-    ("connection.rs", &["protocol", "request"], &[]),
+    ("connection", &["protocol", "request"], &[]),
     ("proxy.rs", &["cache", "inflight", "request"], &["log"]),
     ("serve.rs", &["connection", "protocol", "proxy", "request"], &[]),
     ("backend", &["request"], &["log", "redis"]),

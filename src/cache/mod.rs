@@ -147,6 +147,9 @@ pub struct Cache {
     table: Table,
     recency: Recency,
     deadlines: Deadlines,
+    /// Entries that were removed because their time was over, and those that made room.
+    expired: u64,
+    evicted: u64,
 }
 
 impl Cache {
@@ -167,7 +170,19 @@ impl Cache {
             table: Table::new(),
             recency: Recency::new(),
             deadlines: Deadlines::new(),
+            expired: 0,
+            evicted: 0,
         }
+    }
+
+    /// Entries that were removed because their time was over, since the start.
+    pub fn expired(&self) -> u64 {
+        self.expired
+    }
+
+    /// Entries that were removed to make room, since the start.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     /// Entries in memory, those included that have expired.
@@ -190,6 +205,13 @@ impl Cache {
     pub fn get(&mut self, key: &[u8], now: Millis) -> Option<Hit<'_>> {
         let kept = self.kept(key, now)?;
         (kept.remaining > 0).then_some(Hit { payload: kept.payload, remaining: kept.remaining })
+    }
+
+    /// Looks `key` up as [`Cache::get`] does, but leaves it as recently used as it was.
+    pub fn peek(&mut self, key: &[u8], now: Millis) -> Option<Hit<'_>> {
+        let (id, kept_until) = self.find_kept(key, now)?;
+        let remaining = self.fresh_until(id, kept_until).saturating_sub(now);
+        (remaining > 0).then(|| Hit { payload: self.records[id as usize].payload(), remaining })
     }
 
     /// Looks `key` up among all that is kept, expired or not, and marks it as just used.
@@ -274,7 +296,7 @@ impl Cache {
         self.evict_to(self.limits.bytes, budget);
         for _ in 0..budget {
             match self.deadlines.first() {
-                Some((deadline, id)) if deadline <= now => self.release(id),
+                Some((deadline, id)) if deadline <= now => self.expire(id),
                 _ => return !self.discarded.is_empty() || self.bytes > self.limits.bytes,
             }
         }
@@ -291,10 +313,15 @@ impl Cache {
         let id = self.find(self.hash(key), key)?;
         let kept_until = self.deadlines.deadline_at(self.nodes[id as usize].position);
         if kept_until <= now {
-            self.release(id);
+            self.expire(id);
             return None;
         }
         Some((id, kept_until))
+    }
+
+    fn expire(&mut self, id: u32) {
+        self.expired += 1;
+        self.release(id);
     }
 
     /// Until when entry `id` is fresh. The heap has until when it is kept.
@@ -334,6 +361,7 @@ impl Cache {
 
     fn evict(&mut self) {
         if let Some(victim) = self.recency.oldest() {
+            self.evicted += 1;
             self.release(victim);
         }
     }

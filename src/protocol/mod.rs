@@ -1,12 +1,34 @@
 //! Wire formats, without sockets, cache or time: bytes in, bytes out.
 //!
+//! Which protocol a connection speaks, its first byte tells: `*` begins a command of the Redis protocol, and no HTTP request.
+//!
 //! A decoder is handed all bytes of a connection that it has not consumed yet. That the rest of a message has still to
 //! come is a normal outcome, not an error.
 
 pub mod http;
 mod outgoing;
+pub mod resp;
 
 pub use outgoing::{Outgoing, WRITE_SLICES};
+
+use crate::request::Reply;
+
+/// How to reply to a request for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// As an HTTP response.
+    Http(http::Shape),
+    /// As a reply of the Redis protocol.
+    Resp(resp::Shape),
+}
+
+/// Appends the reply to a request for a key.
+pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mut Outgoing) {
+    match shape {
+        Shape::Http(shape) => http::encode_reply(reply, shape, date, out),
+        Shape::Resp(shape) => resp::encode_reply(reply, shape, out),
+    }
+}
 
 /// What a decoder made of the bytes it was shown.
 #[derive(Debug, PartialEq, Eq)]

@@ -61,9 +61,9 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(stream: TcpStream, generation: u64) -> Client {
+    pub(super) fn new(stream: TcpStream, connection: Connection) -> Client {
         Client {
-            connection: Connection::new(generation),
+            connection,
             stream,
             readable: false,
             // A new socket can be written to; its first edge says so too, later.

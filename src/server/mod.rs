@@ -23,9 +23,10 @@ pub use listen::bind;
 use crate::backend::{Pool, Settings};
 use crate::cache::{Deadlines, Limits};
 use crate::config::Config;
+use crate::connection::Connection;
 use crate::protocol::http::Date;
 use crate::proxy::Proxy;
-use crate::request::{Change, Completion, Failure, Job, Millis, Reply, Waiter};
+use crate::request::{Change, Completion, Failure, Figures, Job, Millis, Reply, Waiter};
 use crate::serve::Service;
 use client::{Client, Next, Turn};
 use listen::{Accepted, Acceptor};
@@ -34,7 +35,7 @@ use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 const LISTENER: Token = Token(usize::MAX - 1);
@@ -63,6 +64,9 @@ const WRITE_BYTES: usize = 64 * 1024;
 
 /// How long a client that was told to stop may go on sending before it is cut off.
 const LINGER: Millis = 2000;
+
+/// The number of the next connection, of all loops: Redis clients are told theirs (`CLIENT ID`), and it is unique.
+static GENERATIONS: AtomicU64 = AtomicU64::new(1);
 
 /// Buffers of the loop, shared by all clients, one at a time.
 struct Scratch {
@@ -117,8 +121,6 @@ pub struct Server {
     stopper: Stopper,
     acceptor: Acceptor,
     clients: Slab<Client>,
-    /// Connections so far.
-    generation: u64,
     /// Clients that get a turn, in order.
     queue: VecDeque<usize>,
     timers: Deadlines,
@@ -131,6 +133,8 @@ pub struct Server {
     scratch: Scratch,
     /// Where keys are unescaped.
     key: Vec<u8>,
+    /// What clients may ask for. The proxy adds its own when they do.
+    figures: Figures,
     clock: Clock,
     /// More is due than one tick may do.
     more_due: bool,
@@ -143,6 +147,7 @@ impl Server {
     pub fn new(listener: std::net::TcpListener, config: &Config) -> io::Result<Server> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let port = listener.local_addr()?.port();
         let mut acceptor = Acceptor::new(listener);
         poll.registry().register(&mut acceptor.listener, LISTENER, Interest::READABLE)?;
         let settings = Settings {
@@ -150,7 +155,7 @@ impl Server {
             port: config.redis_port,
             username: config.redis_username.clone(),
             password: config.redis_password.clone(),
-            database: config.redis_db,
+            database: i64::from(config.redis_db),
             connections: config.redis_connections,
             timeout: config.redis_timeout,
             tracking: config.redis_tracking,
@@ -175,7 +180,6 @@ impl Server {
             stopper: Stopper { stop: Arc::default(), waker },
             acceptor,
             clients: Slab::new(),
-            generation: 0,
             queue: VecDeque::new(),
             timers: Deadlines::new(),
             proxy: Proxy::new(limits, ttl, patience),
@@ -185,6 +189,13 @@ impl Server {
             changes: Vec::new(),
             scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES) },
             key: Vec::new(),
+            figures: Figures {
+                process_id: std::process::id(),
+                port,
+                database: config.redis_db,
+                max_clients: MAX_CONNECTIONS,
+                ..Figures::default()
+            },
             clock: Clock::new(),
             more_due: false,
             more_news: false,
@@ -261,8 +272,9 @@ impl Server {
             log::debug!("a connection was gone before it began: {error}");
             return;
         }
-        self.generation += 1;
-        let slot = self.clients.insert(Client::new(stream, self.generation));
+        self.figures.connections += 1;
+        let connection = Connection::new(GENERATIONS.fetch_add(1, Ordering::Relaxed), self.figures.database);
+        let slot = self.clients.insert(Client::new(stream, connection));
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(self.clients[slot].stream(), Token(slot), interest) {
             log::error!("cannot watch a connection: {error}");
@@ -284,6 +296,7 @@ impl Server {
     }
 
     fn give_turns(&mut self) {
+        self.figures.clients = self.clients.len();
         for _ in 0..self.queue.len() {
             let Some(slot) = self.queue.pop_front() else { return };
             let Some(client) = self.clients.get_mut(slot) else { continue };
@@ -294,6 +307,7 @@ impl Server {
                     jobs: &mut self.jobs,
                     key: &mut self.key,
                     date: &self.clock.date,
+                    figures: &mut self.figures,
                     now: self.clock.now,
                 },
                 scratch: &mut self.scratch,

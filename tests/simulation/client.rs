@@ -81,7 +81,7 @@ pub struct Client {
 impl Client {
     pub fn new(generation: u64) -> Client {
         Client {
-            connection: Connection::new(generation),
+            connection: Connection::new(generation, 0),
             held_up: false,
             sent: VecDeque::new(),
             requests: Vec::new(),

@@ -8,7 +8,7 @@ use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::connection::{MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
 use segment_redis_proxy::protocol::http::Date;
 use segment_redis_proxy::proxy::Proxy;
-use segment_redis_proxy::request::{Change, Completion, Failure, Job, Millis, Reply, Source, Waiter};
+use segment_redis_proxy::request::{Change, Completion, Failure, Figures, Job, Millis, Reply, Source, Waiter};
 use segment_redis_proxy::serve::Service;
 use std::time::SystemTime;
 
@@ -329,14 +329,20 @@ impl World {
     fn serve(&mut self, slot: usize, piece: Option<&[u8]>) -> Result<(), String> {
         let mut jobs = Vec::new();
         let client = &mut self.clients[slot];
-        let first = client.connection.sequence() as usize;
-        let mut service =
-            Service { proxy: &mut self.proxy, jobs: &mut jobs, key: &mut Vec::new(), date: &self.date, now: self.now };
+        let first = client.connection.requests() as usize;
+        let mut service = Service {
+            proxy: &mut self.proxy,
+            jobs: &mut jobs,
+            key: &mut Vec::new(),
+            date: &self.date,
+            figures: &mut Figures::default(),
+            now: self.now,
+        };
         client.held_up = match piece {
             Some(piece) => service.take_in(&mut client.connection, slot, piece),
             None => service.resume(&mut client.connection, slot),
         };
-        let taken = client.connection.sequence() as usize;
+        let taken = client.connection.requests() as usize;
         for request in &mut client.requests[first..taken] {
             (request.asked, request.answered) = (Some((self.now, self.moment)), (self.now, self.moment));
             if let Some(key) = request.kind.key() {

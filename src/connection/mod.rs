@@ -1,21 +1,25 @@
 //! One client, without its socket: bytes that are not parsed yet, replies in the order of their requests, bytes that
-//! are not sent yet, and when it is over.
+//! are not sent yet, and when it is over. The first byte says which protocol it speaks.
 //!
-//! Every request gets the next sequence number. A reply that is there at once, with none before it missing, goes
-//! straight to the outgoing bytes and leaves no trace: that is the hit. Otherwise the request takes a slot, and the
-//! slots leave in order as they are filled, whatever order the fetches finish in.
-//!
-//! Backpressure: with [`MAX_OPEN_REPLIES`] slots open or more than [`MAX_UNSENT_BYTES`] waiting, no further request is
-//! decoded. What has been read stays here, nothing more is read, and the caller tries again after every change.
+//! Backpressure: with [`MAX_OPEN_REPLIES`] requests or [`MAX_OPEN_KEYS`] keys waiting, or more than [`MAX_UNSENT_BYTES`]
+//! unsent, no further request is decoded. What has been read stays here, nothing more is read, and the caller tries again
+//! after every change.
 
-use crate::protocol::http::{self, Body, Command, Date, Head, Refusal, Shape, View};
-use crate::protocol::{Decoded, Outgoing};
-use crate::request::{Reply, Waiter};
-use std::collections::VecDeque;
+mod replies;
+
+use crate::protocol::http::{self, Body, Command, Date, Head, Refusal, View};
+use crate::protocol::resp::{self, After, Event, Gather, Meaning, Session};
+use crate::protocol::{Decoded, Outgoing, Shape, encode_reply};
+use crate::request::{Figures, Millis, Reply, Waiter};
+use replies::Replies;
 
 /// Most replies of a connection that are not complete. Enough to keep a pipelining client's fetches together in one
 /// round trip; with the longest heads it bounds what one client can make the proxy hold.
 pub const MAX_OPEN_REPLIES: usize = 128;
+
+/// Most keys that are being read for a connection's `MGET`s. A few round trips' worth, so that the helpers share them, and
+/// a tenth of the queue, so that one client does not fill it.
+pub const MAX_OPEN_KEYS: usize = 1024;
 
 /// Beyond that many unsent bytes no further request is decoded. Twice a usual socket buffer's worth. Replies to requests
 /// that are taken already may go over it: what they add are heads, and references to values that are not copied.
@@ -26,22 +30,23 @@ pub const MAX_UNSENT_BYTES: usize = 256 * 1024;
 pub struct Connection {
     /// Counts connections, never reused: tells this one from others that had or will have its place.
     pub generation: u64,
+    /// The database that the Redis protocol can choose.
+    database: u32,
     unparsed: Vec<u8>,
-    body: Body,
-    /// Sequence number of the first slot.
-    first: u64,
-    slots: VecDeque<Slot>,
-    /// Bytes in the slots that are ready.
-    held_bytes: usize,
-    outgoing: Outgoing,
+    protocol: Protocol,
+    replies: Replies,
     phase: Phase,
 }
 
-/// A request whose reply cannot leave yet.
+/// What a connection speaks.
 #[derive(Debug)]
-enum Slot {
-    Waiting(Shape),
-    Ready(Outgoing),
+enum Protocol {
+    /// It has said nothing yet.
+    Unknown,
+    /// HTTP; what is left of the last request's body.
+    Http(Body),
+    /// The Redis protocol.
+    Resp(Session),
 }
 
 /// How the connection's end has come about.
@@ -64,8 +69,26 @@ pub enum Step<'a> {
     Get {
         /// The key.
         key: &'a [u8],
+        /// Whether it becomes recently used thereby.
+        touch: bool,
         /// How to answer.
-        shape: Shape,
+        answer: Answer,
+        /// Bytes that it took.
+        consumed: usize,
+    },
+    /// A question for how long a key will be served from memory. To be answered with `reply_remaining`.
+    Remaining {
+        /// The key.
+        key: &'a [u8],
+        /// How to answer.
+        shape: resp::Shape,
+        /// Bytes that it took.
+        consumed: usize,
+    },
+    /// A question for the proxy's figures. To be answered with `reply_figures`.
+    Figures {
+        /// How to answer.
+        shape: resp::Shape,
         /// Bytes that it took.
         consumed: usize,
     },
@@ -75,17 +98,24 @@ pub enum Step<'a> {
     Stop,
 }
 
+/// How a request is to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// By a reply of its own.
+    Alone(Shape),
+    /// As a part of a reply about several keys.
+    Part,
+}
+
 impl Connection {
-    /// A connection that has just been accepted.
-    pub fn new(generation: u64) -> Connection {
+    /// A connection that has just been accepted. `database` is the one that is served.
+    pub fn new(generation: u64, database: u32) -> Connection {
         Connection {
             generation,
+            database,
             unparsed: Vec::new(),
-            body: Body::Done,
-            first: 0,
-            slots: VecDeque::new(),
-            held_bytes: 0,
-            outgoing: Outgoing::default(),
+            protocol: Protocol::Unknown,
+            replies: Replies::default(),
             phase: Phase::Open,
         }
     }
@@ -108,21 +138,41 @@ impl Connection {
         !self.unparsed.is_empty()
     }
 
-    /// Whether a further request would be taken now.
+    /// Whether a further request, or a further key of the present one, would be taken now.
     pub fn takes_requests(&self) -> bool {
-        self.phase == Phase::Open
-            && self.slots.len() < MAX_OPEN_REPLIES
-            && self.outgoing.unsent() + self.held_bytes <= MAX_UNSENT_BYTES
+        if self.phase != Phase::Open || self.replies.missing() >= MAX_OPEN_KEYS {
+            return false;
+        }
+        // What has begun must be able to end, whatever it holds: it has bounds of its own.
+        self.replies.gathering().is_some()
+            || (self.replies.open() < MAX_OPEN_REPLIES && self.replies.unsent() <= MAX_UNSENT_BYTES)
     }
 
-    /// Looks at the beginning of all bytes that are not consumed. Refusals are answered here; they go the way of every
-    /// other reply.
+    /// Looks at the beginning of all bytes that are not consumed. What needs no look at a key is answered here; it goes the
+    /// way of every other reply.
     pub fn decode<'a>(&mut self, input: &'a [u8], key_scratch: &'a mut Vec<u8>, date: &Date) -> Step<'a> {
         if !self.takes_requests() || input.is_empty() {
             return Step::Stop;
         }
-        if self.body != Body::Done {
-            return match self.body.skip(input) {
+        match self.protocol {
+            Protocol::Resp(_) => self.decode_resp(input),
+            Protocol::Http(_) => self.decode_http(input, key_scratch, date),
+            Protocol::Unknown if input[0] == b'*' => {
+                self.protocol = Protocol::Resp(Session::new(self.generation, self.database));
+                self.decode_resp(input)
+            }
+            Protocol::Unknown => {
+                self.protocol = Protocol::Http(Body::Done);
+                self.decode_http(input, key_scratch, date)
+            }
+        }
+    }
+
+    fn decode_http<'a>(&mut self, input: &'a [u8], key_scratch: &'a mut Vec<u8>, date: &Date) -> Step<'a> {
+        if let Protocol::Http(body) = &mut self.protocol
+            && *body != Body::Done
+        {
+            return match body.skip(input) {
                 Ok(consumed) => Step::Passed(consumed),
                 Err(http::Endless) => {
                     // The request that the body belongs to has its reply; a second one would answer nobody.
@@ -133,110 +183,130 @@ impl Connection {
         }
         match http::decode(input, key_scratch) {
             Decoded::Incomplete => Step::Stop,
-            Decoded::Complete(head, consumed) => self.begin(head, consumed, date),
+            Decoded::Complete(head, consumed) => self.begin_http(head, consumed, date),
             Decoded::Invalid(refusal) => {
                 self.phase = Phase::Last { unread: true };
-                let shape = Shape { view: View::Json, head_only: false, version_1_0: false, keep_alive: false };
-                self.refuse(refusal, shape, date);
+                let shape = http::Shape { view: View::Json, head_only: false, version_1_0: false, keep_alive: false };
+                self.refuse_http(refusal, shape, date);
                 Step::Passed(input.len())
             }
         }
     }
 
     /// Takes up a request.
-    fn begin<'a>(&mut self, head: Head<'a>, consumed: usize, date: &Date) -> Step<'a> {
+    fn begin_http<'a>(&mut self, head: Head<'a>, consumed: usize, date: &Date) -> Step<'a> {
         if head.shape.keep_alive {
-            self.body = head.body;
+            self.protocol = Protocol::Http(head.body);
         } else {
             self.phase = Phase::Last { unread: head.body != Body::Done };
         }
         match head.command {
-            Command::Get(key) => Step::Get { key, shape: head.shape, consumed },
+            Command::Get(key) => {
+                Step::Get { key, touch: true, answer: Answer::Alone(Shape::Http(head.shape)), consumed }
+            }
             Command::Refuse(refusal) => {
-                self.refuse(refusal, head.shape, date);
+                self.refuse_http(refusal, head.shape, date);
                 Step::Passed(consumed)
             }
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal, shape: Shape, date: &Date) {
-        self.answer(|out| http::encode_refusal(refusal, shape, date, out));
+    fn refuse_http(&mut self, refusal: Refusal, shape: http::Shape, date: &Date) {
+        self.replies.answer(|out| http::encode_refusal(refusal, shape, date, out));
     }
 
-    /// The sequence number that the request just decoded has, until it is replied to or noted.
-    pub fn sequence(&self) -> u64 {
-        self.first + self.slots.len() as u64
+    fn decode_resp<'a>(&mut self, input: &'a [u8]) -> Step<'a> {
+        let Connection { protocol: Protocol::Resp(session), replies, phase, .. } = self else { return Step::Stop };
+        let (event, consumed) = match session.decode(input) {
+            Decoded::Incomplete => return Step::Stop,
+            Decoded::Complete(event, consumed) => (event, consumed),
+            Decoded::Invalid(violation) => {
+                *phase = Phase::Last { unread: true };
+                replies.abandon();
+                replies.answer(|out| resp::encode_violation(violation, out));
+                return Step::Passed(input.len());
+            }
+        };
+        match event {
+            Event::Nothing => {}
+            Event::Many(known, keys) => replies.begin(Gather::new(known, keys, session.version())),
+            Event::Key(_) if replies.gathering().is_none_or(Gather::has_failed) => replies.gather(Gather::pass),
+            Event::Key(key) => return Step::Get { key, touch: session.touches(), answer: Answer::Part, consumed },
+            Event::Refuse(refusal) => {
+                replies.abandon();
+                replies.answer(|out| resp::encode_refusal(&refusal, out));
+            }
+            Event::Command(known, arguments) => match session.interpret(known, arguments) {
+                Meaning::Get(key, shape) => {
+                    let answer = Answer::Alone(Shape::Resp(shape));
+                    return Step::Get { key, touch: session.touches(), answer, consumed };
+                }
+                Meaning::Remaining(key, shape) => return Step::Remaining { key, shape, consumed },
+                Meaning::Figures(shape) => return Step::Figures { shape, consumed },
+                Meaning::Refuse(refusal) => replies.answer(|out| resp::encode_refusal(&refusal, out)),
+                Meaning::Own => {
+                    if replies.answer(|out| session.answer(known, arguments, out.tail())) == After::Close {
+                        *phase = Phase::Last { unread: consumed < input.len() };
+                    }
+                }
+            },
+        }
+        Step::Passed(consumed)
     }
 
-    /// Replies to the request just decoded.
-    pub fn reply_now(&mut self, shape: Shape, reply: &Reply<'_>, date: &Date) {
-        self.answer(|out| http::encode_reply(reply, shape, date, out));
+    /// How many requests it has taken up so far.
+    pub fn requests(&self) -> u64 {
+        self.replies.next_sequence()
     }
 
-    /// Notes that the request just decoded will be replied to later.
-    pub fn wait(&mut self, shape: Shape) {
-        self.slots.push_back(Slot::Waiting(shape));
-    }
-
-    /// Puts the reply to the request just decoded where it belongs: out, or behind those that wait.
-    fn answer(&mut self, encode: impl FnOnce(&mut Outgoing)) {
-        if self.slots.is_empty() {
-            encode(&mut self.outgoing);
-            self.first += 1;
-        } else {
-            let ready = self.hold(encode);
-            self.slots.push_back(ready);
+    /// Whom to answer if the reply to the request just decoded has to wait. `slot` is the connection's place.
+    pub fn waiter(&self, slot: usize) -> Waiter {
+        let (generation, next) = (self.generation, self.replies.next_sequence());
+        match self.replies.gathering() {
+            Some(gather) => Waiter { slot, generation, sequence: next - 1, part: gather.next_part() },
+            None => Waiter { slot, generation, sequence: next, part: 0 },
         }
     }
 
-    /// A reply that has to wait for those before it.
-    fn hold(&mut self, encode: impl FnOnce(&mut Outgoing)) -> Slot {
-        let mut outgoing = Outgoing::default();
-        encode(&mut outgoing);
-        self.held_bytes += outgoing.unsent();
-        Slot::Ready(outgoing)
+    /// Replies to the request just decoded, which is for a key.
+    pub fn reply_now(&mut self, answer: Answer, reply: &Reply<'_>, date: &Date) {
+        match answer {
+            Answer::Alone(shape) => self.replies.answer(|out| encode_reply(reply, shape, date, out)),
+            Answer::Part => self.replies.gather(|gather| gather.add(reply)),
+        }
+    }
+
+    /// Notes that the request just decoded will be replied to later.
+    pub fn wait(&mut self, answer: Answer) {
+        match answer {
+            Answer::Alone(shape) => self.replies.wait(shape),
+            Answer::Part => self.replies.gather(Gather::wait),
+        }
+    }
+
+    /// Tells how long a key will be served from memory.
+    pub fn reply_remaining(&mut self, shape: resp::Shape, remaining: Option<Millis>) {
+        self.replies.answer(|out| resp::encode_remaining(remaining, shape, out));
+    }
+
+    /// Tells of the proxy.
+    pub fn reply_figures(&mut self, shape: resp::Shape, figures: &Figures) {
+        self.replies.answer(|out| resp::encode_figures(figures, shape, out));
     }
 
     /// Replies to an earlier request, if it is one of this connection and was not replied to before. Says whether it was.
     pub fn reply_later(&mut self, waiter: Waiter, reply: &Reply<'_>, date: &Date) -> bool {
-        if waiter.generation != self.generation {
-            return false;
-        }
-        let Some(place) = waiter.sequence.checked_sub(self.first) else { return false };
-        let Some(&Slot::Waiting(shape)) = self.slots.get(place as usize) else { return false };
-        if place == 0 {
-            http::encode_reply(reply, shape, date, &mut self.outgoing);
-            self.slots.pop_front();
-            self.first += 1;
-            self.release_ready();
-        } else {
-            let ready = self.hold(|out| http::encode_reply(reply, shape, date, out));
-            self.slots[place as usize] = ready;
-        }
-        true
-    }
-
-    /// Sends off all replies that have none missing before them.
-    fn release_ready(&mut self) {
-        while let Some(Slot::Ready(outgoing)) = self.slots.front_mut() {
-            self.held_bytes -= outgoing.unsent();
-            self.outgoing.append(std::mem::take(outgoing));
-            self.slots.pop_front();
-            self.first += 1;
-        }
-        if self.slots.is_empty() {
-            self.slots = VecDeque::new();
-        }
+        waiter.generation == self.generation && self.replies.reply_later(waiter, reply, date)
     }
 
     /// The bytes to send.
     pub fn outgoing(&mut self) -> &mut Outgoing {
-        &mut self.outgoing
+        &mut self.replies.outgoing
     }
 
-    /// Whether every reply that is due has been sent.
+    /// Whether every reply that is due has been sent. A request that has not come whole has none.
     pub fn is_settled(&self) -> bool {
-        self.slots.is_empty() && self.outgoing.is_empty()
+        self.replies.is_settled()
     }
 
     /// Whether no further request will be taken, whatever comes.
@@ -254,7 +324,6 @@ impl Connection {
 mod tests {
     use super::*;
     use crate::request::{Form, Outcome, Payload, Source};
-    use std::io::IoSlice;
     use std::time::SystemTime;
 
     fn value(bytes: &[u8]) -> Reply<'_> {
@@ -271,7 +340,7 @@ mod tests {
 
     impl Client {
         fn new() -> Client {
-            Client { connection: Connection::new(1), date: Date::at(SystemTime::UNIX_EPOCH), asked: Vec::new() }
+            Client { connection: Connection::new(1, 0), date: Date::at(SystemTime::UNIX_EPOCH), asked: Vec::new() }
         }
 
         fn receive(&mut self, bytes: &[u8]) {
@@ -282,23 +351,24 @@ mod tests {
                 match self.connection.decode(&input[at..], &mut scratch, &self.date) {
                     Step::Stop => break,
                     Step::Passed(consumed) => at += consumed,
-                    Step::Get { key, shape, consumed } => {
+                    Step::Get { key, answer, consumed, .. } => {
                         at += consumed;
                         let key = String::from_utf8_lossy(key).into_owned();
                         if key.starts_with("hit") {
-                            self.connection.reply_now(shape, &value(key.as_bytes()), &self.date);
+                            self.connection.reply_now(answer, &value(key.as_bytes()), &self.date);
                         } else {
-                            self.asked.push((self.connection.sequence(), key));
-                            self.connection.wait(shape);
+                            self.asked.push((self.connection.waiter(0).sequence, key));
+                            self.connection.wait(answer);
                         }
                     }
+                    other => panic!("{other:?} of HTTP"),
                 }
             }
             self.connection.keep(input.split_off(at));
         }
 
         fn complete(&mut self, sequence: u64, bytes: &str) {
-            let waiter = Waiter { slot: 0, generation: 1, sequence };
+            let waiter = Waiter { slot: 0, generation: 1, sequence, part: 0 };
             let stranger = Waiter { generation: 2, ..waiter };
             assert!(!self.connection.reply_later(stranger, &value(b"for another"), &self.date));
             self.connection.reply_later(waiter, &value(bytes.as_bytes()), &self.date);
@@ -306,18 +376,7 @@ mod tests {
 
         /// Bodies of the responses that can be sent.
         fn sent(&mut self) -> Vec<String> {
-            let mut sent = Vec::new();
-            loop {
-                let mut slices = [IoSlice::new(&[]); crate::protocol::WRITE_SLICES];
-                let count = self.connection.outgoing().slices(&mut slices);
-                if count == 0 {
-                    break;
-                }
-                let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
-                self.connection.outgoing().advance(bytes.len());
-                sent.extend(bytes);
-            }
-            let text = String::from_utf8(sent).expect("text");
+            let text = String::from_utf8(self.connection.outgoing().drain(usize::MAX)).expect("text");
             text.split("HTTP/1.1 ")
                 .skip(1)
                 .map(|one| one.split_once("\r\n\r\n").expect("a head").1.to_owned())

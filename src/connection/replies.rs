@@ -1,0 +1,344 @@
+//! The replies of one connection, in the order of their requests.
+//!
+//! Every request gets the next sequence number. A reply that is there at once, with none before it missing, goes
+//! straight to the outgoing bytes and leaves no trace: that is the hit. Otherwise the request takes a slot, and the
+//! slots leave in order as they are filled, whatever order the fetches finish in. A request about several keys has one slot,
+//! in which its parts come together.
+
+use crate::protocol::http::Date;
+use crate::protocol::resp::Gather;
+use crate::protocol::{Outgoing, Shape, encode_reply};
+use crate::request::{Reply, Waiter};
+use std::collections::VecDeque;
+
+/// See the top of the file.
+#[derive(Debug, Default)]
+pub(super) struct Replies {
+    /// Sequence number of the first slot.
+    first: u64,
+    slots: VecDeque<Slot>,
+    /// Keys that are being read for replies that are put together.
+    missing: usize,
+    /// Bytes in the slots.
+    held_bytes: usize,
+    pub(super) outgoing: Outgoing,
+}
+
+/// A request whose reply cannot leave yet.
+#[derive(Debug)]
+enum Slot {
+    Waiting(Shape),
+    Gathering(Box<Gather>),
+    Ready(Outgoing),
+}
+
+impl Replies {
+    /// The sequence number that the next request will have.
+    pub(super) fn next_sequence(&self) -> u64 {
+        self.first + self.slots.len() as u64
+    }
+
+    /// Requests whose replies are not complete.
+    pub(super) fn open(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Keys that are being read for replies that are put together.
+    pub(super) fn missing(&self) -> usize {
+        self.missing
+    }
+
+    /// Bytes that wait to be sent, or for others to be sent before them.
+    pub(super) fn unsent(&self) -> usize {
+        self.outgoing.unsent() + self.held_bytes
+    }
+
+    /// Whether all is sent that ever will be, unless another request comes or the last one goes on.
+    pub(super) fn is_settled(&self) -> bool {
+        self.outgoing.is_empty() && self.slots.len() == usize::from(self.gathering().is_some())
+    }
+
+    /// Puts the reply to the next request where it belongs: out, or behind those that wait.
+    pub(super) fn answer<T>(&mut self, encode: impl FnOnce(&mut Outgoing) -> T) -> T {
+        if self.slots.is_empty() {
+            self.first += 1;
+            return encode(&mut self.outgoing);
+        }
+        let mut outgoing = Outgoing::default();
+        let result = encode(&mut outgoing);
+        self.held_bytes += outgoing.unsent();
+        self.slots.push_back(Slot::Ready(outgoing));
+        result
+    }
+
+    /// Notes that the next request will be replied to later.
+    pub(super) fn wait(&mut self, shape: Shape) {
+        self.slots.push_back(Slot::Waiting(shape));
+    }
+
+    /// Notes that the next request is one whose reply is put together.
+    pub(super) fn begin(&mut self, gather: Gather) {
+        self.slots.push_back(Slot::Gathering(Box::new(gather)));
+    }
+
+    /// The last request's reply, as long as keys for it are to come.
+    pub(super) fn gathering(&self) -> Option<&Gather> {
+        match self.slots.back() {
+            Some(Slot::Gathering(gather)) if gather.is_open() => Some(gather),
+            _ => None,
+        }
+    }
+
+    /// Does something to the reply that is put together last, while keys for it are to come.
+    pub(super) fn gather(&mut self, change: impl FnOnce(&mut Gather)) {
+        if self.gathering().is_some() {
+            self.change_gather(self.slots.len() - 1, |gather| {
+                change(gather);
+                true
+            });
+        }
+    }
+
+    /// Forgets the request whose keys were still to come.
+    pub(super) fn abandon(&mut self) {
+        if let Some((missing, held)) = self.gathering().map(|gather| (gather.missing(), gather.held())) {
+            self.missing -= missing;
+            self.held_bytes -= held;
+            self.slots.pop_back();
+        }
+    }
+
+    /// Replies to an earlier request, or to a part of it, if it is there and was not replied to before. Says whether it
+    /// was.
+    pub(super) fn reply_later(&mut self, waiter: Waiter, reply: &Reply<'_>, date: &Date) -> bool {
+        let Some(place) = waiter.sequence.checked_sub(self.first) else { return false };
+        let place = place as usize;
+        match self.slots.get(place) {
+            Some(&Slot::Waiting(shape)) => self.finish(place, |out| encode_reply(reply, shape, date, out)),
+            Some(Slot::Gathering(_)) => return self.change_gather(place, |gather| gather.fill(waiter.part, reply)),
+            Some(Slot::Ready(_)) | None => return false,
+        }
+        true
+    }
+
+    /// Does something to the reply that is put together at `place`, and lets it leave if it is complete then.
+    fn change_gather(&mut self, place: usize, change: impl FnOnce(&mut Gather) -> bool) -> bool {
+        let Some(Slot::Gathering(gather)) = self.slots.get_mut(place) else { return false };
+        let (missing, held) = (gather.missing(), gather.held());
+        let changed = change(gather);
+        self.missing = self.missing - missing + gather.missing();
+        self.held_bytes = self.held_bytes - held + gather.held();
+        if gather.is_complete() {
+            let held = gather.held();
+            if let Slot::Gathering(gather) = std::mem::replace(&mut self.slots[place], Slot::Ready(Outgoing::default()))
+            {
+                self.held_bytes -= held;
+                self.finish(place, |out| gather.encode(out));
+            }
+        }
+        changed
+    }
+
+    /// The reply at `place` is there: it goes out, with those behind it that have waited for nothing else, or is kept.
+    fn finish(&mut self, place: usize, encode: impl FnOnce(&mut Outgoing)) {
+        if place == 0 {
+            encode(&mut self.outgoing);
+            self.slots.pop_front();
+            self.first += 1;
+            self.release_ready();
+        } else {
+            let mut outgoing = Outgoing::default();
+            encode(&mut outgoing);
+            self.held_bytes += outgoing.unsent();
+            self.slots[place] = Slot::Ready(outgoing);
+        }
+    }
+
+    /// Sends off all replies that have none missing before them.
+    fn release_ready(&mut self) {
+        while let Some(Slot::Ready(outgoing)) = self.slots.front_mut() {
+            self.held_bytes -= outgoing.unsent();
+            self.outgoing.append(std::mem::take(outgoing));
+            self.slots.pop_front();
+            self.first += 1;
+        }
+        if self.slots.is_empty() {
+            self.slots = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::connection::{Connection, MAX_OPEN_KEYS, Step};
+    use crate::protocol::http::Date;
+    use crate::request::{Failure, Form, Outcome, Payload, Reply, Source, Value, Waiter};
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    /// A client of the Redis protocol, whose keys wait, but for those that begin with "hit".
+    struct Client {
+        connection: Connection,
+        asked: Vec<(Waiter, String)>,
+    }
+
+    fn date() -> Date {
+        Date::at(SystemTime::UNIX_EPOCH)
+    }
+
+    fn reply(outcome: Outcome<'_>) -> Reply<'_> {
+        Reply { outcome, source: Source::Redis { collapsed: false, stored: None } }
+    }
+
+    fn short(text: &str) -> Outcome<'_> {
+        Outcome::Value(Payload::Inline { bytes: text.as_bytes(), form: Form::Plain })
+    }
+
+    fn command(words: &[&str]) -> String {
+        let words: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+        format!("*{}\r\n{words}", words.matches('$').count())
+    }
+
+    impl Client {
+        fn new() -> Client {
+            Client { connection: Connection::new(1, 0), asked: Vec::new() }
+        }
+
+        fn receive(&mut self, text: &str) {
+            let mut input = self.connection.take_unparsed();
+            input.extend_from_slice(text.as_bytes());
+            let (mut at, mut scratch) = (0, Vec::new());
+            loop {
+                match self.connection.decode(&input[at..], &mut scratch, &date()) {
+                    Step::Stop => break,
+                    Step::Passed(consumed) => at += consumed,
+                    Step::Get { key, answer, consumed, .. } => {
+                        at += consumed;
+                        let key = String::from_utf8_lossy(key).into_owned();
+                        if key.starts_with("hit") {
+                            self.connection.reply_now(answer, &reply(short(&key)), &date());
+                        } else {
+                            self.asked.push((self.connection.waiter(0), key));
+                            self.connection.wait(answer);
+                        }
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            self.connection.keep(input.split_off(at));
+        }
+
+        /// Completes the `number`th key that was asked for.
+        fn complete(&mut self, number: usize, outcome: Outcome<'_>) -> bool {
+            self.connection.reply_later(self.asked[number].0, &reply(outcome), &date())
+        }
+
+        fn sent(&mut self) -> String {
+            String::from_utf8(self.connection.outgoing().drain(usize::MAX)).expect("text")
+        }
+    }
+
+    #[test]
+    fn a_reply_out_of_several_keys_leaves_whole_and_in_its_turn() {
+        let mut client = Client::new();
+        client.receive(&command(&["MGET", "hit1", "a", "hit2", "a", "b"]));
+        client.receive(&(command(&["PING"]) + &command(&["GET", "c"]) + &command(&["MGET", "hit3"])));
+        let asked: Vec<_> =
+            client.asked.iter().map(|(waiter, key)| (waiter.sequence, waiter.part, key.as_str())).collect();
+        assert_eq!(asked, [(0, 1, "a"), (0, 3, "a"), (0, 4, "b"), (2, 0, "c")]);
+        assert!(client.complete(3, short("C")) && client.complete(2, Outcome::Missing));
+        assert!(client.complete(0, short("A")) && client.sent().is_empty(), "it left before it was whole");
+        assert!(!client.complete(0, short("twice")) && !client.connection.is_settled());
+        assert!(client.complete(1, short("")));
+        let mget = "*5\r\n$4\r\nhit1\r\n$1\r\nA\r\n$4\r\nhit2\r\n$0\r\n\r\n$-1\r\n";
+        assert_eq!(client.sent(), format!("{mget}+PONG\r\n$1\r\nC\r\n*1\r\n$4\r\nhit3\r\n"));
+        assert!(client.connection.is_settled());
+        client.receive(&command(&["EXISTS", "hit", "d", "hit", "e"]));
+        assert!(client.complete(4, Outcome::Failed(&Failure::WrongType)) && client.complete(5, Outcome::Missing));
+        assert_eq!(client.sent(), ":3\r\n");
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_makes_the_whole_reply_an_error() {
+        let mut client = Client::new();
+        client.receive(&(command(&["MGET", "a", "b", "hit"]) + &command(&["PING"])));
+        assert!(client.complete(0, short("A")) && client.complete(1, Outcome::Failed(&Failure::Unavailable)));
+        let error = client.sent();
+        assert!(error.starts_with("-LOADING Redis cannot be reached") && error.ends_with("\r\n+PONG\r\n"), "{error}");
+        // The rest of a command is read, and not looked up.
+        client.receive("*4\r\n$4\r\nMGET\r\n$1\r\na\r\n");
+        client.complete(2, Outcome::Failed(&Failure::TooLong));
+        client.receive("$1\r\nb\r\n");
+        assert!(client.sent().is_empty());
+        client.receive(&("$1\r\nc\r\n".to_owned() + &command(&["PING"])));
+        assert_eq!(client.asked.len(), 3);
+        let error = client.sent();
+        assert!(error.contains("MAX_VALUE_BYTES") && error.ends_with("\r\n+PONG\r\n"), "{error}");
+        // Another type is no value, as in Redis.
+        client.receive(&command(&["MGET", "a"]));
+        client.complete(3, Outcome::Failed(&Failure::WrongType));
+        assert_eq!(client.sent(), "*1\r\n$-1\r\n");
+    }
+
+    #[test]
+    fn a_command_that_breaks_off_is_answered_once() {
+        let mut client = Client::new();
+        client.receive("*4\r\n$4\r\nMGET\r\n$1\r\na\r\n$3\r\nhit\r\n");
+        assert!(client.connection.is_settled(), "nothing is due before it is whole");
+        client.receive("fooz\r\n");
+        assert_eq!(client.sent(), "-ERR Protocol error: expected '$', got 'f'\r\n");
+        assert!(client.connection.has_ended() && client.connection.is_settled() && client.connection.leaves_unread());
+        assert!(!client.complete(0, short("late")));
+        assert!(client.sent().is_empty());
+
+        let mut client = Client::new();
+        client.receive(&(command(&["GET", "a"]) + "*2\r\n$4\r\nMGET\r\n" + "$70000\r\n"));
+        client.receive(&("x".repeat(70_000) + "\r\n" + &command(&["PING"])));
+        assert!(client.sent().is_empty());
+        client.complete(0, short("A"));
+        let sent = client.sent();
+        assert!(
+            sent.starts_with("$1\r\nA\r\n-ERR an argument is too long") && sent.ends_with("\r\n+PONG\r\n"),
+            "{sent}"
+        );
+    }
+
+    #[test]
+    fn keys_of_one_command_are_read_a_bounded_number_at_a_time() {
+        let mut client = Client::new();
+        let keys: Vec<String> = (0..MAX_OPEN_KEYS + 500).map(|number| number.to_string()).collect();
+        let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
+        client.receive(&(command(&words) + &command(&["QUIT"])));
+        assert_eq!(client.asked.len(), MAX_OPEN_KEYS);
+        assert!(!client.connection.takes_requests() && client.connection.has_unparsed());
+        for number in 0..MAX_OPEN_KEYS + 500 {
+            let text = client.asked[number].1.clone();
+            assert!(client.complete(number, short(&text)));
+            client.receive("");
+            assert!(client.asked.len() - number <= MAX_OPEN_KEYS + 1);
+        }
+        let values: String = keys.iter().map(|key| format!("${}\r\n{key}\r\n", key.len())).collect();
+        assert_eq!(client.sent(), format!("*{}\r\n{values}+OK\r\n", keys.len()));
+        assert!(client.connection.has_ended() && !client.connection.leaves_unread());
+    }
+
+    #[test]
+    fn what_a_reply_may_hold_is_bounded_but_one_value_always_fits() {
+        let value = Arc::new(Value::new(vec![b'x'; 40 * 1024 * 1024]));
+        let long = || Outcome::Value(Payload::Shared(&value));
+        let mut client = Client::new();
+        client
+            .receive(&(command(&["MGET", "a", "b"]) + &command(&["MGET", "c", "hit"]) + &command(&["MGET", "d", "e"])));
+        assert!(client.complete(0, long()) && client.complete(1, long()));
+        assert_eq!(Arc::strong_count(&value), 1, "a reply that failed holds values");
+        assert!(client.sent().starts_with("-ERR the reply would be longer than 67108864 bytes"));
+        assert!(client.complete(2, long()));
+        assert_eq!(client.sent().len(), "*2\r\n$41943040\r\n\r\n$3\r\nhit\r\n".len() + value.bytes.len());
+        // What one that is not complete holds counts as unsent.
+        assert!(client.complete(3, long()) && !client.connection.takes_requests());
+        client.complete(4, Outcome::Missing);
+        client.sent();
+        assert!(client.connection.takes_requests() && client.connection.is_settled());
+        assert_eq!(Arc::strong_count(&value), 1);
+    }
+}

@@ -1,0 +1,174 @@
+//! The commands that are answered here, and what `COMMAND` tells of them.
+
+use super::write::Writer;
+
+/// A command, by what has to be done for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are Redis' own")]
+pub enum Name {
+    Auth,
+    Client,
+    Command,
+    Config,
+    DbSize,
+    Echo,
+    Exists,
+    Get,
+    GetRange,
+    Hello,
+    Info,
+    MGet,
+    Ping,
+    PTtl,
+    Quit,
+    Reset,
+    Select,
+    StrLen,
+    Ttl,
+}
+
+/// What is known of a command.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Which it is.
+    pub name: Name,
+    /// Its name in lower case, as error texts and `COMMAND` have it.
+    pub text: &'static str,
+    /// How many words it takes, its name included; at least so many where it is negative.
+    pub arity: i64,
+    /// Where its keys stand: first, last (from the end where it is negative), step. Zeros for none.
+    keys: [i64; 3],
+    /// A word on what it does.
+    summary: &'static str,
+    /// Redis' group of commands.
+    group: &'static str,
+    /// The version of Redis that had it first.
+    since: &'static str,
+}
+
+const NO_KEY: [i64; 3] = [0, 0, 0];
+const ONE_KEY: [i64; 3] = [1, 1, 1];
+const ALL_KEYS: [i64; 3] = [1, -1, 1];
+
+#[rustfmt::skip]
+const fn known(
+    name: Name, text: &'static str, arity: i64, keys: [i64; 3], group: &'static str, since: &'static str, summary: &'static str,
+) -> Known {
+    Known { name, text, arity, keys, summary, group, since }
+}
+
+/// All of them; the usual ones first, because they are looked for in this order.
+#[rustfmt::skip]
+static COMMANDS: [Known; 20] = [
+    known(Name::Get, "get", 2, ONE_KEY, "string", "1.0.0", "The value of a key."),
+    known(Name::MGet, "mget", -2, ALL_KEYS, "string", "1.0.0", "The values of several keys; each may be of another moment."),
+    known(Name::Exists, "exists", -2, ALL_KEYS, "generic", "1.0.0", "How many of these keys there are."),
+    known(Name::StrLen, "strlen", 2, ONE_KEY, "string", "2.2.0", "The length of a value."),
+    known(Name::GetRange, "getrange", 4, ONE_KEY, "string", "2.4.0", "A part of a value."),
+    known(Name::GetRange, "substr", 4, ONE_KEY, "string", "1.0.0", "A part of a value."),
+    known(Name::Ttl, "ttl", 2, ONE_KEY, "generic", "1.0.0", "Seconds that this proxy goes on serving its copy of a key; -2 if it has none."),
+    known(Name::PTtl, "pttl", 2, ONE_KEY, "generic", "2.6.0", "Milliseconds that this proxy goes on serving its copy of a key; -2 if it has none."),
+    known(Name::Ping, "ping", -1, NO_KEY, "connection", "1.0.0", "Whether the proxy answers."),
+    known(Name::Echo, "echo", 2, NO_KEY, "connection", "1.0.0", "Its argument."),
+    known(Name::Select, "select", 2, NO_KEY, "connection", "1.0.0", "Chooses the one database that is served."),
+    known(Name::Hello, "hello", -1, NO_KEY, "connection", "6.0.0", "Chooses RESP2 or RESP3, and tells of the proxy."),
+    known(Name::Auth, "auth", -2, NO_KEY, "connection", "1.0.0", "There are no passwords here."),
+    known(Name::Client, "client", -2, NO_KEY, "connection", "2.4.0", "SETINFO, SETNAME, GETNAME, ID, NO-EVICT, NO-TOUCH."),
+    known(Name::Command, "command", -1, NO_KEY, "server", "2.8.13", "This table; COUNT, DOCS, INFO."),
+    known(Name::Info, "info", -1, NO_KEY, "server", "1.0.0", "Figures of the proxy: server, clients, stats, keyspace."),
+    known(Name::Config, "config", -2, NO_KEY, "server", "2.0.0", "GET of save and appendonly: nothing is saved. The proxy has environment variables."),
+    known(Name::DbSize, "dbsize", 1, NO_KEY, "server", "1.0.0", "How many keys are cached."),
+    known(Name::Reset, "reset", 1, NO_KEY, "connection", "6.2.0", "Makes the connection as it was when it was new."),
+    known(Name::Quit, "quit", -1, NO_KEY, "connection", "1.0.0", "Ends the connection."),
+];
+
+/// Longest name of a command.
+pub const MAX_NAME_BYTES: usize = 8;
+
+/// The command of that name, in whatever case.
+pub fn find(name: &[u8]) -> Option<&'static Known> {
+    COMMANDS.iter().find(|known| known.text.as_bytes().eq_ignore_ascii_case(name))
+}
+
+impl Known {
+    /// Whether it may have `count` words, its name included.
+    pub fn takes(&self, count: i64) -> bool {
+        if self.arity < 0 { count >= -self.arity } else { count == self.arity }
+    }
+
+    /// Whether it is about any number of keys, so that its reply is put together.
+    pub fn takes_many_keys(&self) -> bool {
+        self.keys == ALL_KEYS
+    }
+
+    /// One entry of the reply to `COMMAND`: the ten elements of Redis 7.
+    fn write(&self, out: &mut Writer<'_>) {
+        let readonly: &[&str] = if self.keys == NO_KEY { &["loading", "stale", "fast"] } else { &["readonly", "fast"] };
+        out.array(10);
+        out.bulk(self.text.as_bytes());
+        out.integer(self.arity);
+        out.set(readonly.len());
+        readonly.iter().for_each(|flag| out.simple(flag));
+        self.keys.iter().for_each(|&position| out.integer(position));
+        let category = if self.keys == NO_KEY { "@connection" } else { "@read" };
+        out.set(1);
+        out.simple(category);
+        // Tips, key specifications, subcommands.
+        (0..3).for_each(|_| out.array(0));
+    }
+
+    fn write_docs(&self, out: &mut Writer<'_>) {
+        out.bulk(self.text.as_bytes());
+        out.map(3);
+        for (field, text) in [("summary", self.summary), ("since", self.since), ("group", self.group)] {
+            out.bulk(field.as_bytes());
+            out.bulk(text.as_bytes());
+        }
+    }
+}
+
+/// The reply to `COMMAND` and to `COMMAND INFO` without names.
+pub fn write_all(out: &mut Writer<'_>) {
+    out.array(COMMANDS.len());
+    COMMANDS.iter().for_each(|known| known.write(out));
+}
+
+/// The reply to `COMMAND COUNT`.
+pub fn write_count(out: &mut Writer<'_>) {
+    out.integer(COMMANDS.len() as i64);
+}
+
+/// The reply to `COMMAND INFO name...`.
+pub fn write_some(names: &[&[u8]], out: &mut Writer<'_>) {
+    out.array(names.len());
+    for name in names {
+        match find(name) {
+            Some(known) => known.write(out),
+            None => out.no_array(),
+        }
+    }
+}
+
+/// The reply to `COMMAND DOCS`, of these commands; of all, where there are no names.
+pub fn write_docs(names: &[&[u8]], out: &mut Writer<'_>) {
+    let asked: Vec<&Known> = match names {
+        [] => COMMANDS.iter().collect(),
+        names => names.iter().filter_map(|name| find(name)).collect(),
+    };
+    out.map(asked.len());
+    asked.iter().for_each(|known| known.write_docs(out));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_in_any_case_and_none_is_longer_than_it_may_be() {
+        for known in &COMMANDS {
+            assert_eq!(find(known.text.to_uppercase().as_bytes()).map(|found| found.text), Some(known.text));
+            assert!(known.text.len() <= MAX_NAME_BYTES && known.arity != 0, "{}", known.text);
+        }
+        assert!(find(b"set").is_none() && find(b"").is_none() && find(b"getx").is_none());
+    }
+}

@@ -1,0 +1,95 @@
+//! Replies to requests for keys, and for figures.
+
+use super::decode::Refusal;
+use super::frame::Violation;
+use super::write::{Version, Writer};
+use super::{Form, Shape, info};
+use crate::protocol::Outgoing;
+use crate::protocol::http::json::Encoding;
+use crate::request::{Failure, Figures, Millis, Outcome, Payload, Reply};
+use std::ops::Range;
+
+/// What Redis says where it holds another type.
+const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
+
+/// Appends the reply to a command about a key.
+pub fn encode_reply(reply: &Reply<'_>, shape: Shape, out: &mut Outgoing) {
+    match (reply.outcome, shape.form) {
+        (Outcome::Failed(failure), _) => encode_failure(failure, out),
+        (Outcome::Missing, Form::Length) => writer(shape, out).integer(0),
+        (Outcome::Missing, Form::Range(..)) => writer(shape, out).bulk(b""),
+        (Outcome::Missing, _) => writer(shape, out).no_bulk(),
+        (Outcome::Value(payload), Form::Length) => writer(shape, out).integer(payload.bytes().len() as i64),
+        (Outcome::Value(payload), Form::Range(start, end)) => {
+            encode_part(payload, range_of(start, end, payload.bytes().len()), shape.version, out);
+        }
+        (Outcome::Value(payload), _) => encode_part(payload, 0..payload.bytes().len(), shape.version, out),
+    }
+}
+
+/// Appends a part of a value as a bulk string.
+pub fn encode_part(payload: Payload<'_>, part: Range<usize>, version: Version, out: &mut Outgoing) {
+    match payload {
+        Payload::Inline { bytes, .. } => Writer::new(out.tail(), version).bulk(&bytes[part]),
+        Payload::Shared(value) => {
+            Writer::new(out.tail(), version).bulk_head(part.len());
+            out.push_part(value, Encoding::Raw, part);
+            Writer::new(out.tail(), version).bulk_end();
+        }
+    }
+}
+
+/// What `GETRANGE` means by its two positions in a value of `length` bytes: both included, counted from the end where
+/// they are negative, cut to what there is.
+fn range_of(start: i64, end: i64, length: usize) -> Range<usize> {
+    let length = length as i64;
+    let position = |given: i64| if given < 0 { given.saturating_add(length).max(0) } else { given };
+    let (first, past) = (position(start), position(end).saturating_add(1).min(length));
+    // Of two positions before the beginning Redis makes nothing, of one the first byte.
+    let backwards = start < 0 && end < 0 && start > end;
+    if first >= past || backwards { 0..0 } else { first as usize..past as usize }
+}
+
+/// Appends the error that a failure is.
+pub fn encode_failure(failure: &Failure, out: &mut Outgoing) {
+    // An error is the same in both versions.
+    let mut out = Writer::new(out.tail(), Version::Resp2);
+    match failure {
+        Failure::WrongType => out.error(WRONG_TYPE),
+        Failure::Redis(text) | Failure::NotReady(text) => out.error(text),
+        // LOADING is the code that client libraries wait for and try again after: it says "not now".
+        Failure::Unavailable | Failure::Timeout | Failure::QueueFull => out.error(&format!("LOADING {failure}")),
+        Failure::Refused(_) | Failure::TooLong | Failure::Internal => out.error(&format!("ERR {failure}")),
+    }
+}
+
+/// Appends the reply to `TTL` or `PTTL`: the time that is left, rounded to seconds as Redis rounds, or -2 for nothing.
+pub fn encode_remaining(remaining: Option<Millis>, shape: Shape, out: &mut Outgoing) {
+    let time = |remaining: Millis| match shape.form {
+        Form::Seconds => remaining.saturating_add(500) / 1000,
+        _ => remaining,
+    };
+    writer(shape, out).integer(remaining.map_or(-2, |remaining| time(remaining) as i64));
+}
+
+/// Appends the reply to `DBSIZE` or `INFO`.
+pub fn encode_figures(figures: &Figures, shape: Shape, out: &mut Outgoing) {
+    match shape.form {
+        Form::Info(sections) => writer(shape, out).verbatim(&info::text(figures, sections)),
+        _ => writer(shape, out).integer(figures.entries as i64),
+    }
+}
+
+/// Appends the reply to a command that is not carried out.
+pub fn encode_refusal(refusal: &Refusal, out: &mut Outgoing) {
+    Writer::new(out.tail(), Version::Resp2).error(&refusal.to_string());
+}
+
+/// Appends the last reply to a client that does not speak the protocol.
+pub fn encode_violation(violation: Violation, out: &mut Outgoing) {
+    Writer::new(out.tail(), Version::Resp2).error(&format!("ERR Protocol error: {violation}"));
+}
+
+fn writer(shape: Shape, out: &mut Outgoing) -> Writer<'_> {
+    Writer::new(out.tail(), shape.version)
+}

@@ -1,0 +1,185 @@
+//! `MGET` and `EXISTS`: one reply out of many keys, of which some are in memory and others are on their way.
+//!
+//! Parts are kept short: an index into one buffer, or a reference. If one key cannot be read, the whole reply is an error,
+//! as clients know no other kind of it; what came before is dropped, what comes later is of no use.
+
+use super::commands::{Known, Name};
+use super::encode::{encode_failure, encode_part};
+use super::write::{Version, Writer};
+use crate::protocol::Outgoing;
+use crate::request::{Failure, Outcome, Payload, Reply, Value};
+use std::sync::Arc;
+
+/// Most bytes of values that one reply may hold. A first value may be longer.
+pub const MAX_GATHERED_BYTES: usize = 64 * 1024 * 1024;
+
+/// A reply that is put together.
+#[derive(Debug)]
+pub struct Gather {
+    /// Whether only the number of keys is told.
+    counts: bool,
+    version: Version,
+    /// Keys that have not been asked for.
+    to_come: u32,
+    parts: Vec<Part>,
+    /// How many of them are [`Part::Missing`].
+    missing: usize,
+    /// The short values, one after the other.
+    bytes: Vec<u8>,
+    /// Bytes of all values.
+    held: usize,
+    /// What has become of it instead.
+    failed: Option<Outgoing>,
+}
+
+/// What is known of a key.
+#[derive(Debug)]
+enum Part {
+    /// It is being read.
+    Missing,
+    /// There is none, or none of a kind that `MGET` reads.
+    None,
+    /// A short value, in the common buffer from here on.
+    Short {
+        from: u32,
+        length: u32,
+    },
+    Long(Arc<Value>),
+    /// A key that is there and needs only to be counted.
+    Counted,
+}
+
+impl Gather {
+    /// A reply to `known` about so many keys.
+    pub fn new(known: &Known, keys: u32, version: Version) -> Gather {
+        Gather {
+            counts: known.name == Name::Exists,
+            version,
+            to_come: keys,
+            parts: Vec::new(),
+            missing: 0,
+            bytes: Vec::new(),
+            held: 0,
+            failed: None,
+        }
+    }
+
+    /// Whether keys are still to come.
+    pub fn is_open(&self) -> bool {
+        self.to_come > 0
+    }
+
+    /// Whether it is of no use to ask for more keys.
+    pub fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
+    /// Keys that are being read for it.
+    pub fn missing(&self) -> usize {
+        self.missing
+    }
+
+    /// Bytes that it holds.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Whether all of it is there.
+    pub fn is_complete(&self) -> bool {
+        self.to_come == 0 && self.missing == 0
+    }
+
+    /// The number of the key that comes next.
+    pub fn next_part(&self) -> u32 {
+        self.parts.len() as u32
+    }
+
+    /// The next key is not asked for, because the reply has failed.
+    pub fn pass(&mut self) {
+        self.to_come -= 1;
+    }
+
+    /// The next key is being read.
+    pub fn wait(&mut self) {
+        self.to_come -= 1;
+        self.missing += 1;
+        self.parts.push(Part::Missing);
+    }
+
+    /// The next key was in memory.
+    pub fn add(&mut self, reply: &Reply<'_>) {
+        self.wait();
+        self.fill(self.parts.len() as u32 - 1, reply);
+    }
+
+    /// What has become of a key that was being read. Says whether it was.
+    pub fn fill(&mut self, part: u32, reply: &Reply<'_>) -> bool {
+        let Some(Part::Missing) = self.parts.get(part as usize) else { return false };
+        self.missing -= 1;
+        self.parts[part as usize] = match reply.outcome {
+            Outcome::Missing => Part::None,
+            Outcome::Failed(Failure::WrongType) if !self.counts => Part::None,
+            // Too long or of another type: it is there.
+            Outcome::Failed(Failure::WrongType | Failure::TooLong) if self.counts => Part::Counted,
+            Outcome::Failed(failure) => {
+                self.fail(|out| encode_failure(failure, out));
+                return true;
+            }
+            Outcome::Value(_) if self.counts => Part::Counted,
+            Outcome::Value(payload) => {
+                let length = payload.bytes().len();
+                if self.held > 0 && self.held + length > MAX_GATHERED_BYTES {
+                    self.fail(|out| {
+                        Writer::new(out.tail(), Version::Resp2).error(&format!(
+                            "ERR the reply would be longer than {MAX_GATHERED_BYTES} bytes; ask for fewer keys at once"
+                        ));
+                    });
+                    return true;
+                }
+                self.held += length;
+                self.keep(payload)
+            }
+        };
+        true
+    }
+
+    fn keep(&mut self, payload: Payload<'_>) -> Part {
+        match payload {
+            Payload::Inline { bytes, .. } => {
+                let (from, length) = (self.bytes.len() as u32, bytes.len() as u32);
+                self.bytes.extend_from_slice(bytes);
+                Part::Short { from, length }
+            }
+            Payload::Shared(value) => Part::Long(Arc::clone(value)),
+        }
+    }
+
+    fn fail(&mut self, encode: impl FnOnce(&mut Outgoing)) {
+        let mut out = Outgoing::default();
+        encode(&mut out);
+        self.failed = Some(out);
+        (self.parts, self.missing, self.bytes, self.held) = (Vec::new(), 0, Vec::new(), 0);
+    }
+
+    /// Appends the reply. Only when it is complete.
+    pub fn encode(self, out: &mut Outgoing) {
+        if let Some(failed) = self.failed {
+            return out.append(failed);
+        }
+        if self.counts {
+            let count = self.parts.iter().filter(|part| matches!(part, Part::Counted)).count();
+            return Writer::new(out.tail(), self.version).integer(count as i64);
+        }
+        Writer::new(out.tail(), self.version).array(self.parts.len());
+        for part in &self.parts {
+            match part {
+                Part::Short { from, length } => {
+                    let bytes = &self.bytes[*from as usize..][..*length as usize];
+                    Writer::new(out.tail(), self.version).bulk(bytes);
+                }
+                Part::Long(value) => encode_part(Payload::Shared(value), 0..value.bytes.len(), self.version, out),
+                _ => Writer::new(out.tail(), self.version).no_bulk(),
+            }
+        }
+    }
+}

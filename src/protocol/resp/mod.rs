@@ -1,0 +1,58 @@
+//! The Redis serialization protocol, versions 2 and 3 (RESP2, RESP3): commands in, replies out.
+//!
+//! ```text
+//!     frame         lengths and arguments, and why bytes are refused
+//!     commands      what is answered here, and what COMMAND tells of it
+//!     decode        a connection's bytes, cut into commands; of MGET and EXISTS into single keys; what is too long or
+//!                   not known is read over without being kept
+//!     session       what a connection has chosen, the commands about that, and what the others ask for
+//!     gather        MGET and EXISTS: one reply out of many
+//!     encode        replies
+//!     write         the types of both versions
+//!     info          the reply to INFO
+//! ```
+
+mod commands;
+mod decode;
+mod encode;
+mod frame;
+mod gather;
+mod info;
+mod session;
+mod write;
+
+pub use decode::{Event, MAX_KEYS, Refusal};
+pub use encode::{encode_figures, encode_refusal, encode_remaining, encode_reply, encode_violation};
+pub use frame::Violation;
+pub use gather::Gather;
+pub use info::Sections;
+pub use session::{After, Meaning, Session};
+pub use write::Version;
+
+/// What of a command its reply depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// The version of the protocol when it was asked.
+    pub version: Version,
+    /// What is told of the key, or of the proxy.
+    pub form: Form,
+}
+
+/// What a command is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `GET`: the value.
+    Value,
+    /// `STRLEN`: its length.
+    Length,
+    /// `GETRANGE`: what of it lies between these positions, both included; from the end where they are negative.
+    Range(i64, i64),
+    /// `TTL`.
+    Seconds,
+    /// `PTTL`.
+    Milliseconds,
+    /// `DBSIZE`.
+    Entries,
+    /// `INFO`.
+    Info(Sections),
+}

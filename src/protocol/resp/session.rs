@@ -1,0 +1,312 @@
+//! What a connection has chosen, the commands that are about the connection alone, and what all others ask for.
+
+use super::commands::{self, Known, Name};
+use super::decode::{Decoder, Event, Refusal, SHOWN_BYTES};
+use super::frame::{Arguments, Violation};
+use super::write::{Version, Writer};
+use super::{Form, Sections, Shape};
+use crate::protocol::Decoded;
+
+/// Longest name that a client may give its connection, in bytes. Redis has no limit; an idle connection shall be small.
+const MAX_CLIENT_NAME_BYTES: usize = 64;
+
+/// The one user there is. Like Redis' own without a password, it takes any.
+const USER: &[u8] = b"default";
+
+/// One connection's side of the protocol.
+#[derive(Debug)]
+pub struct Session {
+    decoder: Decoder,
+    /// The number that `CLIENT ID` tells.
+    id: u64,
+    /// The one that `SELECT` may choose.
+    database: u32,
+    version: Version,
+    /// What it looks up does not become recently used (`CLIENT NO-TOUCH`).
+    no_touch: bool,
+    name: Option<Box<[u8]>>,
+}
+
+/// What a command comes to.
+#[derive(Debug)]
+pub enum Meaning<'a> {
+    /// What Redis holds at a key, in this shape.
+    Get(&'a [u8], Shape),
+    /// How long a key will be served from memory.
+    Remaining(&'a [u8], Shape),
+    /// The proxy's figures.
+    Figures(Shape),
+    /// [`Session::answer`] answers it.
+    Own,
+    /// It cannot be carried out.
+    Refuse(Refusal),
+}
+
+/// What is to happen after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// The next command.
+    Next,
+    /// The end of the connection.
+    Close,
+}
+
+impl Session {
+    /// A new connection's. `id` is unique, `database` the one that is served.
+    pub fn new(id: u64, database: u32) -> Session {
+        Session { decoder: Decoder::default(), id, database, version: Version::Resp2, no_touch: false, name: None }
+    }
+
+    /// The version of the protocol that replies are written in.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The next event. See [`Decoder::decode`].
+    pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
+        self.decoder.decode(input)
+    }
+
+    /// Whether keys become recently used by being asked for.
+    pub fn touches(&self) -> bool {
+        !self.no_touch
+    }
+
+    /// What a command comes to.
+    pub fn interpret<'a>(&self, known: &Known, mut arguments: Arguments<'a>) -> Meaning<'a> {
+        let shape = |form| Shape { version: self.version, form };
+        // The number of arguments has been looked at.
+        let mut key = || arguments.next().unwrap_or_default();
+        match known.name {
+            Name::Get => Meaning::Get(key(), shape(Form::Value)),
+            Name::StrLen => Meaning::Get(key(), shape(Form::Length)),
+            Name::GetRange => {
+                let key = key();
+                match (arguments.next().and_then(number), arguments.next().and_then(number)) {
+                    (Some(start), Some(end)) => Meaning::Get(key, shape(Form::Range(start, end))),
+                    _ => Meaning::Refuse(Refusal::NotANumber),
+                }
+            }
+            Name::Ttl => Meaning::Remaining(key(), shape(Form::Seconds)),
+            Name::PTtl => Meaning::Remaining(key(), shape(Form::Milliseconds)),
+            Name::DbSize => Meaning::Figures(shape(Form::Entries)),
+            Name::Info => Meaning::Figures(shape(Form::Info(Sections::named(arguments)))),
+            _ => Meaning::Own,
+        }
+    }
+
+    /// Carries out a command that is about the connection, or about nothing, and answers it.
+    pub fn answer(&mut self, known: &Known, arguments: Arguments<'_>, out: &mut Vec<u8>) -> After {
+        let words: Vec<&[u8]> = arguments.collect();
+        match known.name {
+            Name::Hello => self.hello(&words, out),
+            Name::Client => self.client(&words, &mut self.writer(out)),
+            Name::Reset => {
+                *self = Session::new(self.id, self.database);
+                self.writer(out).simple("RESET");
+            }
+            Name::Quit => {
+                self.writer(out).simple("OK");
+                return After::Close;
+            }
+            _ => answer_alike(known, &words, self.database, &mut self.writer(out)),
+        }
+        After::Next
+    }
+
+    fn writer<'a>(&self, out: &'a mut Vec<u8>) -> Writer<'a> {
+        Writer::new(out, self.version)
+    }
+
+    /// `HELLO [version [AUTH user password] [SETNAME name]]`. Nothing is changed unless all of it can be.
+    fn hello(&mut self, words: &[&[u8]], out: &mut Vec<u8>) {
+        let (mut version, mut name) = (self.version, None);
+        if let Some((wanted, mut options)) = words.split_first() {
+            version = match number(wanted) {
+                Some(2) => Version::Resp2,
+                Some(3) => Version::Resp3,
+                Some(_) => return self.writer(out).error("NOPROTO unsupported protocol version"),
+                None => {
+                    let text = "ERR Protocol version is not an integer or out of range";
+                    return self.writer(out).error(text);
+                }
+            };
+            let mut user = USER;
+            while !options.is_empty() {
+                match options {
+                    [word, given, _, rest @ ..] if word.eq_ignore_ascii_case(b"auth") => {
+                        (user, options) = (given, rest)
+                    }
+                    [word, given, rest @ ..] if word.eq_ignore_ascii_case(b"setname") => {
+                        (name, options) = (Some(*given), rest);
+                    }
+                    [word, ..] => {
+                        let text = format!("ERR Syntax error in HELLO option '{}'", shown(word));
+                        return self.writer(out).error(&text);
+                    }
+                    [] => {}
+                }
+            }
+            if user != USER {
+                return self.writer(out).error(WRONG_USER);
+            }
+        }
+        if let Some(name) = name
+            && let Err(text) = self.set_name(name)
+        {
+            return self.writer(out).error(&text);
+        }
+        self.version = version;
+        let mut out = self.writer(out);
+        out.map(7);
+        for (field, text) in [("server", env!("CARGO_PKG_NAME")), ("version", env!("CARGO_PKG_VERSION"))] {
+            out.bulk(field.as_bytes());
+            out.bulk(text.as_bytes());
+        }
+        for (field, number) in [("proto", if version == Version::Resp3 { 3 } else { 2 }), ("id", self.id as i64)] {
+            out.bulk(field.as_bytes());
+            out.integer(number);
+        }
+        for (field, text) in [("mode", "standalone"), ("role", "replica")] {
+            out.bulk(field.as_bytes());
+            out.bulk(text.as_bytes());
+        }
+        out.bulk(b"modules");
+        out.array(0);
+    }
+
+    /// `CLIENT`, and a word that says what.
+    fn client(&mut self, words: &[&[u8]], out: &mut Writer<'_>) {
+        let Some((word, rest)) = words.split_first() else { return wrong_number("client", out) };
+        match (word.to_ascii_lowercase().as_slice(), rest) {
+            (b"id", []) => out.integer(self.id as i64),
+            (b"getname", []) => match &self.name {
+                Some(name) => out.bulk(name),
+                None => out.no_bulk(),
+            },
+            (b"setname", [name]) => match self.set_name(name) {
+                Ok(()) => out.simple("OK"),
+                Err(text) => out.error(&text),
+            },
+            // Nobody can ask for the library, so that it is not kept.
+            (b"setinfo", [option, value]) => match option.to_ascii_lowercase().as_slice() {
+                b"lib-name" | b"lib-ver" if is_name(value) => out.simple("OK"),
+                b"lib-name" | b"lib-ver" => out.error(&format!("ERR {} {BAD_NAME}", shown(option))),
+                _ => out.error(&format!("ERR Unrecognized option '{}'", shown(option))),
+            },
+            // No client is ever evicted here.
+            (b"no-evict", [switch]) => _ = answer_switch(switch, out),
+            (b"no-touch", [switch]) => {
+                if let Some(on) = answer_switch(switch, out) {
+                    self.no_touch = on;
+                }
+            }
+            (b"id" | b"getname" | b"setname" | b"setinfo" | b"no-evict" | b"no-touch", _) => {
+                wrong_number(&format!("client|{}", shown(&word.to_ascii_lowercase())), out);
+            }
+            _ => unknown_word("client", word, out),
+        }
+    }
+
+    /// Keeps a name, or none, if it may be one.
+    fn set_name(&mut self, name: &[u8]) -> Result<(), String> {
+        if !is_name(name) {
+            return Err(format!("ERR Client names {BAD_NAME}"));
+        }
+        if name.len() > MAX_CLIENT_NAME_BYTES {
+            return Err(format!("ERR Client names are at most {MAX_CLIENT_NAME_BYTES} bytes long here"));
+        }
+        self.name = Some(name).filter(|name| !name.is_empty()).map(Box::from);
+        Ok(())
+    }
+}
+
+/// Answers a command whose answer is the same for every connection.
+fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<'_>) {
+    let first = words.first().map(|word| word.to_ascii_lowercase()).unwrap_or_default();
+    match (known.name, words) {
+        (Name::Ping, []) => out.simple("PONG"),
+        (Name::Ping | Name::Echo, [text]) => out.bulk(text),
+        (Name::Auth, [_]) => out.error(
+            "ERR AUTH <password> called without any password configured for the default user. \
+             Are you sure your configuration is correct?",
+        ),
+        (Name::Auth, [user, _]) if *user == USER => out.simple("OK"),
+        (Name::Auth, [_, _]) => out.error(WRONG_USER),
+        (Name::Auth, _) => out.error("ERR syntax error"),
+        (Name::Select, [index]) => match number(index) {
+            Some(index) if index == i64::from(database) => out.simple("OK"),
+            Some(_) => out.error(&format!(
+                "ERR only database {database} is served here; set REDIS_DB of the proxy, or run another one"
+            )),
+            None => out.error("ERR invalid DB index"),
+        },
+        (Name::Config, [_, names @ ..]) if first == b"get" && !names.is_empty() => {
+            let asked: Vec<_> = SETTINGS
+                .iter()
+                .filter(|(setting, _)| names.iter().any(|name| name.eq_ignore_ascii_case(setting.as_bytes())))
+                .collect();
+            out.map(asked.len());
+            asked.iter().for_each(|(setting, value)| {
+                out.bulk(setting.as_bytes());
+                out.bulk(value.as_bytes());
+            });
+        }
+        (Name::Config, [_]) if first == b"get" => wrong_number("config|get", out),
+        (Name::Command, []) => commands::write_all(out),
+        (Name::Command, [_]) if first == b"count" => commands::write_count(out),
+        (Name::Command, [_]) if first == b"info" => commands::write_all(out),
+        (Name::Command, [_, names @ ..]) if first == b"info" => commands::write_some(names, out),
+        (Name::Command, [_, names @ ..]) if first == b"docs" => commands::write_docs(names, out),
+        (Name::Command, [_, ..]) if first == b"count" => wrong_number("command|count", out),
+        (Name::Command | Name::Config, [word, ..]) => unknown_word(known.text, word, out),
+        _ => wrong_number(known.text, out),
+    }
+}
+
+/// Settings of Redis that hold here too: nothing is saved. `redis-benchmark` asks for them, and warns where it gets none.
+/// The proxy's own are environment variables.
+const SETTINGS: [(&str, &str); 2] = [("save", ""), ("appendonly", "no")];
+
+const WRONG_USER: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+
+const BAD_NAME: &str = "cannot contain spaces, newlines or special characters.";
+
+/// What Redis takes for the name of a connection or a library.
+fn is_name(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
+/// A whole number, as Redis reads it: no plus, no leading zeros.
+fn number(word: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(word).ok()?;
+    let number: i64 = text.parse().ok()?;
+    (itoa::Buffer::new().format(number) == text).then_some(number)
+}
+
+/// `ON` or `OFF`: says so, and which it was.
+fn answer_switch(word: &[u8], out: &mut Writer<'_>) -> Option<bool> {
+    let on = word.eq_ignore_ascii_case(b"on");
+    if !on && !word.eq_ignore_ascii_case(b"off") {
+        out.error("ERR syntax error");
+        return None;
+    }
+    out.simple("OK");
+    Some(on)
+}
+
+fn wrong_number(command: &str, out: &mut Writer<'_>) {
+    out.error(&format!("ERR wrong number of arguments for '{command}' command"));
+}
+
+fn unknown_word(command: &str, word: &[u8], out: &mut Writer<'_>) {
+    out.error(&format!(
+        "ERR unknown subcommand '{}' of '{command}': this proxy is read-only; COMMAND DOCS tells what it answers",
+        shown(word)
+    ));
+}
+
+/// A client's word, for an error text: as much of it as fits, and nothing that would break the line.
+fn shown(word: &[u8]) -> impl std::fmt::Display {
+    word[..word.len().min(SHOWN_BYTES)].escape_ascii()
+}
