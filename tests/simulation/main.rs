@@ -5,7 +5,10 @@
 //!     random.rs     the seed's numbers
 //!     redis.rs      a model Redis that remembers everything it ever held
 //!     link.rs       what is on its way between Redis and the proxy: reads, replies, changes, cuts
-//!     client.rs     clients: requests in pieces, pipelines, resets; and whether each reply is one that may be
+//!     client.rs     clients: requests in pieces, pipelines, resets
+//!     http.rs       what they say in the one protocol, and what replies in it tell
+//!     resp.rs       and in the other
+//!     check.rs      whether each reply is one that may be
 //!     world.rs      puts them around the real proxy and connections, and lets things happen
 //! ```
 //!
@@ -15,10 +18,13 @@
 //! `SIM_SEEDS=100000 cargo test --test simulation` runs more of them, from `SIM_FIRST` on; `SIM_SEED=123 cargo test --test
 //! simulation -- --nocapture` runs one and tells what happens.
 
+mod check;
 mod client;
+mod http;
 mod link;
 mod random;
 mod redis;
+mod resp;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

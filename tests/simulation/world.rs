@@ -1,6 +1,7 @@
 //! The proxy and its clients' connections, the model Redis and what lies between, and what happens to them.
 
-use crate::client::{Cause, Client, History, Rules, check};
+use crate::check::{History, Rules, check};
+use crate::client::{Cause, Client, Content, Kind, Request};
 use crate::link::{Answer, Link, Tracking};
 use crate::random::Random;
 use crate::redis::{KEYS, Redis};
@@ -8,7 +9,7 @@ use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::connection::{MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
 use segment_redis_proxy::protocol::http::Date;
 use segment_redis_proxy::proxy::Proxy;
-use segment_redis_proxy::request::{Change, Completion, Failure, Figures, Job, Millis, Reply, Source, Waiter};
+use segment_redis_proxy::request::{Change, Completion, Failure, Figures, Job, Millis, Outcome, Reply, Source, Waiter};
 use segment_redis_proxy::serve::Service;
 use std::time::SystemTime;
 
@@ -36,19 +37,61 @@ pub struct Seen {
     pub resets: u64,
     pub changes: u64,
     pub cuts: u64,
+    /// Replies about several keys, not all of which were there at once.
+    pub gathered: u64,
 }
 
 impl Seen {
-    fn all(&self) -> [u64; 11] {
-        let Seen { replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts } =
-            *self;
-        [replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts]
+    fn all(&self) -> [u64; 12] {
+        let Seen {
+            replies,
+            hits,
+            stale,
+            collapsed,
+            errors,
+            overdue,
+            orphans,
+            overtaken,
+            resets,
+            changes,
+            cuts,
+            gathered,
+        } = *self;
+        [replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts, gathered]
     }
 
     pub fn add(&mut self, other: &Seen) {
-        let [replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts] =
+        let [replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts, gathered] =
             std::array::from_fn(|at| self.all()[at] + other.all()[at]);
-        *self = Seen { replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts };
+        *self = Seen {
+            replies,
+            hits,
+            stale,
+            collapsed,
+            errors,
+            overdue,
+            orphans,
+            overtaken,
+            resets,
+            changes,
+            cuts,
+            gathered,
+        };
+    }
+
+    fn count(&mut self, request: &Request, content: &Content) {
+        let some = |part: bool| u64::from(part);
+        self.replies += 1;
+        self.errors += some(matches!(content, Content::Error { .. }));
+        for part in &request.parts {
+            let status = part.status();
+            self.hits += some(status.starts_with("hit"));
+            self.stale += some(status.starts_with("fwd=stale"));
+            self.collapsed += some(status.contains("collapsed"));
+            self.overdue += some(part.cause == Some(Cause::Overdue));
+        }
+        let waited = request.parts.iter().filter(|part| part.cause.is_some()).count();
+        self.gathered += some(waited > 0 && waited < request.parts.len() && !matches!(content, Content::Error { .. }));
     }
 
     pub fn assert_everything_was_seen(&self) {
@@ -94,7 +137,7 @@ impl World {
         let mut generation = 0;
         let clients = std::array::from_fn::<_, CLIENTS, _>(|_| {
             generation += 1;
-            Client::new(generation)
+            Client::new(generation, &mut random)
         });
         World {
             now: random.below(1000),
@@ -247,7 +290,7 @@ impl World {
             }
             Answer::Unavailable => (Err(Failure::Unavailable), Cause::Outage),
             Answer::TimedOut => (Err(Failure::Timeout), Cause::Outage),
-            Answer::Error => (Err(Failure::Redis("ERR".into())), Cause::Failed),
+            Answer::Error => (Err(Failure::Redis("ERR of some kind".into())), Cause::Failed),
         };
         self.note(format_args!("flight {} for k{key} comes back: {cause:?}", job.flight));
         self.finish(Completion { flight: job.flight, result }, cause);
@@ -306,7 +349,7 @@ impl World {
         self.note(format_args!("client {client} is reset"));
         self.seen.resets += 1;
         self.generation += 1;
-        self.clients[client] = Client::new(self.generation);
+        self.clients[client] = Client::new(self.generation, &mut self.random);
     }
 
     fn let_clients_send(&mut self, most: Option<usize>) -> Result<(), String> {
@@ -329,7 +372,7 @@ impl World {
     fn serve(&mut self, slot: usize, piece: Option<&[u8]>) -> Result<(), String> {
         let mut jobs = Vec::new();
         let client = &mut self.clients[slot];
-        let first = client.connection.requests() as usize;
+        let first = client.connection.waiter(slot).sequence as usize;
         let mut service = Service {
             proxy: &mut self.proxy,
             jobs: &mut jobs,
@@ -342,17 +385,7 @@ impl World {
             Some(piece) => service.take_in(&mut client.connection, slot, piece),
             None => service.resume(&mut client.connection, slot),
         };
-        let taken = client.connection.requests() as usize;
-        for request in &mut client.requests[first..taken] {
-            (request.asked, request.answered) = (Some((self.now, self.moment)), (self.now, self.moment));
-            if let Some(key) = request.kind.key() {
-                (request.floor, request.hard_floor) = (self.floors[key], self.hard_floors[key]);
-            }
-        }
-        let kinds: Vec<_> = self.clients[slot].requests[first..taken].iter().map(|request| request.kind).collect();
-        if !kinds.is_empty() {
-            self.note(format_args!("client {slot} asks {kinds:?}"));
-        }
+        self.note_what_was_asked(slot, first);
         for job in jobs {
             let text = String::from_utf8_lossy(&job.key).into_owned();
             let Some(key) = text.strip_prefix('k').and_then(|key| key.parse().ok()) else {
@@ -369,6 +402,35 @@ impl World {
         Ok(())
     }
 
+    /// Notes which requests, from `first` on, the proxy has taken up, and which of their keys.
+    fn note_what_was_asked(&mut self, slot: usize, first: usize) {
+        let time = (self.now, self.moment);
+        let client = &mut self.clients[slot];
+        let next = client.connection.waiter(slot);
+        let (floors, hard_floors) = (&self.floors, &self.hard_floors);
+        let mut kinds = Vec::new();
+        for (number, request) in client.requests.iter_mut().enumerate().skip(first) {
+            // The one after those that are whole may have some keys of its own already.
+            let whole = number < next.sequence as usize;
+            let keys = match next.part {
+                _ if whole => request.parts.len(),
+                part if number == next.sequence as usize => part as usize,
+                _ => break,
+            };
+            for part in request.parts[..keys].iter_mut().filter(|part| part.asked.is_none()) {
+                (part.asked, part.answered) = (Some(time), time);
+                (part.floor, part.hard_floor) = (floors[part.key], hard_floors[part.key]);
+            }
+            if whole {
+                request.asked = request.asked.or(Some(self.now));
+                kinds.push(request.kind.clone());
+            }
+        }
+        if !kinds.is_empty() {
+            self.note(format_args!("client {slot} asks {kinds:?}"));
+        }
+    }
+
     fn do_what_is_due(&mut self) {
         self.let_things_arrive();
         let World { proxy, clients, date, seen, random, .. } = self;
@@ -383,7 +445,7 @@ impl World {
             let most = most.unwrap_or_else(|| self.random.one_of(&[0, 10, 500, 1 << 20]));
             let replies = self.clients[slot].receive(most).map_err(|what| format!("client {slot}: {what}"))?;
             for (request, response) in replies {
-                self.note(format_args!("client {slot} gets {} {}", response.status, response.cache_status));
+                self.note(format_args!("client {slot} gets {:?} {:?}", response.content, response.status));
                 let history = History { redis: &self.redis, brought: &self.brought, unwatched: self.unwatched };
                 check(&request, &response, &history, &self.rules).map_err(|what| {
                     format!(
@@ -391,13 +453,7 @@ impl World {
                         self.now, self.floors
                     )
                 })?;
-                let has = |word: &str| u64::from(response.cache_status.contains(word));
-                self.seen.replies += 1;
-                self.seen.hits += has("hit");
-                self.seen.stale += has("fwd=stale");
-                self.seen.collapsed += has("collapsed");
-                self.seen.errors += u64::from(response.status > 500);
-                self.seen.overdue += u64::from(request.cause == Some(Cause::Overdue));
+                self.seen.count(&request, &response.content);
             }
             while self.clients[slot].held_up && self.clients[slot].connection.takes_requests() {
                 self.serve(slot, None)?;
@@ -408,7 +464,7 @@ impl World {
                     return Err(format!("client {slot} was cut off before its last request"));
                 }
                 self.generation += 1;
-                self.clients[slot] = Client::new(self.generation);
+                self.clients[slot] = Client::new(self.generation, &mut self.random);
             }
         }
         Ok(())
@@ -427,7 +483,7 @@ impl World {
             }
             // Of who has read all there is, what is missing is waited for.
             let waits_since = client.open().filter_map(|request| request.asked).min().filter(|_| unsent == 0);
-            if waits_since.is_some_and(|(asked, _)| asked + self.rules.patience <= self.now) {
+            if waits_since.is_some_and(|asked| asked + self.rules.patience <= self.now) {
                 return Err(format!("client {slot} still waits at {} for what it asked at {waits_since:?}", self.now));
             }
             let open = client.open().count();
@@ -461,14 +517,19 @@ fn answer(
     let client = &mut clients[waiter.slot];
     let is_its_own = client.connection.generation == waiter.generation;
     let taken = client.connection.reply_later(waiter, reply, date);
-    assert_eq!(taken, is_its_own, "a reply for one client was given to another, or twice");
-    if taken {
-        let request = &mut client.requests[waiter.sequence as usize];
-        assert_eq!(request.cause, None, "answered twice");
-        let was_cached = matches!(reply.source, Source::Cache { .. });
-        assert!(!was_cached || [Cause::Outage, Cause::Overdue].contains(&cause), "a hit for somebody who waits");
-        (request.answered, request.cause) = (time, Some(cause));
-    } else {
+    if !is_its_own {
+        assert!(!taken, "a reply for one client was given to another");
         seen.orphans += 1;
+        return;
     }
+    let request = &mut client.requests[waiter.sequence as usize];
+    // A reply that has failed, or a command that broke off, has no use for the rest of its keys.
+    let is_over = request.parts.iter().any(|part| part.failed) || matches!(request.kind, Kind::Broken(_));
+    let part = &mut request.parts[waiter.part as usize];
+    assert_eq!(part.cause, None, "answered twice");
+    assert!(taken || is_over, "a reply was not taken");
+    let was_cached = matches!(reply.source, Source::Cache { .. });
+    assert!(!was_cached || [Cause::Outage, Cause::Overdue].contains(&cause), "a hit for somebody who waits");
+    (part.answered, part.cause, part.source) = (time, Some(cause), Some(reply.source));
+    part.failed = taken && matches!(reply.outcome, Outcome::Failed(_));
 }
