@@ -10,6 +10,7 @@
 
 pub mod fresh;
 pub mod relay;
+pub mod resp;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};

@@ -144,7 +144,7 @@ pub fn write_some(names: &[&[u8]], out: &mut Writer<'_>) {
     for name in names {
         match find(name) {
             Some(known) => known.write(out),
-            None => out.no_array(),
+            None => out.nothing(),
         }
     }
 }

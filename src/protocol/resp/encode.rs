@@ -18,7 +18,7 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, out: &mut Outgoing) {
         (Outcome::Failed(failure), _) => encode_failure(failure, out),
         (Outcome::Missing, Form::Length) => writer(shape, out).integer(0),
         (Outcome::Missing, Form::Range(..)) => writer(shape, out).bulk(b""),
-        (Outcome::Missing, _) => writer(shape, out).no_bulk(),
+        (Outcome::Missing, _) => writer(shape, out).nothing(),
         (Outcome::Value(payload), Form::Length) => writer(shape, out).integer(payload.bytes().len() as i64),
         (Outcome::Value(payload), Form::Range(start, end)) => {
             encode_part(payload, range_of(start, end, payload.bytes().len()), shape.version, out);
@@ -56,6 +56,8 @@ pub fn encode_failure(failure: &Failure, out: &mut Outgoing) {
     let mut out = Writer::new(out.tail(), Version::Resp2);
     match failure {
         Failure::WrongType => out.error(WRONG_TYPE),
+        // It is the proxy that has to authenticate, not its client.
+        Failure::Redis(text) if text.starts_with("NOAUTH") => out.error(&format!("ERR {failure}")),
         Failure::Redis(text) | Failure::NotReady(text) => out.error(text),
         // LOADING is the code that client libraries wait for and try again after: it says "not now".
         Failure::Unavailable | Failure::Timeout | Failure::QueueFull => out.error(&format!("LOADING {failure}")),

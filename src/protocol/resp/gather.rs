@@ -178,7 +178,7 @@ impl Gather {
                     Writer::new(out.tail(), self.version).bulk(bytes);
                 }
                 Part::Long(value) => encode_part(Payload::Shared(value), 0..value.bytes.len(), self.version, out),
-                _ => Writer::new(out.tail(), self.version).no_bulk(),
+                _ => Writer::new(out.tail(), self.version).nothing(),
             }
         }
     }

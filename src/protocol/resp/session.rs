@@ -182,7 +182,7 @@ impl Session {
             (b"id", []) => out.integer(self.id as i64),
             (b"getname", []) => match &self.name {
                 Some(name) => out.bulk(name),
-                None => out.no_bulk(),
+                None => out.nothing(),
             },
             (b"setname", [name]) => match self.set_name(name) {
                 Ok(()) => out.simple("OK"),
@@ -239,7 +239,7 @@ fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<
             Some(_) => out.error(&format!(
                 "ERR only database {database} is served here; set REDIS_DB of the proxy, or run another one"
             )),
-            None => out.error("ERR invalid DB index"),
+            None => out.error(&Refusal::NotANumber.to_string()),
         },
         (Name::Config, [_, names @ ..]) if first == b"get" && !names.is_empty() => {
             let asked: Vec<_> = SETTINGS

@@ -102,13 +102,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Nothing, where a bulk string was asked for.
-    pub fn no_bulk(&mut self) {
+    /// Nothing.
+    pub fn nothing(&mut self) {
         self.out.extend_from_slice(if self.version == Version::Resp3 { b"_\r\n" } else { b"$-1\r\n" });
-    }
-
-    /// Nothing, where an array was asked for.
-    pub fn no_array(&mut self) {
-        self.out.extend_from_slice(if self.version == Version::Resp3 { b"_\r\n" } else { b"*-1\r\n" });
     }
 }
