@@ -163,7 +163,7 @@ fn what_redis_answers_is_answered_to_the_byte() {
         }
         for client in [&mut there, &mut here] {
             client.send(words("QUIT"));
-            assert_eq!(client.to_the_end(), "+OK\r\n");
+            assert_eq!(client.until_closed(), "+OK\r\n");
         }
     }
 }
@@ -270,25 +270,25 @@ fn who_does_not_speak_the_protocol_is_told_so_and_sent_away() {
         let sent = [&ping, bytes].concat();
         let mut client = Resp::connect(proxy.address);
         client.send(&sent);
-        assert_eq!(client.to_the_end(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"));
+        assert_eq!(client.until_closed(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"));
         if as_redis {
             let mut client = Resp::connect(address_of(&redis));
             client.send(&sent);
-            assert_eq!(client.to_the_end(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"), "of Redis");
+            assert_eq!(client.until_closed(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"), "of Redis");
         }
     }
     // Floods without an end of line, as Redis' own tests send them.
     for begin in [&b"*"[..], b"*1\r\n$", b"*\0", b"*1\r\n$4\r\nPING"] {
         let mut client = Resp::connect(proxy.address);
         client.send([begin, &[b'0'; 70_000]].concat());
-        let text = client.to_the_end();
+        let text = client.until_closed();
         assert!(text.starts_with("-ERR Protocol error: ") && text.ends_with("\r\n"), "{text:?}");
     }
     // Not RESP from the first byte on: HTTP, which is told in its own words.
     for bytes in [&b"PING\r\n\r\n"[..], b"$4\r\nPING\r\n\r\n", b"\0*1\r\n"] {
         let mut client = Resp::connect(proxy.address);
         client.send(bytes);
-        assert!(client.to_the_end().starts_with("HTTP/1.1 400 "));
+        assert!(client.until_closed().starts_with("HTTP/1.1 400 "));
     }
     assert_eq!(proxy.get("/key/a").status, 200);
 }

@@ -6,9 +6,11 @@
 //!
 //! A long value is queued as a reference. It goes to the socket straight from the cache's memory, or, where JSON needs
 //! it escaped or in base64, through a window of [`WINDOW_BYTES`] that is rendered when the socket has room for it. So
-//! however many clients read 64 MiB at whatever pace, the proxy holds the value once and a window for each.
+//! however many clients read 64 MiB at whatever pace, the proxy holds the value once and a window for each. A long reply
+//! about several keys is rendered through such a window too.
 
 use super::http::json::{self, Encoding};
+use super::resp::Gather;
 use crate::request::Value;
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -46,6 +48,8 @@ enum Chunk {
         sent: usize,
         end: usize,
     },
+    /// What is not rendered of a reply about several keys.
+    Gathered(Box<Gather>),
 }
 
 impl Outgoing {
@@ -66,6 +70,19 @@ impl Outgoing {
             let (value, sent, end) = (Arc::clone(value), part.start, part.end);
             self.queue.push_back(Chunk::Value { value, encoding, sent, end });
         }
+    }
+
+    /// Queues the parts of a complete reply, to be rendered when it is their turn.
+    pub fn push_gathered(&mut self, mut gather: Box<Gather>) {
+        if gather.held() <= WINDOW_BYTES {
+            // Short: at once, without a turn of its own.
+            while !gather.is_rendered() {
+                gather.render(usize::MAX, self);
+            }
+            return;
+        }
+        self.seal_tail();
+        self.queue.push_back(Chunk::Gathered(gather));
     }
 
     /// Puts all of `later` behind what is here.
@@ -99,6 +116,7 @@ impl Outgoing {
             .map(|chunk| match chunk {
                 Chunk::Bytes { bytes, sent } => bytes.len() - sent,
                 Chunk::Value { sent, end, .. } => end - sent,
+                Chunk::Gathered(gather) => gather.held(),
             })
             .sum();
         queued + self.tail.len() - self.tail_sent
@@ -137,7 +155,7 @@ impl Outgoing {
                 Chunk::Bytes { bytes, sent } => &bytes[*sent..],
                 Chunk::Value { value, encoding: Encoding::Raw, sent, end } => &value.bytes[*sent..*end],
                 // Its turn to be rendered has not come; nothing behind it may go before it.
-                Chunk::Value { .. } => return count,
+                Chunk::Value { .. } | Chunk::Gathered(_) => return count,
             };
             slices[count] = IoSlice::new(bytes);
             count += 1;
@@ -149,12 +167,26 @@ impl Outgoing {
         count
     }
 
-    /// Where the next thing to send is a value that needs rendering, puts its next window in front of it.
+    /// Where the next thing to send needs rendering, puts its next window in front of it.
     fn render_front(&mut self) {
-        let Some(Chunk::Value { value, encoding, sent, end }) = self.queue.front_mut() else { return };
-        if *encoding == Encoding::Raw {
-            return;
-        }
+        let (value, encoding, sent, end) = match self.queue.front_mut() {
+            Some(Chunk::Value { value, encoding, sent, end }) if *encoding != Encoding::Raw => {
+                (value, encoding, sent, end)
+            }
+            Some(Chunk::Gathered(gather)) => {
+                let mut window = Outgoing::default();
+                gather.render(WINDOW_BYTES, &mut window);
+                if gather.is_rendered() {
+                    self.queue.pop_front();
+                }
+                window.seal_tail();
+                for chunk in window.queue.into_iter().rev() {
+                    self.queue.push_front(chunk);
+                }
+                return;
+            }
+            _ => return,
+        };
         let window_end = (*sent + WINDOW_BYTES).min(*end);
         let mut window = Vec::new();
         json::render(&value.bytes[*sent..window_end], *encoding, &mut window);
@@ -175,6 +207,8 @@ impl Outgoing {
             let (end, sent) = match front {
                 Chunk::Bytes { bytes, sent } => (bytes.len(), sent),
                 Chunk::Value { sent, end, .. } => (*end, sent),
+                // It is not sent as it is.
+                Chunk::Gathered(_) => return,
             };
             let step = count.min(end - *sent);
             *sent += step;

@@ -12,7 +12,8 @@ use mio::net::TcpStream;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 
-/// Reads of one turn. Each takes up to the loop's buffer of 64 KiB, some thousand pipelined requests.
+/// Reads of one turn, or goings on with what was read. Each takes up to the loop's buffer of 64 KiB, and about a thousand
+/// requests of it.
 const READS_PER_TURN: usize = 2;
 
 /// Bytes sent in one turn, after which others go first: what a fast reader of a long value takes in a millisecond.
@@ -50,7 +51,7 @@ pub(super) struct Client {
     end_in_sight: bool,
     /// The client sends no more. It may still be reading.
     end_read: bool,
-    /// Decoding stopped because too much was open, not because bytes were missing.
+    /// Decoding stopped because too much was open, or enough was done, not because bytes were missing.
     held_up: bool,
     /// Bytes that may still be thrown away.
     lingering: Option<usize>,
@@ -118,10 +119,10 @@ impl Client {
                 self.held_up = turn.service.resume(&mut self.connection, slot);
             } else if self.readable {
                 self.read(slot, turn)?;
-                reads += 1;
             } else {
                 return Ok(Next::Wait);
             }
+            reads += 1;
         }
     }
 

@@ -67,7 +67,7 @@ impl Resp {
     }
 
     /// All that comes until the connection is closed from the other side.
-    pub fn to_the_end(&mut self) -> String {
+    pub fn until_closed(&mut self) -> String {
         let mut received = Vec::new();
         // A reset ends it too; what came before counts.
         let _ = self.stream.read_to_end(&mut received);

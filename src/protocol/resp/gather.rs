@@ -1,17 +1,23 @@
 //! `MGET` and `EXISTS`: one reply out of many keys, of which some are in memory and others are on their way.
 //!
-//! Parts are kept short: an index into one buffer, or a reference. If one key cannot be read, the whole reply is an error,
-//! as clients know no other kind of it; what came before is dropped, what comes later is of no use.
+//! Parts are kept short: a place in a buffer, or a reference. If one key cannot be read, the whole reply is an error, as
+//! clients know no other kind of it; what came before is dropped, what comes later is of no use.
+//!
+//! A reply may be long, and the loop has others to serve. So nothing here is done at once for all of it: the buffer grows by
+//! segments that never move, and a complete reply is rendered piece by piece, as the socket has room for it.
 
 use super::commands::{Known, Name};
 use super::encode::{encode_failure, encode_part};
 use super::write::{Version, Writer};
 use crate::protocol::Outgoing;
-use crate::request::{Failure, Outcome, Payload, Reply, Value};
+use crate::request::{Failure, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
 
 /// Most bytes of values that one reply may hold. A first value may be longer.
-pub const MAX_GATHERED_BYTES: usize = 64 * 1024 * 1024;
+const MAX_GATHERED_BYTES: usize = 64 * 1024 * 1024;
+
+/// Room for short values. At least four fit, so that not much of it is left over.
+const SEGMENT_BYTES: usize = 4 * SHARED_VALUE_BYTES;
 
 /// A reply that is put together.
 #[derive(Debug)]
@@ -24,10 +30,12 @@ pub struct Gather {
     parts: Vec<Part>,
     /// How many of them are [`Part::Missing`].
     missing: usize,
-    /// The short values, one after the other.
-    bytes: Vec<u8>,
-    /// Bytes of all values.
+    /// The short values, one after the other, each within one segment.
+    segments: Vec<Vec<u8>>,
+    /// Bytes of all values that are not rendered.
     held: usize,
+    /// Parts that are rendered.
+    rendered: usize,
     /// What has become of it instead.
     failed: Option<Outgoing>,
 }
@@ -39,7 +47,7 @@ enum Part {
     Missing,
     /// There is none, or none of a kind that `MGET` reads.
     None,
-    /// A short value, in the common buffer from here on.
+    /// A short value: where it is, counted as if all segments were full.
     Short {
         from: u32,
         length: u32,
@@ -58,8 +66,9 @@ impl Gather {
             to_come: keys,
             parts: Vec::new(),
             missing: 0,
-            bytes: Vec::new(),
+            segments: Vec::new(),
             held: 0,
+            rendered: 0,
             failed: None,
         }
     }
@@ -146,9 +155,14 @@ impl Gather {
     fn keep(&mut self, payload: Payload<'_>) -> Part {
         match payload {
             Payload::Inline { bytes, .. } => {
-                let (from, length) = (self.bytes.len() as u32, bytes.len() as u32);
-                self.bytes.extend_from_slice(bytes);
-                Part::Short { from, length }
+                if self.segments.last().is_none_or(|last| last.len() + bytes.len() > SEGMENT_BYTES) {
+                    self.segments.push(Vec::new());
+                }
+                let number = self.segments.len() - 1;
+                let segment = &mut self.segments[number];
+                let from = number * SEGMENT_BYTES + segment.len();
+                segment.extend_from_slice(bytes);
+                Part::Short { from: from as u32, length: bytes.len() as u32 }
             }
             Payload::Shared(value) => Part::Long(Arc::clone(value)),
         }
@@ -158,11 +172,11 @@ impl Gather {
         let mut out = Outgoing::default();
         encode(&mut out);
         self.failed = Some(out);
-        (self.parts, self.missing, self.bytes, self.held) = (Vec::new(), 0, Vec::new(), 0);
+        (self.parts, self.missing, self.segments, self.held) = (Vec::new(), 0, Vec::new(), 0);
     }
 
-    /// Appends the reply. Only when it is complete.
-    pub fn encode(self, out: &mut Outgoing) {
+    /// Appends the reply. Only when it is complete. A long one is rendered later.
+    pub fn encode(self: Box<Gather>, out: &mut Outgoing) {
         if let Some(failed) = self.failed {
             return out.append(failed);
         }
@@ -171,13 +185,30 @@ impl Gather {
             return Writer::new(out.tail(), self.version).integer(count as i64);
         }
         Writer::new(out.tail(), self.version).array(self.parts.len());
-        for part in &self.parts {
+        out.push_gathered(self);
+    }
+
+    /// Whether all parts are rendered.
+    pub fn is_rendered(&self) -> bool {
+        self.rendered == self.parts.len()
+    }
+
+    /// Appends the next parts to `out`, until they are `bytes` or one of them is a long value.
+    pub fn render(&mut self, bytes: usize, out: &mut Outgoing) {
+        while out.tail().len() < bytes {
+            let Some(part) = self.parts.get(self.rendered) else { return };
+            self.rendered += 1;
             match part {
                 Part::Short { from, length } => {
-                    let bytes = &self.bytes[*from as usize..][..*length as usize];
-                    Writer::new(out.tail(), self.version).bulk(bytes);
+                    let (from, length) = (*from as usize, *length as usize);
+                    let segment = &self.segments[from / SEGMENT_BYTES];
+                    Writer::new(out.tail(), self.version).bulk(&segment[from % SEGMENT_BYTES..][..length]);
+                    self.held -= length;
                 }
-                Part::Long(value) => encode_part(Payload::Shared(value), 0..value.bytes.len(), self.version, out),
+                Part::Long(value) => {
+                    self.held -= value.bytes.len();
+                    return encode_part(Payload::Shared(value), 0..value.bytes.len(), self.version, out);
+                }
                 _ => Writer::new(out.tail(), self.version).nothing(),
             }
         }

@@ -1,0 +1,192 @@
+//! Bounds over the Redis protocol: what clients send, and what they do not read.
+
+#![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
+
+mod common;
+
+use common::resp::{Resp, command, words};
+use common::{Proxy, Redis, until};
+use std::io::{ErrorKind, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What one client may cost beyond what the kernel holds, in KiB: generous against what would be without a bound.
+const ALLOWANCE: u64 = 8 * 1024;
+
+fn descriptors(proxy: &Proxy) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", proxy.id())).expect("it runs").count()
+}
+
+#[test]
+fn a_million_gets_whose_replies_nobody_reads_cost_no_memory_and_no_time_of_others() {
+    const GETS: usize = 1_000_000;
+    let redis = Redis::start();
+    redis.set("a", "x".repeat(1000));
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
+    let mut other = Resp::connect(proxy.address);
+    other.text("GET a");
+    let before = proxy.memory("VmHWM");
+    let hit = |other: &mut Resp| {
+        let began = Instant::now();
+        assert_eq!(other.text("GET a").len(), 1009);
+        began.elapsed()
+    };
+    let mut undisturbed: Vec<Duration> = (0..2000).map(|_| hit(&mut other)).collect();
+    let over = AtomicBool::new(false);
+    let mut disturbed = Vec::new();
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let mut client = Resp::connect(proxy.address);
+            client.stream.set_write_timeout(Some(Duration::from_millis(500))).expect("an option can be set");
+            let piece = words("GET a").repeat(1000);
+            let mut sent = 0;
+            // Until the proxy takes no more. What the kernel holds on both sides is some megabytes.
+            while sent < GETS * piece.len() / 1000 {
+                match client.stream.write(&piece[sent % piece.len()..]) {
+                    Ok(length) => sent += length,
+                    Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            while !over.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            // Once it reads, it gets everything, in order.
+            client.stream.set_nonblocking(true).expect("an option can be set");
+            let (mut received, mut buffer, total) = (0, vec![0; 1 << 20], GETS * 1009);
+            let bytes = GETS * piece.len() / 1000;
+            while received < total {
+                if sent < bytes
+                    && let Ok(length) = client.stream.write(&piece[sent % piece.len()..])
+                {
+                    sent += length;
+                }
+                match client.stream.read(&mut buffer) {
+                    Ok(0) => panic!("closed after {received} bytes"),
+                    Ok(length) => received += length,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+        disturbed.extend((0..2000).map(|_| hit(&mut other)));
+        let after = proxy.memory("VmHWM");
+        assert!(after < before + ALLOWANCE, "{before} KiB have become {after}");
+        over.store(true, Ordering::Relaxed);
+        flood.join().expect("all replies come");
+    });
+    undisturbed.sort();
+    disturbed.sort();
+    println!("a hit takes {:?} alone, {:?} beside the flood (p50 of 2000)", undisturbed[1000], disturbed[1000]);
+    let after = proxy.memory("VmHWM");
+    assert!(after < before + ALLOWANCE, "{before} KiB have become {after}");
+}
+
+#[test]
+fn what_is_refused_is_read_over_and_not_kept() {
+    const LONG: usize = 64 * 1024 * 1024;
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[]);
+    let mut client = Resp::connect(proxy.address);
+    client.text("PING");
+    let before = proxy.memory("VmHWM");
+    client.send(format!("*3\r\n$3\r\nSET\r\n$1\r\na\r\n${LONG}\r\n"));
+    let piece = vec![b'*'; 1 << 20];
+    (0..LONG / piece.len()).for_each(|_| client.send(&piece));
+    client.send("\r\n");
+    let reply = String::from_utf8(client.rest()).expect("text");
+    assert!(reply.starts_with("-ERR unknown command 'SET': this proxy is read-only"), "{reply}");
+    // A length alone is nothing.
+    for begin in
+        ["*1048576\r\n", "*2\r\n$536870912\r\n", "*65537\r\n$4\r\nMGET\r\n$65536\r\n", "*2\r\n$3\r\nGET\r\n$65536\r\n"]
+    {
+        let clients: Vec<Resp> = (0..20)
+            .map(|_| {
+                let mut client = Resp::connect(proxy.address);
+                client.send(begin);
+                client
+            })
+            .collect();
+        client.text("PING");
+        drop(clients);
+    }
+    let after = proxy.memory("VmHWM");
+    assert!(after < before + ALLOWANCE, "{before} KiB have become {after}");
+}
+
+#[test]
+fn a_reply_about_many_keys_is_whole_whatever_has_to_be_read_for_it() {
+    const KEYS: usize = 20_000;
+    let redis = Redis::start();
+    let mut filling = redis.connect();
+    let mut set = redis::cmd("MSET");
+    (0..KEYS).filter(|number| number % 10 != 0).for_each(|number| {
+        set.arg(format!("key{number}")).arg(number.to_string().repeat(30));
+    });
+    set.exec(&mut filling).expect("MSET works");
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
+    let mut expected = format!("*{}\r\n", 2 * KEYS).into_bytes();
+    let mut mget = vec!["MGET".to_owned()];
+    for number in (0..KEYS).chain((0..KEYS).rev()) {
+        mget.push(format!("key{number}"));
+        let value = number.to_string().repeat(30);
+        expected.extend(match number % 10 {
+            0 => b"$-1\r\n".to_vec(),
+            _ => format!("${}\r\n{value}\r\n", value.len()).into_bytes(),
+        });
+    }
+    // Read whole, then from memory but for what is not there.
+    for _ in 0..2 {
+        let mut client = Resp::connect(proxy.address);
+        let reply = client.ask(command(&mget));
+        assert!(reply == expected, "{} bytes instead of {}", reply.len(), expected.len());
+    }
+    mget[0] = "EXISTS".into();
+    assert_eq!(
+        Resp::connect(proxy.address).ask(command(&mget)),
+        format!(":{}\r\n", 2 * (KEYS - KEYS / 10)).into_bytes()
+    );
+}
+
+#[test]
+fn a_reply_that_would_hold_too_much_is_an_error_and_the_memory_comes_back() {
+    let redis = Redis::start();
+    redis.set("a", "x".repeat(16_000));
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
+    let mut client = Resp::connect(proxy.address);
+    client.text("GET a");
+    let mget = |keys| command(&[&["MGET"][..], &vec!["a"; keys]].concat());
+    assert_eq!(client.ask(mget(4000)).len(), "*4000\r\n".len() + 4000 * (16_000 + "$16000\r\n\r\n".len()));
+    let error = String::from_utf8(client.ask(mget(5000))).expect("text");
+    assert!(error.starts_with("-ERR the reply would be longer than 67108864 bytes; ask for fewer keys"), "{error}");
+    until("the memory is given back", || (proxy.memory("VmRSS") < 48 * 1024).then_some(()));
+}
+
+#[test]
+fn who_leaves_in_the_middle_leaves_nothing_behind() {
+    let redis = Redis::start();
+    redis.set("a", "1");
+    let proxy = Proxy::start(&redis, &[("REDIS_CONNECTIONS", "1")]);
+    let mut watcher = Resp::connect(proxy.address);
+    watcher.text("GET a");
+    let before = descriptors(&proxy);
+    for begin in [
+        "*",
+        "*3\r\n$4\r\nMGET\r\n$1\r\na\r\n",
+        "*3\r\n$4\r\nMGET\r\n$1\r\nb\r\n",
+        "*2\r\n$3\r\nSET\r\n$100\r\n",
+        "*2\r\n$3",
+    ] {
+        // It sends no more, but reads: there is nothing for it to get.
+        let mut client = Resp::connect(proxy.address);
+        client.send(begin);
+        client.end();
+        assert_eq!(client.until_closed(), "", "{begin:?}");
+    }
+    // It gets what it has asked for whole.
+    let mut client = Resp::connect(proxy.address);
+    client.send([words("GET a"), words("MGET a nothing"), b"*2\r\n$4\r\nMGET\r\n".to_vec()].concat());
+    client.end();
+    assert_eq!(client.until_closed(), "$1\r\n1\r\n*2\r\n$1\r\n1\r\n$-1\r\n");
+    until("all descriptors are closed", || (descriptors(&proxy) == before).then_some(()));
+}
