@@ -5,7 +5,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/need.sh
 
-need redis-server:redis-server strace:strace cc:build-essential make:build-essential
+need redis-server:redis-server redis-cli:redis-tools strace:strace python3:python3 cc:build-essential make:build-essential
+# A client library that many use: redis-py, of the version that tests/requirements.txt names.
+if [ ! -e target/python/installed ] || ! cmp -s tests/requirements.txt target/python/installed; then
+    # On Debian this is a package of its own, without a command.
+    python3 -c 'import ensurepip' 2>/dev/null || need ensurepip:python3-venv
+    python3 -m venv --clear target/python
+    target/python/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+    cp tests/requirements.txt target/python/installed
+fi
 # The tests open a thousand connections and more; 1024 descriptors are the usual limit, and it may be raised.
 ulimit -n "$(ulimit -Hn)"
 cargo fmt --check

@@ -6,12 +6,14 @@
 
 mod common;
 
+use common::resp::{Resp, command};
 use common::{Http, Proxy, Redis, until};
 use segment_redis_proxy::config::Config;
 use segment_redis_proxy::server::{Server, bind};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -77,6 +79,13 @@ fn a_hit_allocates_nothing() {
     for path in paths.iter().cycle().take(100) {
         assert_eq!(client.get(path).status, 200);
     }
+    let mut resp = [Resp::connect(address), Resp::connect(address)];
+    assert!(resp[1].text("HELLO 3").starts_with('%'));
+    let hits = [
+        (command(&["GET", "a"]), "$1\r\n1\r\n"),
+        (command(&["STRLEN", "text"]), ":13\r\n"),
+        (command(&["GETRANGE", "text", "0", "3"]), "$4\r\nwith\r\n"),
+    ];
     let misses = ALLOCATIONS.load(Ordering::Relaxed);
     assert!(misses > 0, "nothing is counted");
     // A new second renders a new Date. That is one allocation a second, not one for each hit.
@@ -85,11 +94,22 @@ fn a_hit_allocates_nothing() {
         for path in paths.iter().cycle().take(1000) {
             assert!(client.get(path).field("cache-status").contains("hit"));
         }
+        for (command, reply) in hits.iter().cycle().take(1000) {
+            resp.iter_mut().for_each(|client| expect(client, command, reply));
+        }
         ALLOCATIONS.load(Ordering::Relaxed) - before
     });
     assert_eq!(fewest.min(), Some(0), "hits allocate");
     stopper.stop();
     serving.join().expect("no panic");
+}
+
+/// Sends a command and reads its reply, each at once.
+fn expect(client: &mut Resp, command: &[u8], reply: &str) {
+    client.send(command);
+    let mut received = [0; 64];
+    client.stream.read_exact(&mut received[..reply.len()]).expect("a reply");
+    assert_eq!(&received[..reply.len()], reply.as_bytes());
 }
 
 #[test]
@@ -105,8 +125,10 @@ fn a_hit_costs_two_system_calls_beside_the_poll() {
     strace.arg(&summary).arg(env!("CARGO_BIN_EXE_segment-redis-proxy"));
     let proxy = Proxy::start_with(strace, redis.port, &[("CACHE_TTL", "600")]);
     let mut client = proxy.connect();
-    for _ in 0..HITS {
+    let (mut resp, get) = (Resp::connect(proxy.address), command(&["GET", "a"]));
+    for _ in 0..HITS / 2 {
         assert_eq!(client.get("/key/a").status, 200);
+        expect(&mut resp, &get, "$1\r\n1\r\n");
     }
     assert_eq!(proxy.end("TERM"), Some(0));
     let table = until("strace has written", || {

@@ -50,6 +50,22 @@ fn redis_cli_and_http_share_one_cache() {
     assert!(redis_cli(port, &["COMMAND", "DOCS", "GET"]).contains("The value of a key."));
 }
 
+#[test]
+fn redis_benchmark_runs_clean() {
+    let redis = filled();
+    redis.set("key:__rand_int__", "xxx");
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
+    let port = proxy.address.port().to_string();
+    for arguments in [&["-P", "1"][..], &["-P", "16"], &["-P", "16", "-3"], &["-P", "16", "-r", "1000"]] {
+        let mut benchmark = Command::new("redis-benchmark");
+        benchmark.args(["-p", &port, "-t", "get", "-n", "20000", "--csv"]).args(arguments);
+        let output = benchmark.output().expect("redis-benchmark is installed");
+        let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && errors.is_empty(), "{arguments:?}: {text} {errors}");
+        assert!(text.contains("\n\"GET\",") && !text.contains("WARNING"), "{arguments:?}: {text}");
+    }
+}
+
 /// Commands whose replies are those of Redis, byte for byte, in both versions of the protocol.
 const ALIKE: &[&str] = &[
     "GET a",
