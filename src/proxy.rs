@@ -503,6 +503,33 @@ mod tests {
         assert_eq!(answers, ["1: new, Cache { remaining: 999 }"]);
     }
 
+    #[test]
+    fn what_happens_is_counted() {
+        let mut proxy = Proxy::new(LIMITS, 1000, 500);
+        for key in [&b"a"[..], b"b", b"c", b"d"] {
+            let job = fetch(&mut proxy, key, 1, 0);
+            assert!(matches!(proxy.get(key, true, waiter(2), 0), Decision::Wait));
+            complete(&mut proxy, &job, Ok(Some("value")), 0);
+        }
+        assert!(hit(&mut proxy, b"d", 0).is_some());
+        proxy.change(&Change::Key(b"d".to_vec()), 0);
+        proxy.change(&Change::Key(b"d".to_vec()), 0);
+        let mut figures = Figures::default();
+        proxy.tell(&mut figures);
+        let expected =
+            Figures { hits: 1, misses: 8, collapsed: 4, evicted: 1, entries: 2, invalidated: 1, ..figures.clone() };
+        assert_eq!(figures, expected);
+        proxy.tick(1000, 1, |_, _| ());
+        // The sweep has removed one, asking for it the other.
+        let jobs = [&b"b"[..], b"c"].map(|key| fetch(&mut proxy, key, 1, 1000));
+        proxy.tell(&mut figures);
+        assert_eq!((figures.expired, figures.entries), (2, 0));
+        complete(&mut proxy, &jobs[0], Ok(Some("value")), 1000);
+        proxy.change(&Change::All, 1000);
+        proxy.tell(&mut figures);
+        assert_eq!((figures.invalidated, figures.entries), (2, 0));
+    }
+
     /// What a change has overtaken knows less than the cache: that the key was not there then takes nothing out of it.
     #[test]
     fn a_fetch_that_was_overtaken_takes_nothing_out_of_the_cache() {

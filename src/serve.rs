@@ -109,3 +109,55 @@ fn gathered_by(answer: Answer, reply: &Reply<'_>) -> usize {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Limits;
+    use crate::request::{Completion, Fetched, Value};
+    use std::time::SystemTime;
+
+    /// One client must not keep the loop from the others: it gets a part of what it wants, and is told to come again.
+    #[test]
+    fn what_is_done_at_once_is_bounded_by_keys_and_by_bytes() {
+        let limits = Limits { entries: 10, bytes: usize::MAX, stale: 0 };
+        let (mut proxy, mut jobs) = (Proxy::new(limits, 1000, 1000), Vec::new());
+        let (mut figures, mut key, date) = (Figures::default(), Vec::new(), Date::at(SystemTime::UNIX_EPOCH));
+        let mut connection = Connection::new(1, 0);
+        let mut serve = |connection: &mut Connection, input: Option<&[u8]>| {
+            let (jobs, key, figures) = (&mut jobs, &mut key, &mut figures);
+            let mut service = Service { proxy: &mut proxy, jobs, key, date: &date, figures, now: 0 };
+            let held_up = match input {
+                Some(input) => service.take_in(connection, 0, input),
+                None => service.resume(connection, 0),
+            };
+            for job in std::mem::take(service.jobs) {
+                let bytes = vec![b'x'; if &*job.key == b"b" { 16 * 1024 } else { 1 }];
+                let fetched = Fetched { value: Value::new(bytes), remaining: None };
+                let completion = Completion { flight: job.flight, result: Ok(Some(fetched)) };
+                service.proxy.complete(completion, 0, |waiter, reply| {
+                    assert!(connection.reply_later(waiter, reply, &date));
+                });
+            }
+            held_up
+        };
+        let key_frames = |key: &str, count: usize| format!("$1\r\n{key}\r\n").repeat(count);
+        for (key, keys, at_once) in [("a", 5000, LOOKUPS_AT_ONCE), ("b", 100, GATHERED_AT_ONCE / (16 * 1024) + 1)] {
+            // The first time it is fetched.
+            serve(&mut connection, Some(format!("*2\r\n$3\r\nGET\r\n{}", key_frames(key, 1)).as_bytes()));
+            connection.outgoing().drain(usize::MAX);
+            let mget = format!("*{}\r\n$4\r\nMGET\r\n{}", keys + 1, key_frames(key, keys));
+            let mut held_up = serve(&mut connection, Some(mget.as_bytes()));
+            let mut rounds = 1;
+            while held_up {
+                assert!(connection.takes_requests() && connection.has_unparsed());
+                held_up = serve(&mut connection, None);
+                rounds += 1;
+            }
+            assert_eq!(rounds, keys.div_ceil(at_once), "{key}");
+            assert!(connection.outgoing().unsent() > keys && !connection.has_unparsed());
+            connection.outgoing().drain(usize::MAX);
+        }
+        assert_eq!((figures.requests, connection.requests()), (4, 4));
+    }
+}

@@ -92,6 +92,7 @@ const ALIKE: &[&str] = &[
     "GETRANGE text -100 -100",
     "GETRANGE text 0 -100",
     "GETRANGE text -1 -5",
+    "GETRANGE text -100 -200",
     "GETRANGE text 5 2",
     "GETRANGE text 3 100",
     "GETRANGE text 12 12",
@@ -409,6 +410,18 @@ fn while_redis_is_away_clients_are_told_to_try_again() {
     let reply = client.text("MGET a empty");
     assert!(reply.starts_with("-LOADING Redis cannot be reached"), "{reply}");
     assert_eq!(client.text("PING"), "+PONG\r\n");
+}
+
+#[test]
+fn a_value_that_is_too_long_is_there_all_the_same() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[("MAX_VALUE_BYTES", "1000")]);
+    let mut client = Resp::connect(proxy.address);
+    assert_eq!(client.text("EXISTS long a nothing"), ":2\r\n");
+    for command in ["GET long", "STRLEN long", "GETRANGE long 0 1", "MGET a long"] {
+        let reply = client.text(command);
+        assert!(reply.starts_with("-ERR the value is longer than MAX_VALUE_BYTES allows"), "{command}: {reply}");
+    }
 }
 
 #[test]

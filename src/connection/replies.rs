@@ -334,10 +334,13 @@ mod tests {
         assert!(client.sent().starts_with("-ERR the reply would be longer than 67108864 bytes"));
         assert!(client.complete(2, long()));
         assert_eq!(client.sent().len(), "*2\r\n$41943040\r\n\r\n$3\r\nhit\r\n".len() + value.bytes.len());
+        let longest = Arc::new(Value::new(vec![b'x'; 65 * 1024 * 1024]));
+        client.receive(&command(&["MGET", "alone"]));
+        client.complete(5, Outcome::Value(Payload::Shared(&longest)));
         // What one that is not complete holds counts as unsent.
         assert!(client.complete(3, long()) && !client.connection.takes_requests());
         client.complete(4, Outcome::Missing);
-        client.sent();
+        assert!(client.sent().ends_with("x\r\n"), "the longest was not sent");
         assert!(client.connection.takes_requests() && client.connection.is_settled());
         assert_eq!(Arc::strong_count(&value), 1);
     }

@@ -95,3 +95,43 @@ pub fn encode_violation(violation: Violation, out: &mut Outgoing) {
 fn writer(shape: Shape, out: &mut Outgoing) -> Writer<'_> {
     Writer::new(out.tail(), shape.version)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_count_from_either_end_and_are_cut_to_what_there_is() {
+        for (start, end, expected) in [
+            (0, -1, 0..10),
+            (3, 3, 3..4),
+            (-3, -2, 7..9),
+            (8, 100, 8..10),
+            (10, 11, 0..0),
+            (4, 3, 0..0),
+            (-100, 0, 0..1),
+            (0, -100, 0..1),
+            (-100, -200, 0..0),
+            (i64::MIN, i64::MAX, 0..10),
+            (i64::MAX, i64::MAX, 0..0),
+        ] {
+            assert_eq!(range_of(start, end, 10), expected, "{start} {end}");
+            assert_eq!(range_of(start, end, 0), 0..0, "{start} {end} of nothing");
+        }
+    }
+
+    #[test]
+    fn the_time_that_is_left_is_rounded_as_redis_rounds_it() {
+        for (remaining, form, expected) in [
+            (Some(1499), Form::Seconds, ":1\r\n"),
+            (Some(1500), Form::Seconds, ":2\r\n"),
+            (Some(1), Form::Seconds, ":0\r\n"),
+            (Some(1499), Form::Milliseconds, ":1499\r\n"),
+            (None, Form::Seconds, ":-2\r\n"),
+        ] {
+            let mut out = Outgoing::default();
+            encode_remaining(remaining, Shape { version: Version::Resp2, form }, &mut out);
+            assert_eq!(out.drain(usize::MAX), expected.as_bytes());
+        }
+    }
+}

@@ -214,3 +214,71 @@ impl Gather {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::resp::commands;
+    use crate::request::{Form, Source};
+
+    fn reply(outcome: Outcome<'_>) -> Reply<'_> {
+        Reply { outcome, source: Source::Cache { remaining: 1 } }
+    }
+
+    #[test]
+    fn a_long_reply_is_rendered_piece_by_piece_and_leaves_whole() {
+        let long = Arc::new(Value::new(vec![b'l'; 100_000]));
+        let mget = commands::find(b"mget").expect("it is there");
+        for version in [Version::Resp2, Version::Resp3] {
+            let lengths = [0, 1, 16_384, 100, 16_384, 16_383, 5000, 16_384, 16_384, 3, 70];
+            let keys = 5 * lengths.len() as u32;
+            let (mut gather, mut expected) = (Gather::new(mget, keys, version), format!("*{keys}\r\n").into_bytes());
+            let mut late = Vec::new();
+            for part in 0..keys {
+                let text = vec![b'a' + (part % 26) as u8; lengths[part as usize % lengths.len()]];
+                let outcome = Outcome::Value(Payload::Inline { bytes: &text, form: Form::Plain });
+                assert_eq!(gather.next_part(), part);
+                match part % 5 {
+                    0 => gather.add(&reply(Outcome::Missing)),
+                    1 => gather.add(&reply(Outcome::Value(Payload::Shared(&long)))),
+                    2 => {
+                        late.push((part, text.clone()));
+                        gather.wait();
+                    }
+                    _ => gather.add(&reply(outcome)),
+                }
+                let nothing: &[u8] = if version == Version::Resp3 { b"_\r\n" } else { b"$-1\r\n" };
+                match part % 5 {
+                    0 => expected.extend_from_slice(nothing),
+                    1 => expected.extend([b"$100000\r\n", &long.bytes[..], b"\r\n"].concat()),
+                    _ => expected.extend([format!("${}\r\n", text.len()).as_bytes(), &text, b"\r\n"].concat()),
+                }
+            }
+            assert!(!gather.is_open() && !gather.is_complete() && gather.missing() == late.len());
+            for (part, text) in late.iter().rev() {
+                let outcome = Outcome::Value(Payload::Inline { bytes: text, form: Form::Plain });
+                assert!(gather.fill(*part, &reply(outcome)) && !gather.fill(*part, &reply(Outcome::Missing)));
+            }
+            assert!(gather.is_complete());
+            let held = gather.held();
+            let mut out = Outgoing::default();
+            out.tail().extend_from_slice(b"before");
+            Box::new(gather).encode(&mut out);
+            // Nothing overtakes it, be it short or another one of its kind.
+            let other = vec![b'o'; 16_384];
+            let mut next = Gather::new(mget, 4, version);
+            (0..4).for_each(|_| {
+                next.add(&reply(Outcome::Value(Payload::Inline { bytes: &other, form: Form::Plain })));
+            });
+            out.tail().extend_from_slice(b"between");
+            Box::new(next).encode(&mut out);
+            out.tail().extend_from_slice(b"behind");
+            expected.extend([b"between*4\r\n", &[b"$16384\r\n", &other[..], b"\r\n"].concat().repeat(4)[..]].concat());
+            let short = b"before*55\r\nbetween*4\r\nbehind".len();
+            assert_eq!(out.unsent(), held + 4 * other.len() + short, "it was rendered at once");
+            let step = if version == Version::Resp3 { 1000 } else { usize::MAX };
+            assert_eq!(out.drain(step), [b"before", &expected[..], b"behind"].concat());
+        }
+        assert_eq!(Arc::strong_count(&long), 1);
+    }
+}
