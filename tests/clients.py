@@ -72,13 +72,12 @@ assert all("read-only" in str(reply) for reply in replies[3::4]), replies[3]
 # What is not offered.
 refused(lambda: client.set("key1", "new"), redis.ResponseError, "this proxy is read-only")
 refused(lambda: client.get("list"), redis.ResponseError, "wrong kind of value")
-refused(lambda: client.pipeline().get("key1").execute(), redis.ResponseError, "this proxy is read-only")
+refused(lambda: client.pipeline().get("key1").execute(), redis.ResponseError, "no transactions here")
 assert client.get("key1") == value(1)
 
-# A password where there is none, and a user that there is not.
-assert redis.Redis(**options, username="default", password="any").ping() is True
-somebody = redis.Redis(**options, username="somebody", password="any", retry=Retry(NoBackoff(), 0))
-refused(somebody.ping, redis.AuthenticationError, "invalid username")
+# The password of the Redis behind, and a user that it may know.
+assert redis.Redis(**options, password="any").ping() is True
+assert redis.Redis(**options, username="somebody", password="any").ping() is True
 
 # Another connection when the present one has ended.
 client = redis.Redis(**options, retry=Retry(NoBackoff(), 1), single_connection_client=True)

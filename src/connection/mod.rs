@@ -17,8 +17,8 @@ use replies::Replies;
 /// round trip; with the longest heads it bounds what one client can make the proxy hold.
 pub const MAX_OPEN_REPLIES: usize = 128;
 
-/// Most keys that are being read for a connection's `MGET`s. A few round trips' worth, so that the helpers share them, and
-/// a tenth of the queue, so that one client does not fill it.
+/// Most keys that are being read for a connection, also for replies that are of no use any more. A few round trips' worth,
+/// so that the helpers share them, and a tenth of the queue, so that one client does not fill it.
 pub const MAX_OPEN_KEYS: usize = 1024;
 
 /// Beyond that many unsent bytes no further request is decoded. Twice a usual socket buffer's worth. Replies to requests
@@ -35,6 +35,8 @@ pub struct Connection {
     unparsed: Vec<u8>,
     protocol: Protocol,
     replies: Replies,
+    /// Keys that are being read for it.
+    awaited: usize,
     phase: Phase,
 }
 
@@ -116,6 +118,7 @@ impl Connection {
             unparsed: Vec::new(),
             protocol: Protocol::Unknown,
             replies: Replies::default(),
+            awaited: 0,
             phase: Phase::Open,
         }
     }
@@ -140,7 +143,7 @@ impl Connection {
 
     /// Whether a further request, or a further key of the present one, would be taken now.
     pub fn takes_requests(&self) -> bool {
-        if self.phase != Phase::Open || self.replies.missing() >= MAX_OPEN_KEYS {
+        if self.phase != Phase::Open || self.awaited >= MAX_OPEN_KEYS {
             return false;
         }
         // What has begun must be able to end, whatever it holds: it has bounds of its own.
@@ -278,6 +281,7 @@ impl Connection {
 
     /// Notes that the request just decoded will be replied to later.
     pub fn wait(&mut self, answer: Answer) {
+        self.awaited += 1;
         match answer {
             Answer::Alone(shape) => self.replies.wait(shape),
             Answer::Part => self.replies.gather(Gather::wait),
@@ -296,7 +300,12 @@ impl Connection {
 
     /// Replies to an earlier request, if it is one of this connection and was not replied to before. Says whether it was.
     pub fn reply_later(&mut self, waiter: Waiter, reply: &Reply<'_>, date: &Date) -> bool {
-        waiter.generation == self.generation && self.replies.reply_later(waiter, reply, date)
+        if waiter.generation != self.generation {
+            return false;
+        }
+        // Each of them is answered once, whether or not it is still of use.
+        self.awaited = self.awaited.saturating_sub(1);
+        self.replies.reply_later(waiter, reply, date)
     }
 
     /// The bytes to send.

@@ -17,8 +17,6 @@ pub(super) struct Replies {
     /// Sequence number of the first slot.
     first: u64,
     slots: VecDeque<Slot>,
-    /// Keys that are being read for replies that are put together.
-    missing: usize,
     /// Bytes in the slots.
     held_bytes: usize,
     pub(super) outgoing: Outgoing,
@@ -41,11 +39,6 @@ impl Replies {
     /// Requests whose replies are not complete.
     pub(super) fn open(&self) -> usize {
         self.slots.len()
-    }
-
-    /// Keys that are being read for replies that are put together.
-    pub(super) fn missing(&self) -> usize {
-        self.missing
     }
 
     /// Bytes that wait to be sent, or for others to be sent before them.
@@ -101,10 +94,10 @@ impl Replies {
 
     /// Forgets the request whose keys were still to come.
     pub(super) fn abandon(&mut self) {
-        if let Some((missing, held)) = self.gathering().map(|gather| (gather.missing(), gather.held())) {
-            self.missing -= missing;
+        if let Some(held) = self.gathering().map(Gather::held) {
             self.held_bytes -= held;
             self.slots.pop_back();
+            self.forget_slots();
         }
     }
 
@@ -124,9 +117,8 @@ impl Replies {
     /// Does something to the reply that is put together at `place`, and lets it leave if it is complete then.
     fn change_gather(&mut self, place: usize, change: impl FnOnce(&mut Gather) -> bool) -> bool {
         let Some(Slot::Gathering(gather)) = self.slots.get_mut(place) else { return false };
-        let (missing, held) = (gather.missing(), gather.held());
+        let held = gather.held();
         let changed = change(gather);
-        self.missing = self.missing - missing + gather.missing();
         self.held_bytes = self.held_bytes - held + gather.held();
         if gather.is_complete() {
             let held = gather.held();
@@ -162,6 +154,11 @@ impl Replies {
             self.slots.pop_front();
             self.first += 1;
         }
+        self.forget_slots();
+    }
+
+    /// An idle connection owns no buffer.
+    fn forget_slots(&mut self) {
         if self.slots.is_empty() {
             self.slots = VecDeque::new();
         }

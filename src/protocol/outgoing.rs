@@ -29,6 +29,8 @@ const WINDOW_BYTES: usize = 48 * 1024;
 pub struct Outgoing {
     /// Before the tail, in order.
     queue: VecDeque<Chunk>,
+    /// Bytes in the queue, as far as known: a value or a reply that is not rendered counts with its own length.
+    queued: usize,
     /// Lent by the loop during a turn; otherwise what the socket did not take, or what a completion has added.
     tail: Vec<u8>,
     /// Bytes of the tail that are sent.
@@ -60,13 +62,18 @@ impl Outgoing {
 
     /// Queues a long value without copying it.
     pub fn push_value(&mut self, value: &Arc<Value>, encoding: Encoding) {
-        self.push_part(value, encoding, 0..value.bytes.len());
+        self.push_range(value, encoding, 0..value.bytes.len());
     }
 
-    /// Queues a part of a long value, which must be within it, without copying it.
-    pub fn push_part(&mut self, value: &Arc<Value>, encoding: Encoding, part: Range<usize>) {
+    /// Queues a part of a long value, which must be within it, as it is and without copying it.
+    pub fn push_part(&mut self, value: &Arc<Value>, part: Range<usize>) {
+        self.push_range(value, Encoding::Raw, part);
+    }
+
+    fn push_range(&mut self, value: &Arc<Value>, encoding: Encoding, part: Range<usize>) {
         self.seal_tail();
         if !part.is_empty() {
+            self.queued += part.len();
             let (value, sent, end) = (Arc::clone(value), part.start, part.end);
             self.queue.push_back(Chunk::Value { value, encoding, sent, end });
         }
@@ -82,6 +89,7 @@ impl Outgoing {
             return;
         }
         self.seal_tail();
+        self.queued += gather.held();
         self.queue.push_back(Chunk::Gathered(gather));
     }
 
@@ -89,6 +97,7 @@ impl Outgoing {
     pub fn append(&mut self, mut later: Outgoing) {
         if !later.queue.is_empty() {
             self.seal_tail();
+            self.queued += later.queued;
             self.queue.append(&mut later.queue);
         }
         self.tail.extend_from_slice(&later.tail[later.tail_sent..]);
@@ -97,6 +106,7 @@ impl Outgoing {
     /// Makes the tail a chunk of its own, in a buffer of the right size; the tail keeps its room.
     fn seal_tail(&mut self) {
         if self.tail.len() > self.tail_sent {
+            self.queued += self.tail.len() - self.tail_sent;
             self.queue.push_back(Chunk::Bytes { bytes: self.tail[self.tail_sent..].into(), sent: 0 });
         }
         self.tail.clear();
@@ -108,18 +118,9 @@ impl Outgoing {
         self.queue.is_empty() && self.tail.len() == self.tail_sent
     }
 
-    /// Bytes that wait, counting a value with its own length. O(chunks), of which there are few.
+    /// Bytes that wait, counting with its own length what is not rendered. O(1): asked for with every request.
     pub fn unsent(&self) -> usize {
-        let queued: usize = self
-            .queue
-            .iter()
-            .map(|chunk| match chunk {
-                Chunk::Bytes { bytes, sent } => bytes.len() - sent,
-                Chunk::Value { sent, end, .. } => end - sent,
-                Chunk::Gathered(gather) => gather.held(),
-            })
-            .sum();
-        queued + self.tail.len() - self.tail_sent
+        self.queued + self.tail.len() - self.tail_sent
     }
 
     /// Lends the connection a buffer to write into. Only when it has none of its own.
@@ -169,32 +170,30 @@ impl Outgoing {
 
     /// Where the next thing to send needs rendering, puts its next window in front of it.
     fn render_front(&mut self) {
-        let (value, encoding, sent, end) = match self.queue.front_mut() {
+        match self.queue.front_mut() {
             Some(Chunk::Value { value, encoding, sent, end }) if *encoding != Encoding::Raw => {
-                (value, encoding, sent, end)
+                let window_end = (*sent + WINDOW_BYTES).min(*end);
+                let mut window = Vec::new();
+                json::render(&value.bytes[*sent..window_end], *encoding, &mut window);
+                self.queued = self.queued - (window_end - *sent) + window.len();
+                *sent = window_end;
+                if window_end == *end {
+                    self.queue.pop_front();
+                }
+                self.queue.push_front(Chunk::Bytes { bytes: window.into(), sent: 0 });
             }
             Some(Chunk::Gathered(gather)) => {
-                let mut window = Outgoing::default();
+                let (held, mut window) = (gather.held(), Outgoing::default());
                 gather.render(WINDOW_BYTES, &mut window);
+                window.seal_tail();
+                self.queued = self.queued - held + gather.held() + window.queued;
                 if gather.is_rendered() {
                     self.queue.pop_front();
                 }
-                window.seal_tail();
-                for chunk in window.queue.into_iter().rev() {
-                    self.queue.push_front(chunk);
-                }
-                return;
+                window.queue.into_iter().rev().for_each(|chunk| self.queue.push_front(chunk));
             }
-            _ => return,
-        };
-        let window_end = (*sent + WINDOW_BYTES).min(*end);
-        let mut window = Vec::new();
-        json::render(&value.bytes[*sent..window_end], *encoding, &mut window);
-        *sent = window_end;
-        if window_end == *end {
-            self.queue.pop_front();
+            _ => {}
         }
-        self.queue.push_front(Chunk::Bytes { bytes: window.into(), sent: 0 });
     }
 
     /// Notes that the socket took the first `count` bytes of the slices.
@@ -213,6 +212,7 @@ impl Outgoing {
             let step = count.min(end - *sent);
             *sent += step;
             count -= step;
+            self.queued -= step;
             if *sent == end {
                 self.queue.pop_front();
             }
@@ -233,6 +233,12 @@ impl Outgoing {
     pub fn drain(&mut self, step: usize) -> Vec<u8> {
         let mut sent = Vec::new();
         while !self.is_empty() {
+            let queued = self.queue.iter().map(|chunk| match chunk {
+                Chunk::Bytes { bytes, sent } => bytes.len() - sent,
+                Chunk::Value { sent, end, .. } => end - sent,
+                Chunk::Gathered(gather) => gather.held(),
+            });
+            assert_eq!(self.queued, queued.sum(), "the count of what is queued is wrong");
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let count = self.slices(&mut slices);
             let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).take(step).collect();
@@ -267,8 +273,8 @@ mod tests {
             outgoing.tail().extend_from_slice(b"one");
             outgoing.push_value(&plain, Encoding::Raw);
             outgoing.tail().extend_from_slice(b"two");
-            outgoing.push_part(&plain, Encoding::Raw, 99_990..99_999);
-            outgoing.push_part(&plain, Encoding::Raw, 7..7);
+            outgoing.push_part(&plain, 99_990..99_999);
+            outgoing.push_part(&plain, 7..7);
             outgoing.push_value(&quoted, Encoding::Escaped);
             let mut later = Outgoing::default();
             later.push_value(&binary, Encoding::Base64);

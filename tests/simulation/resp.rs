@@ -103,7 +103,7 @@ pub fn parse(bytes: &[u8], kind: &Kind) -> Result<Option<(Response, usize)>, Str
         (Kind::Nothing, Reply::Simple(text)) if text == "PONG" => Content::Other,
         (Kind::Quit, Reply::Simple(text)) if text == "OK" => Content::Other,
         (Kind::Hello, Reply::Many(pairs)) if pairs.len() == 14 => Content::Other,
-        (_, Reply::Error(text)) if text.starts_with("LOADING ") || text.starts_with("ERR ") => {
+        (_, Reply::Error(text)) if ["LOADING ", "TRYAGAIN ", "ERR "].iter().any(|code| text.starts_with(code)) => {
             Content::Error { timed_out: text.contains("REDIS_TIMEOUT") }
         }
         (Kind::Value(_), reply) => Content::Keys(vec![value(reply)?]),

@@ -72,7 +72,7 @@ static COMMANDS: [Known; 20] = [
     known(Name::Echo, "echo", 2, NO_KEY, "connection", "1.0.0", "Its argument."),
     known(Name::Select, "select", 2, NO_KEY, "connection", "1.0.0", "Chooses the one database that is served."),
     known(Name::Hello, "hello", -1, NO_KEY, "connection", "6.0.0", "Chooses RESP2 or RESP3, and tells of the proxy."),
-    known(Name::Auth, "auth", -2, NO_KEY, "connection", "1.0.0", "There are no passwords here."),
+    known(Name::Auth, "auth", -2, NO_KEY, "connection", "1.0.0", "Takes any password: there are none here."),
     known(Name::Client, "client", -2, NO_KEY, "connection", "2.4.0", "SETINFO, SETNAME, GETNAME, ID, NO-EVICT, NO-TOUCH."),
     known(Name::Command, "command", -1, NO_KEY, "server", "2.8.13", "This table; COUNT, DOCS, INFO."),
     known(Name::Info, "info", -1, NO_KEY, "server", "1.0.0", "Figures of the proxy: server, clients, stats, keyspace."),
@@ -81,9 +81,6 @@ static COMMANDS: [Known; 20] = [
     known(Name::Reset, "reset", 1, NO_KEY, "connection", "6.2.0", "Makes the connection as it was when it was new."),
     known(Name::Quit, "quit", -1, NO_KEY, "connection", "1.0.0", "Ends the connection."),
 ];
-
-/// Longest name of a command.
-pub const MAX_NAME_BYTES: usize = 8;
 
 /// The command of that name, in whatever case.
 pub fn find(name: &[u8]) -> Option<&'static Known> {
@@ -103,18 +100,23 @@ impl Known {
 
     /// One entry of the reply to `COMMAND`: the ten elements of Redis 7.
     fn write(&self, out: &mut Writer<'_>) {
-        let readonly: &[&str] = if self.keys == NO_KEY { &["loading", "stale", "fast"] } else { &["readonly", "fast"] };
+        let (flags, category): (&[&str], _) = match self.group {
+            "connection" => (&["loading", "stale", "fast"], "@connection"),
+            "server" => (&["loading", "stale"], "@slow"),
+            _ => (&["readonly", "fast"], "@read"),
+        };
         out.array(10);
         out.bulk(self.text.as_bytes());
         out.integer(self.arity);
-        out.set(readonly.len());
-        readonly.iter().for_each(|flag| out.simple(flag));
+        out.set(flags.len());
+        flags.iter().for_each(|flag| out.simple(flag));
         self.keys.iter().for_each(|&position| out.integer(position));
-        let category = if self.keys == NO_KEY { "@connection" } else { "@read" };
         out.set(1);
         out.simple(category);
         // Tips, key specifications, subcommands.
-        (0..3).for_each(|_| out.array(0));
+        out.set(0);
+        out.set(0);
+        out.array(0);
     }
 
     fn write_docs(&self, out: &mut Writer<'_>) {
@@ -162,12 +164,13 @@ pub fn write_docs(names: &[&[u8]], out: &mut Writer<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::resp::frame::SHOWN_BYTES;
 
     #[test]
     fn names_are_found_in_any_case_and_none_is_longer_than_it_may_be() {
         for known in &COMMANDS {
             assert_eq!(find(known.text.to_uppercase().as_bytes()).map(|found| found.text), Some(known.text));
-            assert!(known.text.len() <= MAX_NAME_BYTES && known.arity != 0, "{}", known.text);
+            assert!(known.text.len() <= SHOWN_BYTES && known.arity != 0, "{}", known.text);
         }
         assert!(find(b"set").is_none() && find(b"").is_none() && find(b"getx").is_none());
     }

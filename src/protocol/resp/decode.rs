@@ -10,8 +10,9 @@
 //! What is decoded does not depend on how the bytes are cut.
 
 use super::super::Decoded;
-use super::commands::{self, Known, MAX_NAME_BYTES};
-use super::frame::{Arguments, MAX_BULK_BYTES, Violation, argument_count, bulk_body, bulk_length};
+use super::commands::{self, Known};
+use super::frame::{Arguments, MAX_BULK_BYTES, SHOWN_BYTES, Shown, Violation};
+use super::frame::{argument_count, bulk_body, bulk_length, empty_line};
 use crate::request::MAX_KEY_BYTES;
 use std::fmt;
 
@@ -21,16 +22,11 @@ const MAX_COMMAND_BYTES: usize = MAX_KEY_BYTES + 4096;
 /// Most arguments of such a command. `HELLO` with all it can have takes six; names for `COMMAND DOCS` may be more.
 const MAX_WORDS: i64 = 64;
 
-/// Most keys of one command. Putting the reply together then holds the loop up for about a millisecond.
+/// Most keys of one command. What is kept of them until the reply is whole is 16 bytes for each, and its value.
 pub const MAX_KEYS: i64 = 64 * 1024;
 
 /// All arguments of a command together: what Redis takes for one.
 const MAX_TOTAL_BYTES: usize = MAX_BULK_BYTES as usize;
-
-/// What of a name that is not known is told back, in bytes.
-pub const SHOWN_BYTES: usize = 64;
-
-const _: () = assert!(MAX_NAME_BYTES <= SHOWN_BYTES);
 
 /// What the bytes of a connection hold.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,8 +50,8 @@ pub enum Refusal {
     Unknown(Box<[u8]>),
     /// The command of this name takes another number of arguments.
     WrongNumber(&'static str),
-    /// The command of this name does not take as many.
-    TooMany(&'static str),
+    /// The command of this name takes at most so many.
+    TooMany(&'static str, i64),
     /// Its arguments are longer than what is taken.
     TooLong,
     /// An argument should be a number.
@@ -65,23 +61,28 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::Unknown(name) => write!(
-                f,
-                "ERR unknown command '{}': this proxy is read-only; COMMAND DOCS tells what it answers",
-                name.escape_ascii()
-            ),
+            Refusal::Unknown(name) => {
+                let is_transaction = TRANSACTIONS.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(name));
+                let hint = match is_transaction {
+                    true => "there are no transactions here; use a pipeline without one (redis-py: transaction=False)",
+                    false => "this proxy is read-only; COMMAND DOCS tells what it answers",
+                };
+                write!(f, "ERR unknown command '{}': {hint}", Shown(name))
+            }
             Refusal::WrongNumber(name) => write!(f, "ERR wrong number of arguments for '{name}' command"),
-            Refusal::TooMany(name) => {
-                let most = if *name == "mget" || *name == "exists" { MAX_KEYS } else { MAX_WORDS };
+            Refusal::TooMany(name, most) => {
                 write!(f, "ERR too many arguments for '{name}' command; at most {most} are taken")
             }
             Refusal::TooLong => {
-                write!(f, "ERR an argument is too long; keys of up to {MAX_KEY_BYTES} bytes are taken")
+                write!(f, "ERR an argument is too long; up to {MAX_KEY_BYTES} bytes are taken here")
             }
             Refusal::NotANumber => f.write_str("ERR value is not an integer or out of range"),
         }
     }
 }
+
+/// Commands that client libraries put around a pipeline, some of them unasked.
+const TRANSACTIONS: [&str; 5] = ["multi", "exec", "discard", "watch", "unwatch"];
 
 /// See the top of the file.
 #[derive(Debug, Default)]
@@ -127,7 +128,8 @@ macro_rules! take {
 }
 
 impl Decoder {
-    /// The event at the beginning of all bytes that are not consumed. An `Err` means that there will never be another.
+    /// The event at the beginning of all bytes that are not consumed. [`Decoded::Invalid`] means that there will
+    /// never be another.
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
         match &mut self.place {
             Place::Start => self.command(input),
@@ -145,6 +147,10 @@ impl Decoder {
     }
 
     fn command<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
+        if input.first() != Some(&b'*') {
+            let ((), consumed) = take!(empty_line(input));
+            return Decoded::Complete(Event::Nothing, consumed);
+        }
         let (count, head) = take!(argument_count(input));
         if count <= 0 {
             return Decoded::Complete(Event::Nothing, head);
@@ -174,7 +180,7 @@ impl Decoder {
         }
         let most = if known.takes_many_keys() { MAX_KEYS } else { MAX_WORDS };
         if left > most {
-            return self.read_over(left, Refusal::TooMany(known.text), begun);
+            return self.read_over(left, Refusal::TooMany(known.text, most), begun);
         }
         if known.takes_many_keys() {
             self.place = Place::Keys { left: left as u32, total: 0 };
@@ -330,7 +336,7 @@ mod tests {
         );
         check(&command(&[b"MGET", b"a", b"b", b"a"]), &["mget of 3", "key a", "key b", "key a"]);
         check(&command(&[b"EXISTS", b"a"]), &["exists of 1", "key a"]);
-        check(b"*0\r\n*-1\r\n", &[]);
+        check(b"*0\r\n*-1\r\n\r\n*0\r\n", &[]);
     }
 
     #[test]
@@ -339,8 +345,10 @@ mod tests {
             |name| format!("ERR unknown command '{name}': this proxy is read-only; COMMAND DOCS tells what it answers");
         check(&command(&[b"SET", b"a", b"*1\r\n$4\r\nQUIT\r\n"]), &[&unknown("SET")]);
         check(&command(&[b"FLUSHALL"]), &[&unknown("FLUSHALL")]);
+        let transaction = decode(&[&command(&[b"Multi"])]);
+        assert!(transaction[0].starts_with("ERR unknown command 'Multi': there are no transactions here"));
         check(&command(&[b""]), &[&unknown("")]);
-        check(&command(&[b"a\r\nb'"]), &[&unknown(r"a\r\nb\'")]);
+        check(&command(&[b"a\r\nb'"]), &[&unknown(r"a\r\nb'")]);
         let (long_name, shown) = (b"x".repeat(200), unknown(&"x".repeat(64)));
         check(&command(&[&long_name, b"a"]), &[&shown]);
         check(&command(&[&long_name[..65]]), &[&shown]);
@@ -385,7 +393,7 @@ mod tests {
             (b"*1\r\nfoo\r\n", &["expected '$', got 'f'"]),
             (b"*2\r\n$3\r\nGET\r\n*1\r\n$1\r\na\r\n", &["expected '$', got '*'"]),
             (b"*2\r\n$4\r\nMGET\r\n:1\r\n", &["mget of 1", "expected '$', got ':'"]),
-            (b"*1\r\n$4\r\nPING\r\n\r\n", &["ping ", r"expected '*', got '\r'"]),
+            (b"*1\r\n$4\r\nPING\r\n\r\r", &["ping ", r"expected '*', got '\r'"]),
             (b"*2\r\n$3\r\nGET\r\n$1\r\nab\r\n", &["expected CR and LF behind a bulk string"]),
             (b"*2\r\n$3\r\nSET\r\n$1\r\nab\r\n", &["expected CR and LF behind a bulk string"]),
             (b"*3\r\n$3\r\nSET\r\n$536870912\r\n", &[]),

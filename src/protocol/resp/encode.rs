@@ -5,8 +5,7 @@ use super::frame::Violation;
 use super::write::{Version, Writer};
 use super::{Form, Shape, info};
 use crate::protocol::Outgoing;
-use crate::protocol::http::json::Encoding;
-use crate::request::{Failure, Figures, Millis, Outcome, Payload, Reply};
+use crate::request::{Failure, Figures, Millis, Outcome, Payload, Reply, SHARED_VALUE_BYTES};
 use std::ops::Range;
 
 /// What Redis says where it holds another type.
@@ -31,9 +30,13 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, out: &mut Outgoing) {
 pub fn encode_part(payload: Payload<'_>, part: Range<usize>, version: Version, out: &mut Outgoing) {
     match payload {
         Payload::Inline { bytes, .. } => Writer::new(out.tail(), version).bulk(&bytes[part]),
+        // A byte of it shall not keep a long value in memory.
+        Payload::Shared(value) if part.len() < value.bytes.len() && part.len() <= SHARED_VALUE_BYTES => {
+            Writer::new(out.tail(), version).bulk(&value.bytes[part]);
+        }
         Payload::Shared(value) => {
             Writer::new(out.tail(), version).bulk_head(part.len());
-            out.push_part(value, Encoding::Raw, part);
+            out.push_part(value, part);
             Writer::new(out.tail(), version).bulk_end();
         }
     }
@@ -59,8 +62,11 @@ pub fn encode_failure(failure: &Failure, out: &mut Outgoing) {
         // It is the proxy that has to authenticate, not its client.
         Failure::Redis(text) if text.starts_with("NOAUTH") => out.error(&format!("ERR {failure}")),
         Failure::Redis(text) | Failure::NotReady(text) => out.error(text),
-        // LOADING is the code that client libraries wait for and try again after: it says "not now".
-        Failure::Unavailable | Failure::Timeout | Failure::QueueFull => out.error(&format!("LOADING {failure}")),
+        // Of the codes that client libraries try again after, LOADING is the one that most of them know, and redis-py takes
+        // it for what it would have met without the proxy, a lost connection. It reconnects then; so where the proxy has
+        // too much to do already, it is TRYAGAIN.
+        Failure::Unavailable | Failure::Timeout => out.error(&format!("LOADING {failure}")),
+        Failure::QueueFull => out.error(&format!("TRYAGAIN {failure}")),
         Failure::Refused(_) | Failure::TooLong | Failure::Internal => out.error(&format!("ERR {failure}")),
     }
 }

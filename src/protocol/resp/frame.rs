@@ -33,12 +33,37 @@ pub enum Violation {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Violation::NoCommand(byte) => write!(f, "expected '*', got '{}'", byte.escape_ascii()),
-            Violation::NoBulk(byte) => write!(f, "expected '$', got '{}'", byte.escape_ascii()),
+            Violation::NoCommand(byte) => write!(f, "expected '*', got '{}'", Shown(&[*byte])),
+            Violation::NoBulk(byte) => write!(f, "expected '$', got '{}'", Shown(&[*byte])),
             Violation::ArgumentCount => f.write_str("invalid multibulk length"),
             Violation::BulkLength => f.write_str("invalid bulk length"),
             Violation::BulkEnd => f.write_str("expected CR and LF behind a bulk string"),
         }
+    }
+}
+
+/// A client's bytes in an error text: as many as fit there, and none that would break the line.
+pub struct Shown<'a>(pub &'a [u8]);
+
+/// Most bytes of a word that are told back.
+pub const SHOWN_BYTES: usize = 64;
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take(SHOWN_BYTES).try_for_each(|&byte| match byte {
+            b' '..=b'~' => write!(f, "{}", char::from(byte)),
+            _ => write!(f, "{}", byte.escape_ascii()),
+        })
+    }
+}
+
+/// Reads over an empty line, which Redis takes for no command. Only where one could begin.
+pub fn empty_line(input: &[u8]) -> Decoded<(), Violation> {
+    match input {
+        [b'\r'] => Decoded::Incomplete,
+        [b'\r', b'\n', ..] => Decoded::Complete((), 2),
+        [other, ..] => Decoded::Invalid(Violation::NoCommand(*other)),
+        [] => Decoded::Incomplete,
     }
 }
 
@@ -148,7 +173,9 @@ mod tests {
             assert_eq!(argument_count(text.as_bytes()), Decoded::Invalid(Violation::ArgumentCount), "{text:?}");
         }
         assert_eq!(argument_count(b"GET a\r\n"), Decoded::Invalid(Violation::NoCommand(b'G')));
-        assert_eq!(argument_count(b"\r\n"), Decoded::Invalid(Violation::NoCommand(b'\r')));
+        assert_eq!((empty_line(b"\r\n*"), empty_line(b"\r")), (Decoded::Complete((), 2), Decoded::Incomplete));
+        assert_eq!(empty_line(b"\r*"), Decoded::Invalid(Violation::NoCommand(b'\r')));
+        assert_eq!(empty_line(b"\n"), Decoded::Invalid(Violation::NoCommand(b'\n')));
         assert_eq!(bulk_length(b"$536870912\r\n"), Decoded::Complete(536_870_912, 12));
         for text in ["$536870913", "$-1\r\n", "$-10\r\n", "$blabla", "$\r", "$1\n"] {
             assert_eq!(bulk_length(text.as_bytes()), Decoded::Invalid(Violation::BulkLength), "{text:?}");

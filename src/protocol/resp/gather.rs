@@ -12,9 +12,17 @@ use super::write::{Version, Writer};
 use crate::protocol::Outgoing;
 use crate::request::{Failure, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most bytes of values that one reply may hold. A first value may be longer.
 const MAX_GATHERED_BYTES: usize = 64 * 1024 * 1024;
+
+/// Most bytes that all such replies of the process may hold in buffers of their own, those that are long: clients that do
+/// not end their commands, or do not read, could fill the memory with them otherwise.
+const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
+
+/// How much they hold.
+static HELD_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// Room for short values. At least four fit, so that not much of it is left over.
 const SEGMENT_BYTES: usize = 4 * SHARED_VALUE_BYTES;
@@ -28,12 +36,14 @@ pub struct Gather {
     /// Keys that have not been asked for.
     to_come: u32,
     parts: Vec<Part>,
-    /// How many of them are [`Part::Missing`].
-    missing: usize,
+    /// How many of them are [`Part::Pending`].
+    pending: usize,
     /// The short values, one after the other, each within one segment.
     segments: Vec<Vec<u8>>,
     /// Bytes of all values that are not rendered.
-    held: usize,
+    values: usize,
+    /// What of [`HELD_BYTES`] is its own, in whole segments.
+    charged: usize,
     /// Parts that are rendered.
     rendered: usize,
     /// What has become of it instead.
@@ -44,9 +54,9 @@ pub struct Gather {
 #[derive(Debug)]
 enum Part {
     /// It is being read.
-    Missing,
+    Pending,
     /// There is none, or none of a kind that `MGET` reads.
-    None,
+    Absent,
     /// A short value: where it is, counted as if all segments were full.
     Short {
         from: u32,
@@ -65,9 +75,10 @@ impl Gather {
             version,
             to_come: keys,
             parts: Vec::new(),
-            missing: 0,
+            pending: 0,
             segments: Vec::new(),
-            held: 0,
+            values: 0,
+            charged: 0,
             rendered: 0,
             failed: None,
         }
@@ -83,19 +94,14 @@ impl Gather {
         self.failed.is_some()
     }
 
-    /// Keys that are being read for it.
-    pub fn missing(&self) -> usize {
-        self.missing
-    }
-
     /// Bytes that it holds.
     pub fn held(&self) -> usize {
-        self.held
+        self.values + (self.parts.len() - self.rendered) * size_of::<Part>()
     }
 
     /// Whether all of it is there.
     pub fn is_complete(&self) -> bool {
-        self.to_come == 0 && self.missing == 0
+        self.to_come == 0 && self.pending == 0
     }
 
     /// The number of the key that comes next.
@@ -111,23 +117,25 @@ impl Gather {
     /// The next key is being read.
     pub fn wait(&mut self) {
         self.to_come -= 1;
-        self.missing += 1;
-        self.parts.push(Part::Missing);
+        self.pending += 1;
+        self.parts.push(Part::Pending);
+        self.charge();
     }
 
     /// The next key was in memory.
     pub fn add(&mut self, reply: &Reply<'_>) {
+        let part = self.next_part();
         self.wait();
-        self.fill(self.parts.len() as u32 - 1, reply);
+        self.fill(part, reply);
     }
 
     /// What has become of a key that was being read. Says whether it was.
     pub fn fill(&mut self, part: u32, reply: &Reply<'_>) -> bool {
-        let Some(Part::Missing) = self.parts.get(part as usize) else { return false };
-        self.missing -= 1;
+        let Some(Part::Pending) = self.parts.get(part as usize) else { return false };
+        self.pending -= 1;
         self.parts[part as usize] = match reply.outcome {
-            Outcome::Missing => Part::None,
-            Outcome::Failed(Failure::WrongType) if !self.counts => Part::None,
+            Outcome::Missing => Part::Absent,
+            Outcome::Failed(Failure::WrongType) if !self.counts => Part::Absent,
             // Too long or of another type: it is there.
             Outcome::Failed(Failure::WrongType | Failure::TooLong) if self.counts => Part::Counted,
             Outcome::Failed(failure) => {
@@ -137,7 +145,7 @@ impl Gather {
             Outcome::Value(_) if self.counts => Part::Counted,
             Outcome::Value(payload) => {
                 let length = payload.bytes().len();
-                if self.held > 0 && self.held + length > MAX_GATHERED_BYTES {
+                if self.values > 0 && self.values + length > MAX_GATHERED_BYTES {
                     self.fail(|out| {
                         Writer::new(out.tail(), Version::Resp2).error(&format!(
                             "ERR the reply would be longer than {MAX_GATHERED_BYTES} bytes; ask for fewer keys at once"
@@ -145,16 +153,40 @@ impl Gather {
                     });
                     return true;
                 }
-                self.held += length;
+                self.values += length;
                 self.keep(payload)
             }
         };
+        self.charge();
         true
+    }
+
+    /// Notes what it holds among what all hold, but for its first segment, which is as bounded as what a connection may
+    /// leave unsent. If that is too much, it has failed.
+    fn charge(&mut self) {
+        let parts = self.parts.len() * size_of::<Part>();
+        let charge = (self.segments.len().saturating_sub(1) + parts / SEGMENT_BYTES) * SEGMENT_BYTES;
+        if charge == self.charged {
+            return;
+        }
+        let others = HELD_BYTES.fetch_add(charge - self.charged, Ordering::Relaxed) - self.charged;
+        self.charged = charge;
+        if others + charge > MAX_HELD_BYTES {
+            self.fail(|out| {
+                Writer::new(out.tail(), Version::Resp2).error(
+                    "TRYAGAIN too many replies about several keys are on their way; try again in a second, or ask for \
+                     fewer keys at once",
+                );
+            });
+        }
     }
 
     fn keep(&mut self, payload: Payload<'_>) -> Part {
         match payload {
-            Payload::Inline { bytes, .. } => {
+            Payload::Shared(value) if value.bytes.len() > SHARED_VALUE_BYTES => Part::Long(Arc::clone(value)),
+            // A reference to a short value would cost more than a copy, on its way out too.
+            payload => {
+                let bytes = payload.bytes();
                 if self.segments.last().is_none_or(|last| last.len() + bytes.len() > SEGMENT_BYTES) {
                     self.segments.push(Vec::new());
                 }
@@ -164,7 +196,6 @@ impl Gather {
                 segment.extend_from_slice(bytes);
                 Part::Short { from: from as u32, length: bytes.len() as u32 }
             }
-            Payload::Shared(value) => Part::Long(Arc::clone(value)),
         }
     }
 
@@ -172,12 +203,18 @@ impl Gather {
         let mut out = Outgoing::default();
         encode(&mut out);
         self.failed = Some(out);
-        (self.parts, self.missing, self.segments, self.held) = (Vec::new(), 0, Vec::new(), 0);
+        (self.parts, self.pending, self.segments, self.values) = (Vec::new(), 0, Vec::new(), 0);
+        self.release();
+    }
+
+    fn release(&mut self) {
+        HELD_BYTES.fetch_sub(self.charged, Ordering::Relaxed);
+        self.charged = 0;
     }
 
     /// Appends the reply. Only when it is complete. A long one is rendered later.
-    pub fn encode(self: Box<Gather>, out: &mut Outgoing) {
-        if let Some(failed) = self.failed {
+    pub fn encode(mut self: Box<Gather>, out: &mut Outgoing) {
+        if let Some(failed) = self.failed.take() {
             return out.append(failed);
         }
         if self.counts {
@@ -193,9 +230,9 @@ impl Gather {
         self.rendered == self.parts.len()
     }
 
-    /// Appends the next parts to `out`, until they are `bytes` or one of them is a long value.
+    /// Appends the next parts to `out`, which is empty, until they are `bytes`.
     pub fn render(&mut self, bytes: usize, out: &mut Outgoing) {
-        while out.tail().len() < bytes {
+        while out.unsent() < bytes {
             let Some(part) = self.parts.get(self.rendered) else { return };
             self.rendered += 1;
             match part {
@@ -203,15 +240,21 @@ impl Gather {
                     let (from, length) = (*from as usize, *length as usize);
                     let segment = &self.segments[from / SEGMENT_BYTES];
                     Writer::new(out.tail(), self.version).bulk(&segment[from % SEGMENT_BYTES..][..length]);
-                    self.held -= length;
+                    self.values -= length;
                 }
                 Part::Long(value) => {
-                    self.held -= value.bytes.len();
-                    return encode_part(Payload::Shared(value), 0..value.bytes.len(), self.version, out);
+                    self.values -= value.bytes.len();
+                    encode_part(Payload::Shared(value), 0..value.bytes.len(), self.version, out);
                 }
                 _ => Writer::new(out.tail(), self.version).nothing(),
             }
         }
+    }
+}
+
+impl Drop for Gather {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -254,7 +297,7 @@ mod tests {
                     _ => expected.extend([format!("${}\r\n", text.len()).as_bytes(), &text, b"\r\n"].concat()),
                 }
             }
-            assert!(!gather.is_open() && !gather.is_complete() && gather.missing() == late.len());
+            assert!(!gather.is_open() && !gather.is_complete() && gather.pending == late.len());
             for (part, text) in late.iter().rev() {
                 let outcome = Outcome::Value(Payload::Inline { bytes: text, form: Form::Plain });
                 assert!(gather.fill(*part, &reply(outcome)) && !gather.fill(*part, &reply(Outcome::Missing)));
@@ -271,11 +314,12 @@ mod tests {
                 next.add(&reply(Outcome::Value(Payload::Inline { bytes: &other, form: Form::Plain })));
             });
             out.tail().extend_from_slice(b"between");
+            let held = held + next.held();
             Box::new(next).encode(&mut out);
             out.tail().extend_from_slice(b"behind");
             expected.extend([b"between*4\r\n", &[b"$16384\r\n", &other[..], b"\r\n"].concat().repeat(4)[..]].concat());
             let short = b"before*55\r\nbetween*4\r\nbehind".len();
-            assert_eq!(out.unsent(), held + 4 * other.len() + short, "it was rendered at once");
+            assert_eq!(out.unsent(), held + short, "it was rendered at once");
             let step = if version == Version::Resp3 { 1000 } else { usize::MAX };
             assert_eq!(out.drain(step), [b"before", &expected[..], b"behind"].concat());
         }

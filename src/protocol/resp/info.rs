@@ -8,7 +8,10 @@ use std::fmt::Write;
 pub struct Sections(u8);
 
 /// Their names, in the order in which they are told.
-const SECTIONS: [&str; 4] = ["server", "clients", "stats", "keyspace"];
+const SECTIONS: [&str; 5] = ["server", "clients", "stats", "replication", "keyspace"];
+
+/// The version of Redis whose replies are given here. Libraries choose by it what they ask for.
+const REDIS_VERSION: &str = "7.0.0";
 
 impl Sections {
     /// Those that are named, in whatever case; all, where none is. A name that is not known stands for nothing.
@@ -45,6 +48,7 @@ pub fn text(figures: &Figures, sections: Sections) -> String {
             "server" => {
                 line("server_name", &env!("CARGO_PKG_NAME"));
                 line("server_version", &env!("CARGO_PKG_VERSION"));
+                line("redis_version", &REDIS_VERSION);
                 line("redis_mode", &"standalone");
                 line("process_id", &figures.process_id);
                 line("tcp_port", &figures.port);
@@ -65,6 +69,11 @@ pub fn text(figures: &Figures, sections: Sections) -> String {
                 line("expired_keys", &figures.expired);
                 line("evicted_keys", &figures.evicted);
                 line("invalidated_keys", &figures.invalidated);
+            }
+            "replication" => {
+                // As `HELLO` has it.
+                line("role", &"master");
+                line("connected_slaves", &0);
             }
             _ if figures.entries > 0 => {
                 // Everything that is cached expires.

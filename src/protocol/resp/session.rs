@@ -1,17 +1,15 @@
 //! What a connection has chosen, the commands that are about the connection alone, and what all others ask for.
 
 use super::commands::{self, Known, Name};
-use super::decode::{Decoder, Event, Refusal, SHOWN_BYTES};
-use super::frame::{Arguments, Violation};
+use super::decode::{Decoder, Event, Refusal};
+use super::frame::{Arguments, Shown, Violation};
 use super::write::{Version, Writer};
 use super::{Form, Sections, Shape};
 use crate::protocol::Decoded;
 
-/// Longest name that a client may give its connection, in bytes. Redis has no limit; an idle connection shall be small.
-const MAX_CLIENT_NAME_BYTES: usize = 64;
-
-/// The one user there is. Like Redis' own without a password, it takes any.
-const USER: &[u8] = b"default";
+/// Longest name that a client may give its connection, in bytes: that of a host, and something behind it. Redis has no
+/// limit; an idle connection shall be small.
+const MAX_CLIENT_NAME_BYTES: usize = 256;
 
 /// One connection's side of the protocol.
 #[derive(Debug)]
@@ -120,54 +118,26 @@ impl Session {
 
     /// `HELLO [version [AUTH user password] [SETNAME name]]`. Nothing is changed unless all of it can be.
     fn hello(&mut self, words: &[&[u8]], out: &mut Vec<u8>) {
-        let (mut version, mut name) = (self.version, None);
-        if let Some((wanted, mut options)) = words.split_first() {
-            version = match number(wanted) {
-                Some(2) => Version::Resp2,
-                Some(3) => Version::Resp3,
-                Some(_) => return self.writer(out).error("NOPROTO unsupported protocol version"),
-                None => {
-                    let text = "ERR Protocol version is not an integer or out of range";
-                    return self.writer(out).error(text);
-                }
-            };
-            let mut user = USER;
-            while !options.is_empty() {
-                match options {
-                    [word, given, _, rest @ ..] if word.eq_ignore_ascii_case(b"auth") => {
-                        (user, options) = (given, rest)
-                    }
-                    [word, given, rest @ ..] if word.eq_ignore_ascii_case(b"setname") => {
-                        (name, options) = (Some(*given), rest);
-                    }
-                    [word, ..] => {
-                        let text = format!("ERR Syntax error in HELLO option '{}'", shown(word));
-                        return self.writer(out).error(&text);
-                    }
-                    [] => {}
-                }
-            }
-            if user != USER {
-                return self.writer(out).error(WRONG_USER);
-            }
+        let chosen = hello_options(words, self.version).and_then(|(version, name)| {
+            name.map_or(Ok(()), |name| self.set_name(name))?;
+            Ok(version)
+        });
+        match chosen {
+            Err(text) => return self.writer(out).error(&text),
+            Ok(version) => self.version = version,
         }
-        if let Some(name) = name
-            && let Err(text) = self.set_name(name)
-        {
-            return self.writer(out).error(&text);
-        }
-        self.version = version;
         let mut out = self.writer(out);
         out.map(7);
         for (field, text) in [("server", env!("CARGO_PKG_NAME")), ("version", env!("CARGO_PKG_VERSION"))] {
             out.bulk(field.as_bytes());
             out.bulk(text.as_bytes());
         }
-        for (field, number) in [("proto", if version == Version::Resp3 { 3 } else { 2 }), ("id", self.id as i64)] {
+        for (field, number) in [("proto", if self.version == Version::Resp3 { 3 } else { 2 }), ("id", self.id as i64)] {
             out.bulk(field.as_bytes());
             out.integer(number);
         }
-        for (field, text) in [("mode", "standalone"), ("role", "replica")] {
+        // Clients look for a master to read from; to them this is one.
+        for (field, text) in [("mode", "standalone"), ("role", "master")] {
             out.bulk(field.as_bytes());
             out.bulk(text.as_bytes());
         }
@@ -191,8 +161,8 @@ impl Session {
             // Nobody can ask for the library, so that it is not kept.
             (b"setinfo", [option, value]) => match option.to_ascii_lowercase().as_slice() {
                 b"lib-name" | b"lib-ver" if is_name(value) => out.simple("OK"),
-                b"lib-name" | b"lib-ver" => out.error(&format!("ERR {} {BAD_NAME}", shown(option))),
-                _ => out.error(&format!("ERR Unrecognized option '{}'", shown(option))),
+                b"lib-name" | b"lib-ver" => out.error(&format!("ERR {} {BAD_NAME}", Shown(option))),
+                _ => out.error(&format!("ERR Unrecognized option '{}'", Shown(option))),
             },
             // No client is ever evicted here.
             (b"no-evict", [switch]) => _ = answer_switch(switch, out),
@@ -202,7 +172,7 @@ impl Session {
                 }
             }
             (b"id" | b"getname" | b"setname" | b"setinfo" | b"no-evict" | b"no-touch", _) => {
-                wrong_number(&format!("client|{}", shown(&word.to_ascii_lowercase())), out);
+                wrong_number(&format!("client|{}", Shown(&word.to_ascii_lowercase())), out);
             }
             _ => unknown_word("client", word, out),
         }
@@ -221,18 +191,38 @@ impl Session {
     }
 }
 
+/// What the words of `HELLO` choose: a version, which is the `present` one where there is none, and a name. Or the error.
+fn hello_options<'a>(words: &[&'a [u8]], present: Version) -> Result<(Version, Option<&'a [u8]>), String> {
+    let Some((wanted, mut options)) = words.split_first() else { return Ok((present, None)) };
+    let version = match number(wanted) {
+        Some(2) => Version::Resp2,
+        Some(3) => Version::Resp3,
+        Some(_) => return Err("NOPROTO unsupported protocol version".into()),
+        None => return Err("ERR Protocol version is not an integer or out of range".into()),
+    };
+    let mut name = None;
+    while let [option, rest @ ..] = options {
+        options = match rest {
+            // Any user and any password: there are none here.
+            [_, _, rest @ ..] if option.eq_ignore_ascii_case(b"auth") => rest,
+            [given, rest @ ..] if option.eq_ignore_ascii_case(b"setname") => {
+                name = Some(*given);
+                rest
+            }
+            _ => return Err(format!("ERR Syntax error in HELLO option '{}'", Shown(option))),
+        };
+    }
+    Ok((version, name))
+}
+
 /// Answers a command whose answer is the same for every connection.
 fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<'_>) {
     let first = words.first().map(|word| word.to_ascii_lowercase()).unwrap_or_default();
     match (known.name, words) {
         (Name::Ping, []) => out.simple("PONG"),
         (Name::Ping | Name::Echo, [text]) => out.bulk(text),
-        (Name::Auth, [_]) => out.error(
-            "ERR AUTH <password> called without any password configured for the default user. \
-             Are you sure your configuration is correct?",
-        ),
-        (Name::Auth, [user, _]) if *user == USER => out.simple("OK"),
-        (Name::Auth, [_, _]) => out.error(WRONG_USER),
+        // Clients bring the password of the Redis behind. Nothing is protected here, so that all are right.
+        (Name::Auth, [_] | [_, _]) => out.simple("OK"),
         (Name::Auth, _) => out.error("ERR syntax error"),
         (Name::Select, [index]) => match number(index) {
             Some(index) if index == i64::from(database) => out.simple("OK"),
@@ -268,8 +258,6 @@ fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<
 /// The proxy's own are environment variables.
 const SETTINGS: [(&str, &str); 2] = [("save", ""), ("appendonly", "no")];
 
-const WRONG_USER: &str = "WRONGPASS invalid username-password pair or user is disabled.";
-
 const BAD_NAME: &str = "cannot contain spaces, newlines or special characters.";
 
 /// What Redis takes for the name of a connection or a library.
@@ -302,11 +290,6 @@ fn wrong_number(command: &str, out: &mut Writer<'_>) {
 fn unknown_word(command: &str, word: &[u8], out: &mut Writer<'_>) {
     out.error(&format!(
         "ERR unknown subcommand '{}' of '{command}': this proxy is read-only; COMMAND DOCS tells what it answers",
-        shown(word)
+        Shown(word)
     ));
-}
-
-/// A client's word, for an error text: as much of it as fits, and nothing that would break the line.
-fn shown(word: &[u8]) -> impl std::fmt::Display {
-    word[..word.len().min(SHOWN_BYTES)].escape_ascii()
 }
