@@ -162,6 +162,56 @@ fn a_reply_that_would_hold_too_much_is_an_error_and_the_memory_comes_back() {
     until("the memory is given back", || (proxy.memory("VmRSS") < 48 * 1024).then_some(()));
 }
 
+/// Neither commands that do not end nor replies that nobody reads may fill the memory, however many clients try.
+#[test]
+fn what_all_replies_hold_together_is_bounded() {
+    let redis = Redis::start();
+    redis.set("a", "x".repeat(16_000));
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
+    let mut watcher = Resp::connect(proxy.address);
+    watcher.text("GET a");
+    let before = proxy.memory("VmHWM");
+    let mget = command(&[&["MGET"][..], &["a"; 4000]].concat());
+    let mut refused = String::new();
+    let clients: Vec<Resp> = (0..8)
+        .map(|_| {
+            let mut client = Resp::connect(proxy.address);
+            client.send(&mget);
+            let mut begin = [0; 24];
+            client.stream.peek(&mut begin).expect("a reply begins");
+            refused += &String::from_utf8_lossy(&begin);
+            client
+        })
+        .collect();
+    assert_eq!(refused.matches("*4000\r\n").count(), 4, "{refused}");
+    assert_eq!(refused.matches("-TRYAGAIN too many").count(), 4, "{refused}");
+    let after = proxy.memory("VmHWM");
+    assert!(after < before + (256 + 64) * 1024, "{before} KiB have become {after}");
+    assert_eq!(watcher.ask(command(&["MGET", "a", "a"])).len(), "*2\r\n".len() + 2 * (16_000 + "$16000\r\n\r\n".len()));
+    drop(clients);
+    until("there is room again", || (watcher.ask(&mget).len() > 4000 * 16_000).then_some(()));
+}
+
+/// Keys of commands that were broken off are being read all the same.
+#[test]
+fn who_breaks_commands_off_does_not_fill_the_queue() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "500")]);
+    let mut client = Resp::connect(proxy.address);
+    client.text("GET a");
+    redis.freeze();
+    let too_long = "x".repeat(65_537);
+    for round in 0..12 {
+        let mut mget = vec!["MGET".to_owned()];
+        mget.extend((0..1000).map(|number| format!("key {round} {number}")));
+        mget.push(too_long.clone());
+        client.send(command(&mget));
+    }
+    let reply = Resp::connect(proxy.address).text("GET innocent");
+    assert!(reply.starts_with("-LOADING Redis did not answer within REDIS_TIMEOUT"), "{reply}");
+    redis.thaw();
+}
+
 #[test]
 fn who_leaves_in_the_middle_leaves_nothing_behind() {
     let redis = Redis::start();

@@ -319,6 +319,22 @@ mod tests {
         assert!(client.connection.has_ended() && !client.connection.leaves_unread());
     }
 
+    /// Or one client could fill the queue to Redis with commands that it breaks off.
+    #[test]
+    fn keys_that_nobody_needs_any_more_count_as_long_as_they_are_read() {
+        let mut client = Client::new();
+        let keys: Vec<String> = (0..MAX_OPEN_KEYS - 1).map(|number| number.to_string()).collect();
+        let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
+        let mget = command(&words).replacen("*1024\r\n", "*1025\r\n", 1);
+        client.receive(&(mget + "$70000\r\n" + &"x".repeat(70_000) + "\r\n"));
+        assert!(client.sent().starts_with("-ERR an argument is too long") && client.connection.is_settled());
+        client.receive(&(command(&["GET", "a"]) + &command(&["GET", "b"])));
+        assert_eq!(client.asked.len(), MAX_OPEN_KEYS);
+        assert!(!client.complete(0, short("of no use")));
+        client.receive("");
+        assert_eq!(client.asked.len(), MAX_OPEN_KEYS + 1);
+    }
+
     #[test]
     fn what_a_reply_may_hold_is_bounded_but_one_value_always_fits() {
         let value = Arc::new(Value::new(vec![b'x'; 40 * 1024 * 1024]));

@@ -24,8 +24,11 @@ const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
 /// How much they hold.
 static HELD_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// Room for short values. At least four fit, so that not much of it is left over.
+/// The first segment for short values grows up to this; at least four of them fit. Every other one is twice as long as the
+/// one before, up to [`LONGEST_SEGMENT_BYTES`]: what is freed in pieces much smaller than the whole, jemalloc does not use
+/// again for pieces before it has given it back, seconds later.
 const SEGMENT_BYTES: usize = 4 * SHARED_VALUE_BYTES;
+const LONGEST_SEGMENT_BYTES: usize = 1024 * 1024;
 
 /// A reply that is put together.
 #[derive(Debug)]
@@ -42,13 +45,19 @@ pub struct Gather {
     segments: Vec<Vec<u8>>,
     /// Bytes of all values that are not rendered.
     values: usize,
-    /// What of [`HELD_BYTES`] is its own, in whole segments.
+    /// Room in the segments behind the first.
+    room: usize,
+    /// What of [`HELD_BYTES`] is its own.
     charged: usize,
     /// Parts that are rendered.
     rendered: usize,
     /// What has become of it instead.
     failed: Option<Outgoing>,
 }
+
+// A short value's length fits, and so does the number of any segment.
+const _: () = assert!(SHARED_VALUE_BYTES <= u16::MAX as usize);
+const _: () = assert!(MAX_GATHERED_BYTES / SEGMENT_BYTES * 2 <= u16::MAX as usize && size_of::<Part>() == 16);
 
 /// What is known of a key.
 #[derive(Debug)]
@@ -57,10 +66,11 @@ enum Part {
     Pending,
     /// There is none, or none of a kind that `MGET` reads.
     Absent,
-    /// A short value: where it is, counted as if all segments were full.
+    /// A short value, and where it is.
     Short {
+        segment: u16,
+        length: u16,
         from: u32,
-        length: u32,
     },
     Long(Arc<Value>),
     /// A key that is there and needs only to be counted.
@@ -78,6 +88,7 @@ impl Gather {
             pending: 0,
             segments: Vec::new(),
             values: 0,
+            room: 0,
             charged: 0,
             rendered: 0,
             failed: None,
@@ -165,7 +176,7 @@ impl Gather {
     /// leave unsent. If that is too much, it has failed.
     fn charge(&mut self) {
         let parts = self.parts.len() * size_of::<Part>();
-        let charge = (self.segments.len().saturating_sub(1) + parts / SEGMENT_BYTES) * SEGMENT_BYTES;
+        let charge = self.room + parts / SEGMENT_BYTES * SEGMENT_BYTES;
         if charge == self.charged {
             return;
         }
@@ -187,16 +198,26 @@ impl Gather {
             // A reference to a short value would cost more than a copy, on its way out too.
             payload => {
                 let bytes = payload.bytes();
-                if self.segments.last().is_none_or(|last| last.len() + bytes.len() > SEGMENT_BYTES) {
-                    self.segments.push(Vec::new());
+                if self.segments.last().is_none_or(|last| last.len() + bytes.len() > last.capacity().max(SEGMENT_BYTES))
+                {
+                    self.add_segment();
                 }
                 let number = self.segments.len() - 1;
                 let segment = &mut self.segments[number];
-                let from = number * SEGMENT_BYTES + segment.len();
+                let from = segment.len() as u32;
                 segment.extend_from_slice(bytes);
-                Part::Short { from: from as u32, length: bytes.len() as u32 }
+                Part::Short { segment: number as u16, length: bytes.len() as u16, from }
             }
         }
+    }
+
+    fn add_segment(&mut self) {
+        let room = match self.segments.last() {
+            None => 0,
+            Some(last) => (2 * last.capacity()).clamp(SEGMENT_BYTES, LONGEST_SEGMENT_BYTES),
+        };
+        self.room += room;
+        self.segments.push(Vec::with_capacity(room));
     }
 
     fn fail(&mut self, encode: impl FnOnce(&mut Outgoing)) {
@@ -204,6 +225,7 @@ impl Gather {
         encode(&mut out);
         self.failed = Some(out);
         (self.parts, self.pending, self.segments, self.values) = (Vec::new(), 0, Vec::new(), 0);
+        self.room = 0;
         self.release();
     }
 
@@ -236,10 +258,10 @@ impl Gather {
             let Some(part) = self.parts.get(self.rendered) else { return };
             self.rendered += 1;
             match part {
-                Part::Short { from, length } => {
-                    let (from, length) = (*from as usize, *length as usize);
-                    let segment = &self.segments[from / SEGMENT_BYTES];
-                    Writer::new(out.tail(), self.version).bulk(&segment[from % SEGMENT_BYTES..][..length]);
+                Part::Short { segment, length, from } => {
+                    let (from, length) = (*from as usize, usize::from(*length));
+                    let bytes = &self.segments[usize::from(*segment)][from..from + length];
+                    Writer::new(out.tail(), self.version).bulk(bytes);
                     self.values -= length;
                 }
                 Part::Long(value) => {
