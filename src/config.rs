@@ -178,7 +178,8 @@ pub fn help() -> String {
     let mut text = format!(
         "segment-redis-proxy {}: a read-through cache in front of one Redis\n\n\
          Usage: segment-redis-proxy [--help | --version]\n\n\
-         Answers GET /key/{{key}} (JSON) and GET /raw/{{key}} (bytes) from memory, and from Redis when it must.\n\
+         Answers GET /key/{{key}} (JSON) and GET /raw/{{key}} (bytes) over HTTP, and GET, MGET and their like over RESP on the\n\
+         same port, from memory, and from Redis when it must.\n\
          It is configured by environment variables:\n\n",
         env!("CARGO_PKG_VERSION")
     );

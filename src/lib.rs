@@ -1,5 +1,5 @@
-//! A read-through cache in front of one Redis: one event loop, one job. It answers `GET` for a key out of memory, and
-//! reads through to Redis when it cannot.
+//! A read-through cache in front of one Redis: one event loop, one job. It answers `GET` for a key out of memory, over HTTP and
+//! over the Redis protocol, and reads through to Redis when it cannot.
 //!
 //! ```text
 //! socket -> server -> connection decodes -> proxy decides -+-> hit:  connection encodes -> server -> socket

@@ -60,7 +60,7 @@ impl Session {
         self.version
     }
 
-    /// The next event. See [`Decoder::decode`].
+    /// The event at the beginning of all bytes that are not consumed.
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
         self.decoder.decode(input)
     }
