@@ -134,16 +134,26 @@ impl Outgoing {
     /// has become empty.
     pub fn take_back(&mut self, buffer: &mut Vec<u8>) {
         if buffer.capacity() != 0 {
-            if self.tail.is_empty() {
-                self.tail = Vec::new();
-            }
-            return;
+            return self.trim_tail();
         }
         let rest = Vec::from(&self.tail[self.tail_sent..]);
         std::mem::swap(&mut self.tail, buffer);
         buffer.clear();
         self.tail = rest;
         self.tail_sent = 0;
+    }
+
+    /// Lets go of what is sent of a tail of its own. A connection whose socket never takes all that waits would otherwise
+    /// keep all that it has ever sent.
+    fn trim_tail(&mut self) {
+        if self.tail.is_empty() {
+            self.tail = Vec::new();
+        } else if self.tail_sent >= self.tail.len() / 2 {
+            // Half of it at least: what is moved is no more than what was sent since the last time.
+            self.tail.drain(..self.tail_sent);
+            self.tail_sent = 0;
+            self.tail.shrink_to(2 * self.tail.len());
+        }
     }
 
     /// The next bytes to send, as slices for one `writev`. Empty when all is sent. Renders a window where a value
@@ -254,6 +264,21 @@ impl Outgoing {
 mod tests {
     use super::*;
     use base64::prelude::*;
+
+    #[test]
+    fn a_socket_that_never_takes_all_leaves_no_more_than_waits() {
+        let mut outgoing = Outgoing::default();
+        let mut lent = Vec::with_capacity(100);
+        for turn in 0..10_000 {
+            outgoing.lend(&mut lent);
+            let reply = if turn == 0 { 50_000 } else { 5000 };
+            outgoing.tail().extend(std::iter::repeat_n(b'x', reply));
+            outgoing.advance(5000);
+            outgoing.take_back(&mut lent);
+            assert_eq!(outgoing.unsent(), 45_000);
+            assert!(outgoing.tail.capacity() <= 4 * 45_000, "{} bytes are kept", outgoing.tail.capacity());
+        }
+    }
 
     #[test]
     fn everything_leaves_once_and_in_order_whatever_the_socket_takes() {

@@ -104,7 +104,7 @@ impl Client {
         let (mut reads, mut sent) = (0, 0);
         loop {
             sent += self.send(SENT_PER_TURN.saturating_sub(sent))?;
-            if self.connection.is_settled() && (self.connection.has_ended() || (self.end_read && !self.held_up)) {
+            if self.connection.is_settled() && (self.connection.has_ended() || self.end_read) {
                 return Ok(self.end());
             }
             if sent >= SENT_PER_TURN || reads == READS_PER_TURN {

@@ -367,11 +367,13 @@ fn enqueue(queue: &mut VecDeque<usize>, client: &mut Client, slot: usize) {
     }
 }
 
-/// Hands a reply to the connection that waits for it, if it is still that one.
+/// Hands a reply to the connection that waits for it, if it is still that one, and gives it a turn. Also where the reply is of
+/// no use any more: what the connection has asked for since may have waited for that.
 fn answer(clients: &mut Slab<Client>, queue: &mut VecDeque<usize>, waiter: Waiter, reply: &Reply<'_>, date: &Date) {
     if let Some(client) = clients.get_mut(waiter.slot)
-        && client.connection.reply_later(waiter, reply, date)
+        && client.connection.generation == waiter.generation
     {
+        client.connection.reply_later(waiter, reply, date);
         enqueue(queue, client, waiter.slot);
     }
 }

@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Most bytes of values that one reply may hold. A first value may be longer.
 const MAX_GATHERED_BYTES: usize = 64 * 1024 * 1024;
 
-/// Most bytes that all such replies of the process may hold in buffers of their own, those that are long: clients that do
-/// not end their commands, or do not read, could fill the memory with them otherwise.
+/// Most bytes that all such replies of the process may hold, beside what each may hold in any case: one segment and one
+/// long value. Clients that do not end their commands, or do not read, could fill the memory with them otherwise. Each may
+/// have half of what the others leave, so that a few of them do not keep everybody from asking for a little.
 const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
 
 /// How much they hold.
@@ -42,17 +43,27 @@ pub struct Gather {
     /// How many of them are [`Part::Pending`].
     pending: usize,
     /// The short values, one after the other, each within one segment.
-    segments: Vec<Vec<u8>>,
+    segments: Vec<Segment>,
     /// Bytes of all values that are not rendered.
     values: usize,
     /// Room in the segments behind the first.
     room: usize,
+    /// Bytes of the long values, and of the first of them.
+    long: usize,
+    first_long: usize,
     /// What of [`HELD_BYTES`] is its own.
     charged: usize,
     /// Parts that are rendered.
     rendered: usize,
     /// What has become of it instead.
     failed: Option<Outgoing>,
+}
+
+/// Room for short values, and how many in it are not rendered.
+#[derive(Debug, Default)]
+struct Segment {
+    bytes: Vec<u8>,
+    values: usize,
 }
 
 // A short value's length fits, and so does the number of any segment.
@@ -89,6 +100,8 @@ impl Gather {
             segments: Vec::new(),
             values: 0,
             room: 0,
+            long: 0,
+            first_long: 0,
             charged: 0,
             rendered: 0,
             failed: None,
@@ -172,21 +185,24 @@ impl Gather {
         true
     }
 
-    /// Notes what it holds among what all hold, but for its first segment, which is as bounded as what a connection may
-    /// leave unsent. If that is too much, it has failed.
+    /// Notes what it holds among what all hold. If that is too much, it has failed.
     fn charge(&mut self) {
-        let parts = self.parts.len() * size_of::<Part>();
-        let charge = self.room + parts / SEGMENT_BYTES * SEGMENT_BYTES;
-        if charge == self.charged {
+        let holds = self.room
+            + self.long.saturating_sub(self.first_long)
+            + (self.parts.len() - self.rendered) * size_of::<Part>();
+        // In whole segments: other loops count there too.
+        let charge = holds / SEGMENT_BYTES * SEGMENT_BYTES;
+        if charge <= self.charged {
+            HELD_BYTES.fetch_sub(self.charged - charge, Ordering::Relaxed);
+            self.charged = charge;
             return;
         }
         let others = HELD_BYTES.fetch_add(charge - self.charged, Ordering::Relaxed) - self.charged;
         self.charged = charge;
-        if others + charge > MAX_HELD_BYTES {
+        if charge > MAX_HELD_BYTES.saturating_sub(others) / 2 {
             self.fail(|out| {
                 Writer::new(out.tail(), Version::Resp2).error(
-                    "TRYAGAIN too many replies about several keys are on their way; try again in a second, or ask for \
-                     fewer keys at once",
+                    "TRYAGAIN too many replies about several keys are on their way; try again, or ask for fewer keys at once",
                 );
             });
         }
@@ -194,30 +210,38 @@ impl Gather {
 
     fn keep(&mut self, payload: Payload<'_>) -> Part {
         match payload {
-            Payload::Shared(value) if value.bytes.len() > SHARED_VALUE_BYTES => Part::Long(Arc::clone(value)),
+            Payload::Shared(value) if value.bytes.len() > SHARED_VALUE_BYTES => {
+                // Perhaps the cache holds it too; perhaps it has been evicted.
+                if self.long == 0 {
+                    self.first_long = value.bytes.len();
+                }
+                self.long += value.bytes.len();
+                Part::Long(Arc::clone(value))
+            }
             // A reference to a short value would cost more than a copy, on its way out too.
             payload => {
                 let bytes = payload.bytes();
-                if self.segments.last().is_none_or(|last| last.len() + bytes.len() > last.capacity().max(SEGMENT_BYTES))
-                {
+                let fits = |last: &Segment| last.bytes.len() + bytes.len() <= last.bytes.capacity().max(SEGMENT_BYTES);
+                if !self.segments.last().is_some_and(fits) {
                     self.add_segment();
                 }
                 let number = self.segments.len() - 1;
                 let segment = &mut self.segments[number];
-                let from = segment.len() as u32;
-                segment.extend_from_slice(bytes);
+                let from = segment.bytes.len() as u32;
+                segment.bytes.extend_from_slice(bytes);
+                segment.values += 1;
                 Part::Short { segment: number as u16, length: bytes.len() as u16, from }
             }
         }
     }
 
     fn add_segment(&mut self) {
-        let room = match self.segments.last() {
-            None => 0,
-            Some(last) => (2 * last.capacity()).clamp(SEGMENT_BYTES, LONGEST_SEGMENT_BYTES),
+        let room = match self.segments.len() {
+            0 => 0,
+            number => (SEGMENT_BYTES << number.min(16)).min(LONGEST_SEGMENT_BYTES),
         };
         self.room += room;
-        self.segments.push(Vec::with_capacity(room));
+        self.segments.push(Segment { bytes: Vec::with_capacity(room), values: 0 });
     }
 
     fn fail(&mut self, encode: impl FnOnce(&mut Outgoing)) {
@@ -225,7 +249,7 @@ impl Gather {
         encode(&mut out);
         self.failed = Some(out);
         (self.parts, self.pending, self.segments, self.values) = (Vec::new(), 0, Vec::new(), 0);
-        self.room = 0;
+        (self.room, self.long) = (0, 0);
         self.release();
     }
 
@@ -252,25 +276,32 @@ impl Gather {
         self.rendered == self.parts.len()
     }
 
-    /// Appends the next parts to `out`, which is empty, until they are `bytes`.
+    /// Appends the next parts to `out`, which is empty, until they are `bytes`. What is rendered is held no longer.
     pub fn render(&mut self, bytes: usize, out: &mut Outgoing) {
-        while out.unsent() < bytes {
-            let Some(part) = self.parts.get(self.rendered) else { return };
+        while out.unsent() < bytes && self.rendered < self.parts.len() {
+            let part = std::mem::replace(&mut self.parts[self.rendered], Part::Absent);
             self.rendered += 1;
             match part {
                 Part::Short { segment, length, from } => {
-                    let (from, length) = (*from as usize, usize::from(*length));
-                    let bytes = &self.segments[usize::from(*segment)][from..from + length];
-                    Writer::new(out.tail(), self.version).bulk(bytes);
+                    let (from, length, number) = (from as usize, usize::from(length), usize::from(segment));
+                    let segment = &mut self.segments[number];
+                    Writer::new(out.tail(), self.version).bulk(&segment.bytes[from..from + length]);
                     self.values -= length;
+                    segment.values -= 1;
+                    if segment.values == 0 {
+                        self.room -= if number > 0 { segment.bytes.capacity() } else { 0 };
+                        segment.bytes = Vec::new();
+                    }
                 }
                 Part::Long(value) => {
-                    self.values -= value.bytes.len();
-                    encode_part(Payload::Shared(value), 0..value.bytes.len(), self.version, out);
+                    let length = value.bytes.len();
+                    (self.values, self.long) = (self.values - length, self.long - length);
+                    encode_part(Payload::Shared(&value), 0..length, self.version, out);
                 }
                 _ => Writer::new(out.tail(), self.version).nothing(),
             }
         }
+        self.charge();
     }
 }
 
@@ -288,6 +319,49 @@ mod tests {
 
     fn reply(outcome: Outcome<'_>) -> Reply<'_> {
         Reply { outcome, source: Source::Cache { remaining: 1 } }
+    }
+
+    /// By its own books, as other tests' replies are in those of the process.
+    #[test]
+    fn what_a_reply_holds_is_charged_to_it_as_long_as_it_holds_it() {
+        let mget = commands::find(b"mget").expect("it is there");
+        let long = Arc::new(Value::new(vec![b'l'; 1_000_000]));
+        let text = vec![b's'; 16_000];
+        let add = |gather: &mut Gather, outcome| gather.add(&reply(outcome));
+        let short = || Outcome::Value(Payload::Inline { bytes: &text, form: Form::Plain });
+
+        let mut absent = Gather::new(mget, 10_000, Version::Resp2);
+        (0..5000).for_each(|_| add(&mut absent, Outcome::Missing));
+        (0..5000).for_each(|_| absent.wait());
+        assert_eq!((absent.charged, absent.held()), (160_000 / SEGMENT_BYTES * SEGMENT_BYTES, 160_000));
+
+        let mut gather = Gather::new(mget, 1000, Version::Resp2);
+        (0..4).for_each(|_| add(&mut gather, short()));
+        add(&mut gather, Outcome::Value(Payload::Shared(&long)));
+        assert_eq!(gather.charged, 0, "a segment and a long value are free");
+        (0..200).for_each(|_| add(&mut gather, short()));
+        let rooms: Vec<usize> =
+            gather.segments.iter().map(|segment| segment.bytes.capacity() / SEGMENT_BYTES).collect();
+        assert_eq!(rooms[1..], [2, 4, 8, 16, 16, 16], "freed, the pieces must be long enough to be used again");
+        add(&mut gather, Outcome::Value(Payload::Shared(&long)));
+        let holds = 62 * SEGMENT_BYTES + 1_000_000 + 206 * 16;
+        assert_eq!(gather.charged, holds / SEGMENT_BYTES * SEGMENT_BYTES);
+        // What is rendered is not held.
+        gather.to_come = 0;
+        let mut out = Outgoing::default();
+        let mut charges = Vec::new();
+        while !gather.is_rendered() {
+            gather.render(500_000, &mut out);
+            out.drain(usize::MAX);
+            charges.push(gather.charged);
+        }
+        assert!(charges.is_sorted_by(|one, next| one >= next) && charges.len() > 5, "{charges:?}");
+        assert_eq!((charges.last(), gather.room, gather.held()), (Some(&0), 0, 0));
+        assert!(gather.segments.iter().all(|segment| segment.bytes.capacity() == 0));
+        assert_eq!(Arc::strong_count(&long), 1);
+
+        absent.fill(5000, &reply(Outcome::Failed(&Failure::Internal)));
+        assert_eq!((absent.charged, absent.held(), absent.has_failed()), (0, 0, true));
     }
 
     #[test]

@@ -85,3 +85,28 @@ pub fn text(figures: &Figures, sections: Sections) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_are_those_that_are_named() {
+        let figures = Figures { uptime: 61_999, clients: 3, entries: 2, database: 5, ..Figures::default() };
+        let told = |names: &[&str]| text(&figures, Sections::named(names.iter().map(|name| name.as_bytes())));
+        assert_eq!(told(&["Clients"]), "# Clients\r\nconnected_clients:3\r\nmaxclients:0\r\n");
+        assert_eq!(told(&["keyspace"]), "# Keyspace\r\ndb5:keys=2,expires=2\r\n");
+        assert!(told(&["server"]).contains("\r\nuptime_in_seconds:61\r\n"));
+        let two = told(&["keyspace", "replication", "nothing"]);
+        assert_eq!(two.matches("# ").count(), 2);
+        assert!(two.starts_with("# Replication\r\n") && two.contains("\r\n\r\n# Keyspace\r\n"), "{two}");
+        let all = told(&[]);
+        assert_eq!(all.matches("# ").count(), SECTIONS.len());
+        for name in ["all", "EVERYTHING", "default"] {
+            assert_eq!(told(&[name]), all);
+        }
+        assert_eq!(told(&["nothing"]), "");
+        let empty = text(&Figures::default(), Sections::named([&b"keyspace"[..]].into_iter()));
+        assert_eq!(empty, "# Keyspace\r\n");
+    }
+}

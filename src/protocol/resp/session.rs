@@ -293,3 +293,37 @@ fn unknown_word(command: &str, word: &[u8], out: &mut Writer<'_>) {
         Shown(word)
     ));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_are_what_redis_takes_for_them() {
+        assert!(is_name(b"!~az-09:/") && is_name(b""));
+        for bytes in [&b"a b"[..], b"a\n", b"\x7f", b"\xc3\xa9", b"\0"] {
+            assert!(!is_name(bytes), "{bytes:?}");
+        }
+        assert_eq!((number(b"0"), number(b"-9223372036854775808")), (Some(0), Some(i64::MIN)));
+        for word in [&b""[..], b"-0", b"01", b"+1", b" 1", b"1.0", b"9223372036854775808", b"\xff"] {
+            assert_eq!(number(word), None, "{word:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_changed_by_a_hello_that_fails() {
+        let mut session = Session::new(7, 0);
+        let hello = |session: &mut Session, words: &[&[u8]]| {
+            let mut out = Vec::new();
+            session.hello(words, &mut out);
+            String::from_utf8(out).expect("text")
+        };
+        assert!(hello(&mut session, &[b"2", b"SETNAME", b"me"]).starts_with("*14\r\n"));
+        for words in [&[&b"3"[..], b"SETNAME", b"a b"][..], &[b"3", b"SETNAME", b"you", b"x"], &[b"3", b"AUTH", b"x"]] {
+            assert!(hello(&mut session, words).starts_with('-'));
+            assert_eq!((session.version, session.name.as_deref()), (Version::Resp2, Some(&b"me"[..])));
+        }
+        assert!(hello(&mut session, &[b"3", b"AUTH", b"x", b"y", b"SETNAME", b""]).starts_with("%7\r\n"));
+        assert_eq!((session.version, session.name.as_deref()), (Version::Resp3, None));
+    }
+}
