@@ -194,6 +194,67 @@ fn what_all_replies_hold_together_is_bounded() {
     until("there is room again", || (watcher.ask(&mget).len() > 4000 * 16_000).then_some(()));
 }
 
+/// How often a key was found in memory so far.
+fn hits(watcher: &mut Resp) -> usize {
+    let info = watcher.text("INFO stats");
+    let line = info.lines().find_map(|line| line.strip_prefix("keyspace_hits:"));
+    line.and_then(|hits| hits.parse().ok()).expect("it is told")
+}
+
+/// The reply fails while its keys are being read, as many as may be: whoever waits for that must be woken by them.
+#[test]
+fn a_reply_that_fails_while_it_waits_holds_up_nothing_for_ever() {
+    const READ_AT_ONCE: usize = 1024;
+    let redis = Redis::start();
+    redis.set("long", "x".repeat(16_000));
+    redis.set("a", "1");
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600"), ("REDIS_TIMEOUT", "60000")]);
+    let mut watcher = Resp::connect(proxy.address);
+    watcher.text("MGET long a");
+    // Others hold all there is, in commands that do not end: first long values, then nothing but keys, until there is less
+    // left than what two segments take. The smallest take one more than is free with the fifth key, and with the 4096th.
+    let mut holders = Vec::new();
+    for (key, most, least) in [("long", 4000, 8), ("a", 4100, 4100)] {
+        let mut keys = most;
+        while keys >= least {
+            let mut holder = Resp::connect(proxy.address);
+            let mget = command(&[&["MGET"][..], &vec![key; keys + 1]].concat());
+            let before = hits(&mut watcher);
+            holder.send(&mget[..mget.len() - 3]);
+            // A reply that has failed looks nothing up any more.
+            let mut seen = (before, 0);
+            until("it has been looked at", || {
+                let now = hits(&mut watcher);
+                seen = if now == seen.0 { (now, seen.1 + 1) } else { (now, 0) };
+                (now == before + keys || seen.1 == 50).then_some(())
+            });
+            match seen.0 == before + keys {
+                true => holders.push(holder),
+                false => keys = if keys == least { 0 } else { (keys / 2).max(least) },
+            }
+        }
+    }
+    redis.freeze();
+    // The last key that may be read at once is the one with which it holds more than it may.
+    let mut mget = vec!["MGET".to_owned()];
+    mget.extend(std::iter::repeat_n("a".to_owned(), 4096 - READ_AT_ONCE));
+    mget.extend((0..READ_AT_ONCE).map(|number| format!("missing {number}")));
+    mget.extend(std::iter::repeat_n("a".to_owned(), 900));
+    let mut client = Resp::connect(proxy.address);
+    client.send([command(&mget), words("PING")].concat());
+    until("it waits for all of them", || {
+        let misses = format!("keyspace_misses:{}\r\n", READ_AT_ONCE + 2);
+        watcher.text("INFO stats").contains(&misses).then_some(())
+    });
+    redis.thaw();
+    let (mut reply, mut buffer) = (String::new(), [0; 1000]);
+    while !reply.ends_with("+PONG\r\n") {
+        let length = client.stream.read(&mut buffer).expect("a reply comes");
+        reply += &String::from_utf8_lossy(&buffer[..length]);
+    }
+    assert!(reply.starts_with("-TRYAGAIN too many replies"), "{reply}");
+}
+
 /// Keys of commands that were broken off are being read all the same.
 #[test]
 fn who_breaks_commands_off_does_not_fill_the_queue() {
