@@ -53,6 +53,27 @@ fn redis_cli_and_http_share_one_cache() {
     assert!(redis_cli(port, &["COMMAND", "DOCS", "GET"]).contains("The value of a key."));
 }
 
+#[test]
+fn what_one_mget_misses_is_read_in_one_round_trip() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[]);
+    let mut client = Resp::connect(proxy.address);
+    client.text("GET a");
+    // How often Redis has read from a socket; asking for it is a few times more.
+    let reads = || {
+        let info: String = redis::cmd("INFO").arg("stats").query(&mut redis.connect()).expect("INFO works");
+        let line = info.lines().find_map(|line| line.strip_prefix("total_reads_processed:"));
+        line.and_then(|reads| reads.parse::<u64>().ok()).expect("it is told")
+    };
+    let (first, second) = (reads(), reads());
+    let keys: Vec<String> = (0..100).map(|number| format!("key{number}")).collect();
+    let words: Vec<&str> = ["MGET", "a"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+    assert_eq!(client.ask(command(&words)), format!("*101\r\n$1\r\n1\r\n{}", "$-1\r\n".repeat(100)).into_bytes());
+    let round_trips = reads() - second - (second - first);
+    assert!((1..=3).contains(&round_trips), "{round_trips} round trips for 100 keys");
+    assert_eq!(redis.reads(), 101);
+}
+
 /// `redis-cli --pipe` sends an empty line before it asks for the end.
 #[test]
 fn redis_cli_pipes() {
