@@ -37,7 +37,7 @@ use table::Table;
 /// "No entry", in every link.
 const NIL: u32 = u32::MAX;
 
-/// Most entries a cache can have. Ids are 32 bits wide and [`NIL`] is not one of them.
+/// Most entries a cache can have. Ids are 32 bits wide and `NIL` is not one of them.
 pub const MAX_CAPACITY: usize = 2_000_000_000;
 
 /// Ids that a cache keeps room for when its last entry goes. With more it gives all of it back: an idle proxy whose

@@ -5,11 +5,13 @@
 //! unsent, no further request is decoded. What has been read stays here, nothing more is read, and the caller tries again
 //! after every change.
 
+mod over_http;
+mod over_resp;
 mod replies;
 
-use crate::protocol::http::{self, Body, Command, Date, Head, Refusal, View};
-use crate::protocol::resp::{self, After, Event, Gather, Meaning, Session};
-use crate::protocol::{Decoded, Outgoing, Shape, encode_reply};
+use crate::protocol::http::{Body, Date};
+use crate::protocol::resp::{self, Gather, Session};
+use crate::protocol::{Outgoing, Shape, encode_reply};
 use crate::request::{Figures, Millis, Reply, Waiter};
 use replies::Replies;
 
@@ -169,92 +171,6 @@ impl Connection {
                 self.decode_http(input, key_scratch, date)
             }
         }
-    }
-
-    fn decode_http<'a>(&mut self, input: &'a [u8], key_scratch: &'a mut Vec<u8>, date: &Date) -> Step<'a> {
-        if let Protocol::Http(body) = &mut self.protocol
-            && *body != Body::Done
-        {
-            return match body.skip(input) {
-                Ok(consumed) => Step::Passed(consumed),
-                Err(http::Endless) => {
-                    // The request that the body belongs to has its reply; a second one would answer nobody.
-                    self.phase = Phase::Last { unread: true };
-                    Step::Passed(input.len())
-                }
-            };
-        }
-        match http::decode(input, key_scratch) {
-            Decoded::Incomplete => Step::Stop,
-            Decoded::Complete(head, consumed) => self.begin_http(head, consumed, date),
-            Decoded::Invalid(refusal) => {
-                self.phase = Phase::Last { unread: true };
-                let shape = http::Shape { view: View::Json, head_only: false, version_1_0: false, keep_alive: false };
-                self.refuse_http(refusal, shape, date);
-                Step::Passed(input.len())
-            }
-        }
-    }
-
-    /// Takes up a request.
-    fn begin_http<'a>(&mut self, head: Head<'a>, consumed: usize, date: &Date) -> Step<'a> {
-        if head.shape.keep_alive {
-            self.protocol = Protocol::Http(head.body);
-        } else {
-            self.phase = Phase::Last { unread: head.body != Body::Done };
-        }
-        match head.command {
-            Command::Get(key) => {
-                Step::Get { key, touch: true, answer: Answer::Alone(Shape::Http(head.shape)), consumed }
-            }
-            Command::Refuse(refusal) => {
-                self.refuse_http(refusal, head.shape, date);
-                Step::Passed(consumed)
-            }
-        }
-    }
-
-    fn refuse_http(&mut self, refusal: Refusal, shape: http::Shape, date: &Date) {
-        self.replies.answer(|out| http::encode_refusal(refusal, shape, date, out));
-    }
-
-    fn decode_resp<'a>(&mut self, input: &'a [u8]) -> Step<'a> {
-        let Connection { protocol: Protocol::Resp(session), replies, phase, .. } = self else { return Step::Stop };
-        let (event, consumed) = match session.decode(input) {
-            Decoded::Incomplete => return Step::Stop,
-            Decoded::Complete(event, consumed) => (event, consumed),
-            Decoded::Invalid(violation) => {
-                *phase = Phase::Last { unread: true };
-                replies.abandon();
-                replies.answer(|out| resp::encode_violation(violation, out));
-                return Step::Passed(input.len());
-            }
-        };
-        match event {
-            Event::Nothing => {}
-            Event::Many(known, keys) => replies.begin(Gather::new(known, keys, session.version())),
-            Event::Key(_) if replies.gathering().is_none_or(Gather::has_failed) => replies.gather(Gather::pass),
-            Event::Key(key) => return Step::Get { key, touch: session.touches(), answer: Answer::Part, consumed },
-            Event::Refuse(refusal) => {
-                replies.abandon();
-                replies.answer(|out| resp::encode_refusal(&refusal, out));
-            }
-            Event::Command(known, arguments) => match session.interpret(known, arguments) {
-                Meaning::Get(key, shape) => {
-                    let answer = Answer::Alone(Shape::Resp(shape));
-                    return Step::Get { key, touch: session.touches(), answer, consumed };
-                }
-                Meaning::Remaining(key, shape) => return Step::Remaining { key, shape, consumed },
-                Meaning::Figures(shape) => return Step::Figures { shape, consumed },
-                Meaning::Refuse(refusal) => replies.answer(|out| resp::encode_refusal(&refusal, out)),
-                Meaning::Own => {
-                    if replies.answer(|out| session.answer(known, arguments, out.tail())) == After::Close {
-                        *phase = Phase::Last { unread: consumed < input.len() };
-                    }
-                }
-            },
-        }
-        Step::Passed(consumed)
     }
 
     /// How many requests it has taken up so far.
