@@ -56,4 +56,5 @@ echo
 echo "Try it (twice: the second answer comes from memory), Ctrl-C to stop:"
 echo "  curl -i http://$PROXY_HOST:$PROXY_PORT/key/a"
 echo "  curl -i http://$PROXY_HOST:$PROXY_PORT/raw/b"
+echo "  redis-cli -h $PROXY_HOST -p $PROXY_PORT MGET a b"
 wait "$proxy"
