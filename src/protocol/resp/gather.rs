@@ -316,6 +316,8 @@ mod tests {
     use super::*;
     use crate::protocol::resp::commands;
     use crate::request::{Form, Source};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     fn reply(outcome: Outcome<'_>) -> Reply<'_> {
         Reply { outcome, source: Source::Cache { remaining: 1 } }
@@ -362,6 +364,54 @@ mod tests {
 
         absent.fill(5000, &reply(Outcome::Failed(&Failure::Internal)));
         assert_eq!((absent.charged, absent.held(), absent.has_failed()), (0, 0, true));
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order, and however it is taken, leaves as it should, and nothing stays charged.
+        #[test]
+        fn whatever_it_is_made_of_leaves_in_order_and_nothing_is_kept(
+            parts in vec((0..6u8, 0..4usize), 1..120),
+            order in any::<u64>(),
+            step in prop_oneof![1..100usize, 10_000..200_000usize],
+        ) {
+            let mget = commands::find(b"mget").expect("it is there");
+            let long = Arc::new(Value::new(vec![b'l'; 20_000]));
+            let lengths = [0, 10, 3000, 16_384];
+            let (mut gather, mut late) = (Gather::new(mget, parts.len() as u32, Version::Resp2), Vec::new());
+            let mut expected = format!("*{}\r\n", parts.len()).into_bytes();
+            for (number, &(kind, length)) in parts.iter().enumerate() {
+                let text = vec![b'a' + number as u8 % 26; lengths[length]];
+                let outcome = match kind {
+                    0 => Outcome::Missing,
+                    1 => Outcome::Value(Payload::Shared(&long)),
+                    _ => Outcome::Value(Payload::Inline { bytes: &text, form: Form::Plain }),
+                };
+                match outcome {
+                    Outcome::Value(payload) => {
+                        let bytes = payload.bytes();
+                        expected.extend([format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat());
+                    }
+                    _ => expected.extend(b"$-1\r\n"),
+                }
+                if kind < 5 {
+                    gather.add(&reply(outcome));
+                } else {
+                    gather.wait();
+                    late.push((number as u32, text));
+                }
+            }
+            // Some order of those that come late, and one of them twice.
+            late.sort_by_key(|(part, _)| u64::from(*part).wrapping_mul(order | 1) >> 7);
+            for (part, text) in &late {
+                let outcome = Outcome::Value(Payload::Inline { bytes: text, form: Form::Plain });
+                prop_assert!(gather.fill(*part, &reply(outcome)) && !gather.fill(*part, &reply(outcome)));
+            }
+            prop_assert!(gather.is_complete());
+            let mut out = Outgoing::default();
+            Box::new(gather).encode(&mut out);
+            prop_assert_eq!(out.drain(step), expected);
+            prop_assert_eq!((out.unsent(), Arc::strong_count(&long)), (0, 1));
+        }
     }
 
     #[test]
