@@ -152,6 +152,9 @@ impl Outgoing {
             // Half of it at least: what is moved is no more than what was sent since the last time.
             self.tail.drain(..self.tail_sent);
             self.tail_sent = 0;
+        }
+        // Also where most of it was sealed into a chunk.
+        if self.tail.capacity() > 4 * self.tail.len() {
             self.tail.shrink_to(2 * self.tail.len());
         }
     }
@@ -278,6 +281,11 @@ mod tests {
             assert_eq!(outgoing.unsent(), 45_000);
             assert!(outgoing.tail.capacity() <= 4 * 45_000, "{} bytes are kept", outgoing.tail.capacity());
         }
+        // Nor does what stands behind a long value keep the room of what stands before it.
+        outgoing.push_value(&Arc::new(Value::new(vec![b'x'; 20_000])), Encoding::Raw);
+        outgoing.tail().extend_from_slice(b"\r\n");
+        outgoing.take_back(&mut lent);
+        assert_eq!((outgoing.unsent(), outgoing.tail.capacity() < 100), (65_002, true));
     }
 
     #[test]

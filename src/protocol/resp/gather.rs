@@ -192,7 +192,11 @@ impl Gather {
             + (self.parts.len() - self.rendered) * size_of::<Part>();
         // In whole segments: other loops count there too.
         let charge = holds / SEGMENT_BYTES * SEGMENT_BYTES;
-        if charge <= self.charged {
+        // For nearly every key: nobody else's books are touched.
+        if charge == self.charged {
+            return;
+        }
+        if charge < self.charged {
             HELD_BYTES.fetch_sub(self.charged - charge, Ordering::Relaxed);
             self.charged = charge;
             return;
@@ -249,13 +253,15 @@ impl Gather {
         encode(&mut out);
         self.failed = Some(out);
         (self.parts, self.pending, self.segments, self.values) = (Vec::new(), 0, Vec::new(), 0);
-        (self.room, self.long) = (0, 0);
+        (self.room, self.long, self.first_long, self.rendered) = (0, 0, 0, 0);
         self.release();
     }
 
     fn release(&mut self) {
-        HELD_BYTES.fetch_sub(self.charged, Ordering::Relaxed);
-        self.charged = 0;
+        if self.charged > 0 {
+            HELD_BYTES.fetch_sub(self.charged, Ordering::Relaxed);
+            self.charged = 0;
+        }
     }
 
     /// Appends the reply. Only when it is complete. A long one is rendered later.
@@ -296,6 +302,8 @@ impl Gather {
                 Part::Long(value) => {
                     let length = value.bytes.len();
                     (self.values, self.long) = (self.values - length, self.long - length);
+                    // What is queued to be sent now is the one that is free.
+                    self.first_long = self.first_long.saturating_sub(length);
                     encode_part(Payload::Shared(&value), 0..length, self.version, out);
                 }
                 _ => Writer::new(out.tail(), self.version).nothing(),
@@ -361,6 +369,12 @@ mod tests {
         assert_eq!((charges.last(), gather.room, gather.held()), (Some(&0), 0, 0));
         assert!(gather.segments.iter().all(|segment| segment.bytes.capacity() == 0));
         assert_eq!(Arc::strong_count(&long), 1);
+
+        let mut two = Gather::new(mget, 2, Version::Resp2);
+        (0..2).for_each(|_| add(&mut two, Outcome::Value(Payload::Shared(&long))));
+        let charged = two.charged;
+        two.render(1, &mut Outgoing::default());
+        assert_eq!((two.charged, two.charged > 0), (charged, true), "a second long value became free");
 
         absent.fill(5000, &reply(Outcome::Failed(&Failure::Internal)));
         assert_eq!((absent.charged, absent.held(), absent.has_failed()), (0, 0, true));
