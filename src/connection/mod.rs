@@ -246,6 +246,39 @@ impl Connection {
 }
 
 #[cfg(test)]
+impl Connection {
+    /// Takes bytes in as [`crate::serve`] does, for a proxy whose keys have to be waited for, but for those that begin with
+    /// "hit", which are their own values. Gives back who waits for which. For the tests of this room.
+    fn receive(&mut self, bytes: &[u8]) -> Vec<(Waiter, String)> {
+        use crate::request::{Form, Outcome, Payload, Source};
+        let date = Date::at(std::time::SystemTime::UNIX_EPOCH);
+        let mut input = self.take_unparsed();
+        input.extend_from_slice(bytes);
+        let (mut at, mut scratch, mut asked) = (0, Vec::new(), Vec::new());
+        loop {
+            match self.decode(&input[at..], &mut scratch, &date) {
+                Step::Stop => break,
+                Step::Passed(consumed) => at += consumed,
+                Step::Get { key, answer, consumed, .. } => {
+                    at += consumed;
+                    if key.starts_with(b"hit") {
+                        let outcome = Outcome::Value(Payload::Inline { bytes: key, form: Form::Plain });
+                        let reply = Reply { outcome, source: Source::Cache { remaining: 1000 } };
+                        self.reply_now(answer, &reply, &date);
+                    } else {
+                        asked.push((self.waiter(0), String::from_utf8_lossy(key).into_owned()));
+                        self.wait(answer);
+                    }
+                }
+                other => panic!("{other:?} is about the proxy"),
+            }
+        }
+        self.keep(input.split_off(at));
+        asked
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::request::{Form, Outcome, Payload, Source};
@@ -269,27 +302,8 @@ mod tests {
         }
 
         fn receive(&mut self, bytes: &[u8]) {
-            let mut input = self.connection.take_unparsed();
-            input.extend_from_slice(bytes);
-            let (mut at, mut scratch) = (0, Vec::new());
-            loop {
-                match self.connection.decode(&input[at..], &mut scratch, &self.date) {
-                    Step::Stop => break,
-                    Step::Passed(consumed) => at += consumed,
-                    Step::Get { key, answer, consumed, .. } => {
-                        at += consumed;
-                        let key = String::from_utf8_lossy(key).into_owned();
-                        if key.starts_with("hit") {
-                            self.connection.reply_now(answer, &value(key.as_bytes()), &self.date);
-                        } else {
-                            self.asked.push((self.connection.waiter(0).sequence, key));
-                            self.connection.wait(answer);
-                        }
-                    }
-                    other => panic!("{other:?} of HTTP"),
-                }
-            }
-            self.connection.keep(input.split_off(at));
+            let asked = self.connection.receive(bytes);
+            self.asked.extend(asked.into_iter().map(|(waiter, key)| (waiter.sequence, key)));
         }
 
         fn complete(&mut self, sequence: u64, bytes: &str) {

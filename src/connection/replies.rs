@@ -117,16 +117,14 @@ impl Replies {
     /// Does something to the reply that is put together at `place`, and lets it leave if it is complete then.
     fn change_gather(&mut self, place: usize, change: impl FnOnce(&mut Gather) -> bool) -> bool {
         let Some(Slot::Gathering(gather)) = self.slots.get_mut(place) else { return false };
-        let held = gather.held();
+        self.held_bytes -= gather.held();
         let changed = change(gather);
-        self.held_bytes = self.held_bytes - held + gather.held();
-        if gather.is_complete() {
-            let held = gather.held();
-            if let Slot::Gathering(gather) = std::mem::replace(&mut self.slots[place], Slot::Ready(Outgoing::default()))
-            {
-                self.held_bytes -= held;
-                self.finish(place, |out| gather.encode(out));
-            }
+        if !gather.is_complete() {
+            self.held_bytes += gather.held();
+            return changed;
+        }
+        if let Slot::Gathering(gather) = std::mem::replace(&mut self.slots[place], Slot::Ready(Outgoing::default())) {
+            self.finish(place, |out| gather.encode(out));
         }
         changed
     }
@@ -167,7 +165,7 @@ impl Replies {
 
 #[cfg(test)]
 mod tests {
-    use crate::connection::{Connection, MAX_OPEN_KEYS, Step};
+    use crate::connection::{Connection, MAX_OPEN_KEYS};
     use crate::protocol::http::Date;
     use crate::request::{Failure, Form, Outcome, Payload, Reply, Source, Value, Waiter};
     use std::sync::Arc;
@@ -202,27 +200,7 @@ mod tests {
         }
 
         fn receive(&mut self, text: &str) {
-            let mut input = self.connection.take_unparsed();
-            input.extend_from_slice(text.as_bytes());
-            let (mut at, mut scratch) = (0, Vec::new());
-            loop {
-                match self.connection.decode(&input[at..], &mut scratch, &date()) {
-                    Step::Stop => break,
-                    Step::Passed(consumed) => at += consumed,
-                    Step::Get { key, answer, consumed, .. } => {
-                        at += consumed;
-                        let key = String::from_utf8_lossy(key).into_owned();
-                        if key.starts_with("hit") {
-                            self.connection.reply_now(answer, &reply(short(&key)), &date());
-                        } else {
-                            self.asked.push((self.connection.waiter(0), key));
-                            self.connection.wait(answer);
-                        }
-                    }
-                    other => panic!("{other:?}"),
-                }
-            }
-            self.connection.keep(input.split_off(at));
+            self.asked.extend(self.connection.receive(text.as_bytes()));
         }
 
         /// Completes the `number`th key that was asked for.

@@ -23,7 +23,7 @@ const MAX_COMMAND_BYTES: usize = MAX_KEY_BYTES + 4096;
 const MAX_WORDS: i64 = 64;
 
 /// Most keys of one command. What is kept of them until the reply is whole is 16 bytes for each, and its value.
-pub const MAX_KEYS: i64 = 64 * 1024;
+const MAX_KEYS: i64 = 64 * 1024;
 
 /// All arguments of a command together: what Redis takes for one.
 const MAX_TOTAL_BYTES: usize = MAX_BULK_BYTES as usize;
@@ -65,11 +65,11 @@ impl fmt::Display for Refusal {
                 let is_transaction = TRANSACTIONS.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(name));
                 let hint = match is_transaction {
                     true => "there are no transactions here; use a pipeline without one (redis-py: transaction=False)",
-                    false => "this proxy is read-only; COMMAND DOCS tells what it answers",
+                    false => READ_ONLY,
                 };
                 write!(f, "ERR unknown command '{}': {hint}", Shown(name))
             }
-            Refusal::WrongNumber(name) => write!(f, "ERR wrong number of arguments for '{name}' command"),
+            Refusal::WrongNumber(name) => f.write_str(&wrong_number_for(name)),
             Refusal::TooMany(name, most) => {
                 write!(f, "ERR too many arguments for '{name}' command; at most {most} are taken")
             }
@@ -79,6 +79,14 @@ impl fmt::Display for Refusal {
             Refusal::NotANumber => f.write_str("ERR value is not an integer or out of range"),
         }
     }
+}
+
+/// What is said of whatever is not answered here.
+pub const READ_ONLY: &str = "this proxy is read-only; COMMAND DOCS tells what it answers";
+
+/// Redis' error for a command, or a subcommand, that takes another number of arguments.
+pub fn wrong_number_for(command: &str) -> String {
+    format!("ERR wrong number of arguments for '{command}' command")
 }
 
 /// Commands that client libraries put around a pipeline, some of them unasked.
@@ -147,7 +155,7 @@ impl Decoder {
     }
 
     fn command<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
-        if input.first() != Some(&b'*') {
+        if input.first() == Some(&b'\r') {
             let ((), consumed) = take!(empty_line(input));
             return Decoded::Complete(Event::Nothing, consumed);
         }

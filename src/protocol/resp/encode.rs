@@ -14,7 +14,7 @@ const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong ki
 /// Appends the reply to a command about a key.
 pub fn encode_reply(reply: &Reply<'_>, shape: Shape, out: &mut Outgoing) {
     match (reply.outcome, shape.form) {
-        (Outcome::Failed(failure), _) => encode_failure(failure, out),
+        (Outcome::Failed(failure), _) => encode_error(&error_of(failure), out),
         (Outcome::Missing, Form::Length) => writer(shape, out).integer(0),
         (Outcome::Missing, Form::Range(..)) => writer(shape, out).bulk(b""),
         (Outcome::Missing, _) => writer(shape, out).nothing(),
@@ -53,21 +53,24 @@ fn range_of(start: i64, end: i64, length: usize) -> Range<usize> {
     if first >= past || backwards { 0..0 } else { first as usize..past as usize }
 }
 
-/// Appends the error that a failure is.
-pub fn encode_failure(failure: &Failure, out: &mut Outgoing) {
-    // An error is the same in both versions.
-    let mut out = Writer::new(out.tail(), Version::Resp2);
+/// Appends an error, which is the same in both versions.
+pub fn encode_error(text: &str, out: &mut Outgoing) {
+    Writer::new(out.tail(), Version::Resp2).error(text);
+}
+
+/// The error that a failure is.
+pub fn error_of(failure: &Failure) -> String {
     match failure {
-        Failure::WrongType => out.error(WRONG_TYPE),
+        Failure::WrongType => WRONG_TYPE.into(),
         // It is the proxy that has to authenticate, not its client.
-        Failure::Redis(text) if text.starts_with("NOAUTH") => out.error(&format!("ERR {failure}")),
-        Failure::Redis(text) | Failure::NotReady(text) => out.error(text),
+        Failure::Redis(text) if text.starts_with("NOAUTH") => format!("ERR {failure}"),
+        Failure::Redis(text) | Failure::NotReady(text) => text.clone(),
         // Of the codes that client libraries try again after, LOADING is the one that most of them know, and redis-py takes
         // it for what it would have met without the proxy, a lost connection. It reconnects then; so where the proxy has
         // too much to do already, it is TRYAGAIN.
-        Failure::Unavailable | Failure::Timeout => out.error(&format!("LOADING {failure}")),
-        Failure::QueueFull => out.error(&format!("TRYAGAIN {failure}")),
-        Failure::Refused(_) | Failure::TooLong | Failure::Internal => out.error(&format!("ERR {failure}")),
+        Failure::Unavailable | Failure::Timeout => format!("LOADING {failure}"),
+        Failure::QueueFull => format!("TRYAGAIN {failure}"),
+        Failure::Refused(_) | Failure::TooLong | Failure::Internal => format!("ERR {failure}"),
     }
 }
 
@@ -90,12 +93,12 @@ pub fn encode_figures(figures: &Figures, shape: Shape, out: &mut Outgoing) {
 
 /// Appends the reply to a command that is not carried out.
 pub fn encode_refusal(refusal: &Refusal, out: &mut Outgoing) {
-    Writer::new(out.tail(), Version::Resp2).error(&refusal.to_string());
+    encode_error(&refusal.to_string(), out);
 }
 
 /// Appends the last reply to a client that does not speak the protocol.
 pub fn encode_violation(violation: Violation, out: &mut Outgoing) {
-    Writer::new(out.tail(), Version::Resp2).error(&format!("ERR Protocol error: {violation}"));
+    encode_error(&format!("ERR Protocol error: {violation}"), out);
 }
 
 fn writer(shape: Shape, out: &mut Outgoing) -> Writer<'_> {

@@ -7,7 +7,7 @@
 //! segments that never move, and a complete reply is rendered piece by piece, as the socket has room for it.
 
 use super::commands::{Known, Name};
-use super::encode::{encode_failure, encode_part};
+use super::encode::{encode_error, encode_part, error_of};
 use super::write::{Version, Writer};
 use crate::protocol::Outgoing;
 use crate::request::{Failure, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Value};
@@ -21,6 +21,10 @@ const MAX_GATHERED_BYTES: usize = 64 * 1024 * 1024;
 /// long value. Clients that do not end their commands, or do not read, could fill the memory with them otherwise. Each may
 /// have half of what the others leave, so that a few of them do not keep everybody from asking for a little.
 const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
+
+/// What a client is told whose reply would make it more.
+const TOO_MUCH: &str =
+    "TRYAGAIN too many replies about several keys are on their way; try again, or ask for fewer keys at once";
 
 /// How much they hold.
 static HELD_BYTES: AtomicUsize = AtomicUsize::new(0);
@@ -55,8 +59,8 @@ pub struct Gather {
     charged: usize,
     /// Parts that are rendered.
     rendered: usize,
-    /// What has become of it instead.
-    failed: Option<Outgoing>,
+    /// The error that it has become instead.
+    failed: Option<String>,
 }
 
 /// Room for short values, and how many in it are not rendered.
@@ -163,18 +167,16 @@ impl Gather {
             // Too long or of another type: it is there.
             Outcome::Failed(Failure::WrongType | Failure::TooLong) if self.counts => Part::Counted,
             Outcome::Failed(failure) => {
-                self.fail(|out| encode_failure(failure, out));
+                self.fail(error_of(failure));
                 return true;
             }
             Outcome::Value(_) if self.counts => Part::Counted,
             Outcome::Value(payload) => {
                 let length = payload.bytes().len();
                 if self.values > 0 && self.values + length > MAX_GATHERED_BYTES {
-                    self.fail(|out| {
-                        Writer::new(out.tail(), Version::Resp2).error(&format!(
-                            "ERR the reply would be longer than {MAX_GATHERED_BYTES} bytes; ask for fewer keys at once"
-                        ));
-                    });
+                    self.fail(format!(
+                        "ERR the reply would be longer than {MAX_GATHERED_BYTES} bytes; ask for fewer keys at once"
+                    ));
                     return true;
                 }
                 self.values += length;
@@ -204,11 +206,7 @@ impl Gather {
         let others = HELD_BYTES.fetch_add(charge - self.charged, Ordering::Relaxed) - self.charged;
         self.charged = charge;
         if charge > MAX_HELD_BYTES.saturating_sub(others) / 2 {
-            self.fail(|out| {
-                Writer::new(out.tail(), Version::Resp2).error(
-                    "TRYAGAIN too many replies about several keys are on their way; try again, or ask for fewer keys at once",
-                );
-            });
+            self.fail(TOO_MUCH.into());
         }
     }
 
@@ -248,10 +246,8 @@ impl Gather {
         self.segments.push(Segment { bytes: Vec::with_capacity(room), values: 0 });
     }
 
-    fn fail(&mut self, encode: impl FnOnce(&mut Outgoing)) {
-        let mut out = Outgoing::default();
-        encode(&mut out);
-        self.failed = Some(out);
+    fn fail(&mut self, error: String) {
+        self.failed = Some(error);
         (self.parts, self.pending, self.segments, self.values) = (Vec::new(), 0, Vec::new(), 0);
         (self.room, self.long, self.first_long, self.rendered) = (0, 0, 0, 0);
         self.release();
@@ -265,9 +261,9 @@ impl Gather {
     }
 
     /// Appends the reply. Only when it is complete. A long one is rendered later.
-    pub fn encode(mut self: Box<Gather>, out: &mut Outgoing) {
-        if let Some(failed) = self.failed.take() {
-            return out.append(failed);
+    pub fn encode(self: Box<Gather>, out: &mut Outgoing) {
+        if let Some(error) = &self.failed {
+            return encode_error(error, out);
         }
         if self.counts {
             let count = self.parts.iter().filter(|part| matches!(part, Part::Counted)).count();

@@ -21,7 +21,7 @@ mod info;
 mod session;
 mod write;
 
-pub use decode::{Event, MAX_KEYS, Refusal};
+pub use decode::{Event, Refusal};
 pub use encode::{encode_figures, encode_refusal, encode_remaining, encode_reply, encode_violation};
 pub use frame::Violation;
 pub use gather::Gather;

@@ -1,7 +1,7 @@
 //! What a connection has chosen, the commands that are about the connection alone, and what all others ask for.
 
 use super::commands::{self, Known, Name};
-use super::decode::{Decoder, Event, Refusal};
+use super::decode::{Decoder, Event, READ_ONLY, Refusal, wrong_number_for};
 use super::frame::{Arguments, Shown, Violation};
 use super::write::{Version, Writer};
 use super::{Form, Sections, Shape};
@@ -128,19 +128,15 @@ impl Session {
         }
         let mut out = self.writer(out);
         out.map(7);
-        for (field, text) in [("server", env!("CARGO_PKG_NAME")), ("version", env!("CARGO_PKG_VERSION"))] {
-            out.bulk(field.as_bytes());
-            out.bulk(text.as_bytes());
-        }
-        for (field, number) in [("proto", if self.version == Version::Resp3 { 3 } else { 2 }), ("id", self.id as i64)] {
-            out.bulk(field.as_bytes());
-            out.integer(number);
-        }
+        out.pair("server", env!("CARGO_PKG_NAME"));
+        out.pair("version", env!("CARGO_PKG_VERSION"));
+        out.bulk(b"proto");
+        out.integer(if self.version == Version::Resp3 { 3 } else { 2 });
+        out.bulk(b"id");
+        out.integer(self.id as i64);
+        out.pair("mode", "standalone");
         // Clients look for a master to read from; to them this is one.
-        for (field, text) in [("mode", "standalone"), ("role", "master")] {
-            out.bulk(field.as_bytes());
-            out.bulk(text.as_bytes());
-        }
+        out.pair("role", "master");
         out.bulk(b"modules");
         out.array(0);
     }
@@ -237,10 +233,7 @@ fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<
                 .filter(|(setting, _)| names.iter().any(|name| name.eq_ignore_ascii_case(setting.as_bytes())))
                 .collect();
             out.map(asked.len());
-            asked.iter().for_each(|(setting, value)| {
-                out.bulk(setting.as_bytes());
-                out.bulk(value.as_bytes());
-            });
+            asked.iter().for_each(|(setting, value)| out.pair(setting, value));
         }
         (Name::Config, [_]) if first == b"get" => wrong_number("config|get", out),
         (Name::Command, []) => commands::write_all(out),
@@ -284,14 +277,11 @@ fn answer_switch(word: &[u8], out: &mut Writer<'_>) -> Option<bool> {
 }
 
 fn wrong_number(command: &str, out: &mut Writer<'_>) {
-    out.error(&format!("ERR wrong number of arguments for '{command}' command"));
+    out.error(&wrong_number_for(command));
 }
 
 fn unknown_word(command: &str, word: &[u8], out: &mut Writer<'_>) {
-    out.error(&format!(
-        "ERR unknown subcommand '{}' of '{command}': this proxy is read-only; COMMAND DOCS tells what it answers",
-        Shown(word)
-    ));
+    out.error(&format!("ERR unknown subcommand '{}' of '{command}': {READ_ONLY}", Shown(word)));
 }
 
 #[cfg(test)]

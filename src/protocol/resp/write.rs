@@ -60,6 +60,12 @@ impl<'a> Writer<'a> {
         self.bulk_end();
     }
 
+    /// A pair of a map, both texts.
+    pub fn pair(&mut self, field: &str, text: &str) {
+        self.bulk(field.as_bytes());
+        self.bulk(text.as_bytes());
+    }
+
     /// What comes before `length` bytes.
     pub fn bulk_head(&mut self, length: usize) {
         self.head(b'$', length as i64);
