@@ -1,5 +1,6 @@
 //! Configuration: environment variables and nothing else. Every one is checked at start.
 
+use crate::protocol::http::Hosts;
 use std::fmt;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ pub struct Variable {
 
 /// All variables, in the order of `--help` and README.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 16] = [
+pub const VARIABLES: [Variable; 20] = [
     Variable { name: "REDIS_HOST", default: "redis", allowed: "a host name or an address", meaning: "the Redis behind the cache" },
     Variable { name: "REDIS_PORT", default: "6379", allowed: "1 to 65535", meaning: "its port" },
     Variable { name: "REDIS_USERNAME", default: "", allowed: "a name, together with REDIS_PASSWORD", meaning: "ACL user to authenticate as" },
@@ -33,11 +34,21 @@ pub const VARIABLES: [Variable; 16] = [
     Variable { name: "STALE_IF_ERROR", default: "0", allowed: "0 to 315360000, decimals too", meaning: "seconds an expired entry may still be served while Redis is away" },
     Variable { name: "PROXY_HOST", default: "segment", allowed: "a host name or an address", meaning: "where to listen" },
     Variable { name: "PROXY_PORT", default: "8080", allowed: "0 to 65535", meaning: "port to listen on; 0 takes a free one, the log tells which" },
+    Variable { name: "ALLOWED_HOSTS", default: "", allowed: "host names with commas between them, without ports", meaning: "names that HTTP requests may be for (Host); empty for any" },
+    Variable { name: "MAX_CONNECTIONS", default: "10000", allowed: "1 to 1000000", meaning: "clients at a time, of all workers; more are told so and closed" },
+    Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals too", meaning: "seconds for a request to come whole, and for some of a reply to be taken" },
+    Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", allowed: "0.1 to 315360000, decimals too", meaning: "seconds after which a client that asks nothing is closed" },
     Variable { name: "WORKERS", default: "1", allowed: "1 to 256", meaning: "event loops, each with its own cache and Redis connections" },
 ];
 
 /// Ten years: the cache keeps deadlines up to 34 years after the start.
 const LONGEST_TIME: Duration = Duration::from_secs(315_360_000);
+
+/// A client that needs a day for a request is none.
+const LONGEST_REQUEST: Duration = Duration::from_secs(86_400);
+
+/// Shorter ones would cut off clients that a busy machine keeps waiting.
+const SHORTEST_CLIENT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The longest string that Redis holds unless it is told otherwise (`proto-max-bulk-len`).
 const LONGEST_VALUE: u64 = 512 * 1024 * 1024;
@@ -61,6 +72,10 @@ pub struct Config {
     pub stale_if_error: Duration,
     pub proxy_host: String,
     pub proxy_port: u16,
+    pub allowed_hosts: Hosts,
+    pub max_connections: usize,
+    pub client_timeout: Duration,
+    pub client_idle_timeout: Duration,
     pub workers: usize,
 }
 
@@ -114,10 +129,10 @@ impl Config {
             let fits = !value.is_empty() && !value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/');
             if fits { Ok(value) } else { Err(ConfigError::new(name, &value, variable.allowed)) }
         };
-        let seconds = |name, least| -> Result<Duration, ConfigError> {
+        let seconds = |name, from: Duration, to: Duration| -> Result<Duration, ConfigError> {
             let (value, variable) = text(name)?;
             parse_seconds(&value)
-                .filter(|time| (least..=LONGEST_TIME).contains(time))
+                .filter(|time| (from..=to).contains(time))
                 .ok_or_else(|| ConfigError::new(name, &value, variable.allowed))
         };
         let switch = |name| -> Result<bool, ConfigError> {
@@ -127,6 +142,10 @@ impl Config {
                 "off" => Ok(false),
                 _ => Err(ConfigError::new(name, &value, variable.allowed)),
             }
+        };
+        let hosts = |name| -> Result<Hosts, ConfigError> {
+            let (value, variable) = text(name)?;
+            Hosts::parse(&value).ok_or_else(|| ConfigError::new(name, &value, variable.allowed))
         };
         let optional = |name| text(name).map(|(value, _)| Some(value).filter(|value| !value.is_empty()));
 
@@ -139,13 +158,17 @@ impl Config {
             redis_connections: whole("REDIS_CONNECTIONS", 1, 64)? as usize,
             redis_timeout: Duration::from_millis(whole("REDIS_TIMEOUT", 1, 600_000)?),
             redis_tracking: switch("REDIS_TRACKING")?,
-            cache_ttl: seconds("CACHE_TTL", Duration::from_millis(1))?,
+            cache_ttl: seconds("CACHE_TTL", Duration::from_millis(1), LONGEST_TIME)?,
             cache_size: whole("CACHE_SIZE", 1, crate::cache::MAX_CAPACITY as u64)? as usize,
             cache_bytes: Some(whole("CACHE_BYTES", 0, 1_000_000_000_000_000)? as usize).filter(|&bytes| bytes > 0),
             max_value_bytes: whole("MAX_VALUE_BYTES", 1, LONGEST_VALUE)? as usize,
-            stale_if_error: seconds("STALE_IF_ERROR", Duration::ZERO)?,
+            stale_if_error: seconds("STALE_IF_ERROR", Duration::ZERO, LONGEST_TIME)?,
             proxy_host: host("PROXY_HOST")?,
             proxy_port: whole("PROXY_PORT", 0, 65_535)? as u16,
+            allowed_hosts: hosts("ALLOWED_HOSTS")?,
+            max_connections: whole("MAX_CONNECTIONS", 1, 1_000_000)? as usize,
+            client_timeout: seconds("CLIENT_TIMEOUT", SHORTEST_CLIENT_TIMEOUT, LONGEST_REQUEST)?,
+            client_idle_timeout: seconds("CLIENT_IDLE_TIMEOUT", SHORTEST_CLIENT_TIMEOUT, LONGEST_TIME)?,
             workers: whole("WORKERS", 1, 256)? as usize,
         };
         match &config.redis_username {
@@ -185,9 +208,9 @@ pub fn help() -> String {
     );
     for Variable { name, default, allowed, meaning } in VARIABLES {
         // Writing into a String cannot fail.
-        let _ = writeln!(text, "  {name:<18} {default:<8} {meaning}\n  {:<27} ({allowed})", "");
+        let _ = writeln!(text, "  {name:<20} {default:<8} {meaning}\n  {:<29} ({allowed})", "");
     }
-    text.push_str("  RUST_LOG           info     what to log to standard error (error, warn, info, debug)\n");
+    text.push_str("  RUST_LOG             info     what to log to standard error (error, warn, info, debug)\n");
     text
 }
 
@@ -209,6 +232,9 @@ mod tests {
         assert_eq!((config.redis_connections, config.redis_timeout), (4, Duration::from_secs(1)));
         assert_eq!((config.cache_bytes, config.max_value_bytes), (None, 8 * 1024 * 1024));
         assert_eq!((config.redis_tracking, config.stale_if_error), (false, Duration::ZERO));
+        assert_eq!((config.allowed_hosts, config.max_connections), (Hosts::default(), 10_000));
+        let timeouts = (config.client_timeout, config.client_idle_timeout);
+        assert_eq!(timeouts, (Duration::from_secs(10), Duration::from_secs(60)));
         assert_eq!((config.redis_username, config.redis_password, config.redis_db), (None, None, 0));
     }
 
@@ -248,6 +274,14 @@ mod tests {
             ("STALE_IF_ERROR", "315360000.001"),
             ("PROXY_HOST", ""),
             ("PROXY_PORT", "65536"),
+            ("ALLOWED_HOSTS", "a:80"),
+            ("ALLOWED_HOSTS", "a,,b"),
+            ("MAX_CONNECTIONS", "0"),
+            ("MAX_CONNECTIONS", "1000001"),
+            ("CLIENT_TIMEOUT", "0"),
+            ("CLIENT_TIMEOUT", "0.0999"),
+            ("CLIENT_TIMEOUT", "86400.001"),
+            ("CLIENT_IDLE_TIMEOUT", "0"),
             ("WORKERS", "0"),
             ("WORKERS", ""),
         ] {

@@ -3,7 +3,7 @@
 //! Exit codes: 0 after SIGTERM or SIGINT, 1 when it cannot go on, 2 for a wrong argument or variable.
 
 use segment_redis_proxy::config::{self, Config, ConfigError};
-use segment_redis_proxy::server::{Server, Stopper, bind};
+use segment_redis_proxy::server::{NoPlace, Places, Server, Stopper, bind};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
@@ -28,6 +28,12 @@ struct Failed(u8, String);
 impl From<ConfigError> for Failed {
     fn from(error: ConfigError) -> Failed {
         Failed(2, error.to_string())
+    }
+}
+
+impl From<NoPlace> for Failed {
+    fn from(error: NoPlace) -> Failed {
+        Failed(1, error.to_string())
     }
 }
 
@@ -64,9 +70,10 @@ fn run() -> Result<(), Failed> {
     let config = Config::read(|name| std::env::var_os(name))?;
     let (ends, end) = mpsc::channel();
     catch_signals(ends.clone()).map_err(|error| Failed(1, format!("cannot catch signals: {error}")))?;
+    let places = Places::make(&config)?;
     let mut stoppers = Vec::new();
     for (number, listener) in listen(&config)?.into_iter().enumerate() {
-        stoppers.push(start_worker(number, listener, &config, ends.clone())?);
+        stoppers.push(start_worker(number, listener, &config, &places, ends.clone())?);
     }
     let result = match end.recv() {
         Ok(End::Signal(signal)) => {
@@ -85,10 +92,11 @@ fn start_worker(
     number: usize,
     listener: TcpListener,
     config: &Config,
+    places: &Places,
     ends: mpsc::Sender<End>,
 ) -> Result<Stopper, Failed> {
     let cannot = |error| Failed(1, format!("cannot start worker {number}: {error}"));
-    let mut server = Server::new(listener, config).map_err(cannot)?;
+    let mut server = Server::new(listener, config, places.clone()).map_err(cannot)?;
     let stopper = server.stopper();
     let work = move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| server.run()));

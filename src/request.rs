@@ -310,6 +310,8 @@ pub struct Figures {
     pub max_clients: usize,
     /// Clients that have ever been connected.
     pub connections: u64,
+    /// Clients for whom there was no place.
+    pub rejected: u64,
     /// Requests of all protocols, whatever became of them.
     pub requests: u64,
     /// Keys that are cached.

@@ -2,7 +2,7 @@
 //! reads, the simulation what it makes up.
 
 use crate::connection::{Answer, Connection, MAX_UNSENT_BYTES, Step};
-use crate::protocol::http::Date;
+use crate::protocol::http::{Date, Hosts};
 use crate::proxy::{Decision, Proxy};
 use crate::request::{Figures, Job, Millis, Outcome, Payload, Reply};
 
@@ -21,6 +21,8 @@ pub struct Service<'a> {
     pub jobs: &'a mut Vec<Job>,
     /// Room for a key that has to be unescaped.
     pub key: &'a mut Vec<u8>,
+    /// The hosts that HTTP requests may be for.
+    pub hosts: &'a Hosts,
     /// The `Date` of replies.
     pub date: &'a Date,
     /// The loop's figures. Requests are counted here; what the proxy knows is added when a client asks.
@@ -67,7 +69,7 @@ impl Service<'_> {
                 break true;
             }
             steps += 1;
-            match connection.decode(&input[at..], self.key, self.date) {
+            match connection.decode(&input[at..], self.hosts, self.key, self.date) {
                 Step::Stop => break !connection.takes_requests(),
                 Step::Passed(consumed) => at += consumed,
                 Step::Get { key, touch, answer, consumed } => {
@@ -122,10 +124,11 @@ mod tests {
         let limits = Limits { entries: 10, bytes: usize::MAX, stale: 0 };
         let (mut proxy, mut jobs) = (Proxy::new(limits, 1000, 1000), Vec::new());
         let (mut figures, mut key, date) = (Figures::default(), Vec::new(), Date::at(SystemTime::UNIX_EPOCH));
+        let hosts = Hosts::default();
         let mut connection = Connection::new(1, 0);
         let mut serve = |connection: &mut Connection, input: Option<&[u8]>| {
             let (jobs, key, figures) = (&mut jobs, &mut key, &mut figures);
-            let mut service = Service { proxy: &mut proxy, jobs, key, date: &date, figures, now: 0 };
+            let mut service = Service { proxy: &mut proxy, jobs, key, hosts: &hosts, date: &date, figures, now: 0 };
             let held_up = match input {
                 Some(input) => service.take_in(connection, 0, input),
                 None => service.resume(connection, 0),

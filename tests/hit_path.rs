@@ -9,7 +9,7 @@ mod common;
 use common::resp::{Resp, command};
 use common::{Http, Proxy, Redis, until};
 use segment_redis_proxy::config::Config;
-use segment_redis_proxy::server::{Server, bind};
+use segment_redis_proxy::server::{Places, Server, bind};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -68,7 +68,7 @@ fn a_hit_allocates_nothing() {
     let config = Config::read(|name| variables.get(name).map(Into::into)).expect("allowed");
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a free port");
     let address = listener.local_addr().expect("bound");
-    let mut server = Server::new(listener, &config).expect("a server");
+    let mut server = Server::new(listener, &config, Places::make(&config).expect("room")).expect("a server");
     let stopper = server.stopper();
     let serving = std::thread::spawn(move || {
         COUNTED.with(|counted| counted.set(true));

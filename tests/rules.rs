@@ -24,16 +24,11 @@ fn a_late_completion_does_not_answer_a_new_client_in_the_same_place() {
     // The first client's request has been taken when a later one's of another client is answered.
     assert_eq!(proxy.get("/").status, 404);
     // A reset, not a polite end: whoever closes politely gets its answer, so that its place is kept for it.
-    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", proxy.id())).expect("it runs").count();
-    let with_first = until("only the first is there", || {
-        let count = descriptors();
-        std::thread::sleep(Duration::from_millis(20));
-        (count == descriptors()).then_some(count)
-    });
+    let with_first = proxy.settled_descriptors();
     let socket = socket2::SockRef::from(first.stream().get_ref());
     socket.set_linger(Some(Duration::ZERO)).expect("an option can be set");
     drop(first);
-    until("the first is gone", || (descriptors() < with_first).then_some(()));
+    until("the first is gone", || (proxy.descriptors() < with_first).then_some(()));
     // The next client gets its place.
     let mut second = proxy.connect();
     second.ask("/raw/second");
@@ -131,30 +126,6 @@ fn an_idle_proxy_gives_back_the_memory_of_what_expired() {
     let ticks = proxy.cpu_ticks();
     std::thread::sleep(Duration::from_millis(500));
     assert!(proxy.cpu_ticks() - ticks < 25, "an idle proxy is busy");
-}
-
-/// Rule 10: out of descriptors, the proxy neither spins nor forgets those who wait.
-#[test]
-fn running_out_of_descriptors_ends_when_some_come_back() {
-    let redis = Redis::start();
-    redis.set("a", 1);
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 40; exec \"$0\"", env!("CARGO_BIN_EXE_segment-redis-proxy")]);
-    let proxy = Proxy::start_with(command, redis.port, &[("REDIS_CONNECTIONS", "1"), ("CACHE_TTL", "600")]);
-    assert_eq!(proxy.get("/raw/a").text(), "1");
-    let mut clients: Vec<Http> = (0..100).map(|_| proxy.connect()).collect();
-    clients.iter_mut().for_each(|client| client.ask("/raw/a"));
-    until("it notices", || proxy.log().contains("cannot accept").then_some(()));
-    let ticks = proxy.cpu_ticks();
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(proxy.cpu_ticks() - ticks < 25, "it spins while it cannot accept");
-    // Each that is served and leaves lets another in.
-    for (number, mut client) in clients.into_iter().enumerate() {
-        assert_eq!(client.response().text(), "1", "client {number}");
-    }
-    assert_eq!(proxy.get("/raw/a").text(), "1");
-    let log = proxy.log();
-    assert!(log.matches("cannot accept").count() < 10, "the log repeats itself: {log}");
 }
 
 /// Rules 11 and 12: what idle clients cost, and what one costs that asks and never reads.

@@ -5,14 +5,16 @@
 //! unsent, no further request is decoded. What has been read stays here, nothing more is read, and the caller tries again
 //! after every change.
 
+mod ending;
 mod over_http;
 mod over_resp;
 mod replies;
 
-use crate::protocol::http::{Body, Date};
+use crate::protocol::http::{Date, Hosts};
 use crate::protocol::resp::{self, Gather, Session};
 use crate::protocol::{Outgoing, Shape, encode_reply};
 use crate::request::{Figures, Millis, Reply, Waiter};
+use over_http::Between;
 use replies::Replies;
 
 /// Most replies of a connection that are not complete. Enough to keep a pipelining client's fetches together in one
@@ -47,8 +49,10 @@ pub struct Connection {
 enum Protocol {
     /// It has said nothing yet.
     Unknown,
-    /// HTTP; what is left of the last request's body.
-    Http(Body),
+    /// It has said nothing yet, and whatever it says, it is one too many.
+    OneTooMany,
+    /// HTTP.
+    Http(Between),
     /// The Redis protocol.
     Resp(Session),
 }
@@ -154,21 +158,28 @@ impl Connection {
     }
 
     /// Looks at the beginning of all bytes that are not consumed. What needs no look at a key is answered here; it goes the
-    /// way of every other reply.
-    pub fn decode<'a>(&mut self, input: &'a [u8], key_scratch: &'a mut Vec<u8>, date: &Date) -> Step<'a> {
+    /// way of every other reply. `hosts` are those that HTTP requests may be for.
+    pub fn decode<'a>(
+        &mut self,
+        input: &'a [u8],
+        hosts: &Hosts,
+        key_scratch: &'a mut Vec<u8>,
+        date: &Date,
+    ) -> Step<'a> {
         if !self.takes_requests() || input.is_empty() {
             return Step::Stop;
         }
         match self.protocol {
             Protocol::Resp(_) => self.decode_resp(input),
-            Protocol::Http(_) => self.decode_http(input, key_scratch, date),
+            Protocol::Http(_) => self.decode_http(input, hosts, key_scratch, date),
+            Protocol::OneTooMany => self.turn_away(input, date),
             Protocol::Unknown if input[0] == b'*' => {
                 self.protocol = Protocol::Resp(Session::new(self.generation, self.database));
                 self.decode_resp(input)
             }
             Protocol::Unknown => {
-                self.protocol = Protocol::Http(Body::Done);
-                self.decode_http(input, key_scratch, date)
+                self.protocol = Protocol::Http(Between::NOTHING);
+                self.decode_http(input, hosts, key_scratch, date)
             }
         }
     }
@@ -228,21 +239,6 @@ impl Connection {
     pub fn outgoing(&mut self) -> &mut Outgoing {
         &mut self.replies.outgoing
     }
-
-    /// Whether every reply that is due has been sent. A request that has not come whole has none.
-    pub fn is_settled(&self) -> bool {
-        self.replies.is_settled()
-    }
-
-    /// Whether no further request will be taken, whatever comes.
-    pub fn has_ended(&self) -> bool {
-        self.phase != Phase::Open
-    }
-
-    /// Whether the client may still be sending what nobody will read, so that closing has to wait for it.
-    pub fn leaves_unread(&self) -> bool {
-        matches!(self.phase, Phase::Last { unread: true })
-    }
 }
 
 #[cfg(test)]
@@ -251,12 +247,12 @@ impl Connection {
     /// "hit", which are their own values. Gives back who waits for which. For the tests of this room.
     fn receive(&mut self, bytes: &[u8]) -> Vec<(Waiter, String)> {
         use crate::request::{Form, Outcome, Payload, Source};
-        let date = Date::at(std::time::SystemTime::UNIX_EPOCH);
+        let (date, hosts) = (Date::at(std::time::SystemTime::UNIX_EPOCH), Hosts::default());
         let mut input = self.take_unparsed();
         input.extend_from_slice(bytes);
         let (mut at, mut scratch, mut asked) = (0, Vec::new(), Vec::new());
         loop {
-            match self.decode(&input[at..], &mut scratch, &date) {
+            match self.decode(&input[at..], &hosts, &mut scratch, &date) {
                 Step::Stop => break,
                 Step::Passed(consumed) => at += consumed,
                 Step::Get { key, answer, consumed, .. } => {
@@ -386,7 +382,7 @@ mod tests {
     fn hits_that_wait_behind_a_miss_count_as_unsent() {
         let mut client = Client::new();
         client.receive(&get("a"));
-        let hit = get(&format!("hit{}", "x".repeat(10_000)));
+        let hit = get(&format!("hit{}", "x".repeat(8000)));
         (0..MAX_OPEN_REPLIES / 2).for_each(|_| client.receive(&hit));
         assert!(client.connection.has_unparsed(), "hits pile up behind a miss");
         client.complete(0, "A");

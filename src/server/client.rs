@@ -5,12 +5,17 @@
 //! or write that is shorter than it could have been says so too (epoll(7)), which spares a hit its second `read`.
 
 use super::Scratch;
+use super::patience::{Patience, Standing};
 use crate::connection::Connection;
 use crate::protocol::WRITE_SLICES;
+use crate::protocol::http::Date;
+use crate::request::Millis;
 use crate::serve::Service;
 use mio::net::TcpStream;
+use socket2::SockRef;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 
 /// Reads of one turn, or goings on with what was read. Each takes up to the loop's buffer of 64 KiB, and about a thousand
 /// requests of it.
@@ -55,6 +60,14 @@ pub(super) struct Client {
     held_up: bool,
     /// Bytes that may still be thrown away.
     lingering: Option<usize>,
+    /// It is here only to be told that it cannot be.
+    pub(super) turned_away: bool,
+    /// How long it may take.
+    pub(super) patience: Patience,
+    /// Bytes sent in this turn.
+    sent: usize,
+    /// Whether this turn decides if it takes its replies too slowly.
+    on_trial: bool,
     /// Whether it is in the queue of those who get a turn.
     pub(super) queued: bool,
     /// Where its deadline is among the timers.
@@ -62,7 +75,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(stream: TcpStream, connection: Connection) -> Client {
+    pub(super) fn new(stream: TcpStream, connection: Connection, turned_away: bool, now: Millis) -> Client {
+        let standing = if turned_away { Standing::TurnedAway } else { Standing::Idle };
         Client {
             connection,
             stream,
@@ -73,6 +87,10 @@ impl Client {
             end_read: false,
             held_up: false,
             lingering: None,
+            turned_away,
+            patience: Patience::new(standing, now),
+            sent: 0,
+            on_trial: false,
             queued: false,
             timer: None,
         }
@@ -94,16 +112,62 @@ impl Client {
         if self.lingering.is_some() {
             return self.throw_away(&mut turn.scratch.read);
         }
+        self.sent = 0;
         self.connection.outgoing().lend(&mut turn.scratch.write);
         let next = self.work(slot, turn).unwrap_or(Next::Close);
         self.connection.outgoing().take_back(&mut turn.scratch.write);
+        let now = turn.service.now;
+        let standing = self.standing();
+        self.patience.note(standing, self.sent, now);
+        if std::mem::take(&mut self.on_trial) && standing == Standing::Taking && !self.patience.renew(now) {
+            self.reset();
+            return Next::Close;
+        }
         next
     }
 
+    /// What it is at now.
+    fn standing(&mut self) -> Standing {
+        if self.lingering.is_some() {
+            Standing::Leaving
+        } else if !self.connection.outgoing().is_empty() {
+            Standing::Taking
+        } else if self.turned_away {
+            Standing::TurnedAway
+        } else if self.readable || self.held_up || !self.connection.is_settled() || !self.connection.takes_requests() {
+            Standing::Served
+        } else if self.connection.is_amid_request() {
+            Standing::Asking(self.connection.requests())
+        } else {
+            Standing::Idle
+        }
+    }
+
+    /// Its time is up. Says whether it goes at once; otherwise its next turn decides, or ends it.
+    pub(super) fn is_gone(&mut self, date: &Date) -> bool {
+        match self.patience.standing() {
+            Standing::Asking(_) => self.connection.give_up(date),
+            Standing::Taking => {
+                // The kernel tells of room only once there is a lot of it: trying is what shows whether anything was taken.
+                self.writable = true;
+                self.on_trial = true;
+            }
+            Standing::Served => {}
+            Standing::Idle | Standing::TurnedAway | Standing::Leaving => return true,
+        }
+        false
+    }
+
+    /// Makes the kernel forget what the client has not taken. If that fails, the kernel will give up some time.
+    fn reset(&self) {
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+    }
+
     fn work(&mut self, slot: usize, turn: &mut Turn<'_>) -> io::Result<Next> {
-        let (mut reads, mut sent) = (0, 0);
+        let mut reads = 0;
         loop {
-            sent += self.send(SENT_PER_TURN.saturating_sub(sent))?;
+            self.send(SENT_PER_TURN.saturating_sub(self.sent))?;
+            let sent = self.sent;
             if self.connection.is_settled() && (self.connection.has_ended() || self.end_read) {
                 return Ok(self.end());
             }
@@ -141,8 +205,8 @@ impl Client {
         }
     }
 
-    /// Sends until all is sent, the socket is full, or `most` bytes are over. Says how many bytes went.
-    fn send(&mut self, most: usize) -> io::Result<usize> {
+    /// Sends until all is sent, the socket is full, or `most` bytes are over.
+    fn send(&mut self, most: usize) -> io::Result<()> {
         let mut sent = 0;
         while self.writable && sent < most {
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
@@ -159,13 +223,14 @@ impl Client {
                     self.writable = taken == length;
                     self.connection.outgoing().advance(taken);
                     sent += taken;
+                    self.sent += taken;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(sent)
+        Ok(())
     }
 
     /// Reads once into the loop's buffer; keeps only what could not be used.
@@ -211,5 +276,55 @@ impl Client {
             }
         }
         if self.end_read { Next::Close } else { Next::Again }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Limits;
+    use crate::protocol::http::Hosts;
+    use crate::proxy::Proxy;
+    use crate::request::Figures;
+    use std::time::SystemTime;
+
+    /// One client must not keep the loop from the others, however much it has sent: it goes to the end of the queue, and comes
+    /// to its end all the same.
+    #[test]
+    fn a_turn_is_bounded_and_leads_to_another() {
+        const PINGS: u64 = 20_000;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+        let (stream, _) = listener.accept().expect("a connection");
+        peer.write_all(&b"*1\r\n$4\r\nPING\r\n".repeat(PINGS as usize)).expect("the kernel takes it");
+        let mut seen = vec![0; PINGS as usize * 14];
+        while stream.peek(&mut seen).expect("it is connected") < seen.len() {}
+        stream.set_nonblocking(true).expect("an option can be set");
+
+        let mut client = Client::new(TcpStream::from_std(stream), Connection::new(1, 0), false, 0);
+        client.readable = true;
+        let mut proxy = Proxy::new(Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1000, 1000);
+        let (mut figures, mut scratch) = (Figures::default(), Scratch { read: vec![0; 64 * 1024], write: Vec::new() });
+        let (hosts, date) = (Hosts::default(), Date::at(SystemTime::UNIX_EPOCH));
+        let mut turns = 0;
+        loop {
+            let before = client.connection.requests();
+            let (mut jobs, mut key) = (Vec::new(), Vec::new());
+            let (proxy, figures) = (&mut proxy, &mut figures);
+            let service =
+                Service { proxy, jobs: &mut jobs, key: &mut key, hosts: &hosts, date: &date, figures, now: 0 };
+            let next = client.turn(0, &mut Turn { service, scratch: &mut scratch });
+            let done = client.connection.requests() - before;
+            assert!(done <= 1024 * READS_PER_TURN as u64, "{done} requests in one turn");
+            turns += 1;
+            match next {
+                Next::Again => assert_eq!(client.patience.standing(), Standing::Served),
+                Next::Wait => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(client.connection.requests(), PINGS);
+        assert!(turns >= PINGS / 1024 / READS_PER_TURN as u64, "{turns} turns");
+        assert_eq!(client.patience.standing(), Standing::Idle);
     }
 }

@@ -3,12 +3,18 @@
 
 use crate::request::Millis;
 use mio::net::{TcpListener, TcpStream};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Connections that the kernel keeps for the loop to accept. It cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// Silence after which the kernel asks whether a client is still there, and how often it does then, nine times. Redis' own
+/// `tcp-keepalive` is 300 s.
+const KEEPALIVE: Duration = Duration::from_secs(300);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long accepting rests when the system has no descriptors or memory for another connection and none of ours
 /// ends meanwhile.
@@ -29,6 +35,9 @@ pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpLi
         // "::" means every address, IPv4 too, whatever the system's default.
         socket.set_only_v6(false)?;
     }
+    // Every connection accepted here inherits it (socket(7), tcp(7)): a client whose machine is gone without a word is noticed,
+    // however long CLIENT_IDLE_TIMEOUT is.
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

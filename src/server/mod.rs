@@ -17,14 +17,17 @@
 
 mod client;
 mod listen;
+mod patience;
+mod places;
 
 pub use listen::bind;
+pub use places::{NoPlace, Places};
 
 use crate::backend::{Pool, Settings};
 use crate::cache::{Deadlines, Limits};
 use crate::config::Config;
 use crate::connection::Connection;
-use crate::protocol::http::Date;
+use crate::protocol::http::{Date, Hosts};
 use crate::proxy::Proxy;
 use crate::request::{Change, Completion, Failure, Figures, Job, Millis, Reply, Waiter};
 use crate::serve::Service;
@@ -53,17 +56,11 @@ pub const SWEEP_PER_TICK: usize = 256;
 /// Changes in Redis that are followed in one tick: some hundred microseconds of work.
 const CHANGES_PER_TICK: usize = 1024;
 
-/// Clients of one loop. More wait in the kernel's queue until one leaves.
-pub const MAX_CONNECTIONS: usize = 10_000;
-
 /// The buffer that all reads go to: one usual socket buffer's worth.
 const READ_BYTES: usize = 64 * 1024;
 
 /// The buffer lent to each turn. It grows when a turn's replies need more, and is cut back to this.
 const WRITE_BYTES: usize = 64 * 1024;
-
-/// How long a client that was told to stop may go on sending before it is cut off.
-const LINGER: Millis = 2000;
 
 /// The number of the next connection, of all loops: Redis clients are told theirs (`CLIENT ID`), and it is unique.
 static GENERATIONS: AtomicU64 = AtomicU64::new(1);
@@ -120,10 +117,14 @@ pub struct Server {
     poll: Poll,
     stopper: Stopper,
     acceptor: Acceptor,
+    places: Places,
     clients: Slab<Client>,
     /// Clients that get a turn, in order.
     queue: VecDeque<usize>,
+    /// One for each client: until when it is to have done what it is at.
     timers: Deadlines,
+    patience: patience::Limits,
+    hosts: Hosts,
     proxy: Proxy,
     pool: Pool,
     /// Fetches begun in this tick.
@@ -143,8 +144,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// A proxy on a listening socket that does not block. Its helper threads start at once.
-    pub fn new(listener: std::net::TcpListener, config: &Config) -> io::Result<Server> {
+    /// A proxy on a listening socket that does not block, with room for so many clients. Its helper threads start at once.
+    pub fn new(listener: std::net::TcpListener, config: &Config, places: Places) -> io::Result<Server> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let port = listener.local_addr()?.port();
@@ -161,6 +162,7 @@ impl Server {
             tracking: config.redis_tracking,
             max_value_bytes: config.max_value_bytes,
         };
+        let max_clients = places.most();
         let wake = Arc::clone(&waker);
         let pool = Pool::start(&settings, move || {
             // Should the eventfd's counter ever be full, mio resets it.
@@ -179,9 +181,15 @@ impl Server {
             poll,
             stopper: Stopper { stop: Arc::default(), waker },
             acceptor,
+            places,
             clients: Slab::new(),
             queue: VecDeque::new(),
             timers: Deadlines::new(),
+            patience: patience::Limits {
+                client: config.client_timeout.as_millis() as Millis,
+                idle: config.client_idle_timeout.as_millis() as Millis,
+            },
+            hosts: config.allowed_hosts.clone(),
             proxy: Proxy::new(limits, ttl, patience),
             pool,
             jobs: Vec::new(),
@@ -193,7 +201,7 @@ impl Server {
                 process_id: std::process::id(),
                 port,
                 database: config.redis_db,
-                max_clients: MAX_CONNECTIONS,
+                max_clients,
                 ..Figures::default()
             },
             clock: Clock::new(),
@@ -231,7 +239,7 @@ impl Server {
         if !self.queue.is_empty() || self.more_due || self.more_news {
             return Some(Duration::ZERO);
         }
-        let accept = self.acceptor.due().filter(|_| self.clients.len() < MAX_CONNECTIONS);
+        let accept = self.acceptor.due().filter(|_| self.places.has_room());
         let timer = self.timers.first().map(|(deadline, _)| deadline);
         let next = [accept, timer, self.proxy.next_deadline()].into_iter().flatten().min()?;
         Some(Duration::from_millis(next.saturating_sub(self.clock.now)))
@@ -255,7 +263,7 @@ impl Server {
 
     fn accept(&mut self) {
         for _ in 0..ACCEPTS_PER_TICK {
-            if self.clients.len() >= MAX_CONNECTIONS {
+            if !self.places.has_room() {
                 return;
             }
             match self.acceptor.accept(self.clock.now) {
@@ -272,14 +280,22 @@ impl Server {
             log::debug!("a connection was gone before it began: {error}");
             return;
         }
-        self.figures.connections += 1;
-        let connection = Connection::new(GENERATIONS.fetch_add(1, Ordering::Relaxed), self.figures.database);
-        let slot = self.clients.insert(Client::new(stream, connection));
+        let turned_away = self.places.take();
+        let connection = if turned_away {
+            self.figures.rejected += 1;
+            Connection::one_too_many()
+        } else {
+            self.figures.connections += 1;
+            Connection::new(GENERATIONS.fetch_add(1, Ordering::Relaxed), self.figures.database)
+        };
+        let slot = self.clients.insert(Client::new(stream, connection, turned_away, self.clock.now));
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(self.clients[slot].stream(), Token(slot), interest) {
             log::error!("cannot watch a connection: {error}");
-            self.clients.remove(slot);
+            self.close(slot);
+            return;
         }
+        self.set_timer(slot);
     }
 
     /// Changes first: what comes back at the same time and is known to be old need not be stored.
@@ -306,6 +322,7 @@ impl Server {
                     proxy: &mut self.proxy,
                     jobs: &mut self.jobs,
                     key: &mut self.key,
+                    hosts: &self.hosts,
                     date: &self.clock.date,
                     figures: &mut self.figures,
                     now: self.clock.now,
@@ -313,26 +330,57 @@ impl Server {
                 scratch: &mut self.scratch,
             };
             match client.turn(slot, &mut turn) {
-                Next::Wait => {}
-                Next::Again => enqueue(&mut self.queue, client, slot),
-                Next::Close => self.close(slot),
-                Next::Linger => {
+                Next::Wait => self.set_timer(slot),
+                Next::Again | Next::Linger => {
                     enqueue(&mut self.queue, client, slot);
-                    let (clients, deadline) = (&mut self.clients, self.clock.now + LINGER);
-                    self.timers.push(deadline, slot as u32, |id, position| clients[id as usize].timer = Some(position));
+                    self.set_timer(slot);
                 }
+                Next::Close => self.close(slot),
             }
             self.scratch.write.shrink_to(WRITE_BYTES);
         }
     }
 
-    fn close(&mut self, slot: usize) {
+    /// Sets a client's timer, unless it goes off in time already.
+    fn set_timer(&mut self, slot: usize) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        let deadline = client.patience.deadline(self.patience);
+        if client.patience.armed <= deadline {
+            return;
+        }
+        client.patience.armed = deadline;
+        self.stop_timer(slot);
+        let clients = &mut self.clients;
+        self.timers.push(deadline, slot as u32, |id, position| clients[id as usize].timer = Some(position));
+    }
+
+    fn stop_timer(&mut self, slot: usize) {
         let clients = &mut self.clients;
         if let Some(position) = clients.get_mut(slot).and_then(|client| client.timer.take()) {
             self.timers.remove(position, |id, position| clients[id as usize].timer = Some(position));
         }
+    }
+
+    /// A client's timer has gone off.
+    fn time_out(&mut self, slot: usize) {
+        self.stop_timer(slot);
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        client.patience.armed = Millis::MAX;
+        if client.patience.deadline(self.patience) > self.clock.now {
+            self.set_timer(slot);
+        } else if client.is_gone(&self.clock.date) {
+            self.close(slot);
+        } else {
+            // Its timer is set again behind its turn.
+            enqueue(&mut self.queue, client, slot);
+        }
+    }
+
+    fn close(&mut self, slot: usize) {
+        self.stop_timer(slot);
         // Dropping the stream closes it, and the kernel forgets to watch it.
-        self.clients.remove(slot);
+        let client = self.clients.remove(slot);
+        self.places.leave(client.turned_away);
         self.acceptor.resume(self.clock.now);
     }
 
@@ -353,7 +401,7 @@ impl Server {
         });
         for _ in 0..SWEEP_PER_TICK {
             match self.timers.first() {
-                Some((deadline, slot)) if deadline <= now => self.close(slot as usize),
+                Some((deadline, slot)) if deadline <= now => self.time_out(slot as usize),
                 _ => return,
             }
         }

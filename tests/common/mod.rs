@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up. Generous: it only matters when something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks again and again until there is an answer.
 pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
@@ -231,6 +231,21 @@ impl Proxy {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok()).expect("a figure")
+    }
+
+    /// How many files it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+    }
+
+    /// How many files it has open once that does not change any more: connections that have ended are closed, and those to
+    /// Redis are open.
+    pub fn settled_descriptors(&self) -> usize {
+        until("nothing is opened or closed any more", || {
+            let count = self.descriptors();
+            std::thread::sleep(Duration::from_millis(50));
+            (count == self.descriptors()).then_some(count)
+        })
     }
 
     /// CPU time so far, in clock ticks of 10 ms.

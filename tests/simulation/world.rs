@@ -7,7 +7,7 @@ use crate::random::Random;
 use crate::redis::{KEYS, Redis};
 use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::connection::{MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
-use segment_redis_proxy::protocol::http::Date;
+use segment_redis_proxy::protocol::http::{Date, Hosts};
 use segment_redis_proxy::proxy::Proxy;
 use segment_redis_proxy::request::{Change, Completion, Failure, Figures, Job, Millis, Outcome, Reply, Source, Waiter};
 use segment_redis_proxy::serve::Service;
@@ -350,6 +350,7 @@ impl World {
             proxy: &mut self.proxy,
             jobs: &mut jobs,
             key: &mut Vec::new(),
+            hosts: &Hosts::default(),
             date: &self.date,
             figures: &mut Figures::default(),
             now: self.now,

@@ -1,6 +1,9 @@
 //! Request bodies. No request that this program answers needs one, so they are skipped: exactly, because a byte too
 //! few or too many would make a request out of what a client only sent as data (RFC 9112, section 11.2).
 
+use super::decode::bad_request;
+use super::{Refusal, Status};
+
 /// Most bytes of one body that are skipped; a longer one ends the connection. nginx reads on for as much.
 const MAX_SKIPPED_BYTES: u64 = 1024 * 1024;
 
@@ -42,9 +45,27 @@ pub enum Place {
     TrailerLineFeed(u16, bool),
 }
 
-/// The body is malformed or too long: where it ends is not known, so that the connection must end.
+/// Why a body cannot be skipped. Where it ends is not known, so that the connection must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endless;
+pub enum Fault {
+    /// It breaks the rules of the chunked coding.
+    Malformed,
+    /// It is longer than what is skipped.
+    TooLong,
+}
+
+impl Fault {
+    /// What to tell the client.
+    pub fn refusal(self) -> Refusal {
+        match self {
+            Fault::Malformed => bad_request("the body breaks the rules of the chunked coding (RFC 9112, section 7.1)"),
+            Fault::TooLong => Refusal {
+                status: Status::ContentTooLarge,
+                message: "the body is too long; no request that is answered here needs one",
+            },
+        }
+    }
+}
 
 impl Body {
     /// A chunked body that has still to begin.
@@ -57,7 +78,7 @@ impl Body {
 
     /// Skips what of the body stands at the beginning of `input`; says how many bytes that was. Either the body is
     /// [`Body::Done`] afterwards, or all of `input` belonged to it.
-    pub fn skip(&mut self, input: &[u8]) -> Result<usize, Endless> {
+    pub fn skip(&mut self, input: &[u8]) -> Result<usize, Fault> {
         match self {
             Body::Done => Ok(0),
             Body::Length(left) => {
@@ -69,10 +90,12 @@ impl Body {
                 Ok(step as usize)
             }
             Body::Chunked(place, skipped) => {
-                let (consumed, ended) = place.skip(input)?;
+                // Where it becomes too long does not depend on how it is cut: `skipped` is never over the bound here.
+                let room = (MAX_SKIPPED_BYTES + 1 - *skipped) as usize;
+                let (consumed, ended) = place.skip(&input[..input.len().min(room)])?;
                 *skipped += consumed as u64;
                 if *skipped > MAX_SKIPPED_BYTES {
-                    return Err(Endless);
+                    return Err(Fault::TooLong);
                 }
                 if ended {
                     *self = Body::Done;
@@ -85,7 +108,7 @@ impl Body {
 
 impl Place {
     /// Bytes that belong to the body, and whether it ended with them.
-    fn skip(&mut self, input: &[u8]) -> Result<(usize, bool), Endless> {
+    fn skip(&mut self, input: &[u8]) -> Result<(usize, bool), Fault> {
         let mut at = 0;
         while at < input.len() {
             if let Place::Data(left) = *self {
@@ -104,10 +127,10 @@ impl Place {
     }
 
     /// Where the byte behind `byte` stands; `None` where `byte` was the last of the body.
-    fn step(self, byte: u8) -> Result<Option<Place>, Endless> {
+    fn step(self, byte: u8) -> Result<Option<Place>, Fault> {
         let next = match (self, byte) {
             (Place::Size(digits, size), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < MAX_SIZE_DIGITS => {
-                let digit = char::from(byte).to_digit(16).ok_or(Endless)?;
+                let digit = char::from(byte).to_digit(16).ok_or(Fault::Malformed)?;
                 Place::Size(digits + 1, size * 16 + u64::from(digit))
             }
             (Place::Size(1.., size), b'\r') => Place::SizeEnd(size),
@@ -126,7 +149,7 @@ impl Place {
             }
             (Place::TrailerLineFeed(_, true), b'\n') => return Ok(None),
             (Place::TrailerLineFeed(length, false), b'\n') => Place::Trailer(length, true),
-            _ => return Err(Endless),
+            _ => return Err(Fault::Malformed),
         };
         Ok(Some(next))
     }
@@ -137,7 +160,7 @@ mod tests {
     use super::*;
 
     /// Skips `input` in pieces of `step` bytes; says where the body ended.
-    fn skip(mut body: Body, input: &[u8], step: usize) -> Result<Option<usize>, Endless> {
+    fn skip(mut body: Body, input: &[u8], step: usize) -> Result<Option<usize>, Fault> {
         let mut at = 0;
         while at < input.len() && body != Body::Done {
             at += body.skip(&input[at..(at + step).min(input.len())])?;
@@ -187,7 +210,12 @@ mod tests {
         ];
         for bytes in malformed {
             for step in 1..=bytes.len() {
-                assert_eq!(skip(Body::CHUNKED, bytes, step), Err(Endless), "{:?}", String::from_utf8_lossy(bytes));
+                assert_eq!(
+                    skip(Body::CHUNKED, bytes, step),
+                    Err(Fault::Malformed),
+                    "{:?}",
+                    String::from_utf8_lossy(bytes)
+                );
             }
         }
     }
@@ -197,7 +225,10 @@ mod tests {
         assert!(Body::Length(MAX_SKIPPED_BYTES).is_skippable());
         assert!(!Body::Length(MAX_SKIPPED_BYTES + 1).is_skippable());
         let chunk = [b"ffff\r\n".as_slice(), &[b'x'; 0xffff], b"\r\n"].concat();
-        assert_eq!(skip(Body::CHUNKED, &chunk.repeat(20), 1000), Err(Endless));
-        assert_eq!(skip(Body::CHUNKED, &[b"0\r\n".as_slice(), &b"a: b\r\n".repeat(2000)].concat(), 10), Err(Endless));
+        assert_eq!(skip(Body::CHUNKED, &chunk.repeat(20), 1000), Err(Fault::TooLong));
+        assert_eq!(
+            skip(Body::CHUNKED, &[b"0\r\n".as_slice(), &b"a: b\r\n".repeat(2000)].concat(), 10),
+            Err(Fault::Malformed)
+        );
     }
 }

@@ -1,7 +1,13 @@
-//! Request heads. `httparse` finds the parts; what they mean is decided here, strictly: a head that two programs could
-//! read in two ways is refused (RFC 9112, section 11).
+//! Request heads. `httparse` finds the parts; what they mean is decided here, in `fields` and in `target`, strictly: a head that
+//! two programs could read in two ways is refused (RFC 9112, section 11).
+//!
+//! `httparse` is lenient where RFC 9112 lets a server be: it takes a bare line feed for the end of a line, empty lines before the
+//! request, and almost any byte in a target. All of that is refused; one empty line is not (section 2.2).
 
 use super::super::Decoded;
+use super::fields::Fields;
+use super::host::Hosts;
+use super::target::Target;
 use super::{Body, Refusal, Shape, Status, View};
 use crate::request::MAX_KEY_BYTES;
 use std::mem::MaybeUninit;
@@ -9,17 +15,22 @@ use std::mem::MaybeUninit;
 /// Longest request head, in bytes. What nginx and HAProxy take by default.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 
+/// Longest request target, in bytes: what RFC 9112, section 3, asks of all servers, and what nginx takes.
+pub const MAX_TARGET_BYTES: usize = 8 * 1024;
+
 /// Most header fields of a request. A browser sends some 20, proxies in front add a few.
 pub const MAX_HEADERS: usize = 100;
 
-// A key comes out of a head, so that the longest head is the longest key too.
-const _: () = assert!(MAX_HEAD_BYTES <= MAX_KEY_BYTES);
+// A key comes out of a target, so that the longest target is the longest key too.
+const _: () = assert!(MAX_TARGET_BYTES <= MAX_KEY_BYTES);
 
 /// What a request wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
     /// The value of this key.
     Get(&'a [u8]),
+    /// What may be asked for.
+    Options,
     /// Nothing that could be given.
     Refuse(Refusal),
 }
@@ -33,180 +44,122 @@ pub struct Head<'a> {
     pub shape: Shape,
     /// What follows it and must be skipped before the next head.
     pub body: Body,
+    /// Whether the client waits for an answer before it sends the body.
+    pub expects_answer: bool,
 }
 
-const fn bad_request(message: &'static str) -> Refusal {
+pub(super) const fn bad_request(message: &'static str) -> Refusal {
     Refusal { status: Status::BadRequest, message }
 }
 
 /// Decodes the request head at the beginning of `input`. A key with percent-escapes is decoded into `key_scratch`,
 /// any other is borrowed from `input`. An `Err` means that where the next request begins is not known: the
-/// connection must end.
-pub fn decode<'a>(input: &'a [u8], key_scratch: &'a mut Vec<u8>) -> Decoded<Head<'a>, Refusal> {
-    const TOO_LARGE: Refusal = Refusal {
-        status: Status::HeaderFieldsTooLarge,
-        message: "the request head is too large; at most 16 KiB and 100 header fields are taken",
+/// connection must end. Whether and how a head is refused does not depend on how much of what follows is there.
+pub fn decode<'a>(input: &'a [u8], hosts: &Hosts, key_scratch: &'a mut Vec<u8>) -> Decoded<Head<'a>, Refusal> {
+    let empty_line = match input {
+        [b'\r'] => return Decoded::Incomplete,
+        [b'\r', b'\n', ..] => 2,
+        _ => 0,
     };
+    let input = &input[empty_line..];
+    if matches!(input.first(), Some(b'\r' | b'\n')) {
+        return Decoded::Invalid(bad_request("a request begins with a method, not with empty lines"));
+    }
+    // What is behind the longest head does not make a difference.
+    let input = &input[..input.len().min(MAX_HEAD_BYTES)];
     let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut []);
     let length = match request.parse_with_uninit_headers(input, &mut headers) {
-        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
-        Ok(httparse::Status::Partial) if input.len() <= MAX_HEAD_BYTES => return Decoded::Incomplete,
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Decoded::Invalid(TOO_LARGE),
-        Err(httparse::Error::Version) => {
-            return Decoded::Invalid(Refusal {
-                status: Status::VersionNotSupported,
-                message: "only HTTP/1.1 and HTTP/1.0 are spoken here",
-            });
-        }
-        Err(_) => return Decoded::Invalid(bad_request("the request does not parse as HTTP/1.1")),
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if input.len() < MAX_HEAD_BYTES => return Decoded::Incomplete,
+        Ok(httparse::Status::Partial) => return Decoded::Invalid(too_large(&request)),
+        Err(error) => return Decoded::Invalid(malformed(error, &request, input)),
     };
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Decoded::Invalid(bad_request("the request does not parse as HTTP/1.1"));
     };
-    let fields = match Fields::read(request.headers, version == 0) {
-        Ok(fields) => fields,
-        Err(refusal) => return Decoded::Invalid(refusal),
+    match interpret(&input[..length], (method, target, version == 0), request.headers, hosts, key_scratch) {
+        Ok(head) => Decoded::Complete(head, empty_line + length),
+        Err(refusal) => Decoded::Invalid(refusal),
+    }
+}
+
+/// What a head means whose parts are found.
+fn interpret<'a>(
+    head: &[u8],
+    (method, target, version_1_0): (&str, &'a str, bool),
+    headers: &[httparse::Header<'a>],
+    hosts: &Hosts,
+    key_scratch: &'a mut Vec<u8>,
+) -> Result<Head<'a>, Refusal> {
+    if target.len() > MAX_TARGET_BYTES {
+        return Err(TARGET_TOO_LONG);
+    }
+    // Everything that ends a line has been found to be a line feed, with or without a carriage return before it.
+    if head[1..].iter().zip(head).any(|(&byte, &before)| byte == b'\n' && before != b'\r') {
+        return Err(bad_request("a line ends with a carriage return and a line feed"));
+    }
+    let Some(target) = Target::parse(method, target) else {
+        return Err(bad_request("the request target must be a path or an http URL, of ASCII, and percent-encoded"));
     };
-    let (view, command) = interpret(method, target, key_scratch);
-    let shape = Shape { view, head_only: method == "HEAD", version_1_0: version == 0, keep_alive: fields.keep_alive };
-    Decoded::Complete(Head { command, shape, body: fields.body }, length)
-}
-
-/// What the header fields say about the message and the connection.
-struct Fields {
-    keep_alive: bool,
-    body: Body,
-}
-
-impl Fields {
-    fn read(headers: &[httparse::Header<'_>], version_1_0: bool) -> Result<Fields, Refusal> {
-        let (mut close, mut keep_alive, mut expects, mut chunked) = (false, false, false, false);
-        let (mut hosts, mut lengths, mut length) = (0, 0, 0);
-        for header in headers {
-            // The length tells most fields apart from these before any letter is compared.
-            match header.name.len() {
-                4 if header.name.eq_ignore_ascii_case("host") => hosts += 1,
-                6 if header.name.eq_ignore_ascii_case("expect") => expects = true,
-                10 if header.name.eq_ignore_ascii_case("connection") => {
-                    for option in header.value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
-                        close |= option.eq_ignore_ascii_case(b"close");
-                        keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-                    }
-                }
-                14 if header.name.eq_ignore_ascii_case("content-length") => {
-                    lengths += 1;
-                    length = parse_length(header.value)?;
-                }
-                17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
-                    if chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
-                        return Err(Refusal {
-                            status: Status::NotImplemented,
-                            message: "of transfer codings only chunked is known here",
-                        });
-                    }
-                    chunked = true;
-                }
-                _ => {}
-            }
-        }
-        if hosts > 1 || (hosts == 0 && !version_1_0) {
-            return Err(bad_request("a request must have one Host field (RFC 9112, section 3.2)"));
-        }
-        if lengths > 1 {
-            return Err(bad_request("Content-Length is there twice"));
-        }
-        if chunked && (lengths > 0 || version_1_0) {
-            return Err(bad_request("Transfer-Encoding is for HTTP/1.1, and never beside Content-Length"));
-        }
-        let body = match length {
-            _ if chunked => Body::CHUNKED,
-            0 => Body::Done,
-            length => Body::Length(length),
-        };
-        // A client that awaits "100 Continue" may or may not send its body after another answer, so that only closing
-        // makes sure where the next request begins (RFC 9110, section 10.1.1).
-        let certain = body == Body::Done || (body.is_skippable() && !expects);
-        Ok(Fields { keep_alive: !close && (keep_alive || !version_1_0) && certain, body })
-    }
-}
-
-/// Digits and nothing else (RFC 9110, section 8.6). 18 of them always fit.
-fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
-    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-        return Err(bad_request("Content-Length is not a number of bytes"));
-    }
-    Ok(value.iter().fold(0, |sum, &digit| sum * 10 + u64::from(digit - b'0')))
-}
-
-/// Finds what a method and a target ask for.
-fn interpret<'a>(method: &str, target: &'a str, key_scratch: &'a mut Vec<u8>) -> (View, Command<'a>) {
-    let (view, encoded) = match path_of(target) {
-        None => {
-            return (View::Json, Command::Refuse(bad_request("the request target must be a path or an http URL")));
-        }
-        Some(path) => match (path.strip_prefix("/key/"), path.strip_prefix("/raw/")) {
-            (Some(key), _) => (View::Json, key),
-            (_, Some(key)) => (View::Raw, key),
-            _ => {
-                let message = "no such path; ask for /key/{key} or /raw/{key}";
-                return (View::Json, Command::Refuse(Refusal { status: Status::NotFound, message }));
-            }
-        },
+    let fields = Fields::read(headers, version_1_0)?;
+    let shape = |view| Shape { view, head_only: method == "HEAD", version_1_0, keep_alive: fields.keep_alive };
+    let (view, command) = if hosts.allow(target.host.unwrap_or(fields.host)) {
+        target.interpret(method, key_scratch)
+    } else {
+        (View::Json, Command::Refuse(MISDIRECTED))
     };
-    if method != "GET" && method != "HEAD" {
-        let message = "keys can only be read here; use GET or HEAD";
-        return (view, Command::Refuse(Refusal { status: Status::MethodNotAllowed, message }));
-    }
-    match decode_percent(encoded.as_bytes(), key_scratch) {
-        Some(key) => (view, Command::Get(key)),
-        None => (view, Command::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits"))),
-    }
+    Ok(Head { command, shape: shape(view), body: fields.body, expects_answer: fields.expects_answer })
 }
 
-/// The path of an origin-form or absolute-form target (RFC 9112, section 3.2), without its query.
-fn path_of(target: &str) -> Option<&str> {
-    let path = match target.as_bytes().first() {
-        Some(b'/') => target,
-        _ => {
-            let (scheme, rest) = target.split_once("://")?;
-            if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-                return None;
-            }
-            // The authority ends at any of these; without a path behind it the path is "/".
-            rest.find(['/', '?', '#']).map_or("/", |end| &rest[end..])
-        }
-    };
-    path.split('?').next()
+const MISDIRECTED: Refusal = Refusal {
+    status: Status::MisdirectedRequest,
+    message: "this host is not served here; its operator lists those that are in ALLOWED_HOSTS",
+};
+
+const TARGET_TOO_LONG: Refusal =
+    Refusal { status: Status::UriTooLong, message: "the request target is too long; at most 8 KiB are taken" };
+
+/// Of a head that has not ended where the longest does.
+fn too_large(request: &httparse::Request<'_, '_>) -> Refusal {
+    if request.method.is_some() && request.path.is_none_or(|target| target.len() > MAX_TARGET_BYTES) {
+        return TARGET_TOO_LONG;
+    }
+    TOO_LARGE
 }
 
-/// Decodes percent-escapes (RFC 3986, section 2.1). A plus is a plus. `None` where an escape is malformed, because
-/// guessing would make two names for one key.
-fn decode_percent<'a>(encoded: &'a [u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
-    if !encoded.contains(&b'%') {
-        return Some(encoded);
-    }
-    scratch.clear();
-    let mut bytes = encoded.iter();
-    while let Some(&byte) = bytes.next() {
-        if byte == b'%' {
-            let high = char::from(*bytes.next()?).to_digit(16)?;
-            let low = char::from(*bytes.next()?).to_digit(16)?;
-            scratch.push((high * 16 + low) as u8);
-        } else {
-            scratch.push(byte);
+const TOO_LARGE: Refusal = Refusal {
+    status: Status::HeaderFieldsTooLarge,
+    message: "the request head is too large; at most 16 KiB and 100 header fields are taken",
+};
+
+/// Of a head with a byte that cannot stand where it stands.
+fn malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input: &[u8]) -> Refusal {
+    // A request of another version, or none at all.
+    let version = request.path.and_then(|target| {
+        let target_ends = target.as_ptr() as usize - input.as_ptr() as usize + target.len();
+        input.get(target_ends + 1..)
+    });
+    match error {
+        httparse::Error::TooManyHeaders => TOO_LARGE,
+        httparse::Error::Version if version.is_some_and(|version| version.starts_with(b"HTTP/")) => {
+            Refusal { status: Status::VersionNotSupported, message: "only HTTP/1.1 and HTTP/1.0 are spoken here" }
         }
+        _ => bad_request("the request does not parse as HTTP/1.1"),
     }
-    Some(scratch)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn decode<'a>(input: &'a [u8], key_scratch: &'a mut Vec<u8>) -> Decoded<Head<'a>, Refusal> {
+        super::decode(input, &Hosts::default(), key_scratch)
+    }
+
     fn status_of(input: &[u8]) -> Status {
         match decode(input, &mut Vec::new()) {
-            Decoded::Complete(Head { command: Command::Get(_), .. }, _) => Status::Ok,
+            Decoded::Complete(Head { command: Command::Get(_) | Command::Options, .. }, _) => Status::Ok,
             Decoded::Complete(Head { command: Command::Refuse(refusal), .. }, _) => refusal.status,
             Decoded::Invalid(refusal) => refusal.status,
             Decoded::Incomplete => panic!("{:?} is incomplete", String::from_utf8_lossy(input)),
@@ -268,6 +221,7 @@ mod tests {
             ("1.1", "Content-Length: 10\r\nExpect: 100-continue\r\n", false),
             ("1.1", "Content-Length: 99999999\r\n", false),
             ("1.1", "Expect: 100-continue\r\n", true),
+            ("1.0", "Connection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 10\r\n", true),
         ] {
             let head = format!("GET /key/a HTTP/{version}\r\nHost: x\r\n{field}\r\n");
             let mut scratch = Vec::new();
@@ -276,54 +230,119 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_does_not_parse_or_could_be_read_in_two_ways_is_refused() {
-        let cases: [(&str, Status); 26] = [
-            ("GET /key/a HTTP/1.1\r\n", Status::BadRequest),
-            ("GET /key/a HTTP/1.1\r\nHost: a\r\nHost: b\r\n", Status::BadRequest),
-            ("GET /key/a HTTP/2.0\r\nHost: a\r\n", Status::VersionNotSupported),
-            ("GET /key/a\r\n", Status::BadRequest),
-            ("hello\r\n", Status::BadRequest),
-            ("\x16\x03\x01\r\n", Status::BadRequest),
-            ("GET /key/a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n", Status::BadRequest),
-            ("GET /key/a HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n", Status::BadRequest),
-            ("GET /key/a HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n", Status::BadRequest),
-            ("GET /key/a HTTP/1.1\r\nHost: a\r\nContent-Length: \r\n", Status::BadRequest),
-            ("GET /key/a HTTP/1.1\r\nHost: a\r\nContent-Length: 0x1\r\n", Status::BadRequest),
-            ("GET /key/a HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999999999999\r\n", Status::BadRequest),
-            (
-                "GET /key/a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
-                Status::BadRequest,
-            ),
-            ("GET /key/a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n", Status::BadRequest),
-            ("GET /key/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n", Status::NotImplemented),
-            (
-                "GET /key/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                Status::NotImplemented,
-            ),
-            ("GET /key/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \r\n", Status::NotImplemented),
-            ("GET /key/%4 HTTP/1.1\r\nHost: a\r\n", Status::BadRequest),
-            ("GET /key/%zz HTTP/1.1\r\nHost: a\r\n", Status::BadRequest),
-            ("GET * HTTP/1.1\r\nHost: a\r\n", Status::BadRequest),
-            ("GET / HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
-            ("GET /key HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
-            ("GET http://host?x/key/a HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
-            ("GET http://host HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
-            ("POST /nothing HTTP/1.1\r\nHost: a\r\n", Status::NotFound),
-            ("DELETE /key/a HTTP/1.1\r\nHost: a\r\n", Status::MethodNotAllowed),
-        ];
-        for (head, status) in cases {
-            assert_eq!(status_of(format!("{head}\r\n").as_bytes()), status, "{head:?}");
+    /// The status of a request for a key with these lines behind the request line, which is a GET of HTTP/1.1.
+    #[track_caller]
+    fn refused(lines: &[&str], status: Status) {
+        for line in lines {
+            let head = format!("GET /key/a HTTP/1.1\r\n{line}\r\n\r\n");
+            assert_eq!(status_of(head.as_bytes()), status, "{line:?}");
         }
     }
 
     #[test]
+    fn fields_that_could_be_read_in_two_ways_are_refused() {
+        // Without a Host field, or with one that two programs would take for two names.
+        refused(
+            &["A: b", "Host: a\r\nHost: a", "host: a\r\nHOST: b", "Host: a b", "Host: a@b", "Host: a, b"],
+            Status::BadRequest,
+        );
+        refused(&["Host: a:b", "Host: a/b", "Host: [::1", "Host: :80", "Host: http://a"], Status::BadRequest);
+        refused(&["Host:", "Host: ", "Host: a:80", "hOST:\ta \t"], Status::Ok);
+        for length in
+            ["", "+1", "-1", "0x1", "1 1", "1, 1", "1,1", "1;", "1.0", "1e1", "\"1\"", "9999999999999999999", "１"]
+        {
+            refused(&[&format!("Host: a\r\nContent-Length: {length}")], Status::BadRequest);
+        }
+        refused(&["Host: a\r\nContent-Length: 1\r\nContent-Length: 1"], Status::BadRequest);
+        refused(&["Host: a\r\nContent-Length: 1\r\nX: y\r\ncontent-length: 2"], Status::BadRequest);
+        refused(&["Host: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked"], Status::BadRequest);
+        refused(&["Host: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 1"], Status::BadRequest);
+        refused(&["Host: a\r\nTransfer-Encoding: x\r\nContent-Length: 0"], Status::BadRequest);
+        refused(&["Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked"], Status::BadRequest);
+        refused(&["Host: a\r\nTransfer-Encoding:"], Status::BadRequest);
+        for coding in
+            ["gzip, chunked", "chunked, chunked", "chunked,", "identity", "xchunked", "chunked x", "chunked;q=1"]
+        {
+            refused(&[&format!("Host: a\r\nTransfer-Encoding: {coding}")], Status::NotImplemented);
+        }
+        refused(&["Host: a\r\nTransfer-Encoding: Chunked", "Host: a\r\ntransfer-encoding:chunked\t"], Status::Ok);
+        refused(&["Host: a\r\nExpect: something", "Host: a\r\nExpect:"], Status::ExpectationFailed);
+        for version in ["chunked", "gzip"] {
+            let head = format!("GET /key/a HTTP/1.0\r\nTransfer-Encoding: {version}\r\n\r\n");
+            assert_eq!(status_of(head.as_bytes()), Status::BadRequest, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn lines_that_are_not_quite_lines_are_refused() {
+        refused(
+            &["Host : a", "Host\t: a", " Host: a", "Host: a\r\n folded", "Host: a\r\n\tfolded"],
+            Status::BadRequest,
+        );
+        refused(&["Host: a\r\n: b", "Host: a\r\nnothing", "Host: a\r\nX\0: b", "Host: a\r\nX: \0"], Status::BadRequest);
+        refused(
+            &["Host: a\r\nX: a\rb", "Host: a\r\nX: \x01", "Host: a\r\nX: \x7f", "Host: a\r\nX\x0b: a"],
+            Status::BadRequest,
+        );
+        refused(&["Host: a\nX: b", "Host: a\r\nX: b\n", "Host: a\n", "Host: a\r\nX:\nY: z"], Status::BadRequest);
+        for head in [
+            "GET /key/a HTTP/1.1\nHost: a\r\n\r\n",
+            "GET /key/a HTTP/1.1\r\nHost: a\r\n\n",
+            "GET /key/a HTTP/1.1\rHost: a\r\n\r\n",
+            "GET  /key/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /key/a  HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET\t/key/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            " GET /key/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /key/a HTTP/1.1 \r\nHost: a\r\n\r\n",
+            "GET /key/a\r\n\r\n",
+            "G(T /key/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\nGET /key/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\n\r\nGET /key/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\n\nGET /key/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r GET /key/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /key/a http/1.1\r\nHost: a\r\n\r\n",
+            "GET /key/a HTTPS/1.1\r\nHost: a\r\n\r\n",
+            "hello\r\n",
+            "\x16\x03\x01\x02\0",
+        ] {
+            assert_eq!(status_of(head.as_bytes()), Status::BadRequest, "{head:?}");
+        }
+        for version in ["HTTP/2.0", "HTTP/1.2", "HTTP/0.9", "HTTP/11", "HTTP/1,1"] {
+            let head = format!("GET /key/a {version}\r\nHost: a\r\n\r\n");
+            assert_eq!(status_of(head.as_bytes()), Status::VersionNotSupported, "{head:?}");
+        }
+        assert_eq!(status_of(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Status::VersionNotSupported);
+        // One empty line may be what is left of a client's last request.
+        assert_eq!(status_of(b"\r\nGET /key/a HTTP/1.1\r\nHost: a\r\n\r\n"), Status::Ok);
+    }
+
+    #[test]
     fn a_head_has_a_longest_length_whole_or_in_pieces() {
-        let long = format!("GET /key/a HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(MAX_HEAD_BYTES));
-        assert_eq!(status_of(long.as_bytes()), Status::HeaderFieldsTooLarge);
-        assert_eq!(status_of(&long.as_bytes()[..MAX_HEAD_BYTES + 1]), Status::HeaderFieldsTooLarge);
-        assert_eq!(decode(&long.as_bytes()[..MAX_HEAD_BYTES], &mut Vec::new()), Decoded::Incomplete);
-        let many = format!("GET /key/a HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MAX_HEADERS + 1));
-        assert_eq!(status_of(many.as_bytes()), Status::HeaderFieldsTooLarge);
+        let with_target = |length: usize| {
+            format!("GET /key/{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(length - "/key/".len())).into_bytes()
+        };
+        assert_eq!(status_of(&with_target(MAX_TARGET_BYTES)), Status::Ok);
+        let with_field =
+            |length: usize| format!("GET /key/a HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(length)).into_bytes();
+        let around = with_field(0).len();
+        assert_eq!(status_of(&with_field(MAX_HEAD_BYTES - around)), Status::Ok);
+        let many = format!("GET /key/a HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MAX_HEADERS + 1)).into_bytes();
+        let late = [with_field(MAX_HEAD_BYTES - around + 1), b"\0\0\0".to_vec()].concat();
+        for (head, status) in [
+            (with_target(MAX_TARGET_BYTES + 1), Status::UriTooLong),
+            (with_target(MAX_HEAD_BYTES), Status::UriTooLong),
+            (with_target(MAX_HEAD_BYTES * 5), Status::UriTooLong),
+            (with_field(MAX_HEAD_BYTES - around + 1), Status::HeaderFieldsTooLarge),
+            (with_field(MAX_HEAD_BYTES * 5), Status::HeaderFieldsTooLarge),
+            (late, Status::HeaderFieldsTooLarge),
+            (vec![b'x'; MAX_HEAD_BYTES * 2], Status::HeaderFieldsTooLarge),
+            (many, Status::HeaderFieldsTooLarge),
+        ] {
+            assert_eq!(status_of(&head), status, "{}", head.len());
+            let first = (1..=head.len()).find(|&end| decode(&head[..end], &mut Vec::new()) != Decoded::Incomplete);
+            let first = first.expect("it is refused in pieces too");
+            assert_eq!(status_of(&head[..first]), status, "{}, in pieces", head.len());
+            assert!(first <= MAX_HEAD_BYTES);
+        }
     }
 }

@@ -10,6 +10,9 @@ use std::time::SystemTime;
 /// a second too.
 const RETRY_AFTER: &str = "Retry-After: 1\r\n";
 
+/// What may be done with a key.
+const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
+
 /// The `Date` field's value (RFC 9110, section 6.6.1), rendered once for each second, not once for each response.
 #[derive(Clone, Debug)]
 pub struct Date(String);
@@ -114,8 +117,22 @@ fn status_of(failure: &Failure) -> Status {
 
 /// Appends the response to a request that asks for no key.
 pub fn encode_refusal(refusal: Refusal, shape: Shape, date: &Date, out: &mut Outgoing) {
-    let extra = if refusal.status == Status::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
+    let extra = match refusal.status {
+        Status::MethodNotAllowed => ALLOW,
+        Status::ServiceUnavailable => RETRY_AFTER,
+        _ => "",
+    };
     encode_error(refusal.status, refusal.message, None, extra, shape, date, out);
+}
+
+/// Appends the response to `OPTIONS` (RFC 9110, section 9.3.7). Nothing about other origins: what is here is not for the
+/// scripts of strangers' pages.
+pub fn encode_options(shape: Shape, date: &Date, out: &mut Outgoing) {
+    let out = out.tail();
+    for part in ["HTTP/1.1 ", Status::Ok.line(), "\r\nDate: ", &date.0, "\r\n", ALLOW, "Content-Length: 0\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    end_head(shape, out);
 }
 
 fn encode_error(
@@ -305,7 +322,7 @@ mod tests {
         let shape = Shape { version_1_0: true, ..OPEN };
         let response = text_of(|date, out| encode_refusal(refusal, shape, date, out));
         assert!(
-            response.contains("\r\nAllow: GET, HEAD\r\nConnection: keep-alive\r\n\r\n{\"error\":\"no\"}"),
+            response.contains("\r\nAllow: GET, HEAD, OPTIONS\r\nConnection: keep-alive\r\n\r\n{\"error\":\"no\"}"),
             "{response}"
         );
     }

@@ -3,11 +3,15 @@
 mod body;
 mod decode;
 mod encode;
+mod fields;
+mod host;
 pub mod json;
+mod target;
 
-pub use body::{Body, Endless};
-pub use decode::{Command, Head, decode};
-pub use encode::{Date, encode_refusal, encode_reply};
+pub use body::{Body, Fault};
+pub use decode::{Command, Head, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
+pub use encode::{Date, encode_options, encode_refusal, encode_reply};
+pub use host::Hosts;
 
 /// Which of its two representations of a value a client asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,12 @@ pub enum Status {
     BadRequest,
     NotFound,
     MethodNotAllowed,
+    RequestTimeout,
     Conflict,
+    ContentTooLarge,
+    UriTooLong,
+    ExpectationFailed,
+    MisdirectedRequest,
     HeaderFieldsTooLarge,
     InternalServerError,
     NotImplemented,
@@ -66,7 +75,12 @@ impl Status {
             Status::BadRequest => "400 Bad Request",
             Status::NotFound => "404 Not Found",
             Status::MethodNotAllowed => "405 Method Not Allowed",
+            Status::RequestTimeout => "408 Request Timeout",
             Status::Conflict => "409 Conflict",
+            Status::ContentTooLarge => "413 Content Too Large",
+            Status::UriTooLong => "414 URI Too Long",
+            Status::ExpectationFailed => "417 Expectation Failed",
+            Status::MisdirectedRequest => "421 Misdirected Request",
             Status::HeaderFieldsTooLarge => "431 Request Header Fields Too Large",
             Status::InternalServerError => "500 Internal Server Error",
             Status::NotImplemented => "501 Not Implemented",

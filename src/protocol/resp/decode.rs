@@ -154,6 +154,11 @@ impl Decoder {
         }
     }
 
+    /// Whether a command has begun and not come whole, beside what is not consumed.
+    pub fn is_amid_command(&self) -> bool {
+        !matches!(self.place, Place::Start)
+    }
+
     fn command<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
         if input.first() == Some(&b'\r') {
             let ((), consumed) = take!(empty_line(input));

@@ -96,6 +96,11 @@ pub fn encode_refusal(refusal: &Refusal, out: &mut Outgoing) {
     encode_error(&refusal.to_string(), out);
 }
 
+/// Appends the only reply to a client that is one too many, in Redis' words.
+pub fn encode_too_many_clients(out: &mut Outgoing) {
+    encode_error("ERR max number of clients reached", out);
+}
+
 /// Appends the last reply to a client that does not speak the protocol.
 pub fn encode_violation(violation: Violation, out: &mut Outgoing) {
     encode_error(&format!("ERR Protocol error: {violation}"), out);

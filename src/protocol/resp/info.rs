@@ -62,6 +62,7 @@ pub fn text(figures: &Figures, sections: Sections) -> String {
             }
             "stats" => {
                 line("total_connections_received", &figures.connections);
+                line("rejected_connections", &figures.rejected);
                 line("total_commands_processed", &figures.requests);
                 line("keyspace_hits", &figures.hits);
                 line("keyspace_misses", &figures.misses);

@@ -22,7 +22,9 @@ mod session;
 mod write;
 
 pub use decode::{Event, Refusal};
-pub use encode::{encode_figures, encode_refusal, encode_remaining, encode_reply, encode_violation};
+pub use encode::{
+    encode_figures, encode_refusal, encode_remaining, encode_reply, encode_too_many_clients, encode_violation,
+};
 pub use frame::Violation;
 pub use gather::Gather;
 pub use info::Sections;

@@ -65,6 +65,11 @@ impl Session {
         self.decoder.decode(input)
     }
 
+    /// Whether a command has begun and not come whole, beside what is not consumed.
+    pub fn is_amid_command(&self) -> bool {
+        self.decoder.is_amid_command()
+    }
+
     /// Whether keys become recently used by being asked for.
     pub fn touches(&self) -> bool {
         !self.no_touch

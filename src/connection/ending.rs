@@ -1,0 +1,75 @@
+//! How a connection comes to its end, and what it waits for until then.
+
+use super::over_http::is_head;
+use super::{Connection, Phase, Protocol, Step};
+use crate::protocol::http::{Date, Refusal, Status};
+use crate::protocol::resp;
+
+/// What a client is told that is one too many, over HTTP.
+const TOO_MANY: Refusal = Refusal {
+    status: Status::ServiceUnavailable,
+    message: "too many clients are connected; the operator bounds them by MAX_CONNECTIONS",
+};
+
+/// What a client is told whose request does not come whole.
+const TOO_SLOW: Refusal = Refusal {
+    status: Status::RequestTimeout,
+    message: "the request did not come whole in time; the operator bounds it by CLIENT_TIMEOUT",
+};
+
+impl Connection {
+    /// A connection that is one too many. What it speaks its first byte will say, and then it is told so.
+    pub fn one_too_many() -> Connection {
+        Connection { protocol: Protocol::OneTooMany, ..Connection::new(0, 0) }
+    }
+
+    /// Tells the client to go.
+    pub(super) fn turn_away<'a>(&mut self, input: &[u8], date: &Date) -> Step<'a> {
+        if input[0] == b'*' {
+            self.phase = Phase::Last { unread: true };
+            self.replies.answer(resp::encode_too_many_clients);
+        } else {
+            self.end_http(TOO_MANY, is_head(input), date);
+        }
+        Step::Passed(input.len())
+    }
+
+    /// Whether every reply that is due has been sent. A request that has not come whole has none.
+    pub fn is_settled(&self) -> bool {
+        self.replies.is_settled()
+    }
+
+    /// Whether a request has begun to come and is not whole. What has been read, and not been taken because too much is open,
+    /// may be one too.
+    pub fn is_amid_request(&self) -> bool {
+        let amid = match &self.protocol {
+            Protocol::Unknown | Protocol::OneTooMany => false,
+            Protocol::Http(between) => between.is_amid_body(),
+            Protocol::Resp(session) => session.is_amid_command(),
+        };
+        amid || self.has_unparsed()
+    }
+
+    /// Ends it because its client has not sent the rest of a request. Over HTTP the client is told, if it was one that
+    /// would be answered; Redis closes such connections without a word.
+    pub fn give_up(&mut self, date: &Date) {
+        match &self.protocol {
+            Protocol::Http(between) if !between.is_answered() => {
+                let head_only = between.is_head_held() || is_head(&self.unparsed);
+                self.end_http(TOO_SLOW, head_only, date);
+            }
+            _ => self.phase = Phase::Last { unread: true },
+        }
+        self.unparsed = Vec::new();
+    }
+
+    /// Whether no further request will be taken, whatever comes.
+    pub fn has_ended(&self) -> bool {
+        self.phase != Phase::Open
+    }
+
+    /// Whether the client may still be sending what nobody will read, so that closing has to wait for it.
+    pub fn leaves_unread(&self) -> bool {
+        matches!(self.phase, Phase::Last { unread: true })
+    }
+}

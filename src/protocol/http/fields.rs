@@ -1,0 +1,97 @@
+//! What the header fields of a request say about the message and the connection. Everything that two programs could read in
+//! two ways is refused, because one of them may stand in front of this one (RFC 9112, section 11.2).
+
+use super::decode::bad_request;
+use super::host::host_of;
+use super::{Body, Refusal, Status};
+
+/// See the top of the file.
+pub struct Fields<'a> {
+    /// Whether another request may follow.
+    pub keep_alive: bool,
+    /// What follows the head.
+    pub body: Body,
+    /// Whether the client waits with the body for an answer.
+    pub expects_answer: bool,
+    /// The host that the request is addressed to; empty where it says none.
+    pub host: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    /// Reads them all. An `Err` means that where the request ends, or whom it is for, is not certain.
+    pub fn read(headers: &[httparse::Header<'a>], version_1_0: bool) -> Result<Fields<'a>, Refusal> {
+        let (mut close, mut keep_alive, mut expects) = (false, false, false);
+        let (mut host, mut length, mut coding) = (None, None, None);
+        for header in headers {
+            // The length tells most fields apart from these before any letter is compared.
+            match header.name.len() {
+                4 if header.name.eq_ignore_ascii_case("host") => once(&mut host, header.value)?,
+                6 if header.name.eq_ignore_ascii_case("expect") => {
+                    expects |= !version_1_0 && expectation(header.value)?
+                }
+                10 if header.name.eq_ignore_ascii_case("connection") => {
+                    for option in header.value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                        close |= option.eq_ignore_ascii_case(b"close");
+                        keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                    }
+                }
+                14 if header.name.eq_ignore_ascii_case("content-length") => once(&mut length, header.value)?,
+                17 if header.name.eq_ignore_ascii_case("transfer-encoding") => once(&mut coding, header.value)?,
+                _ => {}
+            }
+        }
+        let body = framing(length, coding, version_1_0)?;
+        let host = match host.map(host_of) {
+            Some(Some(host)) => host,
+            None if version_1_0 => b"",
+            _ => return Err(bad_request("a request must have one Host field, a name and perhaps a port")),
+        };
+        // A client that awaits "100 Continue" may or may not send its body after another answer, so that only closing
+        // makes sure where the next request begins (RFC 9110, section 10.1.1).
+        let certain = body == Body::Done || (body.is_skippable() && !expects);
+        let keep_alive = !close && (keep_alive || !version_1_0) && certain;
+        Ok(Fields { keep_alive, body, expects_answer: expects, host })
+    }
+}
+
+/// Takes note of a field that may be there only once. Two that agree are refused too: others may take either.
+fn once<'a>(field: &mut Option<&'a [u8]>, value: &'a [u8]) -> Result<(), Refusal> {
+    match field.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(bad_request("Host, Content-Length and Transfer-Encoding may be there once")),
+    }
+}
+
+/// How long the body is (RFC 9112, section 6.3).
+fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> Result<Body, Refusal> {
+    match (length, coding) {
+        (None, None) => Ok(Body::Done),
+        (Some(length), None) => match parse_length(length)? {
+            0 => Ok(Body::Done),
+            length => Ok(Body::Length(length)),
+        },
+        (Some(_), Some(_)) => Err(bad_request("Transfer-Encoding and Content-Length exclude each other")),
+        (None, Some(_)) if version_1_0 => Err(bad_request("Transfer-Encoding is not for HTTP/1.0")),
+        (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Body::CHUNKED),
+        (None, Some(b"")) => Err(bad_request("Transfer-Encoding names no coding")),
+        (None, Some(_)) => {
+            Err(Refusal { status: Status::NotImplemented, message: "of transfer codings only chunked is known here" })
+        }
+    }
+}
+
+/// Digits and nothing else (RFC 9110, section 8.6). 18 of them always fit.
+fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
+    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+        return Err(bad_request("Content-Length is not a number of bytes"));
+    }
+    Ok(value.iter().fold(0, |sum, &digit| sum * 10 + u64::from(digit - b'0')))
+}
+
+/// The only expectation there is (RFC 9110, section 10.1.1).
+fn expectation(value: &[u8]) -> Result<bool, Refusal> {
+    if value.eq_ignore_ascii_case(b"100-continue") {
+        return Ok(true);
+    }
+    Err(Refusal { status: Status::ExpectationFailed, message: "of expectations only 100-continue is known here" })
+}

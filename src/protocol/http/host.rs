@@ -1,0 +1,117 @@
+//! Whom a request is addressed to: the syntax of an authority (RFC 3986, section 3.2; RFC 9110, section 7.2), and
+//! which names this program answers to.
+
+/// Longest port in digits.
+const PORT_DIGITS: usize = 5;
+
+/// The names that requests may be addressed to. A page in a browser can have its own name lead to this program's address
+/// and then read what is here as its own; it cannot choose what the browser says in Host (DNS rebinding).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hosts(Vec<Vec<u8>>);
+
+impl Hosts {
+    /// Reads a list with commas between the names, without ports; spaces around them are of no matter. An empty list means
+    /// that any name will do. `None` where one of them is no name.
+    pub fn parse(list: &str) -> Option<Hosts> {
+        if list.trim().is_empty() {
+            return Some(Hosts::default());
+        }
+        let names = list.split(',').map(|name| name.trim().as_bytes());
+        names
+            .map(|name| (!name.is_empty() && host_of(name) == Some(name)).then(|| name.to_vec()))
+            .collect::<Option<_>>()
+            .map(Hosts)
+    }
+
+    /// Whether requests for that host are answered. Case is of no matter, nor is the dot that ends a full name.
+    pub fn allow(&self, host: &[u8]) -> bool {
+        let plain = |name: &[u8]| name.strip_suffix(b".").map_or(name.len(), <[u8]>::len);
+        self.0.is_empty() || self.0.iter().any(|name| name[..plain(name)].eq_ignore_ascii_case(&host[..plain(host)]))
+    }
+}
+
+/// The host in `host [":" port]`; `None` where it is malformed. An empty authority has an empty host: a client that has
+/// none says so (RFC 9112, section 3.2). A user in front of it is malformed: it only serves to deceive (RFC 9110, section
+/// 4.2.4).
+pub fn host_of(authority: &[u8]) -> Option<&[u8]> {
+    let end = match authority.first() {
+        None => return Some(authority),
+        Some(b'[') => authority.iter().position(|&byte| byte == b']')? + 1,
+        Some(_) => authority.iter().position(|&byte| byte == b':').unwrap_or(authority.len()),
+    };
+    let (host, rest) = authority.split_at(end);
+    let named = match host {
+        [b'[', address @ .., b']'] => address.contains(&b':') && address.iter().all(|&byte| is_in_address(byte)),
+        name => !name.is_empty() && is_name(name),
+    };
+    let ends = match rest {
+        [] => true,
+        [b':', port @ ..] => port.len() <= PORT_DIGITS && port.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    (named && ends).then_some(host)
+}
+
+/// What an IPv6 address is written with. Whether it is one is of no matter here: it is only compared.
+fn is_in_address(byte: u8) -> bool {
+    byte.is_ascii_hexdigit() || byte == b':' || byte == b'.'
+}
+
+/// `reg-name` of RFC 3986: unreserved, sub-delims, and percent-escapes.
+fn is_name(name: &[u8]) -> bool {
+    let mut bytes = name.iter();
+    while let Some(&byte) = bytes.next() {
+        let fits = match byte {
+            b'%' => (0..2).all(|_| bytes.next().is_some_and(u8::is_ascii_hexdigit)),
+            byte => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte),
+        };
+        if !fits {
+            return false;
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_is_a_host_and_perhaps_a_port() {
+        for (authority, host) in [
+            ("", ""),
+            ("a", "a"),
+            ("Example.org:8080", "Example.org"),
+            ("under_score.example:", "under_score.example"),
+            ("127.0.0.1:1", "127.0.0.1"),
+            ("[::1]", "[::1]"),
+            ("[fe80::1:192.0.2.1]:65535", "[fe80::1:192.0.2.1]"),
+            ("a%20b", "a%20b"),
+        ] {
+            assert_eq!(host_of(authority.as_bytes()), Some(host.as_bytes()), "{authority}");
+        }
+        for authority in [
+            ":80", "a:b", "a:1:2", "a:123456", "a:-1", "user@a", "a b", "a/b", "a\\b", "a?b", "a#b", "[", "[]", "[::1",
+            "::1", "[::1]x", "[::1]:x", "[g::1]", "[a]", "[v1.x]", "a[", "a%", "a%2", "a%zz", "a\tb", "a\u{7f}", "é",
+            "a\"", "<a>", "http://a",
+        ] {
+            assert_eq!(host_of(authority.as_bytes()), None, "{authority}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_hosts_allows_what_is_in_it() {
+        let hosts = Hosts::parse("one.example, TWO ,[::1],three.").expect("a list");
+        for host in ["one.example", "ONE.example", "one.example.", "two", "[::1]", "three", "three."] {
+            assert!(hosts.allow(host.as_bytes()), "{host}");
+        }
+        for host in ["", ".", "example", "one.example.org", "xone.example", "one.example..", "[::2]", "::1"] {
+            assert!(!hosts.allow(host.as_bytes()), "{host}");
+        }
+        assert!(Hosts::parse("").is_some_and(|any| any.allow(b"whoever") && any.allow(b"")));
+        assert_eq!(Hosts::parse(" "), Some(Hosts::default()));
+        for list in [",", "a,", "a,,b", "a:80", "a b", "http://a", "*/", "a;é"] {
+            assert_eq!(Hosts::parse(list), None, "{list}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! How long a client may take for what it does at present. Bytes that trickle move no deadline; what a client does completely
+//! begins a new one.
+//!
+//! Each client has one timer. It is moved only when a deadline comes to be earlier than it: a client that asks and asks would
+//! move it with each request otherwise. When the timer goes off, the deadline may turn out to be later, and it is set anew.
+
+use crate::request::Millis;
+
+/// How long a client that was told to stop may go on sending before it is cut off.
+const LINGER: Millis = 2000;
+
+/// How long one that is one too many may take to say its first byte, to be told so.
+const TURNED_AWAY: Millis = 1000;
+
+/// What a client must take of its replies in each `CLIENT_TIMEOUT`, in bytes: 400 a second by default. Apache's module for it asks
+/// for 500, ASP.NET's server for 240.
+pub(super) const LEAST_TAKEN_BYTES: usize = 4096;
+
+/// What a client is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It asks nothing.
+    Idle,
+    /// It has begun its so-manieth request, and the rest is to come.
+    Asking(u64),
+    /// It waits for the proxy, or for Redis. There are other bounds for that.
+    Served,
+    /// It has replies to take.
+    Taking,
+    /// It is one too many.
+    TurnedAway,
+    /// All is said; what it still sends is thrown away.
+    Leaving,
+}
+
+/// What the operator has set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// `CLIENT_TIMEOUT`.
+    pub(super) client: Millis,
+    /// `CLIENT_IDLE_TIMEOUT`.
+    pub(super) idle: Millis,
+}
+
+/// One client's time. See the top of the file.
+#[derive(Debug)]
+pub(super) struct Patience {
+    standing: Standing,
+    since: Millis,
+    /// Bytes taken since then.
+    taken: usize,
+    /// When the timer goes off, if there is one. It may be earlier than the deadline.
+    pub(super) armed: Millis,
+}
+
+impl Patience {
+    pub(super) fn new(standing: Standing, now: Millis) -> Patience {
+        Patience { standing, since: now, taken: 0, armed: Millis::MAX }
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// Takes note of what the client is at after a turn, in which it has taken that many bytes.
+    pub(super) fn note(&mut self, standing: Standing, taken: usize, now: Millis) {
+        match standing {
+            // Whatever gave it a turn, it has asked for something and got it.
+            Standing::Idle | Standing::Served => self.begin(standing, now),
+            _ if standing != self.standing => self.begin(standing, now),
+            _ => self.taken += taken,
+        }
+    }
+
+    fn begin(&mut self, standing: Standing, now: Millis) {
+        (self.standing, self.since, self.taken) = (standing, now, 0);
+    }
+
+    /// When what the client is at must have come to an end.
+    pub(super) fn deadline(&self, limits: Limits) -> Millis {
+        let time = match self.standing {
+            Standing::Idle | Standing::Served => limits.idle,
+            Standing::Asking(_) | Standing::Taking => limits.client,
+            Standing::TurnedAway => TURNED_AWAY,
+            Standing::Leaving => LINGER,
+        };
+        self.since.saturating_add(time)
+    }
+
+    /// Begins anew with the time of one that takes its replies, if it has taken enough of them. Says whether it has.
+    pub(super) fn renew(&mut self, now: Millis) -> bool {
+        let enough = self.taken >= LEAST_TAKEN_BYTES;
+        if enough {
+            self.begin(self.standing, now);
+        }
+        enough
+    }
+}

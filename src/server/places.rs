@@ -1,0 +1,164 @@
+//! How many clients there is room for: in the operator's eyes (`MAX_CONNECTIONS`), and in the system's, which bounds open files.
+//!
+//! All loops count together. Beyond the last place each loop has a few more, for those who are only told that there is none:
+//! in which protocol is known from the first byte that they send.
+
+use crate::config::Config;
+use rlimit::Resource;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Clients of one loop, at most, that are being told that there is no place for them. Each stays for some milliseconds if
+/// it asks at once, for some seconds at most; more wait in the kernel's queue until then.
+const TURNED_AWAY_AT_ONCE: usize = 64;
+
+/// Open files beside clients and Redis: standard streams, signals, and what the system's libraries open for a moment.
+const OTHER_FILES: usize = 16;
+
+/// Open files of each loop: listener, epoll, eventfd, and one to spare.
+const FILES_PER_LOOP: usize = 4;
+
+/// Open files of each connection to Redis: while a name is resolved, one more than the connection.
+const FILES_PER_REDIS_CONNECTION: usize = 2;
+
+/// Clients that have a place, of all loops.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// See the top of the file. Each loop has one of its own.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Clients that all loops together may have.
+    most: usize,
+    /// Clients that this loop may be turning away.
+    most_turned_away: usize,
+    turned_away: usize,
+}
+
+/// The system allows so few open files that there is no place for any client.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NoPlace {
+    files: usize,
+    needed: usize,
+}
+
+impl std::fmt::Display for NoPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let NoPlace { files, needed } = self;
+        write!(f, "at most {files} files may be open, and {needed} are needed for a first client; raise it (ulimit -n)")
+    }
+}
+
+impl Places {
+    /// Makes room for what the configuration allows: raises the limit of open files if need be, as far as the system lets
+    /// it, and allows fewer clients if that is not far enough.
+    pub fn make(config: &Config) -> Result<Places, NoPlace> {
+        let wanted = Places::within(usize::MAX, config)?;
+        let needed = files_without_clients(config) + wanted.most + wanted.most_turned_away * config.workers;
+        let files = raise_file_limit(needed);
+        let places = Places::within(files, config)?;
+        if places.most < wanted.most {
+            log::warn!(
+                "MAX_CONNECTIONS={} needs {needed} open files, and the system allows {files}: no more than {} clients are \
+                 let in; raise the limit (ulimit -Hn, LimitNOFILE= of systemd)",
+                wanted.most,
+                places.most
+            );
+        }
+        Ok(places)
+    }
+
+    /// What there is room for in so many open files.
+    fn within(files: usize, config: &Config) -> Result<Places, NoPlace> {
+        let other = files_without_clients(config);
+        let needed = other + 1 + config.workers;
+        let rest = files.saturating_sub(other);
+        if files < needed {
+            return Err(NoPlace { files, needed });
+        }
+        // With few files most of them are for clients that are served.
+        let most_turned_away = (rest / 8 / config.workers).clamp(1, TURNED_AWAY_AT_ONCE);
+        let most = config.max_connections.min(rest - most_turned_away * config.workers);
+        Ok(Places { most, most_turned_away, turned_away: 0 })
+    }
+
+    /// Clients that all loops together may have.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Whether a connection can be accepted, be it to turn it away.
+    pub(super) fn has_room(&self) -> bool {
+        self.turned_away < self.most_turned_away
+    }
+
+    /// Takes a place. Says whether it is one of those that are there to be turned away.
+    pub(super) fn take(&mut self) -> bool {
+        let taken =
+            TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < self.most).then_some(taken + 1));
+        self.turned_away += usize::from(taken.is_err());
+        taken.is_err()
+    }
+
+    /// Gives a place back.
+    pub(super) fn leave(&mut self, turned_away: bool) {
+        if turned_away {
+            self.turned_away -= 1;
+        } else {
+            TAKEN.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn files_without_clients(config: &Config) -> usize {
+    // One more connection for tracking.
+    let redis = (config.redis_connections + 1) * FILES_PER_REDIS_CONNECTION;
+    OTHER_FILES + config.workers * (FILES_PER_LOOP + redis)
+}
+
+/// Raises the limit of open files to what is needed, or as far as it goes. Says what it is then.
+fn raise_file_limit(needed: usize) -> usize {
+    let needed = needed as u64;
+    let raise = || -> io::Result<u64> {
+        let (soft, hard) = Resource::NOFILE.get()?;
+        if soft >= needed {
+            return Ok(soft);
+        }
+        // Root could go beyond the hard limit; but somebody has set it.
+        let most = needed.min(hard);
+        Resource::NOFILE.set(most, hard)?;
+        Ok(most)
+    };
+    match raise() {
+        Ok(files) => usize::try_from(files).unwrap_or(usize::MAX),
+        Err(error) => {
+            log::warn!("cannot raise the limit of open files: {error}");
+            Resource::NOFILE.get_soft().map_or(usize::MAX, |soft| usize::try_from(soft).unwrap_or(usize::MAX))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(variables: &[(&str, &str)]) -> Config {
+        let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        Config::read(find).expect("allowed")
+    }
+
+    #[test]
+    fn few_files_mean_few_clients_and_none_is_an_error() {
+        let defaults = config(&[]);
+        let places = |files| Places::within(files, &defaults).map(|places| (places.most, places.most_turned_away));
+        assert_eq!(places(20_000), Ok((10_000, 64)));
+        assert_eq!(places(64), Ok((30, 4)));
+        assert_eq!(places(32), Ok((1, 1)));
+        assert_eq!(places(31), Err(NoPlace { files: 31, needed: 32 }));
+        let many = config(&[("WORKERS", "4"), ("MAX_CONNECTIONS", "50")]);
+        let places = Places::within(1000, &many).expect("room");
+        assert_eq!((places.most, places.most_turned_away), (50, 29));
+        let many = config(&[("WORKERS", "4")]);
+        let places = Places::within(200, &many).expect("room");
+        assert_eq!(places.most + 4 * places.most_turned_away, 200 - files_without_clients(&many));
+    }
+}
