@@ -18,7 +18,7 @@ pub struct Variable {
 
 /// All variables, in the order of `--help` and README.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 20] = [
+pub const VARIABLES: [Variable; 21] = [
     Variable { name: "REDIS_HOST", default: "redis", allowed: "a host name or an address", meaning: "the Redis behind the cache" },
     Variable { name: "REDIS_PORT", default: "6379", allowed: "1 to 65535", meaning: "its port" },
     Variable { name: "REDIS_USERNAME", default: "", allowed: "a name, together with REDIS_PASSWORD", meaning: "ACL user to authenticate as" },
@@ -36,6 +36,7 @@ pub const VARIABLES: [Variable; 20] = [
     Variable { name: "PROXY_PORT", default: "8080", allowed: "0 to 65535", meaning: "port to listen on; 0 takes a free one, the log tells which" },
     Variable { name: "ALLOWED_HOSTS", default: "", allowed: "host names with commas between them, without ports", meaning: "names that HTTP requests may be for (Host); empty for any" },
     Variable { name: "MAX_CONNECTIONS", default: "10000", allowed: "1 to 1000000", meaning: "clients at a time, of all workers; more are told so and closed" },
+    Variable { name: "CLIENT_BYTES", default: "268435456", allowed: "1 to 1000000000000000", meaning: "most bytes of long values that wait for clients to take them, of all workers" },
     Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals too", meaning: "seconds for a request to come whole, and for some of a reply to be taken" },
     Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", allowed: "0.1 to 315360000, decimals too", meaning: "seconds after which a client that asks nothing is closed" },
     Variable { name: "WORKERS", default: "1", allowed: "1 to 256", meaning: "event loops, each with its own cache and Redis connections" },
@@ -74,6 +75,7 @@ pub struct Config {
     pub proxy_port: u16,
     pub allowed_hosts: Hosts,
     pub max_connections: usize,
+    pub client_bytes: usize,
     pub client_timeout: Duration,
     pub client_idle_timeout: Duration,
     pub workers: usize,
@@ -167,6 +169,7 @@ impl Config {
             proxy_port: whole("PROXY_PORT", 0, 65_535)? as u16,
             allowed_hosts: hosts("ALLOWED_HOSTS")?,
             max_connections: whole("MAX_CONNECTIONS", 1, 1_000_000)? as usize,
+            client_bytes: whole("CLIENT_BYTES", 1, 1_000_000_000_000_000)? as usize,
             client_timeout: seconds("CLIENT_TIMEOUT", SHORTEST_CLIENT_TIMEOUT, LONGEST_REQUEST)?,
             client_idle_timeout: seconds("CLIENT_IDLE_TIMEOUT", SHORTEST_CLIENT_TIMEOUT, LONGEST_TIME)?,
             workers: whole("WORKERS", 1, 256)? as usize,
@@ -233,6 +236,7 @@ mod tests {
         assert_eq!((config.cache_bytes, config.max_value_bytes), (None, 8 * 1024 * 1024));
         assert_eq!((config.redis_tracking, config.stale_if_error), (false, Duration::ZERO));
         assert_eq!((config.allowed_hosts, config.max_connections), (Hosts::default(), 10_000));
+        assert_eq!(config.client_bytes, 256 * 1024 * 1024);
         let timeouts = (config.client_timeout, config.client_idle_timeout);
         assert_eq!(timeouts, (Duration::from_secs(10), Duration::from_secs(60)));
         assert_eq!((config.redis_username, config.redis_password, config.redis_db), (None, None, 0));
@@ -278,6 +282,7 @@ mod tests {
             ("ALLOWED_HOSTS", "a,,b"),
             ("MAX_CONNECTIONS", "0"),
             ("MAX_CONNECTIONS", "1000001"),
+            ("CLIENT_BYTES", "0"),
             ("CLIENT_TIMEOUT", "0"),
             ("CLIENT_TIMEOUT", "0.0999"),
             ("CLIENT_TIMEOUT", "86400.001"),

@@ -3,6 +3,7 @@
 //! Exit codes: 0 after SIGTERM or SIGINT, 1 when it cannot go on, 2 for a wrong argument or variable.
 
 use segment_redis_proxy::config::{self, Config, ConfigError};
+use segment_redis_proxy::protocol::bound_held_values;
 use segment_redis_proxy::server::{NoPlace, Places, Server, Stopper, bind};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -71,6 +72,7 @@ fn run() -> Result<(), Failed> {
     let (ends, end) = mpsc::channel();
     catch_signals(ends.clone()).map_err(|error| Failed(1, format!("cannot catch signals: {error}")))?;
     let places = Places::make(&config)?;
+    bound_held_values(config.client_bytes);
     let mut stoppers = Vec::new();
     for (number, listener) in listen(&config)?.into_iter().enumerate() {
         stoppers.push(start_worker(number, listener, &config, &places, ends.clone())?);

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Milliseconds of monotonic time since the loop started. Taken once for each tick and handed down.
 pub type Millis = u64;
@@ -85,7 +86,38 @@ pub struct Value {
     pub form: Form,
     /// How long they are inside a JSON string, where `form` is [`Form::Escaped`]; otherwise their own length.
     pub escaped_bytes: usize,
+    /// How many replies hold it on their way to clients.
+    pub holders: Holders,
 }
+
+/// Counts those who hold a value. Not a part of what it is.
+#[derive(Debug, Default)]
+pub struct Holders(AtomicU32);
+
+impl Holders {
+    /// How many there are.
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more. Says whether it is the first.
+    pub fn add(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed) == 0
+    }
+
+    /// One less. Says whether it was the last.
+    pub fn remove(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+}
+
+impl PartialEq for Holders {
+    fn eq(&self, _: &Holders) -> bool {
+        true
+    }
+}
+
+impl Eq for Holders {}
 
 impl Value {
     /// Takes the bytes and finds their form.
@@ -95,7 +127,7 @@ impl Value {
             Form::Escaped => bytes.iter().map(|&byte| escaped_len(byte)).sum(),
             _ => bytes.len(),
         };
-        Value { bytes, form, escaped_bytes }
+        Value { bytes, form, escaped_bytes, holders: Holders::default() }
     }
 }
 
@@ -193,6 +225,8 @@ pub struct Reply<'a> {
 pub enum Failure {
     /// More keys wait for Redis than the queue holds.
     QueueFull,
+    /// Long values that wait for clients to take them hold all that they may.
+    TooMuchHeld,
     /// There is no connection to Redis. The log says why.
     Unavailable,
     /// Redis was asked and did not answer within `REDIS_TIMEOUT`.
@@ -216,6 +250,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Failure::QueueFull => "too many keys wait for Redis; try again in a second",
+            Failure::TooMuchHeld => {
+                "too many long values wait for clients that take them slowly; try again in a second, or raise CLIENT_BYTES"
+            }
             Failure::Unavailable => "Redis cannot be reached; try again in a second, the proxy's log says why",
             Failure::Timeout => "Redis did not answer within REDIS_TIMEOUT; try again",
             Failure::NotReady(_) => "Redis cannot serve now; try again in a second: ",
@@ -241,7 +278,8 @@ impl Failure {
             Failure::Unavailable | Failure::Refused(_) => Some(Outage::Unreachable),
             Failure::Timeout => Some(Outage::TimedOut),
             Failure::NotReady(_) => Some(Outage::NotReady),
-            Failure::QueueFull | Failure::TooLong | Failure::WrongType | Failure::Redis(_) | Failure::Internal => None,
+            Failure::QueueFull | Failure::TooMuchHeld | Failure::TooLong | Failure::WrongType => None,
+            Failure::Redis(_) | Failure::Internal => None,
         }
     }
 

@@ -5,7 +5,8 @@
 mod common;
 
 use common::fresh::is_hit;
-use common::{Proxy, Redis, Response, until};
+use common::resp::{Resp, words};
+use common::{Http, Proxy, Redis, Response, until};
 use std::time::Duration;
 
 /// Step by step down to what the user may do, told once.
@@ -142,4 +143,44 @@ fn the_cache_is_bounded_in_bytes() {
     redis.set("longer", "x".repeat(10_000));
     assert_eq!(client.get("/raw/longer").field("cache-status"), "segment-redis-proxy; fwd=miss");
     assert!(is_hit(&client.get("/raw/k000")), "evicted for what was not even stored");
+}
+
+/// Long values that are on their way hold a bounded part of memory, however many clients ask for different ones and read none.
+#[test]
+fn what_waits_for_slow_readers_is_bounded() {
+    const LENGTH: usize = 8 << 20;
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("CLIENT_BYTES", "20000000"), ("CACHE_SIZE", "1"), ("REDIS_TIMEOUT", "60000")]);
+    for number in 0..8 {
+        redis.run(&["SETRANGE", &format!("k{number}"), &(LENGTH - 1).to_string(), "x"]);
+    }
+    assert_eq!(proxy.get("/raw/k0").body.len(), LENGTH);
+    let ask = |number: usize| {
+        let mut client = proxy.connect();
+        let socket = socket2::SockRef::from(client.stream().get_ref());
+        socket.set_recv_buffer_size(64 * 1024).expect("an option can be set");
+        client.ask(&format!("/raw/k{number}"));
+        until("an answer begins", || client.has_input().then_some(()));
+        client
+    };
+    // The same value for all is one value.
+    let same: Vec<Http> = (0..10).map(|_| ask(0)).collect();
+    drop(same);
+    let mut clients: Vec<Http> = (0..8).map(ask).collect();
+    let mut resp = Resp::connect(proxy.address);
+    resp.send(words("GET k7"));
+    let mut begun = [0; 9];
+    std::io::Read::read_exact(&mut resp.stream, &mut begun).expect("an answer");
+    let mut statuses = Vec::new();
+    for client in clients.iter_mut() {
+        let response = client.response();
+        assert!(response.status == 200 || response.text().contains("CLIENT_BYTES"), "{response:?}");
+        statuses.push(response.status);
+    }
+    // The first two of 8 MiB fit into 20 MB; those behind them come too late.
+    assert_eq!(statuses, [200, 200, 503, 503, 503, 503, 503, 503]);
+    assert_eq!(&begun, b"-TRYAGAIN");
+    // All is taken: there is room again.
+    assert_eq!(proxy.get("/raw/k7").body.len(), LENGTH);
+    assert_eq!(proxy.get("/raw/k0").body.len(), LENGTH);
 }

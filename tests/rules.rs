@@ -7,7 +7,6 @@ mod common;
 use common::{Http, Proxy, Redis, until};
 use std::collections::HashMap;
 use std::io::Read;
-use std::process::Command;
 use std::time::Duration;
 
 /// Rule 5: a completion for a client that is gone does not answer the one that has its place now.

@@ -5,13 +5,15 @@
 //! A decoder is handed all bytes of a connection that it has not consumed yet. That the rest of a message has still to
 //! come is a normal outcome, not an error.
 
+mod held;
 pub mod http;
 mod outgoing;
 pub mod resp;
 
+pub use held::bound_held_values;
 pub use outgoing::{Outgoing, WRITE_SLICES};
 
-use crate::request::Reply;
+use crate::request::{Failure, Outcome, Payload, Reply};
 
 /// How to reply to a request for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +24,13 @@ pub enum Shape {
     Resp(resp::Shape),
 }
 
-/// Appends the reply to a request for a key.
+/// Appends the reply to a request for a key. A long value for which there is no room becomes a failure.
 pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mut Outgoing) {
+    let refused = Reply { outcome: Outcome::Failed(&Failure::TooMuchHeld), source: reply.source };
+    let reply = match reply.outcome {
+        Outcome::Value(Payload::Shared(value)) if !held::has_room_for(value) => &refused,
+        _ => reply,
+    };
     match shape {
         Shape::Http(shape) => http::encode_reply(reply, shape, date, out),
         Shape::Resp(shape) => resp::encode_reply(reply, shape, out),

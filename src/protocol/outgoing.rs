@@ -9,6 +9,7 @@
 //! however many clients read 64 MiB at whatever pace, the proxy holds the value once and a window for each. A long reply
 //! about several keys is rendered through such a window too.
 
+use super::held::Held;
 use super::http::json::{self, Encoding};
 use super::resp::Gather;
 use crate::request::Value;
@@ -45,7 +46,7 @@ enum Chunk {
     },
     /// Of the value, what is before `end`. `sent` counts from the value's beginning.
     Value {
-        value: Arc<Value>,
+        value: Held,
         encoding: Encoding,
         sent: usize,
         end: usize,
@@ -74,7 +75,7 @@ impl Outgoing {
         self.seal_tail();
         if !part.is_empty() {
             self.queued += part.len();
-            let (value, sent, end) = (Arc::clone(value), part.start, part.end);
+            let (value, sent, end) = (Held::new(value), part.start, part.end);
             self.queue.push_back(Chunk::Value { value, encoding, sent, end });
         }
     }

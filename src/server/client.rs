@@ -297,7 +297,8 @@ mod tests {
         let mut peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
         let (stream, _) = listener.accept().expect("a connection");
         peer.write_all(&b"*1\r\n$4\r\nPING\r\n".repeat(PINGS as usize)).expect("the kernel takes it");
-        let mut seen = vec![0; PINGS as usize * 14];
+        // As much as the window of any system lets through before somebody reads, and more than a turn's worth.
+        let mut seen = vec![0; 2100 * 14];
         while stream.peek(&mut seen).expect("it is connected") < seen.len() {}
         stream.set_nonblocking(true).expect("an option can be set");
 
@@ -316,15 +317,16 @@ mod tests {
             let next = client.turn(0, &mut Turn { service, scratch: &mut scratch });
             let done = client.connection.requests() - before;
             assert!(done <= 1024 * READS_PER_TURN as u64, "{done} requests in one turn");
+            assert!(turns > 0 || next == Next::Again, "{next:?} with more to read");
             turns += 1;
             match next {
                 Next::Again => assert_eq!(client.patience.standing(), Standing::Served),
-                Next::Wait => break,
+                Next::Wait if client.connection.requests() == PINGS => break,
+                // The rest is on its way, and the kernel would tell.
+                Next::Wait => client.readable = true,
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(client.connection.requests(), PINGS);
-        assert!(turns >= PINGS / 1024 / READS_PER_TURN as u64, "{turns} turns");
         assert_eq!(client.patience.standing(), Standing::Idle);
     }
 }

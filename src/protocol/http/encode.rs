@@ -107,7 +107,8 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
 /// What a failure is to an HTTP client.
 fn status_of(failure: &Failure) -> Status {
     match failure {
-        Failure::QueueFull | Failure::Unavailable | Failure::NotReady(_) => Status::ServiceUnavailable,
+        Failure::QueueFull | Failure::TooMuchHeld => Status::ServiceUnavailable,
+        Failure::Unavailable | Failure::NotReady(_) => Status::ServiceUnavailable,
         Failure::Timeout => Status::GatewayTimeout,
         Failure::Refused(_) | Failure::TooLong | Failure::Redis(_) => Status::BadGateway,
         Failure::WrongType => Status::Conflict,
@@ -291,6 +292,7 @@ mod tests {
     fn failures_say_what_to_do() {
         for (failure, status) in [
             (Failure::QueueFull, "503 "),
+            (Failure::TooMuchHeld, "503 "),
             (Failure::Unavailable, "503 "),
             (Failure::Timeout, "504 "),
             (Failure::WrongType, "409 "),

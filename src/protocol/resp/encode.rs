@@ -69,7 +69,7 @@ pub fn error_of(failure: &Failure) -> String {
         // it for what it would have met without the proxy, a lost connection. It reconnects then; so where the proxy has
         // too much to do already, it is TRYAGAIN.
         Failure::Unavailable | Failure::Timeout => format!("LOADING {failure}"),
-        Failure::QueueFull => format!("TRYAGAIN {failure}"),
+        Failure::QueueFull | Failure::TooMuchHeld => format!("TRYAGAIN {failure}"),
         Failure::Refused(_) | Failure::TooLong | Failure::Internal => format!("ERR {failure}"),
     }
 }
