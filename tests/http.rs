@@ -232,14 +232,3 @@ fn pipelined_requests_are_answered_in_order() {
     let whole = few.windows(4).filter(|window| window == b"\r\n\r\n").count();
     (0..whole).for_each(|number| assert_eq!(client.response().text(), number.to_string()));
 }
-
-/// Rule 11: what a client sends is bounded, and told so.
-#[test]
-fn an_endless_head_is_cut_off() {
-    let (_redis, proxy) = start();
-    let mut client = proxy.connect();
-    client.send(format!("GET /key/a HTTP/1.1\r\nX: {}", "x".repeat(17 * 1024)));
-    let response = client.response();
-    assert_eq!((response.status, response.field("connection")), (431, "close"));
-    assert!(client.is_closed());
-}

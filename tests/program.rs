@@ -65,3 +65,19 @@ fn both_signals_end_it_with_exit_code_0() {
         assert_eq!(proxy.end(signal), Some(0), "SIG{signal}");
     }
 }
+
+/// What is written of the variables in other places is what the program has.
+#[test]
+fn readme_and_compose_file_know_every_variable_and_its_default() {
+    let file = |name: &str| std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file");
+    let (readme, compose) = (file("README.md"), file("docker-compose.yml"));
+    for variable in segment_redis_proxy::config::VARIABLES {
+        let (name, default) = (variable.name, variable.default);
+        let row = format!("| {name} | {default} |").replace("|  |", "| |");
+        assert!(readme.contains(&row), "README.md has no {row:?}");
+        assert!(
+            compose.contains(&format!("{name}: ${{{name}:-{default}}}")),
+            "docker-compose.yml has no {name}={default}"
+        );
+    }
+}
