@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need, then: format check, lints with warnings denied, all tests.
+# Installs what the tests need, then: format check, lints with warnings denied, all tests, and the fuzzer for
+# a moment.
 # Needs Debian (or a relative of it) and a Rust toolchain; root, or sudo, to install what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,5 +18,8 @@ fi
 # The tests open a thousand connections and more; 1024 descriptors are the usual limit, and it may be raised.
 ulimit -n "$(ulimit -Hn)"
 cargo fmt --check
+cargo fmt --check --manifest-path fuzz/Cargo.toml
 cargo clippy --locked --all-targets -- -D warnings
 cargo test --locked
+# A moment for each target: that it builds, and that what it begins with passes under its own limits of time and memory.
+scripts/fuzz.sh 5

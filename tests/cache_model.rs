@@ -1,122 +1,17 @@
-//! The cache against a model so simple that it is right by inspection: random operations, every answer compared, every
-//! link checked after each.
+//! The cache against a model so simple that it is right by inspection (`model/mod.rs`), and what of it the model does not show:
+//! how much is done at once.
 
+mod model;
+
+use model::{Operation, Pair, bytes_of, insert_until};
 use proptest::prelude::*;
 use segment_redis_proxy::cache::{Cache, Limits};
-use segment_redis_proxy::request::{Form, Millis, Payload, SHARED_VALUE_BYTES, Value};
-use std::sync::Arc;
-
-/// Keys and values in order of use, the most recent last.
-struct Model {
-    limits: Limits,
-    entries: Vec<Entry>,
-    /// Whether entries may be left that have all expired at once.
-    outdated: bool,
-}
-
-#[derive(Clone)]
-struct Entry {
-    key: Vec<u8>,
-    value: Vec<u8>,
-    fresh_until: Millis,
-    kept_until: Millis,
-}
-
-impl Model {
-    fn place(&self, key: &[u8]) -> Option<usize> {
-        self.entries.iter().position(|entry| entry.key == key)
-    }
-
-    fn bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum()
-    }
-
-    /// Value, time left, time since it expired.
-    fn kept(&mut self, key: &[u8], now: Millis) -> Option<(Vec<u8>, Millis, Millis)> {
-        let place = self.place(key)?;
-        let Entry { fresh_until, kept_until, .. } = self.entries[place];
-        if kept_until <= now {
-            self.entries.remove(place);
-            return None;
-        }
-        if fresh_until <= now && now >= fresh_until + self.limits.stale {
-            return None;
-        }
-        let entry = self.entries.remove(place);
-        self.entries.push(entry.clone());
-        Some((entry.value, fresh_until.saturating_sub(now), now.saturating_sub(fresh_until)))
-    }
-
-    /// Evicts a first-in-line at a time, 64 at most for the bytes; what is too much then, the sweep evicts.
-    fn insert(&mut self, key: &[u8], value: &[u8], deadline: Millis, ends: Millis) -> bool {
-        self.remove(key);
-        let Limits { entries, bytes, stale } = self.limits;
-        let size = key.len() + value.len();
-        if size > bytes {
-            return false;
-        }
-        if self.entries.len() == entries {
-            self.entries.remove(0);
-        }
-        self.evict(64, bytes - size);
-        if self.bytes() > bytes {
-            return false;
-        }
-        // All of the time, or half of it, a quarter, ... 15 steps down to nothing.
-        let grace = (0..15).map(|halvings| stale >> halvings).find(|&grace| grace <= ends - deadline).unwrap_or(0);
-        let kept_until = deadline + grace;
-        self.entries.push(Entry { key: key.into(), value: value.into(), fresh_until: deadline, kept_until });
-        true
-    }
-
-    fn evict(&mut self, most: usize, bytes: usize) {
-        for _ in 0..most {
-            if self.bytes() > bytes {
-                self.entries.remove(0);
-            }
-        }
-    }
-
-    fn remove(&mut self, key: &[u8]) -> bool {
-        self.place(key).map(|place| self.entries.remove(place)).is_some()
-    }
-
-    fn clear(&mut self) {
-        self.entries.clear();
-        self.outdated = false;
-    }
-
-    fn expire_all(&mut self, now: Millis) {
-        if self.limits.stale == 0 || self.outdated {
-            return self.clear();
-        }
-        self.entries.iter_mut().for_each(|entry| entry.fresh_until = entry.fresh_until.min(now));
-        self.outdated = true;
-    }
-
-    /// Removes all that need not be kept. Which of several goes first is left open: sweeps have a budget for all.
-    fn sweep(&mut self, now: Millis) {
-        self.evict(self.entries.len(), self.limits.bytes);
-        self.entries.retain(|entry| entry.kept_until > now);
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Operation {
-    Get(u8),
-    Kept(u8),
-    /// Key, value, time to live, and how much longer Redis keeps it.
-    Insert(u8, u16, Millis, Millis),
-    Remove(u8),
-    Clear,
-    ExpireAll,
-    Sweep,
-    Wait(Millis),
-}
+use segment_redis_proxy::request::Millis;
 
 fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         24 => any::<u8>().prop_map(Operation::Get),
+        4 => any::<u8>().prop_map(Operation::Peek),
         8 => any::<u8>().prop_map(Operation::Kept),
         24 => (any::<u8>(), any::<u16>(), 0u64..400, 0u64..300)
             .prop_map(|(key, value, ttl, longer)| Operation::Insert(key, value, ttl, longer)),
@@ -127,18 +22,6 @@ fn operation() -> impl Strategy<Value = Operation> {
         8 => (0u64..50).prop_map(Operation::Wait),
     ]
 }
-
-/// Long keys for some numbers, an empty one for 0: lengths on both sides of a byte.
-fn key_of(number: u8) -> Vec<u8> {
-    vec![number; usize::from(number) * if number.is_multiple_of(5) { 3 } else { 1 }]
-}
-
-/// One value in eight is long enough to be shared.
-fn value_of(number: u16) -> Vec<u8> {
-    let length = if number.is_multiple_of(8) { SHARED_VALUE_BYTES + 1 } else { usize::from(number % 100) };
-    vec![number as u8; length]
-}
-
 /// An empty cache with no bound but that of its entries.
 fn cache_for(entries: usize) -> Cache {
     Cache::new(Limits { entries, bytes: usize::MAX, stale: 0 })
@@ -147,39 +30,6 @@ fn cache_for(entries: usize) -> Cache {
 fn insert(cache: &mut Cache, key: &[u8], value: Vec<u8>, deadline: Millis) -> bool {
     insert_until(cache, key, value, deadline, Millis::MAX)
 }
-
-fn insert_until(cache: &mut Cache, key: &[u8], value: Vec<u8>, deadline: Millis, ends: Millis) -> bool {
-    if value.len() > SHARED_VALUE_BYTES {
-        cache.insert(key, Payload::Shared(&Arc::new(Value::new(value))), deadline, ends)
-    } else {
-        cache.insert(key, Payload::Inline { bytes: &value, form: Form::of(&value) }, deadline, ends)
-    }
-}
-
-/// Key and value of the longest entry.
-const LONGEST: usize = 3 * 255 + SHARED_VALUE_BYTES + 1;
-
-/// A value for comparison: short ones whole, of long ones, which are of one byte repeated, their length.
-fn digest(value: &[u8], form: Form) -> (usize, Vec<u8>, Form) {
-    (value.len(), value.iter().copied().take(100).collect(), form)
-}
-
-fn digest_of(payload: Payload<'_>) -> (usize, Vec<u8>, Form) {
-    let (bytes, form) = bytes_of(payload);
-    digest(&bytes, form)
-}
-
-fn expected(value: &[u8]) -> (usize, Vec<u8>, Form) {
-    digest(value, Form::of(value))
-}
-
-fn bytes_of(payload: Payload<'_>) -> (Vec<u8>, Form) {
-    match payload {
-        Payload::Inline { bytes, form } => (bytes.to_vec(), form),
-        Payload::Shared(value) => (value.bytes.clone(), value.form),
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -190,49 +40,9 @@ proptest! {
         stale in prop_oneof![Just(0u64), 1u64..300],
         operations in prop::collection::vec(operation(), 1..400),
     ) {
-        let limits = Limits { entries, bytes, stale };
-        let mut cache = Cache::new(limits);
-        let mut model = Model { limits, entries: Vec::new(), outdated: false };
-        let mut now = 0;
+        let mut pair = Pair::new(Limits { entries, bytes, stale });
         for operation in operations {
-            match operation {
-                Operation::Get(key) => {
-                    let found = cache.get(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.remaining));
-                    let kept = model.kept(&key_of(key), now).filter(|&(_, left, _)| left > 0);
-                    prop_assert_eq!(found, kept.map(|(value, left, _)| (expected(&value), left)));
-                }
-                Operation::Kept(key) => {
-                    let found = cache.kept(&key_of(key), now);
-                    let found = found.map(|kept| (digest_of(kept.payload), kept.remaining, kept.expired_for));
-                    let kept = model.kept(&key_of(key), now);
-                    prop_assert_eq!(found, kept.map(|(value, left, ago)| (expected(&value), left, ago)));
-                }
-                Operation::Insert(key, value, ttl, longer) => {
-                    let stored = insert_until(&mut cache, &key_of(key), value_of(value), now + ttl, now + ttl + longer);
-                    let expected = model.insert(&key_of(key), &value_of(value), now + ttl, now + ttl + longer);
-                    prop_assert_eq!(stored, expected);
-                }
-                Operation::Remove(key) => prop_assert_eq!(cache.remove(&key_of(key)), model.remove(&key_of(key))),
-                Operation::Clear => {
-                    cache.clear();
-                    model.clear();
-                }
-                Operation::ExpireAll => {
-                    cache.expire_all(now);
-                    model.expire_all(now);
-                }
-                Operation::Sweep => {
-                    cache.sweep(now, usize::MAX / 1024);
-                    model.sweep(now);
-                }
-                Operation::Wait(time) => now += time,
-            }
-            prop_assert_eq!((cache.len(), cache.bytes()), (model.entries.len(), model.bytes()));
-            prop_assert!(cache.bytes() <= limits.bytes.saturating_add(LONGEST), "far beyond the limit of bytes");
-            prop_assert_eq!(cache.next_deadline(), model.entries.iter().map(|entry| entry.kept_until).min());
-            if let Err(what) = cache.validate() {
-                return Err(TestCaseError::fail(what));
-            }
+            pair.apply(&operation).map_err(TestCaseError::fail)?;
         }
     }
 }

@@ -1,0 +1,5 @@
+//! See `checks/http.rs`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| rooms::checks::check("http", input));
