@@ -108,6 +108,36 @@ fn the_redis_that_is_read_is_the_one_that_tells() {
     until_text(&mut client, "/raw/a", "changed");
 }
 
+/// The same, where Redis could not say who it is when the one that reads connected: it is asked again.
+#[test]
+fn a_redis_that_was_busy_is_known_afterwards() {
+    let (one, other) = (Redis::start(), Redis::start());
+    let relay = Relay::to(one.port);
+    let proxy = tracking(relay.port, &[("REDIS_CONNECTIONS", "1")]);
+    let mut client = proxy.connect();
+    one.set("a", "in one");
+    other.set("a", "in the other");
+    cached(&mut client, "/raw/a", "in one");
+    one.run(&["CONFIG", "SET", "busy-reply-threshold", "10"]);
+    let mut script = one.connect();
+    let running = std::thread::spawn(move || redis::cmd("EVAL").arg("while true do end").arg(0).exec(&mut script));
+    until("a script runs", || {
+        let pong = redis::cmd("PING").exec(&mut one.connect());
+        pong.is_err_and(|error| error.code() == Some("BUSY")).then_some(())
+    });
+    relay.cut(&[Purpose::Fetching]);
+    let response = client.get("/raw/b");
+    assert!(response.status == 503 && response.text().contains("BUSY"), "{response:?}");
+    one.run(&["SCRIPT", "KILL"]);
+    assert!(running.join().expect("no panic").is_err(), "it has ended by itself");
+    until("keys are read", || (client.get("/raw/b").status == 404).then_some(()));
+    relay.lead_to(other.port);
+    relay.cut(&[Purpose::Tracking]);
+    cached(&mut client, "/raw/a", "in the other");
+    other.set("a", "changed");
+    until_text(&mut client, "/raw/a", "changed");
+}
+
 /// The same Redis started anew is another one by its id: tracking goes on, without waiting for anybody who reads.
 #[test]
 fn tracking_goes_on_when_redis_has_started_anew() {

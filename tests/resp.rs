@@ -482,7 +482,7 @@ fn a_refused_proxy_does_not_ask_its_clients_for_a_password() {
     let redis = Redis::start_with(&["--requirepass", "secret"]);
     let proxy = Proxy::start(&redis, &[]);
     let reply = Resp::connect(proxy.address).text("GET a");
-    assert!(reply.starts_with("-ERR Redis answered with an error: NOAUTH"), "{reply}");
+    assert!(reply.starts_with("-ERR Redis refuses the connection") && reply.contains("NOAUTH"), "{reply}");
     let wrong = Proxy::start(&redis, &[("REDIS_PASSWORD", "wrong")]);
     let reply = Resp::connect(wrong.address).text("GET a");
     assert!(

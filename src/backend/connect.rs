@@ -3,9 +3,10 @@
 
 use super::Settings;
 use crate::request::Failure;
-use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 use redis::{RedisError, RedisResult};
 use std::hash::{BuildHasher, RandomState};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 /// Wait after the first failure.
@@ -16,7 +17,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Opens connections, and says when the next attempt may be made.
 pub(super) struct Connector {
-    client: RedisResult<Client>,
+    host: String,
+    port: u16,
+    /// Whom to connect as, and to what.
+    redis: RedisConnectionInfo,
     timeout: Duration,
     target: String,
     /// How long to wait after the next failure.
@@ -36,12 +40,15 @@ impl Connector {
         if let Some(password) = &settings.password {
             redis = redis.set_password(password);
         }
-        let client = ConnectionAddr::Tcp(settings.host.clone(), settings.port)
-            .into_connection_info()
-            .map(|info: ConnectionInfo| info.set_redis_settings(redis))
-            .and_then(Client::open);
-        let target = format!("{}:{}", settings.host, settings.port);
-        Connector { client, timeout: settings.timeout, target, wait: FIRST_WAIT, refused: None }
+        Connector {
+            host: settings.host.clone(),
+            port: settings.port,
+            redis,
+            timeout: settings.timeout,
+            target: format!("{}:{}", settings.host, settings.port),
+            wait: FIRST_WAIT,
+            refused: None,
+        }
     }
 
     /// Until when no attempt may be made, and what to tell those who ask meanwhile.
@@ -83,11 +90,42 @@ impl Connector {
         self.wait = FIRST_WAIT;
     }
 
+    /// The name is looked up here, and not by the crate, which would count that as a part of connecting: where it takes
+    /// longer than the time-out, because the first of two name servers is dead, no attempt would ever succeed.
     fn attempt(&self) -> RedisResult<Connection> {
-        let connection = self.client.as_ref().map_err(Clone::clone)?.get_connection_with_timeout(self.timeout)?;
+        let mut failure = std::io::Error::other("the name has no address").into();
+        for address in (self.host.as_str(), self.port).to_socket_addrs()? {
+            match self.open(address) {
+                Err(error) if error.is_io_error() => failure = error,
+                result => return result,
+            }
+        }
+        Err(failure)
+    }
+
+    fn open(&self, address: SocketAddr) -> RedisResult<Connection> {
+        let host = match address {
+            // A link-local one says nothing without its interface.
+            SocketAddr::V6(address) if address.scope_id() > 0 => format!("{}%{}", address.ip(), address.scope_id()),
+            address => address.ip().to_string(),
+        };
+        let info = ConnectionAddr::Tcp(host, address.port()).into_connection_info()?;
+        let client = Client::open(info.set_redis_settings(self.redis.clone()))?;
+        let mut connection = client.get_connection_with_timeout(self.timeout)?;
         connection.set_read_timeout(Some(self.timeout))?;
         connection.set_write_timeout(Some(self.timeout))?;
+        be_let_in(&mut connection)?;
         Ok(connection)
+    }
+}
+
+/// Learns whether Redis wants a password first; it lets anybody connect, and the crate passes over what it says to that. Keys
+/// would learn it too late: Redis closes such a connection before it has told all of a batch, and seems to be gone.
+fn be_let_in(connection: &mut Connection) -> RedisResult<()> {
+    match redis::cmd("PING").exec(connection) {
+        Err(error) if error.code().is_none_or(|code| code == "NOAUTH") => Err(error),
+        // Who may not ask, or not now, will be told so for each key.
+        _ => Ok(()),
     }
 }
 
@@ -133,7 +171,8 @@ pub(super) fn run_id(connection: &mut Connection) -> RedisResult<Option<String>>
             let text = String::from_utf8_lossy(&text);
             Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned))
         }
-        Err(error) if error.code().is_some() => Ok(None),
+        Err(error) if is_refusal(&error) => Ok(None),
+        // It would tell later: a connection that leads to nobody knows whom might be read while another one tells of changes.
         Err(error) => Err(error),
     }
 }

@@ -23,6 +23,8 @@ struct Counted {
     link: Link,
     /// Which Redis it leads to, where that is known and matters.
     server: Option<String>,
+    /// Whether anything was read over it.
+    proven: bool,
     shared: Arc<Shared>,
 }
 
@@ -123,6 +125,9 @@ impl Helper {
                 if let Some(told) = told {
                     self.shared.note_expiry(told);
                 }
+                if !std::mem::replace(&mut connection.proven, true) {
+                    self.connector.settled();
+                }
                 if connection.link.longest() <= KEPT_VALUE_BYTES {
                     self.connection = Some(connection);
                 }
@@ -131,6 +136,9 @@ impl Helper {
             Err(error) => {
                 if with_expiry && is_refusal(&error) {
                     self.shared.note_expiry(Err(error.to_string()));
+                } else if !connection.proven && !error.is_timeout() {
+                    // It was no better than none: what answers there is no Redis, and would be asked for every key.
+                    self.connector.stand_back(failure_of(&error));
                 }
                 Err(Broken::Reading(error))
             }
@@ -159,8 +167,12 @@ impl Helper {
             Err(error) => log::debug!("cannot connect to Redis at {target}: {}", explain(error)),
         }
         let connection = result.map_err(|error| outage_of(&error))?;
-        self.connector.settled();
         self.shared.note_server(server.clone());
-        Ok(Counted { link: Link::new(connection, self.timeout), server, shared: Arc::clone(&self.shared) })
+        Ok(Counted {
+            link: Link::new(connection, self.timeout),
+            server,
+            proven: false,
+            shared: Arc::clone(&self.shared),
+        })
     }
 }

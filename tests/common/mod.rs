@@ -8,9 +8,12 @@
     reason = "each test uses its part, and stops at what it did not expect"
 )]
 
+pub mod asking;
 pub mod fresh;
 pub mod relay;
+pub mod resolver;
 pub mod resp;
+pub mod scene;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
@@ -127,7 +130,14 @@ impl Redis {
 
     /// Starts again on the same port.
     pub fn restart(&mut self) {
-        self.child = Redis::launch(self.port, &self.arguments).expect("the port is still free");
+        self.restart_with(&[]);
+    }
+
+    /// Starts again on the same port, with further arguments this once.
+    pub fn restart_with(&mut self, arguments: &[&str]) {
+        let arguments: Vec<String> =
+            self.arguments.iter().cloned().chain(arguments.iter().map(|&argument| argument.to_owned())).collect();
+        self.child = Redis::launch(self.port, &arguments).expect("the port is still free");
     }
 }
 
@@ -233,7 +243,7 @@ impl Proxy {
         line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok()).expect("a figure")
     }
 
-    /// How many files it has open.
+    /// How many files and sockets it has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
     }

@@ -40,7 +40,12 @@ pub struct Relay {
 impl Relay {
     /// A relay to the Redis at `port`.
     pub fn to(port: u16) -> Relay {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Relay::at(("127.0.0.1", 0), port)
+    }
+
+    /// One that listens at an address of the test's choice.
+    pub fn at(address: (&str, u16), port: u16) -> Relay {
+        let listener = TcpListener::bind(address).expect("a free port");
         let relay = Relay { port: listener.local_addr().expect("an address").port(), state: Arc::default() };
         relay.lead_to(port);
         let state = Arc::clone(&relay.state);

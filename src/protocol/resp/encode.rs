@@ -64,6 +64,8 @@ pub fn error_of(failure: &Failure) -> String {
         Failure::WrongType => WRONG_TYPE.into(),
         // It is the proxy that has to authenticate, not its client.
         Failure::Redis(text) if text.starts_with("NOAUTH") => format!("ERR {failure}"),
+        // What came was no error of Redis but nonsense, and what is told of it begins with no code.
+        Failure::Redis(text) if !begins_with_code(text) => format!("ERR {failure}"),
         Failure::Redis(text) | Failure::NotReady(text) => text.clone(),
         // Of the codes that client libraries try again after, LOADING is the one that most of them know, and redis-py takes
         // it for what it would have met without the proxy, a lost connection. It reconnects then; so where the proxy has
@@ -72,6 +74,12 @@ pub fn error_of(failure: &Failure) -> String {
         Failure::QueueFull | Failure::TooMuchHeld => format!("TRYAGAIN {failure}"),
         Failure::Refused(_) | Failure::TooLong | Failure::Internal => format!("ERR {failure}"),
     }
+}
+
+/// Whether a text begins with a word in capitals, by which client libraries tell errors apart.
+fn begins_with_code(text: &str) -> bool {
+    let word = text.split(' ').next().unwrap_or_default();
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 /// Appends the reply to `TTL` or `PTTL`: the time that is left, rounded to seconds as Redis rounds, or -2 for nothing.
@@ -113,6 +121,18 @@ fn writer(shape: Shape, out: &mut Outgoing) -> Writer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_error_begins_with_a_code() {
+        for (text, expected) in [
+            ("NOPERM no way", "NOPERM no way"),
+            ("NOAUTH Authentication required.", "ERR Redis answered with an error: NOAUTH Authentication required."),
+            ("Parse error at 1", "ERR Redis answered with an error: Parse error at 1"),
+            ("", "ERR Redis answered with an error: "),
+        ] {
+            assert_eq!(error_of(&Failure::Redis(text.into())), expected);
+        }
+    }
 
     #[test]
     fn positions_count_from_either_end_and_are_cut_to_what_there_is() {

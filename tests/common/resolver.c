@@ -1,0 +1,32 @@
+/* For the proxy under test, by LD_PRELOAD: what one name leads to is what a file says, and how long it takes to find out.
+ *
+ * RESOLVER_NAME is the name, RESOLVER_FILE the file: milliseconds, and an address or "nowhere". Ports are none of it: Rust
+ * sets them itself. Every other name is looked up as always. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef int lookup(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+
+int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **found)
+{
+    lookup *real = (lookup *)dlsym(RTLD_NEXT, "getaddrinfo");
+    const char *ours = getenv("RESOLVER_NAME"), *path = getenv("RESOLVER_FILE");
+    if (!name || !ours || !path || strcmp(name, ours) != 0)
+        return real(name, service, hints, found);
+    char address[64];
+    long milliseconds;
+    FILE *file = fopen(path, "r");
+    int read = file ? fscanf(file, "%ld %63s", &milliseconds, address) : 0;
+    if (file)
+        fclose(file);
+    if (read != 2)
+        return EAI_FAIL;
+    struct timespec delay = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+    nanosleep(&delay, NULL);
+    return strcmp(address, "nowhere") == 0 ? EAI_NONAME : real(address, service, hints, found);
+}
