@@ -16,8 +16,12 @@ use std::time::Duration;
 fn connections_closed_while_idle_are_replaced_unseen() {
     let mut redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_CONNECTIONS", "1")]);
+    // Before it was ever used, too.
+    until("it has connected", || proxy.log().contains("] connected to Redis").then_some(()));
+    redis.kill();
+    redis.restart();
     redis.set("a", 1);
-    assert_eq!(proxy.get("/raw/a").status, 200);
+    assert_eq!(proxy.get("/raw/a").status, 200, "a client saw the first restart");
     redis.kill();
     redis.restart();
     redis.set("b", 2);

@@ -113,6 +113,7 @@ impl Helper {
 
     /// Reads what is open, on a new connection where there is none; after an error there is none.
     fn read(&mut self, desk: &mut Desk) -> Result<(), Broken> {
+        let was_idle = self.connection.is_some();
         let mut connection = match self.connection.take() {
             // The name may have come to lead to another Redis, and changes of this one are not heard of any more.
             Some(connection) if !self.shared.tracks_another_than(connection.server.as_deref()) => connection,
@@ -136,8 +137,9 @@ impl Helper {
             Err(error) => {
                 if with_expiry && is_refusal(&error) {
                     self.shared.note_expiry(Err(error.to_string()));
-                } else if !connection.proven && !error.is_timeout() {
-                    // It was no better than none: what answers there is no Redis, and would be asked for every key.
+                } else if !(connection.proven || error.is_timeout() || (was_idle && error.is_connection_dropped())) {
+                    // It was no better than none: what answers there is no Redis, and would be asked for every key. That one
+                    // was closed while nobody used it says nothing of the next.
                     self.connector.stand_back(failure_of(&error));
                 }
                 Err(Broken::Reading(error))
