@@ -95,8 +95,7 @@ fn interpret<'a>(
     if target.len() > MAX_TARGET_BYTES {
         return Err(TARGET_TOO_LONG);
     }
-    // Everything that ends a line has been found to be a line feed, with or without a carriage return before it.
-    if head[1..].iter().zip(head).any(|(&byte, &before)| byte == b'\n' && before != b'\r') {
+    if !has_whole_line_ends(head, headers) {
         return Err(bad_request("a line ends with a carriage return and a line feed"));
     }
     let Some(target) = Target::parse(method, target) else {
@@ -110,6 +109,16 @@ fn interpret<'a>(
         (View::Json, Command::Refuse(MISDIRECTED))
     };
     Ok(Head { command, shape: shape(view), body: fields.body, expects_answer: fields.expects_answer })
+}
+
+/// Whether each line of a head ends with a carriage return and a line feed. A line is followed by a field's name, or by the
+/// empty line at the end, so that nothing has to be searched.
+fn has_whole_line_ends(head: &[u8], headers: &[httparse::Header<'_>]) -> bool {
+    let before = |name: &str| {
+        let at = name.as_ptr() as usize - head.as_ptr() as usize;
+        head[..at].ends_with(b"\r\n")
+    };
+    headers.iter().all(|header| before(header.name)) && head.ends_with(b"\r\n\r\n")
 }
 
 const MISDIRECTED: Refusal = Refusal {

@@ -57,15 +57,27 @@ fn is_in_address(byte: u8) -> bool {
     byte.is_ascii_hexdigit() || byte == b':' || byte == b'.'
 }
 
-/// `reg-name` of RFC 3986: unreserved, sub-delims, and percent-escapes.
+/// Which bytes a name may have as they are: unreserved and sub-delims of RFC 3986. A table: it is asked with every request.
+const IN_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = match byte as u8 {
+            b'-' | b'.' | b'_' | b'~' => true,
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => true,
+            byte => byte.is_ascii_alphanumeric(),
+        };
+        byte += 1;
+    }
+    table
+};
+
+/// `reg-name` of RFC 3986: such bytes, and percent-escapes.
 fn is_name(name: &[u8]) -> bool {
     let mut bytes = name.iter();
     while let Some(&byte) = bytes.next() {
-        let fits = match byte {
-            b'%' => (0..2).all(|_| bytes.next().is_some_and(u8::is_ascii_hexdigit)),
-            byte => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte),
-        };
-        if !fits {
+        let mut is_escape = || byte == b'%' && (0..2).all(|_| bytes.next().is_some_and(u8::is_ascii_hexdigit));
+        if !IN_NAME[usize::from(byte)] && !is_escape() {
             return false;
         }
     }
