@@ -10,18 +10,17 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod disturbed;
 
-use common::asking::{Answer, Client, keys, percentile, until_all_are_there, value_of};
+use common::asking::{Answer, Client, keys, until_all_are_there, value_of};
 use common::scene::{Scene, Way};
 use common::{Http, Proxy};
+use disturbed::{COLUMNS, ROUND, ROUNDS, Rounds, pinned};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::TcpListener;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_millis(200);
 /// How often a key is asked for that is not in memory.
 const MISS_EVERY: Duration = Duration::from_millis(2);
@@ -33,12 +32,12 @@ const GARBAGE: &str = "127.0.0.3";
 type Step = fn(&mut Scene);
 
 /// What happens, and how it ends. The first one is for comparison: the same misses, and nothing the matter.
-const FAULTS: [(&str, Step, Step); 5] = [
-    ("none, but the same misses", |_| (), |_| ()),
-    ("Redis frozen", Scene::freeze, Scene::thaw),
-    ("Redis killed", Scene::kill, Scene::restart),
-    ("garbage", |scene| scene.lead_to(GARBAGE), Scene::look_up_at_once),
-    ("name takes 1 s to resolve", |scene| scene.look_up_within(1000), Scene::look_up_at_once),
+const FAULTS: [(&str, (Step, Step)); 5] = [
+    ("none, but the same misses", (|_| (), |_| ())),
+    ("Redis frozen", (Scene::freeze, Scene::thaw)),
+    ("Redis killed", (Scene::kill, Scene::restart)),
+    ("garbage", (|scene| scene.lead_to(GARBAGE), Scene::look_up_at_once)),
+    ("name takes 1 s to resolve", (|scene| scene.look_up_within(1000), Scene::look_up_at_once)),
 ];
 
 /// What a round has measured.
@@ -134,14 +133,14 @@ fn tell_garbage(port: u16) {
 }
 
 /// One row: rounds undisturbed and disturbed, by turns; medians of what they measured.
-fn measure(name: &str, begin: Step, end: Step) {
+fn measure(name: &str, (begin, end): (Step, Step)) {
     let mut scene = Scene::with(Way::Name);
     tell_garbage(scene.redis.port);
     let timeout = TIMEOUT.as_millis().to_string();
     let command = pinned(0, env!("CARGO_BIN_EXE_segment-redis-proxy"));
     let proxy = scene.proxy_by(command, &[("CACHE_TTL", "600"), ("REDIS_TIMEOUT", &timeout)]);
     let mut load = Load::on(&proxy);
-    let mut figures: [[Vec<Duration>; 4]; 2] = Default::default();
+    let mut rounds = Rounds::default();
     let mut slowest = Duration::ZERO;
     for number in 0..ROUNDS {
         until_all_are_there(&proxy, &[keys("after", 100 * (number % 2)), vec!["hot".into()]].concat());
@@ -150,52 +149,16 @@ fn measure(name: &str, begin: Step, end: Step) {
         let disturbed = load.round(true);
         end(&mut scene);
         slowest = slowest.max(disturbed.slowest_error);
-        for (figures, mut hits) in figures.iter_mut().zip([undisturbed.hits, disturbed.hits]) {
-            for (figure, share) in figures.iter_mut().zip([0.5, 0.9, 0.99, 0.999]) {
-                figure.push(percentile(&mut hits, share));
-            }
-        }
+        rounds.add(undisturbed.hits, disturbed.hits);
     }
-    let micros = |share: f64| {
-        let of = |mut figure: Vec<Duration>| percentile(&mut figure, share).as_nanos() as f64 / 1000.0;
-        figures.clone().map(|figures| figures.map(of))
-    };
-    let (median, quietest) = (micros(0.5), micros(0.0));
-    let [before, during] = median.map(|[p50, p90, p99, p999]| format!("{p50:.0} / {p90:.0} / {p99:.0} / {p999:.0}"));
-    let [ratio, quiet_ratio] = [median, quietest].map(|[before, during]| during[2] / before[2]);
     let late = match slowest {
         Duration::ZERO => "-".into(),
         slowest => format!("{:.1}", (slowest.as_secs_f64() - TIMEOUT.as_secs_f64()) * 1000.0),
     };
-    println!("| {name} | {before} | {during} | {ratio:.2} | {quiet_ratio:.2} | {late} |");
+    println!("| {name} | {} | {late} |", rounds.columns());
     assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
 }
 
-/// A program on one processor, if that can be had.
-fn pinned(processor: usize, program: &str) -> Command {
-    let processor = processor.to_string();
-    if !Command::new("taskset").args(["-c", &processor, "true"]).status().is_ok_and(|status| status.success()) {
-        return Command::new(program);
-    }
-    let mut command = Command::new("taskset");
-    command.args(["-c", &processor, program]);
-    command
-}
-
 fn main() {
-    if std::env::var_os("BENCH_PINNED").is_none() {
-        let this = std::env::current_exe().expect("a program knows its path");
-        let mut command = pinned(1, this.to_str().expect("a path that is text"));
-        let status = command.args(std::env::args().skip(1)).env("BENCH_PINNED", "1").status();
-        assert!(status.expect("it can be started again").success());
-        return;
-    }
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    println!(
-        "| fault | hits undisturbed, us: p50 / p90 / p99 / p99.9 | hits meanwhile | p99: ratio | of the quietest rounds | slowest error after REDIS_TIMEOUT, ms |"
-    );
-    println!("|---|---|---|---|---|---|");
-    for (name, begin, end) in FAULTS.into_iter().filter(|(name, ..)| name.contains(&wanted)) {
-        measure(name, begin, end);
-    }
+    disturbed::run(&format!("| fault | {COLUMNS} | slowest error after REDIS_TIMEOUT, ms |"), FAULTS, measure);
 }

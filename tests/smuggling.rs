@@ -235,7 +235,7 @@ fn mutations() -> Vec<String> {
                 .map(|name| format!("{name}: {plain}")),
         );
         lines.extend([
-            format!("{name}"),
+            name.to_owned(),
             format!("{name} {plain}"),
             format!("{name};{plain}"),
             format!(": {plain}"),

@@ -1,6 +1,6 @@
 //! How a connection comes to its end, and what it waits for until then.
 
-use super::over_http::is_head;
+use super::over_http::{HEAD, is_head};
 use super::{Connection, Phase, Protocol, Step};
 use crate::protocol::http::{Date, Refusal, Status};
 use crate::protocol::resp;
@@ -28,6 +28,9 @@ impl Connection {
         if input[0] == b'*' {
             self.phase = Phase::Last { unread: true };
             self.replies.answer(resp::encode_too_many_clients);
+        } else if HEAD.starts_with(input) && input != HEAD {
+            // It may become a request whose response has no body.
+            return Step::Stop;
         } else {
             self.end_http(TOO_MANY, is_head(input), date);
         }

@@ -135,7 +135,10 @@ impl Connection {
     }
 }
 
-/// Whether the request that `input` begins with is one whose response has no body, as far as can be told of one that is refused.
+/// Whether the request that `input` begins with is one whose response has no body. What has been found malformed is so behind
+/// that, so that it does not matter how much of it has come.
 pub(super) fn is_head(input: &[u8]) -> bool {
-    input.trim_ascii_start().starts_with(b"HEAD ")
+    input.strip_prefix(b"\r\n").unwrap_or(input).starts_with(HEAD)
 }
+
+pub(super) const HEAD: &[u8] = b"HEAD ";

@@ -1,0 +1,73 @@
+//! What benchmarks of disturbed hits share: processors, and rounds that alternate.
+
+use crate::common::asking::percentile;
+use std::process::Command;
+use std::time::Duration;
+
+pub const ROUNDS: usize = 5;
+pub const ROUND: Duration = Duration::from_secs(2);
+
+/// What is told of each round.
+const SHARES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
+
+/// Times of hits, undisturbed and meanwhile, by turns.
+#[derive(Default)]
+pub struct Rounds([[Vec<Duration>; 4]; 2]);
+
+impl Rounds {
+    /// A pair of rounds.
+    pub fn add(&mut self, undisturbed: Vec<Duration>, meanwhile: Vec<Duration>) {
+        for (figures, mut hits) in self.0.iter_mut().zip([undisturbed, meanwhile]) {
+            for (figure, share) in figures.iter_mut().zip(SHARES) {
+                figure.push(percentile(&mut hits, share));
+            }
+        }
+    }
+
+    /// Columns of a table: medians of the rounds' percentiles in microseconds, the ratio of the p99, and the same of the
+    /// quietest rounds.
+    pub fn columns(&self) -> String {
+        let micros = |share: f64| {
+            let of = |mut figure: Vec<Duration>| percentile(&mut figure, share).as_nanos() as f64 / 1000.0;
+            self.0.clone().map(|figures| figures.map(of))
+        };
+        let (median, quietest) = (micros(0.5), micros(0.0));
+        let [before, during] =
+            median.map(|[p50, p90, p99, p999]| format!("{p50:.0} / {p90:.0} / {p99:.0} / {p999:.0}"));
+        let [ratio, quiet_ratio] = [median, quietest].map(|[before, during]| during[2] / before[2]);
+        format!("{before} | {during} | {ratio:.2} | {quiet_ratio:.2}")
+    }
+}
+
+/// The titles of these columns.
+pub const COLUMNS: &str =
+    "hits undisturbed, us: p50 / p90 / p99 / p99.9 | hits meanwhile | p99: ratio | of the quietest rounds";
+
+/// A program on one processor, if that can be had.
+pub fn pinned(processor: usize, program: &str) -> Command {
+    let processor = processor.to_string();
+    if !Command::new("taskset").args(["-c", &processor, "true"]).status().is_ok_and(|status| status.success()) {
+        return Command::new(program);
+    }
+    let mut command = Command::new("taskset");
+    command.args(["-c", &processor, program]);
+    command
+}
+
+/// Runs `measure` for the rows that the first argument names, all without one, on the second processor: the first is the
+/// proxy's.
+pub fn run<T>(title: &str, rows: impl IntoIterator<Item = (&'static str, T)>, measure: impl Fn(&str, T)) {
+    if std::env::var_os("BENCH_PINNED").is_none() {
+        let this = std::env::current_exe().expect("a program knows its path");
+        let mut command = pinned(1, this.to_str().expect("a path that is text"));
+        let status = command.args(std::env::args().skip(1)).env("BENCH_PINNED", "1").status();
+        assert!(status.expect("it can be started again").success());
+        return;
+    }
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    println!("{title}");
+    println!("|{}", "---|".repeat(title.matches('|').count() - 1));
+    for (name, row) in rows.into_iter().filter(|(name, _)| name.contains(&wanted)) {
+        measure(name, row);
+    }
+}
