@@ -90,9 +90,8 @@ fn the_redis_that_tells_is_the_one_that_is_read() {
     assert!(proxy.log().contains("another Redis"), "{}", proxy.log());
 }
 
-/// The other way round: what tells of changes has moved on, and who reads moves on with it before reading again.
-#[test]
-fn the_redis_that_is_read_is_the_one_that_tells() {
+/// A proxy in front of one of two, with one reader, which has cached what that one holds.
+fn before_one_of_two() -> ([Redis; 2], Relay, Proxy, Http) {
     let (one, other) = (Redis::start(), Redis::start());
     let relay = Relay::to(one.port);
     let proxy = tracking(relay.port, &[("REDIS_CONNECTIONS", "1")]);
@@ -100,6 +99,13 @@ fn the_redis_that_is_read_is_the_one_that_tells() {
     one.set("a", "in one");
     other.set("a", "in the other");
     cached(&mut client, "/raw/a", "in one");
+    ([one, other], relay, proxy, client)
+}
+
+/// The other way round: what tells of changes has moved on, and who reads moves on with it before reading again.
+#[test]
+fn the_redis_that_is_read_is_the_one_that_tells() {
+    let ([_one, other], relay, proxy, mut client) = before_one_of_two();
     relay.lead_to(other.port);
     relay.cut(&[Purpose::Tracking]);
     until_tracking(&proxy, 2);
@@ -111,13 +117,7 @@ fn the_redis_that_is_read_is_the_one_that_tells() {
 /// The same, where Redis could not say who it is when the one that reads connected: it is asked again.
 #[test]
 fn a_redis_that_was_busy_is_known_afterwards() {
-    let (one, other) = (Redis::start(), Redis::start());
-    let relay = Relay::to(one.port);
-    let proxy = tracking(relay.port, &[("REDIS_CONNECTIONS", "1")]);
-    let mut client = proxy.connect();
-    one.set("a", "in one");
-    other.set("a", "in the other");
-    cached(&mut client, "/raw/a", "in one");
+    let ([one, other], relay, _proxy, mut client) = before_one_of_two();
     one.run(&["CONFIG", "SET", "busy-reply-threshold", "10"]);
     let mut script = one.connect();
     let running = std::thread::spawn(move || redis::cmd("EVAL").arg("while true do end").arg(0).exec(&mut script));

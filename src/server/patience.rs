@@ -96,3 +96,45 @@ impl Patience {
         enough
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { client: 10, idle: 60 };
+
+    #[test]
+    fn only_what_is_done_completely_moves_the_deadline() {
+        let mut patience = Patience::new(Standing::Idle, 0);
+        assert_eq!(patience.deadline(LIMITS), 60);
+        for (standing, now, deadline) in [
+            (Standing::Idle, 50, 110),
+            (Standing::Asking(7), 51, 61),
+            (Standing::Asking(7), 55, 61),
+            (Standing::Asking(7), 60, 61),
+            // Its request has come whole, and the next has begun.
+            (Standing::Asking(8), 60, 70),
+            (Standing::Served, 65, 125),
+            (Standing::Served, 100, 160),
+            (Standing::Taking, 101, 111),
+            (Standing::Taking, 110, 111),
+            (Standing::Leaving, 112, 112 + LINGER),
+            (Standing::Leaving, 113, 112 + LINGER),
+        ] {
+            patience.note(standing, 1, now);
+            assert_eq!(patience.deadline(LIMITS), deadline, "{standing:?} at {now}");
+        }
+    }
+
+    #[test]
+    fn who_takes_replies_must_take_enough_of_them() {
+        let mut patience = Patience::new(Standing::Idle, 0);
+        // What was sent before it had to wait does not count.
+        patience.note(Standing::Taking, 1_000_000, 5);
+        patience.note(Standing::Taking, LEAST_TAKEN_BYTES - 1, 6);
+        assert!(!patience.renew(15) && patience.deadline(LIMITS) == 15);
+        patience.note(Standing::Taking, 1, 15);
+        assert!(patience.renew(15) && patience.deadline(LIMITS) == 25);
+        assert!(!patience.renew(25), "what was taken counts once");
+    }
+}
