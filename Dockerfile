@@ -11,7 +11,8 @@ COPY Cargo.toml Cargo.lock ./
 # Stand-ins for the sources: dependencies get layers of their own, and a change in src does not build them again.
 RUN mkdir benches src tests \
     && echo '//! Stands in.' > src/lib.rs \
-    && printf '//! Stands in.\nfn main() {}\n' | tee benches/cache.rs src/main.rs > tests/scenario.rs \
+    && printf '//! Stands in.\nfn main() {}\n' \
+        | tee benches/cache.rs benches/bad_days.rs benches/bad_clients.rs src/main.rs > tests/scenario.rs \
     && rustc -vV | sed -n 's/^host: //p' > /host \
     && cargo fetch --locked --target "$(cat /host)"
 

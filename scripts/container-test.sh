@@ -18,7 +18,8 @@ stand_ins=()
 temporary=$(mktemp -d)
 
 # Empty means the compose file's default; so neither the shell's variables nor a .env change what is tested.
-for variable in REDIS_{HOST,PORT,USERNAME,PASSWORD,DB,CONNECTIONS,TIMEOUT} PROXY_HOST WORKERS CACHE_SIZE RUST_LOG; do
+for variable in REDIS_{HOST,PORT,USERNAME,PASSWORD,DB,CONNECTIONS,TIMEOUT,TRACKING} CACHE_{SIZE,BYTES} MAX_VALUE_BYTES \
+    STALE_IF_ERROR PROXY_HOST ALLOWED_HOSTS MAX_CONNECTIONS CLIENT_{BYTES,TIMEOUT,IDLE_TIMEOUT} WORKERS RUST_LOG; do
     export "$variable="
 done
 export CACHE_TTL=2.5 PROXY_PORT="${PORT:-18642}" COMPOSE_PROJECT_NAME="segment-container-test-$$"
