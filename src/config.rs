@@ -34,7 +34,7 @@ pub const VARIABLES: [Variable; 21] = [
     Variable { name: "STALE_IF_ERROR", default: "0", allowed: "0 to 315360000, decimals too", meaning: "seconds an expired entry may still be served while Redis is away" },
     Variable { name: "PROXY_HOST", default: "segment", allowed: "a host name or an address", meaning: "where to listen" },
     Variable { name: "PROXY_PORT", default: "8080", allowed: "0 to 65535", meaning: "port to listen on; 0 takes a free one, the log tells which" },
-    Variable { name: "ALLOWED_HOSTS", default: "", allowed: "host names with commas between them, without ports", meaning: "names that HTTP requests may be for (Host); empty for any" },
+    Variable { name: "ALLOWED_HOSTS", default: "", allowed: "host names with commas between them, without ports or wildcards", meaning: "names that HTTP requests may be for (Host); empty for any" },
     Variable { name: "MAX_CONNECTIONS", default: "10000", allowed: "1 to 1000000", meaning: "clients at a time, of all workers; more are told so and closed" },
     Variable { name: "CLIENT_BYTES", default: "268435456", allowed: "1 to 1000000000000000", meaning: "most bytes of long values that wait for clients to take them, of all workers" },
     Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals too", meaning: "seconds for a request to come whole, and for some of a reply to be taken" },

@@ -69,6 +69,33 @@ fn who_is_one_too_many_is_told_in_its_own_protocol() {
     assert!(told.contains("maxclients:10\r\n"), "{told}");
 }
 
+/// Those who are told and do not go keep nobody from a place that is free, and the others from being told only for a moment.
+#[test]
+fn who_has_been_told_and_stays_is_in_nobodys_way() {
+    let redis = Redis::start();
+    redis.set("a", 1);
+    let proxy = Proxy::start(&redis, &[("MAX_CONNECTIONS", "20"), ("CACHE_TTL", "600")]);
+    let mut clients: Vec<Http> = (0..20).map(|_| proxy.connect()).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.get("/raw/a").text(), "1"));
+    for _ in 0..5 {
+        // As many as are told at a time: more of them would be waiting for places of their own.
+        let mut told: Vec<Http> = (0..64).map(|_| proxy.connect()).collect();
+        told.iter_mut().for_each(|client| client.send("G"));
+        told.iter_mut().for_each(|client| until("it is told", || client.has_input().then_some(())));
+        // All places are free at once, and all of those for who is turned away are taken.
+        drop(std::mem::take(&mut clients));
+        let begun = std::time::Instant::now();
+        until("there is room", || is_served(&proxy).then_some(()));
+        println!("served after {:?}", begun.elapsed());
+        let place = || {
+            let mut client = proxy.connect();
+            (client.get("/raw/a").status == 200).then_some(client)
+        };
+        clients = (0..20).map(|_| until("there is a place", place)).collect();
+        drop(told);
+    }
+}
+
 /// A crowd that says nothing fills the places of those who are turned away, and no more.
 #[test]
 fn a_silent_crowd_passes_by() {

@@ -78,6 +78,7 @@ fn every_part_of_a_request_has_to_come_in_time() {
     let (hit, refused) = ("HTTP/1.1 200 OK", "HTTP/1.1 405 Method Not Allowed");
     for (begun, byte, answers) in [
         ("G".to_owned(), b'E', &["408 Request Timeout"][..]),
+        ("\r\nG".to_owned(), b'E', &["408 Request Timeout"]),
         (format!("{head}\r\n{head}"), b'x', &[hit, "408 Request Timeout"]),
         (format!("{head}Content-Length: 1000\r\n\r\n"), b'x', &[hit]),
         (format!("{}Content-Length: 1000\r\n\r\n", head.replace("GET", "POST")), b'x', &[refused]),
@@ -112,21 +113,30 @@ fn every_part_of_a_request_has_to_come_in_time() {
 
 #[test]
 fn who_asks_nothing_is_closed_and_who_asks_stays() {
-    let (_redis, proxy) = start(&[("CLIENT_IDLE_TIMEOUT", "3")]);
+    let (_redis, proxy) = start(&[("CLIENT_IDLE_TIMEOUT", "3"), ("CLIENT_TIMEOUT", "2")]);
     let descriptors = proxy.settled_descriptors();
     let mut silent = proxy.connect();
     let mut silent_after_one = proxy.connect();
     assert_eq!(silent_after_one.get("/raw/a").text(), "value");
     let mut silent_resp = Resp::connect(proxy.address);
     assert_eq!(silent_resp.text("PING"), "+PONG\r\n");
+    // An old client's line behind its last request, and commands that are none.
+    let mut with_empty_line = proxy.connect();
+    assert_eq!(with_empty_line.get("/raw/a").text(), "value");
+    with_empty_line.send("\r\n");
+    let mut with_empty_commands = Resp::connect(proxy.address);
     let (mut busy, mut busy_resp) = (proxy.connect(), Resp::connect(proxy.address));
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(5) {
         assert_eq!(busy.get("/raw/a").text(), "value");
         assert_eq!(busy_resp.text("PING"), "+PONG\r\n");
+        // It may have been closed already.
+        let _ = with_empty_commands.stream.write_all(b"*0\r\n\r\n");
         std::thread::sleep(Duration::from_millis(100));
     }
     assert!(silent.is_closed() && silent_after_one.is_closed(), "something was said to who asked nothing");
+    assert!(with_empty_line.is_closed(), "an empty line was taken for the beginning of a request");
+    assert_eq!(with_empty_commands.until_closed(), "");
     assert_eq!(silent_resp.until_closed(), "");
     drop((busy, busy_resp));
     until("nobody is left", || (proxy.descriptors() <= descriptors).then_some(()));
@@ -136,7 +146,7 @@ fn who_asks_nothing_is_closed_and_who_asks_stays() {
 #[test]
 fn who_takes_nothing_is_closed_and_who_takes_little_is_not() {
     const LENGTH: usize = 8 * 1024 * 1024;
-    let (redis, proxy) = start(&[("CLIENT_TIMEOUT", "2")]);
+    let (redis, proxy) = start(&[("CLIENT_TIMEOUT", "4")]);
     redis.run(&["SETRANGE", "long", &(LENGTH - 1).to_string(), "x"]);
     assert_eq!(proxy.get("/raw/long").body.len(), LENGTH);
     let (descriptors, memory) = (proxy.settled_descriptors(), proxy.memory("VmRSS"));
@@ -150,10 +160,11 @@ fn who_takes_nothing_is_closed_and_who_takes_little_is_not() {
     };
     let mut asleep: Vec<Http> = (0..50).map(|_| begin()).collect();
     let mut slow = begin();
-    let (mut taken, mut buffer, begun) = (0, vec![0; 32 * 1024], Instant::now());
-    while begun.elapsed() < Duration::from_secs(6) {
-        taken += slow.stream().read(&mut buffer).expect("who takes little is not closed");
-        std::thread::sleep(Duration::from_millis(50));
+    // At most 40 KiB a second, 160 where 64 are asked for.
+    let (mut taken, mut buffer, begun) = (0, vec![0; 4 * 1024], Instant::now());
+    while begun.elapsed() < Duration::from_secs(10) {
+        taken += slow.stream().get_mut().read(&mut buffer).expect("who takes little is not closed");
+        std::thread::sleep(Duration::from_millis(100));
     }
     println!("taken {taken} bytes in {:?}, of {LENGTH}", begun.elapsed());
     until("who takes nothing is closed", || (proxy.descriptors() <= descriptors + 1).then_some(()));

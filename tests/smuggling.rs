@@ -41,10 +41,8 @@ fn model(mut input: &[u8]) -> Vec<Answer> {
 fn request(input: &[u8]) -> Option<(Answer, Option<&[u8]>)> {
     // An empty line before the request is the only thing that is forgiven.
     let input = input.strip_prefix(b"\r\n").unwrap_or(input);
-    let Some(head) = head_of(input) else {
-        // Neither whole nor certain to be broken, or broken within what has come.
-        return has_broken_line(input).then_some((Answer::Refused, None));
-    };
+    // What has not come whole is not answered; here all of it comes.
+    let head = &input[..input.windows(4).position(|window| window == b"\r\n\r\n")?];
     let body = &input[head.len() + 4..];
     let Some((key, framing, stays)) = understand(head) else { return Some((Answer::Refused, None)) };
     let value = Answer::Value(key);
@@ -56,18 +54,6 @@ fn request(input: &[u8]) -> Option<(Answer, Option<&[u8]>)> {
             Err(()) => Some((Answer::Refused, None)),
         },
     }
-}
-
-/// The head without the empty line that ends it.
-fn head_of(input: &[u8]) -> Option<&[u8]> {
-    let end = input.windows(4).position(|window| window == b"\r\n\r\n")?;
-    // A bare line feed may have ended it before that for others; here it is an error, wherever it stands.
-    Some(&input[..end])
-}
-
-/// Whether something that has not come whole can never become a head. Here that is so wherever a line is broken.
-fn has_broken_line(input: &[u8]) -> bool {
-    input.split(|&byte| byte == b'\n').any(|line| line.is_empty() || !line.ends_with(b"\r"))
 }
 
 fn is_token(text: &[u8]) -> bool {
@@ -118,33 +104,60 @@ fn understand(head: &[u8]) -> Option<(String, Framing, bool)> {
 /// Where a chunked body ends, if it does.
 fn chunked_end(body: &[u8]) -> Result<Option<usize>, ()> {
     let mut at = 0;
+    // Lines end with both; what stands in front of a bare one of them is no line.
+    let line_at = |at: usize| -> Result<Option<&[u8]>, ()> {
+        let Some(end) = body[at..].iter().position(|byte| b"\r\n".contains(byte)) else { return Ok(None) };
+        let line = &body[at..at + end];
+        if body[at + end..].starts_with(b"\r\n") { Ok(Some(line)) } else { Err(()) }
+    };
     loop {
-        let rest = &body[at..];
-        let line = rest.split(|&byte| byte == b'\n').next().unwrap_or_default();
-        let whole = line.len() < rest.len();
-        let line_text = line.strip_suffix(b"\r").unwrap_or(line);
-        let digits = line_text.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-        let (size, extension) = line_text.split_at(digits);
-        let fits = extension.first().is_none_or(|&byte| byte == b';')
-            && extension.iter().all(|&byte| byte == b'\t' || (b' '..0x7f).contains(&byte) || byte >= 0x80);
-        if digits > 8 || !fits || (whole && (digits == 0 || !line.ends_with(b"\r"))) {
+        let Some(line) = line_at(at)? else { return Ok(None) };
+        let mut parts = line.split(|&byte| byte == b';');
+        let size = parts.next().unwrap_or_default();
+        let is_size = (1..=16).contains(&size.len()) && size.iter().all(u8::is_ascii_hexdigit);
+        // None of the quoted ones here has a semicolon in it.
+        if !is_size || !parts.all(is_extension) {
             return Err(());
         }
-        if !whole {
-            return Ok(None);
+        let size = u64::from_str_radix(&String::from_utf8_lossy(size), 16).map_err(|_| ())?;
+        if size > 1024 * 1024 {
+            return Err(());
         }
-        let size = usize::from_str_radix(&String::from_utf8_lossy(size), 16).map_err(|_| ())?;
-        at += line.len() + 1;
+        at += line.len() + 2;
         if size == 0 {
-            // No trailers here.
-            return if body[at..].starts_with(b"\r\n") { Ok(Some(at + 2)) } else { Err(()) };
+            break;
         }
-        match body.get(at + size..at + size + 2) {
-            Some(b"\r\n") => at += size + 2,
+        let end = at + size as usize;
+        match body.get(end..end + 2) {
+            Some(b"\r\n") => at = end + 2,
             Some(_) => return Err(()),
             None => return Ok(None),
         }
     }
+    loop {
+        let Some(line) = line_at(at)? else { return Ok(None) };
+        at += line.len() + 2;
+        let colon = line.iter().position(|&byte| byte == b':');
+        match colon {
+            _ if line.is_empty() => return Ok(Some(at)),
+            Some(colon) if is_token(&line[..colon]) && is_text(&line[colon..]) => {}
+            _ => return Err(()),
+        }
+    }
+}
+
+fn is_extension(text: &[u8]) -> bool {
+    let mut parts = text.splitn(2, |&byte| byte == b'=');
+    let name = parts.next().unwrap_or_default();
+    let is_value = |value: &[u8]| match value {
+        [b'"', inside @ .., b'"'] => is_text(inside) && !inside.contains(&b'"') && !inside.contains(&b'\\'),
+        value => is_token(value),
+    };
+    is_token(name) && parts.next().is_none_or(is_value)
+}
+
+fn is_text(text: &[u8]) -> bool {
+    text.iter().all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f))
 }
 
 /// Lines that say, or nearly say, how long the body is. `{n}` is its length.
@@ -264,7 +277,7 @@ fn mutations() -> Vec<String> {
 }
 
 /// What chunked bodies may be, beside the good ones.
-const CHUNKED_BODIES: [&str; 24] = [
+const CHUNKED_BODIES: [&str; 58] = [
     "0\r\n\r\n",
     "5\r\nhello\r\n0\r\n\r\n",
     "5;a=b\r\nhello\r\n0\r\n\r\n",
@@ -289,6 +302,40 @@ const CHUNKED_BODIES: [&str; 24] = [
     ";a\r\n\r\n",
     "ffffffffffffffff5\r\nhello\r\n0\r\n\r\n",
     "100000005\r\nhello\r\n0\r\n\r\n",
+    "0000000000000005\r\nhello\r\n0\r\n\r\n",
+    "00000000000000005\r\nhello\r\n0\r\n\r\n",
+    "8000000000000000\r\nhello\r\n0\r\n\r\n",
+    "0;a;b=c;d=\"e f\"\r\n\r\n",
+    "0;\r\n\r\n",
+    "0;;a\r\n\r\n",
+    "0; a\r\n\r\n",
+    "0;a \r\n\r\n",
+    "0;a=\r\n\r\n",
+    "0;a=\"b\r\n\r\n",
+    "0;a=\"b\"c\r\n\r\n",
+    "0;\"a\"\r\n\r\n",
+    "0;a=b=c\r\n\r\n",
+    "0;\u{e9}\r\n\r\n",
+    "0;a=\"\u{e9}\t\"\r\n\r\n",
+    "0;a\rb\r\n\r\n",
+    "0\r\nA: b\r\n\r\n",
+    "0\r\nA:\r\nB: \u{e9}\r\n\r\n",
+    "0\r\nContent-Length: 5\r\n\r\n",
+    "0\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "0\r\nnothing\r\n\r\n",
+    "0\r\n: b\r\n\r\n",
+    "0\r\nA : b\r\n\r\n",
+    "0\r\n A: b\r\n\r\n",
+    "0\r\nA: b\r\n c\r\n\r\n",
+    "0\r\nA: b\n\r\n",
+    "0\r\nA: b\r\r\n\r\n",
+    "0\r\nA: \0\r\n\r\n",
+    "0\r\nA: b\r\n\n",
+    "0\r\n\r",
+    "0\r\n",
+    "5\r\nhello\r\n",
+    "5\r\nhello\r\n0\r\nA: b\r\nC: d\r\n\r\n",
+    "5;a=\"b\"\r\nhello\r\n0;c\r\nA: b\r\n\r\n",
 ];
 
 const SMUGGLED: &str = "GET /raw/smuggled HTTP/1.1\r\nHost: x\r\n\r\n";

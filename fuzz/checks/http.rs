@@ -10,6 +10,9 @@ pub const EMPTY_LINE_BYTES: usize = 2;
 /// Longest chunk-size line's extension and longest trailer section, as the decoder has them.
 const MAX_LINE_BYTES: usize = 4096;
 
+/// More than a chunk here can have.
+const MOST_BYTES: usize = 1024 * 1024;
+
 /// Up to here every prefix is decoded; beyond, as many as the choices cut.
 const ALL_PREFIXES: usize = 200;
 
@@ -111,12 +114,12 @@ fn end_of_chunks(wire: &[u8]) -> Option<usize> {
     loop {
         let line = line_at(wire, at)?;
         at += line.len() + 2;
-        let (size, extension) = line.split_at(line.iter().position(|&byte| byte == b';').unwrap_or(line.len()));
-        let is_size = (1..=8).contains(&size.len()) && size.iter().all(u8::is_ascii_hexdigit);
-        if !is_size || !is_text(extension) || extension.len() > 1 + MAX_LINE_BYTES {
+        let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let (size, extensions) = line.split_at(digits);
+        if !(1..=16).contains(&digits) || !are_extensions(extensions) {
             return None;
         }
-        let size = usize::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok()?;
+        let size = usize::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok().filter(|&size| size < MOST_BYTES)?;
         if size == 0 {
             break;
         }
@@ -129,14 +132,66 @@ fn end_of_chunks(wire: &[u8]) -> Option<usize> {
     loop {
         let line = line_at(wire, at)?;
         at += line.len() + 2;
-        trailers += line.len();
-        if !is_text(line) || trailers > MAX_LINE_BYTES {
-            return None;
-        }
         if line.is_empty() {
             return Some(at);
         }
+        trailers += line.len();
+        let (name, value) = line.split_at(line.iter().position(|&byte| byte == b':')?);
+        if !is_token(name) || !is_text(value) || trailers > MAX_LINE_BYTES {
+            return None;
+        }
     }
+}
+
+/// `;name`, `;name=token` and `;name="quoted"`, any number of them.
+fn are_extensions(text: &[u8]) -> bool {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let Some(named) = rest.strip_prefix(b";") else { return false };
+        let name = token(named);
+        rest = &named[name.len()..];
+        if name.is_empty() {
+            return false;
+        }
+        let Some(valued) = rest.strip_prefix(b"=") else { continue };
+        rest = match valued.strip_prefix(b"\"") {
+            None => {
+                let value = token(valued);
+                if value.is_empty() {
+                    return false;
+                }
+                &valued[value.len()..]
+            }
+            Some(quoted) => match end_of_quoted(quoted) {
+                Some(end) => &quoted[end..],
+                None => return false,
+            },
+        };
+    }
+    text.len() <= 1 + MAX_LINE_BYTES
+}
+
+/// Where a quoted text ends, behind its quotation mark.
+fn end_of_quoted(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match *text.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' if is_text(text.get(at + 1..at + 2)?) => at += 2,
+            byte if is_text(&[byte]) => at += 1,
+            _ => return None,
+        }
+    }
+}
+
+/// The token at the beginning.
+fn token(text: &[u8]) -> &[u8] {
+    let end = text.iter().position(|byte| !byte.is_ascii_alphanumeric() && !b"!#$%&'*+-.^_`|~".contains(byte));
+    &text[..end.unwrap_or(text.len())]
+}
+
+fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && token(text).len() == text.len()
 }
 
 /// What stands before the next CR and LF.

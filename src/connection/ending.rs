@@ -50,7 +50,9 @@ impl Connection {
             Protocol::Http(between) => between.is_amid_body(),
             Protocol::Resp(session) => session.is_amid_command(),
         };
-        amid || self.has_unparsed()
+        // An empty line before a request is not its beginning: an old client may send one behind its last.
+        let empty_line = matches!(self.protocol, Protocol::Http(_)) && b"\r\n".starts_with(&self.unparsed);
+        amid || (self.has_unparsed() && !empty_line)
     }
 
     /// Ends it because its client has not sent the rest of a request. Over HTTP the client is told, if it was one that
@@ -58,7 +60,7 @@ impl Connection {
     pub fn give_up(&mut self, date: &Date) {
         match &self.protocol {
             Protocol::Http(between) if !between.is_answered() => {
-                let head_only = between.is_head_held() || is_head(&self.unparsed);
+                let head_only = between.awaits_head() || is_head(&self.unparsed);
                 self.end_http(TOO_SLOW, head_only, date);
             }
             _ => self.phase = Phase::Last { unread: true },

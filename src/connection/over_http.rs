@@ -10,19 +10,19 @@ pub(super) struct Between {
     /// What is left of the last request's body.
     pub(super) body: Body,
     /// The last request, where it is taken up only when its body has come whole.
-    held: Option<Box<Held>>,
+    deferred: Option<Box<Deferred>>,
 }
 
 /// A request for a key with a chunked body. Whether it is well-formed is known only at its end, and what is not is refused.
 #[derive(Debug)]
-struct Held {
+struct Deferred {
     key: Vec<u8>,
     shape: http::Shape,
 }
 
 impl Between {
     /// With nothing left of any body.
-    pub(super) const NOTHING: Between = Between { body: Body::Done, held: None };
+    pub(super) const NOTHING: Between = Between { body: Body::Done, deferred: None };
 
     /// Whether a body has not come whole.
     pub(super) fn is_amid_body(&self) -> bool {
@@ -30,13 +30,13 @@ impl Between {
     }
 
     /// Whether the request whose body is coming, and which has no reply, is one whose response has no body.
-    pub(super) fn is_head_held(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| held.shape.head_only)
+    pub(super) fn awaits_head(&self) -> bool {
+        self.deferred.as_ref().is_some_and(|deferred| deferred.shape.head_only)
     }
 
     /// Whether that body belongs to a request that has its reply.
     pub(super) fn is_answered(&self) -> bool {
-        self.is_amid_body() && self.held.is_none()
+        self.is_amid_body() && self.deferred.is_none()
     }
 }
 
@@ -64,18 +64,18 @@ impl Connection {
     }
 
     fn skip_body<'a>(&mut self, input: &'a [u8], key_scratch: &'a mut Vec<u8>, date: &Date) -> Step<'a> {
-        let Protocol::Http(Between { body, held }) = &mut self.protocol else { return Step::Stop };
+        let Protocol::Http(Between { body, deferred }) = &mut self.protocol else { return Step::Stop };
         match body.skip(input) {
-            Ok(consumed) if *body == Body::Done => match held.take() {
-                Some(held) => {
-                    if !held.shape.keep_alive {
+            Ok(consumed) if *body == Body::Done => match deferred.take() {
+                Some(deferred) => {
+                    if !deferred.shape.keep_alive {
                         self.phase = Phase::Last { unread: false };
                     }
-                    *key_scratch = held.key;
+                    *key_scratch = deferred.key;
                     Step::Get {
                         key: key_scratch,
                         touch: true,
-                        answer: Answer::Alone(Shape::Http(held.shape)),
+                        answer: Answer::Alone(Shape::Http(deferred.shape)),
                         consumed,
                     }
                 }
@@ -83,8 +83,8 @@ impl Connection {
             },
             Ok(consumed) => Step::Passed(consumed),
             Err(fault) => {
-                match held.take() {
-                    Some(held) => self.end_http(fault.refusal(), held.shape.head_only, date),
+                match deferred.take() {
+                    Some(deferred) => self.end_http(fault.refusal(), deferred.shape.head_only, date),
                     // The request that the body belongs to has its reply; a second one would answer nobody.
                     None => self.phase = Phase::Last { unread: true },
                 }
@@ -100,11 +100,11 @@ impl Connection {
         match command {
             // A client that waits for an answer before it sends the body gets it now.
             Command::Get(key) if chunked && !expects_answer => {
-                let held = Some(Box::new(Held { key: key.to_vec(), shape }));
-                self.protocol = Protocol::Http(Between { body, held });
+                let deferred = Some(Box::new(Deferred { key: key.to_vec(), shape }));
+                self.protocol = Protocol::Http(Between { body, deferred });
                 return Step::Passed(consumed);
             }
-            _ if shape.keep_alive => self.protocol = Protocol::Http(Between { body, held: None }),
+            _ if shape.keep_alive => self.protocol = Protocol::Http(Between { body, deferred: None }),
             _ => self.phase = Phase::Last { unread: body != Body::Done },
         }
         match command {

@@ -20,8 +20,9 @@ use std::time::Duration;
 /// Bytes sent in one turn, after which others go first: what a fast reader of a long value takes in a millisecond.
 const SENT_PER_TURN: usize = 1024 * 1024;
 
-/// Bytes that are read and thrown away from a client that is told to stop and goes on sending.
-const LINGER_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes that are read and thrown away from a client that is told to stop and goes on sending: more than most have under way,
+/// as long as there is time.
+const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
 /// What a turn works with beside the client itself.
 pub(super) struct Turn<'a> {
@@ -72,7 +73,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(stream: TcpStream, connection: Connection, turned_away: bool, now: Millis) -> Client {
-        let standing = if turned_away { Standing::TurnedAway } else { Standing::Idle };
+        let standing = if turned_away { Standing::TurnedAway } else { Standing::Idle(0) };
         Client {
             connection,
             stream,
@@ -125,7 +126,7 @@ impl Client {
     /// What it is at now.
     fn standing(&mut self) -> Standing {
         if self.lingering.is_some() {
-            Standing::Leaving
+            if self.turned_away { Standing::SentAway } else { Standing::Leaving }
         } else if !self.connection.outgoing().is_empty() {
             Standing::Taking
         } else if self.turned_away {
@@ -135,7 +136,7 @@ impl Client {
         } else if self.connection.is_amid_request() {
             Standing::Asking(self.connection.requests())
         } else {
-            Standing::Idle
+            Standing::Idle(self.connection.requests())
         }
     }
 
@@ -149,7 +150,7 @@ impl Client {
                 self.on_trial = true;
             }
             Standing::Served => {}
-            Standing::Idle | Standing::TurnedAway | Standing::Leaving => return true,
+            Standing::Idle(_) | Standing::TurnedAway | Standing::SentAway | Standing::Leaving => return true,
         }
         false
     }
@@ -327,6 +328,6 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(client.patience.standing(), Standing::Idle);
+        assert_eq!(client.patience.standing(), Standing::Idle(PINGS));
     }
 }

@@ -9,18 +9,21 @@ use crate::request::Millis;
 /// How long a client that was told to stop may go on sending before it is cut off.
 const LINGER: Millis = 2000;
 
-/// How long one that is one too many may take to say its first byte, to be told so.
-const TURNED_AWAY: Millis = 1000;
+/// How long one that is one too many may take to say its first byte, to be told so: some round trips on a bad network.
+const TURNED_AWAY: Millis = 500;
 
-/// What a client must take of its replies in each `CLIENT_TIMEOUT`, in bytes: 400 a second by default. Apache's module for it asks
-/// for 500, ASP.NET's server for 240.
+/// How long it may go on sending when it has been told. Others wait to be told.
+const TURNED_AWAY_LINGER: Millis = 100;
+
+/// What must leave for a client in each `CLIENT_TIMEOUT`, in bytes. The kernel takes more only when it has got rid of what it sent
+/// at a time, which is up to 64 KiB: who takes as much in that time is sure to stay, who takes less may not be seen to.
 pub(super) const LEAST_TAKEN_BYTES: usize = 4096;
 
 /// What a client is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It asks nothing.
-    Idle,
+    /// It asks nothing, since so many requests.
+    Idle(u64),
     /// It has begun its so-manieth request, and the rest is to come.
     Asking(u64),
     /// It waits for the proxy, or for Redis. There are other bounds for that.
@@ -29,6 +32,8 @@ pub(super) enum Standing {
     Taking,
     /// It is one too many.
     TurnedAway,
+    /// It has been told so; what it still sends is thrown away.
+    SentAway,
     /// All is said; what it still sends is thrown away.
     Leaving,
 }
@@ -65,8 +70,8 @@ impl Patience {
     /// Takes note of what the client is at after a turn, in which it has taken that many bytes.
     pub(super) fn note(&mut self, standing: Standing, taken: usize, now: Millis) {
         match standing {
-            // Whatever gave it a turn, it has asked for something and got it.
-            Standing::Idle | Standing::Served => self.begin(standing, now),
+            // Looked at again and again, and never over by itself.
+            Standing::Served => self.begin(standing, now),
             _ if standing != self.standing => self.begin(standing, now),
             _ => self.taken += taken,
         }
@@ -79,9 +84,10 @@ impl Patience {
     /// When what the client is at must have come to an end.
     pub(super) fn deadline(&self, limits: Limits) -> Millis {
         let time = match self.standing {
-            Standing::Idle | Standing::Served => limits.idle,
+            Standing::Idle(_) | Standing::Served => limits.idle,
             Standing::Asking(_) | Standing::Taking => limits.client,
             Standing::TurnedAway => TURNED_AWAY,
+            Standing::SentAway => TURNED_AWAY_LINGER,
             Standing::Leaving => LINGER,
         };
         self.since.saturating_add(time)
@@ -105,10 +111,11 @@ mod tests {
 
     #[test]
     fn only_what_is_done_completely_moves_the_deadline() {
-        let mut patience = Patience::new(Standing::Idle, 0);
+        let mut patience = Patience::new(Standing::Idle(0), 0);
         assert_eq!(patience.deadline(LIMITS), 60);
         for (standing, now, deadline) in [
-            (Standing::Idle, 50, 110),
+            (Standing::Idle(7), 50, 110),
+            (Standing::Idle(7), 51, 110),
             (Standing::Asking(7), 51, 61),
             (Standing::Asking(7), 55, 61),
             (Standing::Asking(7), 60, 61),
@@ -128,7 +135,7 @@ mod tests {
 
     #[test]
     fn who_takes_replies_must_take_enough_of_them() {
-        let mut patience = Patience::new(Standing::Idle, 0);
+        let mut patience = Patience::new(Standing::Idle(0), 0);
         // What was sent before it had to wait does not count.
         patience.note(Standing::Taking, 1_000_000, 5);
         patience.note(Standing::Taking, LEAST_TAKEN_BYTES - 1, 6);

@@ -8,8 +8,8 @@ use rlimit::Resource;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Clients of one loop, at most, that are being told that there is no place for them. Each stays for some milliseconds if
-/// it asks at once, for some seconds at most; more wait in the kernel's queue until then.
+/// Clients of one loop, at most, that are being told that there is no place for them. Each stays for half a second at most, a
+/// tenth of one if it asks at once and does not close; more wait in the kernel's queue until then, unless a place becomes free.
 const TURNED_AWAY_AT_ONCE: usize = 64;
 
 /// Open files beside clients and Redis: standard streams, signals, and what the system's libraries open for a moment.
@@ -88,7 +88,7 @@ impl Places {
 
     /// Whether a connection can be accepted, be it to turn it away.
     pub(super) fn has_room(&self) -> bool {
-        self.turned_away < self.most_turned_away
+        self.turned_away < self.most_turned_away || TAKEN.load(Ordering::Relaxed) < self.most
     }
 
     /// Takes a place. Says whether it is one of those that are there to be turned away.

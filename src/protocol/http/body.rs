@@ -1,17 +1,16 @@
 //! Request bodies. No request that this program answers needs one, so they are skipped: exactly, because a byte too
 //! few or too many would make a request out of what a client only sent as data (RFC 9112, section 11.2).
 
-use super::decode::bad_request;
-use super::{Refusal, Status};
+use super::{Refusal, Status, bad_request};
 
-/// Most bytes of one body that are skipped; a longer one ends the connection. nginx reads on for as much.
+/// Most bytes of one body that are skipped; a longer one ends the connection. No request needs a body at all.
 const MAX_SKIPPED_BYTES: u64 = 1024 * 1024;
 
-/// Longest chunk-size line and longest trailer section that are read over, in bytes.
+/// Longest extensions of a chunk, and longest trailer section, that are read over, in bytes.
 const MAX_LINE_BYTES: u16 = 4096;
 
-/// Most hexadecimal digits of a chunk's size. Longer ones say more than [`MAX_SKIPPED_BYTES`] in any case.
-const MAX_SIZE_DIGITS: u8 = 8;
+/// Most hexadecimal digits of a chunk's size, with leading zeros: what 64 bits hold.
+const MAX_SIZE_DIGITS: u8 = 16;
 
 /// What is left of the current request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +28,8 @@ pub enum Body {
 pub enum Place {
     /// In a chunk's size: digits so far, and their value.
     Size(u8, u64),
-    /// In a chunk extension, with the chunk's size and the line's length.
-    Extension(u64, u16),
+    /// In a chunk extension, with the chunk's size and how long the extensions are.
+    Extension(u64, u16, Extension),
     /// At the line feed that ends a chunk-size line.
     SizeEnd(u64),
     /// In a chunk, that many bytes before its end.
@@ -39,10 +38,34 @@ pub enum Place {
     DataEnd,
     /// At the line feed behind it.
     DataLineFeed,
-    /// In the trailer section: bytes of it so far, and whether a line begins here.
-    Trailer(u16, bool),
+    /// In the trailer section, and how long it is so far.
+    Trailer(u16, Trailer),
     /// At the line feed of a trailer line; true for the empty line that ends the message.
     TrailerLineFeed(u16, bool),
+}
+
+/// Where in a chunk extension: `;name`, `;name=token` or `;name="quoted"` (RFC 9112, section 7.1.1), without the white space
+/// that is only there to be understood in two ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// At the first byte of a name.
+    NameBegins,
+    Name,
+    /// Behind the equals sign.
+    ValueBegins,
+    Value,
+    Quoted,
+    /// Behind a backslash.
+    Escaped,
+    QuotedEnds,
+}
+
+/// Where in a line of the trailer section, which has the form of a header field's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trailer {
+    LineBegins,
+    Name,
+    Value,
 }
 
 /// Why a body cannot be skipped. Where it ends is not known, so that the connection must end.
@@ -133,25 +156,71 @@ impl Place {
                 let digit = char::from(byte).to_digit(16).ok_or(Fault::Malformed)?;
                 Place::Size(digits + 1, size * 16 + u64::from(digit))
             }
+            (Place::Size(1.., size), b'\r' | b';') if size > MAX_SKIPPED_BYTES => return Err(Fault::TooLong),
             (Place::Size(1.., size), b'\r') => Place::SizeEnd(size),
-            (Place::Size(1.., size), b';') => Place::Extension(size, 0),
-            (Place::Extension(size, _), b'\r') => Place::SizeEnd(size),
-            (Place::Extension(size, length), b'\t' | b' '..=b'~' | 0x80..) if length < MAX_LINE_BYTES => {
-                Place::Extension(size, length + 1)
+            (Place::Size(1.., size), b';') => Place::Extension(size, 0, Extension::NameBegins),
+            (Place::Extension(size, _, extension), b'\r') if extension.may_end() => Place::SizeEnd(size),
+            (Place::Extension(_, MAX_LINE_BYTES.., _), _) => return Err(Fault::TooLong),
+            (Place::Extension(size, length, extension), _) => {
+                Place::Extension(size, length + 1, extension.step(byte).ok_or(Fault::Malformed)?)
             }
-            (Place::SizeEnd(0), b'\n') => Place::Trailer(0, true),
+            (Place::SizeEnd(0), b'\n') => Place::Trailer(0, Trailer::LineBegins),
             (Place::SizeEnd(size), b'\n') => Place::Data(size),
             (Place::DataEnd, b'\r') => Place::DataLineFeed,
             (Place::DataLineFeed, b'\n') => Place::Size(0, 0),
-            (Place::Trailer(length, line_begins), b'\r') => Place::TrailerLineFeed(length, line_begins),
-            (Place::Trailer(length, _), b'\t' | b' '..=b'~' | 0x80..) if length < MAX_LINE_BYTES => {
-                Place::Trailer(length + 1, false)
+            (Place::Trailer(length, Trailer::LineBegins), b'\r') => Place::TrailerLineFeed(length, true),
+            (Place::Trailer(length, Trailer::Value), b'\r') => Place::TrailerLineFeed(length, false),
+            (Place::Trailer(MAX_LINE_BYTES.., _), _) => return Err(Fault::TooLong),
+            (Place::Trailer(length, trailer), _) => {
+                Place::Trailer(length + 1, trailer.step(byte).ok_or(Fault::Malformed)?)
             }
             (Place::TrailerLineFeed(_, true), b'\n') => return Ok(None),
-            (Place::TrailerLineFeed(length, false), b'\n') => Place::Trailer(length, true),
+            (Place::TrailerLineFeed(length, false), b'\n') => Place::Trailer(length, Trailer::LineBegins),
             _ => return Err(Fault::Malformed),
         };
         Ok(Some(next))
+    }
+}
+
+/// What a name, or a value that is not quoted, consists of (RFC 9110, section 5.6.2).
+fn is_in_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// What may stand in text: no control byte but the tabulator.
+fn is_text(byte: u8) -> bool {
+    matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
+}
+
+impl Extension {
+    /// Whether the line may end here.
+    fn may_end(self) -> bool {
+        matches!(self, Extension::Name | Extension::Value | Extension::QuotedEnds)
+    }
+
+    fn step(self, byte: u8) -> Option<Extension> {
+        Some(match (self, byte) {
+            (Extension::NameBegins | Extension::Name, _) if is_in_token(byte) => Extension::Name,
+            (Extension::Name, b'=') => Extension::ValueBegins,
+            (Extension::ValueBegins, b'"') => Extension::Quoted,
+            (Extension::ValueBegins | Extension::Value, _) if is_in_token(byte) => Extension::Value,
+            (Extension::Quoted, b'"') => Extension::QuotedEnds,
+            (Extension::Quoted, b'\\') => Extension::Escaped,
+            (Extension::Quoted | Extension::Escaped, _) if is_text(byte) => Extension::Quoted,
+            (Extension::Name | Extension::Value | Extension::QuotedEnds, b';') => Extension::NameBegins,
+            _ => return None,
+        })
+    }
+}
+
+impl Trailer {
+    fn step(self, byte: u8) -> Option<Trailer> {
+        Some(match (self, byte) {
+            (Trailer::LineBegins | Trailer::Name, _) if is_in_token(byte) => Trailer::Name,
+            (Trailer::Name, b':') => Trailer::Value,
+            (Trailer::Value, _) if is_text(byte) => Trailer::Value,
+            _ => return None,
+        })
     }
 }
 
@@ -175,8 +244,8 @@ mod tests {
             (Body::Length(5), b"hello"),
             (Body::CHUNKED, b"0\r\n\r\n"),
             (Body::CHUNKED, b"5\r\nhello\r\n0\r\n\r\n"),
-            (Body::CHUNKED, b"00a\r\n0123456789\r\n1;name=\"value\"\r\nx\r\n0\r\n\r\n"),
-            (Body::CHUNKED, b"0;last\r\nTrailer: yes\r\nOther: \xc3\xa9\r\n\r\n"),
+            (Body::CHUNKED, b"00a\r\n0123456789\r\n1;a=\"b \\\" \xe9\";c;d=e\r\nx\r\n0000000000000000\r\n\r\n"),
+            (Body::CHUNKED, b"0;last\r\nTrailer: yes\r\nOther:\xc3\xa9 : \r\nEmpty:\r\n\r\n"),
             (Body::CHUNKED, b"2\r\n\r\n\r\n0\r\n\r\n"),
         ];
         for (body, bytes) in bodies {
@@ -191,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_chunk_size_that_could_be_read_in_two_ways_ends_the_connection() {
-        let malformed: [&[u8]; 15] = [
+        let malformed: [&[u8]; 34] = [
             b"5 ;x\r\nhello",
             b"\r\n",
             b";x\r\n",
@@ -203,7 +272,26 @@ mod tests {
             b"5\rhello",
             b"5\r\nhelloX",
             b"5\r\nhello\n",
-            b"123456789\r\n",
+            b"00000000000000000\r\n",
+            b"0;\r\n",
+            b"0;;a\r\n",
+            b"0; a\r\n",
+            b"0;a b\r\n",
+            b"0;a=\r\n",
+            b"0;a=b=c\r\n",
+            b"0;a=\"b\r\n",
+            b"0;a=\"b\"c\r\n",
+            b"0;a\"b\"\r\n",
+            b"0;\xff\r\n",
+            b"0;a=\"\x7f\"\r\n",
+            b"0;a\nb\r\n",
+            b"0\r\nnothing\r\n",
+            b"0\r\n folded: a\r\n",
+            b"0\r\nA: b\r\n c\r\n",
+            b"0\r\n: b\r\n",
+            b"0\r\nA : b\r\n",
+            b"0\r\nA: b\n\r\n",
+            b"0\r\nGET /raw/a HTTP/1.1\r\n",
             b"g\r\n",
             b"0\r\nA\x00: b\r\n",
             b"5;a\x00b\r\n",
@@ -228,7 +316,11 @@ mod tests {
         assert_eq!(skip(Body::CHUNKED, &chunk.repeat(20), 1000), Err(Fault::TooLong));
         assert_eq!(
             skip(Body::CHUNKED, &[b"0\r\n".as_slice(), &b"a: b\r\n".repeat(2000)].concat(), 10),
-            Err(Fault::Malformed)
+            Err(Fault::TooLong)
         );
+        assert_eq!(skip(Body::CHUNKED, &[b"0;".as_slice(), &b"a".repeat(5000)].concat(), 10), Err(Fault::TooLong));
+        for size in [&b"100001\r\n"[..], b"100001;a\r\n", b"ffffffffffffffff\r\n"] {
+            assert_eq!(skip(Body::CHUNKED, size, 3), Err(Fault::TooLong));
+        }
     }
 }

@@ -7,12 +7,12 @@
 use super::super::Decoded;
 use super::fields::Fields;
 use super::host::Hosts;
-use super::target::Target;
-use super::{Body, Refusal, Shape, Status, View};
+use super::target::{Target, is_known};
+use super::{Body, Refusal, Shape, Status, View, bad_request};
 use crate::request::MAX_KEY_BYTES;
 use std::mem::MaybeUninit;
 
-/// Longest request head, in bytes. What nginx and HAProxy take by default.
+/// Longest request head, in bytes. Browsers send up to some 4 KiB; the buffer that HAProxy has for one is as long.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Longest request target, in bytes: what RFC 9112, section 3, asks of all servers, and what nginx takes.
@@ -46,10 +46,6 @@ pub struct Head<'a> {
     pub body: Body,
     /// Whether the client waits for an answer before it sends the body.
     pub expects_answer: bool,
-}
-
-pub(super) const fn bad_request(message: &'static str) -> Refusal {
-    Refusal { status: Status::BadRequest, message }
 }
 
 /// Decodes the request head at the beginning of `input`. A key with percent-escapes is decoded into `key_scratch`,
@@ -102,7 +98,9 @@ fn interpret<'a>(
         return Err(bad_request("the request target must be a path or an http URL, of ASCII, and percent-encoded"));
     };
     let fields = Fields::read(headers, version_1_0)?;
-    let shape = |view| Shape { view, head_only: method == "HEAD", version_1_0, keep_alive: fields.keep_alive };
+    // What is no method that is known may be what is left of something else.
+    let keep_alive = fields.keep_alive && is_known(method) && method != "CONNECT";
+    let shape = |view| Shape { view, head_only: method == "HEAD", version_1_0, keep_alive };
     let (view, command) = if hosts.allow(target.host.unwrap_or(fields.host)) {
         target.interpret(method, key_scratch)
     } else {

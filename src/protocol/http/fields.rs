@@ -1,9 +1,8 @@
 //! What the header fields of a request say about the message and the connection. Everything that two programs could read in
 //! two ways is refused, because one of them may stand in front of this one (RFC 9112, section 11.2).
 
-use super::decode::bad_request;
 use super::host::host_of;
-use super::{Body, Refusal, Status};
+use super::{Body, Refusal, Status, bad_request};
 
 /// See the top of the file.
 pub struct Fields<'a> {

@@ -10,20 +10,22 @@ const PORT_DIGITS: usize = 5;
 pub struct Hosts(Vec<Vec<u8>>);
 
 impl Hosts {
-    /// Reads a list with commas between the names, without ports; spaces around them are of no matter. An empty list means
-    /// that any name will do. `None` where one of them is no name.
+    /// Reads a list with commas between the names, without ports or wildcards; spaces around them are of no matter. An empty list
+    /// means that any name will do. `None` where one of them is neither a name of the DNS nor an IPv6 address in brackets: nobody
+    /// means what else an authority may be.
     pub fn parse(list: &str) -> Option<Hosts> {
         if list.trim().is_empty() {
             return Some(Hosts::default());
         }
         let names = list.split(',').map(|name| name.trim().as_bytes());
         names
-            .map(|name| (!name.is_empty() && host_of(name) == Some(name)).then(|| name.to_vec()))
+            .map(|name| (is_plain(name) && host_of(name) == Some(name)).then(|| name.to_vec()))
             .collect::<Option<_>>()
             .map(Hosts)
     }
 
-    /// Whether requests for that host are answered. Case is of no matter, nor is the dot that ends a full name.
+    /// Whether requests for that host are answered. Case is of no matter, nor is the dot that ends a full name. IPv6 addresses are
+    /// compared as they are written.
     pub fn allow(&self, host: &[u8]) -> bool {
         let plain = |name: &[u8]| name.strip_suffix(b".").map_or(name.len(), <[u8]>::len);
         self.0.is_empty() || self.0.iter().any(|name| name[..plain(name)].eq_ignore_ascii_case(&host[..plain(host)]))
@@ -46,10 +48,19 @@ pub fn host_of(authority: &[u8]) -> Option<&[u8]> {
     };
     let ends = match rest {
         [] => true,
-        [b':', port @ ..] => port.len() <= PORT_DIGITS && port.iter().all(u8::is_ascii_digit),
+        [b':', port @ ..] if port.len() <= PORT_DIGITS && port.iter().all(u8::is_ascii_digit) => {
+            port.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
+        }
         _ => false,
     };
     (named && ends).then_some(host)
+}
+
+/// Whether it is a name as it stands in the DNS, or in brackets.
+fn is_plain(name: &[u8]) -> bool {
+    let labels = name.strip_suffix(b".").unwrap_or(name).split(|&byte| byte == b'.');
+    let in_label = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-' || *byte == b'_';
+    name.starts_with(b"[") || labels.into_iter().all(|label| !label.is_empty() && label.iter().all(in_label))
 }
 
 /// What an IPv6 address is written with. Whether it is one is of no matter here: it is only compared.
@@ -103,9 +114,9 @@ mod tests {
             assert_eq!(host_of(authority.as_bytes()), Some(host.as_bytes()), "{authority}");
         }
         for authority in [
-            ":80", "a:b", "a:1:2", "a:123456", "a:-1", "user@a", "a b", "a/b", "a\\b", "a?b", "a#b", "[", "[]", "[::1",
-            "::1", "[::1]x", "[::1]:x", "[g::1]", "[a]", "[v1.x]", "a[", "a%", "a%2", "a%zz", "a\tb", "a\u{7f}", "é",
-            "a\"", "<a>", "http://a",
+            ":80", "a:b", "a:1:2", "a:123456", "a:65536", "a:-1", "user@a", "a b", "a/b", "a\\b", "a?b", "a#b", "[",
+            "[]", "[::1", "::1", "[::1]x", "[::1]:x", "[g::1]", "[a]", "[v1.x]", "a[", "a%", "a%2", "a%zz", "a\tb",
+            "a\u{7f}", "é", "a\"", "<a>", "http://a",
         ] {
             assert_eq!(host_of(authority.as_bytes()), None, "{authority}");
         }
@@ -122,7 +133,9 @@ mod tests {
         }
         assert!(Hosts::parse("").is_some_and(|any| any.allow(b"whoever") && any.allow(b"")));
         assert_eq!(Hosts::parse(" "), Some(Hosts::default()));
-        for list in [",", "a,", "a,,b", "a:80", "a b", "http://a", "*/", "a;é"] {
+        for list in
+            [",", "a,", "a,,b", "a:80", "a b", "http://a", "*", "*.a", "a;b", "'a'", ".", "a..b", "é", "[a", "[::1]:80"]
+        {
             assert_eq!(Hosts::parse(list), None, "{list}");
         }
     }

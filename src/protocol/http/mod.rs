@@ -44,6 +44,10 @@ pub struct Refusal {
     pub message: &'static str,
 }
 
+const fn bad_request(message: &'static str) -> Refusal {
+    Refusal { status: Status::BadRequest, message }
+}
+
 /// The status codes in use (RFC 9110, section 15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are the standard's")]

@@ -1,11 +1,17 @@
 //! What a method and a request target ask for (RFC 9110, section 9; RFC 9112, section 3.2).
 
-use super::decode::bad_request;
 use super::host::host_of;
-use super::{Command, Refusal, Status, View};
+use super::{Command, Refusal, Status, View, bad_request};
+
+const OFFERED: [&str; 3] = ["GET", "HEAD", "OPTIONS"];
 
 /// Methods that this program knows and does not offer: those of RFC 9110, and PATCH (RFC 5789). All others it does not know.
 const NOT_OFFERED: [&str; 6] = ["POST", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
+
+/// Whether a method is offered, or one of those.
+pub fn is_known(method: &str) -> bool {
+    OFFERED.contains(&method) || NOT_OFFERED.contains(&method)
+}
 
 /// A request target, taken apart.
 pub struct Target<'a> {
@@ -21,6 +27,8 @@ enum Path<'a> {
     Server,
     /// The other end of a tunnel: `CONNECT host:port`.
     Elsewhere,
+    /// Something that is to be had only over a connection with TLS.
+    Secured,
 }
 
 impl<'a> Target<'a> {
@@ -47,6 +55,7 @@ impl<'a> Target<'a> {
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let host = host_of(authority.as_bytes()).filter(|host| !host.is_empty())?;
         let path = match without_query(rest) {
+            _ if scheme.eq_ignore_ascii_case("https") => Path::Secured,
             "" if method == "OPTIONS" => Path::Server,
             "" => Path::Resource("/"),
             path => Path::Resource(path),
@@ -62,9 +71,10 @@ impl<'a> Target<'a> {
                 (_, Some(key)) => (View::Raw, Some(key)),
                 _ => (View::Json, None),
             },
-            Path::Server | Path::Elsewhere => (View::Json, None),
+            Path::Server | Path::Elsewhere | Path::Secured => (View::Json, None),
         };
         let command = match (method, resource, &self.path) {
+            (_, _, Path::Secured) => Command::Refuse(NOT_SECURED),
             ("GET" | "HEAD", Some(key), _) => match decode_percent(key.as_bytes(), key_scratch) {
                 Some(key) => Command::Get(key),
                 None => Command::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits")),
@@ -84,6 +94,10 @@ impl<'a> Target<'a> {
         (view, command)
     }
 }
+
+/// RFC 9110, section 7.4.
+const NOT_SECURED: Refusal =
+    Refusal { status: Status::MisdirectedRequest, message: "there is no TLS here; ask for an http URL, or a path" };
 
 const NO_SUCH_PATH: Refusal =
     Refusal { status: Status::NotFound, message: "no such path; ask for /key/{key} or /raw/{key}" };
@@ -136,6 +150,7 @@ mod tests {
             ("OPTIONS", "*", Ok("options")),
             ("OPTIONS", "http://a", Ok("options")),
             ("OPTIONS", "http://a?b", Ok("options")),
+            ("GET", "https://a/key/a", Err(Status::MisdirectedRequest)),
             ("OPTIONS", "/", Err(Status::NotFound)),
             ("GET", "/", Err(Status::NotFound)),
             ("GET", "/key", Err(Status::NotFound)),
