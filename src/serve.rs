@@ -10,6 +10,9 @@ use crate::request::{Figures, Job, Millis, Outcome, Payload, Reply};
 /// One read may bring ten thousand.
 pub const STEPS_AT_ONCE: usize = 512;
 
+/// What telling the figures costs beside other requests: about twenty microseconds.
+const FIGURES_STEPS: usize = 50;
+
 /// Bytes that are copied meanwhile into a reply about several keys, beyond which others have their turn too.
 const GATHERED_AT_ONCE: usize = MAX_UNSENT_BYTES;
 
@@ -65,7 +68,7 @@ impl Service<'_> {
         let (mut at, before) = (0, connection.requests());
         let (mut steps, mut gathered) = (0, 0);
         let enough = loop {
-            if steps == STEPS_AT_ONCE || gathered > GATHERED_AT_ONCE {
+            if steps >= STEPS_AT_ONCE || gathered > GATHERED_AT_ONCE {
                 break true;
             }
             steps += 1;
@@ -92,6 +95,7 @@ impl Service<'_> {
                 }
                 Step::Figures { shape, consumed } => {
                     at += consumed;
+                    steps += FIGURES_STEPS;
                     self.figures.uptime = self.now;
                     self.proxy.tell(self.figures);
                     connection.reply_figures(shape, self.figures);

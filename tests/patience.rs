@@ -25,6 +25,12 @@ fn trickle(stream: &mut TcpStream, byte: u8) -> bool {
     stream.write_all(&[byte]).is_ok()
 }
 
+/// So many clients, or as many as the limit of open files of this test allows, beside other tests.
+fn many(count: usize) -> usize {
+    let limit = rlimit::getrlimit(rlimit::Resource::NOFILE).expect("a limit").0;
+    count.min(limit as usize / 4)
+}
+
 /// All that has come and will come, once the proxy has closed.
 fn rest(stream: &mut TcpStream) -> String {
     stream.set_read_timeout(Some(common::PATIENCE)).expect("a time-out can be set");
@@ -39,9 +45,7 @@ fn rest(stream: &mut TcpStream) -> String {
 fn who_trickles_is_told_and_closed_at_a_fixed_time() {
     let (_redis, proxy) = start(&[("CLIENT_TIMEOUT", "3")]);
     let descriptors = proxy.settled_descriptors();
-    // As many as the limit of open files of this test allows, beside other tests.
-    let limit = rlimit::getrlimit(rlimit::Resource::NOFILE).expect("a limit").0;
-    let count = (limit as usize / 3).min(5000);
+    let count = many(5000);
     let begun = Instant::now();
     let mut slow: Vec<TcpStream> = (0..count)
         .map(|_| {
@@ -111,6 +115,68 @@ fn every_part_of_a_request_has_to_come_in_time() {
     }
 }
 
+/// A command that comes in bursts, so large that the proxy has to go on with them in further turns, or to wait for Redis in
+/// between: what this takes begins no new time for the client.
+#[test]
+fn bursts_do_not_move_the_deadline_either() {
+    let (redis, proxy) = start(&[("CLIENT_TIMEOUT", "1"), ("REDIS_TIMEOUT", "60000")]);
+    // Redis takes its time for the first thousand of each burst, and is done with them long before the next.
+    let mut number = 0;
+    let mut missing = || {
+        redis.thaw();
+        std::thread::sleep(Duration::from_millis(200));
+        redis.freeze();
+        number += 1500;
+        (0..1500).map(|at| format!("$8\r\n{:08}\r\n", number + at)).collect()
+    };
+    let bursts: [(&str, &mut dyn FnMut() -> String); 4] = [
+        ("*3\r\n$3\r\nSET\r\n$1\r\na\r\n$500000000\r\n", &mut || "x".repeat(200_000)),
+        ("*65000\r\n$4\r\nMGET\r\n", &mut || "$1\r\na\r\n".repeat(2000)),
+        ("*65000\r\n$4\r\nMGET\r\n", &mut missing),
+        ("POST /raw/a HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n", &mut || {
+            format!("1f4\r\n{}\r\n", "x".repeat(500))
+        }),
+    ];
+    for (begin, burst) in bursts {
+        let mut stream = TcpStream::connect(proxy.address).expect("the proxy takes connections");
+        stream.write_all(begin.as_bytes()).expect("the proxy reads");
+        let mut reading = stream.try_clone().expect("a stream can be cloned");
+        let reading = std::thread::spawn(move || rest(&mut reading));
+        let begun = Instant::now();
+        while !reading.is_finished() {
+            let _ = stream.write_all(burst().as_bytes());
+            assert!(begun.elapsed() < Duration::from_secs(8), "{begin:?} is waited for as long as it bursts");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        redis.thaw();
+        println!("{begin:?} was closed after {:?}", begun.elapsed());
+        assert!(begun.elapsed() >= Duration::from_secs(1), "{begin:?} was not given its time");
+        let _ = reading.join().expect("no panic");
+    }
+}
+
+/// A loop that could not go on for a while has not seen what its clients did meanwhile: it looks before it judges.
+#[test]
+fn the_proxys_own_pause_is_not_its_clients_fault() {
+    let (_redis, proxy) = start(&[("CLIENT_TIMEOUT", "1"), ("CLIENT_IDLE_TIMEOUT", "1")]);
+    // Several times as many as the loop is told of at a time.
+    let mut clients: Vec<Http> = (0..many(4000)).map(|_| proxy.connect()).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.get("/raw/a").text(), "value"));
+    // Half of them are in the middle of a request.
+    let request = [HEAD, b"\r\n\r\n"].concat();
+    clients.iter_mut().step_by(2).for_each(|client| client.send(HEAD));
+    proxy.freeze();
+    // Whose time is up first is heard of last.
+    for (number, client) in clients.iter_mut().enumerate().rev() {
+        client.send(if number % 2 == 0 { b"\r\n\r\n" } else { request.as_slice() });
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    proxy.thaw();
+    for client in &mut clients {
+        assert_eq!(client.response().text(), "value");
+    }
+}
+
 #[test]
 fn who_asks_nothing_is_closed_and_who_asks_stays() {
     let (_redis, proxy) = start(&[("CLIENT_IDLE_TIMEOUT", "3"), ("CLIENT_TIMEOUT", "2")]);
@@ -146,41 +212,45 @@ fn who_asks_nothing_is_closed_and_who_asks_stays() {
 #[test]
 fn who_takes_nothing_is_closed_and_who_takes_little_is_not() {
     const LENGTH: usize = 8 * 1024 * 1024;
-    let (redis, proxy) = start(&[("CLIENT_TIMEOUT", "4")]);
+    let (redis, proxy) = start(&[("CLIENT_IDLE_TIMEOUT", "6")]);
     redis.run(&["SETRANGE", "long", &(LENGTH - 1).to_string(), "x"]);
     assert_eq!(proxy.get("/raw/long").body.len(), LENGTH);
     let (descriptors, memory) = (proxy.settled_descriptors(), proxy.memory("VmRSS"));
-    let begin = || {
+    let begin = |window: Option<usize>| {
         let mut client = proxy.connect();
-        // A small window, so that little of the reply is on its way.
-        let socket = socket2::SockRef::from(client.stream().get_ref());
-        socket.set_recv_buffer_size(64 * 1024).expect("an option can be set");
+        if let Some(bytes) = window {
+            let socket = socket2::SockRef::from(client.stream().get_ref());
+            socket.set_recv_buffer_size(bytes).expect("an option can be set");
+        }
         client.ask("/raw/long");
         client
     };
-    let mut asleep: Vec<Http> = (0..50).map(|_| begin()).collect();
-    let mut slow = begin();
-    // At most 40 KiB a second, 160 where 64 are asked for.
-    let (mut taken, mut buffer, begun) = (0, vec![0; 4 * 1024], Instant::now());
-    while begun.elapsed() < Duration::from_secs(10) {
-        taken += slow.stream().get_mut().read(&mut buffer).expect("who takes little is not closed");
+    // A small window, so that little of the reply is on its way; and the one that any client has.
+    let mut asleep: Vec<Http> = (0..50).map(|number| begin((number > 0).then_some(64 * 1024))).collect();
+    let mut slow = [begin(Some(64 * 1024)), begin(None)];
+    // At most 40 KiB a second.
+    let (mut taken, mut buffer, begun) = ([0; 2], vec![0; 4 * 1024], Instant::now());
+    while begun.elapsed() < Duration::from_secs(20) {
+        for (client, taken) in slow.iter_mut().zip(&mut taken) {
+            *taken += client.stream().get_mut().read(&mut buffer).expect("who takes little is not closed");
+        }
         std::thread::sleep(Duration::from_millis(100));
     }
-    println!("taken {taken} bytes in {:?}, of {LENGTH}", begun.elapsed());
-    until("who takes nothing is closed", || (proxy.descriptors() <= descriptors + 1).then_some(()));
+    println!("taken {taken:?} bytes in {:?}, of {LENGTH}", begun.elapsed());
+    until("who takes nothing is closed", || (proxy.descriptors() <= descriptors + 2).then_some(()));
     for client in &mut asleep {
         let mut all = Vec::new();
         // They have been reset: what they did not take, the kernel has forgotten.
         assert!(client.stream().read_to_end(&mut all).is_err() && all.len() < LENGTH);
     }
-    let mut all = Vec::new();
-    while taken < LENGTH {
-        let length = slow.stream().read(&mut buffer).expect("the rest comes");
-        assert!(length > 0, "cut off after {taken} bytes");
-        taken += length;
-        all.extend_from_slice(&buffer[..length]);
+    for (mut client, mut taken) in slow.into_iter().zip(taken) {
+        let mut last = 0;
+        while taken < LENGTH || last != b'x' {
+            let length = client.stream().read(&mut buffer).expect("the rest comes");
+            assert!(length > 0, "cut off after {taken} bytes");
+            (taken, last) = (taken + length, buffer[length - 1]);
+        }
     }
-    assert!(all.ends_with(b"x"));
     assert!(proxy.memory("VmRSS") < memory + 8 * 1024, "{memory} KiB before, {} after", proxy.memory("VmRSS"));
 }
 

@@ -63,7 +63,10 @@ impl Connection {
                 let head_only = between.awaits_head() || is_head(&self.unparsed);
                 self.end_http(TOO_SLOW, head_only, date);
             }
-            _ => self.phase = Phase::Last { unread: true },
+            _ => {
+                self.phase = Phase::Last { unread: true };
+                self.replies.abandon();
+            }
         }
         self.unparsed = Vec::new();
     }

@@ -19,13 +19,14 @@ pub fn bound_held_values(most: usize) {
     MOST_BYTES.store(most, Ordering::Relaxed);
 }
 
-/// Whether a value may be held: it is already, or there is room. One alone is, however long it is.
+/// Whether a value may be held: it is already, or takes no more than half of what is left, so that a few long ones leave
+/// something for many short ones. One alone is held, however long it is.
 pub fn has_room_for(value: &Value) -> bool {
     if value.holders.get() > 0 {
         return true;
     }
     let held = HELD_BYTES.load(Ordering::Relaxed);
-    held == 0 || held.saturating_add(value.bytes.len()) <= MOST_BYTES.load(Ordering::Relaxed)
+    held == 0 || value.bytes.len() <= MOST_BYTES.load(Ordering::Relaxed).saturating_sub(held) / 2
 }
 
 /// A value on its way to a client.
@@ -39,6 +40,11 @@ impl Held {
             HELD_BYTES.fetch_add(value.bytes.len(), Ordering::Relaxed);
         }
         Held(Arc::clone(value))
+    }
+
+    /// The value, to be held by somebody else too.
+    pub fn value(&self) -> &Arc<Value> {
+        &self.0
     }
 }
 

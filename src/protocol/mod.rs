@@ -13,7 +13,7 @@ pub mod resp;
 pub use held::bound_held_values;
 pub use outgoing::{Outgoing, WRITE_SLICES};
 
-use crate::request::{Failure, Outcome, Payload, Reply};
+use crate::request::{Failure, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Value};
 
 /// How to reply to a request for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +24,25 @@ pub enum Shape {
     Resp(resp::Shape),
 }
 
+impl Shape {
+    /// Whether so much of the value is sent that it is held until then.
+    fn sends(self, value: &Value) -> bool {
+        match self {
+            Shape::Http(shape) => !shape.head_only,
+            Shape::Resp(shape) => {
+                // Of a part that is short there is a copy.
+                let (part, all) = (shape.sends(value.bytes.len()), value.bytes.len());
+                part > 0 && (part == all || part > SHARED_VALUE_BYTES)
+            }
+        }
+    }
+}
+
 /// Appends the reply to a request for a key. A long value for which there is no room becomes a failure.
 pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mut Outgoing) {
     let refused = Reply { outcome: Outcome::Failed(&Failure::TooMuchHeld), source: reply.source };
     let reply = match reply.outcome {
-        Outcome::Value(Payload::Shared(value)) if !held::has_room_for(value) => &refused,
+        Outcome::Value(Payload::Shared(value)) if shape.sends(value) && !held::has_room_for(value) => &refused,
         _ => reply,
     };
     match shape {

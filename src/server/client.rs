@@ -5,10 +5,9 @@
 //! or write that is shorter than it could have been says so too (epoll(7)), which spares a hit its second `read`.
 
 use super::Scratch;
-use super::patience::{Patience, Standing};
+use super::patience::{Limits, Patience, Standing, Verdict};
 use crate::connection::Connection;
 use crate::protocol::WRITE_SLICES;
-use crate::protocol::http::Date;
 use crate::request::Millis;
 use crate::serve::Service;
 use mio::net::TcpStream;
@@ -17,8 +16,8 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
-/// Bytes sent in one turn, after which others go first: what a fast reader of a long value takes in a millisecond.
-const SENT_PER_TURN: usize = 1024 * 1024;
+/// Bytes sent in one turn, after which others go first: what a fast reader of a long value takes in some hundred microseconds.
+const SENT_PER_TURN: usize = 256 * 1024;
 
 /// Bytes that are read and thrown away from a client that is told to stop and goes on sending: more than most have under way,
 /// as long as there is time.
@@ -28,6 +27,8 @@ const LINGER_BYTES: usize = 64 * 1024 * 1024;
 pub(super) struct Turn<'a> {
     pub(super) service: Service<'a>,
     pub(super) scratch: &'a mut Scratch,
+    /// How long clients may take.
+    pub(super) limits: Limits,
 }
 
 /// What is to happen after a turn.
@@ -63,7 +64,7 @@ pub(super) struct Client {
     pub(super) patience: Patience,
     /// Bytes sent in this turn.
     sent: usize,
-    /// Whether this turn decides if it takes its replies too slowly.
+    /// Whether its time is up, and this turn decides.
     on_trial: bool,
     /// Whether it is in the queue of those who get a turn.
     pub(super) queued: bool,
@@ -107,20 +108,37 @@ impl Client {
     /// One turn. `slot` is the client's place, for those who answer it later.
     pub(super) fn turn(&mut self, slot: usize, turn: &mut Turn<'_>) -> Next {
         if self.lingering.is_some() {
-            return self.throw_away(&mut turn.scratch.read);
+            let over = std::mem::take(&mut self.on_trial) && self.patience.deadline(turn.limits) <= turn.service.now;
+            return if over { Next::Close } else { self.throw_away(&mut turn.scratch.read) };
         }
         self.sent = 0;
         self.connection.outgoing().lend(&mut turn.scratch.write);
         let next = self.work(slot, turn).unwrap_or(Next::Close);
         self.connection.outgoing().take_back(&mut turn.scratch.write);
-        let now = turn.service.now;
-        let standing = self.standing();
+        let (now, standing) = (turn.service.now, self.standing());
         self.patience.note(standing, self.sent, now);
-        if std::mem::take(&mut self.on_trial) && standing == Standing::Taking && !self.patience.renew(now) {
-            self.reset();
-            return Next::Close;
+        if next == Next::Close || !std::mem::take(&mut self.on_trial) {
+            return next;
         }
-        next
+        match self.patience.judge(turn.limits, now) {
+            Verdict::Stay => next,
+            Verdict::GiveUp => {
+                self.connection.give_up(turn.service.date);
+                Next::Again
+            }
+            Verdict::Close => Next::Close,
+            Verdict::Reset => {
+                // If that fails, the kernel will give up some time.
+                let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+                Next::Close
+            }
+        }
+    }
+
+    /// Its time is up. What it does in its next turn decides: something may have come that the loop has not been told of, and that
+    /// the kernel has some room, it tells only once there is a lot of it.
+    pub(super) fn put_on_trial(&mut self) {
+        (self.readable, self.writable, self.on_trial) = (true, true, true);
     }
 
     /// What it is at now.
@@ -131,33 +149,16 @@ impl Client {
             Standing::Taking
         } else if self.turned_away {
             Standing::TurnedAway
-        } else if self.readable || self.held_up || !self.connection.is_settled() || !self.connection.takes_requests() {
+        } else if !self.connection.is_settled() || !self.connection.takes_requests() {
             Standing::Served
         } else if self.connection.is_amid_request() {
+            // Also where some of it waits here to be taken up: it will be, and the request is the same one as long as it is not.
             Standing::Asking(self.connection.requests())
+        } else if self.readable || self.held_up {
+            Standing::Served
         } else {
             Standing::Idle(self.connection.requests())
         }
-    }
-
-    /// Its time is up. Says whether it goes at once; otherwise its next turn decides, or ends it.
-    pub(super) fn is_gone(&mut self, date: &Date) -> bool {
-        match self.patience.standing() {
-            Standing::Asking(_) => self.connection.give_up(date),
-            Standing::Taking => {
-                // The kernel tells of room only once there is a lot of it: trying is what shows whether anything was taken.
-                self.writable = true;
-                self.on_trial = true;
-            }
-            Standing::Served => {}
-            Standing::Idle(_) | Standing::TurnedAway | Standing::SentAway | Standing::Leaving => return true,
-        }
-        false
-    }
-
-    /// Makes the kernel forget what the client has not taken. If that fails, the kernel will give up some time.
-    fn reset(&self) {
-        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
     fn work(&mut self, slot: usize, turn: &mut Turn<'_>) -> io::Result<Next> {
@@ -282,8 +283,8 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Limits;
-    use crate::protocol::http::Hosts;
+    use crate::cache;
+    use crate::protocol::http::{Date, Hosts};
     use crate::proxy::Proxy;
     use crate::request::Figures;
     use crate::serve::STEPS_AT_ONCE;
@@ -305,7 +306,7 @@ mod tests {
 
         let mut client = Client::new(TcpStream::from_std(stream), Connection::new(1, 0), false, 0);
         client.readable = true;
-        let mut proxy = Proxy::new(Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1000, 1000);
+        let mut proxy = Proxy::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1000, 1000);
         let (mut figures, mut scratch) = (Figures::default(), Scratch { read: vec![0; 64 * 1024], write: Vec::new() });
         let (hosts, date) = (Hosts::default(), Date::at(SystemTime::UNIX_EPOCH));
         let mut turns = 0;
@@ -315,19 +316,20 @@ mod tests {
             let (proxy, figures) = (&mut proxy, &mut figures);
             let service =
                 Service { proxy, jobs: &mut jobs, key: &mut key, hosts: &hosts, date: &date, figures, now: 0 };
-            let next = client.turn(0, &mut Turn { service, scratch: &mut scratch });
+            let next =
+                client.turn(0, &mut Turn { service, scratch: &mut scratch, limits: Limits { client: 1, idle: 1 } });
             let done = client.connection.requests() - before;
             assert!(done <= STEPS_AT_ONCE as u64, "{done} requests in one turn");
             assert!(turns > 0 || next == Next::Again, "{next:?} with more to read");
             turns += 1;
             match next {
-                Next::Again => assert_eq!(client.patience.standing(), Standing::Served),
+                Next::Again => {}
                 Next::Wait if client.connection.requests() == PINGS => break,
                 // The rest is on its way, and the kernel would tell.
                 Next::Wait => client.readable = true,
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(client.patience.standing(), Standing::Idle(PINGS));
+        assert_eq!(client.standing(), Standing::Idle(PINGS));
     }
 }

@@ -312,7 +312,7 @@ impl Server {
     }
 
     fn give_turns(&mut self) {
-        self.figures.clients = self.clients.len();
+        self.figures.clients = self.clients.len() - self.places.turned_away();
         for _ in 0..self.queue.len() {
             let Some(slot) = self.queue.pop_front() else { return };
             let Some(client) = self.clients.get_mut(slot) else { continue };
@@ -328,6 +328,7 @@ impl Server {
                     now: self.clock.now,
                 },
                 scratch: &mut self.scratch,
+                limits: self.patience,
             };
             match client.turn(slot, &mut turn) {
                 Next::Wait => self.set_timer(slot),
@@ -368,9 +369,8 @@ impl Server {
         client.patience.armed = Millis::MAX;
         if client.patience.deadline(self.patience) > self.clock.now {
             self.set_timer(slot);
-        } else if client.is_gone(&self.clock.date) {
-            self.close(slot);
         } else {
+            client.put_on_trial();
             // Its timer is set again behind its turn.
             enqueue(&mut self.queue, client, slot);
         }

@@ -9,15 +9,16 @@ use crate::request::Millis;
 /// How long a client that was told to stop may go on sending before it is cut off.
 const LINGER: Millis = 2000;
 
-/// How long one that is one too many may take to say its first byte, to be told so: some round trips on a bad network.
-const TURNED_AWAY: Millis = 500;
+/// How long one that is one too many may take to say its first byte, to be told so. It usually comes with the connection.
+const TURNED_AWAY: Millis = 250;
 
 /// How long it may go on sending when it has been told. Others wait to be told.
 const TURNED_AWAY_LINGER: Millis = 100;
 
-/// What must leave for a client in each `CLIENT_TIMEOUT`, in bytes. The kernel takes more only when it has got rid of what it sent
-/// at a time, which is up to 64 KiB: who takes as much in that time is sure to stay, who takes less may not be seen to.
-pub(super) const LEAST_TAKEN_BYTES: usize = 4096;
+/// What must leave for a client in each `CLIENT_IDLE_TIMEOUT`, in bytes. A client's kernel lets more through only when its buffer has
+/// become empty by a half or so, and ours takes more only when it has got rid of what it sent at a time, 64 KiB: who takes some 128 KiB
+/// in that time is sure to stay. Hence the longer of the two time-outs, as nginx has it.
+const LEAST_TAKEN_BYTES: usize = 4096;
 
 /// What a client is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,18 @@ pub(super) struct Limits {
     pub(super) idle: Millis,
 }
 
+/// What is to happen to a client whose time is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing: it was not up, or is the proxy's.
+    Stay,
+    /// It is told that it was too slow, if it can be.
+    GiveUp,
+    Close,
+    /// Close, and forget what it has not taken.
+    Reset,
+}
+
 /// One client's time. See the top of the file.
 #[derive(Debug)]
 pub(super) struct Patience {
@@ -54,17 +67,16 @@ pub(super) struct Patience {
     since: Millis,
     /// Bytes taken since then.
     taken: usize,
+    /// The last request that it took its time for, and how much it has used.
+    asked: u64,
+    used: Millis,
     /// When the timer goes off, if there is one. It may be earlier than the deadline.
     pub(super) armed: Millis,
 }
 
 impl Patience {
     pub(super) fn new(standing: Standing, now: Millis) -> Patience {
-        Patience { standing, since: now, taken: 0, armed: Millis::MAX }
-    }
-
-    pub(super) fn standing(&self) -> Standing {
-        self.standing
+        Patience { standing, since: now, taken: 0, asked: u64::MAX, used: 0, armed: Millis::MAX }
     }
 
     /// Takes note of what the client is at after a turn, in which it has taken that many bytes.
@@ -77,15 +89,24 @@ impl Patience {
         }
     }
 
+    /// What it is at is something else. A request that it goes on with after others had to be waited for has used some of its
+    /// time already: else a client could have any time for one by sending much now and then.
     fn begin(&mut self, standing: Standing, now: Millis) {
-        (self.standing, self.since, self.taken) = (standing, now, 0);
+        if let Standing::Asking(request) = self.standing {
+            (self.asked, self.used) = (request, now - self.since);
+        }
+        let used = match standing {
+            Standing::Asking(request) if request == self.asked => self.used,
+            _ => 0,
+        };
+        (self.standing, self.since, self.taken) = (standing, now - used, 0);
     }
 
     /// When what the client is at must have come to an end.
     pub(super) fn deadline(&self, limits: Limits) -> Millis {
         let time = match self.standing {
-            Standing::Idle(_) | Standing::Served => limits.idle,
-            Standing::Asking(_) | Standing::Taking => limits.client,
+            Standing::Idle(_) | Standing::Served | Standing::Taking => limits.idle,
+            Standing::Asking(_) => limits.client,
             Standing::TurnedAway => TURNED_AWAY,
             Standing::SentAway => TURNED_AWAY_LINGER,
             Standing::Leaving => LINGER,
@@ -93,13 +114,21 @@ impl Patience {
         self.since.saturating_add(time)
     }
 
-    /// Begins anew with the time of one that takes its replies, if it has taken enough of them. Says whether it has.
-    pub(super) fn renew(&mut self, now: Millis) -> bool {
-        let enough = self.taken >= LEAST_TAKEN_BYTES;
-        if enough {
-            self.begin(self.standing, now);
+    /// What is to happen if its time is up, after a turn in which it could show what it is at.
+    pub(super) fn judge(&mut self, limits: Limits, now: Millis) -> Verdict {
+        if self.deadline(limits) > now {
+            return Verdict::Stay;
         }
-        enough
+        match self.standing {
+            Standing::Served => Verdict::Stay,
+            Standing::Asking(_) => Verdict::GiveUp,
+            Standing::Taking if self.taken >= LEAST_TAKEN_BYTES => {
+                self.begin(Standing::Taking, now);
+                Verdict::Stay
+            }
+            Standing::Taking => Verdict::Reset,
+            Standing::Idle(_) | Standing::TurnedAway | Standing::SentAway | Standing::Leaving => Verdict::Close,
+        }
     }
 }
 
@@ -123,8 +152,12 @@ mod tests {
             (Standing::Asking(8), 60, 70),
             (Standing::Served, 65, 125),
             (Standing::Served, 100, 160),
-            (Standing::Taking, 101, 111),
-            (Standing::Taking, 110, 111),
+            (Standing::Taking, 101, 161),
+            (Standing::Taking, 110, 161),
+            // It goes on with the same one, of whose time it has used 5.
+            (Standing::Asking(8), 111, 116),
+            (Standing::Served, 112, 172),
+            (Standing::Asking(8), 112, 116),
             (Standing::Leaving, 112, 112 + LINGER),
             (Standing::Leaving, 113, 112 + LINGER),
         ] {
@@ -139,9 +172,9 @@ mod tests {
         // What was sent before it had to wait does not count.
         patience.note(Standing::Taking, 1_000_000, 5);
         patience.note(Standing::Taking, LEAST_TAKEN_BYTES - 1, 6);
-        assert!(!patience.renew(15) && patience.deadline(LIMITS) == 15);
-        patience.note(Standing::Taking, 1, 15);
-        assert!(patience.renew(15) && patience.deadline(LIMITS) == 25);
-        assert!(!patience.renew(25), "what was taken counts once");
+        assert_eq!((patience.judge(LIMITS, 64), patience.judge(LIMITS, 65)), (Verdict::Stay, Verdict::Reset));
+        patience.note(Standing::Taking, 1, 65);
+        assert_eq!((patience.judge(LIMITS, 65), patience.deadline(LIMITS)), (Verdict::Stay, 125));
+        assert_eq!(patience.judge(LIMITS, 125), Verdict::Reset, "what was taken counts twice");
     }
 }

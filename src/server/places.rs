@@ -8,9 +8,9 @@ use rlimit::Resource;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Clients of one loop, at most, that are being told that there is no place for them. Each stays for half a second at most, a
-/// tenth of one if it asks at once and does not close; more wait in the kernel's queue until then, unless a place becomes free.
-const TURNED_AWAY_AT_ONCE: usize = 64;
+/// Clients of one loop, at most, that are being told that there is no place for them. Each stays for a quarter of a second at most,
+/// less if it asks at once; more wait in the kernel's queue until then, unless a place becomes free.
+const TURNED_AWAY_AT_ONCE: usize = 256;
 
 /// Open files beside clients and Redis: standard streams, signals, and what the system's libraries open for a moment.
 const OTHER_FILES: usize = 16;
@@ -86,6 +86,11 @@ impl Places {
         self.most
     }
 
+    /// Clients of this loop that are being turned away.
+    pub(super) fn turned_away(&self) -> usize {
+        self.turned_away
+    }
+
     /// Whether a connection can be accepted, be it to turn it away.
     pub(super) fn has_room(&self) -> bool {
         self.turned_away < self.most_turned_away || TAKEN.load(Ordering::Relaxed) < self.most
@@ -150,7 +155,7 @@ mod tests {
     fn few_files_mean_few_clients_and_none_is_an_error() {
         let defaults = config(&[]);
         let places = |files| Places::within(files, &defaults).map(|places| (places.most, places.most_turned_away));
-        assert_eq!(places(20_000), Ok((10_000, 64)));
+        assert_eq!(places(20_000), Ok((10_000, 256)));
         assert_eq!(places(64), Ok((30, 4)));
         assert_eq!(places(32), Ok((1, 1)));
         assert_eq!(places(31), Err(NoPlace { files: 31, needed: 32 }));

@@ -11,6 +11,17 @@ use std::ops::Range;
 /// What Redis says where it holds another type.
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
+impl Shape {
+    /// How much is sent of a value of `length` bytes.
+    pub fn sends(self, length: usize) -> usize {
+        match self.form {
+            Form::Value => length,
+            Form::Range(start, end) => range_of(start, end, length).len(),
+            _ => 0,
+        }
+    }
+}
+
 /// Appends the reply to a command about a key.
 pub fn encode_reply(reply: &Reply<'_>, shape: Shape, out: &mut Outgoing) {
     match (reply.outcome, shape.form) {

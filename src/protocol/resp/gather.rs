@@ -10,6 +10,7 @@ use super::commands::{Known, Name};
 use super::encode::{encode_error, encode_part, error_of};
 use super::write::{Version, Writer};
 use crate::protocol::Outgoing;
+use crate::protocol::held::{Held, has_room_for};
 use crate::request::{Failure, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,9 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Most bytes of values that one reply may hold. A first value may be longer.
 const MAX_GATHERED_BYTES: usize = 64 * 1024 * 1024;
 
-/// Most bytes that all such replies of the process may hold, beside what each may hold in any case: one segment and one
-/// long value. Clients that do not end their commands, or do not read, could fill the memory with them otherwise. Each may
-/// have half of what the others leave, so that a few of them do not keep everybody from asking for a little.
+/// Most bytes that all such replies of the process may hold, beside one segment each, and beside long values: those are bounded
+/// with all others that wait for clients (`protocol/held.rs`). Clients that do not end their commands, or do not read, could fill
+/// the memory with them otherwise. Each may have half of what the others leave, so that a few of them do not keep everybody from
+/// asking for a little.
 const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
 
 /// What a client is told whose reply would make it more.
@@ -52,9 +54,6 @@ pub struct Gather {
     values: usize,
     /// Room in the segments behind the first.
     room: usize,
-    /// Bytes of the long values, and of the first of them.
-    long: usize,
-    first_long: usize,
     /// What of [`HELD_BYTES`] is its own.
     charged: usize,
     /// Parts that are rendered.
@@ -87,7 +86,7 @@ enum Part {
         length: u16,
         from: u32,
     },
-    Long(Arc<Value>),
+    Long(Held),
     /// A key that is there and needs only to be counted.
     Counted,
 }
@@ -104,8 +103,6 @@ impl Gather {
             segments: Vec::new(),
             values: 0,
             room: 0,
-            long: 0,
-            first_long: 0,
             charged: 0,
             rendered: 0,
             failed: None,
@@ -179,6 +176,10 @@ impl Gather {
                     ));
                     return true;
                 }
+                if long(payload).is_some_and(|value| !has_room_for(value)) {
+                    self.fail(error_of(&Failure::TooMuchHeld));
+                    return true;
+                }
                 self.values += length;
                 self.keep(payload)
             }
@@ -189,9 +190,7 @@ impl Gather {
 
     /// Notes what it holds among what all hold. If that is too much, it has failed.
     fn charge(&mut self) {
-        let holds = self.room
-            + self.long.saturating_sub(self.first_long)
-            + (self.parts.len() - self.rendered) * size_of::<Part>();
+        let holds = self.room + (self.parts.len() - self.rendered) * size_of::<Part>();
         // In whole segments: other loops count there too.
         let charge = holds / SEGMENT_BYTES * SEGMENT_BYTES;
         // For nearly every key: nobody else's books are touched.
@@ -211,30 +210,22 @@ impl Gather {
     }
 
     fn keep(&mut self, payload: Payload<'_>) -> Part {
-        match payload {
-            Payload::Shared(value) if value.bytes.len() > SHARED_VALUE_BYTES => {
-                // Perhaps the cache holds it too; perhaps it has been evicted.
-                if self.long == 0 {
-                    self.first_long = value.bytes.len();
-                }
-                self.long += value.bytes.len();
-                Part::Long(Arc::clone(value))
-            }
-            // A reference to a short value would cost more than a copy, on its way out too.
-            payload => {
-                let bytes = payload.bytes();
-                let fits = |last: &Segment| last.bytes.len() + bytes.len() <= last.bytes.capacity().max(SEGMENT_BYTES);
-                if !self.segments.last().is_some_and(fits) {
-                    self.add_segment();
-                }
-                let number = self.segments.len() - 1;
-                let segment = &mut self.segments[number];
-                let from = segment.bytes.len() as u32;
-                segment.bytes.extend_from_slice(bytes);
-                segment.values += 1;
-                Part::Short { segment: number as u16, length: bytes.len() as u16, from }
-            }
+        if let Some(value) = long(payload) {
+            // Perhaps the cache holds it too; perhaps it has been evicted.
+            return Part::Long(Held::new(value));
         }
+        // A reference to a short value would cost more than a copy, on its way out too.
+        let bytes = payload.bytes();
+        let fits = |last: &Segment| last.bytes.len() + bytes.len() <= last.bytes.capacity().max(SEGMENT_BYTES);
+        if !self.segments.last().is_some_and(fits) {
+            self.add_segment();
+        }
+        let number = self.segments.len() - 1;
+        let segment = &mut self.segments[number];
+        let from = segment.bytes.len() as u32;
+        segment.bytes.extend_from_slice(bytes);
+        segment.values += 1;
+        Part::Short { segment: number as u16, length: bytes.len() as u16, from }
     }
 
     fn add_segment(&mut self) {
@@ -249,7 +240,7 @@ impl Gather {
     fn fail(&mut self, error: String) {
         self.failed = Some(error);
         (self.parts, self.pending, self.segments, self.values) = (Vec::new(), 0, Vec::new(), 0);
-        (self.room, self.long, self.first_long, self.rendered) = (0, 0, 0, 0);
+        (self.room, self.rendered) = (0, 0);
         self.release();
     }
 
@@ -297,15 +288,21 @@ impl Gather {
                 }
                 Part::Long(value) => {
                     let length = value.bytes.len();
-                    (self.values, self.long) = (self.values - length, self.long - length);
-                    // What is queued to be sent now is the one that is free.
-                    self.first_long = self.first_long.saturating_sub(length);
-                    encode_part(Payload::Shared(&value), 0..length, self.version, out);
+                    self.values -= length;
+                    encode_part(Payload::Shared(value.value()), 0..length, self.version, out);
                 }
                 _ => Writer::new(out.tail(), self.version).nothing(),
             }
         }
         self.charge();
+    }
+}
+
+/// The value, where it is one that is not copied.
+fn long(payload: Payload<'_>) -> Option<&Arc<Value>> {
+    match payload {
+        Payload::Shared(value) if value.bytes.len() > SHARED_VALUE_BYTES => Some(value),
+        _ => None,
     }
 }
 
@@ -344,13 +341,13 @@ mod tests {
         let mut gather = Gather::new(mget, 1000, Version::Resp2);
         (0..4).for_each(|_| add(&mut gather, short()));
         add(&mut gather, Outcome::Value(Payload::Shared(&long)));
-        assert_eq!(gather.charged, 0, "a segment and a long value are free");
+        assert_eq!(gather.charged, 0, "a segment is free, and long values are in another book");
         (0..200).for_each(|_| add(&mut gather, short()));
         let rooms: Vec<usize> =
             gather.segments.iter().map(|segment| segment.bytes.capacity() / SEGMENT_BYTES).collect();
         assert_eq!(rooms[1..], [2, 4, 8, 16, 16, 16], "freed, the pieces must be long enough to be used again");
         add(&mut gather, Outcome::Value(Payload::Shared(&long)));
-        let holds = 62 * SEGMENT_BYTES + 1_000_000 + 206 * 16;
+        let holds = 62 * SEGMENT_BYTES + 206 * 16;
         assert_eq!(gather.charged, holds / SEGMENT_BYTES * SEGMENT_BYTES);
         // What is rendered is not held.
         gather.to_come = 0;
@@ -368,9 +365,12 @@ mod tests {
 
         let mut two = Gather::new(mget, 2, Version::Resp2);
         (0..2).for_each(|_| add(&mut two, Outcome::Value(Payload::Shared(&long))));
-        let charged = two.charged;
-        two.render(1, &mut Outgoing::default());
-        assert_eq!((two.charged, two.charged > 0), (charged, true), "a second long value became free");
+        assert_eq!(long.holders.get(), 2, "it is not known who holds it");
+        let mut out = Outgoing::default();
+        two.render(1, &mut out);
+        assert_eq!(long.holders.get(), 2);
+        drop((two, out));
+        assert_eq!(long.holders.get(), 0);
 
         absent.fill(5000, &reply(Outcome::Failed(&Failure::Internal)));
         assert_eq!((absent.charged, absent.held(), absent.has_failed()), (0, 0, true));
