@@ -5,7 +5,7 @@
 mod common;
 
 use common::fresh::is_hit;
-use common::resp::{Resp, words};
+use common::resp::Resp;
 use common::{Http, Proxy, Redis, Response, until};
 use std::time::Duration;
 

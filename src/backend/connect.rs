@@ -23,6 +23,8 @@ pub(super) struct Connector {
     redis: RedisConnectionInfo,
     timeout: Duration,
     target: String,
+    /// Where the last attempt that succeeded led.
+    last: Option<SocketAddr>,
     /// How long to wait after the next failure.
     wait: Duration,
     /// What the last attempt failed for, and when to try again.
@@ -46,6 +48,7 @@ impl Connector {
             redis,
             timeout: settings.timeout,
             target: format!("{}:{}", settings.host, settings.port),
+            last: None,
             wait: FIRST_WAIT,
             refused: None,
         }
@@ -92,12 +95,18 @@ impl Connector {
 
     /// The name is looked up here, and not by the crate, which would count that as a part of connecting: where it takes
     /// longer than the time-out, because the first of two name servers is dead, no attempt would ever succeed.
-    fn attempt(&self) -> RedisResult<Connection> {
+    fn attempt(&mut self) -> RedisResult<Connection> {
+        let mut addresses: Vec<SocketAddr> = (self.host.as_str(), self.port).to_socket_addrs()?.collect();
+        // The one that was there comes first: each that is dead costs the whole time-out.
+        addresses.sort_by_key(|&address| self.last != Some(address));
         let mut failure = std::io::Error::other("the name has no address").into();
-        for address in (self.host.as_str(), self.port).to_socket_addrs()? {
+        for address in addresses {
             match self.open(address) {
                 Err(error) if error.is_io_error() => failure = error,
-                result => return result,
+                result => {
+                    self.last = result.is_ok().then_some(address);
+                    return result;
+                }
             }
         }
         Err(failure)
@@ -150,8 +159,13 @@ pub(super) fn failure_of(error: &RedisError) -> Failure {
     } else if error.is_io_error() {
         Failure::Unavailable
     } else {
-        Failure::Redis(error.to_string())
+        Failure::Redis(in_one_line(error))
     }
+}
+
+/// The error's text. The crate tells of replies that are none in several lines.
+fn in_one_line(error: &RedisError) -> String {
+    error.to_string().split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// What a failed attempt to connect is to those who wait: whatever Redis says to it, there is no Redis for them.
@@ -179,7 +193,7 @@ pub(super) fn run_id(connection: &mut Connection) -> RedisResult<Option<String>>
 
 /// The error's text, and what to do about the ones that have a usual cause.
 pub(super) fn explain(error: &RedisError) -> String {
-    let text = error.to_string();
+    let text = in_one_line(error);
     if text.contains("failed to lookup address") {
         return format!(
             "{text}; REDIS_HOST must be a name that resolves here, for a local run set REDIS_HOST=127.0.0.1"

@@ -7,7 +7,7 @@
 use super::connect::{Connector, explain, failure_of, is_refusal, outage_of, run_id};
 use super::desk::Desk;
 use super::read::{Link, Rules};
-use super::{Settings, Shared};
+use super::{Settings, Shared, Task};
 use crate::request::Failure;
 use redis::RedisError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -63,9 +63,9 @@ impl Helper {
         }
     }
 
-    /// Connects before anybody asks.
+    /// Connects without a job.
     pub(super) fn connect_ahead(&mut self) {
-        // A failure is in the log, and the first job tries again.
+        // A failure is in the log, and what there is to do next tries again.
         self.connection = self.connect().ok();
     }
 
@@ -76,9 +76,15 @@ impl Helper {
                 Some(_) => None,
                 None => self.connector.blocked().map(|(until, _)| until),
             };
-            let Some(batch) = self.shared.take_batch(blocked_until) else { return };
-            let mut desk = Desk::new(Arc::clone(&self.shared), batch);
-            if catch_unwind(AssertUnwindSafe(|| self.serve(&mut desk))).is_err() {
+            let done = match self.shared.next_task(self.connection.is_some(), blocked_until) {
+                Task::Serve(batch) => {
+                    let mut desk = Desk::new(Arc::clone(&self.shared), batch);
+                    catch_unwind(AssertUnwindSafe(|| self.serve(&mut desk)))
+                }
+                Task::Connect => catch_unwind(AssertUnwindSafe(|| self.connect_ahead())),
+                Task::End => return,
+            };
+            if done.is_err() {
                 // Replies may be on their way that nobody has counted.
                 self.connection = None;
             }
@@ -88,21 +94,20 @@ impl Helper {
     /// Completes every job of a batch: what was read before an error counts, the rest fails with it.
     fn serve(&mut self, desk: &mut Desk) {
         desk.fail_expired(Instant::now());
-        // Only a connection that may have been closed while it was idle is worth a second attempt.
-        let mut may_retry = self.connection.is_some();
         loop {
-            let failure = match self.read(desk) {
+            // After an error there is no connection: only one that may have been closed while it was idle is worth another attempt.
+            let was_idle = self.connection.is_some();
+            let failure = match self.read(desk, was_idle) {
                 Ok(()) => return,
                 Err(Broken::Connecting(failure)) => failure,
-                Err(Broken::Reading(error)) if may_retry && error.is_connection_dropped() => {
+                Err(Broken::Reading(error)) if was_idle && error.is_connection_dropped() => {
                     log::debug!("Redis at {} has closed a connection: {error}", self.connector.target());
-                    may_retry = false;
                     continue;
                 }
                 // What it was refused will not be asked for again.
                 Err(Broken::Reading(error)) if is_refusal(&error) && !self.shared.asks_for_expiry() => continue,
                 Err(Broken::Reading(error)) => {
-                    log::warn!("lost a connection to Redis at {}: {error}", self.connector.target());
+                    log::warn!("lost a connection to Redis at {}: {}", self.connector.target(), explain(&error));
                     failure_of(&error)
                 }
             };
@@ -111,9 +116,9 @@ impl Helper {
         }
     }
 
-    /// Reads what is open, on a new connection where there is none; after an error there is none.
-    fn read(&mut self, desk: &mut Desk) -> Result<(), Broken> {
-        let was_idle = self.connection.is_some();
+    /// Reads what is open, on a new connection where there is none; after an error there is none. `was_idle` says whether there
+    /// was one before.
+    fn read(&mut self, desk: &mut Desk, was_idle: bool) -> Result<(), Broken> {
         let mut connection = match self.connection.take() {
             // The name may have come to lead to another Redis, and changes of this one are not heard of any more.
             Some(connection) if !self.shared.tracks_another_than(connection.server.as_deref()) => connection,

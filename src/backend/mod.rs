@@ -72,10 +72,21 @@ struct Queued {
     expires: Instant,
 }
 
+/// What a helper is to do next.
+enum Task {
+    Serve(Vec<Queued>),
+    /// There is work for one more, but others are connected: they get the jobs until it is, too.
+    Connect,
+    /// The pool closes.
+    End,
+}
+
 struct Shared {
     state: Mutex<State>,
-    /// A job waits, or the pool closes.
+    /// A job waits, or the pool closes. Helpers that are connected wait here.
     work: Condvar,
+    /// A job waits and no connected helper is idle, or the pool closes. Helpers that are not connected wait here.
+    too_much_work: Condvar,
     /// The last connection is gone, or the pool closes. Helpers wait here that may not connect yet while others can
     /// serve: they must not take a job only to fail it.
     all_lost: Condvar,
@@ -86,8 +97,9 @@ struct Shared {
 #[derive(Default)]
 struct State {
     queue: VecDeque<Queued>,
-    /// Helpers that have a connection.
+    /// Helpers that have a connection, and how many of them wait for work.
     connected: usize,
+    idle: usize,
     /// What the log says of Redis, so that it says it once: nothing yet, reachable, or not.
     reachable: Option<bool>,
     promise: Promise,
@@ -133,8 +145,7 @@ impl Pool {
         let mut state = self.shared.state();
         let accepted = jobs.len().min(QUEUE_LIMIT - state.queue.len());
         state.queue.extend(jobs.drain(..accepted).map(|job| Queued { job, expires }));
-        drop(state);
-        self.shared.work.notify_one();
+        self.shared.call_for_help(state);
     }
 
     /// Moves all completions that have come since the last call into `completions`, and up to `most` changes into
@@ -148,6 +159,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.state().closed = true;
         self.shared.work.notify_all();
+        self.shared.too_much_work.notify_all();
         self.shared.all_lost.notify_all();
     }
 }
@@ -157,6 +169,7 @@ impl Shared {
         Shared {
             state: Mutex::default(),
             work: Condvar::new(),
+            too_much_work: Condvar::new(),
             all_lost: Condvar::new(),
             news: Mutex::default(),
             wake: Box::new(wake),
@@ -168,37 +181,46 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for jobs and takes them, up to [`MAX_BATCH`]. `blocked_until` is given by a helper that has no connection
-    /// and may not try for one before; as long as others have one it leaves the jobs to them. `None` when the pool
-    /// closes.
-    fn take_batch(&self, blocked_until: Option<Instant>) -> Option<Vec<Queued>> {
+    /// Waits for jobs and takes them, up to [`MAX_BATCH`]. A helper that has no connection leaves them to those that have one: when
+    /// all of these are busy it connects, but not before `blocked_until`.
+    fn next_task(&self, connected: bool, blocked_until: Option<Instant>) -> Task {
         let mut state = self.state();
         loop {
             if state.closed {
-                return None;
+                return Task::End;
             }
-            let blocked = blocked_until.map(|until| until.saturating_duration_since(Instant::now()));
-            if let Some(wait) = blocked.filter(|wait| !wait.is_zero() && state.connected > 0) {
-                // The wake-up for a job may have come to this helper: it goes on to one that waits for jobs.
-                if !state.queue.is_empty() {
-                    self.work.notify_one();
+            if !connected && state.connected > 0 {
+                let wait =
+                    blocked_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+                if !wait.is_zero() {
+                    state = self.all_lost.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+                    continue;
                 }
-                state = self.all_lost.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
-                continue;
-            }
-            if !state.queue.is_empty() {
+                if !state.queue.is_empty() && state.idle == 0 {
+                    return Task::Connect;
+                }
+            } else if !state.queue.is_empty() {
                 break;
             }
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle += usize::from(connected);
+            let event = if connected { &self.work } else { &self.too_much_work };
+            state = event.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= usize::from(connected);
         }
         let count = state.queue.len().min(MAX_BATCH);
         let batch = state.queue.drain(..count).collect();
-        let more = !state.queue.is_empty();
+        self.call_for_help(state);
+        Task::Serve(batch)
+    }
+
+    /// Wakes somebody for the jobs that wait, if there are any. Helpers look at the queue before they wait: one that is busy needs
+    /// no call.
+    fn call_for_help(&self, state: MutexGuard<'_, State>) {
+        let (waiting, idle) = (!state.queue.is_empty(), state.idle > 0);
         drop(state);
-        if more {
-            self.work.notify_one();
+        if waiting {
+            if idle { &self.work } else { &self.too_much_work }.notify_one();
         }
-        Some(batch)
     }
 
     /// Notes the outcome of an attempt to connect. Says whether it is news.
@@ -328,6 +350,7 @@ mod tests {
     use crate::request::Failure;
     use promise::Held;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread::JoinHandle;
 
     /// A pool whose helpers were never started: jobs stay in its queue.
     fn idle_pool(wakes: Arc<AtomicUsize>) -> Pool {
@@ -339,6 +362,14 @@ mod tests {
 
     fn job(flight: usize) -> Job {
         Job { flight, key: b"k"[..].into() }
+    }
+
+    /// Which jobs a helper is to serve.
+    fn flights(task: Task) -> Option<Vec<usize>> {
+        match task {
+            Task::Serve(batch) => Some(batch.iter().map(|queued| queued.job.flight).collect()),
+            Task::Connect | Task::End => None,
+        }
     }
 
     fn completion(flight: usize) -> Completion {
@@ -368,11 +399,7 @@ mod tests {
             jobs.iter().map(|job| job.flight).collect::<Vec<_>>(),
             [QUEUE_LIMIT, QUEUE_LIMIT + 1, QUEUE_LIMIT + 2]
         );
-        let batch = pool.shared.take_batch(None).expect("jobs wait");
-        assert_eq!(
-            batch.iter().map(|queued| queued.job.flight).collect::<Vec<_>>(),
-            (0..MAX_BATCH).collect::<Vec<_>>()
-        );
+        assert_eq!(flights(pool.shared.next_task(true, None)), Some((0..MAX_BATCH).collect()));
         pool.submit(&mut jobs);
         assert!(jobs.is_empty());
     }
@@ -382,7 +409,7 @@ mod tests {
         let pool = idle_pool(Arc::default());
         let helpers = [(); 2].map(|()| {
             let shared = Arc::clone(&pool.shared);
-            std::thread::spawn(move || shared.take_batch(None).map(|batch| batch.len()))
+            std::thread::spawn(move || flights(shared.next_task(true, None)))
         });
         let_them_wait();
         pool.submit(&mut (0..MAX_BATCH + 1).map(job).collect());
@@ -397,13 +424,17 @@ mod tests {
     }
 
     /// What a thread returns, if it does in time.
-    fn finished<T>(thread: std::thread::JoinHandle<T>, otherwise: &str) -> T {
+    fn finished<T>(thread: JoinHandle<T>, otherwise: &str) -> T {
+        until(otherwise, || thread.is_finished());
+        thread.join().expect("no panic")
+    }
+
+    fn until(otherwise: &str, done: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !thread.is_finished() {
+        while !done() {
             assert!(Instant::now() < deadline, "{otherwise}");
             std::thread::yield_now();
         }
-        thread.join().expect("no panic")
     }
 
     #[test]
@@ -440,14 +471,45 @@ mod tests {
         assert!(pool.shared.note_attempt(true) && !pool.shared.note_attempt(true));
         let blocked = Arc::clone(&pool.shared);
         let later = Instant::now() + Duration::from_secs(3600);
-        let waiting = std::thread::spawn(move || blocked.take_batch(Some(later)).map(|batch| batch.len()));
-        assert_eq!(pool.shared.take_batch(None).map(|batch| batch.len()), Some(1));
+        let waiting = std::thread::spawn(move || flights(blocked.next_task(false, Some(later))));
+        // One that may connect does so first.
+        assert!(matches!(pool.shared.next_task(false, None), Task::Connect));
+        assert!(matches!(pool.shared.next_task(false, Some(Instant::now())), Task::Connect));
+        assert_eq!(flights(pool.shared.next_task(true, None)), Some(vec![1]));
         pool.submit(&mut vec![job(2), job(3)]);
         let_them_wait();
         // The connected one is lost too: somebody has to tell the clients.
         pool.shared.note_lost();
         pool.shared.note_lost();
-        assert_eq!(finished(waiting, "clients wait and nobody tells them"), Some(2));
+        assert_eq!(finished(waiting, "clients wait and nobody tells them"), Some(vec![2, 3]));
+    }
+
+    #[test]
+    fn a_job_wakes_who_is_connected_and_only_if_all_are_busy_another() {
+        let pool = idle_pool(Arc::default());
+        pool.shared.note_attempt(true);
+        let wait = |connected| {
+            let shared = Arc::clone(&pool.shared);
+            std::thread::spawn(move || match shared.next_task(connected, None) {
+                Task::Serve(batch) => format!("serve {}", batch.len()),
+                Task::Connect => "connect".into(),
+                Task::End => "end".into(),
+            })
+        };
+        let (others, connected) = ([(); 3].map(|()| wait(false)), wait(true));
+        let_them_wait();
+        pool.submit(&mut vec![job(1)]);
+        assert_eq!(finished(connected, "nobody was woken for the job who can serve it"), "serve 1");
+        let_them_wait();
+        let mut others = Vec::from(others);
+        assert!(others.iter().all(|other| !other.is_finished()), "somebody connects although nothing waits");
+        pool.submit(&mut vec![job(2)]);
+        until("nobody comes to help", || others.iter().any(JoinHandle::is_finished));
+        let helping = others.iter().position(JoinHandle::is_finished).expect("one has come");
+        assert_eq!(finished(others.swap_remove(helping), "it has come"), "connect");
         drop(pool);
+        for other in others {
+            assert_ne!(finished(other, "the pool is gone and somebody waits for work"), "serve 1");
+        }
     }
 }

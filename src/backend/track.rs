@@ -78,7 +78,7 @@ impl Tracker {
         self.shared.note_tracked(None);
         let why = match heard {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => explain(&error),
             Err(_) => "listening broke; please report what stands above".to_owned(),
         };
         self.shared.note_tracking(Err(why));

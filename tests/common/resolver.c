@@ -1,7 +1,7 @@
 /* For the proxy under test, by LD_PRELOAD: what one name leads to is what a file says, and how long it takes to find out.
  *
- * RESOLVER_NAME is the name, RESOLVER_FILE the file: milliseconds, and an address or "nowhere". Ports are none of it: Rust
- * sets them itself. Every other name is looked up as always. */
+ * RESOLVER_NAME is the name, RESOLVER_FILE the file: milliseconds, and addresses with commas between them or "nowhere". Ports
+ * are none of it: Rust sets them itself. Every other name is looked up as always. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <netdb.h>
@@ -28,5 +28,14 @@ int getaddrinfo(const char *name, const char *service, const struct addrinfo *hi
         return EAI_FAIL;
     struct timespec delay = {milliseconds / 1000, milliseconds % 1000 * 1000000};
     nanosleep(&delay, NULL);
-    return strcmp(address, "nowhere") == 0 ? EAI_NONAME : real(address, service, hints, found);
+    if (strcmp(address, "nowhere") == 0)
+        return EAI_NONAME;
+    for (char *one = strtok(address, ","); one; one = strtok(NULL, ",")) {
+        int error = real(one, service, hints, found);
+        if (error)
+            return error;
+        while (*found)
+            found = &(*found)->ai_next;
+    }
+    return 0;
 }

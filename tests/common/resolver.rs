@@ -22,7 +22,8 @@ impl Resolver {
         resolver
     }
 
-    /// From now on a lookup takes so many milliseconds and finds `address`, or nothing if that is "nowhere".
+    /// From now on a lookup takes so many milliseconds and finds `address`, of which there may be several with commas between
+    /// them, or nothing if that is "nowhere".
     pub fn says(&self, milliseconds: u32, address: &str) {
         // Renamed, so that nobody reads half of it.
         let new = self.file.with_extension("new");
