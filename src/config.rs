@@ -37,8 +37,8 @@ pub const VARIABLES: [Variable; 21] = [
     Variable { name: "ALLOWED_HOSTS", default: "", allowed: "host names with commas between them, without ports or wildcards", meaning: "names that HTTP requests may be for (Host); empty for any" },
     Variable { name: "MAX_CONNECTIONS", default: "10000", allowed: "1 to 1000000", meaning: "clients at a time, of all workers; more are told so and closed" },
     Variable { name: "CLIENT_BYTES", default: "268435456", allowed: "1 to 1000000000000000", meaning: "most bytes of long values that wait for clients to take them, of all workers" },
-    Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals too", meaning: "seconds for a request to come whole, and for some of a reply to be taken" },
-    Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", allowed: "0.1 to 315360000, decimals too", meaning: "seconds after which a client that asks nothing is closed" },
+    Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals too", meaning: "seconds for a request to come whole" },
+    Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", allowed: "0.1 to 315360000, decimals too", meaning: "seconds after which a client that asks nothing, or takes nothing of its replies, is closed" },
     Variable { name: "WORKERS", default: "1", allowed: "1 to 256", meaning: "event loops, each with its own cache and Redis connections" },
 ];
 

@@ -181,7 +181,7 @@ fn what_waits_for_slow_readers_is_bounded() {
     let mut head = proxy.connect();
     head.send("HEAD /raw/k7 HTTP/1.1\r\nHost: test\r\n\r\n");
     assert_eq!(head.response_to("HEAD").status, 200);
-    assert_eq!(proxy.get("/raw/short").text(), "enough for all");
+    assert_eq!(resp.text("GET two\u{20}kilobytes").len(), "-ERR wrong number of arguments for 'get' command\r\n".len());
     // A value of a megabyte finds room where one of eight does not.
     redis.run(&["SETRANGE", "middle", "999999", "x"]);
     assert_eq!(resp.text("MGET middle short").len(), "*2\r\n$1000000\r\n\r\n$14\r\n\r\n".len() + 1_000_014);
@@ -196,4 +196,17 @@ fn what_waits_for_slow_readers_is_bounded() {
     // All is taken: there is room again.
     assert_eq!(proxy.get("/raw/k7").body.len(), LENGTH);
     assert_eq!(proxy.get("/raw/k0").body.len(), LENGTH);
+    // Where there is room for nothing, one alone goes all the same, and what is not long is copied, from Redis and from memory.
+    let proxy = Proxy::start(&redis, &[("CLIENT_BYTES", "1"), ("CACHE_TTL", "600")]);
+    let mut slow = proxy.connect();
+    slow.ask("/raw/k0");
+    until("an answer begins", || slow.has_input().then_some(()));
+    for length in [2000, 16 * 1024, 16 * 1024 + 1] {
+        redis.set(length, "x".repeat(length));
+        for _ in 0..2 {
+            let served = if length > 16 * 1024 { 503 } else { 200 };
+            assert_eq!(proxy.get(&format!("/raw/{length}")).status, served, "{length}");
+        }
+    }
+    assert_eq!(slow.response().body.len(), LENGTH);
 }

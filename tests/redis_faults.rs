@@ -60,6 +60,41 @@ fn one_connection_is_enough_where_redis_allows_no_more() {
     assert_eq!(failed, 0, "of 1600 were failed by helpers without a connection");
 }
 
+/// A connection is lost that cannot be replaced: the keys that were to be read over it are read over another.
+#[test]
+fn what_one_helper_cannot_read_another_does() {
+    let redis = Redis::start();
+    redis.set("a", 1);
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "0.001"), ("REDIS_CONNECTIONS", "2"), ("REDIS_TIMEOUT", "60000")]);
+    let mut admin = redis.connect();
+    // All connections but the one that asks for them.
+    let mut ids = || {
+        let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut admin).expect("CLIENT LIST works");
+        let others = list.lines().filter(|line| !line.contains("cmd=client|list"));
+        others.map(|line| line.split(' ').next().expect("an id").replace("id=", "")).collect::<Vec<_>>()
+    };
+    let mut clients: Vec<Http> = (0..2).map(|_| proxy.connect()).collect();
+    let ids = until("both helpers are connected", || {
+        // With one of them held up, the other one is needed.
+        redis.freeze();
+        clients[0].ask("/raw/b");
+        std::thread::sleep(Duration::from_millis(20));
+        clients[1].ask("/raw/c");
+        std::thread::sleep(Duration::from_millis(20));
+        redis.thaw();
+        clients.iter_mut().for_each(|client| assert_eq!(client.response().status, 404));
+        Some(ids()).filter(|ids| ids.len() == 2)
+    });
+    redis::cmd("CLIENT").arg("KILL").arg("ID").arg(&ids[0]).exec(&mut admin).expect("CLIENT KILL works");
+    // One of the proxy's, and this one.
+    redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(2).exec(&mut admin).expect("CONFIG works");
+    for _ in 0..50 {
+        assert_eq!(clients[0].get("/raw/a").text(), "1");
+    }
+    let log = proxy.log();
+    assert!(log.contains("no further connection to Redis") && !log.contains("cannot connect"), "{log}");
+}
+
 #[test]
 fn authentication_and_database_are_used_and_their_errors_told() {
     let redis = Redis::start_with(&["--requirepass", "secret"]);

@@ -104,7 +104,9 @@ impl Connector {
             match self.open(address) {
                 Err(error) if error.is_io_error() => failure = error,
                 result => {
-                    self.last = result.is_ok().then_some(address);
+                    if result.is_ok() {
+                        self.last = Some(address);
+                    }
                     return result;
                 }
             }

@@ -55,6 +55,18 @@ impl Desk {
         open.len()
     }
 
+    /// Puts the jobs that are open back where they came from, if helpers are connected who can serve them. Says whether it has.
+    pub(super) fn hand_back(&mut self) -> bool {
+        let mut state = self.shared.state();
+        let others = state.connected > 0;
+        if others {
+            // They go first: they have waited longest.
+            self.jobs.drain(..).rev().flatten().for_each(|queued| state.queue.push_front(queued));
+            self.shared.call_for_help(state);
+        }
+        others
+    }
+
     /// Delivers what is done.
     pub(super) fn deliver(&mut self) {
         if !self.done.is_empty() {
@@ -106,6 +118,21 @@ mod tests {
         }));
         assert!(helper.is_err());
         assert_eq!(delivered(&shared), [(2, Ok(None)), (0, Err(Failure::Internal))]);
+    }
+
+    #[test]
+    fn jobs_go_back_to_the_front_of_the_queue_while_others_can_serve_them() {
+        let shared = Arc::new(Shared::new(|| ()));
+        let mut desk = Desk::new(Arc::clone(&shared), batch(4));
+        assert!(!desk.hand_back(), "nobody is there to take them");
+        shared.state().queue.extend(batch(10).split_off(9));
+        shared.note_attempt(true);
+        desk.complete(1, Ok(None));
+        assert!(desk.hand_back());
+        drop(desk);
+        assert_eq!(delivered(&shared), [(1, Ok(None))]);
+        let flights: Vec<usize> = shared.state().queue.iter().map(|queued| queued.job.flight).collect();
+        assert_eq!(flights, [0, 2, 3, 9]);
     }
 
     #[test]

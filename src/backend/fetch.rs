@@ -7,7 +7,7 @@
 use super::connect::{Connector, explain, failure_of, is_refusal, outage_of, run_id};
 use super::desk::Desk;
 use super::read::{Link, Rules};
-use super::{Settings, Shared, Task};
+use super::{Attempt, Settings, Shared, Task};
 use crate::request::Failure;
 use redis::RedisError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,6 +99,7 @@ impl Helper {
             let was_idle = self.connection.is_some();
             let failure = match self.read(desk, was_idle) {
                 Ok(()) => return,
+                Err(Broken::Connecting(_)) if desk.hand_back() => return,
                 Err(Broken::Connecting(failure)) => failure,
                 Err(Broken::Reading(error)) if was_idle && error.is_connection_dropped() => {
                     log::debug!("Redis at {} has closed a connection: {error}", self.connector.target());
@@ -166,20 +167,25 @@ impl Helper {
             Ok(())
         });
         let news = self.shared.note_attempt(result.is_ok());
-        let target = self.connector.target();
-        match &result {
-            Ok(_) if news => log::info!("connected to Redis at {target}"),
-            Ok(_) => {}
-            Err(error) if news => log::error!("cannot connect to Redis at {target}: {}", explain(error)),
-            Err(error) => log::debug!("cannot connect to Redis at {target}: {}", explain(error)),
-        }
-        let connection = result.map_err(|error| outage_of(&error))?;
-        self.shared.note_server(server.clone());
-        Ok(Counted {
+        // It counts from here on, and must be dropped whatever comes.
+        let result = result.map(|connection| Counted {
             link: Link::new(connection, self.timeout),
             server,
             proven: false,
             shared: Arc::clone(&self.shared),
-        })
+        });
+        let target = self.connector.target();
+        match (&result, news) {
+            (Ok(_), None) => {}
+            (Ok(_), Some(_)) => log::info!("connected to Redis at {target}"),
+            (Err(error), None) => log::debug!("cannot connect to Redis at {target}: {}", explain(error)),
+            (Err(error), Some(Attempt::NoMore)) => {
+                log::warn!("no further connection to Redis at {target}, those that are there go on: {}", explain(error))
+            }
+            (Err(error), Some(_)) => log::error!("cannot connect to Redis at {target}: {}", explain(error)),
+        }
+        let counted = result.map_err(|error| outage_of(&error))?;
+        self.shared.note_server(counted.server.clone());
+        Ok(counted)
     }
 }

@@ -72,6 +72,16 @@ struct Queued {
     expires: Instant,
 }
 
+/// How an attempt to connect has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    Connected,
+    /// Others are connected and go on.
+    NoMore,
+    /// Nobody is connected.
+    Away,
+}
+
 /// What a helper is to do next.
 enum Task {
     Serve(Vec<Queued>),
@@ -100,8 +110,8 @@ struct State {
     /// Helpers that have a connection, and how many of them wait for work.
     connected: usize,
     idle: usize,
-    /// What the log says of Redis, so that it says it once: nothing yet, reachable, or not.
-    reachable: Option<bool>,
+    /// What the log says of connecting, so that it says it once.
+    told: Option<Attempt>,
     promise: Promise,
     /// Which Redis the helper that has connected last reads from. Forgotten with each tracking connection, unless it was
     /// given up for not leading there.
@@ -143,7 +153,7 @@ impl Pool {
         }
         let expires = Instant::now() + self.timeout;
         let mut state = self.shared.state();
-        let accepted = jobs.len().min(QUEUE_LIMIT - state.queue.len());
+        let accepted = jobs.len().min(QUEUE_LIMIT.saturating_sub(state.queue.len()));
         state.queue.extend(jobs.drain(..accepted).map(|job| Queued { job, expires }));
         self.shared.call_for_help(state);
     }
@@ -193,10 +203,17 @@ impl Shared {
                 let wait =
                     blocked_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
                 if !wait.is_zero() {
+                    // The call may have come to this helper: one that may connect has to hear it.
+                    if !state.queue.is_empty() && state.idle == 0 {
+                        self.too_much_work.notify_one();
+                    }
                     state = self.all_lost.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
                     continue;
                 }
                 if !state.queue.is_empty() && state.idle == 0 {
+                    if state.queue.len() > MAX_BATCH {
+                        self.call_for_help(state);
+                    }
                     return Task::Connect;
                 }
             } else if !state.queue.is_empty() {
@@ -223,11 +240,16 @@ impl Shared {
         }
     }
 
-    /// Notes the outcome of an attempt to connect. Says whether it is news.
-    fn note_attempt(&self, reachable: bool) -> bool {
+    /// Notes whether an attempt to connect has succeeded. Says what that means if it is news.
+    fn note_attempt(&self, connected: bool) -> Option<Attempt> {
         let mut state = self.state();
-        state.connected += usize::from(reachable);
-        state.reachable.replace(reachable) != Some(reachable)
+        let attempt = match (connected, state.connected) {
+            (true, _) => Attempt::Connected,
+            (false, 0) => Attempt::Away,
+            (false, _) => Attempt::NoMore,
+        };
+        state.connected += usize::from(connected);
+        (state.told.replace(attempt) != Some(attempt)).then_some(attempt)
     }
 
     /// Notes that a helper has lost its connection.
@@ -468,7 +490,9 @@ mod tests {
     fn a_helper_that_may_not_connect_leaves_jobs_to_one_that_is_connected() {
         let pool = idle_pool(Arc::default());
         pool.submit(&mut vec![job(1)]);
-        assert!(pool.shared.note_attempt(true) && !pool.shared.note_attempt(true));
+        let attempts = [true, true, false, false, true, false].map(|connected| pool.shared.note_attempt(connected));
+        let (connected, no_more) = (Some(Attempt::Connected), Some(Attempt::NoMore));
+        assert_eq!(attempts, [connected, None, no_more, None, connected, no_more]);
         let blocked = Arc::clone(&pool.shared);
         let later = Instant::now() + Duration::from_secs(3600);
         let waiting = std::thread::spawn(move || flights(blocked.next_task(false, Some(later))));
@@ -479,9 +503,32 @@ mod tests {
         pool.submit(&mut vec![job(2), job(3)]);
         let_them_wait();
         // The connected one is lost too: somebody has to tell the clients.
-        pool.shared.note_lost();
-        pool.shared.note_lost();
+        (0..3).for_each(|_| pool.shared.note_lost());
+        assert_eq!(pool.shared.note_attempt(false), Some(Attempt::Away));
         assert_eq!(finished(waiting, "clients wait and nobody tells them"), Some(vec![2, 3]));
+    }
+
+    #[test]
+    fn a_call_reaches_one_that_may_connect() {
+        let pool = idle_pool(Arc::default());
+        let wait = |blocked_until| {
+            let shared = Arc::clone(&pool.shared);
+            std::thread::spawn(move || matches!(shared.next_task(false, blocked_until), Task::Connect))
+        };
+        // Nobody is connected: all wait for work. Those who may not connect are the first to be woken.
+        let later = Some(Instant::now() + Duration::from_secs(3600));
+        let blocked = [(); 2].map(|()| wait(later));
+        let_them_wait();
+        let free = wait(None);
+        let_them_wait();
+        // Another one has connected, and is busy.
+        pool.shared.note_attempt(true);
+        pool.submit(&mut vec![job(1)]);
+        assert!(finished(free, "the call is lost on who may not connect"));
+        drop(pool);
+        for blocked in blocked {
+            assert!(!finished(blocked, "the pool is gone and somebody waits to connect"));
+        }
     }
 
     #[test]

@@ -42,17 +42,21 @@ impl Connection {
         self.replies.is_settled()
     }
 
-    /// Whether a request has begun to come and is not whole. What has been read, and not been taken because too much is open,
-    /// may be one too.
-    pub fn is_amid_request(&self) -> bool {
-        let amid = match &self.protocol {
+    /// Whether a request has begun to come and is not whole: the number of those before it, the same from its first byte to its
+    /// last. What has been read, and not been taken because too much is open, may be one too; its number is not known yet.
+    pub fn begun_request(&self) -> Option<u64> {
+        // An empty line before a request is not its beginning: an old client may send one behind its last.
+        let empty_line = matches!(self.protocol, Protocol::Http(_)) && b"\r\n".starts_with(&self.unparsed);
+        (self.is_amid() || (self.has_unparsed() && !empty_line)).then_some(self.before)
+    }
+
+    /// Whether what was taken last is a part of a request, of which there is more to come.
+    pub(super) fn is_amid(&self) -> bool {
+        match &self.protocol {
             Protocol::Unknown | Protocol::OneTooMany => false,
             Protocol::Http(between) => between.is_amid_body(),
             Protocol::Resp(session) => session.is_amid_command(),
-        };
-        // An empty line before a request is not its beginning: an old client may send one behind its last.
-        let empty_line = matches!(self.protocol, Protocol::Http(_)) && b"\r\n".starts_with(&self.unparsed);
-        amid || (self.has_unparsed() && !empty_line)
+        }
     }
 
     /// Ends it because its client has not sent the rest of a request. Over HTTP the client is told, if it was one that

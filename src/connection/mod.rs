@@ -41,6 +41,8 @@ pub struct Connection {
     replies: Replies,
     /// Keys that are being read for it.
     awaited: usize,
+    /// Requests that were taken up before the present one began.
+    before: u64,
     phase: Phase,
 }
 
@@ -125,6 +127,7 @@ impl Connection {
             protocol: Protocol::Unknown,
             replies: Replies::default(),
             awaited: 0,
+            before: 0,
             phase: Phase::Open,
         }
     }
@@ -168,6 +171,9 @@ impl Connection {
     ) -> Step<'a> {
         if !self.takes_requests() || input.is_empty() {
             return Step::Stop;
+        }
+        if !self.is_amid() {
+            self.before = self.requests();
         }
         match self.protocol {
             Protocol::Resp(_) => self.decode_resp(input),
@@ -420,6 +426,34 @@ mod tests {
         let mut client = Client::new();
         all.iter().for_each(|byte| client.receive(&[*byte]));
         assert_eq!(client.sent(), expected, "byte by byte");
+    }
+
+    /// The time that a client takes for a request is told by this number.
+    #[test]
+    fn a_request_has_one_number_from_its_first_byte_to_its_last() {
+        let head = "GET /raw/hit HTTP/1.1\r\nHost: x\r\n";
+        for message in [
+            format!("{head}\r\n"),
+            format!("\r\n{head}Content-Length: 10\r\n\r\n0123456789"),
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n"),
+            format!("{}Content-Length: 5\r\n\r\n01234", head.replace("GET", "POST")),
+            "*4\r\n$4\r\nMGET\r\n$4\r\nhit1\r\n$4\r\nhit2\r\n$4\r\nhit3\r\n".to_owned(),
+            "*2\r\n$3\r\nGET\r\n$3\r\nhit\r\n".to_owned(),
+            "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n".to_owned(),
+        ] {
+            let mut client = Client::new();
+            let starts = if message.starts_with("\r\n") { 3 } else { 1 };
+            client.receive(&message.as_bytes()[..starts]);
+            for number in 0..3 {
+                for byte in &message.as_bytes()[starts..message.len() - 1] {
+                    assert_eq!(client.connection.begun_request(), Some(number), "{message:?}");
+                    client.receive(&[*byte]);
+                }
+                // The last byte comes with the first of the next.
+                client.receive(format!("{}{}", &message[message.len() - 1..], &message[..starts]).as_bytes());
+            }
+            assert_eq!(client.connection.begun_request(), Some(3), "{message:?}");
+        }
     }
 
     #[test]

@@ -38,13 +38,19 @@ impl Shape {
     }
 }
 
-/// Appends the reply to a request for a key. A long value for which there is no room becomes a failure.
+/// Appends the reply to a request for a key. Where there is no room for a value that would be held, a short one is copied, and a
+/// long one becomes a failure.
 pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mut Outgoing) {
-    let refused = Reply { outcome: Outcome::Failed(&Failure::TooMuchHeld), source: reply.source };
-    let reply = match reply.outcome {
-        Outcome::Value(Payload::Shared(value)) if shape.sends(value) && !held::has_room_for(value) => &refused,
-        _ => reply,
+    let outcome = match reply.outcome {
+        Outcome::Value(Payload::Shared(value)) if shape.sends(value) && !held::has_room_for(value) => {
+            match value.bytes.len() {
+                0..=SHARED_VALUE_BYTES => Outcome::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
+                _ => Outcome::Failed(&Failure::TooMuchHeld),
+            }
+        }
+        outcome => outcome,
     };
+    let reply = &Reply { outcome, source: reply.source };
     match shape {
         Shape::Http(shape) => http::encode_reply(reply, shape, date, out),
         Shape::Resp(shape) => resp::encode_reply(reply, shape, out),

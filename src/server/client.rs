@@ -149,13 +149,10 @@ impl Client {
             Standing::Taking
         } else if self.turned_away {
             Standing::TurnedAway
-        } else if !self.connection.is_settled() || !self.connection.takes_requests() {
+        } else if self.readable || self.held_up || !self.connection.is_settled() || !self.connection.takes_requests() {
             Standing::Served
-        } else if self.connection.is_amid_request() {
-            // Also where some of it waits here to be taken up: it will be, and the request is the same one as long as it is not.
-            Standing::Asking(self.connection.requests())
-        } else if self.readable || self.held_up {
-            Standing::Served
+        } else if let Some(request) = self.connection.begun_request() {
+            Standing::Asking(request)
         } else {
             Standing::Idle(self.connection.requests())
         }
@@ -285,51 +282,109 @@ mod tests {
     use super::*;
     use crate::cache;
     use crate::protocol::http::{Date, Hosts};
-    use crate::proxy::Proxy;
-    use crate::request::Figures;
+    use crate::proxy::{Decision, Proxy};
+    use crate::request::{Completion, Fetched, Figures, Value, Waiter};
     use crate::serve::STEPS_AT_ONCE;
     use std::time::SystemTime;
+
+    const LIMITS: Limits = Limits { client: 10, idle: 1_000_000 };
+
+    /// A client all of whose bytes have come, and what its turns need.
+    struct Scene {
+        client: Client,
+        peer: std::net::TcpStream,
+        proxy: Proxy,
+        scratch: Scratch,
+    }
+
+    impl Scene {
+        fn new(bytes: &[u8]) -> Scene {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            SockRef::from(&listener).set_recv_buffer_size(1 << 20).expect("an option can be set");
+            let mut peer =
+                std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+            let (stream, _) = listener.accept().expect("a connection");
+            peer.write_all(bytes).expect("the kernel takes it");
+            // All of it, or as much as this system's window lets through before somebody reads: more than a turn's worth.
+            let (mut seen, begun) = (vec![0; bytes.len()], std::time::Instant::now());
+            while stream.peek(&mut seen).expect("it is connected") < bytes.len() && begun.elapsed().as_millis() < 300 {}
+            stream.set_nonblocking(true).expect("an option can be set");
+            let mut client = Client::new(TcpStream::from_std(stream), Connection::new(1, 0), false, 0);
+            client.readable = true;
+            let mut proxy = Proxy::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
+            // The key "a" is cached.
+            let nobody = Waiter { slot: 0, generation: 0, sequence: 0, part: 0 };
+            let Decision::Fetch(job) = proxy.get(b"a", true, nobody, 0) else { panic!("it is in memory") };
+            let fetched = Fetched { value: Value::new(vec![b'x']), remaining: None };
+            proxy.complete(Completion { flight: job.flight, result: Ok(Some(fetched)) }, 0, |_, _| ());
+            Scene { client, peer, proxy, scratch: Scratch { read: vec![0; 64 * 1024], write: Vec::new() } }
+        }
+
+        fn turn(&mut self, now: Millis) -> Next {
+            let (mut jobs, mut key, mut figures) = (Vec::new(), Vec::new(), Figures::default());
+            let (hosts, date) = (Hosts::default(), Date::at(SystemTime::UNIX_EPOCH));
+            let (proxy, jobs, key, figures) = (&mut self.proxy, &mut jobs, &mut key, &mut figures);
+            let service = Service { proxy, jobs, key, hosts: &hosts, date: &date, figures, now };
+            self.client.turn(0, &mut Turn { service, scratch: &mut self.scratch, limits: LIMITS })
+        }
+    }
 
     /// One client must not keep the loop from the others, however much it has sent: it goes to the end of the queue, and comes
     /// to its end all the same.
     #[test]
     fn a_turn_is_bounded_and_leads_to_another() {
         const PINGS: u64 = 20_000;
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let mut peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
-        let (stream, _) = listener.accept().expect("a connection");
-        peer.write_all(&b"*1\r\n$4\r\nPING\r\n".repeat(PINGS as usize)).expect("the kernel takes it");
-        // As much as the window of any system lets through before somebody reads, and more than a turn's worth.
-        let mut seen = vec![0; 2100 * 14];
-        while stream.peek(&mut seen).expect("it is connected") < seen.len() {}
-        stream.set_nonblocking(true).expect("an option can be set");
-
-        let mut client = Client::new(TcpStream::from_std(stream), Connection::new(1, 0), false, 0);
-        client.readable = true;
-        let mut proxy = Proxy::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1000, 1000);
-        let (mut figures, mut scratch) = (Figures::default(), Scratch { read: vec![0; 64 * 1024], write: Vec::new() });
-        let (hosts, date) = (Hosts::default(), Date::at(SystemTime::UNIX_EPOCH));
+        let mut scene = Scene::new(&b"*1\r\n$4\r\nPING\r\n".repeat(PINGS as usize));
         let mut turns = 0;
         loop {
-            let before = client.connection.requests();
-            let (mut jobs, mut key) = (Vec::new(), Vec::new());
-            let (proxy, figures) = (&mut proxy, &mut figures);
-            let service =
-                Service { proxy, jobs: &mut jobs, key: &mut key, hosts: &hosts, date: &date, figures, now: 0 };
-            let next =
-                client.turn(0, &mut Turn { service, scratch: &mut scratch, limits: Limits { client: 1, idle: 1 } });
-            let done = client.connection.requests() - before;
+            let before = scene.client.connection.requests();
+            let next = scene.turn(0);
+            let done = scene.client.connection.requests() - before;
             assert!(done <= STEPS_AT_ONCE as u64, "{done} requests in one turn");
             assert!(turns > 0 || next == Next::Again, "{next:?} with more to read");
             turns += 1;
             match next {
                 Next::Again => {}
-                Next::Wait if client.connection.requests() == PINGS => break,
+                Next::Wait if scene.client.connection.requests() == PINGS => break,
                 // The rest is on its way, and the kernel would tell.
-                Next::Wait => client.readable = true,
+                Next::Wait => scene.client.readable = true,
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(client.standing(), Standing::Idle(PINGS));
+        assert_eq!(scene.client.standing(), Standing::Idle(PINGS));
+    }
+
+    /// What has come and waits for further turns is the proxy's time. Only what has not come is the client's.
+    #[test]
+    fn who_has_sent_all_is_not_given_up() {
+        let keys = "$1\r\na\r\n".repeat(5000);
+        let command = |count: usize| format!("*{count}\r\n$6\r\nEXISTS\r\n{keys}");
+        let chunked = "GET /raw/a HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let body = format!("3e8\r\n{}\r\n", "x".repeat(1000)).repeat(180);
+        for (bytes, whole) in [
+            (command(5001), true),
+            (command(5002), false),
+            (format!("{chunked}{body}0\r\n\r\n"), true),
+            (format!("{chunked}{body}"), false),
+        ] {
+            let mut scene = Scene::new(bytes.as_bytes());
+            let (mut now, mut turns) = (0, 0);
+            // Each turn comes when all of its time is over, and the first has to show that something has come at all.
+            let given_up = loop {
+                let next = scene.turn(now);
+                now += LIMITS.client;
+                scene.client.put_on_trial();
+                turns += 1;
+                assert!(turns < 100, "it comes to no end");
+                if scene.client.connection.has_ended() {
+                    break true;
+                }
+                if next == Next::Wait && turns > 20 {
+                    break false;
+                }
+            };
+            assert_eq!(given_up, !whole, "{:?} after {turns} turns", &bytes[..20]);
+            drop(scene.peer);
+        }
     }
 }

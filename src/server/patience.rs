@@ -23,11 +23,11 @@ const LEAST_TAKEN_BYTES: usize = 4096;
 /// What a client is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It asks nothing, since so many requests.
+    /// It asks nothing, behind so many requests.
     Idle(u64),
-    /// It has begun its so-manieth request, and the rest is to come.
+    /// Behind so many it has begun a request, and the rest is to come.
     Asking(u64),
-    /// It waits for the proxy, or for Redis. There are other bounds for that.
+    /// It waits for the proxy, which has more of it to take up, or for Redis. There are other bounds for that.
     Served,
     /// It has replies to take.
     Taking,
@@ -60,6 +60,21 @@ pub(super) enum Verdict {
     Reset,
 }
 
+/// Time that a client has taken behind so many requests.
+#[derive(Debug)]
+struct Used {
+    requests: u64,
+    time: Millis,
+}
+
+impl Used {
+    const NOTHING: Used = Used { requests: u64::MAX, time: 0 };
+
+    fn behind(&self, requests: u64) -> Millis {
+        if self.requests == requests { self.time } else { 0 }
+    }
+}
+
 /// One client's time. See the top of the file.
 #[derive(Debug)]
 pub(super) struct Patience {
@@ -67,16 +82,16 @@ pub(super) struct Patience {
     since: Millis,
     /// Bytes taken since then.
     taken: usize,
-    /// The last request that it took its time for, and how much it has used.
-    asked: u64,
-    used: Millis,
+    /// What it has used of its time to be idle and to ask.
+    idled: Used,
+    asked: Used,
     /// When the timer goes off, if there is one. It may be earlier than the deadline.
     pub(super) armed: Millis,
 }
 
 impl Patience {
     pub(super) fn new(standing: Standing, now: Millis) -> Patience {
-        Patience { standing, since: now, taken: 0, asked: u64::MAX, used: 0, armed: Millis::MAX }
+        Patience { standing, since: now, taken: 0, idled: Used::NOTHING, asked: Used::NOTHING, armed: Millis::MAX }
     }
 
     /// Takes note of what the client is at after a turn, in which it has taken that many bytes.
@@ -89,14 +104,18 @@ impl Patience {
         }
     }
 
-    /// What it is at is something else. A request that it goes on with after others had to be waited for has used some of its
-    /// time already: else a client could have any time for one by sending much now and then.
+    /// What it is at is something else. What it comes back to with no request done in between has used some of its time already:
+    /// else a client could have any time for one request by sending much now and then, and any to be idle by asking nothing.
     fn begin(&mut self, standing: Standing, now: Millis) {
-        if let Standing::Asking(request) = self.standing {
-            (self.asked, self.used) = (request, now - self.since);
+        let time = now - self.since;
+        match self.standing {
+            Standing::Idle(requests) => self.idled = Used { requests, time },
+            Standing::Asking(requests) => self.asked = Used { requests, time },
+            _ => {}
         }
         let used = match standing {
-            Standing::Asking(request) if request == self.asked => self.used,
+            Standing::Idle(requests) => self.idled.behind(requests),
+            Standing::Asking(requests) => self.asked.behind(requests),
             _ => 0,
         };
         (self.standing, self.since, self.taken) = (standing, now - used, 0);
@@ -158,8 +177,14 @@ mod tests {
             (Standing::Asking(8), 111, 116),
             (Standing::Served, 112, 172),
             (Standing::Asking(8), 112, 116),
-            (Standing::Leaving, 112, 112 + LINGER),
-            (Standing::Leaving, 113, 112 + LINGER),
+            // It was an empty one: it has been idle behind as many before, for 1.
+            (Standing::Idle(7), 114, 173),
+            (Standing::Asking(8), 115, 117),
+            (Standing::Idle(7), 116, 174),
+            (Standing::Idle(9), 117, 177),
+            (Standing::Asking(9), 118, 128),
+            (Standing::Leaving, 119, 119 + LINGER),
+            (Standing::Leaving, 120, 119 + LINGER),
         ] {
             patience.note(standing, 1, now);
             assert_eq!(patience.deadline(LIMITS), deadline, "{standing:?} at {now}");
