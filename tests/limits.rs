@@ -44,6 +44,7 @@ fn what_redis_does_not_allow_is_done_without() {
         let told_ttl = response.field("cache-status").strip_prefix("segment-redis-proxy; fwd=miss; stored; ttl=");
         let ttl: u64 = told_ttl.and_then(|ttl| ttl.parse().ok()).expect("it is stored");
         assert_eq!((response.status, ttl < 60, ttl == 600), (200, expires, !expires), "{rules:?}: {ttl}");
+        assert!(ttl >= 30, "{rules:?}: {ttl}");
         assert!(is_hit(&client.get("/raw/short")));
         assert_eq!(client.get("/raw/missing").status, 404, "{rules:?}");
         assert_eq!(client.get("/raw/list").status, 409, "{rules:?}");
@@ -181,7 +182,7 @@ fn what_waits_for_slow_readers_is_bounded() {
     let mut head = proxy.connect();
     head.send("HEAD /raw/k7 HTTP/1.1\r\nHost: test\r\n\r\n");
     assert_eq!(head.response_to("HEAD").status, 200);
-    assert_eq!(resp.text("GET two\u{20}kilobytes").len(), "-ERR wrong number of arguments for 'get' command\r\n".len());
+    assert_eq!(proxy.get("/raw/short").text(), "enough for all");
     // A value of a megabyte finds room where one of eight does not.
     redis.run(&["SETRANGE", "middle", "999999", "x"]);
     assert_eq!(resp.text("MGET middle short").len(), "*2\r\n$1000000\r\n\r\n$14\r\n\r\n".len() + 1_000_014);

@@ -11,6 +11,7 @@ mod fetch;
 mod news;
 mod promise;
 mod read;
+mod task;
 mod track;
 
 use crate::request::{Change, Completion, Job};
@@ -21,6 +22,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use task::{Attempt, Task};
 use track::Tracker;
 
 /// Most jobs that wait for a helper. One for each of the 10,000 connections that a loop takes; what goes beyond it is
@@ -70,25 +72,6 @@ pub struct Pool {
 struct Queued {
     job: Job,
     expires: Instant,
-}
-
-/// How an attempt to connect has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Attempt {
-    Connected,
-    /// Others are connected and go on.
-    NoMore,
-    /// Nobody is connected.
-    Away,
-}
-
-/// What a helper is to do next.
-enum Task {
-    Serve(Vec<Queued>),
-    /// There is work for one more, but others are connected: they get the jobs until it is, too.
-    Connect,
-    /// The pool closes.
-    End,
 }
 
 struct Shared {
@@ -191,76 +174,6 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for jobs and takes them, up to [`MAX_BATCH`]. A helper that has no connection leaves them to those that have one: when
-    /// all of these are busy it connects, but not before `blocked_until`.
-    fn next_task(&self, connected: bool, blocked_until: Option<Instant>) -> Task {
-        let mut state = self.state();
-        loop {
-            if state.closed {
-                return Task::End;
-            }
-            if !connected && state.connected > 0 {
-                let wait =
-                    blocked_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
-                if !wait.is_zero() {
-                    // The call may have come to this helper: one that may connect has to hear it.
-                    if !state.queue.is_empty() && state.idle == 0 {
-                        self.too_much_work.notify_one();
-                    }
-                    state = self.all_lost.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
-                    continue;
-                }
-                if !state.queue.is_empty() && state.idle == 0 {
-                    if state.queue.len() > MAX_BATCH {
-                        self.call_for_help(state);
-                    }
-                    return Task::Connect;
-                }
-            } else if !state.queue.is_empty() {
-                break;
-            }
-            state.idle += usize::from(connected);
-            let event = if connected { &self.work } else { &self.too_much_work };
-            state = event.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.idle -= usize::from(connected);
-        }
-        let count = state.queue.len().min(MAX_BATCH);
-        let batch = state.queue.drain(..count).collect();
-        self.call_for_help(state);
-        Task::Serve(batch)
-    }
-
-    /// Wakes somebody for the jobs that wait, if there are any. Helpers look at the queue before they wait: one that is busy needs
-    /// no call.
-    fn call_for_help(&self, state: MutexGuard<'_, State>) {
-        let (waiting, idle) = (!state.queue.is_empty(), state.idle > 0);
-        drop(state);
-        if waiting {
-            if idle { &self.work } else { &self.too_much_work }.notify_one();
-        }
-    }
-
-    /// Notes whether an attempt to connect has succeeded. Says what that means if it is news.
-    fn note_attempt(&self, connected: bool) -> Option<Attempt> {
-        let mut state = self.state();
-        let attempt = match (connected, state.connected) {
-            (true, _) => Attempt::Connected,
-            (false, 0) => Attempt::Away,
-            (false, _) => Attempt::NoMore,
-        };
-        state.connected += usize::from(connected);
-        (state.told.replace(attempt) != Some(attempt)).then_some(attempt)
-    }
-
-    /// Notes that a helper has lost its connection.
-    fn note_lost(&self) {
-        let mut state = self.state();
-        state.connected -= 1;
-        if state.connected == 0 {
-            self.all_lost.notify_all();
-        }
-    }
-
     /// Notes which Redis a helper has connected to; `None` when that is not known, or not any more.
     fn note_server(&self, run_id: Option<String>) {
         self.state().server = run_id;
@@ -314,7 +227,7 @@ impl Shared {
     fn pause_until(&self, until: Option<Instant>) -> bool {
         let mut state = self.state();
         while !state.closed {
-            let left = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+            let left = time_until(until);
             if left.is_zero() {
                 return true;
             }
@@ -361,6 +274,11 @@ impl Shared {
     }
 }
 
+/// How long it is until then; no time at all where there is no then.
+fn time_until(then: Option<Instant>) -> Duration {
+    then.map_or(Duration::ZERO, |then| then.saturating_duration_since(Instant::now()))
+}
+
 /// Whether `other` is known, and not `this`.
 fn is_another(this: &str, other: &Option<String>) -> bool {
     other.as_ref().is_some_and(|other| other != this)
@@ -375,23 +293,15 @@ mod tests {
     use std::thread::JoinHandle;
 
     /// A pool whose helpers were never started: jobs stay in its queue.
-    fn idle_pool(wakes: Arc<AtomicUsize>) -> Pool {
+    pub(super) fn idle_pool(wakes: Arc<AtomicUsize>) -> Pool {
         let wake = move || {
             wakes.fetch_add(1, Ordering::Relaxed);
         };
         Pool { shared: Arc::new(Shared::new(wake)), timeout: Duration::from_secs(1) }
     }
 
-    fn job(flight: usize) -> Job {
+    pub(super) fn job(flight: usize) -> Job {
         Job { flight, key: b"k"[..].into() }
-    }
-
-    /// Which jobs a helper is to serve.
-    fn flights(task: Task) -> Option<Vec<usize>> {
-        match task {
-            Task::Serve(batch) => Some(batch.iter().map(|queued| queued.job.flight).collect()),
-            Task::Connect | Task::End => None,
-        }
     }
 
     fn completion(flight: usize) -> Completion {
@@ -421,37 +331,24 @@ mod tests {
             jobs.iter().map(|job| job.flight).collect::<Vec<_>>(),
             [QUEUE_LIMIT, QUEUE_LIMIT + 1, QUEUE_LIMIT + 2]
         );
-        assert_eq!(flights(pool.shared.next_task(true, None)), Some((0..MAX_BATCH).collect()));
+        let Task::Serve(batch) = pool.shared.next_task(true, None) else { panic!("jobs wait") };
+        assert!(batch.iter().map(|queued| queued.job.flight).eq(0..MAX_BATCH));
         pool.submit(&mut jobs);
         assert!(jobs.is_empty());
     }
 
-    #[test]
-    fn more_jobs_than_a_batch_wake_more_than_one_helper() {
-        let pool = idle_pool(Arc::default());
-        let helpers = [(); 2].map(|()| {
-            let shared = Arc::clone(&pool.shared);
-            std::thread::spawn(move || flights(shared.next_task(true, None)))
-        });
-        let_them_wait();
-        pool.submit(&mut (0..MAX_BATCH + 1).map(job).collect());
-        for helper in helpers {
-            assert!(finished(helper, "a job waits and nobody was woken for it").is_some());
-        }
-    }
-
     /// Gives threads the time to begin waiting. One that has not begun makes the test prove less, not fail.
-    fn let_them_wait() {
+    pub(super) fn let_them_wait() {
         std::thread::sleep(Duration::from_millis(100));
     }
 
     /// What a thread returns, if it does in time.
-    fn finished<T>(thread: JoinHandle<T>, otherwise: &str) -> T {
+    pub(super) fn finished<T>(thread: JoinHandle<T>, otherwise: &str) -> T {
         until(otherwise, || thread.is_finished());
         thread.join().expect("no panic")
     }
 
-    fn until(otherwise: &str, done: impl Fn() -> bool) {
+    pub(super) fn until(otherwise: &str, done: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !done() {
             assert!(Instant::now() < deadline, "{otherwise}");
@@ -484,79 +381,5 @@ mod tests {
         let_them_wait();
         drop(pool);
         assert!(!finished(pausing, "the pool is gone and somebody waits to connect"));
-    }
-
-    #[test]
-    fn a_helper_that_may_not_connect_leaves_jobs_to_one_that_is_connected() {
-        let pool = idle_pool(Arc::default());
-        pool.submit(&mut vec![job(1)]);
-        let attempts = [true, true, false, false, true, false].map(|connected| pool.shared.note_attempt(connected));
-        let (connected, no_more) = (Some(Attempt::Connected), Some(Attempt::NoMore));
-        assert_eq!(attempts, [connected, None, no_more, None, connected, no_more]);
-        let blocked = Arc::clone(&pool.shared);
-        let later = Instant::now() + Duration::from_secs(3600);
-        let waiting = std::thread::spawn(move || flights(blocked.next_task(false, Some(later))));
-        // One that may connect does so first.
-        assert!(matches!(pool.shared.next_task(false, None), Task::Connect));
-        assert!(matches!(pool.shared.next_task(false, Some(Instant::now())), Task::Connect));
-        assert_eq!(flights(pool.shared.next_task(true, None)), Some(vec![1]));
-        pool.submit(&mut vec![job(2), job(3)]);
-        let_them_wait();
-        // The connected one is lost too: somebody has to tell the clients.
-        (0..3).for_each(|_| pool.shared.note_lost());
-        assert_eq!(pool.shared.note_attempt(false), Some(Attempt::Away));
-        assert_eq!(finished(waiting, "clients wait and nobody tells them"), Some(vec![2, 3]));
-    }
-
-    #[test]
-    fn a_call_reaches_one_that_may_connect() {
-        let pool = idle_pool(Arc::default());
-        let wait = |blocked_until| {
-            let shared = Arc::clone(&pool.shared);
-            std::thread::spawn(move || matches!(shared.next_task(false, blocked_until), Task::Connect))
-        };
-        // Nobody is connected: all wait for work. Those who may not connect are the first to be woken.
-        let later = Some(Instant::now() + Duration::from_secs(3600));
-        let blocked = [(); 2].map(|()| wait(later));
-        let_them_wait();
-        let free = wait(None);
-        let_them_wait();
-        // Another one has connected, and is busy.
-        pool.shared.note_attempt(true);
-        pool.submit(&mut vec![job(1)]);
-        assert!(finished(free, "the call is lost on who may not connect"));
-        drop(pool);
-        for blocked in blocked {
-            assert!(!finished(blocked, "the pool is gone and somebody waits to connect"));
-        }
-    }
-
-    #[test]
-    fn a_job_wakes_who_is_connected_and_only_if_all_are_busy_another() {
-        let pool = idle_pool(Arc::default());
-        pool.shared.note_attempt(true);
-        let wait = |connected| {
-            let shared = Arc::clone(&pool.shared);
-            std::thread::spawn(move || match shared.next_task(connected, None) {
-                Task::Serve(batch) => format!("serve {}", batch.len()),
-                Task::Connect => "connect".into(),
-                Task::End => "end".into(),
-            })
-        };
-        let (others, connected) = ([(); 3].map(|()| wait(false)), wait(true));
-        let_them_wait();
-        pool.submit(&mut vec![job(1)]);
-        assert_eq!(finished(connected, "nobody was woken for the job who can serve it"), "serve 1");
-        let_them_wait();
-        let mut others = Vec::from(others);
-        assert!(others.iter().all(|other| !other.is_finished()), "somebody connects although nothing waits");
-        pool.submit(&mut vec![job(2)]);
-        until("nobody comes to help", || others.iter().any(JoinHandle::is_finished));
-        let helping = others.iter().position(JoinHandle::is_finished).expect("one has come");
-        assert_eq!(finished(others.swap_remove(helping), "it has come"), "connect");
-        drop(pool);
-        for other in others {
-            assert_ne!(finished(other, "the pool is gone and somebody waits for work"), "serve 1");
-        }
     }
 }

@@ -25,15 +25,11 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// Whether so much of the value is sent that it is held until then.
-    fn sends(self, value: &Value) -> bool {
+    /// Whether so much of a shared value is sent that it is held until then.
+    fn holds(self, value: &Value) -> bool {
         match self {
             Shape::Http(shape) => !shape.head_only,
-            Shape::Resp(shape) => {
-                // Of a part that is short there is a copy.
-                let (part, all) = (shape.sends(value.bytes.len()), value.bytes.len());
-                part > 0 && (part == all || part > SHARED_VALUE_BYTES)
-            }
+            Shape::Resp(shape) => shape.holds(value.bytes.len()),
         }
     }
 }
@@ -41,16 +37,18 @@ impl Shape {
 /// Appends the reply to a request for a key. Where there is no room for a value that would be held, a short one is copied, and a
 /// long one becomes a failure.
 pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mut Outgoing) {
-    let outcome = match reply.outcome {
-        Outcome::Value(Payload::Shared(value)) if shape.sends(value) && !held::has_room_for(value) => {
-            match value.bytes.len() {
+    let without_room;
+    let reply = match reply.outcome {
+        Outcome::Value(Payload::Shared(value)) if shape.holds(value) && !held::has_room_for(value) => {
+            let outcome = match value.bytes.len() {
                 0..=SHARED_VALUE_BYTES => Outcome::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
                 _ => Outcome::Failed(&Failure::TooMuchHeld),
-            }
+            };
+            without_room = Reply { outcome, source: reply.source };
+            &without_room
         }
-        outcome => outcome,
+        _ => reply,
     };
-    let reply = &Reply { outcome, source: reply.source };
     match shape {
         Shape::Http(shape) => http::encode_reply(reply, shape, date, out),
         Shape::Resp(shape) => resp::encode_reply(reply, shape, out),

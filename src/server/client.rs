@@ -108,8 +108,9 @@ impl Client {
     /// One turn. `slot` is the client's place, for those who answer it later.
     pub(super) fn turn(&mut self, slot: usize, turn: &mut Turn<'_>) -> Next {
         if self.lingering.is_some() {
-            let over = std::mem::take(&mut self.on_trial) && self.patience.deadline(turn.limits) <= turn.service.now;
-            return if over { Next::Close } else { self.throw_away(&mut turn.scratch.read) };
+            let judged = std::mem::take(&mut self.on_trial)
+                && self.patience.judge(turn.limits, turn.service.now) == Verdict::Close;
+            return if judged { Next::Close } else { self.throw_away(&mut turn.scratch.read) };
         }
         self.sent = 0;
         self.connection.outgoing().lend(&mut turn.scratch.write);

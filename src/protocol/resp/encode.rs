@@ -12,12 +12,12 @@ use std::ops::Range;
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
 impl Shape {
-    /// How much is sent of a value of `length` bytes.
-    pub fn sends(self, length: usize) -> usize {
+    /// Whether a shared value of `length` bytes is held until the reply has been sent.
+    pub fn holds(self, length: usize) -> bool {
         match self.form {
-            Form::Value => length,
-            Form::Range(start, end) => range_of(start, end, length).len(),
-            _ => 0,
+            Form::Value => true,
+            Form::Range(start, end) => !is_copied(range_of(start, end, length).len(), length),
+            _ => false,
         }
     }
 }
@@ -41,8 +41,7 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, out: &mut Outgoing) {
 pub fn encode_part(payload: Payload<'_>, part: Range<usize>, version: Version, out: &mut Outgoing) {
     match payload {
         Payload::Inline { bytes, .. } => Writer::new(out.tail(), version).bulk(&bytes[part]),
-        // A byte of it shall not keep a long value in memory.
-        Payload::Shared(value) if part.len() < value.bytes.len() && part.len() <= SHARED_VALUE_BYTES => {
+        Payload::Shared(value) if is_copied(part.len(), value.bytes.len()) => {
             Writer::new(out.tail(), version).bulk(&value.bytes[part]);
         }
         Payload::Shared(value) => {
@@ -51,6 +50,11 @@ pub fn encode_part(payload: Payload<'_>, part: Range<usize>, version: Version, o
             Writer::new(out.tail(), version).bulk_end();
         }
     }
+}
+
+/// Whether so many bytes of a shared value of `length` are copied: a byte of it shall not keep a long one in memory.
+fn is_copied(part: usize, length: usize) -> bool {
+    part < length && part <= SHARED_VALUE_BYTES
 }
 
 /// What `GETRANGE` means by its two positions in a value of `length` bytes: both included, counted from the end where

@@ -1,0 +1,194 @@
+//! What each helper is to do: serve jobs, connect, or end.
+//!
+//! Jobs go to helpers that are connected. Those that are not wait apart, and are called only when all others are busy: then one
+//! of them connects, and takes jobs once it is connected. Only where nobody is connected does it take them before, so that
+//! somebody tells the clients. Helpers look at the queue before they wait, and whoever leaves jobs behind calls another.
+
+use super::{MAX_BATCH, Queued, Shared, State, time_until};
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How an attempt to connect has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    Connected,
+    /// Others are connected and go on.
+    NoMore,
+    /// Nobody is connected.
+    Away,
+}
+
+/// What a helper is to do next.
+pub(super) enum Task {
+    Serve(Vec<Queued>),
+    /// There is work for one more, but others are connected: they get the jobs until it is, too.
+    Connect,
+    /// The pool closes.
+    End,
+}
+
+impl Shared {
+    /// Waits for jobs and takes them, up to [`MAX_BATCH`]. A helper that has no connection leaves them to those that have one: when
+    /// all of these are busy it connects, but not before `blocked_until`.
+    pub(super) fn next_task(&self, connected: bool, blocked_until: Option<Instant>) -> Task {
+        let mut state = self.state();
+        loop {
+            if state.closed {
+                return Task::End;
+            }
+            let others_serve = !connected && state.connected > 0;
+            let wanted = !state.queue.is_empty() && (!others_serve || state.idle == 0);
+            let blocked = if others_serve { time_until(blocked_until) } else { Duration::ZERO };
+            if !blocked.is_zero() {
+                // The call may have come to this helper: one that may connect has to hear it.
+                if wanted {
+                    self.too_much_work.notify_one();
+                }
+                state = self.all_lost.wait_timeout(state, blocked).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            if wanted && others_serve {
+                if state.queue.len() > MAX_BATCH {
+                    self.call_for_help(state);
+                }
+                return Task::Connect;
+            }
+            if wanted {
+                break;
+            }
+            state.idle += usize::from(connected);
+            let event = if connected { &self.work } else { &self.too_much_work };
+            state = event.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= usize::from(connected);
+        }
+        let count = state.queue.len().min(MAX_BATCH);
+        let batch = state.queue.drain(..count).collect();
+        self.call_for_help(state);
+        Task::Serve(batch)
+    }
+
+    /// Wakes somebody for the jobs that wait, if there are any. Helpers look at the queue before they wait: one that is busy needs
+    /// no call.
+    pub(super) fn call_for_help(&self, state: MutexGuard<'_, State>) {
+        let (waiting, idle) = (!state.queue.is_empty(), state.idle > 0);
+        drop(state);
+        if waiting {
+            if idle { &self.work } else { &self.too_much_work }.notify_one();
+        }
+    }
+
+    /// Notes whether an attempt to connect has succeeded. Says what that means if it is news.
+    pub(super) fn note_attempt(&self, connected: bool) -> Option<Attempt> {
+        let mut state = self.state();
+        let attempt = match (connected, state.connected) {
+            (true, _) => Attempt::Connected,
+            (false, 0) => Attempt::Away,
+            (false, _) => Attempt::NoMore,
+        };
+        state.connected += usize::from(connected);
+        (state.told.replace(attempt) != Some(attempt)).then_some(attempt)
+    }
+
+    /// Notes that a helper has lost its connection.
+    pub(super) fn note_lost(&self) {
+        let mut state = self.state();
+        state.connected -= 1;
+        if state.connected == 0 {
+            self.all_lost.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Pool;
+    use super::super::tests::{finished, idle_pool, job, let_them_wait, until};
+    use super::*;
+    use std::sync::Arc;
+    use std::thread::JoinHandle;
+
+    /// Which jobs a helper is to serve.
+    fn flights(task: Task) -> Option<Vec<usize>> {
+        match task {
+            Task::Serve(batch) => Some(batch.iter().map(|queued| queued.job.flight).collect()),
+            Task::Connect | Task::End => None,
+        }
+    }
+
+    /// A helper that waits for its next task.
+    fn waiting(pool: &Pool, connected: bool, blocked_until: Option<Instant>) -> JoinHandle<Task> {
+        let shared = Arc::clone(&pool.shared);
+        std::thread::spawn(move || shared.next_task(connected, blocked_until))
+    }
+
+    #[test]
+    fn more_jobs_than_a_batch_wake_more_than_one_helper() {
+        let pool = idle_pool(Arc::default());
+        let helpers = [(); 2].map(|()| waiting(&pool, true, None));
+        let_them_wait();
+        pool.submit(&mut (0..MAX_BATCH + 1).map(job).collect());
+        for helper in helpers {
+            assert!(flights(finished(helper, "a job waits and nobody was woken for it")).is_some());
+        }
+    }
+
+    #[test]
+    fn a_helper_that_may_not_connect_leaves_jobs_to_one_that_is_connected() {
+        let pool = idle_pool(Arc::default());
+        pool.submit(&mut vec![job(1)]);
+        let attempts = [true, true, false, false, true, false].map(|connected| pool.shared.note_attempt(connected));
+        let (connected, no_more) = (Some(Attempt::Connected), Some(Attempt::NoMore));
+        assert_eq!(attempts, [connected, None, no_more, None, connected, no_more]);
+        let blocked = waiting(&pool, false, Some(Instant::now() + Duration::from_secs(3600)));
+        // One that may connect does so first.
+        assert!(matches!(pool.shared.next_task(false, None), Task::Connect));
+        assert!(matches!(pool.shared.next_task(false, Some(Instant::now())), Task::Connect));
+        assert_eq!(flights(pool.shared.next_task(true, None)), Some(vec![1]));
+        pool.submit(&mut vec![job(2), job(3)]);
+        let_them_wait();
+        // The connected one is lost too: somebody has to tell the clients.
+        (0..3).for_each(|_| pool.shared.note_lost());
+        assert_eq!(pool.shared.note_attempt(false), Some(Attempt::Away));
+        assert_eq!(flights(finished(blocked, "clients wait and nobody tells them")), Some(vec![2, 3]));
+    }
+
+    #[test]
+    fn a_call_reaches_one_that_may_connect() {
+        let pool = idle_pool(Arc::default());
+        // Nobody is connected: all wait for work. Those who may not connect are the first to be woken.
+        let later = Some(Instant::now() + Duration::from_secs(3600));
+        let blocked = [(); 2].map(|()| waiting(&pool, false, later));
+        let_them_wait();
+        let free = waiting(&pool, false, None);
+        let_them_wait();
+        // Another one has connected, and is busy.
+        pool.shared.note_attempt(true);
+        pool.submit(&mut vec![job(1)]);
+        assert!(matches!(finished(free, "the call is lost on who may not connect"), Task::Connect));
+        drop(pool);
+        for blocked in blocked {
+            assert!(matches!(finished(blocked, "the pool is gone and somebody waits to connect"), Task::End));
+        }
+    }
+
+    #[test]
+    fn a_job_wakes_who_is_connected_and_only_if_all_are_busy_another() {
+        let pool = idle_pool(Arc::default());
+        pool.shared.note_attempt(true);
+        let (others, connected) = ([(); 3].map(|()| waiting(&pool, false, None)), waiting(&pool, true, None));
+        let_them_wait();
+        pool.submit(&mut vec![job(1)]);
+        assert_eq!(flights(finished(connected, "nobody was woken for the job who can serve it")), Some(vec![1]));
+        let_them_wait();
+        let mut others = Vec::from(others);
+        assert!(others.iter().all(|other| !other.is_finished()), "somebody connects although nothing waits");
+        pool.submit(&mut vec![job(2)]);
+        until("nobody comes to help", || others.iter().any(JoinHandle::is_finished));
+        let helping = others.iter().position(JoinHandle::is_finished).expect("one has come");
+        assert!(matches!(finished(others.swap_remove(helping), "it has come"), Task::Connect));
+        drop(pool);
+        for other in others {
+            assert_eq!(flights(finished(other, "the pool is gone and somebody waits for work")), None);
+        }
+    }
+}
