@@ -5,10 +5,14 @@
 
 extern crate self as segment_redis_proxy;
 
+#[path = "../src/admin/mod.rs"]
+pub mod admin;
 #[path = "../src/cache/mod.rs"]
 pub mod cache;
 #[path = "../src/connection/mod.rs"]
 pub mod connection;
+#[path = "../src/figures/mod.rs"]
+pub mod figures;
 #[path = "../src/inflight.rs"]
 pub mod inflight;
 #[path = "../src/protocol/mod.rs"]

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 redis= proxy=
 stop() {
-    trap '' INT TERM
+    trap '' INT TERM HUP
     trap - EXIT
     # Only what was started here, by its id. The proxy first: it would only complain about a Redis that is gone.
     for process in $proxy $redis; do
@@ -17,7 +17,7 @@ stop() {
     done
 }
 trap stop EXIT
-trap 'exit 0' INT TERM
+trap 'exit 0' INT TERM HUP
 
 # For linking, and because the allocator is built from C.
 need cc:build-essential make:build-essential
@@ -28,7 +28,8 @@ if [ -z "${REDIS_HOST:-}" ]; then
     # The usual port may be taken by a Redis that is none of our business; so take one that is free.
     for _ in {1..20}; do
         port=$((20000 + RANDOM % 10000))
-        redis-server --bind 127.0.0.1 --port "$port" --save '' --appendonly no >/dev/null &
+        # Apart from this script's processes: Ctrl-C is for the script, which then ends them in order, and each once.
+        setsid redis-server --bind 127.0.0.1 --port "$port" --save '' --appendonly no >/dev/null &
         redis=$!
         until redis-cli -p "$port" ping >/dev/null 2>&1; do
             kill -0 "$redis" 2>/dev/null || break
@@ -46,7 +47,7 @@ fi
 
 export PROXY_HOST=${PROXY_HOST:-127.0.0.1} PROXY_PORT=${PROXY_PORT:-8080}
 [ "$PROXY_PORT" != 0 ] || { echo "scripts/run.sh: PROXY_PORT=0 would leave nobody knowing where to ask" >&2; exit 2; }
-target/release/segment-redis-proxy &
+setsid target/release/segment-redis-proxy &
 proxy=$!
 until (exec 3<>"/dev/tcp/$PROXY_HOST/$PROXY_PORT") 2>/dev/null; do
     kill -0 "$proxy" 2>/dev/null || { wait "$proxy"; exit; }
@@ -56,5 +57,6 @@ echo
 echo "Try it (twice: the second answer comes from memory), Ctrl-C to stop:"
 echo "  curl -i http://$PROXY_HOST:$PROXY_PORT/key/a"
 echo "  curl -i http://$PROXY_HOST:$PROXY_PORT/raw/b"
+echo "  http://$PROXY_HOST:$PROXY_PORT/ in a browser: how it does"
 echo "  redis-cli -h $PROXY_HOST -p $PROXY_PORT MGET a b"
 wait "$proxy"

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Installs what the tests need, then: format check, lints with warnings denied, all tests, and the fuzzer for
-# a moment.
+# Installs what the tests need, then: format check, lints with warnings denied, all tests, the fuzzer for a moment, and
+# the soak test for a minute.
 # Needs Debian (or a relative of it) and a Rust toolchain; root, or sudo, to install what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/need.sh
 
 need redis-server:redis-server redis-cli:redis-tools strace:strace python3:python3 cc:build-essential make:build-essential
+# What judges what operators use: Prometheus' own tool, a browser, logrotate, systemd.
+need promtool:prometheus chromium:chromium logrotate:logrotate systemd-analyze:systemd
 # A client library that many use: redis-py, of the version that tests/requirements.txt names.
 if [ ! -e target/python/installed ] || ! cmp -s tests/requirements.txt target/python/installed; then
     # On Debian this is a package of its own, without a command.

@@ -18,7 +18,7 @@ pub struct Variable {
 
 /// All variables, in the order of `--help` and README.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 21] = [
+pub const VARIABLES: [Variable; 26] = [
     Variable { name: "REDIS_HOST", default: "redis", allowed: "a host name or an address", meaning: "the Redis behind the cache" },
     Variable { name: "REDIS_PORT", default: "6379", allowed: "1 to 65535", meaning: "its port" },
     Variable { name: "REDIS_USERNAME", default: "", allowed: "a name, together with REDIS_PASSWORD", meaning: "ACL user to authenticate as" },
@@ -39,8 +39,16 @@ pub const VARIABLES: [Variable; 21] = [
     Variable { name: "CLIENT_BYTES", default: "268435456", allowed: "1 to 1000000000000000", meaning: "most bytes of long values that wait for clients to take them, of all workers" },
     Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals too", meaning: "seconds for a request to come whole" },
     Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", allowed: "0.1 to 315360000, decimals too", meaning: "seconds after which a client that asks nothing, or takes nothing of its replies, is closed" },
+    Variable { name: "SHARE_PORT", default: "off", allowed: "on or off", meaning: "let other proxies listen on the same port, for restarts without a gap" },
+    Variable { name: "SHUTDOWN_GRACE", default: "10", allowed: "0 to 86400, decimals too", meaning: "seconds to answer what is under way when it is told to stop" },
+    Variable { name: "ADMIN", default: "on", allowed: "on or off", meaning: "show figures at /, /metrics and /stats" },
+    Variable { name: "ACCESS_LOG", default: "off", allowed: "on or off", meaning: "log each request, to standard output or LOG_FILE" },
+    Variable { name: "LOG_FILE", default: "", allowed: "a path", meaning: "file to log to; SIGHUP has it opened anew" },
     Variable { name: "WORKERS", default: "1", allowed: "1 to 256", meaning: "event loops, each with its own cache and Redis connections" },
 ];
+
+/// The variable that nobody is to see.
+const SECRET: &str = "REDIS_PASSWORD";
 
 /// Ten years: the cache keeps deadlines up to 34 years after the start.
 const LONGEST_TIME: Duration = Duration::from_secs(315_360_000);
@@ -78,6 +86,11 @@ pub struct Config {
     pub client_bytes: usize,
     pub client_timeout: Duration,
     pub client_idle_timeout: Duration,
+    pub share_port: bool,
+    pub shutdown_grace: Duration,
+    pub admin: bool,
+    pub access_log: bool,
+    pub log_file: Option<String>,
     pub workers: usize,
 }
 
@@ -106,6 +119,17 @@ impl ConfigError {
              own PROXY_HOST=0.0.0.0"
         ))
     }
+}
+
+/// Each variable and what it is set to, as whoever looks at the proxy may know it.
+pub fn told(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> Vec<(&'static str, String)> {
+    let value = |name: &str, default: &str| match lookup(name) {
+        Some(value) if name == SECRET && !value.is_empty() => "(set)".into(),
+        Some(value) => value.to_string_lossy().into_owned(),
+        None => default.into(),
+    };
+    let all = VARIABLES.iter().map(|variable| (variable.name, variable.default)).chain([("RUST_LOG", "info")]);
+    all.map(|(name, default)| (name, value(name, default))).collect()
 }
 
 impl Config {
@@ -172,6 +196,11 @@ impl Config {
             client_bytes: whole("CLIENT_BYTES", 1, 1_000_000_000_000_000)? as usize,
             client_timeout: seconds("CLIENT_TIMEOUT", SHORTEST_CLIENT_TIMEOUT, LONGEST_REQUEST)?,
             client_idle_timeout: seconds("CLIENT_IDLE_TIMEOUT", SHORTEST_CLIENT_TIMEOUT, LONGEST_TIME)?,
+            share_port: switch("SHARE_PORT")?,
+            shutdown_grace: seconds("SHUTDOWN_GRACE", Duration::ZERO, LONGEST_REQUEST)?,
+            admin: switch("ADMIN")?,
+            access_log: switch("ACCESS_LOG")?,
+            log_file: optional("LOG_FILE")?,
             workers: whole("WORKERS", 1, 256)? as usize,
         };
         match &config.redis_username {
@@ -203,9 +232,10 @@ pub fn help() -> String {
     use fmt::Write;
     let mut text = format!(
         "segment-redis-proxy {}: a read-through cache in front of one Redis\n\n\
-         Usage: segment-redis-proxy [--help | --version]\n\n\
+         Usage: segment-redis-proxy [healthcheck | --help | --version]\n\n\
          Answers GET /key/{{key}} (JSON) and GET /raw/{{key}} (bytes) over HTTP, and GET, MGET and their like over RESP on the\n\
-         same port, from memory, and from Redis when it must.\n\
+         same port, from memory, and from Redis when it must. `healthcheck` asks the one that runs with the same variables whether\n\
+         it is well, and ends with 0 if so.\n\
          It is configured by environment variables:\n\n",
         env!("CARGO_PKG_VERSION")
     );
@@ -213,7 +243,7 @@ pub fn help() -> String {
         // Writing into a String cannot fail.
         let _ = writeln!(text, "  {name:<20} {default:<8} {meaning}\n  {:<29} ({allowed})", "");
     }
-    text.push_str("  RUST_LOG             info     what to log to standard error (error, warn, info, debug)\n");
+    text.push_str("  RUST_LOG             info     what to log (error, warn, info, debug)\n");
     text
 }
 
@@ -287,6 +317,10 @@ mod tests {
             ("CLIENT_TIMEOUT", "0.0999"),
             ("CLIENT_TIMEOUT", "86400.001"),
             ("CLIENT_IDLE_TIMEOUT", "0"),
+            ("SHARE_PORT", "yes"),
+            ("SHUTDOWN_GRACE", "-1"),
+            ("ADMIN", ""),
+            ("ACCESS_LOG", "1"),
             ("WORKERS", "0"),
             ("WORKERS", ""),
         ] {
@@ -306,6 +340,16 @@ mod tests {
             read(&[("STALE_IF_ERROR", "0.25"), ("CACHE_BYTES", "1"), ("REDIS_TRACKING", "on")]).expect("allowed");
         assert_eq!((config.stale_if_error, config.cache_bytes), (Duration::from_millis(250), Some(1)));
         assert!(config.redis_tracking);
+    }
+
+    #[test]
+    fn what_is_set_can_be_told_but_no_secret() {
+        let set = [("REDIS_PASSWORD", "secret"), ("CACHE_TTL", "7"), ("RUST_LOG", "debug")];
+        let told = told(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()));
+        let value = |name: &str| told.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        assert_eq!((value("CACHE_TTL"), value("RUST_LOG"), value("CACHE_SIZE")), (Some("7"), Some("debug"), Some("3")));
+        assert_eq!(value("REDIS_PASSWORD"), Some("(set)"));
+        assert!(!format!("{told:?}").contains("secret"));
     }
 
     #[test]

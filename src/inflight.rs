@@ -75,6 +75,11 @@ impl Inflight {
         Inflight { flights: Slab::new(), by_key: HashMap::new(), deadlines: Deadlines::new() }
     }
 
+    /// Keys that are being read.
+    pub fn count(&self) -> usize {
+        self.flights.len()
+    }
+
     /// Makes `waiter` wait for `key`, until `deadline` at the latest.
     pub fn board(&mut self, key: &[u8], waiter: Waiter, now: Millis, deadline: Millis) -> Boarding {
         if let Some(&flight) = self.by_key.get(key) {

@@ -12,11 +12,14 @@
 //! client, [`serve`] brings the two together. [`backend`] alone knows Redis, [`server`] alone knows sockets and the clock.
 //! Which room may import which is tested (`tests/layering.rs`); ARCHITECTURE.md says why.
 
+pub mod admin;
 pub mod backend;
 pub mod cache;
 pub mod config;
 pub mod connection;
+pub mod figures;
 pub mod inflight;
+pub mod journal;
 pub mod protocol;
 pub mod proxy;
 pub mod request;

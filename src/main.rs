@@ -1,14 +1,22 @@
 //! Arguments, configuration, logging, signals, exit codes. Everything else is in the library.
 //!
-//! Exit codes: 0 after SIGTERM or SIGINT, 1 when it cannot go on, 2 for a wrong argument or variable.
+//! Exit codes: 0 after SIGTERM or SIGINT, 1 when it cannot go on, 2 for a wrong argument or variable, 128 and the signal's number
+//! when a second one came before it had ended.
+
+mod check;
 
 use segment_redis_proxy::config::{self, Config, ConfigError};
+use segment_redis_proxy::figures::{Register, Settings};
+use segment_redis_proxy::journal::{Journal, Target};
 use segment_redis_proxy::protocol::bound_held_values;
-use segment_redis_proxy::server::{NoPlace, Places, Server, Stopper, bind};
+use segment_redis_proxy::server::{LOOK_EVERY, NoPlace, Places, Server, Stopper, Watch, bind, check_handing_over};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
 
 /// A cache lives and dies by its allocator: with glibc's, half of what 60 MB of entries had taken stayed with the
 /// process after they expired; this one, which Redis uses too, gives it back, from a thread of its own so that no
@@ -16,11 +24,14 @@ use std::sync::mpsc;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Why the program ends.
-enum End {
+/// How long the last lines of the log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// What happens while the workers run.
+enum Event {
     Signal(i32),
-    /// A worker stopped by itself, with what it said.
-    Worker(String),
+    /// A worker has returned, because it was told to or with what went wrong.
+    Ended(Result<(), String>),
 }
 
 /// Why the program cannot go on, and its exit code.
@@ -38,80 +49,174 @@ impl From<NoPlace> for Failed {
     }
 }
 
-fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    match arguments.iter().map(|argument| argument.to_str()).collect::<Vec<_>>()[..] {
-        [] => {}
-        [Some("--help" | "-h")] => {
-            // `--help | head` closes the pipe; that is no reason to complain.
-            let _ = std::io::stdout().write_all(config::help().as_bytes());
-            return ExitCode::SUCCESS;
-        }
-        [Some("--version" | "-V")] => {
-            println!("segment-redis-proxy {}", env!("CARGO_PKG_VERSION"));
-            return ExitCode::SUCCESS;
-        }
-        _ => {
-            eprintln!("segment-redis-proxy: takes no argument but --help or --version; it is configured by variables");
-            return ExitCode::from(2);
-        }
+/// Where lines go.
+struct Logs {
+    events: Journal,
+    /// Each request, if that is wanted.
+    requests: Option<Journal>,
+}
+
+impl Logs {
+    /// All of them, each once.
+    fn all(&self) -> impl Iterator<Item = &Journal> {
+        // What is said about the requests' is among the events.
+        self.requests.iter().filter(|requests| !requests.is(&self.events)).chain([&self.events])
     }
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failed(code, message)) => {
-            eprintln!("segment-redis-proxy: {message}");
-            ExitCode::from(code)
-        }
+
+    /// Waits a moment for the last lines.
+    fn flush(&self) {
+        self.all().for_each(|journal| journal.flush(LAST_LINES));
     }
 }
 
-/// Runs all workers until a signal comes or one of them fails.
-fn run() -> Result<(), Failed> {
-    let config = Config::read(|name| std::env::var_os(name))?;
-    let (ends, end) = mpsc::channel();
-    catch_signals(ends.clone()).map_err(|error| Failed(1, format!("cannot catch signals: {error}")))?;
-    let places = Places::make(&config)?;
-    bound_held_values(config.client_bytes);
-    let mut stoppers = Vec::new();
-    for (number, listener) in listen(&config)?.into_iter().enumerate() {
-        stoppers.push(start_worker(number, listener, &config, &places, ends.clone())?);
-    }
-    let result = match end.recv() {
-        Ok(End::Signal(signal)) => {
-            log::info!("signal {signal}: stopping");
-            Ok(())
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let result = match arguments.iter().map(|argument| argument.to_str()).collect::<Vec<_>>()[..] {
+        [] => run(),
+        [Some("healthcheck")] => read_config().and_then(|config| check::ask(&config).map_err(|error| Failed(1, error))),
+        [Some("--help" | "-h")] => {
+            // `--help | head` closes the pipe; that is no reason to complain.
+            let _ = std::io::stdout().write_all(config::help().as_bytes());
+            Ok(ExitCode::SUCCESS)
         }
-        Ok(End::Worker(message)) => Err(Failed(1, message)),
-        Err(mpsc::RecvError) => Err(Failed(1, "all workers are gone".into())),
+        [Some("--version" | "-V")] => {
+            println!("segment-redis-proxy {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => Err(Failed(
+            2,
+            "takes no argument but healthcheck, --help or --version; it is configured by variables".into(),
+        )),
     };
-    stoppers.iter().for_each(Stopper::stop);
+    result.unwrap_or_else(|Failed(code, message)| {
+        eprintln!("segment-redis-proxy: {message}");
+        ExitCode::from(code)
+    })
+}
+
+fn read_config() -> Result<Config, Failed> {
+    Ok(Config::read(|name| std::env::var_os(name))?)
+}
+
+/// Runs all workers until a signal comes or one of them fails.
+fn run() -> Result<ExitCode, Failed> {
+    let config = read_config()?;
+    let logs = start_logs(&config)?;
+    let result = serve(&config, &logs);
+    if let (Err(Failed(_, message)), Some(_)) = (&result, &config.log_file) {
+        // Where somebody looks for it. It goes to standard error, too.
+        log::error!("{message}");
+    }
+    logs.flush();
     result
+}
+
+fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, Failed> {
+    let (sender, events) = mpsc::channel();
+    catch_signals(sender.clone(), logs).map_err(|error| Failed(1, format!("cannot catch signals: {error}")))?;
+    let places = Places::make(config)?;
+    bound_held_values(config.client_bytes);
+    let listeners = listen(config)?;
+    let register = Arc::new(Register::new(settings(config, &places, &listeners), config.workers));
+    let mut stoppers = Vec::new();
+    for (number, listener) in listeners.into_iter().enumerate() {
+        let server = Server::new(listener, config, places.clone(), Arc::clone(&register), number);
+        stoppers.push(start_worker(number, server, logs, sender.clone())?);
+    }
+    watch(config, &register, &stoppers, &events, logs)
+}
+
+/// Opens the logs: events to standard error and requests to standard output, or both to one file.
+fn start_logs(config: &Config) -> Result<Logs, Failed> {
+    let cannot = |error: std::io::Error| match &config.log_file {
+        Some(path) => Failed(2, format!("LOG_FILE={path:?} cannot be opened: {error}")),
+        None => Failed(1, format!("cannot start the log: {error}")),
+    };
+    let file = config.log_file.as_ref().map(|path| Target::File(path.into()));
+    let events = Journal::start(file.clone().unwrap_or(Target::Error)).map_err(cannot)?;
+    let requests = match (config.access_log, file) {
+        (false, _) => None,
+        (true, Some(_)) => Some(events.clone()),
+        (true, None) => Some(Journal::start(Target::Output).map_err(cannot)?),
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .target(env_logger::Target::Pipe(Box::new(events.clone())))
+        .init();
+    Ok(Logs { events, requests })
+}
+
+fn settings(config: &Config, places: &Places, listeners: &[TcpListener]) -> Settings {
+    let port = listeners.first().and_then(|listener| listener.local_addr().ok()).map_or(0, |address| address.port());
+    Settings {
+        admin: config.admin,
+        capacity: config.cache_size * config.workers,
+        capacity_bytes: config.cache_bytes.unwrap_or(0) * config.workers,
+        most_clients: places.most(),
+        process_id: std::process::id(),
+        port,
+        database: config.redis_db,
+        configuration: config::told(|name| std::env::var_os(name)),
+    }
 }
 
 /// Starts one event loop on a thread of its own.
 fn start_worker(
     number: usize,
-    listener: TcpListener,
-    config: &Config,
-    places: &Places,
-    ends: mpsc::Sender<End>,
+    server: std::io::Result<Server>,
+    logs: &Logs,
+    events: Sender<Event>,
 ) -> Result<Stopper, Failed> {
     let cannot = |error| Failed(1, format!("cannot start worker {number}: {error}"));
-    let mut server = Server::new(listener, config, places.clone()).map_err(cannot)?;
+    let mut server = server.map_err(cannot)?;
+    if let Some(requests) = &logs.requests {
+        server.log_requests(requests.clone());
+    }
     let stopper = server.stopper();
     let work = move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| server.run()));
-        let message = match result {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => format!("worker {number} cannot poll: {error}"),
-            Err(_) => format!("worker {number} broke; please report what stands above"),
+        let result = match result {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(format!("worker {number} cannot poll: {error}")),
+            Err(_) => Err(format!("worker {number} broke; please report what stands above")),
         };
         // Nobody listens any more only when the program is ending anyway.
-        let _ = ends.send(End::Worker(message));
+        let _ = events.send(Event::Ended(result));
     };
     std::thread::Builder::new().name(format!("loop-{number}")).spawn(work).map_err(cannot)?;
     Ok(stopper)
+}
+
+/// Looks after the workers until all have ended.
+fn watch(
+    config: &Config,
+    register: &Arc<Register>,
+    stoppers: &[Stopper],
+    events: &Receiver<Event>,
+    logs: &Logs,
+) -> Result<ExitCode, Failed> {
+    let mut watch = Watch::new(Arc::clone(register), stoppers.to_vec());
+    let (mut running, mut stopping) = (stoppers.len(), false);
+    while running > 0 {
+        // Of those that stop, some have ended and do not turn any more.
+        if !stopping {
+            watch.look(logs.all().map(Journal::dropped).sum());
+        }
+        match events.recv_timeout(LOOK_EVERY) {
+            Ok(Event::Signal(signal)) => {
+                stopping = true;
+                let grace = config.shutdown_grace;
+                log::info!("signal {signal}: stopping within {} s", grace.as_secs_f64());
+                register.set_stopping();
+                stoppers.iter().for_each(|stopper| stopper.stop(grace));
+            }
+            Ok(Event::Ended(Ok(()))) => running -= 1,
+            Ok(Event::Ended(Err(message))) => return Err(Failed(1, message)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(Failed(1, "all workers are gone".into())),
+        }
+    }
+    log::info!("stopped");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A listening socket for each worker, all on the same port.
@@ -120,7 +225,7 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, Failed> {
     let unresolvable = |why: &str| ConfigError::unresolvable_proxy_host(host, why);
     let addresses: Vec<SocketAddr> =
         (host, port).to_socket_addrs().map_err(|error| unresolvable(&error.to_string()))?.collect();
-    let share_port = config.workers > 1;
+    let share_port = config.share_port || config.workers > 1;
     let mut result = Err(Failed::from(unresolvable("it has no address")));
     for address in addresses {
         result = bind(address, share_port).map_err(|error| {
@@ -137,19 +242,33 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, Failed> {
     for _ in 1..config.workers {
         listeners.push(bind(address, share_port).map_err(cannot)?);
     }
+    if config.share_port {
+        check_handing_over(&listeners[0]);
+    }
     log::info!("listening on {address}, {} worker(s)", config.workers);
     Ok(listeners)
 }
 
-/// Waits for SIGTERM and SIGINT on a thread of its own. As process 1 of a container the program would be deaf to them
-/// without a handler.
-fn catch_signals(ends: mpsc::Sender<End>) -> std::io::Result<()> {
-    let signals = [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT];
-    let mut signals = signal_hook::iterator::Signals::new(signals)?;
+/// Waits for signals on a thread of its own. As process 1 of a container the program would be deaf to SIGTERM and SIGINT without a
+/// handler. SIGHUP has a log file opened anew; it would end the program otherwise.
+fn catch_signals(events: Sender<Event>, logs: &Logs) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let logs = Logs { events: logs.events.clone(), requests: logs.requests.clone() };
+    let mut told = false;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            // The receiver is gone only when the program is ending already.
-            let _ = ends.send(End::Signal(signal));
+            if signal == SIGHUP {
+                log::info!("signal {signal}: opening the log anew");
+                logs.events.reopen();
+            } else if std::mem::replace(&mut told, true) {
+                // Whatever the rest of the program is at, a name server that does not answer or clients that take their time.
+                log::warn!("signal {signal} once more: ending at once");
+                logs.flush();
+                std::process::exit(128 + signal);
+            } else {
+                // The receiver is gone only when the program is ending already.
+                let _ = events.send(Event::Signal(signal));
+            }
         }
     })?;
     Ok(())

@@ -4,8 +4,9 @@
 //! tested step by step.
 
 use crate::cache::{Cache, Limits};
+use crate::figures::Figures;
 use crate::inflight::{Boarding, Inflight, Landed, Passenger};
-use crate::request::{Change, Completion, Failure, Fetched, Figures, Job, Millis, Outcome, Payload, Reply};
+use crate::request::{Change, Completion, Failure, Fetched, Job, Millis, Outcome, Payload, Reply};
 use crate::request::{SHARED_VALUE_BYTES, Source, Value, Waiter};
 use std::sync::Arc;
 
@@ -41,6 +42,7 @@ struct Counts {
     misses: u64,
     collapsed: u64,
     invalidated: u64,
+    epochs: u64,
 }
 
 impl Proxy {
@@ -158,12 +160,14 @@ impl Proxy {
                 self.inflight.detach(key);
             }
             Change::All => {
+                self.counts.epochs += 1;
                 self.counts.invalidated += self.cache.len() as u64;
                 self.cache.clear();
                 self.inflight.detach_all();
             }
             // What is stored from now on has only its ttl. What is there relied on more than that.
             Change::Unwatched => {
+                self.counts.epochs += 1;
                 self.cache.expire_all(now);
                 self.inflight.detach_all();
             }
@@ -186,11 +190,12 @@ impl Proxy {
 
     /// Writes its own figures among those of the loop.
     pub fn tell(&self, figures: &mut Figures) {
-        let Counts { hits, misses, collapsed, invalidated } = self.counts;
+        let Counts { hits, misses, collapsed, invalidated, epochs } = self.counts;
         let (entries, expired, evicted) = (self.cache.len(), self.cache.expired(), self.cache.evicted());
+        (figures.bytes, figures.in_flight) = (self.cache.bytes(), self.inflight.count());
         (figures.hits, figures.misses, figures.collapsed) = (hits, misses, collapsed);
         (figures.entries, figures.expired, figures.evicted) = (entries, expired, evicted);
-        figures.invalidated = invalidated;
+        (figures.invalidated, figures.epochs) = (invalidated, epochs);
     }
 
     /// Checks cache and flights. For tests; walks everything.
@@ -516,18 +521,26 @@ mod tests {
         proxy.change(&Change::Key(b"d".to_vec()), 0);
         let mut figures = Figures::default();
         proxy.tell(&mut figures);
-        let expected =
-            Figures { hits: 1, misses: 8, collapsed: 4, evicted: 1, entries: 2, invalidated: 1, ..figures.clone() };
+        let expected = Figures {
+            hits: 1,
+            misses: 8,
+            collapsed: 4,
+            evicted: 1,
+            entries: 2,
+            bytes: 12,
+            invalidated: 1,
+            ..Figures::default()
+        };
         assert_eq!(figures, expected);
         proxy.tick(1000, 1, |_, _| ());
         // The sweep has removed one, asking for it the other.
         let jobs = [&b"b"[..], b"c"].map(|key| fetch(&mut proxy, key, 1, 1000));
         proxy.tell(&mut figures);
-        assert_eq!((figures.expired, figures.entries), (2, 0));
+        assert_eq!((figures.expired, figures.entries, figures.in_flight, figures.epochs), (2, 0, 2, 0));
         complete(&mut proxy, &jobs[0], Ok(Some("value")), 1000);
         proxy.change(&Change::All, 1000);
         proxy.tell(&mut figures);
-        assert_eq!((figures.invalidated, figures.entries), (2, 0));
+        assert_eq!((figures.invalidated, figures.entries, figures.in_flight, figures.epochs), (2, 0, 1, 1));
     }
 
     /// What a change has overtaken knows less than the cache: that the key was not there then takes nothing out of it.

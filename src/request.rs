@@ -283,6 +283,36 @@ impl Failure {
         }
     }
 
+    /// All kinds, in the order of [`Failure::kind`], as operators know them.
+    pub const KINDS: [&'static str; 10] = [
+        "queue_full",
+        "too_much_held",
+        "unavailable",
+        "timeout",
+        "not_ready",
+        "refused",
+        "too_long",
+        "wrong_type",
+        "redis",
+        "internal",
+    ];
+
+    /// Which of [`Failure::KINDS`] it is.
+    pub fn kind(&self) -> usize {
+        match self {
+            Failure::QueueFull => 0,
+            Failure::TooMuchHeld => 1,
+            Failure::Unavailable => 2,
+            Failure::Timeout => 3,
+            Failure::NotReady(_) => 4,
+            Failure::Refused(_) => 5,
+            Failure::TooLong => 6,
+            Failure::WrongType => 7,
+            Failure::Redis(_) => 8,
+            Failure::Internal => 9,
+        }
+    }
+
     /// Whether Redis has told that the key holds nothing that could be served, so that an older value must go.
     pub fn is_about_the_key(&self) -> bool {
         matches!(self, Failure::WrongType | Failure::TooLong)
@@ -329,43 +359,6 @@ pub struct Waiter {
     pub sequence: u64,
     /// Which key of that request, where it is about several.
     pub part: u32,
-}
-
-/// What the proxy can tell of itself. Counts are of one worker since its start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
-    /// The process.
-    pub process_id: u32,
-    /// The port it listens on.
-    pub port: u16,
-    /// The number of the database that is read.
-    pub database: u32,
-    /// Milliseconds since the start.
-    pub uptime: Millis,
-    /// Clients that are connected.
-    pub clients: usize,
-    /// Most that may be.
-    pub max_clients: usize,
-    /// Clients that have ever been connected.
-    pub connections: u64,
-    /// Clients for whom there was no place.
-    pub rejected: u64,
-    /// Requests of all protocols, whatever became of them.
-    pub requests: u64,
-    /// Keys that are cached.
-    pub entries: usize,
-    /// Keys that were asked for and found in memory.
-    pub hits: u64,
-    /// Keys that were asked for and not found there.
-    pub misses: u64,
-    /// Those among them that were being read already.
-    pub collapsed: u64,
-    /// Entries whose time was over.
-    pub expired: u64,
-    /// Entries that made room for others.
-    pub evicted: u64,
-    /// Entries that were dropped because of changes in Redis.
-    pub invalidated: u64,
 }
 
 #[cfg(test)]

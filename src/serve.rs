@@ -1,17 +1,22 @@
 //! What comes in from one client: decoded, looked up, answered or noted. No socket, no clock: the server feeds it what it
 //! reads, the simulation what it makes up.
 
+use crate::admin;
 use crate::connection::{Answer, Connection, MAX_UNSENT_BYTES, Step};
-use crate::protocol::http::{Date, Hosts};
+use crate::figures::{Ledger, Register};
+use crate::protocol::http::{Date, Rules};
+use crate::protocol::resp;
 use crate::proxy::{Decision, Proxy};
-use crate::request::{Figures, Job, Millis, Outcome, Payload, Reply};
+use crate::request::{Job, Millis, Outcome, Payload, Reply};
 
 /// Requests, or keys of one, that are dealt with before other clients have their turn: a hundred microseconds of work or two.
 /// One read may bring ten thousand.
 pub const STEPS_AT_ONCE: usize = 512;
 
-/// What telling the figures costs beside other requests: about twenty microseconds.
-const FIGURES_STEPS: usize = 50;
+/// What telling the figures costs beside other requests: about twenty microseconds, and more where those of several loops are
+/// added up.
+const FIGURES_STEPS: usize = 80;
+const FIGURES_STEPS_PER_LOOP: usize = 2;
 
 /// Bytes that are copied meanwhile into a reply about several keys, beyond which others have their turn too.
 const GATHERED_AT_ONCE: usize = MAX_UNSENT_BYTES;
@@ -24,12 +29,16 @@ pub struct Service<'a> {
     pub jobs: &'a mut Vec<Job>,
     /// Room for a key that has to be unescaped.
     pub key: &'a mut Vec<u8>,
-    /// The hosts that HTTP requests may be for.
-    pub hosts: &'a Hosts,
+    /// What HTTP requests are taken.
+    pub rules: &'a Rules,
     /// The `Date` of replies.
     pub date: &'a Date,
-    /// The loop's figures. Requests are counted here; what the proxy knows is added when a client asks.
-    pub figures: &'a mut Figures,
+    /// The loop's books. Requests are counted here; what the proxy knows is added when a client asks.
+    pub ledger: &'a mut Ledger,
+    /// The figures of all loops, and this loop's number among them.
+    pub register: &'a Register,
+    /// See above.
+    pub number: usize,
     /// The time.
     pub now: Millis,
 }
@@ -72,7 +81,7 @@ impl Service<'_> {
                 break true;
             }
             steps += 1;
-            match connection.decode(&input[at..], self.hosts, self.key, self.date) {
+            match connection.decode(&input[at..], self.rules, self.key, self.date, self.ledger) {
                 Step::Stop => break !connection.takes_requests(),
                 Step::Passed(consumed) => at += consumed,
                 Step::Get { key, touch, answer, consumed } => {
@@ -80,31 +89,60 @@ impl Service<'_> {
                     match self.proxy.get(key, touch, connection.waiter(slot), self.now) {
                         Decision::Reply(reply) => {
                             gathered += gathered_by(answer, &reply);
-                            connection.reply_now(answer, &reply, self.date);
+                            connection.reply_now(answer, &reply, self.date, self.ledger);
                         }
-                        Decision::Wait => connection.wait(answer),
+                        Decision::Wait => connection.wait(answer, self.ledger),
                         Decision::Fetch(job) => {
                             self.jobs.push(job);
-                            connection.wait(answer);
+                            connection.wait(answer, self.ledger);
                         }
                     }
                 }
                 Step::Remaining { key, shape, consumed } => {
                     at += consumed;
-                    connection.reply_remaining(shape, self.proxy.remaining(key, self.now));
+                    connection.reply_remaining(shape, self.proxy.remaining(key, self.now), self.ledger);
                 }
                 Step::Figures { shape, consumed } => {
                     at += consumed;
                     steps += FIGURES_STEPS;
-                    self.figures.uptime = self.now;
-                    self.proxy.tell(self.figures);
-                    connection.reply_figures(shape, self.figures);
+                    self.update_figures();
+                    let figures = &self.ledger.figures;
+                    match shape.form {
+                        resp::Form::Info(sections) => {
+                            let text = admin::info(figures, &self.register.settings, sections);
+                            connection.reply_text(shape, &text, self.ledger);
+                        }
+                        _ => connection.reply_number(shape, figures.entries, self.ledger),
+                    }
+                }
+                Step::About { topic, shape, consumed } => {
+                    at += consumed;
+                    steps += FIGURES_STEPS + FIGURES_STEPS_PER_LOOP * self.register.seats().len();
+                    self.update_figures();
+                    // What others see of this loop is as old as its last tick.
+                    if let Some(seat) = self.register.seats().get(self.number) {
+                        seat.show(&self.ledger.figures);
+                    }
+                    let document = admin::document(topic, &self.register.snapshot(), &self.register.settings);
+                    connection.reply_document(shape, &document, self.date, self.ledger);
                 }
             }
         };
-        self.figures.requests += connection.requests() - before;
+        self.ledger.figures.requests += connection.requests() - before;
         (at, at < input.len() && enough && !connection.has_ended())
     }
+}
+
+impl Service<'_> {
+    fn update_figures(&mut self) {
+        update_figures(self.ledger, self.proxy, self.now);
+    }
+}
+
+/// Brings a loop's figures up to date with what its proxy knows. Whoever shows them does so before.
+pub fn update_figures(ledger: &mut Ledger, proxy: &Proxy, now: Millis) {
+    ledger.figures.uptime = now;
+    proxy.tell(&mut ledger.figures);
 }
 
 /// Bytes that are copied into a reply about several keys. Other replies are bounded by what may be unsent.
@@ -119,6 +157,7 @@ fn gathered_by(answer: Answer, reply: &Reply<'_>) -> usize {
 mod tests {
     use super::*;
     use crate::cache::Limits;
+    use crate::figures::{Ending, Protocol};
     use crate::request::{Completion, Fetched, Value};
     use std::time::SystemTime;
 
@@ -127,12 +166,13 @@ mod tests {
     fn what_is_done_at_once_is_bounded_by_keys_and_by_bytes() {
         let limits = Limits { entries: 10, bytes: usize::MAX, stale: 0 };
         let (mut proxy, mut jobs) = (Proxy::new(limits, 1000, 1000), Vec::new());
-        let (mut figures, mut key, date) = (Figures::default(), Vec::new(), Date::at(SystemTime::UNIX_EPOCH));
-        let hosts = Hosts::default();
+        let (mut ledger, mut key, date) = (Ledger::default(), Vec::new(), Date::at(SystemTime::UNIX_EPOCH));
+        let (rules, register) = (Rules::default(), Register::default());
         let mut connection = Connection::new(1, 0);
         let mut serve = |connection: &mut Connection, input: Option<&[u8]>| {
-            let (jobs, key, figures) = (&mut jobs, &mut key, &mut figures);
-            let mut service = Service { proxy: &mut proxy, jobs, key, hosts: &hosts, date: &date, figures, now: 0 };
+            let (proxy, jobs, key, ledger) = (&mut proxy, &mut jobs, &mut key, &mut ledger);
+            let (rules, register, date) = (&rules, &register, &date);
+            let mut service = Service { proxy, jobs, key, rules, date, ledger, register, number: 0, now: 0 };
             let held_up = match input {
                 Some(input) => service.take_in(connection, 0, input),
                 None => service.resume(connection, 0),
@@ -142,7 +182,7 @@ mod tests {
                 let fetched = Fetched { value: Value::new(bytes), remaining: None };
                 let completion = Completion { flight: job.flight, result: Ok(Some(fetched)) };
                 service.proxy.complete(completion, 0, |waiter, reply| {
-                    assert!(connection.reply_later(waiter, reply, &date));
+                    assert!(connection.reply_later(waiter, reply, date, service.ledger));
                 });
             }
             held_up
@@ -164,6 +204,8 @@ mod tests {
             assert!(connection.outgoing().unsent() > keys && !connection.has_unparsed());
             connection.outgoing().drain(usize::MAX);
         }
-        assert_eq!((figures.requests, connection.requests()), (4, 4));
+        assert_eq!((ledger.figures.requests, connection.requests()), (4, 4));
+        let many = ledger.figures.answers[Protocol::Resp as usize][Ending::Many as usize];
+        assert_eq!((many, ledger.figures.answers.as_flattened().iter().sum::<u64>()), (2, 4));
     }
 }

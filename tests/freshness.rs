@@ -143,7 +143,7 @@ fn a_value_that_its_change_has_overtaken_is_not_kept() {
         until("the change is heard of", || {
             let mut probe = proxy.connect();
             probe.ask("/raw/marker");
-            (0..2).for_each(|_| assert_eq!(late.get("/").status, 404));
+            (0..2).for_each(|_| assert_eq!(late.get("/nothing").status, 404));
             let waits = !probe.has_input();
             probes.push(probe);
             waits.then_some(())

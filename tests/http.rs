@@ -96,7 +96,7 @@ fn head_is_get_without_the_body() {
     redis.set("a", "value");
     let mut client = proxy.connect();
     for (path, status, length) in
-        [("/key/a", 200, "35"), ("/raw/a", 200, "5"), ("/key/none", 404, "25"), ("/", 404, "58")]
+        [("/key/a", 200, "35"), ("/raw/a", 200, "5"), ("/key/none", 404, "25"), ("/nothing", 404, "58")]
     {
         client.send(format!("HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
         let response = client.response_to("HEAD");
@@ -110,7 +110,7 @@ fn what_cannot_be_had_is_refused_with_the_right_status() {
     let (_redis, proxy) = start();
     let mut client = proxy.connect();
     for (head, status) in [
-        ("GET / HTTP/1.1", 404),
+        ("GET /nothing HTTP/1.1", 404),
         ("GET /keys/a HTTP/1.1", 404),
         ("POST /key/a HTTP/1.1", 405),
         ("DELETE /raw/a HTTP/1.1", 405),

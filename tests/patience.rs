@@ -237,7 +237,8 @@ fn who_takes_nothing_is_closed_and_who_takes_little_is_not() {
         std::thread::sleep(Duration::from_millis(100));
     }
     println!("taken {taken:?} bytes in {:?}, of {LENGTH}", begun.elapsed());
-    until("who takes nothing is closed", || (proxy.descriptors() <= descriptors + 2).then_some(()));
+    // Two are slow, and connections to Redis come and go; that each of the others is closed is seen below.
+    until("who takes nothing is closed", || (proxy.descriptors() <= descriptors + 2 + 4).then_some(()));
     for client in &mut asleep {
         let mut all = Vec::new();
         // They have been reset: what they did not take, the kernel has forgotten.

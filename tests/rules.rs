@@ -21,7 +21,7 @@ fn a_late_completion_does_not_answer_a_new_client_in_the_same_place() {
     let mut first = proxy.connect();
     first.ask("/raw/first");
     // The first client's request has been taken when a later one's of another client is answered.
-    assert_eq!(proxy.get("/").status, 404);
+    assert_eq!(proxy.get("/nothing").status, 404);
     // A reset, not a polite end: whoever closes politely gets its answer, so that its place is kept for it.
     let with_first = proxy.settled_descriptors();
     let socket = socket2::SockRef::from(first.stream().get_ref());
@@ -31,7 +31,7 @@ fn a_late_completion_does_not_answer_a_new_client_in_the_same_place() {
     // The next client gets its place.
     let mut second = proxy.connect();
     second.ask("/raw/second");
-    assert_eq!(proxy.get("/").status, 404);
+    assert_eq!(proxy.get("/nothing").status, 404);
     redis.thaw();
     assert_eq!(second.response().text(), "for the second");
     let stored = second.get("/raw/first");
@@ -74,7 +74,7 @@ fn a_client_at_the_bound_of_open_replies_goes_on_by_itself() {
     let count = segment_redis_proxy::connection::MAX_OPEN_REPLIES * 5 + 3;
     let mut client = proxy.connect();
     client.send((0..count).map(|number| format!("GET /raw/n{number} HTTP/1.1\r\nHost: x\r\n\r\n")).collect::<String>());
-    assert_eq!(proxy.get("/").status, 404);
+    assert_eq!(proxy.get("/nothing").status, 404);
     redis.thaw();
     for _ in 0..count {
         assert_eq!(client.response().status, 404);
@@ -90,7 +90,7 @@ fn a_thousand_concurrent_misses_of_one_key_are_one_get() {
     redis.freeze();
     let mut clients: Vec<Http> = (0..1000).map(|_| proxy.connect()).collect();
     clients.iter_mut().for_each(|client| client.ask("/raw/wanted"));
-    assert_eq!(proxy.get("/").status, 404);
+    assert_eq!(proxy.get("/nothing").status, 404);
     redis.thaw();
     let mut statuses: HashMap<String, usize> = HashMap::new();
     for client in &mut clients {
@@ -262,9 +262,9 @@ fn a_refusal_reaches_a_client_that_goes_on_sending() {
     assert!(client.is_closed());
     drop(client);
     let mut next = proxy.connect();
-    assert_eq!(next.get("/").status, 404);
+    assert_eq!(next.get("/nothing").status, 404);
     std::thread::sleep(Duration::from_millis(2500));
-    assert_eq!(next.get("/").status, 404);
+    assert_eq!(next.get("/nothing").status, 404);
 }
 
 /// A reply that is still on its way survives what its client sends after its last request.
@@ -297,7 +297,7 @@ fn replies_that_wait_for_one_fetch_share_its_value() {
     for client in &mut clients {
         client.send("GET /key/control HTTP/1.1\r\nHost: x\r\n\r\n".repeat(open));
     }
-    assert_eq!(proxy.get("/").status, 404);
+    assert_eq!(proxy.get("/nothing").status, 404);
     redis.thaw();
     for client in &mut clients {
         until("its replies begin", || client.has_input().then_some(()));

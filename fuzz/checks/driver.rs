@@ -5,10 +5,11 @@ use super::choices::Choices;
 use super::replies::Comparing;
 use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::connection::{Connection, MAX_OPEN_KEYS, MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
+use segment_redis_proxy::figures::{Ledger, Register};
 use segment_redis_proxy::protocol::WRITE_SLICES;
-use segment_redis_proxy::protocol::http::{Date, Hosts};
+use segment_redis_proxy::protocol::http::{Date, Rules};
 use segment_redis_proxy::proxy::Proxy;
-use segment_redis_proxy::request::{Completion, Failure, Fetched, Figures, Job, Millis, Value};
+use segment_redis_proxy::request::{Completion, Failure, Fetched, Job, Millis, Value};
 use segment_redis_proxy::serve::Service;
 use std::io::IoSlice;
 use std::time::SystemTime;
@@ -83,10 +84,11 @@ pub struct Driver<'a> {
     held_up: bool,
     jobs: Vec<Job>,
     key: Vec<u8>,
-    hosts: Hosts,
+    rules: Rules,
     lent: Vec<u8>,
     date: Date,
-    figures: Figures,
+    ledger: Ledger,
+    register: Register,
     /// Keys that were waited for and have come, those of the other client too.
     answered: u64,
     writes: usize,
@@ -114,10 +116,11 @@ impl<'a> Driver<'a> {
             held_up: false,
             jobs: Vec::new(),
             key: Vec::new(),
-            hosts: Hosts::default(),
+            rules: Rules::default(),
             lent: Vec::with_capacity(1024),
             date: Date::at(SystemTime::UNIX_EPOCH),
-            figures: Figures::default(),
+            ledger: Ledger::new(true),
+            register: Register::default(),
             answered: 0,
             writes: 0,
             sent: Vec::new(),
@@ -137,7 +140,7 @@ impl<'a> Driver<'a> {
             self.proxy.complete(Completion { flight: job.flight, result: Ok(Some(fetched)) }, NOW, |_, _| ());
             self.answered += 1;
         }
-        self.figures = Figures::default();
+        self.ledger = Ledger::new(true);
     }
 
     /// Whole, at once, and every fetch comes back before anything else happens.
@@ -231,10 +234,10 @@ impl<'a> Driver<'a> {
     fn complete(&mut self, place: usize) {
         let job = self.jobs.remove(place);
         let completion = Completion { flight: job.flight, result: self.world.fetch(&job.key) };
-        let Driver { proxy, connection, date, answered, .. } = self;
+        let Driver { proxy, connection, date, ledger, answered, .. } = self;
         proxy.complete(completion, NOW, |waiter, reply| {
             *answered += 1;
-            connection.reply_later(waiter, reply, date);
+            connection.reply_later(waiter, reply, date, ledger);
         });
     }
 
@@ -244,8 +247,8 @@ impl<'a> Driver<'a> {
         let may_keep = if self.held_up { self.wire.len() } else { self.world.most_kept };
         assert!(kept.len() <= may_keep, "{} bytes are kept", kept.len());
         self.connection.keep(kept);
-        self.proxy.tell(&mut self.figures);
-        let open = self.figures.misses - self.answered;
+        self.proxy.tell(&mut self.ledger.figures);
+        let open = self.ledger.figures.misses - self.answered;
         assert!(open <= MAX_OPEN_KEYS as u64, "{open} keys are waited for");
         // One reply may go over it, which is as long as its keys' values.
         let longest = LONGEST_REPLY * self.world.most_keys;
@@ -269,10 +272,25 @@ impl<'a> Driver<'a> {
         assert_eq!(self.proxy.validate(), Ok(()));
         // One about several keys may not be whole.
         let requests = self.connection.requests();
-        assert_eq!(self.figures.requests, requests, "requests that are not counted");
+        let figures = &self.ledger.figures;
+        assert_eq!(figures.requests, requests, "requests that are not counted");
+        let answers: u64 = figures.answers.as_flattened().iter().sum();
+        assert_eq!(answers, replies.len() as u64, "replies that are not counted");
+        self.check_lines(answers);
         let unfinished = requests - replies.len() as u64;
         assert!(unfinished <= u64::from(self.world.comparing.resp), "{unfinished} requests have no reply");
         replies
+    }
+
+    /// Each reply leaves a line in the access log, of printable characters.
+    fn check_lines(&mut self, answers: u64) {
+        self.ledger.settle(0);
+        let lines = self.ledger.lines().map(std::mem::take).unwrap_or_default();
+        assert!(lines.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n')), "{}", lines.escape_ascii());
+        let lines: Vec<&[u8]> = lines.split_inclusive(|&byte| byte == b'\n').collect();
+        assert_eq!(lines.len() as u64, answers, "lines");
+        let quotes = |line: &[u8]| line.iter().filter(|&&byte| byte == b'"').count();
+        assert!(lines.iter().all(|line| quotes(line) == 2), "a line that is forged");
     }
 
     /// Going on without having been told to finds nothing to go on with.
@@ -290,6 +308,6 @@ impl<'a> Driver<'a> {
 
 /// The one place that knows what a service is made of.
 fn serve<'a>(driver: &'a mut Driver<'_>) -> Service<'a> {
-    let Driver { proxy, jobs, key, hosts, date, figures, .. } = driver;
-    Service { proxy, jobs, key, hosts, date, figures, now: NOW }
+    let Driver { proxy, jobs, key, rules, date, ledger, register, .. } = driver;
+    Service { proxy, jobs, key, rules, date, ledger, register, number: 0, now: NOW }
 }

@@ -19,11 +19,13 @@ pub(super) struct Desk {
     jobs: Vec<Option<Queued>>,
     /// Not delivered yet.
     done: Vec<Completion>,
+    /// What Redis said last of why it cannot serve.
+    not_ready: Option<String>,
 }
 
 impl Desk {
     pub(super) fn new(shared: Arc<Shared>, batch: Vec<Queued>) -> Desk {
-        Desk { shared, jobs: batch.into_iter().map(Some).collect(), done: Vec::new() }
+        Desk { shared, jobs: batch.into_iter().map(Some).collect(), done: Vec::new(), not_ready: None }
     }
 
     /// Places and keys of the jobs that are open, in the order in which they came.
@@ -35,8 +37,16 @@ impl Desk {
     /// Completes the job at `place`; if it is done already, nothing happens.
     pub(super) fn complete(&mut self, place: usize, result: Outcome) {
         if let Some(queued) = self.jobs.get_mut(place).and_then(Option::take) {
+            if let Err(Failure::NotReady(text)) = &result {
+                self.not_ready = Some(text.clone());
+            }
             self.done.push(Completion { flight: queued.job.flight, result });
         }
+    }
+
+    /// What Redis has said of why it cannot serve.
+    pub(super) fn not_ready(&self) -> Option<&str> {
+        self.not_ready.as_deref()
     }
 
     /// Fails those that have waited for a helper as long as their first client waits.
@@ -105,7 +115,7 @@ mod tests {
 
     #[test]
     fn every_job_is_completed_once_even_when_the_helper_panics() {
-        let shared = Arc::new(Shared::new(|| ()));
+        let shared = Arc::new(Shared::new(Arc::default(), || ()));
         let mut desk = Desk::new(Arc::clone(&shared), batch(3));
         desk.complete(1, Ok(None));
         desk.complete(1, Err(Failure::Timeout));
@@ -122,7 +132,7 @@ mod tests {
 
     #[test]
     fn jobs_go_back_to_the_front_of_the_queue_while_others_can_serve_them() {
-        let shared = Arc::new(Shared::new(|| ()));
+        let shared = Arc::new(Shared::new(Arc::default(), || ()));
         let mut desk = Desk::new(Arc::clone(&shared), batch(4));
         assert!(!desk.hand_back(), "nobody is there to take them");
         shared.state().queue.extend(batch(10).split_off(9));
@@ -137,7 +147,7 @@ mod tests {
 
     #[test]
     fn who_has_waited_long_enough_is_not_asked_for() {
-        let shared = Arc::new(Shared::new(|| ()));
+        let shared = Arc::new(Shared::new(Arc::default(), || ()));
         let mut jobs = batch(3);
         let now = Instant::now();
         jobs[1].expires = now;

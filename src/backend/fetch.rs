@@ -7,7 +7,7 @@
 use super::connect::{Connector, explain, failure_of, is_refusal, outage_of, run_id};
 use super::desk::Desk;
 use super::read::{Link, Rules};
-use super::{Attempt, Settings, Shared, Task};
+use super::{Attempt, Settings, Shared, Task, WATCH};
 use crate::request::Failure;
 use redis::RedisError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,6 +43,8 @@ pub(super) struct Helper {
     max_value_bytes: usize,
     /// Whether changes are heard of, so that it matters which Redis is read.
     tracking: bool,
+    /// Whether it goes on trying to connect where nobody is connected and there is nothing to read.
+    tries: bool,
 }
 
 /// Why a batch was not read.
@@ -52,7 +54,7 @@ enum Broken {
 }
 
 impl Helper {
-    pub(super) fn new(settings: &Settings, shared: Arc<Shared>) -> Helper {
+    pub(super) fn new(settings: &Settings, shared: Arc<Shared>, tries: bool) -> Helper {
         Helper {
             shared,
             connector: Connector::new(settings),
@@ -60,6 +62,7 @@ impl Helper {
             timeout: settings.timeout,
             max_value_bytes: settings.max_value_bytes,
             tracking: settings.tracking,
+            tries,
         }
     }
 
@@ -76,12 +79,14 @@ impl Helper {
                 Some(_) => None,
                 None => self.connector.blocked().map(|(until, _)| until),
             };
-            let done = match self.shared.next_task(self.connection.is_some(), blocked_until) {
+            let watch = (self.tries || self.connection.is_some()).then_some(WATCH);
+            let done = match self.shared.next_task(self.connection.is_some(), blocked_until, watch) {
                 Task::Serve(batch) => {
                     let mut desk = Desk::new(Arc::clone(&self.shared), batch);
                     catch_unwind(AssertUnwindSafe(|| self.serve(&mut desk)))
                 }
                 Task::Connect => catch_unwind(AssertUnwindSafe(|| self.connect_ahead())),
+                Task::LookAfter => catch_unwind(AssertUnwindSafe(|| self.look_after())),
                 Task::End => return,
             };
             if done.is_err() {
@@ -89,6 +94,57 @@ impl Helper {
                 self.connection = None;
             }
         }
+    }
+
+    /// Finds out whether Redis is there. A connection that has ended meanwhile is replaced.
+    fn look_after(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return self.connect_ahead() };
+        self.note_question();
+        let result = connection.link.ping();
+        self.count_round_trips(&mut connection.link);
+        match result {
+            Ok(trouble) => {
+                self.note_answer(trouble.as_deref());
+                self.connection = Some(connection);
+                return;
+            }
+            Err(error) if error.is_connection_dropped() => drop(connection),
+            Err(error) => {
+                drop(connection);
+                self.note_broken(&error);
+            }
+        }
+        self.connect_ahead();
+        if self.connection.is_none() {
+            self.shared.look_again();
+        }
+    }
+
+    /// Redis is about to be asked something.
+    fn note_question(&self) {
+        self.shared.show(|redis| _ = redis.asked.get_or_insert_with(Instant::now));
+    }
+
+    fn count_round_trips(&self, link: &mut Link) {
+        let round_trips = link.take_round_trips();
+        self.shared.show(|redis| redis.round_trips += round_trips);
+    }
+
+    /// Redis has answered, perhaps that it cannot serve.
+    fn note_answer(&self, trouble: Option<&str>) {
+        self.shared.show(|redis| {
+            redis.asked = None;
+            if redis.away.as_deref() != trouble {
+                redis.away = trouble.map(str::to_owned);
+            }
+        });
+    }
+
+    /// A connection is lost over something that was not answered.
+    fn note_broken(&self, error: &RedisError) {
+        let text = format!("lost a connection to Redis at {}: {}", self.connector.target(), explain(error));
+        log::warn!("{text}");
+        self.shared.show(|redis| (redis.asked, redis.away) = (None, Some(text)));
     }
 
     /// Completes every job of a batch: what was read before an error counts, the rest fails with it.
@@ -108,7 +164,7 @@ impl Helper {
                 // What it was refused will not be asked for again.
                 Err(Broken::Reading(error)) if is_refusal(&error) && !self.shared.asks_for_expiry() => continue,
                 Err(Broken::Reading(error)) => {
-                    log::warn!("lost a connection to Redis at {}: {}", self.connector.target(), explain(&error));
+                    self.note_broken(&error);
                     failure_of(&error)
                 }
             };
@@ -127,8 +183,14 @@ impl Helper {
         };
         let with_expiry = self.shared.asks_for_expiry();
         let rules = Rules { max_value_bytes: self.max_value_bytes, with_expiry };
-        match connection.link.read(desk, rules) {
+        let keys = desk.open().len() as u64;
+        self.note_question();
+        let result = connection.link.read(desk, rules);
+        self.count_round_trips(&mut connection.link);
+        self.shared.show(|redis| redis.batches.observe(keys, 1));
+        match result {
             Ok(told) => {
+                self.note_answer(desk.not_ready());
                 if let Some(told) = told {
                     self.shared.note_expiry(told);
                 }
@@ -175,6 +237,12 @@ impl Helper {
             shared: Arc::clone(&self.shared),
         });
         let target = self.connector.target();
+        match &result {
+            Ok(_) => self.note_answer(None),
+            // Others are connected, and what they see counts.
+            Err(_) if self.shared.state().connected > 0 => {}
+            Err(error) => self.note_answer(Some(&format!("cannot connect to Redis at {target}: {}", explain(error)))),
+        }
         match (&result, news) {
             (Ok(_), None) => {}
             (Ok(_), Some(_)) => log::info!("connected to Redis at {target}"),

@@ -14,10 +14,11 @@ mod read;
 mod task;
 mod track;
 
+use crate::figures::{RedisFigures, Seat, Tracking};
 use crate::request::{Change, Completion, Job};
 use fetch::Helper;
 use news::{MAX_CHANGES, News};
-use promise::Promise;
+use promise::{Noted, Promise};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -35,6 +36,9 @@ pub const MAX_BATCH: usize = 128;
 
 /// Changes that are added under one lock: some ten microseconds.
 const HEARD_AT_ONCE: usize = 1024;
+
+/// Where nothing is read, Redis is asked so often whether it is still there, so that whoever asks the proxy is told what is so.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// Where Redis refuses to tell how long keys have left, it is asked again after so long: permissions may be mended.
 const EXPIRY_WAIT: Duration = Duration::from_secs(30);
@@ -84,6 +88,8 @@ struct Shared {
     /// serve: they must not take a job only to fail it.
     all_lost: Condvar,
     news: Mutex<News>,
+    /// Where others see how things are.
+    seat: Arc<Seat>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -101,17 +107,27 @@ struct State {
     server: Option<String>,
     /// Which Redis tells of changes.
     tracked: Option<String>,
+    /// When Redis was last asked anything.
+    asked: Option<Instant>,
     /// Until when keys are read without asking how long they have left.
     plain_until: Option<Instant>,
     closed: bool,
 }
 
 impl Pool {
-    /// Starts the helpers. `wake` is called when there is news and the loop does not know of any; it must not block.
-    pub fn start(settings: &Settings, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Pool> {
-        let pool = Pool { shared: Arc::new(Shared::new(wake)), timeout: settings.timeout };
+    /// Starts the helpers, which show in `seat` how things are. `wake` is called when there is news and the loop does not know of
+    /// any; it must not block.
+    pub fn start(settings: &Settings, seat: Arc<Seat>, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Pool> {
+        let pool = Pool { shared: Arc::new(Shared::new(seat, wake)), timeout: settings.timeout };
+        pool.shared.show(|redis| {
+            redis.away = Some("Redis has not been reached yet".into());
+            redis.promise = Promise::default().to_string();
+            redis.tracking = if settings.tracking { Tracking::Lost } else { Tracking::Off };
+        });
+        pool.shared.state().asked = Some(Instant::now());
         for number in 0..settings.connections {
-            let mut helper = Helper::new(settings, Arc::clone(&pool.shared));
+            // Where nobody is connected, one goes on trying.
+            let mut helper = Helper::new(settings, Arc::clone(&pool.shared), number == 0);
             std::thread::Builder::new().name(format!("redis-{number}")).spawn(move || {
                 // One connects ahead, so that the log tells at start whether Redis is there.
                 if number == 0 {
@@ -138,6 +154,7 @@ impl Pool {
         let mut state = self.shared.state();
         let accepted = jobs.len().min(QUEUE_LIMIT.saturating_sub(state.queue.len()));
         state.queue.extend(jobs.drain(..accepted).map(|job| Queued { job, expires }));
+        self.shared.show(|redis| redis.queued = state.queue.len());
         self.shared.call_for_help(state);
     }
 
@@ -158,13 +175,14 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn new(wake: impl Fn() + Send + Sync + 'static) -> Shared {
+    fn new(seat: Arc<Seat>, wake: impl Fn() + Send + Sync + 'static) -> Shared {
         Shared {
             state: Mutex::default(),
             work: Condvar::new(),
             too_much_work: Condvar::new(),
             all_lost: Condvar::new(),
             news: Mutex::default(),
+            seat,
             wake: Box::new(wake),
         }
     }
@@ -172,6 +190,18 @@ impl Shared {
     /// The state. A panic of another thread leaves it usable: it is changed by single moves only.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows others how things are.
+    fn show(&self, change: impl FnOnce(&mut RedisFigures)) {
+        change(&mut self.seat.redis());
+    }
+
+    /// A helper has found its connection dead, and gets no other. What others hold may be dead as well: one of them is to look at
+    /// once, and so on, until one is found that lives or none is left.
+    fn look_again(&self) {
+        self.state().asked = None;
+        self.work.notify_one();
     }
 
     /// Notes which Redis a helper has connected to; `None` when that is not known, or not any more.
@@ -214,9 +244,13 @@ impl Shared {
 
     /// Tells the promise if `note` says that it is another one; without the lock, which the loop takes too and must not
     /// wait for whoever reads the log.
-    fn note_promise(&self, note: impl FnOnce(&mut State) -> bool) {
+    fn note_promise(&self, note: impl FnOnce(&mut State) -> Noted) {
         let mut state = self.state();
-        let news = note(&mut state).then(|| state.promise.clone());
+        let noted = note(&mut state);
+        if noted != Noted::Nothing {
+            self.show(|redis| state.promise.show(redis));
+        }
+        let news = (noted == Noted::News).then(|| state.promise.clone());
         drop(state);
         if let Some(promise) = news {
             promise.tell();
@@ -297,7 +331,7 @@ mod tests {
         let wake = move || {
             wakes.fetch_add(1, Ordering::Relaxed);
         };
-        Pool { shared: Arc::new(Shared::new(wake)), timeout: Duration::from_secs(1) }
+        Pool { shared: Arc::new(Shared::new(Arc::default(), wake)), timeout: Duration::from_secs(1) }
     }
 
     pub(super) fn job(flight: usize) -> Job {
@@ -331,7 +365,7 @@ mod tests {
             jobs.iter().map(|job| job.flight).collect::<Vec<_>>(),
             [QUEUE_LIMIT, QUEUE_LIMIT + 1, QUEUE_LIMIT + 2]
         );
-        let Task::Serve(batch) = pool.shared.next_task(true, None) else { panic!("jobs wait") };
+        let Task::Serve(batch) = pool.shared.next_task(true, None, None) else { panic!("jobs wait") };
         assert!(batch.iter().map(|queued| queued.job.flight).eq(0..MAX_BATCH));
         pool.submit(&mut jobs);
         assert!(jobs.is_empty());
@@ -358,7 +392,7 @@ mod tests {
 
     #[test]
     fn what_redis_refuses_to_tell_is_asked_for_again_after_a_while() {
-        let shared = Shared::new(|| ());
+        let shared = Shared::new(Arc::default(), || ());
         assert!(shared.asks_for_expiry());
         shared.note_expiry(Err("NOPERM".into()));
         assert!(!shared.asks_for_expiry());

@@ -1,5 +1,6 @@
 //! How fresh what the cache serves is, as things stand, and telling it whenever that changes.
 
+use crate::figures::{RedisFigures, Tracking};
 use std::fmt;
 
 /// What holds of the two sources of freshness. Each says why not where an operator would expect it to hold.
@@ -32,19 +33,46 @@ pub(super) enum Held {
     },
 }
 
+/// What taking note has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Noted {
+    /// It was known.
+    Nothing,
+    /// There is another reason for the same "no".
+    Reason,
+    News,
+}
+
 impl Held {
-    /// Takes note, and says whether it is news. Another reason for the same "no" is none.
-    pub(super) fn note(&mut self, holds: Result<(), String>) -> bool {
-        let before = std::mem::discriminant(self);
-        *self = match holds {
+    /// Takes note.
+    pub(super) fn note(&mut self, holds: Result<(), String>) -> Noted {
+        let now = match holds {
             Ok(()) => Held::Yes,
             Err(why) => Held::No { why },
         };
-        before != std::mem::discriminant(self)
+        let noted = match (&*self, &now) {
+            (before, now) if before == now => Noted::Nothing,
+            (Held::No { .. }, Held::No { .. }) => Noted::Reason,
+            _ => Noted::News,
+        };
+        *self = now;
+        noted
     }
 }
 
 impl Promise {
+    /// Shows it to others.
+    pub(super) fn show(&self, redis: &mut RedisFigures) {
+        redis.promise = self.to_string();
+        redis.broken = [&self.tracking, &self.expiry].iter().filter(|held| matches!(held, Held::No { .. })).count();
+        redis.tracking = match self.tracking {
+            // Where it was asked for, it was lost to begin with.
+            Held::Unasked => redis.tracking,
+            Held::Yes => Tracking::On,
+            Held::No { .. } => Tracking::Lost,
+        };
+    }
+
     /// Puts it into the log.
     pub(super) fn tell(&self) {
         let kept = ![&self.tracking, &self.expiry].iter().any(|held| matches!(held, Held::No { .. }));
@@ -73,10 +101,11 @@ mod tests {
     #[test]
     fn only_what_changes_is_news() {
         let mut held = Held::Unasked;
-        assert!(held.note(Err("one reason".into())));
-        assert!(!held.note(Err("another reason".into())));
-        assert!(held.note(Ok(())));
-        assert!(!held.note(Ok(())));
+        assert_eq!(held.note(Err("one reason".into())), Noted::News);
+        assert_eq!(held.note(Err("one reason".into())), Noted::Nothing);
+        assert_eq!(held.note(Err("another reason".into())), Noted::Reason);
+        assert_eq!(held.note(Ok(())), Noted::News);
+        assert_eq!(held.note(Ok(())), Noted::Nothing);
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(super) struct Link {
     patience: Duration,
     /// Bytes of the longest value so far.
     longest: usize,
+    /// Round trips so far that were not counted elsewhere.
+    round_trips: u64,
 }
 
 /// What to read of a value, and with what.
@@ -60,7 +62,7 @@ enum Answer {
 impl Link {
     /// The connection's time-outs must be `timeout`.
     pub(super) fn new(connection: Connection, timeout: Duration) -> Link {
-        Link { connection, timeout, deadline: Instant::now(), patience: timeout, longest: 0 }
+        Link { connection, timeout, deadline: Instant::now(), patience: timeout, longest: 0, round_trips: 0 }
     }
 
     /// Bytes of the longest value so far.
@@ -68,8 +70,27 @@ impl Link {
         self.longest
     }
 
+    /// How many round trips there have been since this was last asked.
+    pub(super) fn take_round_trips(&mut self) -> u64 {
+        std::mem::take(&mut self.round_trips)
+    }
+
+    /// Asks whether Redis is there, and what is the matter where it cannot serve.
+    pub(super) fn ping(&mut self) -> RedisResult<Option<String>> {
+        self.ask(&redis::cmd("PING").get_packed_command())?;
+        match self.reply()? {
+            redis::Value::ServerError(error) => match failure_in(error) {
+                Failure::NotReady(text) => Ok(Some(text)),
+                // It is there, and the user may not ask.
+                _ => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
     /// Begins a round trip.
     fn ask(&mut self, commands: &[u8]) -> RedisResult<()> {
+        self.round_trips += 1;
         self.deadline = Instant::now() + self.timeout;
         self.connection.send_packed_command(commands)
     }

@@ -23,14 +23,17 @@ pub(super) enum Task {
     Serve(Vec<Queued>),
     /// There is work for one more, but others are connected: they get the jobs until it is, too.
     Connect,
+    /// Nothing was read for a while: it is to find out whether Redis is there.
+    LookAfter,
     /// The pool closes.
     End,
 }
 
 impl Shared {
-    /// Waits for jobs and takes them, up to [`MAX_BATCH`]. A helper that has no connection leaves them to those that have one: when
-    /// all of these are busy it connects, but not before `blocked_until`.
-    pub(super) fn next_task(&self, connected: bool, blocked_until: Option<Instant>) -> Task {
+    /// Waits for jobs and takes them, up to [`MAX_BATCH`]; where there is a `watch`, no longer than until nothing was read for that
+    /// time. A helper that has no connection leaves them to those that have one: when all of these are busy it connects, but not
+    /// before `blocked_until`.
+    pub(super) fn next_task(&self, connected: bool, blocked_until: Option<Instant>, watch: Option<Duration>) -> Task {
         let mut state = self.state();
         loop {
             if state.closed {
@@ -56,13 +59,28 @@ impl Shared {
             if wanted {
                 break;
             }
+            // Whoever is connected looks whether Redis is there; without a connection, one does where nobody has any.
+            let quiet = match watch.filter(|_| connected || state.connected == 0) {
+                // Whoever may not connect yet has nothing to find out.
+                Some(watch) => state
+                    .asked
+                    .map_or(Duration::ZERO, |asked| watch.saturating_sub(asked.elapsed()))
+                    .max(if connected { Duration::ZERO } else { time_until(blocked_until) }),
+                None => Duration::MAX,
+            };
+            if quiet.is_zero() {
+                state.asked = Some(Instant::now());
+                return Task::LookAfter;
+            }
             state.idle += usize::from(connected);
             let event = if connected { &self.work } else { &self.too_much_work };
-            state = event.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = event.wait_timeout(state, quiet).unwrap_or_else(PoisonError::into_inner).0;
             state.idle -= usize::from(connected);
         }
+        state.asked = Some(Instant::now());
         let count = state.queue.len().min(MAX_BATCH);
         let batch = state.queue.drain(..count).collect();
+        self.show(|redis| redis.queued = state.queue.len());
         self.call_for_help(state);
         Task::Serve(batch)
     }
@@ -86,6 +104,10 @@ impl Shared {
             (false, _) => Attempt::NoMore,
         };
         state.connected += usize::from(connected);
+        self.show(|redis| {
+            redis.connections = state.connected;
+            redis.connects[usize::from(!connected)] += 1;
+        });
         (state.told.replace(attempt) != Some(attempt)).then_some(attempt)
     }
 
@@ -93,8 +115,14 @@ impl Shared {
     pub(super) fn note_lost(&self) {
         let mut state = self.state();
         state.connected -= 1;
+        self.show(|redis| {
+            redis.connections = state.connected;
+            redis.lost += 1;
+        });
         if state.connected == 0 {
             self.all_lost.notify_all();
+            // One of those without a connection is to try again and again from now on.
+            self.too_much_work.notify_all();
         }
     }
 }
@@ -111,14 +139,47 @@ mod tests {
     fn flights(task: Task) -> Option<Vec<usize>> {
         match task {
             Task::Serve(batch) => Some(batch.iter().map(|queued| queued.job.flight).collect()),
-            Task::Connect | Task::End => None,
+            Task::Connect | Task::LookAfter | Task::End => None,
         }
     }
 
     /// A helper that waits for its next task.
     fn waiting(pool: &Pool, connected: bool, blocked_until: Option<Instant>) -> JoinHandle<Task> {
         let shared = Arc::clone(&pool.shared);
-        std::thread::spawn(move || shared.next_task(connected, blocked_until))
+        std::thread::spawn(move || shared.next_task(connected, blocked_until, None))
+    }
+
+    #[test]
+    fn where_the_last_connection_is_lost_somebody_goes_on_trying() {
+        let pool = idle_pool(Arc::default());
+        pool.shared.note_attempt(true);
+        let shared = Arc::clone(&pool.shared);
+        let trying = std::thread::spawn(move || shared.next_task(false, None, Some(Duration::ZERO)));
+        let_them_wait();
+        assert!(!trying.is_finished(), "others are connected, and look after it");
+        pool.shared.note_lost();
+        assert!(matches!(finished(trying, "nobody tries"), Task::LookAfter));
+    }
+
+    #[test]
+    fn who_is_connected_looks_after_redis_where_nothing_is_read() {
+        let pool = idle_pool(Arc::default());
+        pool.shared.note_attempt(true);
+        let watch = Duration::from_millis(20);
+        let next = || pool.shared.next_task(true, None, Some(watch));
+        assert!(matches!(next(), Task::LookAfter));
+        let begun = Instant::now();
+        assert!(matches!(next(), Task::LookAfter) && begun.elapsed() >= watch);
+        pool.submit(&mut vec![job(1)]);
+        assert_eq!(flights(next()), Some(vec![1]));
+        // One has found its connection dead: the next one looks at once.
+        let waiting = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| pool.shared.next_task(true, None, Some(Duration::from_secs(3600))));
+            let_them_wait();
+            pool.shared.look_again();
+            waiting.join().expect("no panic")
+        });
+        assert!(matches!(waiting, Task::LookAfter));
     }
 
     #[test]
@@ -141,9 +202,9 @@ mod tests {
         assert_eq!(attempts, [connected, None, no_more, None, connected, no_more]);
         let blocked = waiting(&pool, false, Some(Instant::now() + Duration::from_secs(3600)));
         // One that may connect does so first.
-        assert!(matches!(pool.shared.next_task(false, None), Task::Connect));
-        assert!(matches!(pool.shared.next_task(false, Some(Instant::now())), Task::Connect));
-        assert_eq!(flights(pool.shared.next_task(true, None)), Some(vec![1]));
+        assert!(matches!(pool.shared.next_task(false, None, None), Task::Connect));
+        assert!(matches!(pool.shared.next_task(false, Some(Instant::now()), None), Task::Connect));
+        assert_eq!(flights(pool.shared.next_task(true, None, None)), Some(vec![1]));
         pool.submit(&mut vec![job(2), job(3)]);
         let_them_wait();
         // The connected one is lost too: somebody has to tell the clients.

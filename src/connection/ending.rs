@@ -1,9 +1,10 @@
 //! How a connection comes to its end, and what it waits for until then.
 
-use super::over_http::{HEAD, is_head};
+use super::over_http::{HEAD, describe_malformed, is_head};
 use super::{Connection, Phase, Protocol, Step};
-use crate::protocol::http::{Date, Refusal, Status};
-use crate::protocol::resp;
+use crate::figures::{Ending, Ledger, escape_into};
+use crate::protocol::http::{self, Command, Date, Refusal, Rules, Status};
+use crate::protocol::{Decoded, resp};
 
 /// What a client is told that is one too many, over HTTP.
 const TOO_MANY: Refusal = Refusal {
@@ -23,16 +24,32 @@ impl Connection {
         Connection { protocol: Protocol::OneTooMany, ..Connection::new(0, 0) }
     }
 
-    /// Tells the client to go.
-    pub(super) fn turn_away<'a>(&mut self, input: &[u8], date: &Date) -> Step<'a> {
+    /// Tells the client to go; but whoever asks for the proxy itself is answered: that there are too many clients is what they are
+    /// to see, not that the proxy is ill.
+    pub(super) fn turn_away<'a>(&mut self, input: &[u8], rules: &Rules, date: &Date, ledger: &mut Ledger) -> Step<'a> {
+        let may_be_answered = http::may_be_about_the_proxy(input);
+        match http::decode(input, rules, &mut Vec::new()) {
+            Decoded::Incomplete if may_be_answered => return Step::Stop,
+            Decoded::Complete(head, consumed) => {
+                ledger.asked(&self.address, |text| escape_into(text, head.line));
+                if let Command::About(topic) = head.command {
+                    self.phase = Phase::Last { unread: true };
+                    let shape = http::Shape { keep_alive: false, ..head.shape };
+                    return Step::About { topic, shape, consumed };
+                }
+            }
+            Decoded::Incomplete | Decoded::Invalid(_) => {
+                ledger.asked(&self.address, |text| describe_malformed(text, input));
+            }
+        }
         if input[0] == b'*' {
             self.phase = Phase::Last { unread: true };
-            self.replies.answer(resp::encode_too_many_clients);
+            self.replies.answer_resp(Ending::Refused, ledger, resp::encode_too_many_clients);
         } else if HEAD.starts_with(input) && input != HEAD {
             // It may become a request whose response has no body.
             return Step::Stop;
         } else {
-            self.end_http(TOO_MANY, is_head(input), date);
+            self.end_http(TOO_MANY, is_head(input), date, ledger);
         }
         Step::Passed(input.len())
     }
@@ -61,11 +78,15 @@ impl Connection {
 
     /// Ends it because its client has not sent the rest of a request. Over HTTP the client is told, if it was one that
     /// would be answered; Redis closes such connections without a word.
-    pub fn give_up(&mut self, date: &Date) {
+    pub fn give_up(&mut self, date: &Date, ledger: &mut Ledger) {
         match &self.protocol {
             Protocol::Http(between) if !between.is_answered() => {
                 let head_only = between.awaits_head() || is_head(&self.unparsed);
-                self.end_http(TOO_SLOW, head_only, date);
+                match between.note() {
+                    Some(note) => ledger.go_on(note),
+                    None => ledger.asked(&self.address, |text| describe_malformed(text, &self.unparsed)),
+                }
+                self.end_http(TOO_SLOW, head_only, date, ledger);
             }
             _ => {
                 self.phase = Phase::Last { unread: true };

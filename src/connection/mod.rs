@@ -10,10 +10,11 @@ mod over_http;
 mod over_resp;
 mod replies;
 
-use crate::protocol::http::{Date, Hosts};
+use crate::figures::{Ending, Ledger, Protocol as Wire};
+use crate::protocol::http::{self, Date, Document, Rules, Status, Topic};
 use crate::protocol::resp::{self, Gather, Session};
-use crate::protocol::{Outgoing, Shape, encode_reply};
-use crate::request::{Figures, Millis, Reply, Waiter};
+use crate::protocol::{Outgoing, Sent, Shape, encode_reply};
+use crate::request::{Failure, Millis, Outcome, Reply, Source, Waiter};
 use over_http::Between;
 use replies::Replies;
 
@@ -36,6 +37,8 @@ pub struct Connection {
     pub generation: u64,
     /// The database that the Redis protocol can choose.
     database: u32,
+    /// Its address, as the access log has it; empty where nobody wants to know.
+    address: Box<str>,
     unparsed: Vec<u8>,
     protocol: Protocol,
     replies: Replies,
@@ -95,7 +98,16 @@ pub enum Step<'a> {
         /// Bytes that it took.
         consumed: usize,
     },
-    /// A question for the proxy's figures. To be answered with `reply_figures`.
+    /// A question about the proxy itself, over HTTP. To be answered with `reply_document`.
+    About {
+        /// What about.
+        topic: Topic,
+        /// How to answer.
+        shape: http::Shape,
+        /// Bytes that it took.
+        consumed: usize,
+    },
+    /// A question for the proxy's figures, over the Redis protocol. To be answered with `reply_number` or `reply_text`.
     Figures {
         /// How to answer.
         shape: resp::Shape,
@@ -123,6 +135,7 @@ impl Connection {
         Connection {
             generation,
             database,
+            address: Box::default(),
             unparsed: Vec::new(),
             protocol: Protocol::Unknown,
             replies: Replies::default(),
@@ -130,6 +143,11 @@ impl Connection {
             before: 0,
             phase: Phase::Open,
         }
+    }
+
+    /// Has it known by its address in the access log.
+    pub fn set_address(&mut self, address: String) {
+        self.address = address.into();
     }
 
     /// Takes out the bytes that were kept by [`Connection::keep`].
@@ -161,13 +179,14 @@ impl Connection {
     }
 
     /// Looks at the beginning of all bytes that are not consumed. What needs no look at a key is answered here; it goes the
-    /// way of every other reply. `hosts` are those that HTTP requests may be for.
+    /// way of every other reply.
     pub fn decode<'a>(
         &mut self,
         input: &'a [u8],
-        hosts: &Hosts,
+        rules: &Rules,
         key_scratch: &'a mut Vec<u8>,
         date: &Date,
+        ledger: &mut Ledger,
     ) -> Step<'a> {
         if !self.takes_requests() || input.is_empty() {
             return Step::Stop;
@@ -176,16 +195,16 @@ impl Connection {
             self.before = self.requests();
         }
         match self.protocol {
-            Protocol::Resp(_) => self.decode_resp(input),
-            Protocol::Http(_) => self.decode_http(input, hosts, key_scratch, date),
-            Protocol::OneTooMany => self.turn_away(input, date),
+            Protocol::Resp(_) => self.decode_resp(input, ledger),
+            Protocol::Http(_) => self.decode_http(input, rules, key_scratch, date, ledger),
+            Protocol::OneTooMany => self.turn_away(input, rules, date, ledger),
             Protocol::Unknown if input[0] == b'*' => {
                 self.protocol = Protocol::Resp(Session::new(self.generation, self.database));
-                self.decode_resp(input)
+                self.decode_resp(input, ledger)
             }
             Protocol::Unknown => {
                 self.protocol = Protocol::Http(Between::NOTHING);
-                self.decode_http(input, hosts, key_scratch, date)
+                self.decode_http(input, rules, key_scratch, date, ledger)
             }
         }
     }
@@ -205,40 +224,55 @@ impl Connection {
     }
 
     /// Replies to the request just decoded, which is for a key.
-    pub fn reply_now(&mut self, answer: Answer, reply: &Reply<'_>, date: &Date) {
+    pub fn reply_now(&mut self, answer: Answer, reply: &Reply<'_>, date: &Date, ledger: &mut Ledger) {
         match answer {
-            Answer::Alone(shape) => self.replies.answer(|out| encode_reply(reply, shape, date, out)),
-            Answer::Part => self.replies.gather(|gather| gather.add(reply)),
+            Answer::Alone(shape) => {
+                let sent = self.replies.answer(|out| encode_reply(reply, shape, date, out));
+                let ending = ending_of(reply, sent, ledger);
+                ledger.answered(wire_of(shape), ending, sent);
+            }
+            Answer::Part => self.replies.gather(ledger, |gather| gather.add(reply)),
         }
     }
 
     /// Notes that the request just decoded will be replied to later.
-    pub fn wait(&mut self, answer: Answer) {
+    pub fn wait(&mut self, answer: Answer, ledger: &mut Ledger) {
         self.awaited += 1;
         match answer {
-            Answer::Alone(shape) => self.replies.wait(shape),
-            Answer::Part => self.replies.gather(Gather::wait),
+            Answer::Alone(shape) => self.replies.wait(shape, ledger.note()),
+            Answer::Part => self.replies.gather(ledger, Gather::wait),
         }
     }
 
     /// Tells how long a key will be served from memory.
-    pub fn reply_remaining(&mut self, shape: resp::Shape, remaining: Option<Millis>) {
-        self.replies.answer(|out| resp::encode_remaining(remaining, shape, out));
+    pub fn reply_remaining(&mut self, shape: resp::Shape, remaining: Option<Millis>, ledger: &mut Ledger) {
+        self.replies.answer_resp(Ending::Other, ledger, |out| resp::encode_remaining(remaining, shape, out));
+    }
+
+    /// Tells a figure of the proxy.
+    pub fn reply_number(&mut self, shape: resp::Shape, number: usize, ledger: &mut Ledger) {
+        self.replies.answer_resp(Ending::Other, ledger, |out| resp::encode_number(number, shape, out));
     }
 
     /// Tells of the proxy.
-    pub fn reply_figures(&mut self, shape: resp::Shape, figures: &Figures) {
-        self.replies.answer(|out| resp::encode_figures(figures, shape, out));
+    pub fn reply_text(&mut self, shape: resp::Shape, text: &str, ledger: &mut Ledger) {
+        self.replies.answer_resp(Ending::Other, ledger, |out| resp::encode_text(text, shape, out));
+    }
+
+    /// Tells of the proxy, over HTTP.
+    pub fn reply_document(&mut self, shape: http::Shape, document: &Document, date: &Date, ledger: &mut Ledger) {
+        let sent = self.replies.answer(|out| http::encode_document(document, shape, date, out));
+        ledger.answered(Wire::Http, Ending::Other, sent);
     }
 
     /// Replies to an earlier request, if it is one of this connection and was not replied to before. Says whether it was.
-    pub fn reply_later(&mut self, waiter: Waiter, reply: &Reply<'_>, date: &Date) -> bool {
+    pub fn reply_later(&mut self, waiter: Waiter, reply: &Reply<'_>, date: &Date, ledger: &mut Ledger) -> bool {
         if waiter.generation != self.generation {
             return false;
         }
         // Each of them is answered once, whether or not it is still of use.
         self.awaited = self.awaited.saturating_sub(1);
-        self.replies.reply_later(waiter, reply, date)
+        self.replies.reply_later(waiter, reply, date, ledger)
     }
 
     /// The bytes to send.
@@ -247,18 +281,43 @@ impl Connection {
     }
 }
 
+fn wire_of(shape: Shape) -> Wire {
+    match shape {
+        Shape::Http(_) => Wire::Http,
+        Shape::Resp(_) => Wire::Resp,
+    }
+}
+
+/// What became of a request for one key, of which this was sent.
+fn ending_of(reply: &Reply<'_>, sent: Sent, ledger: &mut Ledger) -> Ending {
+    match (reply.outcome, reply.source) {
+        (Outcome::Missing, _) => Ending::Missing,
+        (Outcome::Failed(_), _) => Ending::Failed,
+        (Outcome::Value(_), _) if sent.status != Status::Ok => {
+            // There was no room for it on its way.
+            ledger.failed(&Failure::TooMuchHeld);
+            Ending::Failed
+        }
+        (_, Source::Cache { .. }) => Ending::Hit,
+        (_, Source::Stale { .. }) => Ending::Stale,
+        (_, Source::Redis { collapsed: true, .. }) => Ending::Collapsed,
+        (_, Source::Redis { collapsed: false, .. }) => Ending::Miss,
+    }
+}
+
 #[cfg(test)]
 impl Connection {
     /// Takes bytes in as [`crate::serve`] does, for a proxy whose keys have to be waited for, but for those that begin with
     /// "hit", which are their own values. Gives back who waits for which. For the tests of this room.
     fn receive(&mut self, bytes: &[u8]) -> Vec<(Waiter, String)> {
-        use crate::request::{Form, Outcome, Payload, Source};
-        let (date, hosts) = (Date::at(std::time::SystemTime::UNIX_EPOCH), Hosts::default());
+        use crate::request::{Form, Payload};
+        let (date, rules, mut ledger) =
+            (Date::at(std::time::SystemTime::UNIX_EPOCH), Rules::default(), Ledger::default());
         let mut input = self.take_unparsed();
         input.extend_from_slice(bytes);
         let (mut at, mut scratch, mut asked) = (0, Vec::new(), Vec::new());
         loop {
-            match self.decode(&input[at..], &hosts, &mut scratch, &date) {
+            match self.decode(&input[at..], &rules, &mut scratch, &date, &mut ledger) {
                 Step::Stop => break,
                 Step::Passed(consumed) => at += consumed,
                 Step::Get { key, answer, consumed, .. } => {
@@ -266,10 +325,10 @@ impl Connection {
                     if key.starts_with(b"hit") {
                         let outcome = Outcome::Value(Payload::Inline { bytes: key, form: Form::Plain });
                         let reply = Reply { outcome, source: Source::Cache { remaining: 1000 } };
-                        self.reply_now(answer, &reply, &date);
+                        self.reply_now(answer, &reply, &date, &mut ledger);
                     } else {
                         asked.push((self.waiter(0), String::from_utf8_lossy(key).into_owned()));
-                        self.wait(answer);
+                        self.wait(answer, &mut ledger);
                     }
                 }
                 other => panic!("{other:?} is about the proxy"),
@@ -311,8 +370,9 @@ mod tests {
         fn complete(&mut self, sequence: u64, bytes: &str) {
             let waiter = Waiter { slot: 0, generation: 1, sequence, part: 0 };
             let stranger = Waiter { generation: 2, ..waiter };
-            assert!(!self.connection.reply_later(stranger, &value(b"for another"), &self.date));
-            self.connection.reply_later(waiter, &value(bytes.as_bytes()), &self.date);
+            let ledger = &mut Ledger::default();
+            assert!(!self.connection.reply_later(stranger, &value(b"for another"), &self.date, ledger));
+            self.connection.reply_later(waiter, &value(bytes.as_bytes()), &self.date, ledger);
         }
 
         /// Bodies of the responses that can be sent.

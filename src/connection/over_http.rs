@@ -1,7 +1,8 @@
 //! A connection's requests over HTTP: heads, and the bodies between them.
 
 use super::{Answer, Connection, Phase, Protocol, Step};
-use crate::protocol::http::{self, Body, Command, Date, Head, Hosts, Refusal, View};
+use crate::figures::{Ending, Ledger, Note, Protocol as Wire, escape_into};
+use crate::protocol::http::{self, Body, Command, Date, Head, Refusal, Rules, View};
 use crate::protocol::{Decoded, Shape};
 
 /// What an HTTP connection is at between heads.
@@ -18,6 +19,7 @@ pub(super) struct Between {
 struct Deferred {
     key: Vec<u8>,
     shape: http::Shape,
+    note: Note,
 }
 
 impl Between {
@@ -27,6 +29,11 @@ impl Between {
     /// Whether a body has not come whole.
     pub(super) fn is_amid_body(&self) -> bool {
         self.body != Body::Done
+    }
+
+    /// What is remembered of the request whose body is coming, where it has no reply.
+    pub(super) fn note(&self) -> Option<&Note> {
+        self.deferred.as_ref().map(|deferred| &deferred.note)
     }
 
     /// Whether the request whose body is coming, and which has no reply, is one whose response has no body.
@@ -45,29 +52,45 @@ impl Connection {
     pub(super) fn decode_http<'a>(
         &mut self,
         input: &'a [u8],
-        hosts: &Hosts,
+        rules: &Rules,
         key_scratch: &'a mut Vec<u8>,
         date: &Date,
+        ledger: &mut Ledger,
     ) -> Step<'a> {
         match &mut self.protocol {
-            Protocol::Http(between) if between.is_amid_body() => return self.skip_body(input, key_scratch, date),
+            Protocol::Http(between) if between.is_amid_body() => {
+                return self.skip_body(input, key_scratch, date, ledger);
+            }
             _ => {}
         }
-        match http::decode(input, hosts, key_scratch) {
+        match http::decode(input, rules, key_scratch) {
             Decoded::Incomplete => Step::Stop,
-            Decoded::Complete(head, consumed) => self.begin_http(head, consumed, date),
+            Decoded::Complete(mut head, consumed) => {
+                ledger.asked(&self.address, |text| escape_into(text, head.line));
+                // Whoever has sent more already gets to hear it with a later one.
+                head.shape.keep_alive &= !rules.stopping || consumed < input.len();
+                self.begin_http(head, consumed, date, ledger)
+            }
             Decoded::Invalid(refusal) => {
-                self.end_http(refusal, is_head(input), date);
+                ledger.asked(&self.address, |text| describe_malformed(text, input));
+                self.end_http(refusal, is_head(input), date, ledger);
                 Step::Passed(input.len())
             }
         }
     }
 
-    fn skip_body<'a>(&mut self, input: &'a [u8], key_scratch: &'a mut Vec<u8>, date: &Date) -> Step<'a> {
+    fn skip_body<'a>(
+        &mut self,
+        input: &'a [u8],
+        key_scratch: &'a mut Vec<u8>,
+        date: &Date,
+        ledger: &mut Ledger,
+    ) -> Step<'a> {
         let Protocol::Http(Between { body, deferred }) = &mut self.protocol else { return Step::Stop };
         match body.skip(input) {
             Ok(consumed) if *body == Body::Done => match deferred.take() {
                 Some(deferred) => {
+                    ledger.go_on(&deferred.note);
                     if !deferred.shape.keep_alive {
                         self.phase = Phase::Last { unread: false };
                     }
@@ -84,7 +107,10 @@ impl Connection {
             Ok(consumed) => Step::Passed(consumed),
             Err(fault) => {
                 match deferred.take() {
-                    Some(deferred) => self.end_http(fault.refusal(), deferred.shape.head_only, date),
+                    Some(deferred) => {
+                        ledger.go_on(&deferred.note);
+                        self.end_http(fault.refusal(), deferred.shape.head_only, date, ledger);
+                    }
                     // The request that the body belongs to has its reply; a second one would answer nobody.
                     None => self.phase = Phase::Last { unread: true },
                 }
@@ -94,13 +120,13 @@ impl Connection {
     }
 
     /// Takes up a request.
-    fn begin_http<'a>(&mut self, head: Head<'a>, consumed: usize, date: &Date) -> Step<'a> {
-        let Head { command, shape, body, expects_answer } = head;
+    fn begin_http<'a>(&mut self, head: Head<'a>, consumed: usize, date: &Date, ledger: &mut Ledger) -> Step<'a> {
+        let Head { command, shape, body, expects_answer, .. } = head;
         let chunked = matches!(body, Body::Chunked(..));
         match command {
             // A client that waits for an answer before it sends the body gets it now.
             Command::Get(key) if chunked && !expects_answer => {
-                let deferred = Some(Box::new(Deferred { key: key.to_vec(), shape }));
+                let deferred = Some(Box::new(Deferred { key: key.to_vec(), shape, note: ledger.note() }));
                 self.protocol = Protocol::Http(Between { body, deferred });
                 return Step::Passed(consumed);
             }
@@ -109,30 +135,38 @@ impl Connection {
         }
         match command {
             Command::Get(key) => Step::Get { key, touch: true, answer: Answer::Alone(Shape::Http(shape)), consumed },
+            Command::About(topic) => Step::About { topic, shape, consumed },
             Command::Options => {
-                self.replies.answer(|out| http::encode_options(shape, date, out));
+                let sent = self.replies.answer(|out| http::encode_options(shape, date, out));
+                ledger.answered(Wire::Http, Ending::Other, sent);
                 Step::Passed(consumed)
             }
             Command::Refuse(refusal) => {
-                self.refuse_http(refusal, shape, date);
+                self.refuse_http(refusal, shape, date, ledger);
                 Step::Passed(consumed)
             }
         }
     }
 
     /// Refuses what cannot be read, for the last time.
-    pub(super) fn end_http(&mut self, refusal: Refusal, head_only: bool, date: &Date) {
+    pub(super) fn end_http(&mut self, refusal: Refusal, head_only: bool, date: &Date, ledger: &mut Ledger) {
         self.phase = Phase::Last { unread: true };
-        self.refuse_http(
-            refusal,
-            http::Shape { view: View::Json, head_only, version_1_0: false, keep_alive: false },
-            date,
-        );
+        let shape = http::Shape { view: View::Json, head_only, version_1_0: false, keep_alive: false };
+        self.refuse_http(refusal, shape, date, ledger);
     }
 
-    fn refuse_http(&mut self, refusal: Refusal, shape: http::Shape, date: &Date) {
-        self.replies.answer(|out| http::encode_refusal(refusal, shape, date, out));
+    fn refuse_http(&mut self, refusal: Refusal, shape: http::Shape, date: &Date, ledger: &mut Ledger) {
+        let sent = self.replies.answer(|out| http::encode_refusal(refusal, shape, date, out));
+        ledger.answered(Wire::Http, Ending::Refused, sent);
     }
+}
+
+/// Appends what the access log has of what does not parse: its first word. Behind that there may be a password, of a URL or of a
+/// command (`AUTH password`) of somebody who takes this for another protocol.
+pub(super) fn describe_malformed(text: &mut String, input: &[u8]) {
+    let word = input.trim_ascii_start().split(|byte| !byte.is_ascii_alphabetic()).next().unwrap_or_default();
+    escape_into(text, &word[..word.len().min(MAX_WORD_BYTES)]);
+    text.push_str(" ...");
 }
 
 /// Whether the request that `input` begins with is one whose response has no body. What has been found malformed is so behind
@@ -142,3 +176,6 @@ pub(super) fn is_head(input: &[u8]) -> bool {
 }
 
 pub(super) const HEAD: &[u8] = b"HEAD ";
+
+/// Longest first word of what does not parse that is logged, in bytes. Methods are shorter.
+const MAX_WORD_BYTES: usize = 16;

@@ -5,10 +5,12 @@
 //! slots leave in order as they are filled, whatever order the fetches finish in. A request about several keys has one slot,
 //! in which its parts come together.
 
-use crate::protocol::http::Date;
+use super::{ending_of, wire_of};
+use crate::figures::{Ending, Ledger, Note, Protocol as Wire};
+use crate::protocol::http::{Date, Status};
 use crate::protocol::resp::Gather;
-use crate::protocol::{Outgoing, Shape, encode_reply};
-use crate::request::{Reply, Waiter};
+use crate::protocol::{Outgoing, Sent, Shape, encode_reply};
+use crate::request::{Outcome, Reply, Waiter};
 use std::collections::VecDeque;
 
 /// See the top of the file.
@@ -25,8 +27,8 @@ pub(super) struct Replies {
 /// A request whose reply cannot leave yet.
 #[derive(Debug)]
 enum Slot {
-    Waiting(Shape),
-    Gathering(Box<Gather>),
+    Waiting(Shape, Note),
+    Gathering(Box<Gather>, Note),
     Ready(Outgoing),
 }
 
@@ -64,28 +66,46 @@ impl Replies {
         result
     }
 
+    /// Replies over the Redis protocol to a request that asks for no key.
+    pub(super) fn answer_resp<T>(
+        &mut self,
+        ending: Ending,
+        ledger: &mut Ledger,
+        encode: impl FnOnce(&mut Outgoing) -> T,
+    ) -> T {
+        let (result, bytes, is_error) = self.answer(|out| {
+            let at = out.tail().len();
+            let (result, bytes) = counted(out, encode);
+            (result, bytes, out.tail().get(at) == Some(&b'-'))
+        });
+        let ending = if is_error { Ending::Refused } else { ending };
+        let status = if ending == Ending::Refused { Status::BadRequest } else { Status::Ok };
+        ledger.answered(Wire::Resp, ending, Sent { status, bytes });
+        result
+    }
+
     /// Notes that the next request will be replied to later.
-    pub(super) fn wait(&mut self, shape: Shape) {
-        self.slots.push_back(Slot::Waiting(shape));
+    pub(super) fn wait(&mut self, shape: Shape, note: Note) {
+        self.slots.push_back(Slot::Waiting(shape, note));
     }
 
     /// Notes that the next request is one whose reply is put together.
-    pub(super) fn begin(&mut self, gather: Gather) {
-        self.slots.push_back(Slot::Gathering(Box::new(gather)));
+    pub(super) fn begin(&mut self, gather: Gather, note: Note) {
+        self.slots.push_back(Slot::Gathering(Box::new(gather), note));
     }
 
     /// The last request's reply, as long as keys for it are to come.
     pub(super) fn gathering(&self) -> Option<&Gather> {
         match self.slots.back() {
-            Some(Slot::Gathering(gather)) if gather.is_open() => Some(gather),
+            Some(Slot::Gathering(gather, _)) if gather.is_open() => Some(gather),
             _ => None,
         }
     }
 
     /// Does something to the reply that is put together last, while keys for it are to come.
-    pub(super) fn gather(&mut self, change: impl FnOnce(&mut Gather)) {
+    pub(super) fn gather(&mut self, ledger: &mut Ledger, change: impl FnOnce(&mut Gather)) {
         if self.gathering().is_some() {
-            self.change_gather(self.slots.len() - 1, |gather| {
+            self.change_gather(self.slots.len() - 1, ledger, |gather, _| {
                 change(gather);
                 true
             });
@@ -103,45 +123,82 @@ impl Replies {
 
     /// Replies to an earlier request, or to a part of it, if it is there and was not replied to before. Says whether it
     /// was.
-    pub(super) fn reply_later(&mut self, waiter: Waiter, reply: &Reply<'_>, date: &Date) -> bool {
+    pub(super) fn reply_later(&mut self, waiter: Waiter, reply: &Reply<'_>, date: &Date, ledger: &mut Ledger) -> bool {
         let Some(place) = waiter.sequence.checked_sub(self.first) else { return false };
         let place = place as usize;
-        match self.slots.get(place) {
-            Some(&Slot::Waiting(shape)) => self.finish(place, |out| encode_reply(reply, shape, date, out)),
-            Some(Slot::Gathering(_)) => return self.change_gather(place, |gather| gather.fill(waiter.part, reply)),
-            Some(Slot::Ready(_)) | None => return false,
+        match self.slots.get_mut(place) {
+            Some(Slot::Waiting(shape, note)) => {
+                let (shape, note) = (*shape, std::mem::take(note));
+                let sent = self.finish(place, |out| encode_reply(reply, shape, date, out));
+                if let Outcome::Failed(failure) = reply.outcome {
+                    ledger.failed(failure);
+                }
+                let ending = ending_of(reply, sent, ledger);
+                ledger.answered_later(&note, wire_of(shape), ending, sent);
+                true
+            }
+            Some(Slot::Gathering(..)) => self.change_gather(place, ledger, |gather, ledger| {
+                let had_failed = gather.has_failed();
+                let filled = gather.fill(waiter.part, reply);
+                // Not each of them is one: another type is no value to some commands.
+                if let Outcome::Failed(failure) = reply.outcome
+                    && gather.has_failed()
+                    && !had_failed
+                {
+                    ledger.failed(failure);
+                }
+                filled
+            }),
+            Some(Slot::Ready(_)) | None => false,
         }
-        true
     }
 
     /// Does something to the reply that is put together at `place`, and lets it leave if it is complete then.
-    fn change_gather(&mut self, place: usize, change: impl FnOnce(&mut Gather) -> bool) -> bool {
-        let Some(Slot::Gathering(gather)) = self.slots.get_mut(place) else { return false };
+    fn change_gather(
+        &mut self,
+        place: usize,
+        ledger: &mut Ledger,
+        change: impl FnOnce(&mut Gather, &mut Ledger) -> bool,
+    ) -> bool {
+        let Some(Slot::Gathering(gather, note)) = self.slots.get_mut(place) else { return false };
         self.held_bytes -= gather.held();
-        let changed = change(gather);
+        let was_open = gather.is_open();
+        let changed = change(gather, ledger);
+        if was_open {
+            // Its client takes the time that it takes to say which keys.
+            ledger.begin_again(note);
+        }
         if !gather.is_complete() {
             self.held_bytes += gather.held();
             return changed;
         }
-        if let Slot::Gathering(gather) = std::mem::replace(&mut self.slots[place], Slot::Ready(Outgoing::default())) {
-            self.finish(place, |out| gather.encode(out));
+        if let Slot::Gathering(gather, note) =
+            std::mem::replace(&mut self.slots[place], Slot::Ready(Outgoing::default()))
+        {
+            let (ending, status) = match gather.has_failed() {
+                true => (Ending::Failed, Status::ServiceUnavailable),
+                false => (Ending::Many, Status::Ok),
+            };
+            let ((), bytes) = self.finish(place, |out| counted(out, |out| gather.encode(out)));
+            ledger.answered_later(&note, Wire::Resp, ending, Sent { status, bytes });
         }
         changed
     }
 
     /// The reply at `place` is there: it goes out, with those behind it that have waited for nothing else, or is kept.
-    fn finish(&mut self, place: usize, encode: impl FnOnce(&mut Outgoing)) {
+    fn finish<T>(&mut self, place: usize, encode: impl FnOnce(&mut Outgoing) -> T) -> T {
         if place == 0 {
-            encode(&mut self.outgoing);
+            let result = encode(&mut self.outgoing);
             self.slots.pop_front();
             self.first += 1;
             self.release_ready();
-        } else {
-            let mut outgoing = Outgoing::default();
-            encode(&mut outgoing);
-            self.held_bytes += outgoing.unsent();
-            self.slots[place] = Slot::Ready(outgoing);
+            return result;
         }
+        let mut outgoing = Outgoing::default();
+        let result = encode(&mut outgoing);
+        self.held_bytes += outgoing.unsent();
+        self.slots[place] = Slot::Ready(outgoing);
+        result
     }
 
     /// Sends off all replies that have none missing before them.
@@ -163,9 +220,17 @@ impl Replies {
     }
 }
 
+/// Encodes, and says how many bytes that has made.
+fn counted<T>(out: &mut Outgoing, encode: impl FnOnce(&mut Outgoing) -> T) -> (T, usize) {
+    let before = out.unsent();
+    let result = encode(out);
+    (result, out.unsent() - before)
+}
+
 #[cfg(test)]
 mod tests {
     use crate::connection::{Connection, MAX_OPEN_KEYS};
+    use crate::figures::Ledger;
     use crate::protocol::http::Date;
     use crate::request::{Failure, Form, Outcome, Payload, Reply, Source, Value, Waiter};
     use std::sync::Arc;
@@ -205,7 +270,7 @@ mod tests {
 
         /// Completes the `number`th key that was asked for.
         fn complete(&mut self, number: usize, outcome: Outcome<'_>) -> bool {
-            self.connection.reply_later(self.asked[number].0, &reply(outcome), &date())
+            self.connection.reply_later(self.asked[number].0, &reply(outcome), &date(), &mut Ledger::default())
         }
 
         fn sent(&mut self) -> String {

@@ -15,6 +15,15 @@ pub use outgoing::{Outgoing, WRITE_SLICES};
 
 use crate::request::{Failure, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Value};
 
+/// What a reply was, for the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Its status; over the Redis protocol the one that it would have over HTTP.
+    pub status: http::Status,
+    /// Bytes of its body; over the Redis protocol of all of it.
+    pub bytes: usize,
+}
+
 /// How to reply to a request for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -36,7 +45,7 @@ impl Shape {
 
 /// Appends the reply to a request for a key. Where there is no room for a value that would be held, a short one is copied, and a
 /// long one becomes a failure.
-pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mut Outgoing) {
+pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mut Outgoing) -> Sent {
     let without_room;
     let reply = match reply.outcome {
         Outcome::Value(Payload::Shared(value)) if shape.holds(value) && !held::has_room_for(value) => {
@@ -51,7 +60,11 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mu
     };
     match shape {
         Shape::Http(shape) => http::encode_reply(reply, shape, date, out),
-        Shape::Resp(shape) => resp::encode_reply(reply, shape, out),
+        Shape::Resp(shape) => {
+            let before = out.unsent();
+            resp::encode_reply(reply, shape, out);
+            Sent { status: http::status_of(reply.outcome), bytes: out.unsent() - before }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use super::Scratch;
 use super::patience::{Limits, Patience, Standing, Verdict};
 use crate::connection::Connection;
+use crate::figures::TimedOut;
 use crate::protocol::WRITE_SLICES;
 use crate::request::Millis;
 use crate::serve::Service;
@@ -121,10 +122,14 @@ impl Client {
         if next == Next::Close || !std::mem::take(&mut self.on_trial) {
             return next;
         }
-        match self.patience.judge(turn.limits, now) {
+        let verdict = self.patience.judge(turn.limits, now);
+        if let Some(timed_out) = timed_out(verdict, standing).filter(|_| !turn.service.rules.stopping) {
+            turn.service.ledger.figures.timed_out[timed_out as usize] += 1;
+        }
+        match verdict {
             Verdict::Stay => next,
             Verdict::GiveUp => {
-                self.connection.give_up(turn.service.date);
+                self.connection.give_up(turn.service.date, turn.service.ledger);
                 Next::Again
             }
             Verdict::Close => Next::Close,
@@ -169,6 +174,10 @@ impl Client {
             if self.connection.is_settled() && (self.connection.has_ended() || self.end_read) {
                 return Ok(self.end());
             }
+            if turn.service.rules.hurrying && matches!(self.standing(), Standing::Idle(_)) {
+                // It may have sent something by now: it shall see the end, and not an error.
+                return Ok(self.say_goodbye());
+            }
             if sent >= SENT_PER_TURN || has_read {
                 let more = (self.writable && !self.connection.outgoing().is_empty())
                     || (self.connection.takes_requests() && (self.readable || self.held_up));
@@ -194,6 +203,11 @@ impl Client {
         if self.end_read || !(self.readable || self.connection.leaves_unread()) {
             return Next::Close;
         }
+        self.say_goodbye()
+    }
+
+    /// Tells the client that nothing more comes, and throws away what it still sends.
+    fn say_goodbye(&mut self) -> Next {
         match self.stream.shutdown(Shutdown::Write) {
             Ok(()) => {
                 self.lingering = Some(LINGER_BYTES);
@@ -278,17 +292,28 @@ impl Client {
     }
 }
 
+/// What a client was too slow for, if that is why it is closed.
+fn timed_out(verdict: Verdict, standing: Standing) -> Option<TimedOut> {
+    match (verdict, standing) {
+        (Verdict::GiveUp, _) => Some(TimedOut::Request),
+        (Verdict::Reset, _) => Some(TimedOut::Reply),
+        (Verdict::Close, Standing::Idle(_)) => Some(TimedOut::Idle),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cache;
-    use crate::protocol::http::{Date, Hosts};
+    use crate::figures::{Ledger, Register};
+    use crate::protocol::http::{Date, Rules};
     use crate::proxy::{Decision, Proxy};
-    use crate::request::{Completion, Fetched, Figures, Value, Waiter};
+    use crate::request::{Completion, Fetched, Value, Waiter};
     use crate::serve::STEPS_AT_ONCE;
     use std::time::SystemTime;
 
-    const LIMITS: Limits = Limits { client: 10, idle: 1_000_000 };
+    const LIMITS: Limits = Limits { client: 10, idle: 1_000_000, taking: 1_000_000 };
 
     /// A client all of whose bytes have come, and what its turns need.
     struct Scene {
@@ -322,10 +347,11 @@ mod tests {
         }
 
         fn turn(&mut self, now: Millis) -> Next {
-            let (mut jobs, mut key, mut figures) = (Vec::new(), Vec::new(), Figures::default());
-            let (hosts, date) = (Hosts::default(), Date::at(SystemTime::UNIX_EPOCH));
-            let (proxy, jobs, key, figures) = (&mut self.proxy, &mut jobs, &mut key, &mut figures);
-            let service = Service { proxy, jobs, key, hosts: &hosts, date: &date, figures, now };
+            let (mut jobs, mut key, mut ledger) = (Vec::new(), Vec::new(), Ledger::default());
+            let (rules, register, date) = (Rules::default(), Register::default(), Date::at(SystemTime::UNIX_EPOCH));
+            let (proxy, jobs, key, ledger) = (&mut self.proxy, &mut jobs, &mut key, &mut ledger);
+            let (rules, register, date) = (&rules, &register, &date);
+            let service = Service { proxy, jobs, key, rules, date, ledger, register, number: 0, now };
             self.client.turn(0, &mut Turn { service, scratch: &mut self.scratch, limits: LIMITS })
         }
     }

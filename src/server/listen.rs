@@ -3,7 +3,8 @@
 
 use crate::request::Millis;
 use mio::net::{TcpListener, TcpStream};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use mio::{Interest, Registry, Token};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -44,10 +45,48 @@ pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpLi
     Ok(socket.into())
 }
 
+/// Says in the log what is in the way of closing a socket without losing a connection, where others are to go on at its port. Tried
+/// at start, when there is time to mend it.
+pub fn check_handing_over(listener: &std::net::TcpListener) {
+    let socket = SockRef::from(listener);
+    let tried = socket.attach_filter(&no_new_connections()).and_then(|()| socket.detach_filter());
+    let migrates = std::fs::read_to_string(MIGRATES).is_ok_and(|text| text.trim() == "1");
+    if let (Err(error), false) = (tried, migrates) {
+        log::warn!(
+            "SHARE_PORT=on: when this proxy stops, the kernel may reset a few connections that have just begun ({error}); set \
+             net.ipv4.tcp_migrate_req=1 (sysctl), or give the process CAP_NET_ADMIN"
+        );
+    }
+}
+
+/// Where the kernel tells whether it hands connections that wait at a socket over to others at the same port (`tcp_migrate_req`,
+/// ip-sysctl.rst, Linux 5.14).
+const MIGRATES: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+
+/// For connections to a port that others listen on too: a program of the kernel's packet filter (filter.rst, classic BPF) that
+/// drops what asks for a new connection (SYN) and lets all else through. What it sees begins with the TCP header.
+///
+/// The kernel gives each new connection to one of the sockets at once, and whoever closes his takes those along that nobody
+/// has accepted yet. So first no more are let in, then all that are there are accepted, then it is closed. Whoever is not let in
+/// asks again a second later (RFC 6298, section 2), and finds the others.
+fn no_new_connections() -> [SockFilter; 4] {
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_ANY_BIT: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    const FLAGS_AT: u32 = 13;
+    const SYN: u32 = 0x02;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_AT),
+        SockFilter::new(JUMP_IF_ANY_BIT, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
+}
+
 /// What came of trying to accept.
 pub(super) enum Accepted {
-    /// A connection.
-    Stream(TcpStream),
+    /// A connection, and from where.
+    Stream(TcpStream, SocketAddr),
     /// Nothing that matters: a connection that was gone again.
     Nothing,
     /// No more for now.
@@ -56,7 +95,8 @@ pub(super) enum Accepted {
 
 /// The listener, and whether there is a point in trying.
 pub(super) struct Acceptor {
-    pub(super) listener: TcpListener,
+    /// `None` when no more are accepted.
+    listener: Option<TcpListener>,
     /// Edge-triggered: once told, connections wait until the kernel says there are none left.
     waiting: bool,
     /// After a failure for want of resources: when to try again.
@@ -67,12 +107,54 @@ pub(super) struct Acceptor {
 
 impl Acceptor {
     pub(super) fn new(listener: std::net::TcpListener) -> Acceptor {
-        Acceptor { listener: TcpListener::from_std(listener), waiting: false, resting_until: None, silent_until: 0 }
+        Acceptor {
+            listener: Some(TcpListener::from_std(listener)),
+            waiting: false,
+            resting_until: None,
+            silent_until: 0,
+        }
+    }
+
+    /// Has the kernel tell of connections.
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        match &mut self.listener {
+            Some(listener) => registry.register(listener, token, Interest::READABLE),
+            None => Ok(()),
+        }
     }
 
     /// The kernel says that connections wait.
     pub(super) fn notify(&mut self) {
         self.waiting = true;
+    }
+
+    /// Lets no new connections begin where others may listen on the port. Those that have begun come to be accepted. Says whether it
+    /// has come to that: where nobody else listens, who comes now had better be refused at once.
+    pub(super) fn let_no_more_begin(&mut self) -> bool {
+        let Some(listener) = &self.listener else { return false };
+        let socket = SockRef::from(listener);
+        let is_shared = socket.reuse_port().unwrap_or(false);
+        // Some kernels (6.18 is one) want CAP_NET_ADMIN for that. What it means to do without has been said at start.
+        if is_shared && let Err(error) = socket.attach_filter(&no_new_connections()) {
+            log::debug!("cannot keep new connections from a socket that is to be closed: {error}");
+        }
+        is_shared
+    }
+
+    /// Closes the socket: others may have the port.
+    pub(super) fn close(&mut self) {
+        // The kernel forgets to watch it.
+        (self.listener, self.waiting) = (None, false);
+    }
+
+    /// Whether accepting rests for want of descriptors or memory.
+    pub(super) fn is_resting(&self, now: Millis) -> bool {
+        self.resting_until.is_some_and(|until| until > now)
+    }
+
+    /// Whether connections may wait to be accepted.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting
     }
 
     /// A connection has ended: there may be a descriptor for another.
@@ -91,10 +173,11 @@ impl Acceptor {
         if self.due().is_none_or(|due| due > now) {
             return Accepted::Stop;
         }
-        match self.listener.accept() {
-            Ok((stream, _)) => {
+        let Some(listener) = &self.listener else { return Accepted::Stop };
+        match listener.accept() {
+            Ok((stream, address)) => {
                 self.resting_until = None;
-                Accepted::Stream(stream)
+                Accepted::Stream(stream, address)
             }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => {

@@ -16,30 +16,40 @@
 //! Whoever has more to do than one turn allows goes to the end of the queue and the next poll does not sleep.
 
 mod client;
+mod clock;
 mod listen;
 mod patience;
 mod places;
+mod stopping;
+mod watch;
 
-pub use listen::bind;
+pub use listen::{bind, check_handing_over};
 pub use places::{NoPlace, Places};
+pub use stopping::Stopper;
+pub use watch::{EVERY as LOOK_EVERY, Watch};
 
 use crate::backend::{Pool, Settings};
 use crate::cache::{Deadlines, Limits};
 use crate::config::Config;
 use crate::connection::Connection;
-use crate::protocol::http::{Date, Hosts};
+use crate::figures::{Ledger, Register};
+use crate::journal::Journal;
+use crate::protocol::http::{Date, Rules};
 use crate::proxy::Proxy;
-use crate::request::{Change, Completion, Failure, Figures, Job, Millis, Reply, Waiter};
-use crate::serve::Service;
+use crate::request::{Change, Completion, Failure, Job, Millis, Reply, Waiter};
+use crate::serve::{Service, update_figures};
 use client::{Client, Next, Turn};
+use clock::Clock;
 use listen::{Accepted, Acceptor};
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use stopping::Stopping;
 
 const LISTENER: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
@@ -62,6 +72,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// The buffer lent to each turn. It grows when a turn's replies need more, and is cut back to this.
 const WRITE_BYTES: usize = 64 * 1024;
 
+/// Bytes of the access log that are handed over in the midst of a tick.
+const LOG_BYTES: usize = 64 * 1024;
+
 /// The number of the next connection, of all loops: Redis clients are told theirs (`CLIENT ID`), and it is unique.
 static GENERATIONS: AtomicU64 = AtomicU64::new(1);
 
@@ -71,43 +84,21 @@ struct Scratch {
     write: Vec<u8>,
 }
 
-/// The loop's time: monotonic, taken once for each tick, and the `Date` that goes with it.
-struct Clock {
-    started: Instant,
-    now: Millis,
-    date: Date,
-    date_until: Millis,
+/// The loop's books, and where the lines of the access log go.
+struct Books {
+    ledger: Ledger,
+    access_log: Option<Journal>,
 }
 
-impl Clock {
-    fn new() -> Clock {
-        Clock { started: Instant::now(), now: 0, date: Date::at(SystemTime::now()), date_until: 0 }
-    }
-
-    fn tick(&mut self) {
-        self.now = self.started.elapsed().as_millis() as Millis;
-        if self.now >= self.date_until {
-            let time = SystemTime::now();
-            let into_second = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis();
-            self.date = Date::at(time);
-            self.date_until = self.now + Millis::from(1000 - into_second);
-        }
-    }
-}
-
-/// Ends a loop from another thread.
-#[derive(Clone)]
-pub struct Stopper {
-    stop: Arc<AtomicBool>,
-    waker: Arc<Waker>,
-}
-
-impl Stopper {
-    /// Makes the loop return after its current tick.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        if let Err(error) = self.waker.wake() {
-            log::error!("cannot wake a loop to end it: {error}");
+impl Books {
+    /// Hands the lines of the access log over, if they are more than so many bytes.
+    fn hand_lines_over(&mut self, most: usize) {
+        if let Some(journal) = &self.access_log
+            && let Some(lines) = self.ledger.lines().filter(|lines| lines.len() > most)
+        {
+            journal.add(lines);
+            lines.clear();
+            lines.shrink_to(2 * LOG_BYTES);
         }
     }
 }
@@ -116,6 +107,7 @@ impl Stopper {
 pub struct Server {
     poll: Poll,
     stopper: Stopper,
+    stopping: Option<Stopping>,
     acceptor: Acceptor,
     places: Places,
     clients: Slab<Client>,
@@ -124,7 +116,7 @@ pub struct Server {
     /// One for each client: until when it is to have done what it is at.
     timers: Deadlines,
     patience: patience::Limits,
-    hosts: Hosts,
+    rules: Rules,
     proxy: Proxy,
     pool: Pool,
     /// Fetches begun in this tick.
@@ -134,8 +126,10 @@ pub struct Server {
     scratch: Scratch,
     /// Where keys are unescaped.
     key: Vec<u8>,
-    /// What clients may ask for. The proxy adds its own when they do.
-    figures: Figures,
+    books: Books,
+    /// What loops show each other, and this one's number among them.
+    register: Arc<Register>,
+    number: usize,
     clock: Clock,
     /// More is due than one tick may do.
     more_due: bool,
@@ -144,13 +138,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// A proxy on a listening socket that does not block, with room for so many clients. Its helper threads start at once.
-    pub fn new(listener: std::net::TcpListener, config: &Config, places: Places) -> io::Result<Server> {
+    /// A proxy on a listening socket that does not block, with room for so many clients, the one of that number in the
+    /// register. Its helper threads start at once.
+    pub fn new(
+        listener: std::net::TcpListener,
+        config: &Config,
+        places: Places,
+        register: Arc<Register>,
+        number: usize,
+    ) -> io::Result<Server> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        let port = listener.local_addr()?.port();
         let mut acceptor = Acceptor::new(listener);
-        poll.registry().register(&mut acceptor.listener, LISTENER, Interest::READABLE)?;
+        acceptor.register(poll.registry(), LISTENER)?;
         let settings = Settings {
             host: config.redis_host.clone(),
             port: config.redis_port,
@@ -162,9 +162,9 @@ impl Server {
             tracking: config.redis_tracking,
             max_value_bytes: config.max_value_bytes,
         };
-        let max_clients = places.most();
+        let seat = register.seats().get(number).map(Arc::clone).unwrap_or_default();
         let wake = Arc::clone(&waker);
-        let pool = Pool::start(&settings, move || {
+        let pool = Pool::start(&settings, seat, move || {
             // Should the eventfd's counter ever be full, mio resets it.
             if let Err(error) = wake.wake() {
                 log::error!("cannot wake the loop for news of Redis: {error}");
@@ -179,7 +179,8 @@ impl Server {
         let patience = config.redis_timeout.as_millis() as Millis;
         Ok(Server {
             poll,
-            stopper: Stopper { stop: Arc::default(), waker },
+            stopper: Stopper::new(waker),
+            stopping: None,
             acceptor,
             places,
             clients: Slab::new(),
@@ -188,8 +189,9 @@ impl Server {
             patience: patience::Limits {
                 client: config.client_timeout.as_millis() as Millis,
                 idle: config.client_idle_timeout.as_millis() as Millis,
+                taking: config.client_idle_timeout.as_millis() as Millis,
             },
-            hosts: config.allowed_hosts.clone(),
+            rules: Rules { hosts: config.allowed_hosts.clone(), admin: config.admin, ..Rules::default() },
             proxy: Proxy::new(limits, ttl, patience),
             pool,
             jobs: Vec::new(),
@@ -197,17 +199,18 @@ impl Server {
             changes: Vec::new(),
             scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES) },
             key: Vec::new(),
-            figures: Figures {
-                process_id: std::process::id(),
-                port,
-                database: config.redis_db,
-                max_clients,
-                ..Figures::default()
-            },
+            books: Books { ledger: Ledger::default(), access_log: None },
+            register,
+            number,
             clock: Clock::new(),
             more_due: false,
             more_news: false,
         })
+    }
+
+    /// Has each request logged.
+    pub fn log_requests(&mut self, journal: Journal) {
+        self.books = Books { ledger: Ledger::new(true), access_log: Some(journal) };
     }
 
     /// A handle that ends the loop.
@@ -218,20 +221,42 @@ impl Server {
     /// Runs until stopped. An error means that the kernel refuses to poll: nothing can go on.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS_PER_TICK);
-        while !self.stopper.stop.load(Ordering::Acquire) {
+        while !self.is_over() {
             match self.poll.poll(&mut events, self.sleep()) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
-            self.clock.tick();
+            self.begin_tick();
             self.note(&events);
             self.accept();
             self.take_news();
             self.give_turns();
             self.submit_jobs();
             self.do_what_is_due();
+            self.end_tick();
         }
         Ok(())
+    }
+
+    fn begin_tick(&mut self) {
+        if self.clock.tick() {
+            self.books.ledger.set_date(|| self.clock.date.in_log());
+        }
+        self.books.ledger.tick(self.clock.micros);
+        self.stop_if_told();
+    }
+
+    fn end_tick(&mut self) {
+        self.books.ledger.figures.tick_times.observe(self.clock.micros() - self.clock.micros, 1);
+        self.books.hand_lines_over(0);
+        // Whoever calls wants to see that the loop turns, and how it does.
+        if let Some(seat) = self.register.seats().get(self.number)
+            && !seat.has_answered()
+        {
+            self.books.ledger.figures.clients = self.clients.len() - self.places.turned_away();
+            update_figures(&mut self.books.ledger, &self.proxy, self.clock.now);
+            seat.show(&self.books.ledger.figures);
+        }
     }
 
     /// How long the next poll may sleep; `None` for as long as nothing happens.
@@ -241,7 +266,8 @@ impl Server {
         }
         let accept = self.acceptor.due().filter(|_| self.places.has_room());
         let timer = self.timers.first().map(|(deadline, _)| deadline);
-        let next = [accept, timer, self.proxy.next_deadline()].into_iter().flatten().min()?;
+        let stop = self.stopping.as_ref().map(|stopping| stopping.next_deadline(self.clock.now));
+        let next = [accept, timer, stop, self.proxy.next_deadline()].into_iter().flatten().min()?;
         Some(Duration::from_millis(next.saturating_sub(self.clock.now)))
     }
 
@@ -267,27 +293,32 @@ impl Server {
                 return;
             }
             match self.acceptor.accept(self.clock.now) {
-                Accepted::Stream(stream) => self.welcome(stream),
+                Accepted::Stream(stream, address) => self.welcome(stream, address.ip()),
                 Accepted::Nothing => {}
                 Accepted::Stop => return,
             }
         }
     }
 
-    fn welcome(&mut self, stream: mio::net::TcpStream) {
+    fn welcome(&mut self, stream: mio::net::TcpStream, address: IpAddr) {
         // Replies are written whole: waiting to fill a segment would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             log::debug!("a connection was gone before it began: {error}");
             return;
         }
         let turned_away = self.places.take();
-        let connection = if turned_away {
-            self.figures.rejected += 1;
+        let figures = &mut self.books.ledger.figures;
+        let mut connection = if turned_away {
+            figures.rejected += 1;
             Connection::one_too_many()
         } else {
-            self.figures.connections += 1;
-            Connection::new(GENERATIONS.fetch_add(1, Ordering::Relaxed), self.figures.database)
+            figures.connections += 1;
+            let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
+            Connection::new(generation, self.register.settings.database)
         };
+        if self.books.ledger.logs_requests() {
+            connection.set_address(address.to_canonical().to_string());
+        }
         let slot = self.clients.insert(Client::new(stream, connection, turned_away, self.clock.now));
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(self.clients[slot].stream(), Token(slot), interest) {
@@ -306,13 +337,13 @@ impl Server {
         }
         for completion in self.completions.drain(..) {
             self.proxy.complete(completion, self.clock.now, |waiter, reply| {
-                answer(&mut self.clients, &mut self.queue, waiter, reply, &self.clock.date);
+                answer(&mut self.clients, &mut self.queue, (waiter, reply), &self.clock.date, &mut self.books);
             });
         }
     }
 
     fn give_turns(&mut self) {
-        self.figures.clients = self.clients.len() - self.places.turned_away();
+        self.books.ledger.figures.clients = self.clients.len() - self.places.turned_away();
         for _ in 0..self.queue.len() {
             let Some(slot) = self.queue.pop_front() else { return };
             let Some(client) = self.clients.get_mut(slot) else { continue };
@@ -322,15 +353,21 @@ impl Server {
                     proxy: &mut self.proxy,
                     jobs: &mut self.jobs,
                     key: &mut self.key,
-                    hosts: &self.hosts,
+                    rules: &self.rules,
                     date: &self.clock.date,
-                    figures: &mut self.figures,
+                    ledger: &mut self.books.ledger,
+                    register: &self.register,
+                    number: self.number,
                     now: self.clock.now,
                 },
                 scratch: &mut self.scratch,
                 limits: self.patience,
             };
-            match client.turn(slot, &mut turn) {
+            let next = client.turn(slot, &mut turn);
+            if self.books.ledger.is_open() {
+                self.books.ledger.settle(self.clock.micros());
+            }
+            match next {
                 Next::Wait => self.set_timer(slot),
                 Next::Again | Next::Linger => {
                     enqueue(&mut self.queue, client, slot);
@@ -338,6 +375,7 @@ impl Server {
                 }
                 Next::Close => self.close(slot),
             }
+            self.books.hand_lines_over(LOG_BYTES);
             self.scratch.write.shrink_to(WRITE_BYTES);
         }
     }
@@ -389,7 +427,7 @@ impl Server {
         for job in self.jobs.drain(..) {
             let refused = Completion { flight: job.flight, result: Err(Failure::QueueFull) };
             self.proxy.complete(refused, self.clock.now, |waiter, reply| {
-                answer(&mut self.clients, &mut self.queue, waiter, reply, &self.clock.date);
+                answer(&mut self.clients, &mut self.queue, (waiter, reply), &self.clock.date, &mut self.books);
             });
         }
     }
@@ -397,7 +435,7 @@ impl Server {
     fn do_what_is_due(&mut self) {
         let now = self.clock.now;
         self.more_due = self.proxy.tick(now, SWEEP_PER_TICK, |waiter, reply| {
-            answer(&mut self.clients, &mut self.queue, waiter, reply, &self.clock.date);
+            answer(&mut self.clients, &mut self.queue, (waiter, reply), &self.clock.date, &mut self.books);
         });
         for _ in 0..SWEEP_PER_TICK {
             match self.timers.first() {
@@ -417,11 +455,18 @@ fn enqueue(queue: &mut VecDeque<usize>, client: &mut Client, slot: usize) {
 
 /// Hands a reply to the connection that waits for it, if it is still that one, and gives it a turn. Also where the reply is of
 /// no use any more: what the connection has asked for since may have waited for that.
-fn answer(clients: &mut Slab<Client>, queue: &mut VecDeque<usize>, waiter: Waiter, reply: &Reply<'_>, date: &Date) {
+fn answer(
+    clients: &mut Slab<Client>,
+    queue: &mut VecDeque<usize>,
+    (waiter, reply): (Waiter, &Reply<'_>),
+    date: &Date,
+    books: &mut Books,
+) {
     if let Some(client) = clients.get_mut(waiter.slot)
         && client.connection.generation == waiter.generation
     {
-        client.connection.reply_later(waiter, reply, date);
+        client.connection.reply_later(waiter, reply, date, &mut books.ledger);
         enqueue(queue, client, waiter.slot);
+        books.hand_lines_over(LOG_BYTES);
     }
 }

@@ -44,8 +44,10 @@ pub(super) enum Standing {
 pub(super) struct Limits {
     /// `CLIENT_TIMEOUT`.
     pub(super) client: Millis,
-    /// `CLIENT_IDLE_TIMEOUT`.
+    /// `CLIENT_IDLE_TIMEOUT`, for asking nothing. Less while the proxy stops.
     pub(super) idle: Millis,
+    /// The same, for taking replies.
+    pub(super) taking: Millis,
 }
 
 /// What is to happen to a client whose time is up.
@@ -124,7 +126,8 @@ impl Patience {
     /// When what the client is at must have come to an end.
     pub(super) fn deadline(&self, limits: Limits) -> Millis {
         let time = match self.standing {
-            Standing::Idle(_) | Standing::Served | Standing::Taking => limits.idle,
+            Standing::Idle(_) => limits.idle,
+            Standing::Served | Standing::Taking => limits.taking,
             Standing::Asking(_) => limits.client,
             Standing::TurnedAway => TURNED_AWAY,
             Standing::SentAway => TURNED_AWAY_LINGER,
@@ -155,7 +158,7 @@ impl Patience {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { client: 10, idle: 60 };
+    const LIMITS: Limits = Limits { client: 10, idle: 60, taking: 60 };
 
     #[test]
     fn only_what_is_done_completely_moves_the_deadline() {

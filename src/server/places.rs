@@ -21,6 +21,9 @@ const FILES_PER_LOOP: usize = 4;
 /// Open files of each connection to Redis: while a name is resolved, one more than the connection.
 const FILES_PER_REDIS_CONNECTION: usize = 2;
 
+/// Open files that are allowed where the system does not tell: the usual limit.
+const USUAL_FILES: usize = 1024;
+
 /// Clients that have a place, of all loops.
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
@@ -137,7 +140,7 @@ fn raise_file_limit(needed: usize) -> usize {
         Ok(files) => usize::try_from(files).unwrap_or(usize::MAX),
         Err(error) => {
             log::warn!("cannot raise the limit of open files: {error}");
-            Resource::NOFILE.get_soft().map_or(usize::MAX, |soft| usize::try_from(soft).unwrap_or(usize::MAX))
+            Resource::NOFILE.get_soft().map_or(USUAL_FILES, |soft| usize::try_from(soft).unwrap_or(usize::MAX))
         }
     }
 }

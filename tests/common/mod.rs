@@ -14,6 +14,7 @@ pub mod relay;
 pub mod resolver;
 pub mod resp;
 pub mod scene;
+pub mod strace;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
@@ -180,14 +181,17 @@ impl Proxy {
         proxy
     }
 
-    /// Starts it by a command whose log goes to the pipe that `log` reads, and reads it only until it listens.
-    pub fn start_logging_to(
-        mut command: Command,
-        redis_port: u16,
-        variables: &[(&str, &str)],
-        log: &mut PipeReader,
-    ) -> Proxy {
-        let child = command
+    /// Starts it by a command, to listen on that port and to log to where nobody looks.
+    pub fn start_silent(mut command: Command, redis_port: u16, variables: &[(&str, &str)], port: u16) -> Proxy {
+        let child = Proxy::spawn(&mut command, redis_port, variables);
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let proxy = Proxy { child, address, log: Arc::default() };
+        drop(proxy.connect());
+        proxy
+    }
+
+    fn spawn(command: &mut Command, redis_port: u16, variables: &[(&str, &str)]) -> Child {
+        command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("REDIS_HOST", "127.0.0.1")
@@ -197,7 +201,17 @@ impl Proxy {
             .env("CACHE_SIZE", "100000")
             .envs(variables.iter().copied())
             .spawn()
-            .expect("the binary starts");
+            .expect("the binary starts")
+    }
+
+    /// Starts it by a command whose log goes to the pipe that `log` reads, and reads it only until it listens.
+    pub fn start_logging_to(
+        mut command: Command,
+        redis_port: u16,
+        variables: &[(&str, &str)],
+        log: &mut PipeReader,
+    ) -> Proxy {
+        let child = Proxy::spawn(&mut command, redis_port, variables);
         // The command holds the other end: the pipe ends with the proxy only once it is gone.
         drop(command);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -274,9 +288,19 @@ impl Proxy {
         fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
     }
 
-    /// Sends a signal and says with which code it ended.
-    pub fn end(mut self, name: &str) -> Option<i32> {
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
         signal(&self.child, name);
+    }
+
+    /// Sends a signal and says with which code it ended.
+    pub fn end(self, name: &str) -> Option<i32> {
+        signal(&self.child, name);
+        self.wait()
+    }
+
+    /// Waits for its end and says with which code.
+    pub fn wait(mut self) -> Option<i32> {
         until("the proxy ends", || self.child.try_wait().expect("a child can be waited for")).code()
     }
 }

@@ -7,9 +7,10 @@ use crate::random::Random;
 use crate::redis::{KEYS, Redis};
 use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::connection::{MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
-use segment_redis_proxy::protocol::http::{Date, Hosts};
+use segment_redis_proxy::figures::{Ledger, Register};
+use segment_redis_proxy::protocol::http::{Date, Rules as HttpRules};
 use segment_redis_proxy::proxy::Proxy;
-use segment_redis_proxy::request::{Change, Completion, Failure, Figures, Job, Millis, Outcome, Reply, Source, Waiter};
+use segment_redis_proxy::request::{Change, Completion, Failure, Job, Millis, Outcome, Reply, Source, Waiter};
 use segment_redis_proxy::serve::Service;
 use std::time::SystemTime;
 
@@ -78,6 +79,7 @@ pub struct World {
     now: Millis,
     moment: Moment,
     date: Date,
+    ledger: Ledger,
     proxy: Proxy,
     limits: Limits,
     rules: Rules,
@@ -116,6 +118,7 @@ impl World {
             now: random.below(1000),
             moment: 0,
             date: Date::at(SystemTime::UNIX_EPOCH),
+            ledger: Ledger::new(true),
             proxy: Proxy::new(limits, rules.ttl, rules.patience),
             limits,
             redis: Redis::new(),
@@ -270,9 +273,11 @@ impl World {
     }
 
     fn finish(&mut self, completion: Completion, cause: Cause) {
-        let World { proxy, clients, date, seen, .. } = self;
+        let World { proxy, clients, date, ledger, seen, .. } = self;
         let time = (self.now, self.moment);
-        proxy.complete(completion, self.now, |waiter, reply| answer(clients, waiter, reply, cause, date, time, seen));
+        proxy.complete(completion, self.now, |waiter, reply| {
+            answer(clients, waiter, reply, cause, (date, ledger), time, seen);
+        });
     }
 
     fn hear(&mut self, change: &Change) {
@@ -350,9 +355,11 @@ impl World {
             proxy: &mut self.proxy,
             jobs: &mut jobs,
             key: &mut Vec::new(),
-            hosts: &Hosts::default(),
+            rules: &HttpRules::default(),
             date: &self.date,
-            figures: &mut Figures::default(),
+            ledger: &mut self.ledger,
+            register: &Register::default(),
+            number: 0,
             now: self.now,
         };
         client.held_up = match piece {
@@ -407,10 +414,10 @@ impl World {
 
     fn do_what_is_due(&mut self) {
         self.let_things_arrive();
-        let World { proxy, clients, date, seen, random, .. } = self;
+        let World { proxy, clients, date, ledger, seen, random, .. } = self;
         let time = (self.now, self.moment);
         while proxy.tick(self.now, random.between(1, 4) as usize, |waiter, reply| {
-            answer(clients, waiter, reply, Cause::Overdue, date, time, seen);
+            answer(clients, waiter, reply, Cause::Overdue, (date, ledger), time, seen);
         }) {}
     }
 
@@ -484,13 +491,13 @@ fn answer(
     waiter: Waiter,
     reply: &Reply<'_>,
     cause: Cause,
-    date: &Date,
+    (date, ledger): (&Date, &mut Ledger),
     time: (Millis, Moment),
     seen: &mut Seen,
 ) {
     let client = &mut clients[waiter.slot];
     let is_its_own = client.connection.generation == waiter.generation;
-    let taken = client.connection.reply_later(waiter, reply, date);
+    let taken = client.connection.reply_later(waiter, reply, date, ledger);
     if !is_its_own {
         assert!(!taken, "a reply for one client was given to another");
         seen.orphans += 1;

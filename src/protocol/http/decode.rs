@@ -6,9 +6,8 @@
 
 use super::super::Decoded;
 use super::fields::Fields;
-use super::host::Hosts;
 use super::target::{Target, is_known};
-use super::{Body, Refusal, Shape, Status, View, bad_request};
+use super::{Body, Refusal, Rules, Shape, Status, Topic, View, bad_request};
 use crate::request::MAX_KEY_BYTES;
 use std::mem::MaybeUninit;
 
@@ -29,6 +28,8 @@ const _: () = assert!(MAX_TARGET_BYTES <= MAX_KEY_BYTES);
 pub enum Command<'a> {
     /// The value of this key.
     Get(&'a [u8]),
+    /// Something of the proxy itself.
+    About(Topic),
     /// What may be asked for.
     Options,
     /// Nothing that could be given.
@@ -46,12 +47,14 @@ pub struct Head<'a> {
     pub body: Body,
     /// Whether the client waits for an answer before it sends the body.
     pub expects_answer: bool,
+    /// The request line.
+    pub line: &'a [u8],
 }
 
 /// Decodes the request head at the beginning of `input`. A key with percent-escapes is decoded into `key_scratch`,
 /// any other is borrowed from `input`. An `Err` means that where the next request begins is not known: the
 /// connection must end. Whether and how a head is refused does not depend on how much of what follows is there.
-pub fn decode<'a>(input: &'a [u8], hosts: &Hosts, key_scratch: &'a mut Vec<u8>) -> Decoded<Head<'a>, Refusal> {
+pub fn decode<'a>(input: &'a [u8], rules: &Rules, key_scratch: &'a mut Vec<u8>) -> Decoded<Head<'a>, Refusal> {
     let empty_line = match input {
         [b'\r'] => return Decoded::Incomplete,
         [b'\r', b'\n', ..] => 2,
@@ -74,7 +77,7 @@ pub fn decode<'a>(input: &'a [u8], hosts: &Hosts, key_scratch: &'a mut Vec<u8>) 
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Decoded::Invalid(bad_request("the request does not parse as HTTP/1.1"));
     };
-    match interpret(&input[..length], (method, target, version == 0), request.headers, hosts, key_scratch) {
+    match interpret(&input[..length], (method, target, version == 0), request.headers, rules, key_scratch) {
         Ok(head) => Decoded::Complete(head, empty_line + length),
         Err(refusal) => Decoded::Invalid(refusal),
     }
@@ -82,10 +85,10 @@ pub fn decode<'a>(input: &'a [u8], hosts: &Hosts, key_scratch: &'a mut Vec<u8>) 
 
 /// What a head means whose parts are found.
 fn interpret<'a>(
-    head: &[u8],
+    head: &'a [u8],
     (method, target, version_1_0): (&str, &'a str, bool),
     headers: &[httparse::Header<'a>],
-    hosts: &Hosts,
+    rules: &Rules,
     key_scratch: &'a mut Vec<u8>,
 ) -> Result<Head<'a>, Refusal> {
     if target.len() > MAX_TARGET_BYTES {
@@ -94,6 +97,7 @@ fn interpret<'a>(
     if !has_whole_line_ends(head, headers) {
         return Err(bad_request("a line ends with a carriage return and a line feed"));
     }
+    let target_length = target.len();
     let Some(target) = Target::parse(method, target) else {
         return Err(bad_request("the request target must be a path or an http URL, of ASCII, and percent-encoded"));
     };
@@ -101,12 +105,13 @@ fn interpret<'a>(
     // What is no method that is known may be what is left of something else.
     let keep_alive = fields.keep_alive && is_known(method) && method != "CONNECT";
     let shape = |view| Shape { view, head_only: method == "HEAD", version_1_0, keep_alive };
-    let (view, command) = if hosts.allow(target.host.unwrap_or(fields.host)) {
-        target.interpret(method, key_scratch)
+    let (view, command) = if rules.hosts.allow(target.host.unwrap_or(fields.host)) || target.is_about_health() {
+        target.interpret(method, rules.admin, key_scratch)
     } else {
         (View::Json, Command::Refuse(MISDIRECTED))
     };
-    Ok(Head { command, shape: shape(view), body: fields.body, expects_answer: fields.expects_answer })
+    let line = &head[..method.len() + 1 + target_length + " HTTP/1.1".len()];
+    Ok(Head { command, shape: shape(view), body: fields.body, expects_answer: fields.expects_answer, line })
 }
 
 /// Whether each line of a head ends with a carriage return and a line feed. A line is followed by a field's name, or by the
@@ -161,12 +166,14 @@ mod tests {
     use super::*;
 
     fn decode<'a>(input: &'a [u8], key_scratch: &'a mut Vec<u8>) -> Decoded<Head<'a>, Refusal> {
-        super::decode(input, &Hosts::default(), key_scratch)
+        super::decode(input, &Rules::default(), key_scratch)
     }
 
     fn status_of(input: &[u8]) -> Status {
         match decode(input, &mut Vec::new()) {
-            Decoded::Complete(Head { command: Command::Get(_) | Command::Options, .. }, _) => Status::Ok,
+            Decoded::Complete(Head { command: Command::Get(_) | Command::Options | Command::About(_), .. }, _) => {
+                Status::Ok
+            }
             Decoded::Complete(Head { command: Command::Refuse(refusal), .. }, _) => refusal.status,
             Decoded::Invalid(refusal) => refusal.status,
             Decoded::Incomplete => panic!("{:?} is incomplete", String::from_utf8_lossy(input)),

@@ -2,7 +2,7 @@
 
 use super::json::{self, Encoding};
 use super::{Refusal, Shape, Status, View};
-use crate::protocol::Outgoing;
+use crate::protocol::{Outgoing, Sent};
 use crate::request::{Failure, Form, Outage, Outcome, Payload, Reply, Source};
 use std::time::SystemTime;
 
@@ -22,6 +22,27 @@ impl Date {
     pub fn at(time: SystemTime) -> Date {
         Date(httpdate::fmt_http_date(time))
     }
+
+    /// As the Common Log Format has it: `06/Nov/1994:08:49:37 +0000`.
+    pub fn in_log(&self) -> String {
+        // "Sun, 06 Nov 1994 08:49:37 GMT"
+        let mut parts = self.0.split(' ').skip(1);
+        let mut next = || parts.next().unwrap_or_default();
+        format!("{}/{}/{}:{} +0000", next(), next(), next(), next())
+    }
+}
+
+/// Something of the proxy itself, as it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// The status.
+    pub status: Status,
+    /// The media type.
+    pub content_type: &'static str,
+    /// What a browser may do with it (Content Security Policy); empty for what is no page.
+    pub policy: &'static str,
+    /// The body.
+    pub body: String,
 }
 
 /// A value's body: its parts and how the middle one is rendered.
@@ -76,7 +97,8 @@ impl<'a> Body<'a> {
 }
 
 /// Appends the response to a request for a key.
-pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outgoing) {
+pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
+    let status = status_of(reply.outcome);
     match reply.outcome {
         Outcome::Value(payload) => {
             let from_cache = !matches!(reply.source, Source::Redis { .. });
@@ -86,26 +108,31 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
                 View::Raw => "application/octet-stream",
             };
             let head = out.tail();
-            begin_head(Status::Ok, content_type, body.len(), date, head);
+            let bytes = body.len();
+            begin_head(status, content_type, bytes, date, head);
             write_cache_status(reply.source, head);
             end_head(shape, head);
-            if !shape.head_only {
-                body.write(out);
+            if shape.head_only {
+                return Sent { status, bytes: 0 };
             }
+            body.write(out);
+            Sent { status, bytes }
         }
-        Outcome::Missing => {
-            encode_error(Status::NotFound, "key not found", Some(reply.source), "", shape, date, out);
-        }
+        Outcome::Missing => encode_error(status, "key not found", Some(reply.source), "", shape, date, out),
         Outcome::Failed(failure) => {
-            let status = status_of(failure);
             let extra = if status == Status::ServiceUnavailable { RETRY_AFTER } else { "" };
-            encode_error(status, &failure.to_string(), Some(reply.source), extra, shape, date, out);
+            encode_error(status, &failure.to_string(), Some(reply.source), extra, shape, date, out)
         }
     }
 }
 
-/// What a failure is to an HTTP client.
-fn status_of(failure: &Failure) -> Status {
+/// What there is to say about a key, to an HTTP client.
+pub fn status_of(outcome: Outcome<'_>) -> Status {
+    let failure = match outcome {
+        Outcome::Value(_) => return Status::Ok,
+        Outcome::Missing => return Status::NotFound,
+        Outcome::Failed(failure) => failure,
+    };
     match failure {
         Failure::QueueFull | Failure::TooMuchHeld => Status::ServiceUnavailable,
         Failure::Unavailable | Failure::NotReady(_) => Status::ServiceUnavailable,
@@ -117,23 +144,43 @@ fn status_of(failure: &Failure) -> Status {
 }
 
 /// Appends the response to a request that asks for no key.
-pub fn encode_refusal(refusal: Refusal, shape: Shape, date: &Date, out: &mut Outgoing) {
+pub fn encode_refusal(refusal: Refusal, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
     let extra = match refusal.status {
         Status::MethodNotAllowed => ALLOW,
         Status::ServiceUnavailable => RETRY_AFTER,
         _ => "",
     };
-    encode_error(refusal.status, refusal.message, None, extra, shape, date, out);
+    encode_error(refusal.status, refusal.message, None, extra, shape, date, out)
+}
+
+/// Appends something of the proxy itself. Nobody is to keep it: it is of this moment.
+pub fn encode_document(document: &Document, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
+    let Document { status, content_type, policy, body } = document;
+    let out = out.tail();
+    begin_head(*status, content_type, body.len(), date, out);
+    out.extend_from_slice(b"Cache-Control: no-store\r\n");
+    if !policy.is_empty() {
+        for part in ["Content-Security-Policy: ", policy, "\r\nReferrer-Policy: no-referrer\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+    end_head(shape, out);
+    if shape.head_only {
+        return Sent { status: *status, bytes: 0 };
+    }
+    out.extend_from_slice(body.as_bytes());
+    Sent { status: *status, bytes: body.len() }
 }
 
 /// Appends the response to `OPTIONS` (RFC 9110, section 9.3.7). Nothing about other origins: what is here is not for the
 /// scripts of strangers' pages.
-pub fn encode_options(shape: Shape, date: &Date, out: &mut Outgoing) {
+pub fn encode_options(shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
     let out = out.tail();
     for part in ["HTTP/1.1 ", Status::Ok.line(), "\r\nDate: ", &date.0, "\r\n", ALLOW, "Content-Length: 0\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
     end_head(shape, out);
+    Sent { status: Status::Ok, bytes: 0 }
 }
 
 fn encode_error(
@@ -144,7 +191,7 @@ fn encode_error(
     shape: Shape,
     date: &Date,
     out: &mut Outgoing,
-) {
+) -> Sent {
     const BEFORE: &str = "{\"error\":\"";
     const AFTER: &str = "\"}";
     let length = BEFORE.len() + json::rendered_len(message.as_bytes(), Encoding::Escaped) + AFTER.len();
@@ -155,11 +202,13 @@ fn encode_error(
     }
     out.extend_from_slice(extra.as_bytes());
     end_head(shape, out);
-    if !shape.head_only {
-        out.extend_from_slice(BEFORE.as_bytes());
-        json::escape(message.as_bytes(), out);
-        out.extend_from_slice(AFTER.as_bytes());
+    if shape.head_only {
+        return Sent { status, bytes: 0 };
     }
+    out.extend_from_slice(BEFORE.as_bytes());
+    json::escape(message.as_bytes(), out);
+    out.extend_from_slice(AFTER.as_bytes());
+    Sent { status, bytes: length }
 }
 
 fn begin_head(status: Status, content_type: &str, length: usize, date: &Date, out: &mut Vec<u8>) {
@@ -234,7 +283,7 @@ mod tests {
         let value = Arc::new(Value::new(bytes.to_vec()));
         let [inline, shared] = [Payload::Inline { bytes, form: value.form }, Payload::Shared(&value)].map(|payload| {
             let reply = Reply { outcome: Outcome::Value(payload), source };
-            text_of(|date, out| encode_reply(&reply, Shape { view, ..OPEN }, date, out))
+            text_of(|date, out| _ = encode_reply(&reply, Shape { view, ..OPEN }, date, out))
         });
         assert_eq!(inline, shared, "a shared value looks different");
         let (head, body) = inline.split_once("\r\n\r\n").expect("a head ends");
@@ -247,7 +296,7 @@ mod tests {
         let reply =
             Reply { outcome: Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer }), source: HIT };
         assert_eq!(
-            text_of(|date, out| encode_reply(&reply, OPEN, date, out)),
+            text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out)),
             "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: application/json\r\n\
              X-Content-Type-Options: nosniff\r\nContent-Length: 28\r\nCache-Status: segment-redis-proxy; hit; ttl=14\r\n\
              \r\n{\"value\":1,\"fromCache\":true}"
@@ -283,7 +332,7 @@ mod tests {
             ),
         ] {
             let reply = Reply { outcome: Outcome::Missing, source };
-            let response = text_of(|date, out| encode_reply(&reply, OPEN, date, out));
+            let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
             assert!(response.contains(&format!("\r\nCache-Status: segment-redis-proxy; {text}\r\n")), "{response}");
         }
     }
@@ -304,7 +353,7 @@ mod tests {
         ] {
             let source = Source::Redis { collapsed: false, stored: None };
             let reply = Reply { outcome: Outcome::Failed(&failure), source };
-            let response = text_of(|date, out| encode_reply(&reply, OPEN, date, out));
+            let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
             assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
             assert_eq!(response.contains("\r\nRetry-After: 1\r\n"), status == "503 ", "{response}");
             let has_text = matches!(failure, Failure::Redis(_) | Failure::NotReady(_) | Failure::Refused(_));
@@ -314,15 +363,43 @@ mod tests {
     }
 
     #[test]
+    fn a_document_is_not_kept_and_a_page_does_nothing_that_it_does_not_say() {
+        let mut document = Document {
+            status: Status::Ok,
+            content_type: "text/html",
+            policy: "default-src 'none'",
+            body: "<p>é".into(),
+        };
+        let page = text_of(|date, out| {
+            let sent = encode_document(&document, OPEN, date, out);
+            assert_eq!(sent, Sent { status: Status::Ok, bytes: 5 });
+        });
+        let policy = "\r\nCache-Control: no-store\r\nContent-Security-Policy: default-src 'none'\r\nReferrer-Policy: ";
+        assert!(page.contains(policy) && page.contains("Length: 5\r\n") && page.ends_with("\r\n\r\n<p>é"), "{page}");
+        (document.status, document.policy) = (Status::ServiceUnavailable, "");
+        let head = text_of(|date, out| {
+            let sent = encode_document(&document, Shape { head_only: true, ..OPEN }, date, out);
+            assert_eq!(sent.bytes, 0);
+        });
+        assert!(head.starts_with("HTTP/1.1 503 ") && head.ends_with("Cache-Control: no-store\r\n\r\n"), "{head}");
+    }
+
+    #[test]
+    fn the_log_has_the_date_in_its_own_form() {
+        let date = Date::at(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
+        assert_eq!(date.in_log(), "06/Nov/1994:08:49:37 +0000");
+    }
+
+    #[test]
     fn a_head_request_gets_the_head_alone_and_closing_is_said() {
         let reply = Reply { outcome: Outcome::Missing, source: HIT };
         let shape = Shape { head_only: true, keep_alive: false, ..OPEN };
-        let response = text_of(|date, out| encode_reply(&reply, shape, date, out));
+        let response = text_of(|date, out| _ = encode_reply(&reply, shape, date, out));
         assert!(response.ends_with("Connection: close\r\n\r\n"), "{response}");
         assert!(response.contains("\r\nContent-Length: 25\r\n"), "{response}");
         let refusal = Refusal { status: Status::MethodNotAllowed, message: "no" };
         let shape = Shape { version_1_0: true, ..OPEN };
-        let response = text_of(|date, out| encode_refusal(refusal, shape, date, out));
+        let response = text_of(|date, out| _ = encode_refusal(refusal, shape, date, out));
         assert!(
             response.contains("\r\nAllow: GET, HEAD, OPTIONS\r\nConnection: keep-alive\r\n\r\n{\"error\":\"no\"}"),
             "{response}"

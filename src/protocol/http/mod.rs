@@ -10,8 +10,9 @@ mod target;
 
 pub use body::{Body, Fault};
 pub use decode::{Command, Head, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
-pub use encode::{Date, encode_options, encode_refusal, encode_reply};
+pub use encode::{Date, Document, encode_document, encode_options, encode_refusal, encode_reply, status_of};
 pub use host::Hosts;
+pub use target::may_be_about_the_proxy;
 
 /// Which of its two representations of a value a client asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,34 @@ pub enum View {
     Json,
     /// `/raw/{key}`: the bytes.
     Raw,
+}
+
+/// What there is to know of the proxy itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// `/`: how it does, for people.
+    Page,
+    /// `/metrics`: figures, for Prometheus.
+    Metrics,
+    /// `/stats`: figures, for the page and for scripts.
+    Stats,
+    /// `/healthz`: whether it runs.
+    Alive,
+    /// `/readyz`: whether it can serve.
+    Ready,
+}
+
+/// How clients are dealt with, beside what the standards say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// The hosts that requests may be for.
+    pub hosts: Hosts,
+    /// Whether figures are shown, and not only health.
+    pub admin: bool,
+    /// Whether clients are to be told that a response is the last.
+    pub stopping: bool,
+    /// Whether connections are to end between two requests, told or not.
+    pub hurrying: bool,
 }
 
 /// What of a request its response depends on.
@@ -72,6 +101,32 @@ pub enum Status {
 }
 
 impl Status {
+    /// All of them, each at the place of its number.
+    pub const ALL: [Status; 17] = [
+        Status::Ok,
+        Status::BadRequest,
+        Status::NotFound,
+        Status::MethodNotAllowed,
+        Status::RequestTimeout,
+        Status::Conflict,
+        Status::ContentTooLarge,
+        Status::UriTooLong,
+        Status::ExpectationFailed,
+        Status::MisdirectedRequest,
+        Status::HeaderFieldsTooLarge,
+        Status::InternalServerError,
+        Status::NotImplemented,
+        Status::BadGateway,
+        Status::ServiceUnavailable,
+        Status::GatewayTimeout,
+        Status::VersionNotSupported,
+    ];
+
+    /// The code.
+    pub fn code(self) -> &'static str {
+        &self.line()[..3]
+    }
+
     /// Code and reason phrase, as they stand in the status line.
     pub fn line(self) -> &'static str {
         match self {

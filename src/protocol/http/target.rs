@@ -1,7 +1,7 @@
 //! What a method and a request target ask for (RFC 9110, section 9; RFC 9112, section 3.2).
 
 use super::host::host_of;
-use super::{Command, Refusal, Status, View, bad_request};
+use super::{Command, Refusal, Status, Topic, View, bad_request};
 
 const OFFERED: [&str; 3] = ["GET", "HEAD", "OPTIONS"];
 
@@ -29,6 +29,35 @@ enum Path<'a> {
     Elsewhere,
     /// Something that is to be had only over a connection with TLS.
     Secured,
+}
+
+/// Whether `input`, the beginning of a request, may yet turn out to ask for something of the proxy itself. With its request
+/// line whole, it is certain.
+pub fn may_be_about_the_proxy(input: &[u8]) -> bool {
+    let may_begin = |method: &str, path: &str| {
+        let line = format!("{method} {path}");
+        let line = line.as_bytes();
+        // Behind the path there is a version, or a query.
+        line.starts_with(input) || (input.starts_with(line) && matches!(input[line.len()], b' ' | b'?'))
+    };
+    TOPICS.iter().any(|(path, _)| may_begin("GET", path) || may_begin("HEAD", path))
+}
+
+/// What there is to know of the proxy, and where. Health is always there.
+const TOPICS: [(&str, Topic); 5] = [
+    ("/healthz", Topic::Alive),
+    ("/readyz", Topic::Ready),
+    ("/metrics", Topic::Metrics),
+    ("/stats", Topic::Stats),
+    ("/", Topic::Page),
+];
+
+impl Topic {
+    /// What a path is about, where figures are shown (`admin`) or where only health is.
+    fn of(path: &str, admin: bool) -> Option<Topic> {
+        let (_, topic) = TOPICS.into_iter().find(|(known, _)| *known == path)?;
+        (admin || matches!(topic, Topic::Alive | Topic::Ready)).then_some(topic)
+    }
 }
 
 impl<'a> Target<'a> {
@@ -63,28 +92,40 @@ impl<'a> Target<'a> {
         Some(Target { host: Some(host), path })
     }
 
-    /// What is asked for. A key with percent-escapes is decoded into `key_scratch`.
-    pub fn interpret(&self, method: &str, key_scratch: &'a mut Vec<u8>) -> (View, Command<'a>) {
-        let (view, resource) = match self.path {
+    /// Whether it is about the proxy's health. Whoever looks after a server asks by its address, whatever its names are.
+    pub fn is_about_health(&self) -> bool {
+        matches!(self.path, Path::Resource(path) if Topic::of(path, false).is_some())
+    }
+
+    /// What is asked for, where figures are shown (`admin`) or not. A key with percent-escapes is decoded into `key_scratch`.
+    pub fn interpret(&self, method: &str, admin: bool, key_scratch: &'a mut Vec<u8>) -> (View, Command<'a>) {
+        let (view, key, topic) = match self.path {
             Path::Resource(path) => match (path.strip_prefix("/key/"), path.strip_prefix("/raw/")) {
-                (Some(key), _) => (View::Json, Some(key)),
-                (_, Some(key)) => (View::Raw, Some(key)),
-                _ => (View::Json, None),
+                (Some(key), _) => (View::Json, Some(key), None),
+                (_, Some(key)) => (View::Raw, Some(key), None),
+                _ => (View::Json, None, Topic::of(path, admin)),
             },
-            Path::Server | Path::Elsewhere | Path::Secured => (View::Json, None),
+            Path::Server | Path::Elsewhere | Path::Secured => (View::Json, None, None),
         };
-        let command = match (method, resource, &self.path) {
-            (_, _, Path::Secured) => Command::Refuse(NOT_SECURED),
-            ("GET" | "HEAD", Some(key), _) => match decode_percent(key.as_bytes(), key_scratch) {
-                Some(key) => Command::Get(key),
-                None => Command::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits")),
-            },
-            ("OPTIONS", Some(_), _) | ("OPTIONS", _, Path::Server) => Command::Options,
-            ("GET" | "HEAD" | "OPTIONS", None, _) => Command::Refuse(NO_SUCH_PATH),
-            (method, None, Path::Resource(_)) if NOT_OFFERED.contains(&method) => Command::Refuse(NO_SUCH_PATH),
-            (method, ..) if NOT_OFFERED.contains(&method) => Command::Refuse(Refusal {
+        let exists = key.is_some() || topic.is_some();
+        let command = match (method, &self.path) {
+            (_, Path::Secured) => Command::Refuse(NOT_SECURED),
+            ("OPTIONS", Path::Server) => Command::Options,
+            ("OPTIONS", _) if exists => Command::Options,
+            ("GET" | "HEAD", _) if exists => {
+                match (topic, decode_percent(key.unwrap_or_default().as_bytes(), key_scratch)) {
+                    (Some(topic), _) => Command::About(topic),
+                    (None, Some(key)) => Command::Get(key),
+                    (None, None) => {
+                        Command::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits"))
+                    }
+                }
+            }
+            ("GET" | "HEAD" | "OPTIONS", _) => Command::Refuse(NO_SUCH_PATH),
+            (method, Path::Resource(_)) if !exists && NOT_OFFERED.contains(&method) => Command::Refuse(NO_SUCH_PATH),
+            (method, _) if NOT_OFFERED.contains(&method) => Command::Refuse(Refusal {
                 status: Status::MethodNotAllowed,
-                message: "keys can only be read here; use GET or HEAD",
+                message: "nothing can be changed here; use GET or HEAD",
             }),
             _ => Command::Refuse(Refusal {
                 status: Status::NotImplemented,
@@ -134,9 +175,10 @@ mod tests {
     fn asked(method: &str, target: &str) -> Result<String, Status> {
         let mut scratch = Vec::new();
         let parsed = Target::parse(method, target).ok_or(Status::BadRequest)?;
-        match parsed.interpret(method, &mut scratch) {
+        match parsed.interpret(method, true, &mut scratch) {
             (view, Command::Get(key)) => Ok(format!("{view:?} {}", String::from_utf8_lossy(key))),
             (_, Command::Options) => Ok("options".into()),
+            (_, Command::About(topic)) => Ok(format!("{topic:?}")),
             (_, Command::Refuse(refusal)) => Err(refusal.status),
         }
     }
@@ -151,14 +193,19 @@ mod tests {
             ("OPTIONS", "http://a", Ok("options")),
             ("OPTIONS", "http://a?b", Ok("options")),
             ("GET", "https://a/key/a", Err(Status::MisdirectedRequest)),
-            ("OPTIONS", "/", Err(Status::NotFound)),
-            ("GET", "/", Err(Status::NotFound)),
+            ("OPTIONS", "/", Ok("options")),
+            ("GET", "/", Ok("Page")),
+            ("HEAD", "/metrics?x", Ok("Metrics")),
+            ("GET", "http://a/stats", Ok("Stats")),
+            ("POST", "/readyz", Err(Status::MethodNotAllowed)),
+            ("OPTIONS", "/nothing", Err(Status::NotFound)),
+            ("GET", "/stats/", Err(Status::NotFound)),
             ("GET", "/key", Err(Status::NotFound)),
             ("GET", "/Key/a", Err(Status::NotFound)),
             ("GET", "//key/a", Err(Status::NotFound)),
             ("GET", "/./key/a", Err(Status::NotFound)),
-            ("GET", "http://a", Err(Status::NotFound)),
-            ("GET", "http://a?x/key/b", Err(Status::NotFound)),
+            ("GET", "http://a", Ok("Page")),
+            ("GET", "http://a?x/key/b", Ok("Page")),
             ("POST", "/nothing", Err(Status::NotFound)),
             ("POST", "/key/a", Err(Status::MethodNotAllowed)),
             ("PUT", "/raw/a", Err(Status::MethodNotAllowed)),
@@ -186,6 +233,41 @@ mod tests {
             ("GET", "/key/%+1", Err(Status::BadRequest)),
         ] {
             assert_eq!(asked(method, target), outcome.map(str::to_owned), "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn what_may_ask_for_the_proxy_itself_is_known_early() {
+        for input in [
+            "",
+            "G",
+            "HE",
+            "GET",
+            "GET /",
+            "GET /hea",
+            "GET /healthz",
+            "HEAD /metrics HTTP/1.1\r\n",
+            "GET / HTTP",
+            "GET /?x",
+        ] {
+            assert!(may_be_about_the_proxy(input.as_bytes()), "{input}");
+        }
+        for input in
+            ["P", "get /", "GET  /", "GET /k", "GET /healthz2", "GET /raw/healthz", "GET http", "HEAD /key/a HTTP/1.1"]
+        {
+            assert!(!may_be_about_the_proxy(input.as_bytes()), "{input}");
+        }
+    }
+
+    #[test]
+    fn without_figures_there_is_only_health() {
+        for (target, there) in
+            [("/", false), ("/metrics", false), ("/stats", false), ("/healthz", true), ("/readyz", true)]
+        {
+            let parsed = Target::parse("GET", target).expect("a target");
+            let mut scratch = Vec::new();
+            assert_eq!(matches!(parsed.interpret("GET", false, &mut scratch).1, Command::About(_)), there, "{target}");
+            assert_eq!(parsed.is_about_health(), there, "{target}");
         }
     }
 

@@ -93,6 +93,11 @@ impl Known {
         if self.arity < 0 { count >= -self.arity } else { count == self.arity }
     }
 
+    /// Whether its first argument is a key.
+    pub fn takes_a_key(&self) -> bool {
+        self.keys[0] == 1
+    }
+
     /// Whether it is about any number of keys, so that its reply is put together.
     pub fn takes_many_keys(&self) -> bool {
         self.keys == ALL_KEYS

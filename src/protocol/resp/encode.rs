@@ -3,9 +3,9 @@
 use super::decode::Refusal;
 use super::frame::Violation;
 use super::write::{Version, Writer};
-use super::{Form, Shape, info};
+use super::{Form, Shape};
 use crate::protocol::Outgoing;
-use crate::request::{Failure, Figures, Millis, Outcome, Payload, Reply, SHARED_VALUE_BYTES};
+use crate::request::{Failure, Millis, Outcome, Payload, Reply, SHARED_VALUE_BYTES};
 use std::ops::Range;
 
 /// What Redis says where it holds another type.
@@ -106,12 +106,14 @@ pub fn encode_remaining(remaining: Option<Millis>, shape: Shape, out: &mut Outgo
     writer(shape, out).integer(remaining.map_or(-2, |remaining| time(remaining) as i64));
 }
 
-/// Appends the reply to `DBSIZE` or `INFO`.
-pub fn encode_figures(figures: &Figures, shape: Shape, out: &mut Outgoing) {
-    match shape.form {
-        Form::Info(sections) => writer(shape, out).verbatim(&info::text(figures, sections)),
-        _ => writer(shape, out).integer(figures.entries as i64),
-    }
+/// Appends a number, the reply to `DBSIZE`.
+pub fn encode_number(number: usize, shape: Shape, out: &mut Outgoing) {
+    writer(shape, out).integer(number as i64);
+}
+
+/// Appends a text for people, the reply to `INFO`.
+pub fn encode_text(text: &str, shape: Shape, out: &mut Outgoing) {
+    writer(shape, out).verbatim(text);
 }
 
 /// Appends the reply to a command that is not carried out.

@@ -9,7 +9,7 @@
 //!     gather        MGET and EXISTS: one reply out of many
 //!     encode        replies
 //!     write         the types of both versions
-//!     info          the reply to INFO
+//!     sections      which parts of INFO are asked for
 //! ```
 
 mod commands;
@@ -17,17 +17,19 @@ mod decode;
 mod encode;
 mod frame;
 mod gather;
-mod info;
+mod sections;
 mod session;
 mod write;
 
+pub use commands::Known;
 pub use decode::{Event, Refusal};
 pub use encode::{
-    encode_figures, encode_refusal, encode_remaining, encode_reply, encode_too_many_clients, encode_violation,
+    encode_number, encode_refusal, encode_remaining, encode_reply, encode_text, encode_too_many_clients,
+    encode_violation,
 };
-pub use frame::Violation;
+pub use frame::{Arguments, Violation};
 pub use gather::Gather;
-pub use info::Sections;
+pub use sections::Sections;
 pub use session::{After, Meaning, Session};
 pub use write::Version;
 

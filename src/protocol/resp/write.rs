@@ -11,6 +11,16 @@ pub enum Version {
     Resp3,
 }
 
+impl Version {
+    /// As people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Version::Resp2 => "RESP2",
+            Version::Resp3 => "RESP3",
+        }
+    }
+}
+
 /// Writes replies in one version. Whoever announces a length writes as many.
 pub struct Writer<'a> {
     out: &'a mut Vec<u8>,

@@ -1,0 +1,65 @@
+//! Whether the proxy runs, and whether it can serve.
+//!
+//! Who is not alive is to be restarted; who is not ready is to be left alone and asked no more for a while. Redis' being away
+//! is no reason to restart: it would only lose the cache.
+
+use super::stats::string;
+use crate::figures::Snapshot;
+use crate::protocol::http::Status;
+
+/// What a health check gets to see.
+pub fn status(well: bool) -> Status {
+    if well { Status::Ok } else { Status::ServiceUnavailable }
+}
+
+/// Whether all loops turn.
+pub fn is_alive(now: &Snapshot) -> bool {
+    now.stuck == 0
+}
+
+/// What is in the way of serving.
+pub fn trouble(now: &Snapshot) -> Option<&str> {
+    match &now.redis.away {
+        _ if !is_alive(now) => Some("an event loop does not turn"),
+        _ if now.stopping => Some("the proxy is stopping"),
+        away => away.as_deref(),
+    }
+}
+
+/// `/healthz`.
+pub fn alive(now: &Snapshot) -> String {
+    let status = if is_alive(now) { "ok" } else { "stuck" };
+    format!("{{\"status\":\"{status}\",\"workers\":{},\"stuck\":{}}}\n", now.workers, now.stuck)
+}
+
+/// `/readyz`.
+pub fn ready(now: &Snapshot) -> String {
+    let trouble = trouble(now);
+    let reason = trouble.map_or("null".into(), string);
+    format!("{{\"ready\":{},\"reason\":{reason},\"freshness\":{}}}\n", trouble.is_none(), string(&now.redis.promise))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::RedisFigures;
+
+    #[test]
+    fn who_is_alive_may_not_be_ready_and_says_why() {
+        let promise = "seen \"at once\"".to_owned();
+        let mut now =
+            Snapshot { workers: 2, redis: RedisFigures { promise, ..Default::default() }, ..Snapshot::default() };
+        let freshness = r#""freshness":"seen \"at once\"""#;
+        assert_eq!(alive(&now), "{\"status\":\"ok\",\"workers\":2,\"stuck\":0}\n");
+        assert_eq!(ready(&now), format!("{{\"ready\":true,\"reason\":null,{freshness}}}\n"));
+        now.redis.away = Some("cannot connect".into());
+        assert!(is_alive(&now));
+        assert_eq!(ready(&now), format!("{{\"ready\":false,\"reason\":\"cannot connect\",{freshness}}}\n"));
+        now.stopping = true;
+        assert_eq!(trouble(&now), Some("the proxy is stopping"));
+        now.stuck = 1;
+        assert_eq!(alive(&now), "{\"status\":\"stuck\",\"workers\":2,\"stuck\":1}\n");
+        assert_eq!(trouble(&now), Some("an event loop does not turn"));
+        assert_eq!((status(false), status(true)), (Status::ServiceUnavailable, Status::Ok));
+    }
+}

@@ -1,0 +1,200 @@
+//! `/metrics`: figures in Prometheus' text format, version 0.0.4, under names by its conventions (base units, `_total` for what
+//! only grows). Names are a promise: dashboards and alerts are made of them.
+
+use crate::figures::{Ending, Histogram, Protocol, Settings, Snapshot, TimedOut};
+use crate::protocol::http::Status;
+use crate::request::Failure;
+use std::fmt::{Display, Write};
+
+/// Microseconds in a second.
+const SECOND: f64 = 1e6;
+
+/// The text as it grows.
+struct Text(String);
+
+impl Text {
+    /// Begins a metric. Its help has no line feed and no backslash.
+    fn begin(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing into a String cannot fail, here and below.
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
+        let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+
+    /// A metric of one sample. What ends in `_total` is a counter, everything else may go down.
+    fn single(&mut self, name: &str, value: impl Display, help: &str) {
+        self.begin(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
+        self.sample(name, "", value);
+    }
+
+    /// A counter of several samples, each with its value of one label.
+    fn by<'a>(&mut self, name: &str, label: &str, help: &str, samples: impl IntoIterator<Item = (&'a str, u64)>) {
+        self.begin(name, "counter", help);
+        for (value, count) in samples {
+            self.sample(name, &format!("{{{label}=\"{value}\"}}"), count);
+        }
+    }
+
+    /// A histogram whose values are told in `unit`s.
+    fn histogram<const N: usize>(&mut self, name: &str, histogram: &Histogram<N>, unit: f64, help: &str) {
+        self.begin(name, "histogram", help);
+        let bounds = histogram.bounds().iter().map(|&bound| (bound as f64 / unit).to_string());
+        let mut total = 0;
+        for (bound, count) in bounds.chain(["+Inf".to_owned()]).zip(histogram.counts()) {
+            total += count;
+            self.sample(&format!("{name}_bucket"), &format!("{{le=\"{bound}\"}}"), total);
+        }
+        self.sample(&format!("{name}_sum"), "", histogram.sum() as f64 / unit);
+        self.sample(&format!("{name}_count"), "", total);
+    }
+}
+
+/// All of them.
+pub fn text(now: &Snapshot, settings: &Settings) -> String {
+    let mut text = Text(String::with_capacity(16 * 1024));
+    requests(&mut text, now);
+    cache(&mut text, now, settings);
+    clients(&mut text, now, settings);
+    redis(&mut text, now);
+    process(&mut text, now);
+    text.0
+}
+
+fn requests(text: &mut Text, now: &Snapshot) {
+    let figures = &now.figures;
+    let name = "segment_requests_total";
+    text.begin(name, "counter", "Requests that were answered, by protocol and by what became of them.");
+    for (protocol, answers) in Protocol::NAMES.into_iter().zip(figures.answers) {
+        for (ending, count) in Ending::NAMES.into_iter().zip(answers) {
+            text.sample(name, &format!("{{protocol=\"{protocol}\",outcome=\"{ending}\"}}"), count);
+        }
+    }
+    let responses = Status::ALL.into_iter().map(Status::code).zip(figures.responses);
+    text.by("segment_http_responses_total", "code", "Responses over HTTP, by status code.", responses);
+    let failures = Failure::KINDS.into_iter().zip(figures.failures);
+    text.by("segment_errors_total", "kind", "Keys that could not be read, by what was in the way.", failures);
+    text.histogram(
+        "segment_hit_seconds",
+        &figures.hit_times,
+        SECOND,
+        "Time from the loop's hearing of a request to the end of the turn that answered it from memory.",
+    );
+    text.histogram(
+        "segment_miss_seconds",
+        &figures.miss_times,
+        SECOND,
+        "Time from the loop's hearing of a request to its having the answer, where it had to wait for one.",
+    );
+    text.histogram(
+        "segment_tick_seconds",
+        &figures.tick_times,
+        SECOND,
+        "Time that the loop took for all that was to do at once; nobody else is served meanwhile.",
+    );
+}
+
+fn cache(text: &mut Text, now: &Snapshot, settings: &Settings) {
+    let figures = &now.figures;
+    text.single("segment_hits_total", figures.hits, "Keys that were asked for and found in memory.");
+    text.single("segment_misses_total", figures.misses, "Keys that were asked for and not found in memory.");
+    text.single("segment_collapsed_total", figures.collapsed, "Misses of keys that were being read already.");
+    text.single("segment_evictions_total", figures.evicted, "Entries that made room for others.");
+    text.single("segment_expirations_total", figures.expired, "Entries that were removed because their time was over.");
+    text.single("segment_invalidations_total", figures.invalidated, "Entries that were dropped for a change in Redis.");
+    text.single("segment_cache_entries", figures.entries, "Keys that are cached.");
+    text.single("segment_cache_bytes", figures.bytes, "Bytes of the keys and values that are cached.");
+    text.single("segment_cache_capacity_entries", settings.capacity, "Keys that may be cached, by all workers.");
+    text.single("segment_inflight_keys", figures.in_flight, "Keys that are being read from Redis.");
+}
+
+fn clients(text: &mut Text, now: &Snapshot, settings: &Settings) {
+    let figures = &now.figures;
+    text.single("segment_connections", figures.clients, "Clients that are connected.");
+    text.single("segment_connections_limit", settings.most_clients, "Clients that may be connected.");
+    text.single("segment_connections_accepted_total", figures.connections, "Clients that were let in.");
+    text.single("segment_connections_rejected_total", figures.rejected, "Clients for whom there was no place.");
+    text.by(
+        "segment_client_timeouts_total",
+        "kind",
+        "Clients that were closed because their request did not come whole, because they asked nothing, or because they \
+         did not take their replies.",
+        TimedOut::NAMES.into_iter().zip(figures.timed_out),
+    );
+}
+
+fn redis(text: &mut Text, now: &Snapshot) {
+    let Snapshot { figures, redis, .. } = now;
+    text.single("segment_redis_up", u8::from(redis.away.is_none()), "Whether Redis answers (to all workers).");
+    text.single("segment_redis_connections", redis.connections, "Connections to Redis that keys are read over.");
+    let connects = ["ok", "failed"].into_iter().zip(redis.connects);
+    text.by("segment_redis_connects_total", "result", "Attempts to connect to Redis.", connects);
+    text.single("segment_redis_connections_lost_total", redis.lost, "Connections to Redis that have ended.");
+    text.single(
+        "segment_redis_round_trips_total",
+        redis.round_trips,
+        "Questions to Redis, each with all its commands.",
+    );
+    text.histogram("segment_redis_batch_keys", &redis.batches, 1.0, "Keys that were read from Redis together.");
+    text.single("segment_queue_length", redis.queued, "Keys that wait for a connection to Redis.");
+    text.single("segment_tracking_wanted", now.tracking_wanted, "Workers that are to hear of changes in Redis.");
+    text.single("segment_tracking_active", now.tracking, "Workers that hear of changes in Redis.");
+    text.single(
+        "segment_tracking_epochs_total",
+        figures.epochs,
+        "Times that all cached was dropped or made to expire, because all may have changed.",
+    );
+}
+
+fn process(text: &mut Text, now: &Snapshot) {
+    let Snapshot { figures, process, .. } = now;
+    text.begin("segment_build_info", "gauge", "What runs.");
+    text.sample("segment_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1);
+    text.single("segment_workers", now.workers, "Event loops.");
+    text.single("segment_workers_stuck", now.stuck, "Event loops that do not turn.");
+    text.single("segment_uptime_seconds", figures.uptime as f64 / 1e3, "Time since the start.");
+    text.single("segment_log_lines_dropped_total", process.dropped_lines, "Lines that the log had no room for.");
+    text.single("process_resident_memory_bytes", process.resident_bytes, "Memory that the process has.");
+    text.single("process_open_fds", process.open_files, "Files and sockets that are open.");
+    text.single("process_max_fds", process.most_files, "Files and sockets that may be open.");
+    text.single("process_cpu_seconds_total", process.cpu_seconds, "Processor time that was taken.");
+    text.single("process_start_time_seconds", process.started, "When it was started, in seconds since 1970.");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_is_cumulative_and_in_base_units() {
+        let mut now = Snapshot::default();
+        now.figures.hit_times.observe(15, 2);
+        now.figures.hit_times.observe(20_000_000, 1);
+        let text = text(&now, &Settings::default());
+        for line in [
+            "# TYPE segment_hit_seconds histogram",
+            "segment_hit_seconds_bucket{le=\"0.00001\"} 0",
+            "segment_hit_seconds_bucket{le=\"0.00002\"} 2",
+            "segment_hit_seconds_bucket{le=\"10\"} 2",
+            "segment_hit_seconds_bucket{le=\"+Inf\"} 3",
+            "segment_hit_seconds_sum 20.00003",
+            "segment_hit_seconds_count 3",
+            "segment_requests_total{protocol=\"resp\",outcome=\"other\"} 0",
+            "# TYPE segment_hits_total counter",
+            "# TYPE segment_cache_entries gauge",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in {text}");
+        }
+    }
+
+    #[test]
+    fn every_metric_is_told_once() {
+        let text = text(&Snapshot::default(), &Settings::default());
+        let mut names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!((names.len(), text.matches("# HELP ").count()), (count, count));
+    }
+}

@@ -1,0 +1,126 @@
+//! `/`: how the proxy does, for people. One page with all it needs in it: a script that plots what `/stats` tells, and tables
+//! that are there without it too.
+//!
+//! The policy that goes with it lets a browser run this script and use this style, by their hashes, and nothing else. A test
+//! compares them with the files.
+
+use crate::figures::{Settings, Snapshot};
+
+const PAGE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// What a browser may do with the page (Content Security Policy, level 3).
+pub const POLICY: &str = concat!(
+    "default-src 'none'; ",
+    "style-src 'sha256-+e9jGPLBJcY23bHaNe7Z7T/weXEikNVwVotJWdHw3CI='; ",
+    "script-src 'sha256-BauD1SbDYKBOdD/L5FdK0FCGV4/8C75y6rOVldpNdAQ='; ",
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+);
+
+/// The page, with the figures of this moment.
+pub fn html(now: &Snapshot, settings: &Settings) -> String {
+    let figures = figures(now, settings).into_iter().map(|(name, value)| row(name, &value)).collect::<String>();
+    let configuration = settings.configuration.iter().map(|(name, value)| row(name, value)).collect::<String>();
+    let mut page = String::with_capacity(PAGE.len() + STYLE.len() + SCRIPT.len() + figures.len() + configuration.len());
+    // In one pass: what is put in may look like a mark.
+    let mut pieces = PAGE.split("<!--");
+    page.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        let (mark, rest) = piece.split_once("-->").unwrap_or((piece, ""));
+        for part in match mark {
+            "style" => ["<style>", STYLE, "</style>"],
+            "script" => ["<script>", SCRIPT, "</script>"],
+            "figures" => ["", &figures, ""],
+            _ => ["", &configuration, ""],
+        } {
+            page.push_str(part);
+        }
+        page.push_str(rest);
+    }
+    page
+}
+
+/// What the table shows.
+fn figures(now: &Snapshot, settings: &Settings) -> Vec<(&'static str, String)> {
+    let Snapshot { figures, redis, process, .. } = now;
+    let asked = figures.hits + figures.misses;
+    let ratio = if asked == 0 { "-".into() } else { format!("{:.1} %", figures.hits as f64 * 100.0 / asked as f64) };
+    let of = |some: usize, most: usize| format!("{} of {}", grouped(some as u64), grouped(most as u64));
+    let all = |counts: &[u64]| grouped(counts.iter().sum());
+    vec![
+        ("Version", env!("CARGO_PKG_VERSION").into()),
+        ("Uptime", duration(figures.uptime / 1000)),
+        ("Workers", grouped(now.workers as u64)),
+        ("Requests over HTTP", all(&figures.answers[0])),
+        ("Requests over RESP", all(&figures.answers[1])),
+        ("Hit ratio", ratio),
+        ("Hits", grouped(figures.hits)),
+        ("Misses", grouped(figures.misses)),
+        ("Collapsed misses", grouped(figures.collapsed)),
+        ("Entries", of(figures.entries, settings.capacity)),
+        ("Bytes of keys and values", grouped(figures.bytes as u64)),
+        ("Evicted", grouped(figures.evicted)),
+        ("Expired", grouped(figures.expired)),
+        ("Invalidated", grouped(figures.invalidated)),
+        ("Redis", redis.away.clone().unwrap_or("answers".into())),
+        ("Freshness", redis.promise.clone()),
+        ("Connections to Redis", grouped(redis.connections as u64)),
+        ("Round trips to Redis", grouped(redis.round_trips)),
+        ("Keys in flight", grouped(figures.in_flight as u64)),
+        ("Keys in the queue", grouped(redis.queued as u64)),
+        ("Keys that could not be read", all(&figures.failures)),
+        ("Clients", of(figures.clients, settings.most_clients)),
+        ("Clients without a place", grouped(figures.rejected)),
+        ("Clients that took too long", all(&figures.timed_out)),
+        ("Resident memory", format!("{:.1} MiB", process.resident_bytes as f64 / 1_048_576.0)),
+        ("Open files", of(process.open_files as usize, process.most_files as usize)),
+        ("Processor time", format!("{:.1} s", process.cpu_seconds)),
+    ]
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{days} d {hours:02}:{minutes:02}:{:02}", seconds % 60)
+}
+
+/// With commas between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn row(name: &str, value: &str) -> String {
+    format!("<tr><th scope=\"row\">{}</th><td>{}</td></tr>\n", escaped(name), escaped(value))
+}
+
+/// Text as HTML has it. What Redis and the operator say is shown, not run.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_is_shown_and_not_run() {
+        let mut now = Snapshot::default();
+        now.redis.away = Some("<script>alert('1')</script>".into());
+        let settings =
+            Settings { configuration: vec![("REDIS_HOST", "\"<!--figures-->&".into())], ..Settings::default() };
+        let page = html(&now, &settings);
+        assert!(page.contains("<td>&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;</td>"), "{page}");
+        assert!(page.contains("<td>&quot;&lt;!--figures--&gt;&amp;</td>"), "{page}");
+        assert_eq!((page.matches("<script>").count(), page.matches("<style>").count()), (1, 1));
+        assert_eq!(duration(90_061), "1 d 01:01:01");
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

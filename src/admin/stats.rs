@@ -1,0 +1,131 @@
+//! `/stats`: all figures as one JSON object, for the page and for scripts. Counts are since the start, times in seconds.
+
+use crate::figures::{BATCH_BOUNDS, Ending, Histogram, Protocol, Settings, Snapshot, TIME_BOUNDS, TimedOut, Tracking};
+use crate::protocol::http::{Status, json};
+use crate::request::Failure;
+use std::fmt::Display;
+
+/// Microseconds in a second.
+const SECOND: f64 = 1e6;
+
+/// All of it.
+pub fn json(now: &Snapshot, settings: &Settings) -> String {
+    let Snapshot { figures, redis, process, .. } = now;
+    let answers = |protocol: usize| object(Ending::NAMES.into_iter().zip(figures.answers[protocol]));
+    let responses = Status::ALL.into_iter().zip(figures.responses).filter(|&(_, count)| count > 0);
+    let latency = [
+        ("bounds", list(TIME_BOUNDS.map(|bound| bound as f64 / SECOND))),
+        ("hit", histogram(&figures.hit_times, SECOND)),
+        ("miss", histogram(&figures.miss_times, SECOND)),
+        ("tick", histogram(&figures.tick_times, SECOND)),
+    ];
+    let cache = [
+        ("entries", figures.entries as u64),
+        ("bytes", figures.bytes as u64),
+        ("capacity", settings.capacity as u64),
+        ("capacity_bytes", settings.capacity_bytes as u64),
+        ("evicted", figures.evicted),
+        ("expired", figures.expired),
+        ("invalidated", figures.invalidated),
+    ];
+    let clients = [
+        ("connected", figures.clients.to_string()),
+        ("most", settings.most_clients.to_string()),
+        ("accepted", figures.connections.to_string()),
+        ("rejected", figures.rejected.to_string()),
+        ("timed_out", object(TimedOut::NAMES.into_iter().zip(figures.timed_out))),
+    ];
+    let tracking = match redis.tracking {
+        Tracking::Off => "off",
+        Tracking::On => "on",
+        Tracking::Lost => "lost",
+    };
+    let redis = [
+        ("answers", redis.away.is_none().to_string()),
+        ("reason", redis.away.as_deref().map_or("null".into(), string)),
+        ("freshness", string(&redis.promise)),
+        ("tracking", string(tracking)),
+        ("epochs", figures.epochs.to_string()),
+        ("connections", redis.connections.to_string()),
+        ("in_flight", figures.in_flight.to_string()),
+        ("queued", redis.queued.to_string()),
+        ("round_trips", redis.round_trips.to_string()),
+    ];
+    let batches = [("bounds", list(BATCH_BOUNDS)), ("reads", histogram(&now.redis.batches, 1.0))];
+    let system = [
+        ("resident_bytes", process.resident_bytes.to_string()),
+        ("open_files", process.open_files.to_string()),
+        ("most_files", process.most_files.to_string()),
+        ("cpu_seconds", process.cpu_seconds.to_string()),
+    ];
+    let all = [
+        ("version", string(env!("CARGO_PKG_VERSION"))),
+        ("uptime_seconds", (figures.uptime as f64 / 1e3).to_string()),
+        ("workers", now.workers.to_string()),
+        ("requests", object(Protocol::NAMES.into_iter().zip([answers(0), answers(1)]))),
+        ("responses", object(responses.map(|(status, count)| (status.code(), count)))),
+        ("keys", object([("hits", figures.hits), ("misses", figures.misses), ("collapsed", figures.collapsed)])),
+        ("cache", object(cache)),
+        ("clients", object(clients)),
+        ("redis", object(redis)),
+        ("errors", object(Failure::KINDS.into_iter().zip(figures.failures))),
+        ("latency", object(latency)),
+        ("batches", object(batches)),
+        ("process", object(system)),
+        ("log_lines_dropped", process.dropped_lines.to_string()),
+        ("configuration", object(settings.configuration.iter().map(|(name, value)| (*name, string(value))))),
+    ];
+    object(all) + "\n"
+}
+
+/// A JSON string.
+pub fn string(text: &str) -> String {
+    let mut quoted = vec![b'"'];
+    json::escape(text.as_bytes(), &mut quoted);
+    quoted.push(b'"');
+    // Escaping makes ASCII of bytes that are ASCII, and leaves all others as they are.
+    String::from_utf8(quoted).unwrap_or_default()
+}
+
+/// A JSON object. Its names need no escaping, its values are JSON.
+fn object<'a>(members: impl IntoIterator<Item = (&'a str, impl Display)>) -> String {
+    let members: Vec<String> = members.into_iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    format!("{{{}}}", members.join(","))
+}
+
+fn list(elements: impl IntoIterator<Item = impl Display>) -> String {
+    let elements: Vec<String> = elements.into_iter().map(|element| element.to_string()).collect();
+    format!("[{}]", elements.join(","))
+}
+
+fn histogram<const N: usize>(histogram: &Histogram<N>, unit: f64) -> String {
+    object([("counts", list(histogram.counts())), ("sum", (histogram.sum() as f64 / unit).to_string())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::Figures;
+
+    #[test]
+    fn figures_are_json() {
+        let mut now = Snapshot { workers: 2, ..Snapshot::default() };
+        now.figures = Figures { uptime: 1500, hits: 3, ..Figures::default() };
+        now.figures.hit_times.observe(15, 2);
+        now.figures.responses[Status::NotFound as usize] = 4;
+        now.redis.away = Some("a \"reason\"".into());
+        let settings = Settings { configuration: vec![("REDIS_HOST", "a\nb".into())], ..Settings::default() };
+        let text = json(&now, &settings);
+        for part in [
+            r#""uptime_seconds":1.5,"workers":2,"requests":{"http":{"hit":0,"#,
+            r#""responses":{"404":4},"keys":{"hits":3,"misses":0,"collapsed":0}"#,
+            r#""redis":{"answers":false,"reason":"a \"reason\"","#,
+            r#""latency":{"bounds":[0.00001,0.00002,"#,
+            r#""hit":{"counts":[0,2,0,"#,
+            r#"],"sum":0.00003},"miss""#,
+            r#""configuration":{"REDIS_HOST":"a\nb"}}"#,
+        ] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+    }
+}

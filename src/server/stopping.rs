@@ -1,0 +1,136 @@
+//! Coming to an end: nobody new is let in, what is under way is answered, whoever asks nothing is closed.
+//!
+//! HTTP clients are told with their next response that it is the last (`Connection: close`), so that none of them meets a closed
+//! connection as long as it asks often enough. The Redis protocol has no word for that. So its clients, and those that ask nothing,
+//! are closed a moment later, between two requests.
+
+use super::{Millis, Server};
+use mio::Waker;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long connections that had begun are waited for: a few round trips around the earth, and less than the second after
+/// which whoever was not let in tries again.
+const LISTEN: Millis = 500;
+
+/// How long a client may ask nothing while the proxy stops, and how long those go on that cannot be told of it.
+const IDLE: Millis = 1000;
+
+/// Of a loop that was not told to end.
+const NEVER: u64 = u64::MAX;
+
+/// Ends a loop from another thread.
+#[derive(Clone, Debug)]
+pub struct Stopper {
+    /// Milliseconds that it may take.
+    grace: Arc<AtomicU64>,
+    waker: Arc<Waker>,
+}
+
+impl Stopper {
+    pub(super) fn new(waker: Arc<Waker>) -> Stopper {
+        Stopper { grace: Arc::new(AtomicU64::new(NEVER)), waker }
+    }
+
+    /// Makes the loop answer what is under way and return, at once if there is no `grace`, and after it at the latest.
+    pub fn stop(&self, grace: Duration) {
+        self.grace.store(grace.as_millis() as u64, Ordering::Release);
+        self.wake();
+    }
+
+    /// Makes the loop turn once.
+    pub fn wake(&self) {
+        if let Err(error) = self.waker.wake() {
+            log::error!("cannot wake a loop: {error}");
+        }
+    }
+
+    fn grace(&self) -> Option<Millis> {
+        Some(self.grace.load(Ordering::Acquire)).filter(|&grace| grace != NEVER)
+    }
+}
+
+/// What is left to do.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    /// Until when connections that have begun are accepted; `None` when that is over.
+    listen_until: Option<Millis>,
+    /// From when on nobody is waited for who might ask something.
+    hurry_at: Millis,
+    /// When it must be over.
+    ends: Millis,
+}
+
+impl Stopping {
+    /// When there is something to do. Not when accepting should be over and is held up: it has deadlines of its own.
+    pub(super) fn next_deadline(&self, now: Millis) -> Millis {
+        [self.listen_until, Some(self.hurry_at)]
+            .into_iter()
+            .flatten()
+            .filter(|&at| at > now)
+            .fold(self.ends, Millis::min)
+    }
+}
+
+impl Server {
+    /// Whether the loop is to return.
+    pub(super) fn is_over(&self) -> bool {
+        let Some(Stopping { listen_until, ends, .. }) = &self.stopping else { return false };
+        let over = self.clock.now >= *ends;
+        if over && !self.clients.is_empty() {
+            log::info!("SHUTDOWN_GRACE is over: {} clients are cut off", self.clients.len());
+        }
+        over || (listen_until.is_none() && self.clients.is_empty())
+    }
+
+    /// Begins to stop if it is told to, and accepts no more when it is time.
+    pub(super) fn stop_if_told(&mut self) {
+        let now = self.clock.now;
+        match &self.stopping {
+            None => {
+                if let Some(grace) = self.stopper.grace() {
+                    self.begin_to_stop(grace);
+                }
+            }
+            Some(Stopping { listen_until, hurry_at, .. }) => {
+                let (listen_until, hurry_at) = (*listen_until, *hurry_at);
+                self.rules.hurrying = hurry_at <= now;
+                if listen_until.is_some_and(|until| until <= now) {
+                    self.close_the_door();
+                }
+            }
+        }
+    }
+
+    /// Accepts all that wait, and no more: at once, because whoever comes between the last of them and the end is lost where the
+    /// kernel does not keep him away.
+    fn close_the_door(&mut self) {
+        loop {
+            self.accept();
+            // For whom there is no room, there will be none.
+            if !self.acceptor.is_waiting() || !self.places.has_room() {
+                break;
+            }
+            if self.acceptor.is_resting(self.clock.now) {
+                return;
+            }
+        }
+        self.acceptor.close();
+        if let Some(Stopping { listen_until, .. }) = &mut self.stopping {
+            *listen_until = None;
+        }
+    }
+
+    fn begin_to_stop(&mut self, grace: Millis) {
+        let now = self.clock.now;
+        let listen = if self.acceptor.let_no_more_begin() { LISTEN } else { 0 };
+        // Some may wait that the kernel has not told of yet.
+        self.acceptor.notify();
+        self.stopping = Some(Stopping { listen_until: Some(now + listen), hurry_at: now + IDLE, ends: now + grace });
+        self.rules.stopping = true;
+        self.patience.idle = self.patience.idle.min(IDLE);
+        let slots: Vec<usize> = self.clients.iter().map(|(slot, _)| slot).collect();
+        slots.into_iter().for_each(|slot| self.set_timer(slot));
+    }
+}

@@ -1,0 +1,154 @@
+//! Looking after the process, once a second, from a thread that is no loop's: whether the loops turn, and what the system
+//! knows of the process. Reading that is file I/O, which no loop does.
+
+use super::Stopper;
+use crate::figures::{Process, Register};
+use rlimit::Resource;
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How often to look.
+pub const EVERY: Duration = Duration::from_secs(1);
+
+/// A loop that was called and has not turned for so long does not turn. Ticks take milliseconds; a machine that is too busy
+/// for a tick in five seconds serves nobody.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// A Redis that was asked and has answered nothing at all for so long is away.
+const LATE: Duration = Duration::from_secs(3);
+
+/// The kernel counts processor time in hundredths of a second, whatever its own clock (`USER_HZ`, proc(5)).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// See the top of the file.
+pub struct Watch {
+    register: Arc<Register>,
+    loops: Vec<Stopper>,
+    /// When each loop was last called.
+    called: Vec<Instant>,
+    started: f64,
+}
+
+impl Watch {
+    /// Looks after these loops, in the order in which they are in the register.
+    pub fn new(register: Arc<Register>, loops: Vec<Stopper>) -> Watch {
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let called = vec![Instant::now(); loops.len()];
+        Watch { register, loops, called, started }
+    }
+
+    /// Looks once. `dropped_lines` is what the log has lost.
+    pub fn look(&mut self, dropped_lines: u64) {
+        self.call_loops(Instant::now());
+        self.judge_redis(Instant::now());
+        if self.register.settings.admin {
+            self.register.set_process(Process { started: self.started, dropped_lines, ..process() });
+        }
+    }
+
+    /// A Redis that takes its time is away, also where clients would wait for it for longer (`REDIS_TIMEOUT`).
+    fn judge_redis(&self, now: Instant) {
+        for seat in self.register.seats() {
+            let mut redis = seat.redis();
+            let late = redis.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= LATE);
+            if late && redis.away.is_none() {
+                redis.away = Some(format!("Redis has answered nothing for {} s", LATE.as_secs()));
+            }
+        }
+    }
+
+    fn call_loops(&mut self, now: Instant) {
+        for (number, ((seat, stopper), called)) in
+            self.register.seats().iter().zip(&self.loops).zip(&mut self.called).enumerate()
+        {
+            if !seat.has_answered() {
+                if now.saturating_duration_since(*called) >= STUCK && seat.set_stuck(true) {
+                    log::error!("worker {number} does not turn any more; please report this");
+                }
+                continue;
+            }
+            if seat.set_stuck(false) {
+                log::warn!("worker {number} turns again");
+            }
+            *called = now;
+            seat.call();
+            stopper.wake();
+        }
+    }
+}
+
+/// What the system knows of the process. What cannot be read is 0.
+fn process() -> Process {
+    let read = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+    let resident = read("status").lines().find_map(|line| {
+        let kibibytes = line.strip_prefix("VmRSS:")?.split_whitespace().next()?;
+        kibibytes.parse::<u64>().ok()
+    });
+    // Behind the name, which is in brackets and may hold anything: user and system time are the 12th and 13th fields.
+    let stat = read("stat");
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    // Since Linux 6.2 the folder's size is the number of its files; counting thousands would take milliseconds.
+    let open_files = match fs::metadata("/proc/self/fd").map_or(0, |metadata| metadata.len()) {
+        0 => fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64),
+        count => count,
+    };
+    Process {
+        resident_bytes: resident.unwrap_or_default() * 1024,
+        open_files,
+        most_files: Resource::NOFILE.get_soft().unwrap_or_default(),
+        cpu_seconds: ticks as f64 / TICKS_PER_SECOND,
+        ..Process::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::{Figures, Settings};
+    use mio::{Poll, Token, Waker};
+
+    #[test]
+    fn a_loop_that_does_not_answer_for_a_while_is_stuck_until_it_does() {
+        let register = Arc::new(Register::new(Settings::default(), 2));
+        let poll = Poll::new().expect("a poll");
+        let waker = Arc::new(Waker::new(poll.registry(), Token(0)).expect("a waker"));
+        let stopper = Stopper::new(waker);
+        let mut watch = Watch::new(Arc::clone(&register), vec![stopper.clone(), stopper]);
+        let begin = Instant::now();
+        let mut look = |after: Duration, answering: &[usize]| {
+            watch.call_loops(begin + after);
+            answering.iter().for_each(|&number| register.seats()[number].show(&Figures::default()));
+            register.snapshot().stuck
+        };
+        assert_eq!(look(Duration::ZERO, &[0]), 0);
+        assert_eq!(look(EVERY, &[0]), 0);
+        assert_eq!(look(STUCK - EVERY / 2, &[0]), 0);
+        assert_eq!(look(STUCK, &[0]), 1);
+        assert_eq!(look(2 * STUCK, &[0, 1]), 1);
+        assert_eq!(look(2 * STUCK + EVERY, &[0, 1]), 0);
+    }
+
+    #[test]
+    fn a_redis_that_answers_nothing_for_a_while_is_away() {
+        let register = Arc::new(Register::new(Settings::default(), 1));
+        let watch = Watch::new(Arc::clone(&register), Vec::new());
+        let asked = Instant::now();
+        let away_after = |time: Duration| {
+            watch.judge_redis(asked + time);
+            register.snapshot().redis.away
+        };
+        assert_eq!(away_after(2 * LATE), None);
+        register.seats()[0].redis().asked = Some(asked);
+        assert_eq!(away_after(LATE / 2), None);
+        assert_eq!(away_after(LATE).as_deref(), Some("Redis has answered nothing for 3 s"));
+    }
+
+    #[test]
+    fn the_system_knows_the_process() {
+        let process = process();
+        assert!(process.resident_bytes > 1_000_000 && process.open_files >= 3, "{process:?}");
+        assert!(process.most_files >= process.open_files, "{process:?}");
+    }
+}
