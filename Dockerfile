@@ -45,4 +45,8 @@ COPY --from=build /segment-redis-proxy /segment-redis-proxy
 USER 65534:65534
 EXPOSE 8080
 STOPSIGNAL SIGTERM
+# Whether the event loops turn; Redis' being away is no illness, a restart would only lose the cache. The first check comes one
+# interval after the start, and whoever depends on the service waits for it. The program gives up after 2 s, before the engine
+# does, and says why.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=10s --retries=3 CMD ["/segment-redis-proxy", "healthcheck"]
 ENTRYPOINT ["/segment-redis-proxy"]

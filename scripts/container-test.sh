@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the images, starts the compose file's services and checks them from outside.
-# Needs a docker engine, docker-compose (or `docker compose`), curl and a Rust toolchain of rustup's; no image registry:
-# base images that the engine lacks are stood in for by Debian's packages and the local toolchain (that needs root, or
-# sudo). An image that is there is used as it is and never overwritten.
+# Needs a docker engine on this machine, docker-compose (or `docker compose`), curl and a Rust toolchain of rustup's; no
+# image registry: base images that the engine lacks are stood in for by Debian's packages and the local toolchain (that
+# needs root, or sudo). An image that is there is used as it is and never overwritten.
 #
 #   PULL=1        pull missing base images instead
 #   KEEP_BASE=1   leave the stand-ins and the layers built on them; the next run is quicker
@@ -19,7 +19,8 @@ temporary=$(mktemp -d)
 
 # Empty means the compose file's default; so neither the shell's variables nor a .env change what is tested.
 for variable in REDIS_{HOST,PORT,USERNAME,PASSWORD,DB,CONNECTIONS,TIMEOUT,TRACKING} CACHE_{SIZE,BYTES} MAX_VALUE_BYTES \
-    STALE_IF_ERROR PROXY_HOST ALLOWED_HOSTS MAX_CONNECTIONS CLIENT_{BYTES,TIMEOUT,IDLE_TIMEOUT} WORKERS RUST_LOG; do
+    STALE_IF_ERROR PROXY_HOST ALLOWED_HOSTS MAX_CONNECTIONS CLIENT_{BYTES,TIMEOUT,IDLE_TIMEOUT} SHARE_PORT SHUTDOWN_GRACE \
+    ADMIN ACCESS_LOG LOG_FILE WORKERS RUST_LOG; do
     export "$variable="
 done
 export CACHE_TTL=2.5 PROXY_PORT="${PORT:-18642}" COMPOSE_PROJECT_NAME="segment-container-test-$$"
@@ -99,6 +100,36 @@ redis_stand_in() {
         --change 'CMD ["redis-server", "--protected-mode", "no"]'
 }
 
+# Asks the command after the first two arguments again and again, for so many seconds at most.
+wait_until() {
+    local seconds=$1 what=$2 deadline=$((SECONDS + $1))
+    shift 2
+    until "$@"; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "not within $seconds s: $what"
+        sleep 0.2
+    done
+}
+
+# Whether the answer for a path at the published port has that status; it is in $temporary/answer then.
+answers() {
+    local status=$1 path=$2 got
+    got=$(curl --silent --show-error --noproxy '*' --max-time 10 --output "$temporary/answer" --write-out '%{http_code}' \
+        "http://127.0.0.1:$PROXY_PORT$path") || return 1
+    [ "$got" = "$status" ]
+}
+
+# What a field of /proc/.../status says of the proxy's process.
+of_process() {
+    local id
+    id=$(docker inspect -f '{{.State.Pid}}' "$segment")
+    awk -v field="$1:" '$1 == field { $1 = ""; print substr($0, 2) }' "/proc/$id/status"
+}
+
+health() { docker inspect -f '{{.State.Health.Status}}' "$segment"; }
+is_healthy() { [ "$(health)" = healthy ]; }
+# When each of the last health checks began, and how it ended.
+checks() { docker inspect -f '{{range .State.Health.Log}}{{.Start}} {{.ExitCode}}{{"\n"}}{{end}}' "$segment" | sed '/^$/d'; }
+
 need curl:curl
 if missing "$rust_image"; then say "standing in for $rust_image"; rust_stand_in; fi
 if missing "$redis_image"; then say "standing in for $redis_image"; redis_stand_in; fi
@@ -111,6 +142,10 @@ docker build --target build --tag "$build_stage" .
 say "starting"
 "${compose[@]}" up -d segment
 segment=$("${compose[@]}" ps -q segment)
+redis=$("${compose[@]}" ps -q redis)
+begin=$SECONDS
+wait_until 60 "the health check says healthy" is_healthy
+echo "healthy after $((SECONDS - begin)) s"
 
 # That it passes shows too that a static binary in an empty image asks docker's DNS: `segment`, where it listens, and
 # `redis` are names that no /etc/hosts there holds.
@@ -118,13 +153,22 @@ say "the scenario"
 "${compose[@]}" run --rm -T tests || fail "the scenario ended with $?"
 
 say "the published port"
-answer=$(curl --silent --show-error --fail --noproxy '*' --max-time 10 "http://127.0.0.1:$PROXY_PORT/key/a")
-echo "$answer"
-[[ $answer == '{"value":1,"fromCache":'* ]] || fail "/key/a"
+answers 200 /key/a || fail "/key/a"
+echo "$(<"$temporary/answer")"
+[[ $(<"$temporary/answer") == '{"value":1,"fromCache":'* ]] || fail "/key/a"
+for path in /healthz /readyz /metrics; do
+    answers 200 "$path" || fail "$path: $(cat "$temporary/answer")"
+done
+grep '^segment_requests_total{protocol="http",outcome="hit"} [1-9]' "$temporary/answer" || fail "/metrics tells of no requests"
 
-say "user, root file system, files"
+say "user, capabilities, root file system, files"
 user=$(docker top "$segment" -o pid,uid | awk 'NR == 2 { print $2 }')
 [ "$user" = 65534 ] || fail "it runs as $user"
+# As the kernel sees it. This needs an engine on the same machine.
+for set in CapInh CapPrm CapEff CapBnd CapAmb; do
+    [ "$(of_process "$set")" = 0000000000000000 ] || fail "it has capabilities: $set is $(of_process "$set")"
+done
+[ "$(of_process NoNewPrivs)" = 1 ] || fail "it could gain privileges"
 [ "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$segment")" = true ] || fail "its root can be written to"
 # Directories, and what the engine mounts into every container, are left out.
 files=$(docker export "$segment" | tar -t | grep -Ev '/$|^(\.dockerenv|dev/.*|etc/(hostname|hosts|mtab|resolv\.conf))$')
@@ -134,9 +178,31 @@ echo "$files"
 image=$(docker inspect -f '{{.Image}}' "$segment")
 docker image inspect -f '{{.Size}}' "$image" | awk '{ printf "== the image has %.1f MB\n", $1 / 1e6 }'
 
+say "without Redis"
+docker stop "$redis" >/dev/null
+begin=$SECONDS
+wait_until 60 "/readyz says 503" answers 503 /readyz
+echo "/readyz after $((SECONDS - begin)) s: $(cat "$temporary/answer")"
+grep -q '"ready":false,"reason":"..*"' "$temporary/answer" || fail "/readyz gives no reason"
+answers 200 /healthz || fail "/healthz: $(cat "$temporary/answer")"
+# The check that runs now began perhaps before; the one after it did not.
+before=$(checks | tail -n 1)
+two_more() { [ "$(checks | tail -n 2 | head -n 1)" != "$before" ] && [ "$(checks | tail -n 1)" != "$before" ]; }
+wait_until 60 "two more health checks" two_more
+is_healthy || fail "without Redis it is $(health)"
+[ "$(checks | tail -n 1 | sed 's/.* //')" = 0 ] || fail "without Redis its health checks fail: $(checks)"
+docker start "$redis" >/dev/null
+wait_until 60 "/readyz says 200 again" answers 200 /readyz
+
 say "stopping"
+[ "$(docker inspect -f '{{.Config.StopTimeout}}' "$segment")" = 15 ] || fail "the engine does not wait as long as it is told to"
+begin=$(date +%s%N)
 docker stop "$segment" >/dev/null
+milliseconds=$((($(date +%s%N) - begin) / 1000000))
 code=$(docker inspect -f '{{.State.ExitCode}}' "$segment")
 [ "$code" = 0 ] || fail "docker stop ended it with $code"
+echo "docker stop took $milliseconds ms"
+# Nobody was connected: only who has clients that are slow needs SHUTDOWN_GRACE.
+[ "$milliseconds" -lt 10000 ] || fail "docker stop took $milliseconds ms"
 "${compose[@]}" logs --no-color segment
 say "passed"
