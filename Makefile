@@ -1,4 +1,4 @@
-.PHONY: run test up bench
+.PHONY: run test load up bench
 
 # On this machine: the proxy, and a Redis with sample keys unless REDIS_HOST names one.
 run:
@@ -6,6 +6,10 @@ run:
 
 test:
 	scripts/test.sh
+
+# The soak test: ten minutes, a report in target/load.
+load:
+	scripts/load.sh
 
 # In containers: Redis, the proxy, and the tests against both.
 up:

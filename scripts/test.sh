@@ -25,3 +25,4 @@ cargo clippy --locked --all-targets -- -D warnings
 cargo test --locked
 # A moment for each target: that it builds, and that what it begins with passes under its own limits of time and memory.
 scripts/fuzz.sh 5
+scripts/load.sh --minutes 1
