@@ -13,6 +13,10 @@ use std::time::Duration;
 /// Bytes that may wait to be written: some ten thousand lines, a second of a busy access log.
 const MAX_WAITING_BYTES: usize = 4 * 1024 * 1024;
 
+/// What of that lines about requests leave to events, where both go to one target: a thousand lines. Requests come by the thousands
+/// just when an event may tell why.
+const KEPT_FOR_EVENTS: usize = 256 * 1024;
+
 /// Where lines go.
 #[derive(Clone, Debug)]
 pub enum Target {
@@ -59,10 +63,15 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Adds whole lines, or drops them.
-    pub fn add(&self, lines: &[u8]) {
+    /// Adds whole lines about requests, or drops them.
+    pub fn add_requests(&self, lines: &[u8]) {
+        self.add(lines, MAX_WAITING_BYTES - KEPT_FOR_EVENTS);
+    }
+
+    /// Adds whole lines as long as no more than so many bytes wait, and drops the rest.
+    fn add(&self, lines: &[u8], most: usize) {
         let mut state = self.state();
-        let room = MAX_WAITING_BYTES.saturating_sub(state.waiting.len());
+        let room = most.saturating_sub(state.waiting.len());
         let fits = match lines.len() <= room {
             true => lines.len(),
             // As many whole lines as there is room for.
@@ -179,7 +188,7 @@ impl Broken {
 /// As `env_logger` writes: each record at once, a whole line.
 impl Write for Journal {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.add(line);
+        self.add(line, MAX_WAITING_BYTES);
         Ok(line.len())
     }
 
@@ -213,17 +222,17 @@ mod tests {
         let (path, old) = (folder.join("log"), folder.join("log.1"));
         let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
         let journal = Journal::start(Target::File(path.clone())).expect("a file");
-        journal.add(b"one\n");
+        journal.add_requests(b"one\n");
         journal.flush(PATIENCE);
         std::fs::rename(&path, &old).expect("another name");
-        journal.add(b"two\n");
+        journal.add_requests(b"two\n");
         journal.reopen();
         let deadline = std::time::Instant::now() + PATIENCE;
         while !path.exists() {
             assert!(std::time::Instant::now() < deadline, "it was not opened anew");
             std::thread::yield_now();
         }
-        journal.add(b"three\n");
+        journal.add_requests(b"three\n");
         journal.flush(PATIENCE);
         assert_eq!((read(&old), read(&path)), ("one\ntwo\n".into(), "three\n".into()));
         std::fs::remove_dir_all(&folder).expect("it is ours");
@@ -260,8 +269,12 @@ mod tests {
     fn of_many_lines_at_once_those_are_taken_that_there_is_room_for() {
         let shared = Shared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
         let journal = Journal(Arc::new(shared));
-        journal.add(&b"0123456\n".repeat(MAX_WAITING_BYTES / 8 + 3));
-        assert_eq!((journal.dropped(), journal.state().waiting.len()), (3, MAX_WAITING_BYTES));
+        let most = MAX_WAITING_BYTES - KEPT_FOR_EVENTS;
+        journal.add_requests(&b"0123456\n".repeat(most / 8 + 3));
+        assert_eq!((journal.dropped(), journal.state().waiting.len()), (3, most));
+        // An event among so many requests.
+        assert_eq!(journal.clone().write(b"what is the matter\n").expect("no error"), 19);
+        assert_eq!((journal.dropped(), journal.state().waiting.len()), (3, most + 19));
     }
 
     #[test]
@@ -274,7 +287,7 @@ mod tests {
         std::thread::spawn(move || thread.write_all(Box::new(writer), &Target::Error));
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
         for _ in 0..12 * 1024 {
-            journal.add(&line);
+            journal.add_requests(&line);
         }
         assert!(journal.dropped() > 1024 && journal.dropped() < 12 * 1024, "{}", journal.dropped());
         assert!(journal.state().waiting.len() <= MAX_WAITING_BYTES);

@@ -9,14 +9,17 @@ use segment_redis_proxy::config::{self, Config, ConfigError};
 use segment_redis_proxy::figures::{Register, Settings};
 use segment_redis_proxy::journal::{Journal, Target};
 use segment_redis_proxy::protocol::bound_held_values;
-use segment_redis_proxy::server::{LOOK_EVERY, NoPlace, Places, Server, Stopper, Watch, bind, check_handing_over};
+use segment_redis_proxy::server::{LOOK_EVERY, NoPlace, Places, Server, Stopper, Watch};
+use segment_redis_proxy::server::{bind, check_handing_over, check_nobody_listens};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A cache lives and dies by its allocator: with glibc's, half of what 60 MB of entries had taken stayed with the
 /// process after they expired; this one, which Redis uses too, gives it back, from a thread of its own so that no
@@ -27,11 +30,17 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// How long the last lines of the log may take to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
+/// The same where the program is to end at once.
+const LAST_LINES_AT_ONCE: Duration = Duration::from_millis(100);
+
+/// How long beyond `SHUTDOWN_GRACE` the workers may take to return. One that does not is stuck.
+const LATE: Duration = Duration::from_secs(1);
+
 /// What happens while the workers run.
 enum Event {
     Signal(i32),
-    /// A worker has returned, because it was told to or with what went wrong.
-    Ended(Result<(), String>),
+    /// The worker of that number has returned, because it was told to or with what went wrong.
+    Ended(usize, Result<(), String>),
 }
 
 /// Why the program cannot go on, and its exit code.
@@ -63,9 +72,10 @@ impl Logs {
         self.requests.iter().filter(|requests| !requests.is(&self.events)).chain([&self.events])
     }
 
-    /// Waits a moment for the last lines.
-    fn flush(&self) {
-        self.all().for_each(|journal| journal.flush(LAST_LINES));
+    /// Waits for the last lines, but no longer than this for all of them.
+    fn flush(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        self.all().for_each(|journal| journal.flush(until.saturating_duration_since(Instant::now())));
     }
 }
 
@@ -107,7 +117,7 @@ fn run() -> Result<ExitCode, Failed> {
         // Where somebody looks for it. It goes to standard error, too.
         log::error!("{message}");
     }
-    logs.flush();
+    logs.flush(LAST_LINES);
     result
 }
 
@@ -142,6 +152,14 @@ fn start_logs(config: &Config) -> Result<Logs, Failed> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .target(env_logger::Target::Pipe(Box::new(events.clone())))
         .init();
+    // What breaks tells so where somebody looks for it, and waits for nobody who has stopped reading.
+    std::panic::set_hook(Box::new(|panic| {
+        let trace = Backtrace::capture();
+        match trace.status() {
+            BacktraceStatus::Captured => log::error!("{panic}\n{trace}"),
+            _ => log::error!("{panic}; with RUST_BACKTRACE=1 the log would tell how it came to that"),
+        }
+    }));
     Ok(Logs { events, requests })
 }
 
@@ -180,7 +198,7 @@ fn start_worker(
             Err(_) => Err(format!("worker {number} broke; please report what stands above")),
         };
         // Nobody listens any more only when the program is ending anyway.
-        let _ = events.send(Event::Ended(result));
+        let _ = events.send(Event::Ended(number, result));
     };
     std::thread::Builder::new().name(format!("loop-{number}")).spawn(work).map_err(cannot)?;
     Ok(stopper)
@@ -195,22 +213,30 @@ fn watch(
     logs: &Logs,
 ) -> Result<ExitCode, Failed> {
     let mut watch = Watch::new(Arc::clone(register), stoppers.to_vec());
-    let (mut running, mut stopping) = (stoppers.len(), false);
-    while running > 0 {
+    let mut running: BTreeSet<usize> = (0..stoppers.len()).collect();
+    let mut ends: Option<Instant> = None;
+    while !running.is_empty() {
         // Of those that stop, some have ended and do not turn any more.
-        if !stopping {
+        if ends.is_none() {
             watch.look(logs.all().map(Journal::dropped).sum());
         }
-        match events.recv_timeout(LOOK_EVERY) {
+        let rest = ends.map_or(LOOK_EVERY, |ends| ends.saturating_duration_since(Instant::now()));
+        match events.recv_timeout(rest) {
             Ok(Event::Signal(signal)) => {
-                stopping = true;
                 let grace = config.shutdown_grace;
                 log::info!("signal {signal}: stopping within {} s", grace.as_secs_f64());
+                ends = Some(Instant::now() + grace + LATE);
                 register.set_stopping();
                 stoppers.iter().for_each(|stopper| stopper.stop(grace));
             }
-            Ok(Event::Ended(Ok(()))) => running -= 1,
-            Ok(Event::Ended(Err(message))) => return Err(Failed(1, message)),
+            Ok(Event::Ended(number, Ok(()))) => _ = running.remove(&number),
+            Ok(Event::Ended(_, Err(message))) => return Err(Failed(1, message)),
+            Err(RecvTimeoutError::Timeout) if ends.is_some() => {
+                return Err(Failed(
+                    1,
+                    format!("SHUTDOWN_GRACE is over, and workers {running:?} do not turn; please report this"),
+                ));
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(Failed(1, "all workers are gone".into())),
         }
@@ -228,7 +254,12 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, Failed> {
     let share_port = config.share_port || config.workers > 1;
     let mut result = Err(Failed::from(unresolvable("it has no address")));
     for address in addresses {
-        result = bind(address, share_port).map_err(|error| {
+        // Workers share the port with each other; that nobody else is to have it must be looked at.
+        let is_free = match share_port && !config.share_port && port != 0 {
+            true => check_nobody_listens(address),
+            false => Ok(()),
+        };
+        result = is_free.and_then(|()| bind(address, share_port)).map_err(|error| {
             Failed(1, format!("cannot listen on {address}: {error}; check PROXY_HOST={host} and PROXY_PORT={port}"))
         });
         if result.is_ok() {
@@ -263,11 +294,11 @@ fn catch_signals(events: Sender<Event>, logs: &Logs) -> std::io::Result<()> {
             } else if std::mem::replace(&mut told, true) {
                 // Whatever the rest of the program is at, a name server that does not answer or clients that take their time.
                 log::warn!("signal {signal} once more: ending at once");
-                logs.flush();
+                logs.flush(LAST_LINES_AT_ONCE);
                 std::process::exit(128 + signal);
-            } else {
-                // The receiver is gone only when the program is ending already.
-                let _ = events.send(Event::Signal(signal));
+            } else if events.send(Event::Signal(signal)).is_err() {
+                // The program is ending already, and takes its time: whoever reads what it says last has stopped reading.
+                std::process::exit(128 + signal);
             }
         }
     })?;

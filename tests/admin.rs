@@ -1,23 +1,14 @@
-//! What the proxy tells of itself: figures, health, readiness.
+//! What the proxy tells of itself: its figures.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
 
 mod common;
 
+use common::admin::{health_check, metric, sample, until_ready};
 use common::resp::Resp;
-use common::{Proxy, Redis, Response, until};
+use common::{Proxy, Redis, until};
 use std::io::Write;
 use std::process::{Command, Stdio};
-
-/// The value of a sample in Prometheus' text format.
-fn sample(text: &str, name: &str) -> f64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().expect("a number")
-}
-
-fn metric(proxy: &Proxy, name: &str) -> f64 {
-    sample(&proxy.get("/metrics").text(), name)
-}
 
 /// What a program says of a text: its exit code, and all that it prints.
 fn judged(program: &str, arguments: &[&str], text: &str) -> (Option<i32>, String) {
@@ -150,62 +141,6 @@ fn figures_of_all_workers_are_added() {
     assert_eq!((metric(&proxy, "segment_workers_stuck"), proxy.get("/healthz").status), (0.0, 200));
 }
 
-/// Whether it is ready, and what it says.
-fn readiness(proxy: &Proxy) -> (u16, String) {
-    let Response { status, body, .. } = proxy.get("/readyz");
-    (status, String::from_utf8(body).expect("JSON"))
-}
-
-fn until_ready(proxy: &Proxy) -> String {
-    until("it is ready", || Some(readiness(proxy)).filter(|(status, _)| *status == 200)).1
-}
-
-fn until_not_ready(proxy: &Proxy, reason: &str) {
-    until(reason, || Some(readiness(proxy)).filter(|(status, text)| *status == 503 && text.contains(reason)));
-    assert_eq!(proxy.get("/healthz").status, 200, "it is alive all the same");
-}
-
-/// Nobody asks for a key: it finds out by itself.
-#[test]
-fn it_is_ready_as_long_as_redis_answers_and_says_why_not() {
-    let mut redis = Redis::start();
-    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "300")]);
-    assert!(until_ready(&proxy).contains("\"reason\":null,\"freshness\":\"a change in Redis is seen after CACHE_TTL;"));
-    redis.kill();
-    until_not_ready(&proxy, &format!("cannot connect to Redis at 127.0.0.1:{}", redis.port));
-    redis.restart();
-    until_ready(&proxy);
-    redis.freeze();
-    until_not_ready(&proxy, &format!("Redis at 127.0.0.1:{}", redis.port));
-    redis.thaw();
-    until_ready(&proxy);
-    redis.run(&["CONFIG", "SET", "requirepass", "secret"]);
-    redis.kill();
-    redis.restart_with(&["--requirepass", "secret"]);
-    until_not_ready(&proxy, "NOAUTH");
-    assert_eq!((metric(&proxy, "segment_redis_up"), metric(&proxy, "segment_redis_connections")), (0.0, 0.0));
-    assert!(metric(&proxy, "segment_redis_connects_total{result=\"failed\"}") > 0.0);
-}
-
-/// What the other helpers hold is as dead as what the one has found dead that has looked.
-#[test]
-fn connections_that_nobody_uses_do_not_make_it_ready() {
-    let mut redis = Redis::start();
-    redis.set("long", "x".repeat(200_000));
-    let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "1")]);
-    until_ready(&proxy);
-    until("several helpers are connected", || {
-        let mut clients: Vec<_> = (0..40).map(|_| proxy.connect()).collect();
-        clients.iter_mut().enumerate().for_each(|(number, client)| client.ask(&format!("/raw/none{number}")));
-        clients.iter_mut().for_each(|client| assert_eq!(client.response().status, 404));
-        (metric(&proxy, "segment_redis_connections") >= 3.0).then_some(())
-    });
-    redis.kill();
-    until_not_ready(&proxy, "cannot connect to Redis");
-    redis.restart();
-    until_ready(&proxy);
-}
-
 #[test]
 fn readiness_tells_the_promise_in_force() {
     let redis = Redis::start();
@@ -263,6 +198,32 @@ fn figures_can_be_turned_off_and_health_stays() {
     assert_eq!((client.response().field("allow"), client.response().status), ("GET, HEAD, OPTIONS", 405));
 }
 
+/// Who does not wait for an answer has asked all the same.
+#[test]
+fn requests_whose_clients_are_gone_are_counted() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CLIENT_TIMEOUT", "0.2")]);
+    until_ready(&proxy);
+    // It is closed within a command: nobody waits for Redis.
+    let mut unfinished = Resp::connect(proxy.address);
+    unfinished.send("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n");
+    assert_eq!(unfinished.until_closed(), "");
+    redis.freeze();
+    for _ in 0..5 {
+        let (mut client, mut resp) = (proxy.connect(), Resp::connect(proxy.address));
+        client.send("GET /key/a HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2));
+        resp.send("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$1\r\nb\r\n");
+        for stream in [client.stream().get_ref(), &resp.stream] {
+            socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).expect("an option can be set");
+        }
+    }
+    let aborted = |protocol: &str| format!("segment_requests_total{{protocol=\"{protocol}\",outcome=\"aborted\"}}");
+    until("all are counted", || {
+        let text = proxy.get("/metrics").text();
+        ([sample(&text, &aborted("http")), sample(&text, &aborted("resp"))] == [10.0, 6.0]).then_some(())
+    });
+}
+
 /// A proxy that is full serves those who are there, and whoever looks after it is to see that, not to restart it.
 #[test]
 fn who_asks_for_the_proxy_itself_needs_no_place() {
@@ -286,31 +247,4 @@ fn who_asks_for_the_proxy_itself_needs_no_place() {
     let (port, text) = (proxy.address.port().to_string(), client.get("/metrics").text());
     assert!(sample(&text, "segment_connections_rejected_total") >= 7.0);
     assert_eq!(health_check(&[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port)]).0, Some(0));
-}
-
-/// `segment-redis-proxy healthcheck` with the variables of one that runs.
-fn health_check(variables: &[(&str, &str)]) -> (Option<i32>, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"));
-    let output = command.arg("healthcheck").env_clear().envs(variables.iter().copied()).output().expect("it runs");
-    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
-}
-
-#[test]
-fn the_health_check_asks_the_one_that_runs() {
-    let redis = Redis::start();
-    let proxy = Proxy::start(&redis, &[("PROXY_HOST", "0.0.0.0"), ("ALLOWED_HOSTS", "example.org")]);
-    let port = proxy.address.port().to_string();
-    let there = [("PROXY_HOST", "0.0.0.0"), ("PROXY_PORT", port.as_str())];
-    assert_eq!(health_check(&there), (Some(0), "{\"status\":\"ok\",\"workers\":1,\"stuck\":0}\n".into()));
-    proxy.freeze();
-    let (code, text) = health_check(&there);
-    assert_eq!(code, Some(1));
-    assert!(text.contains(&format!("127.0.0.1:{port} does not answer within 2 s")), "{text}");
-    proxy.thaw();
-    assert_eq!(health_check(&there).0, Some(0));
-    assert_eq!(proxy.end("TERM"), Some(0));
-    let (code, text) = health_check(&there);
-    assert!(code == Some(1) && text.contains("refused"), "{text}");
-    assert_eq!(health_check(&[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", "0")]).0, Some(1));
-    assert_eq!(health_check(&[("PROXY_PORT", "many")]).0, Some(2));
 }

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::admin::metric;
 use common::fresh::is_hit;
 use common::resp::Resp;
 use common::{Http, Proxy, Redis, Response, until};
@@ -194,6 +195,8 @@ fn what_waits_for_slow_readers_is_bounded() {
     }
     // Each may have half of what is left of 40 MB: the first three of 8 MiB.
     assert_eq!(statuses, [200, 200, 200, 503, 503, 503, 503, 503]);
+    // Three over the Redis protocol, five over HTTP.
+    assert_eq!(metric(&proxy, "segment_errors_total{kind=\"too_much_held\"}"), 8.0);
     // All is taken: there is room again.
     assert_eq!(proxy.get("/raw/k7").body.len(), LENGTH);
     assert_eq!(proxy.get("/raw/k0").body.len(), LENGTH);

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::admin::metric;
 use common::fresh::{cached, is_hit, tracking, until_text, until_tracking};
 use common::relay::{Purpose, Relay};
 use common::{Http, Proxy, Redis, scripted_redis, until};
@@ -317,6 +318,7 @@ fn stale_rather_than_nothing() {
         redis.thaw();
         redis.kill();
         stale(&mut client, "redis-unreachable");
+        assert!(metric(&proxy, "segment_requests_total{protocol=\"http\",outcome=\"stale\"}") >= 2.0);
         assert_eq!(client.get("/raw/changed").status, 503, "what is gone has come back");
         assert_eq!(client.get("/raw/never").status, 503);
         redis.restart();

@@ -54,6 +54,13 @@ fn a_port_that_is_taken_is_exit_code_1() {
     let (code, _, text) = run(&[], &[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port)]);
     assert_eq!(code, Some(1));
     assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
+    // Several loops share a port with each other, and with nobody else unless they are told to.
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("WORKERS", "2")]);
+    let port = proxy.address.port().to_string();
+    let (code, _, text) = run(&[], &[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port), ("WORKERS", "2")]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
 }
 
 #[test]

@@ -56,6 +56,81 @@ fn what_is_under_way_is_answered_and_nobody_new_is_let_in() {
     assert_eq!(proxy.wait(), Some(0));
 }
 
+/// A proxy that has been told to stop, and one client that has not been told so yet. Redis is frozen, and somebody waits for it, so that
+/// it does not end.
+fn stopping(value: &str) -> (Proxy, Http, (Redis, Http)) {
+    let redis = Redis::start();
+    redis.set("b", value);
+    redis.set("a", "value");
+    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600")]);
+    let [mut client, mut other, mut waiting] = [(); 3].map(|()| proxy.connect());
+    // So that most of a response is the business of the proxy's kernel.
+    let socket = socket2::SockRef::from(client.stream().get_ref());
+    socket.set_recv_buffer_size(32 * 1024).expect("an option can be set");
+    assert_eq!(client.get("/raw/a").status, 200);
+    assert_eq!(other.get("/raw/b").status, 200);
+    redis.freeze();
+    waiting.ask("/raw/c");
+    until_inflight(&proxy);
+    proxy.signal("TERM");
+    until("it is stopping", || (other.get("/healthz").field("connection") == "close").then_some(()));
+    (proxy, client, (redis, waiting))
+}
+
+/// Who closes a socket for which more comes has his kernel throw away what the client has not got yet.
+#[test]
+fn what_a_client_sends_behind_the_last_response_does_not_cut_that_off() {
+    // More than the client's kernel takes unread, less than the proxy's takes at once.
+    let value = "x".repeat(200_000);
+    let (_proxy, mut client, _held) = stopping(&value);
+    client.ask("/raw/b");
+    // It reads nothing yet, and goes on asking for a while: it does not know.
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(5));
+        if client.stream().get_mut().write_all(b"GET /raw/b HTTP/1.1\r\nHost: x\r\n\r\n").is_err() {
+            break;
+        }
+    }
+    let response = client.response();
+    assert_eq!((response.status, response.field("connection")), (200, "close"));
+    assert!(response.text() == value && client.is_closed());
+}
+
+#[test]
+fn who_sends_bodies_with_requests_is_told_too() {
+    for body in ["Content-Length: 2\r\n\r\nxx", "Transfer-Encoding: chunked\r\n\r\n2\r\nxx\r\n0\r\n\r\n"] {
+        let (_proxy, mut client, _held) = stopping("value");
+        client.send(format!("GET /raw/b HTTP/1.1\r\nHost: x\r\n{body}"));
+        let response = client.response();
+        assert_eq!((response.text(), response.field("connection")), ("value".into(), "close"), "{body}");
+        assert!(client.is_closed());
+    }
+    // Whoever has sent more hears it with the last.
+    let (_proxy, mut client, _held) = stopping("value");
+    let get = "GET /raw/b HTTP/1.1\r\nHost: x\r\n";
+    client.send(format!("{get}Content-Length: 2\r\n\r\nxx{get}\r\n{get}\r\n"));
+    let told = [(); 3].map(|()| client.response()).map(|response| response.fields.contains_key("connection"));
+    assert_eq!(told, [false, false, true]);
+}
+
+/// The kernel has made their connections, and the proxy has not seen them yet.
+#[test]
+fn who_has_connected_is_answered_however_many_they_are() {
+    let redis = Redis::start();
+    redis.set("a", "value");
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
+    assert_eq!(proxy.get("/raw/a").status, 200);
+    proxy.freeze();
+    let mut clients: Vec<Http> = (0..1000).map(|_| proxy.connect()).collect();
+    clients.iter_mut().for_each(|client| client.ask("/raw/a"));
+    proxy.signal("TERM");
+    proxy.thaw();
+    for client in &mut clients {
+        assert_eq!(client.response().text(), "value");
+    }
+    assert_eq!(proxy.wait(), Some(0));
+}
+
 #[test]
 fn clients_that_ask_nothing_do_not_hold_it_up() {
     let redis = Redis::start();

@@ -65,7 +65,7 @@ pub fn text(now: &Snapshot, settings: &Settings) -> String {
 fn requests(text: &mut Text, now: &Snapshot) {
     let figures = &now.figures;
     let name = "segment_requests_total";
-    text.begin(name, "counter", "Requests that were answered, by protocol and by what became of them.");
+    text.begin(name, "counter", "Requests that have come to an end, by protocol and by what became of them.");
     for (protocol, answers) in Protocol::NAMES.into_iter().zip(figures.answers) {
         for (ending, count) in Ending::NAMES.into_iter().zip(answers) {
             text.sample(name, &format!("{{protocol=\"{protocol}\",outcome=\"{ending}\"}}"), count);

@@ -196,6 +196,10 @@ pub(super) fn run_id(connection: &mut Connection) -> RedisResult<Option<String>>
 /// The error's text, and what to do about the ones that have a usual cause.
 pub(super) fn explain(error: &RedisError) -> String {
     let text = in_one_line(error);
+    if error.is_timeout() {
+        // The system's word for it is that a resource is temporarily unavailable.
+        return "no answer within REDIS_TIMEOUT".into();
+    }
     if text.contains("failed to lookup address") {
         return format!(
             "{text}; REDIS_HOST must be a name that resolves here, for a local run set REDIS_HOST=127.0.0.1"

@@ -104,14 +104,15 @@ impl Helper {
         self.count_round_trips(&mut connection.link);
         match result {
             Ok(trouble) => {
-                self.note_answer(trouble.as_deref());
+                self.note_reached(trouble.as_deref());
                 self.connection = Some(connection);
                 return;
             }
             Err(error) if error.is_connection_dropped() => drop(connection),
             Err(error) => {
                 drop(connection);
-                self.note_broken(&error);
+                let text = self.tell_of_loss(&error);
+                self.note_reached(Some(&text));
             }
         }
         self.connect_ahead();
@@ -122,7 +123,7 @@ impl Helper {
 
     /// Redis is about to be asked something.
     fn note_question(&self) {
-        self.shared.show(|redis| _ = redis.asked.get_or_insert_with(Instant::now));
+        self.shared.show(|redis| redis.note_question(Instant::now()));
     }
 
     fn count_round_trips(&self, link: &mut Link) {
@@ -130,29 +131,32 @@ impl Helper {
         self.shared.show(|redis| redis.round_trips += round_trips);
     }
 
-    /// Redis has answered, perhaps that it cannot serve.
-    fn note_answer(&self, trouble: Option<&str>) {
-        self.shared.show(|redis| {
-            redis.asked = None;
-            if redis.away.as_deref() != trouble {
-                redis.away = trouble.map(str::to_owned);
-            }
-        });
+    /// Redis was connected to, or asked for something else than keys.
+    fn note_reached(&self, trouble: Option<&str>) {
+        self.shared.show(|redis| redis.note_reached(trouble, Instant::now()));
     }
 
-    /// A connection is lost over something that was not answered.
-    fn note_broken(&self, error: &RedisError) {
+    /// Tells the log that a connection is lost, if it has not just told that of another one. Gives back what is told.
+    fn tell_of_loss(&self, error: &RedisError) -> String {
         let text = format!("lost a connection to Redis at {}: {}", self.connector.target(), explain(error));
-        log::warn!("{text}");
-        self.shared.show(|redis| (redis.asked, redis.away) = (None, Some(text)));
+        match self.shared.note_loss(Instant::now()) {
+            None => log::debug!("{text}"),
+            Some(0) => log::warn!("{text}"),
+            Some(untold) => log::warn!("{text} ({untold} more since the last line about that)"),
+        }
+        text
     }
 
     /// Completes every job of a batch: what was read before an error counts, the rest fails with it.
     fn serve(&mut self, desk: &mut Desk) {
         desk.fail_expired(Instant::now());
+        if desk.open().is_empty() {
+            return;
+        }
         loop {
             // After an error there is no connection: only one that may have been closed while it was idle is worth another attempt.
             let was_idle = self.connection.is_some();
+            let asked = Instant::now();
             let failure = match self.read(desk, was_idle) {
                 Ok(()) => return,
                 Err(Broken::Connecting(_)) if desk.hand_back() => return,
@@ -164,7 +168,8 @@ impl Helper {
                 // What it was refused will not be asked for again.
                 Err(Broken::Reading(error)) if is_refusal(&error) && !self.shared.asks_for_expiry() => continue,
                 Err(Broken::Reading(error)) => {
-                    self.note_broken(&error);
+                    let text = self.tell_of_loss(&error);
+                    self.shared.show(|redis| redis.note_unread(&text, asked, Instant::now()));
                     failure_of(&error)
                 }
             };
@@ -190,7 +195,7 @@ impl Helper {
         self.shared.show(|redis| redis.batches.observe(keys, 1));
         match result {
             Ok(told) => {
-                self.note_answer(desk.not_ready());
+                self.shared.show(|redis| redis.note_read(desk.not_ready(), Instant::now()));
                 if let Some(told) = told {
                     self.shared.note_expiry(told);
                 }
@@ -238,10 +243,10 @@ impl Helper {
         });
         let target = self.connector.target();
         match &result {
-            Ok(_) => self.note_answer(None),
+            Ok(_) => self.note_reached(None),
             // Others are connected, and what they see counts.
             Err(_) if self.shared.state().connected > 0 => {}
-            Err(error) => self.note_answer(Some(&format!("cannot connect to Redis at {target}: {}", explain(error)))),
+            Err(error) => self.note_reached(Some(&format!("cannot connect to Redis at {target}: {}", explain(error)))),
         }
         match (&result, news) {
             (Ok(_), None) => {}

@@ -5,6 +5,7 @@
 //! load the batches grow by themselves, and an idle proxy has no delay added. Every accepted job is completed exactly
 //! once, whatever happens to the helper. Locks are held only to move jobs and news, never while a thread does I/O.
 
+mod answers;
 mod connect;
 mod desk;
 mod fetch;
@@ -36,6 +37,9 @@ pub const MAX_BATCH: usize = 128;
 
 /// Changes that are added under one lock: some ten microseconds.
 const HEARD_AT_ONCE: usize = 1024;
+
+/// How long the log is silent after it has told of a lost connection: where each read is in vain, each costs one.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Where nothing is read, Redis is asked so often whether it is still there, so that whoever asks the proxy is told what is so.
 const WATCH: Duration = Duration::from_secs(1);
@@ -111,6 +115,9 @@ struct State {
     asked: Option<Instant>,
     /// Until when keys are read without asking how long they have left.
     plain_until: Option<Instant>,
+    /// When the log last told of a lost connection, and how many were lost since.
+    told_of_loss: Option<Instant>,
+    untold_losses: u64,
     closed: bool,
 }
 

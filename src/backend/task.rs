@@ -4,7 +4,7 @@
 //! of them connects, and takes jobs once it is connected. Only where nobody is connected does it take them before, so that
 //! somebody tells the clients. Helpers look at the queue before they wait, and whoever leaves jobs behind calls another.
 
-use super::{MAX_BATCH, Queued, Shared, State, time_until};
+use super::{MAX_BATCH, Queued, SILENCE, Shared, State, time_until};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -109,6 +109,17 @@ impl Shared {
             redis.connects[usize::from(!connected)] += 1;
         });
         (state.told.replace(attempt) != Some(attempt)).then_some(attempt)
+    }
+
+    /// Notes that the log might tell of a lost connection. Says whether it is to, and of how many it has not told meanwhile.
+    pub(super) fn note_loss(&self, now: Instant) -> Option<u64> {
+        let mut state = self.state();
+        if state.told_of_loss.is_some_and(|told| now.saturating_duration_since(told) < SILENCE) {
+            state.untold_losses += 1;
+            return None;
+        }
+        state.told_of_loss = Some(now);
+        Some(std::mem::take(&mut state.untold_losses))
     }
 
     /// Notes that a helper has lost its connection.

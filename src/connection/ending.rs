@@ -2,7 +2,7 @@
 
 use super::over_http::{HEAD, describe_malformed, is_head};
 use super::{Connection, Phase, Protocol, Step};
-use crate::figures::{Ending, Ledger, escape_into};
+use crate::figures::{Ending, Ledger, Protocol as Wire, escape_into};
 use crate::protocol::http::{self, Command, Date, Refusal, Rules, Status};
 use crate::protocol::{Decoded, resp};
 
@@ -76,6 +76,11 @@ impl Connection {
         }
     }
 
+    /// Its client is gone, or is cut off: what waits for an answer gets none.
+    pub fn abort(&mut self, ledger: &mut Ledger) {
+        self.replies.abort(ledger);
+    }
+
     /// Ends it because its client has not sent the rest of a request. Over HTTP the client is told, if it was one that
     /// would be answered; Redis closes such connections without a word.
     pub fn give_up(&mut self, date: &Date, ledger: &mut Ledger) {
@@ -90,7 +95,9 @@ impl Connection {
             }
             _ => {
                 self.phase = Phase::Last { unread: true };
-                self.replies.abandon();
+                if let Some(note) = self.replies.abandon() {
+                    ledger.aborted(&note, Wire::Resp);
+                }
             }
         }
         self.unparsed = Vec::new();

@@ -309,15 +309,14 @@ fn ending_of(reply: &Reply<'_>, sent: Sent, ledger: &mut Ledger) -> Ending {
 impl Connection {
     /// Takes bytes in as [`crate::serve`] does, for a proxy whose keys have to be waited for, but for those that begin with
     /// "hit", which are their own values. Gives back who waits for which. For the tests of this room.
-    fn receive(&mut self, bytes: &[u8]) -> Vec<(Waiter, String)> {
+    fn receive(&mut self, bytes: &[u8], ledger: &mut Ledger) -> Vec<(Waiter, String)> {
         use crate::request::{Form, Payload};
-        let (date, rules, mut ledger) =
-            (Date::at(std::time::SystemTime::UNIX_EPOCH), Rules::default(), Ledger::default());
+        let (date, rules) = (Date::at(std::time::SystemTime::UNIX_EPOCH), Rules::default());
         let mut input = self.take_unparsed();
         input.extend_from_slice(bytes);
         let (mut at, mut scratch, mut asked) = (0, Vec::new(), Vec::new());
         loop {
-            match self.decode(&input[at..], &rules, &mut scratch, &date, &mut ledger) {
+            match self.decode(&input[at..], &rules, &mut scratch, &date, ledger) {
                 Step::Stop => break,
                 Step::Passed(consumed) => at += consumed,
                 Step::Get { key, answer, consumed, .. } => {
@@ -325,10 +324,10 @@ impl Connection {
                     if key.starts_with(b"hit") {
                         let outcome = Outcome::Value(Payload::Inline { bytes: key, form: Form::Plain });
                         let reply = Reply { outcome, source: Source::Cache { remaining: 1000 } };
-                        self.reply_now(answer, &reply, &date, &mut ledger);
+                        self.reply_now(answer, &reply, &date, ledger);
                     } else {
                         asked.push((self.waiter(0), String::from_utf8_lossy(key).into_owned()));
-                        self.wait(answer, &mut ledger);
+                        self.wait(answer, ledger);
                     }
                 }
                 other => panic!("{other:?} is about the proxy"),
@@ -363,7 +362,7 @@ mod tests {
         }
 
         fn receive(&mut self, bytes: &[u8]) {
-            let asked = self.connection.receive(bytes);
+            let asked = self.connection.receive(bytes, &mut Ledger::default());
             self.asked.extend(asked.into_iter().map(|(waiter, key)| (waiter.sequence, key)));
         }
 

@@ -67,9 +67,15 @@ impl Connection {
             Decoded::Incomplete => Step::Stop,
             Decoded::Complete(mut head, consumed) => {
                 ledger.asked(&self.address, |text| escape_into(text, head.line));
-                // Whoever has sent more already gets to hear it with a later one.
-                head.shape.keep_alive &= !rules.stopping || consumed < input.len();
-                self.begin_http(head, consumed, date, ledger)
+                let told_to_go =
+                    rules.stopping && head.shape.keep_alive && !has_sent_more(&head, input.len() - consumed);
+                head.shape.keep_alive &= !told_to_go;
+                let step = self.begin_http(head, consumed, date, ledger);
+                if told_to_go && let Phase::Last { unread } = &mut self.phase {
+                    // It does not know yet, and may be sending its next request.
+                    *unread = true;
+                }
+                step
             }
             Decoded::Invalid(refusal) => {
                 ledger.asked(&self.address, |text| describe_malformed(text, input));
@@ -92,7 +98,8 @@ impl Connection {
                 Some(deferred) => {
                     ledger.go_on(&deferred.note);
                     if !deferred.shape.keep_alive {
-                        self.phase = Phase::Last { unread: false };
+                        // Whether it knows that was said with the head.
+                        self.phase = Phase::Last { unread: true };
                     }
                     *key_scratch = deferred.key;
                     Step::Get {
@@ -158,6 +165,16 @@ impl Connection {
     fn refuse_http(&mut self, refusal: Refusal, shape: http::Shape, date: &Date, ledger: &mut Ledger) {
         let sent = self.replies.answer(|out| http::encode_refusal(refusal, shape, date, out));
         ledger.answered(Wire::Http, Ending::Refused, sent);
+    }
+}
+
+/// Whether a client has sent more than a request and its body, of which `rest` bytes may be: whoever has gets to hear with a later
+/// response that it is the last. Of a chunked body nobody knows yet where it ends.
+fn has_sent_more(head: &Head<'_>, rest: usize) -> bool {
+    match head.body {
+        Body::Done => rest > 0,
+        Body::Length(length) => rest as u64 > length,
+        Body::Chunked(..) => false,
     }
 }
 

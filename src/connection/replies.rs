@@ -10,7 +10,7 @@ use crate::figures::{Ending, Ledger, Note, Protocol as Wire};
 use crate::protocol::http::{Date, Status};
 use crate::protocol::resp::Gather;
 use crate::protocol::{Outgoing, Sent, Shape, encode_reply};
-use crate::request::{Outcome, Reply, Waiter};
+use crate::request::{Failure, Outcome, Reply, Waiter};
 use std::collections::VecDeque;
 
 /// See the top of the file.
@@ -105,19 +105,21 @@ impl Replies {
     /// Does something to the reply that is put together last, while keys for it are to come.
     pub(super) fn gather(&mut self, ledger: &mut Ledger, change: impl FnOnce(&mut Gather)) {
         if self.gathering().is_some() {
-            self.change_gather(self.slots.len() - 1, ledger, |gather, _| {
+            self.change_gather(self.slots.len() - 1, ledger, None, |gather| {
                 change(gather);
                 true
             });
         }
     }
 
-    /// Forgets the request whose keys were still to come.
-    pub(super) fn abandon(&mut self) {
-        if let Some(held) = self.gathering().map(Gather::held) {
-            self.held_bytes -= held;
-            self.slots.pop_back();
-            self.forget_slots();
+    /// Forgets the request whose keys were still to come. Gives back what was noted of it.
+    pub(super) fn abandon(&mut self) -> Option<Note> {
+        self.held_bytes -= self.gathering()?.held();
+        let slot = self.slots.pop_back();
+        self.forget_slots();
+        match slot {
+            Some(Slot::Gathering(_, note)) => Some(note),
+            _ => None,
         }
     }
 
@@ -130,40 +132,48 @@ impl Replies {
             Some(Slot::Waiting(shape, note)) => {
                 let (shape, note) = (*shape, std::mem::take(note));
                 let sent = self.finish(place, |out| encode_reply(reply, shape, date, out));
-                if let Outcome::Failed(failure) = reply.outcome {
+                if let Some(failure) = failure_in(reply) {
                     ledger.failed(failure);
                 }
                 let ending = ending_of(reply, sent, ledger);
                 ledger.answered_later(&note, wire_of(shape), ending, sent);
                 true
             }
-            Some(Slot::Gathering(..)) => self.change_gather(place, ledger, |gather, ledger| {
-                let had_failed = gather.has_failed();
-                let filled = gather.fill(waiter.part, reply);
-                // Not each of them is one: another type is no value to some commands.
-                if let Outcome::Failed(failure) = reply.outcome
-                    && gather.has_failed()
-                    && !had_failed
-                {
-                    ledger.failed(failure);
-                }
-                filled
-            }),
+            Some(Slot::Gathering(..)) => {
+                self.change_gather(place, ledger, failure_in(reply), |gather| gather.fill(waiter.part, reply))
+            }
             Some(Slot::Ready(_)) | None => false,
         }
     }
 
-    /// Does something to the reply that is put together at `place`, and lets it leave if it is complete then.
+    /// The client is gone: nobody takes the replies that are missing.
+    pub(super) fn abort(&mut self, ledger: &mut Ledger) {
+        for slot in self.slots.drain(..) {
+            match slot {
+                Slot::Waiting(shape, note) => ledger.aborted(&note, wire_of(shape)),
+                Slot::Gathering(_, note) => ledger.aborted(&note, Wire::Resp),
+                Slot::Ready(_) => {}
+            }
+        }
+    }
+
+    /// Does something to the reply that is put together at `place`, and lets it leave if it is complete then. `failure` is why there is
+    /// no value, if there is none.
     fn change_gather(
         &mut self,
         place: usize,
         ledger: &mut Ledger,
-        change: impl FnOnce(&mut Gather, &mut Ledger) -> bool,
+        failure: Option<&Failure>,
+        change: impl FnOnce(&mut Gather) -> bool,
     ) -> bool {
         let Some(Slot::Gathering(gather, note)) = self.slots.get_mut(place) else { return false };
         self.held_bytes -= gather.held();
-        let was_open = gather.is_open();
-        let changed = change(gather, ledger);
+        let (was_open, had_failed) = (gather.is_open(), gather.has_failed());
+        let changed = change(gather);
+        // Not every failure of a key is one of the reply: another type is no value to some commands.
+        if gather.has_failed() && !had_failed {
+            ledger.failed(failure.unwrap_or(&Failure::TooMuchHeld));
+        }
         if was_open {
             // Its client takes the time that it takes to say which keys.
             ledger.begin_again(note);
@@ -220,6 +230,14 @@ impl Replies {
     }
 }
 
+/// Why there is no value in it.
+fn failure_in<'a>(reply: &Reply<'a>) -> Option<&'a Failure> {
+    match reply.outcome {
+        Outcome::Failed(failure) => Some(failure),
+        Outcome::Missing | Outcome::Value(_) => None,
+    }
+}
+
 /// Encodes, and says how many bytes that has made.
 fn counted<T>(out: &mut Outgoing, encode: impl FnOnce(&mut Outgoing) -> T) -> (T, usize) {
     let before = out.unsent();
@@ -265,7 +283,11 @@ mod tests {
         }
 
         fn receive(&mut self, text: &str) {
-            self.asked.extend(self.connection.receive(text.as_bytes()));
+            self.receive_with(text, &mut Ledger::default());
+        }
+
+        fn receive_with(&mut self, text: &str, ledger: &mut Ledger) {
+            self.asked.extend(self.connection.receive(text.as_bytes(), ledger));
         }
 
         /// Completes the `number`th key that was asked for.
@@ -360,6 +382,21 @@ mod tests {
         let values: String = keys.iter().map(|key| format!("${}\r\n{key}\r\n", key.len())).collect();
         assert_eq!(client.sent(), format!("*{}\r\n{values}+OK\r\n", keys.len()));
         assert!(client.connection.has_ended() && !client.connection.leaves_unread());
+    }
+
+    /// Its client takes the time that it takes to say which keys; the rest is the proxy's.
+    #[test]
+    fn a_command_takes_from_its_end_to_its_last_key() {
+        let (mut client, mut ledger) = (Client::new(), Ledger::default());
+        ledger.tick(1000);
+        client.receive_with("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n", &mut ledger);
+        ledger.tick(5000);
+        client.receive_with("$1\r\nb\r\n", &mut ledger);
+        for (number, now) in [(1, 5200), (0, 5300)] {
+            ledger.tick(now);
+            client.connection.reply_later(client.asked[number].0, &reply(Outcome::Missing), &date(), &mut ledger);
+        }
+        assert_eq!((ledger.figures.miss_times.sum(), ledger.figures.miss_times.counts().sum::<u64>()), (300, 1));
     }
 
     /// Or one client could fill the queue to Redis with commands that it breaks off.

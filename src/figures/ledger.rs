@@ -16,6 +16,10 @@ use std::fmt::Write;
 /// requests waiting.
 const LOGGED_BYTES: usize = 256;
 
+/// What stands in the access log for the status of a request whose client was gone. It is nginx' word for that, and programs that read
+/// logs know it.
+const ABORTED: &str = "499";
+
 /// What is remembered of a request that waits for its answer.
 #[derive(Debug, Default)]
 pub struct Note {
@@ -106,7 +110,7 @@ impl Ledger {
         // What is about several keys and had not to wait was in memory, too.
         self.hits += u64::from(matches!(ending, Ending::Hit | Ending::Many));
         if let Some(Access { date, client, request, open, .. }) = self.access.as_deref_mut() {
-            begin_line(open, (client, request), date, ending, sent);
+            begin_line(open, (client, request), date, ending, (sent.status.code(), sent.bytes));
             open.push(b'\n');
         }
     }
@@ -122,8 +126,17 @@ impl Ledger {
         let time = self.now.saturating_sub(note.began);
         self.figures.miss_times.observe(time, 1);
         if let (Some(Access { date, lines, .. }), Some(asked)) = (self.access.as_deref_mut(), note.asked.as_deref()) {
-            begin_line(lines, (&asked.0, &asked.1), date, ending, sent);
+            begin_line(lines, (&asked.0, &asked.1), date, ending, (sent.status.code(), sent.bytes));
             end_line(lines, time);
+        }
+    }
+
+    /// The client of a request that was noted is gone.
+    pub fn aborted(&mut self, note: &Note, protocol: Protocol) {
+        self.figures.answers[protocol as usize][Ending::Aborted as usize] += 1;
+        if let (Some(Access { date, lines, .. }), Some(asked)) = (self.access.as_deref_mut(), note.asked.as_deref()) {
+            begin_line(lines, (&asked.0, &asked.1), date, Ending::Aborted, (ABORTED, 0));
+            end_line(lines, self.now.saturating_sub(note.began));
         }
     }
 
@@ -166,11 +179,17 @@ impl Ledger {
 }
 
 /// All of a line but how long it took.
-fn begin_line(line: &mut Vec<u8>, (client, request): (&str, &str), date: &str, ending: Ending, sent: Sent) {
-    for part in [client, " - - [", date, "] \"", request, "\" ", sent.status.code(), " "] {
+fn begin_line(
+    line: &mut Vec<u8>,
+    (client, request): (&str, &str),
+    date: &str,
+    ending: Ending,
+    (code, bytes): (&str, usize),
+) {
+    for part in [client, " - - [", date, "] \"", request, "\" ", code, " "] {
         line.extend_from_slice(part.as_bytes());
     }
-    line.extend_from_slice(if sent.bytes == 0 { "-".into() } else { sent.bytes.to_string() }.as_bytes());
+    line.extend_from_slice(if bytes == 0 { "-".into() } else { bytes.to_string() }.as_bytes());
     line.push(b' ');
     line.extend_from_slice(ending.name().as_bytes());
 }
@@ -272,5 +291,8 @@ mod tests {
         ledger.answered(Protocol::Http, Ending::Other, SENT);
         ledger.settle(400);
         assert!(taken(&mut ledger).starts_with("::1 - - [06/Nov/1994:08:49:37 +0000] \"GET \\x22"));
+        ledger.aborted(&note, Protocol::Resp);
+        assert!(taken(&mut ledger).ends_with(" RESP2\" 499 - aborted 300\n"));
+        assert_eq!(ledger.figures.answers[Protocol::Resp as usize][Ending::Aborted as usize], 1);
     }
 }

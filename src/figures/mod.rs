@@ -55,14 +55,16 @@ pub enum Ending {
     Many,
     /// It was not understood, or not allowed.
     Refused,
+    /// Its client was gone before there was an answer.
+    Aborted,
     /// It was about no key.
     Other,
 }
 
 impl Ending {
     /// All of them, in order, as operators know them.
-    pub const NAMES: [&'static str; 9] =
-        ["hit", "miss", "collapsed", "stale", "missing", "failed", "many", "refused", "other"];
+    pub const NAMES: [&'static str; 10] =
+        ["hit", "miss", "collapsed", "stale", "missing", "failed", "many", "refused", "aborted", "other"];
 
     /// As operators know it.
     pub fn name(self) -> &'static str {
@@ -101,7 +103,7 @@ pub struct Figures {
     pub timed_out: [u64; TimedOut::NAMES.len()],
     /// Requests of all protocols that were taken up, whatever became of them.
     pub requests: u64,
-    /// Requests that were answered, by [`Protocol`] and [`Ending`].
+    /// Requests that have come to an end, by [`Protocol`] and [`Ending`].
     pub answers: [[u64; Ending::NAMES.len()]; Protocol::NAMES.len()],
     /// Responses over HTTP, by [`Status`].
     pub responses: [u64; Status::ALL.len()],
@@ -204,6 +206,10 @@ pub struct RedisFigures {
     pub away: Option<String>,
     /// Since when Redis is asked for what it has not answered, if it has answered nothing else since.
     pub asked: Option<Instant>,
+    /// When keys were last read, and when it was last found that they could not be.
+    pub read: Option<Instant>,
+    /// See above.
+    pub unread: Option<Instant>,
     /// How fresh what is served is.
     pub promise: String,
     /// How many parts of that promise do not hold although they should.

@@ -313,7 +313,7 @@ mod tests {
     use crate::serve::STEPS_AT_ONCE;
     use std::time::SystemTime;
 
-    const LIMITS: Limits = Limits { client: 10, idle: 1_000_000, taking: 1_000_000 };
+    const LIMITS: Limits = Limits { client: 10, idle: 1_000_000, taking: 1_000_000, leaving: 1_000_000 };
 
     /// A client all of whose bytes have come, and what its turns need.
     struct Scene {

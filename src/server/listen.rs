@@ -26,6 +26,21 @@ const SILENCE: Millis = 10_000;
 
 /// Binds a listening socket. With `share_port` other loops may bind the same address; the kernel spreads connections.
 pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpListener> {
+    let socket = bound(address, share_port)?;
+    // Every connection accepted here inherits it (socket(7), tcp(7)): a client whose machine is gone without a word is noticed,
+    // however long CLIENT_IDLE_TIMEOUT is.
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL))?;
+    socket.set_nonblocking(true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Fails where somebody listens at the address: who shares a port with his own loops only does not notice when he binds it.
+pub fn check_nobody_listens(address: SocketAddr) -> io::Result<()> {
+    bound(address, false).map(drop)
+}
+
+fn bound(address: SocketAddr, share_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for connections of the last run to be forgotten.
     socket.set_reuse_address(true)?;
@@ -36,13 +51,8 @@ pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpLi
         // "::" means every address, IPv4 too, whatever the system's default.
         socket.set_only_v6(false)?;
     }
-    // Every connection accepted here inherits it (socket(7), tcp(7)): a client whose machine is gone without a word is noticed,
-    // however long CLIENT_IDLE_TIMEOUT is.
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL))?;
-    socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Says in the log what is in the way of closing a socket without losing a connection, where others are to go on at its port. Tried
@@ -97,6 +107,8 @@ pub(super) enum Accepted {
 pub(super) struct Acceptor {
     /// `None` when no more are accepted.
     listener: Option<TcpListener>,
+    /// Whether other proxies may listen at the port, and go on when this one stops (`SHARE_PORT`).
+    is_shared: bool,
     /// Edge-triggered: once told, connections wait until the kernel says there are none left.
     waiting: bool,
     /// After a failure for want of resources: when to try again.
@@ -106,9 +118,10 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(super) fn new(listener: std::net::TcpListener) -> Acceptor {
+    pub(super) fn new(listener: std::net::TcpListener, is_shared: bool) -> Acceptor {
         Acceptor {
             listener: Some(TcpListener::from_std(listener)),
+            is_shared,
             waiting: false,
             resting_until: None,
             silent_until: 0,
@@ -132,13 +145,13 @@ impl Acceptor {
     /// has come to that: where nobody else listens, who comes now had better be refused at once.
     pub(super) fn let_no_more_begin(&mut self) -> bool {
         let Some(listener) = &self.listener else { return false };
-        let socket = SockRef::from(listener);
-        let is_shared = socket.reuse_port().unwrap_or(false);
         // Some kernels (6.18 is one) want CAP_NET_ADMIN for that. What it means to do without has been said at start.
-        if is_shared && let Err(error) = socket.attach_filter(&no_new_connections()) {
+        if self.is_shared
+            && let Err(error) = SockRef::from(listener).attach_filter(&no_new_connections())
+        {
             log::debug!("cannot keep new connections from a socket that is to be closed: {error}");
         }
-        is_shared
+        self.is_shared
     }
 
     /// Closes the socket: others may have the port.

@@ -23,7 +23,7 @@ mod places;
 mod stopping;
 mod watch;
 
-pub use listen::{bind, check_handing_over};
+pub use listen::{bind, check_handing_over, check_nobody_listens};
 pub use places::{NoPlace, Places};
 pub use stopping::Stopper;
 pub use watch::{EVERY as LOOK_EVERY, Watch};
@@ -96,7 +96,7 @@ impl Books {
         if let Some(journal) = &self.access_log
             && let Some(lines) = self.ledger.lines().filter(|lines| lines.len() > most)
         {
-            journal.add(lines);
+            journal.add_requests(lines);
             lines.clear();
             lines.shrink_to(2 * LOG_BYTES);
         }
@@ -149,7 +149,7 @@ impl Server {
     ) -> io::Result<Server> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        let mut acceptor = Acceptor::new(listener);
+        let mut acceptor = Acceptor::new(listener, config.share_port);
         acceptor.register(poll.registry(), LISTENER)?;
         let settings = Settings {
             host: config.redis_host.clone(),
@@ -190,6 +190,7 @@ impl Server {
                 client: config.client_timeout.as_millis() as Millis,
                 idle: config.client_idle_timeout.as_millis() as Millis,
                 taking: config.client_idle_timeout.as_millis() as Millis,
+                leaving: patience::LINGER,
             },
             rules: Rules { hosts: config.allowed_hosts.clone(), admin: config.admin, ..Rules::default() },
             proxy: Proxy::new(limits, ttl, patience),
@@ -235,6 +236,9 @@ impl Server {
             self.do_what_is_due();
             self.end_tick();
         }
+        // Those whom the grace was too short for.
+        self.clients.iter_mut().for_each(|(_, client)| client.connection.abort(&mut self.books.ledger));
+        self.books.hand_lines_over(0);
         Ok(())
     }
 
@@ -247,6 +251,10 @@ impl Server {
     }
 
     fn end_tick(&mut self) {
+        // What was answered outside of turns.
+        if self.books.ledger.is_open() {
+            self.books.ledger.settle(self.clock.micros());
+        }
         self.books.ledger.figures.tick_times.observe(self.clock.micros() - self.clock.micros, 1);
         self.books.hand_lines_over(0);
         // Whoever calls wants to see that the loop turns, and how it does.
@@ -417,7 +425,8 @@ impl Server {
     fn close(&mut self, slot: usize) {
         self.stop_timer(slot);
         // Dropping the stream closes it, and the kernel forgets to watch it.
-        let client = self.clients.remove(slot);
+        let mut client = self.clients.remove(slot);
+        client.connection.abort(&mut self.books.ledger);
         self.places.leave(client.turned_away);
         self.acceptor.resume(self.clock.now);
     }

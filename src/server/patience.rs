@@ -7,7 +7,7 @@
 use crate::request::Millis;
 
 /// How long a client that was told to stop may go on sending before it is cut off.
-const LINGER: Millis = 2000;
+pub(super) const LINGER: Millis = 2000;
 
 /// How long one that is one too many may take to say its first byte, to be told so. It usually comes with the connection.
 const TURNED_AWAY: Millis = 250;
@@ -48,6 +48,8 @@ pub(super) struct Limits {
     pub(super) idle: Millis,
     /// The same, for taking replies.
     pub(super) taking: Millis,
+    /// For closing when all is said: [`LINGER`], or less while the proxy stops.
+    pub(super) leaving: Millis,
 }
 
 /// What is to happen to a client whose time is up.
@@ -131,7 +133,7 @@ impl Patience {
             Standing::Asking(_) => limits.client,
             Standing::TurnedAway => TURNED_AWAY,
             Standing::SentAway => TURNED_AWAY_LINGER,
-            Standing::Leaving => LINGER,
+            Standing::Leaving => limits.leaving,
         };
         self.since.saturating_add(time)
     }
@@ -158,7 +160,7 @@ impl Patience {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { client: 10, idle: 60, taking: 60 };
+    const LIMITS: Limits = Limits { client: 10, idle: 60, taking: 60, leaving: LINGER };
 
     #[test]
     fn only_what_is_done_completely_moves_the_deadline() {

@@ -14,6 +14,9 @@ use std::time::Duration;
 /// which whoever was not let in tries again.
 const LISTEN: Millis = 500;
 
+/// How long those who asked nothing and were closed for it may go on sending what they had begun to send: as long.
+const LINGER: Millis = LISTEN;
+
 /// How long a client may ask nothing while the proxy stops, and how long those go on that cannot be told of it.
 const IDLE: Millis = 1000;
 
@@ -95,7 +98,10 @@ impl Server {
             }
             Some(Stopping { listen_until, hurry_at, .. }) => {
                 let (listen_until, hurry_at) = (*listen_until, *hurry_at);
-                self.rules.hurrying = hurry_at <= now;
+                if hurry_at <= now {
+                    self.rules.hurrying = true;
+                    self.patience.leaving = LINGER;
+                }
                 if listen_until.is_some_and(|until| until <= now) {
                     self.close_the_door();
                 }
@@ -124,7 +130,8 @@ impl Server {
 
     fn begin_to_stop(&mut self, grace: Millis) {
         let now = self.clock.now;
-        let listen = if self.acceptor.let_no_more_begin() { LISTEN } else { 0 };
+        // Half of a short grace is for letting in, and half for answering.
+        let listen = if self.acceptor.let_no_more_begin() { LISTEN.min(grace / 2) } else { 0 };
         // Some may wait that the kernel has not told of yet.
         self.acceptor.notify();
         self.stopping = Some(Stopping { listen_until: Some(now + listen), hurry_at: now + IDLE, ends: now + grace });

@@ -8,6 +8,7 @@
     reason = "each test uses its part, and stops at what it did not expect"
 )]
 
+pub mod admin;
 pub mod asking;
 pub mod fresh;
 pub mod relay;
