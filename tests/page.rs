@@ -5,10 +5,12 @@
 mod common;
 
 use base64::prelude::*;
+use common::admin::metric;
 use common::{Proxy, Redis, until};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What stands between a page's tags of this name, of which there must be one pair.
 fn inside<'a>(page: &'a str, tag: &str) -> &'a str {
@@ -139,6 +141,54 @@ fn a_browser_shows_what_happens() {
     let page = browser.page(&url);
     assert!(page.contains("class=\"bad\">Redis does not answer: cannot connect to Redis"), "{page}");
     assert!(page.contains("<title>Redis down - "), "{page}");
+}
+
+/// The number in the table's row of that name.
+fn figure(page: &str, name: &str) -> u64 {
+    let (_, rest) = page.split_once(&format!(">{name}</th><td>")).expect("a row");
+    let digits: String = rest.chars().take_while(|&char| char != '<').filter(char::is_ascii_digit).collect();
+    digits.parse().expect("a number")
+}
+
+/// Half of what is asked for is there, the other half is not, and of that many ask at once.
+#[test]
+fn what_it_shows_goes_on_while_it_is_looked_at() {
+    const CLIENTS: usize = 20;
+    let redis = Redis::start();
+    redis.set("a", "value");
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| proxy.connect()).collect();
+    assert_eq!(clients[0].get("/raw/a").text(), "value");
+    let over = AtomicBool::new(false);
+    let page = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Not before the page is there, and has asked for figures once.
+            let mut looks = 0.0;
+            until("a browser looks", || {
+                looks += 1.0;
+                let others = metric(&proxy, "segment_requests_total{protocol=\"http\",outcome=\"other\"}");
+                (others >= looks + 1.0).then_some(())
+            });
+            while !over.load(Ordering::Relaxed) {
+                clients.iter_mut().for_each(|client| client.ask("/raw/none"));
+                clients.iter_mut().for_each(|client| client.ask("/raw/a"));
+                for status in [404, 200] {
+                    clients.iter_mut().for_each(|client| assert_eq!(client.response().status, status));
+                }
+            }
+        });
+        let page = Browser::new("watched").page(&format!("http://{}/", proxy.address));
+        over.store(true, Ordering::Relaxed);
+        page
+    });
+    assert!(
+        figure(&page, "Hits") > 0 && figure(&page, "Collapsed misses") > 0,
+        "the table is that of the beginning: {page}"
+    );
+    let (_, rest) =
+        page.split_once("<h3 class=\"\">Hit ratio</h3><p class=\"now \"><span class=\"\">").expect("a plot");
+    let ratio: f64 = rest.split_once('%').and_then(|(number, _)| number.parse().ok()).expect("a number");
+    assert!((45.0..55.0).contains(&ratio), "{ratio} %");
 }
 
 #[test]

@@ -102,9 +102,10 @@
     sample.failed = grown((of) => [of.requests.http.failed, of.requests.resp.failed]) / step;
     sample.trips = grown((of) => [of.redis.round_trips]) / step;
     sample.hits = grown((of) => [of.keys.hits]) / step;
-    sample.misses = grown((of) => of.keys) / step - sample.hits;
-    const old = earlier(time, stats, before, (of) => sum(of.keys));
-    const asked = sum(stats.keys) - sum(old.keys);
+    sample.misses = grown((of) => [of.keys.misses]) / step;
+    const looked = ({ keys }) => keys.hits + keys.misses; // The collapsed are among the misses.
+    const old = earlier(time, stats, before, looked);
+    const asked = looked(stats) - looked(old);
     sample.ratio = asked > 0 ? (stats.keys.hits - old.keys.hits) / asked : null;
     const within = (kind, share) =>
       percentile(latency.bounds, earlier(time, stats, before, (of) => sum(of.latency[kind].counts)).latency[kind], latency[kind], share);
@@ -309,6 +310,7 @@
     else if (failure) [text, style] = [`No figures from the proxy since ${clock(failure.since)}: ${failure.reason}. It is asked again every second.`, "bad"];
     else if (!now) [text, style] = ["Waiting for the first figures.", ""];
     else if (!redis.answers) [text, style] = [`Redis does not answer: ${redis.reason || "the reason is not known"}.`, "bad"];
+    else if (!now.stats.ready) [text, style] = [`Not ready: ${now.stats.reason || "the reason is not known"}.`, "bad"];
     write(byId("state"), text, style);
     document.title = `${failure ? "No answer - " : redis.answers ? "" : "Redis down - "}Segment Redis Proxy at ${location.host}`;
     for (const plot of PLOTS) drawNow(plot, now);
@@ -341,8 +343,8 @@
     soon();
     if (sample.stats) {
       failure = null;
-      keepConfiguration(sample.stats.configuration);
       latest = sample.stats;
+      if (!paused) for (const name of ["figures", "configuration"]) fill(byId(name), Object.entries(latest[name]));
     }
     // A clock that was set back leaves samples of the future: they go too.
     samples = samples.filter(({ time }) => time > sample.time - SPAN && time <= sample.time);
@@ -355,14 +357,17 @@
     timer = setTimeout(ask, Math.max(0, asked + PERIOD - performance.now()));
   }
 
-  // A restart may bring another configuration; the page came with the one of its time.
-  function keepConfiguration(configuration) {
-    if (latest === null || JSON.stringify(latest.configuration) === JSON.stringify(configuration)) return;
-    byId("configuration").replaceChildren(...Object.entries(configuration).map(([name, value]) => {
-      const head = make("th", "", name);
-      head.scope = "row";
-      return make("tr", "", head, make("td", "", value));
-    }));
+  // The tables that the page came with are kept up to date. A restart may bring other rows.
+  function fill(table, rows) {
+    const cells = [...table.children];
+    if (cells.length !== rows.length || cells.some((row, index) => row.children[0].textContent !== rows[index][0])) {
+      table.replaceChildren(...rows.map(([name]) => {
+        const head = make("th", "", name);
+        head.scope = "row";
+        return make("tr", "", head, make("td", ""));
+      }));
+    }
+    rows.forEach(([, value], index) => write(table.children[index].children[1], value));
   }
 
   PLOTS.forEach(build);

@@ -14,7 +14,7 @@ const SCRIPT: &str = include_str!("page.js");
 pub const POLICY: &str = concat!(
     "default-src 'none'; ",
     "style-src 'sha256-+e9jGPLBJcY23bHaNe7Z7T/weXEikNVwVotJWdHw3CI='; ",
-    "script-src 'sha256-BauD1SbDYKBOdD/L5FdK0FCGV4/8C75y6rOVldpNdAQ='; ",
+    "script-src 'sha256-IhjD3Cp/+orgtOO28TVi4d+cRnpoDMYfHV65LDBfr4M='; ",
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 );
 
@@ -41,8 +41,8 @@ pub fn html(now: &Snapshot, settings: &Settings) -> String {
     page
 }
 
-/// What the table shows.
-fn figures(now: &Snapshot, settings: &Settings) -> Vec<(&'static str, String)> {
+/// What the table of figures shows: names and texts.
+pub fn figures(now: &Snapshot, settings: &Settings) -> Vec<(&'static str, String)> {
     let Snapshot { figures, redis, process, .. } = now;
     let asked = figures.hits + figures.misses;
     let ratio = if asked == 0 { "-".into() } else { format!("{:.1} %", figures.hits as f64 * 100.0 / asked as f64) };

@@ -1,5 +1,8 @@
-//! `/stats`: all figures as one JSON object, for the page and for scripts. Counts are since the start, times in seconds.
+//! `/stats`: all figures as one JSON object, for the page and for scripts. Counts are since the start, times in seconds. What `figures`
+//! has are the texts of the page's table.
 
+use super::health::trouble;
+use super::page;
 use crate::figures::{BATCH_BOUNDS, Ending, Histogram, Protocol, Settings, Snapshot, TIME_BOUNDS, TimedOut, Tracking};
 use crate::protocol::http::{Status, json};
 use crate::request::Failure;
@@ -58,10 +61,14 @@ pub fn json(now: &Snapshot, settings: &Settings) -> String {
         ("most_files", process.most_files.to_string()),
         ("cpu_seconds", process.cpu_seconds.to_string()),
     ];
+    let figures_of_page = page::figures(now, settings);
     let all = [
         ("version", string(env!("CARGO_PKG_VERSION"))),
         ("uptime_seconds", (figures.uptime as f64 / 1e3).to_string()),
         ("workers", now.workers.to_string()),
+        ("stuck", now.stuck.to_string()),
+        ("ready", trouble(now).is_none().to_string()),
+        ("reason", trouble(now).map_or("null".into(), string)),
         ("requests", object(Protocol::NAMES.into_iter().zip([answers(0), answers(1)]))),
         ("responses", object(responses.map(|(status, count)| (status.code(), count)))),
         ("keys", object([("hits", figures.hits), ("misses", figures.misses), ("collapsed", figures.collapsed)])),
@@ -73,6 +80,7 @@ pub fn json(now: &Snapshot, settings: &Settings) -> String {
         ("batches", object(batches)),
         ("process", object(system)),
         ("log_lines_dropped", process.dropped_lines.to_string()),
+        ("figures", object(figures_of_page.iter().map(|(name, value)| (*name, string(value))))),
         ("configuration", object(settings.configuration.iter().map(|(name, value)| (*name, string(value))))),
     ];
     object(all) + "\n"
@@ -117,12 +125,13 @@ mod tests {
         let settings = Settings { configuration: vec![("REDIS_HOST", "a\nb".into())], ..Settings::default() };
         let text = json(&now, &settings);
         for part in [
-            r#""uptime_seconds":1.5,"workers":2,"requests":{"http":{"hit":0,"#,
+            r#""uptime_seconds":1.5,"workers":2,"stuck":0,"ready":false,"reason":"a \"reason\"","requests":{"http":{"hit":0,"#,
             r#""responses":{"404":4},"keys":{"hits":3,"misses":0,"collapsed":0}"#,
             r#""redis":{"answers":false,"reason":"a \"reason\"","#,
             r#""latency":{"bounds":[0.00001,0.00002,"#,
             r#""hit":{"counts":[0,2,0,"#,
             r#"],"sum":0.00003},"miss""#,
+            r#""figures":{"Version":""#,
             r#""configuration":{"REDIS_HOST":"a\nb"}}"#,
         ] {
             assert!(text.contains(part), "no {part} in {text}");
