@@ -5,12 +5,13 @@
 #   scripts/load.sh [--minutes N] [--report DIR]      10 minutes (decimals allowed, from 0.1), target/load
 #
 # It builds the proxy and starts it, and a Redis, on free ports of 127.0.0.1; WORKERS and REDIS_TRACKING are passed on.
-#   PROXY=host:port REDIS=host:port   take a proxy that is running, and the Redis behind it. Keys that begin with `load:`
-#                                     are written to it, and removed in the end; for results to mean anything nobody else
-#                                     should be asking.
+#   PROXY=host:port REDIS=host:port   take a proxy that is running, and the Redis behind it, without a password and as its
+#                                     database 0. Keys that begin with `load:`, 30 MB in all, are written to it and removed in
+#                                     the end; if there are such keys already it ends with 2. For results to mean anything
+#                                     nobody else should be asking.
 #
-# Exit code: 0 passed, 1 failed with a line for each reason, 2 wrong arguments. None of the reasons depends on how fast the
-# machine is. Needs Debian (or a relative of it) with Redis 6.2 or later and, unless PROXY is set, a Rust toolchain; root, or
+# Exit code: 0 passed, 1 failed with a line for each reason, 2 nothing was done, for what it says. None of the reasons depends
+# on how fast the machine is. Needs Debian (or a relative of it) with Redis 6.2 or later and, unless PROXY is set, a Rust toolchain; root, or
 # sudo, to install what is missing.
 set -euo pipefail
 cd_from=$PWD
@@ -31,6 +32,7 @@ while [ "$#" -gt 0 ]; do
         --minutes) minutes=$2; shift 2 ;;
         # As whoever called meant it, whatever directory that was in.
         --report) directory=$2; [[ $2 == /* ]] || directory=$cd_from/$2; shift 2 ;;
+        -h | --help) sed -n '2,/^set /{ s/^# \{0,1\}//; /^set /!p; }' scripts/load.sh; exit ;;
         *) usage "what is $1?" ;;
     esac
 done
@@ -42,7 +44,7 @@ seconds=$(awk -v minutes="$minutes" 'BEGIN { printf "%d", minutes * 60 + 0.5 }')
 [ -z "${PROXY:-}" ] || [ -n "${REDIS:-}" ] || usage "PROXY needs REDIS=host:port too: values are written there"
 [ -n "${PROXY:-}" ] || [ -z "${REDIS:-}" ] || usage "REDIS is for a proxy that is running; set PROXY=host:port too"
 for address in ${PROXY:+"$PROXY"} ${REDIS:+"$REDIS"}; do
-    [[ $address =~ ^[^:]+:[0-9]{1,5}$ ]] || usage "$address is not host:port"
+    [[ $address =~ ^([^:]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$ ]] || usage "$address is not host:port"
 done
 
 redis='' proxy='' drive='' seeded=''
@@ -70,7 +72,7 @@ start_redis() {
     local port
     for _ in {1..20}; do
         port=$((20000 + RANDOM % 10000))
-        redis-server --bind 127.0.0.1 --port "$port" --save '' --appendonly no >"$logs/redis.log" &
+        redis-server --bind 127.0.0.1 --port "$port" --save '' --appendonly no >"$logs/redis.log" 9>&- &
         redis=$!
         until redis-cli -p "$port" ping >/dev/null 2>&1; do
             kill -0 "$redis" 2>/dev/null || break
@@ -92,9 +94,9 @@ start_redis() {
 start_proxy() {
     env -i WORKERS="${WORKERS:-1}" REDIS_TRACKING="${REDIS_TRACKING:-off}" CACHE_SIZE=2000 CACHE_TTL=3 REDIS_TIMEOUT=20000 \
         REDIS_CONNECTIONS=4 REDIS_HOST=127.0.0.1 REDIS_PORT="${REDIS##*:}" PROXY_HOST=127.0.0.1 PROXY_PORT=0 \
-        target/release/segment-redis-proxy 2>"$logs/proxy.log" &
+        target/release/segment-redis-proxy 2>"$logs/proxy.log" 9>&- &
     proxy=$!
-    until PROXY=$(grep -o 'listening on [^, ]*' "$logs/proxy.log"); do
+    until PROXY=$(grep -o 'listening on [^, ]*' "$logs/proxy.log" 2>/dev/null); do
         kill -0 "$proxy" 2>/dev/null || { cat "$logs/proxy.log" >&2; fail "the proxy does not start"; }
         sleep 0.1
     done
@@ -120,7 +122,10 @@ look_after() {
 
 need wrk:wrk python3:python3 redis-benchmark:redis-tools
 logs=$directory/logs
-mkdir -p "$logs"
+mkdir -p "$logs" && [ -w "$logs" ] || usage "$directory cannot be written to; take another one by --report"
+# Another run would take away what this one is writing.
+exec 9>"$directory/lock"
+flock --nonblock 9 || usage "another run is writing to $directory; take another one by --report"
 rm -f "$directory"/{report.md,load.svg} "$logs"/{results.json,*.log,*.out,*.err}
 if [ -z "${PROXY:-}" ]; then
     # For linking, and because the allocator is built from C.
@@ -128,10 +133,12 @@ if [ -z "${PROXY:-}" ]; then
     cargo build --release --locked
     start_redis
     start_proxy
-else
-    seeded=1
 fi
 export PYTHONDONTWRITEBYTECODE=1
+if [ -z "$redis" ]; then
+    python3 scripts/load/seed.py "$REDIS" check
+    seeded=1
+fi
 python3 scripts/load/seed.py "$REDIS" write
 # In the background, so that a signal to this script is acted on at once.
 python3 scripts/load/drive.py "$PROXY" "$REDIS" "$seconds" "$logs" &

@@ -10,6 +10,10 @@ need() {
     done
     [ "${#packages[@]}" -gt 0 ] || return 0
     [ "$(id -u)" = 0 ] || as_root=(sudo)
+    if [ "${#as_root[@]}" -gt 0 ] && ! command -v sudo >/dev/null; then
+        echo "to be installed, by root: apt-get install ${packages[*]}" >&2
+        return 1
+    fi
     "${as_root[@]}" apt-get update
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
 }

@@ -18,10 +18,10 @@ import verdict
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Threads, each with one connection, of each kind of load by wrk. Together with the rest more than two processors take.
-THREADS = {"hot": 3, "cold": 3, "missing": 1, "large": 2, "expiring": 2}
+THREADS = {"hot": 3, "cold": 3, "missing": 1, "large": 2, "expiring": 2, "fresh": 1}
 # Of redis-benchmark: keys and commands sent at once. A few keys stay in the cache; 5,000 do not all.
 BENCHES = {"resp": (values.BENCH_KEYS, 1), "resp-pipelined": (500, 16)}
-# Seconds after which wrk calls an answer late. Only one that never comes should be: slow machines are no failure.
+# Seconds after which wrk calls an answer late: slow machines are no failure. One that never comes wrk.lua tells of.
 LATE = 20
 # The load is nicer than the proxy and this process: it takes what they leave, so that looking on works.
 NICE = ["nice", "-n", "10"]
@@ -42,6 +42,7 @@ class Load:
         for kind, (keys, pipeline) in BENCHES.items():
             self.python(kind, "bench.py", proxy, seconds, keys, pipeline)
         self.python("resp-checked", "check.py", proxy, seconds)
+        self.python("changing", "change.py", proxy, redis, seconds)
         self.python("writer", "expire.py", redis, seconds)
 
     def python(self, kind, script, *arguments):

@@ -26,7 +26,7 @@ def main():
             continue
         key = due[0][1]
         expiry = int(now) + random.randint(values.SHORTEST_LIFE, values.LONGEST_LIFE)
-        client.call("SET", key, values.expiring_value(key, expiry), "PXAT", expiry)
+        client.call("SET", key, values.numbered(key, expiry), "PXAT", expiry)
         written += 1
         # Often before it expires, so that the next value follows at once, and often after, so that it is missed.
         heapq.heapreplace(due, (expiry + random.randint(-300, 300), key))

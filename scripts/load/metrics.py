@@ -128,7 +128,8 @@ def difference(before, after, seconds):
         "evictions_per_second": counted("segment_evictions_total") / seconds,
     }
     hits = counted("segment_hits_total")
-    keys = hits + counted("segment_misses_total") + counted("segment_collapsed_total")
+    # Those that were being read already are among the misses.
+    keys = hits + counted("segment_misses_total")
     sample["hit_ratio"] = hits / keys if keys > 0 else None
     for name, share, histogram in [("hit_p50", 0.5, "segment_hit_seconds"), ("hit_p99", 0.99, "segment_hit_seconds"),
                                    ("miss_p99", 0.99, "segment_miss_seconds")]:

@@ -36,13 +36,13 @@ def requests(results):
     for kind, figures in results["kinds"].items():
         if kind == "writer" or "requests" not in figures:
             continue
-        errors = sum(figures.get(field, 0) for field in ["unexpected", "timeout"] + list(verdict.BROKEN))
+        errors = sum(figures.get(field, 0) for field in ["unexpected", "timeout", "unanswered"] + list(verdict.BROKEN))
         unchecked = "wrong" not in figures
         cached = "%.1f %%" % (100 * figures["cached"] / figures["answers"]) if figures.get("answers") else "-"
         rows.append([
             verdict.NAMES[kind], "{:,}".format(figures["requests"]), "{:,.0f}".format(figures["requests"] / figures["seconds"]),
             cached, str(errors), "not checked" if unchecked else str(figures["wrong"]),
-            str(figures["stale"]) if kind in verdict.EXPIRING else "-",
+            str(figures["stale"]) if kind in verdict.DATED else "-",
             time_text(figures["p50"]), time_text(figures["p99"])])
     return table(["load", "requests", "per second", "from memory", "errors", "wrong values", "stale", "p50", "p99"], rows)
 
@@ -90,7 +90,7 @@ def main():
     lines += ["- " + reason for reason in found] + ([""] if found else [])
     lines += requests(results) + [""]
     lines += ["Times of HTTP are wrk's own, corrected for what it did not send while it waited; all of them include waiting for a",
-              "processor beside all this load. redis-benchmark cannot compare values: for RESP the last line does.", ""]
+              "processor beside all this load. redis-benchmark cannot compare values: for RESP the lines below it do.", ""]
     lines += [lateness(results), ""]
     lines += samples(results) + [""]
     lines += ["%d descriptors before the load, %s after it." % (

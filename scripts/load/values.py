@@ -14,6 +14,8 @@ COLD_KEYS = 20_000
 BENCH_KEYS = 5_000
 LARGE_KEYS = 16
 EXPIRING_KEYS = 64
+# Few enough to be asked for so often that they stay in the cache.
+CHANGING_KEYS = 16
 # Keys that Redis never holds.
 MISSING_KEYS = 1_000
 
@@ -72,6 +74,10 @@ def expiring(number):
     return "%sexpiring:%d" % (PREFIX, number)
 
 
+def changing(number):
+    return "%schanging:%d" % (PREFIX, number)
+
+
 def missing(number):
     return "%smissing:%d" % (PREFIX, number)
 
@@ -80,20 +86,27 @@ def large_length(number):
     return SMALLEST_LARGE + number * (LARGEST - SMALLEST_LARGE) // (LARGE_KEYS - 1)
 
 
-def expiring_value(key, expiry):
-    """The value of a key that expires at `expiry`, in milliseconds of the epoch."""
-    return value("%s:%d" % (key, expiry))
+def numbered(key, number):
+    """The value of a key that has several in turn: of one that expires, with the moment at which it does, in milliseconds of
+    the epoch."""
+    return value("%s:%d" % (key, number))
+
+
+def number_of(key, found):
+    """The number that a value was made with; None if the key has never had it."""
+    head = key.encode() + b":"
+    digits = found[len(head):].split(b":", 1)[0]
+    if not found.startswith(head) or not digits.isdigit():
+        return None
+    number = int(digits)
+    return number if numbered(key, number) == found else None
 
 
 def lateness(key, found, asked):
     """How many milliseconds after its expiry a value was still the answer to a request sent at `asked`; negative if it
     had not expired. None if the value is not one that this key ever had."""
-    head = key.encode() + b":"
-    digits = found[len(head):].split(b":", 1)[0]
-    if not found.startswith(head) or not digits.isdigit():
-        return None
-    expiry = int(digits)
-    return asked - expiry if expiring_value(key, expiry) == found else None
+    expiry = number_of(key, found)
+    return None if expiry is None else asked - expiry
 
 
 def everything():

@@ -14,6 +14,7 @@ BAD_WORDS = ("panicked", "please report")
 NAMES = {
     "hot": "HTTP, hot keys", "cold": "HTTP, cold keys", "missing": "HTTP, missing keys", "large": "HTTP, 64 KiB to 1 MiB",
     "expiring": "HTTP, expiring keys", "resp": "RESP, GET", "resp-pipelined": "RESP, GET, 16 at once",
+    "fresh": "HTTP, a connection each", "changing": "RESP, changing keys, compared",
     "resp-checked": "RESP, GET and MGET, compared", "writer": "the writer of expiring keys",
 }
 # Ways in which a connection breaks. `lost` is one that was closed before the answer: wrk itself does not count it.
@@ -21,6 +22,8 @@ BROKEN = {"lost": "before the answer", "connect": "when connecting", "read": "wh
           "socket": "in all"}
 # Kinds that meet values which expire.
 EXPIRING = ("expiring", "resp-checked")
+# Kinds whose values may be out of date.
+DATED = EXPIRING + ("changing",)
 
 
 def descriptors_limit(results, connections):
@@ -47,14 +50,16 @@ def of_kind(kind, figures):
     """What is wrong with one kind of load."""
     name = NAMES[kind]
     if figures["code"] != 0 or "requests" not in figures:
-        yield "%s: the client ended with %s%s" % (
-            name, figures["code"], ": " + figures["complaints"][-1] if figures["complaints"] else "")
+        yield "%s: the client ended with %s%s%s" % (
+            name, figures["code"], "" if "requests" in figures else " and left no result",
+            ": " + figures["complaints"][-1] if figures["complaints"] else "")
     if figures.get("requests") == 0:
         yield "%s: no requests" % name
     elif kind in EXPIRING and figures.get("living") == 0:
         yield "%s: no value that expires was ever served, so that none was checked" % name
     for field, what in [("unexpected", "unexpected answers"), ("wrong", "wrong values"),
-                        ("stale", "values served after their expiry"), ("timeout", "answers that came too late or never")]:
+                        ("stale", "values served after their time"), ("timeout", "answers that came too late"),
+                        ("unanswered", "requests that were never answered")]:
         if figures.get(field):
             yield "%s: %d %s%s" % (name, figures[field], what, example(figures, field))
     broken = {field: figures[field] for field in BROKEN if figures.get(field)}

@@ -48,6 +48,8 @@ local kinds = {
     missing = { keys = 1000, missing = true, turns = true },
     large = { keys = 16, raw = true, length = large_length },
     expiring = { keys = 64, expires = true },
+    -- As hot, but each over a connection of its own.
+    fresh = { keys = 32, name = "hot", closes = true },
 }
 
 -- Lines about each thing that goes wrong, for each thread; more would only say the same.
@@ -55,6 +57,10 @@ local most_lines = 3
 local lines = {}
 
 local counters = { "answers", "cached", "living", "lost", "unexpected", "wrong", "stale" }
+
+-- Milliseconds for which a request may be open in the end. wrk counts an answer that is late, but not one that never comes; this is
+-- a thousand times what one takes.
+local unanswered_after = 5000
 local threads = {}
 
 function setup(thread)
@@ -62,16 +68,17 @@ function setup(thread)
     thread:set("number", #threads)
 end
 
-local kind_name, kind, tolerance
--- The request under way: its key, how it was asked for, when it was sent.
-local key_number, key, raw, asked
--- Whether it has gone out and not been answered.
-local open = false
+local prefix, kind, tolerance
+-- The request under way: its key, and how it was asked for.
+local key_number, key, raw
 local known = {}
 
 function init(arguments)
-    kind_name, tolerance = arguments[1], tonumber(arguments[2])
-    kind = kinds[kind_name]
+    tolerance = tonumber(arguments[2])
+    kind = kinds[arguments[1]]
+    prefix = "load:" .. (kind.name or arguments[1]) .. ":"
+    -- Whether the last request has gone out and not been answered, and when it was made.
+    open, asked = false, 0
     for _, counter in ipairs(counters) do
         _G[counter] = 0
     end
@@ -97,11 +104,12 @@ function request()
     open = looked_at
     looked_at = true
     key_number = math.random(0, kind.keys - 1)
-    key = "load:" .. kind_name .. ":" .. key_number
+    key = prefix .. key_number
     raw = kind.raw or kind.turns and not raw
     -- Before it is sent: whatever holds up wrk later makes nothing look late.
     asked = milliseconds()
-    return "GET /" .. (raw and "raw" or "key") .. "/" .. key .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\n\r\n"
+    return "GET /" .. (raw and "raw" or "key") .. "/" .. key .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\n" ..
+        (kind.closes and "Connection: close\r\n\r\n" or "\r\n")
 end
 
 -- The value in an answer, and whether it came from memory; nothing if it has not the form it must have.
@@ -170,9 +178,14 @@ function done(summary, latency)
         end
         fields[#fields + 1] = string.format('"%s":%d', counter, sum)
     end
+    local unanswered = 0
     for _, thread in ipairs(threads) do
         most = math.max(most, thread:get("latest"))
+        if thread:get("open") and milliseconds() - thread:get("asked") > unanswered_after then
+            unanswered = unanswered + 1
+        end
     end
+    fields[#fields + 1] = string.format('"unanswered":%d', unanswered)
     for _, error in ipairs { "connect", "read", "write", "timeout" } do
         fields[#fields + 1] = string.format('"%s":%d', error, summary.errors[error])
     end
