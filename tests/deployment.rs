@@ -135,17 +135,19 @@ impl Rotation {
         Rotation { folder, log, proxy }
     }
 
-    /// Rotates once there is something to rotate, and waits until the proxy has gone on to a new file.
-    fn rotate(&self) {
+    /// Rotates once there is something to rotate. Says whether that went well, and what was said.
+    fn logrotate(&self) -> (bool, String) {
         let is_begun = || std::fs::metadata(&self.log).is_ok_and(|metadata| metadata.len() > 0);
         until("the log has lines", || is_begun().then_some(()));
         let folder = self.folder.path();
-        let (went_well, told) = run(Command::new("logrotate").env("PATH", search_path(folder)).args([
-            "--force",
-            "--state",
-            &format!("{folder}/state"),
-            &format!("{folder}/logrotate.conf"),
-        ]));
+        let (state, configuration) = (format!("{folder}/state"), format!("{folder}/logrotate.conf"));
+        let mut command = Command::new("logrotate");
+        run(command.env("PATH", search_path(folder)).args(["--force", "--state", &state, &configuration]))
+    }
+
+    /// Rotates, and waits until the proxy has gone on to a new file.
+    fn rotate(&self) {
+        let (went_well, told) = self.logrotate();
         assert!(went_well && told.is_empty(), "logrotate: {told}");
         until("the new log, and no other, is open", || (self.open() == [self.log.clone()]).then_some(()));
     }
@@ -221,6 +223,12 @@ fn rotating_the_log_under_load_loses_and_tears_no_line_and_keeps_fourteen() {
     let kept: BTreeSet<String> = rotation.folder.files("proxy.log").iter().map(|path| name(path).to_owned()).collect();
     let compressed = (2..=14).map(|number| format!("proxy.log.{number}.gz"));
     assert_eq!(kept, ["proxy.log".to_owned(), "proxy.log.1".to_owned()].into_iter().chain(compressed).collect());
+
+    // Whoever asks nobody to open the log anew is told so: it would be written to for ever under its old name.
+    assert_eq!(rotation.proxy.get("/key/one-more").status, 404);
+    rotation.folder.write("systemctl", "#!/bin/sh\nexit 1\n", 0o700);
+    let (went_well, told) = rotation.logrotate();
+    assert!(!went_well && told.contains("have postrotate send it SIGHUP"), "{told}");
 }
 
 // ---- The unit ----
