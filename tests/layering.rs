@@ -44,8 +44,9 @@ const CRATES: [&str; 13] = [
     "tikv_jemallocator",
 ];
 
-/// Where time may be asked for. The backend bounds its own blocking calls; everybody else is told the time.
-const CLOCKS: [&str; 2] = ["backend", "server"];
+/// Where time may be asked for. The backend bounds its own blocking calls, `main` how long its workers and the log may take to end;
+/// everybody else is told the time.
+const CLOCKS: [&str; 3] = ["backend", "main.rs", "server"];
 
 /// Who may touch sockets, threads, files and processes at all.
 const OUTSIDE: [&str; 5] = ["backend", "server", "journal.rs", "check.rs", "main.rs"];

@@ -128,16 +128,16 @@ fn what_does_not_parse_is_not_told() {
         "*3\r\n$4\r\nAUTH\r\n$4\r\nuser\r\n$9\r\ntopsecretX",
         "*2\r\n$9\r\ntopsecret\r\n$1\r\nx\r\n*X",
         "GET http://user:topsecret@host/raw/a HTTP/1.1\r\nHost: x\r\n\r\n",
-        "topsecret\r\n",
     ];
-    for (number, attempt) in attempts[..6].iter().enumerate() {
+    for (number, attempt) in attempts.iter().enumerate() {
         let mut client = proxy.connect();
         client.send(attempt);
         let mut all = Vec::new();
         let _ = std::io::Read::read_to_end(client.stream(), &mut all);
         assert!(!all.is_empty() || number == 3, "{attempt}");
     }
-    let text = access_lines(&path, 5).join("\n");
+    // One of them holds a whole command before what does not parse.
+    let text = access_lines(&path, attempts.len() + 1).join("\n");
     assert!(text.contains("\"AUTH ...\" 400 ") && text.contains("\"GET ...\" 400 "), "{text}");
     assert!(!read(&path).contains("user") && !read(&path).replace("'topsecret'", "").contains("topsecret"), "{text}");
     std::fs::remove_file(&path).expect("it is ours");
