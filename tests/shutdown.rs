@@ -34,21 +34,16 @@ fn until_inflight(proxy: &Proxy) {
 #[test]
 fn what_is_under_way_is_answered_and_nobody_new_is_let_in() {
     let (redis, proxy, mut waiting) = with_one_waiting(&[]);
-    let address = proxy.address;
+    // It has begun to ask, so that it is not one that asks nothing.
     let mut asking = proxy.connect();
+    asking.send("GET /readyz HTTP/1.1\r\n");
     proxy.signal("TERM");
-    let ready = until("it is stopping", || {
-        let ready = asking.get("/readyz");
-        let is_last = ready.field("connection") == "close";
-        if is_last {
-            return Some(ready);
-        }
-        None
-    });
-    assert_eq!(ready.status, 503);
+    until_nobody_is_let_in(&proxy);
+    asking.send("Host: x\r\n\r\n");
+    let ready = asking.response();
+    assert_eq!((ready.status, ready.field("connection")), (503, "close"));
     assert!(ready.text().contains("\"the proxy is stopping\""), "{}", ready.text());
     assert!(asking.is_closed());
-    until("nobody is let in", || TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_err().then_some(()));
     redis.thaw();
     let response = waiting.response();
     assert_eq!((response.status, response.text()), (200, "value".into()));
@@ -56,25 +51,32 @@ fn what_is_under_way_is_answered_and_nobody_new_is_let_in() {
     assert_eq!(proxy.wait(), Some(0));
 }
 
-/// A proxy that has been told to stop, and one client that has not been told so yet. Redis is frozen, and somebody waits for it, so that
-/// it does not end.
+/// A proxy that has been told to stop, and one client that has not been told so yet: it has begun a request, so that it is not one that
+/// asks nothing. Redis is frozen, and somebody waits for it, so that the proxy does not end.
 fn stopping(value: &str) -> (Proxy, Http, (Redis, Http)) {
     let redis = Redis::start();
     redis.set("b", value);
-    redis.set("a", "value");
-    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600")]);
-    let [mut client, mut other, mut waiting] = [(); 3].map(|()| proxy.connect());
-    // So that most of a response is the business of the proxy's kernel.
+    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600"), ("CLIENT_TIMEOUT", "60")]);
+    let [mut client, mut waiting] = [(); 2].map(|()| proxy.connect());
+    // So that most of a long response is the business of the proxy's kernel.
     let socket = socket2::SockRef::from(client.stream().get_ref());
     socket.set_recv_buffer_size(32 * 1024).expect("an option can be set");
-    assert_eq!(client.get("/raw/a").status, 200);
-    assert_eq!(other.get("/raw/b").status, 200);
+    assert_eq!(proxy.get("/raw/b").status, 200);
     redis.freeze();
-    waiting.ask("/raw/c");
+    waiting.ask("/raw/a");
     until_inflight(&proxy);
+    client.send(GET);
     proxy.signal("TERM");
-    until("it is stopping", || (other.get("/healthz").field("connection") == "close").then_some(()));
+    until_nobody_is_let_in(&proxy);
     (proxy, client, (redis, waiting))
+}
+
+/// What a request for the value begins with.
+const GET: &str = "GET /raw/b HTTP/1.1\r\nHost: x\r\n";
+
+fn until_nobody_is_let_in(proxy: &Proxy) {
+    let connect = || TcpStream::connect_timeout(&proxy.address, Duration::from_secs(2));
+    until("nobody is let in", || connect().is_err().then_some(()));
 }
 
 /// Who closes a socket for which more comes has his kernel throw away what the client has not got yet.
@@ -82,33 +84,37 @@ fn stopping(value: &str) -> (Proxy, Http, (Redis, Http)) {
 fn what_a_client_sends_behind_the_last_response_does_not_cut_that_off() {
     // More than the client's kernel takes unread, less than the proxy's takes at once.
     let value = "x".repeat(200_000);
-    let (_proxy, mut client, _held) = stopping(&value);
-    client.ask("/raw/b");
-    // It reads nothing yet, and goes on asking for a while: it does not know.
-    for _ in 0..10 {
-        std::thread::sleep(Duration::from_millis(5));
-        if client.stream().get_mut().write_all(b"GET /raw/b HTTP/1.1\r\nHost: x\r\n\r\n").is_err() {
-            break;
+    let came = || {
+        let (_proxy, mut client, _held) = stopping(&value);
+        client.send("\r\n");
+        // It reads nothing yet, and goes on asking for a while: it does not know.
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(5));
+            if client.stream().get_mut().write_all(format!("{GET}\r\n").as_bytes()).is_err() {
+                break;
+            }
         }
-    }
-    let response = client.response();
-    assert_eq!((response.status, response.field("connection")), (200, "close"));
-    assert!(response.text() == value && client.is_closed());
+        let mut all = String::new();
+        let result = client.stream().read_to_string(&mut all);
+        assert!(all.starts_with("HTTP/1.1 200 OK\r\n"), "{all}");
+        result.is_ok() && all.contains("\r\nConnection: close\r\n") && all.ends_with(&format!("\r\n\r\n{value}"))
+    };
+    // Nobody waits for more of it for ever: a machine may be so busy that a client is too late.
+    assert!((0..3).any(|_| came()), "the response was cut off");
 }
 
 #[test]
 fn who_sends_bodies_with_requests_is_told_too() {
     for body in ["Content-Length: 2\r\n\r\nxx", "Transfer-Encoding: chunked\r\n\r\n2\r\nxx\r\n0\r\n\r\n"] {
         let (_proxy, mut client, _held) = stopping("value");
-        client.send(format!("GET /raw/b HTTP/1.1\r\nHost: x\r\n{body}"));
+        client.send(body);
         let response = client.response();
         assert_eq!((response.text(), response.field("connection")), ("value".into(), "close"), "{body}");
         assert!(client.is_closed());
     }
     // Whoever has sent more hears it with the last.
     let (_proxy, mut client, _held) = stopping("value");
-    let get = "GET /raw/b HTTP/1.1\r\nHost: x\r\n";
-    client.send(format!("{get}Content-Length: 2\r\n\r\nxx{get}\r\n{get}\r\n"));
+    client.send(format!("Content-Length: 2\r\n\r\nxx{GET}\r\n{GET}\r\n"));
     let told = [(); 3].map(|()| client.response()).map(|response| response.fields.contains_key("connection"));
     assert_eq!(told, [false, false, true]);
 }
