@@ -153,11 +153,18 @@ fn start_logs(config: &Config) -> Result<Logs, Failed> {
         .target(env_logger::Target::Pipe(Box::new(events.clone())))
         .init();
     // What breaks tells so where somebody looks for it, and waits for nobody who has stopped reading.
-    std::panic::set_hook(Box::new(|panic| {
+    let log = events.clone();
+    std::panic::set_hook(Box::new(move |panic| {
         let trace = Backtrace::capture();
-        match trace.status() {
-            BacktraceStatus::Captured => log::error!("{panic}\n{trace}"),
-            _ => log::error!("{panic}; with RUST_BACKTRACE=1 the log would tell how it came to that"),
+        let text = match trace.status() {
+            BacktraceStatus::Captured => format!("{panic}\n{trace}"),
+            _ => format!("{panic}; with RUST_BACKTRACE=1 the log would tell how it came to that"),
+        };
+        if log::log_enabled!(log::Level::Error) {
+            log::error!("{text}");
+        } else {
+            // Whatever RUST_LOG leaves out. It takes whatever there is room for.
+            let _ = writeln!(log.clone(), "{text}");
         }
     }));
     Ok(Logs { events, requests })

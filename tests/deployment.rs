@@ -9,6 +9,7 @@ use common::{Proxy, Redis, strace, until};
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs::Permissions;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -226,9 +227,18 @@ fn rotating_the_log_under_load_loses_and_tears_no_line_and_keeps_fourteen() {
 
     // Whoever asks nobody to open the log anew is told so: it would be written to for ever under its old name.
     assert_eq!(rotation.proxy.get("/key/one-more").status, 404);
-    rotation.folder.write("systemctl", "#!/bin/sh\nexit 1\n", 0o700);
-    let (went_well, told) = rotation.logrotate();
-    assert!(!went_well && told.contains("have postrotate send it SIGHUP"), "{told}");
+    for (systemctl, is_right) in [
+        // A unit that does not run; one that nobody knows; no systemd at all.
+        ("#!/bin/sh\n[ \"$1\" = cat ] || exit 3\n", true),
+        ("#!/bin/sh\n[ \"$1\" = cat ] && exit 1\nexit 4\n", false),
+        ("#!/bin/sh\nexit 1\n", false),
+    ] {
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(&rotation.log);
+        log.expect("it is ours").write_all(b"a line\n").expect("there is room");
+        rotation.folder.write("systemctl", systemctl, 0o700);
+        let (went_well, told) = rotation.logrotate();
+        assert_eq!((went_well, told.contains("have postrotate send it SIGHUP")), (is_right, !is_right), "{told}");
+    }
 }
 
 // ---- The unit ----

@@ -119,6 +119,32 @@ fn who_sends_bodies_with_requests_is_told_too() {
     assert_eq!(told, [false, false, true]);
 }
 
+/// Whether somebody listens at this port of 127.0.0.1. It is looked up, for whoever connects wakes the loop.
+fn is_listening(port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("the kernel tells");
+    let here = format!("0100007F:{port:04X}");
+    sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|fields| {
+        fields.get(1).is_some_and(|local| *local == here) && fields.get(3).is_some_and(|state| *state == LISTEN)
+    })
+}
+
+/// Who comes after the signal is to be refused, so that he goes elsewhere, or finds the next proxy there.
+#[test]
+fn the_port_is_free_at_once() {
+    let closes_soon = || {
+        let (_redis, proxy, _waiting) = with_one_waiting(&[("WORKERS", "2")]);
+        assert!(is_listening(proxy.address.port()));
+        proxy.signal("TERM");
+        let begun = Instant::now();
+        until("nobody listens", || (!is_listening(proxy.address.port())).then_some(()));
+        // Otherwise it would be when idle clients are closed, a second later.
+        begun.elapsed() < Duration::from_millis(800)
+    };
+    // A machine may be so busy that it takes as long once, or twice.
+    assert!((0..5).any(|_| closes_soon()));
+}
+
 /// The kernel has made their connections, and the proxy has not seen them yet.
 #[test]
 fn who_has_connected_is_answered_however_many_they_are() {

@@ -49,7 +49,8 @@ def main():
         for _ in run(client, commands if what == "write" else (["DEL", key] for key in keys())):
             pass
     except (OSError, resp.RespError) as error:
-        sys.exit("scripts/load.sh: Redis at %s: %s" % (where, error))
+        print("scripts/load.sh: Redis at %s: %s" % (where, error), file=sys.stderr)
+        sys.exit(2 if what == "check" else 1)
 
 
 main()

@@ -169,7 +169,10 @@ impl Helper {
                 Err(Broken::Reading(error)) if is_refusal(&error) && !self.shared.asks_for_expiry() => continue,
                 Err(Broken::Reading(error)) => {
                     let text = self.tell_of_loss(&error);
-                    self.shared.show(|redis| redis.note_unread(&text, asked, Instant::now()));
+                    // Replies come in order: it is the first of those that are open.
+                    if let Some((_, key)) = desk.open().first() {
+                        self.shared.show(|redis| redis.note_unread(&text, key, asked, Instant::now()));
+                    }
                     failure_of(&error)
                 }
             };

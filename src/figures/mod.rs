@@ -17,6 +17,7 @@ pub use register::{Process, Register, Seat, Settings, Snapshot};
 
 use crate::protocol::http::Status;
 use crate::request::{Failure, Millis};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Microseconds since the loop started.
@@ -206,10 +207,10 @@ pub struct RedisFigures {
     pub away: Option<String>,
     /// Since when Redis is asked for what it has not answered, if it has answered nothing else since.
     pub asked: Option<Instant>,
-    /// When keys were last read, and when it was last found that they could not be.
+    /// When keys were last read.
     pub read: Option<Instant>,
-    /// See above.
-    pub unread: Option<Instant>,
+    /// When it was last found that one could not be, and which; `None` if others were read since.
+    pub unread: Option<(Instant, Arc<[u8]>)>,
     /// How fresh what is served is.
     pub promise: String,
     /// How many parts of that promise do not hold although they should.

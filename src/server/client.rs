@@ -129,7 +129,10 @@ impl Client {
         match verdict {
             Verdict::Stay => next,
             Verdict::GiveUp => {
+                let before = self.connection.requests();
                 self.connection.give_up(turn.service.date, turn.service.ledger);
+                // One that has not come whole, and has its answer.
+                turn.service.ledger.figures.requests += self.connection.requests().saturating_sub(before);
                 Next::Again
             }
             Verdict::Close => Next::Close,

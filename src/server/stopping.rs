@@ -98,9 +98,9 @@ impl Server {
             }
             Some(Stopping { listen_until, hurry_at, .. }) => {
                 let (listen_until, hurry_at) = (*listen_until, *hurry_at);
-                if hurry_at <= now {
-                    self.rules.hurrying = true;
+                if hurry_at <= now && !std::mem::replace(&mut self.rules.hurrying, true) {
                     self.patience.leaving = LINGER;
+                    self.set_timers();
                 }
                 if listen_until.is_some_and(|until| until <= now) {
                     self.close_the_door();
@@ -137,6 +137,14 @@ impl Server {
         self.stopping = Some(Stopping { listen_until: Some(now + listen), hurry_at: now + IDLE, ends: now + grace });
         self.rules.stopping = true;
         self.patience.idle = self.patience.idle.min(IDLE);
+        self.set_timers();
+        if listen == 0 {
+            self.close_the_door();
+        }
+    }
+
+    /// Deadlines have come to be earlier.
+    fn set_timers(&mut self) {
         let slots: Vec<usize> = self.clients.iter().map(|(slot, _)| slot).collect();
         slots.into_iter().for_each(|slot| self.set_timer(slot));
     }
