@@ -8,6 +8,7 @@ use common::resp::{Resp, command};
 use common::{Http, Proxy, Redis, until};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -238,6 +239,48 @@ fn a_worker_that_has_ended_is_not_taken_for_one_that_is_stuck() {
     assert_eq!(proxy.wait(), Some(0));
     assert!(!log.contains("does not turn"), "{log}");
     drop(waiting);
+}
+
+/// Becomes the program that is named behind it. Only root has what could be taken away.
+const WITHOUT_PRIVILEGE: &str =
+    r#"[ "$(id -u)" = 0 ] && exec setpriv --bounding-set=-net_admin --inh-caps=-net_admin "$0"; exec "$0""#;
+
+/// A proxy that shares its port, has no privilege, and is frozen while it stops. `None` if it has stopped listening before.
+fn frozen_while_it_listens() -> Option<(Proxy, Redis, Http)> {
+    let redis = Redis::start();
+    redis.set("b", "value");
+    let mut command = Command::new("sh");
+    command.args(["-c", WITHOUT_PRIVILEGE, env!("CARGO_BIN_EXE_segment-redis-proxy")]);
+    let variables = [("SHARE_PORT", "on"), ("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600")];
+    let proxy = Proxy::start_with(command, redis.port, &variables);
+    assert_eq!(proxy.get("/raw/b").status, 200);
+    redis.freeze();
+    let mut waiting = proxy.connect();
+    waiting.ask("/raw/a");
+    until_inflight(&proxy);
+    proxy.signal("TERM");
+    until("it is stopping", || proxy.log().contains("stopping within").then_some(()));
+    proxy.freeze();
+    is_listening(proxy.address.port()).then_some((proxy, redis, waiting))
+}
+
+/// Whoever has connected while a proxy that shares its port stops is answered, also when the kernel tells of him at the last moment.
+#[test]
+fn who_comes_at_the_last_moment_is_answered() {
+    // A machine may be so busy that it stops listening before it is frozen.
+    let (proxy, _redis, _waiting) = until("it listens", frozen_while_it_listens);
+    // Some kernels keep them away without any privilege.
+    let connect = |_| TcpStream::connect_timeout(&proxy.address, Duration::from_millis(300));
+    let Ok(mut clients) = (0..20).map(connect).collect::<Result<Vec<_>, _>>() else { return };
+    clients.iter_mut().for_each(|client| client.write_all(format!("{GET}\r\n").as_bytes()).expect("it is open"));
+    // Longer than it listens: it finds that over when it goes on.
+    std::thread::sleep(Duration::from_millis(700));
+    proxy.thaw();
+    for client in &mut clients {
+        let mut text = String::new();
+        client.read_to_string(&mut text).expect("an answer, and an end");
+        assert!(text.ends_with("\r\n\r\nvalue"), "{text}");
+    }
 }
 
 /// What clients have seen.

@@ -112,6 +112,8 @@ impl Server {
     /// Accepts all that wait, and no more: at once, because whoever comes between the last of them and the end is lost where the
     /// kernel does not keep him away.
     fn close_the_door(&mut self) {
+        // The kernel may have told of some in this tick, which is noted later, or not yet.
+        self.acceptor.notify();
         loop {
             self.accept();
             // For whom there is no room, there will be none.
