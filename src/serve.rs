@@ -105,7 +105,7 @@ impl Service<'_> {
                 Step::Figures { shape, consumed } => {
                     at += consumed;
                     steps += FIGURES_STEPS;
-                    self.update_figures();
+                    update_figures(self.ledger, self.proxy, self.now);
                     let figures = &self.ledger.figures;
                     match shape.form {
                         resp::Form::Info(sections) => {
@@ -118,7 +118,7 @@ impl Service<'_> {
                 Step::About { topic, shape, consumed } => {
                     at += consumed;
                     steps += FIGURES_STEPS + FIGURES_STEPS_PER_LOOP * self.register.seats().len();
-                    self.update_figures();
+                    update_figures(self.ledger, self.proxy, self.now);
                     // What others see of this loop is as old as its last tick.
                     if let Some(seat) = self.register.seats().get(self.number) {
                         seat.show(&self.ledger.figures);
@@ -130,12 +130,6 @@ impl Service<'_> {
         };
         self.ledger.figures.requests += connection.requests() - before;
         (at, at < input.len() && enough && !connection.has_ended())
-    }
-}
-
-impl Service<'_> {
-    fn update_figures(&mut self) {
-        update_figures(self.ledger, self.proxy, self.now);
     }
 }
 

@@ -19,11 +19,17 @@ fn with_one_waiting(variables: &[(&str, &str)]) -> (Redis, Proxy, Http) {
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[&[("REDIS_TIMEOUT", "60000")], variables].concat());
     assert_eq!(proxy.get("/key/none").status, 404);
+    let waiting = one_waits(&redis, &proxy);
+    (redis, proxy, waiting)
+}
+
+/// Freezes Redis, and has a client ask for what is not in memory.
+fn one_waits(redis: &Redis, proxy: &Proxy) -> Http {
     redis.freeze();
-    let mut client = proxy.connect();
-    client.ask("/raw/a");
-    until_inflight(&proxy);
-    (redis, proxy, client)
+    let mut waiting = proxy.connect();
+    waiting.ask("/raw/a");
+    until_inflight(proxy);
+    waiting
 }
 
 fn until_inflight(proxy: &Proxy) {
@@ -58,14 +64,12 @@ fn stopping(value: &str) -> (Proxy, Http, (Redis, Http)) {
     let redis = Redis::start();
     redis.set("b", value);
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600"), ("CLIENT_TIMEOUT", "60")]);
-    let [mut client, mut waiting] = [(); 2].map(|()| proxy.connect());
+    let mut client = proxy.connect();
     // So that most of a long response is the business of the proxy's kernel.
     let socket = socket2::SockRef::from(client.stream().get_ref());
     socket.set_recv_buffer_size(32 * 1024).expect("an option can be set");
     assert_eq!(proxy.get("/raw/b").status, 200);
-    redis.freeze();
-    waiting.ask("/raw/a");
-    until_inflight(&proxy);
+    let waiting = one_waits(&redis, &proxy);
     client.send(GET);
     proxy.signal("TERM");
     until_nobody_is_let_in(&proxy);
@@ -254,10 +258,7 @@ fn frozen_while_it_listens() -> Option<(Proxy, Redis, Http)> {
     let variables = [("SHARE_PORT", "on"), ("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600")];
     let proxy = Proxy::start_with(command, redis.port, &variables);
     assert_eq!(proxy.get("/raw/b").status, 200);
-    redis.freeze();
-    let mut waiting = proxy.connect();
-    waiting.ask("/raw/a");
-    until_inflight(&proxy);
+    let waiting = one_waits(&redis, &proxy);
     proxy.signal("TERM");
     until("it is stopping", || proxy.log().contains("stopping within").then_some(()));
     proxy.freeze();

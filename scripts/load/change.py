@@ -42,19 +42,29 @@ class Changer:
         self.changed = self.requests = self.wrong = self.stale = self.failed = 0
         self.latencies = []
         for key in self.replaced:
-            self.write(key)
+            self.write(key, self.first)
         # When those of earlier runs were.
-        self.began = time.monotonic()
+        self.began = self.due = time.monotonic()
 
-    def write(self, key):
-        self.redis.call("SET", key, values.numbered(key, self.first + len(self.replaced[key])))
+    def write(self, key, number):
+        try:
+            self.redis.call("SET", key, values.numbered(key, number))
+        except OSError as error:
+            # Without it nothing can be judged. It is not the proxy's connection that has broken.
+            sys.exit("Redis: %s" % error)
 
     def change(self):
         key = random.choice(list(self.replaced))
-        self.replaced[key].append(None)
-        self.write(key)
-        self.replaced[key][-1] = time.monotonic()
+        self.write(key, self.first + len(self.replaced[key]) + 1)
+        self.replaced[key].append(time.monotonic())
         self.changed += 1
+
+    def round(self, client):
+        """One reading, behind a change where one is due."""
+        if time.monotonic() >= self.due:
+            self.change()
+            self.due = time.monotonic() + BETWEEN_CHANGES
+        self.read(client)
 
     def read(self, client):
         key = random.choice(list(self.replaced))
@@ -86,25 +96,9 @@ class Changer:
 def main():
     proxy, redis = sys.argv[1], resp.Client(*resp.address(sys.argv[2]))
     this = part.Part(float(sys.argv[3]))
-    client = resp.Client(*resp.address(proxy))
     changer = Changer(this, redis, allowed(proxy))
-    began = changes = time.monotonic()
-    broken = 0
-    while this.left() > 0:
-        if time.monotonic() >= changes:
-            changer.change()
-            changes = time.monotonic() + BETWEEN_CHANGES
-        try:
-            client = client or resp.Client(*resp.address(proxy))
-            changer.read(client)
-            time.sleep(PAUSE)
-        except OSError as error:
-            broken += 1
-            this.complain("socket", str(error))
-            if client:
-                client.close()
-            client = None
-            time.sleep(0.1)
+    began = time.monotonic()
+    broken = this.ask_again(lambda: resp.Client(*resp.address(proxy)), changer.round, PAUSE)
     ordered = sorted(changer.latencies)
     this.result(requests=changer.requests, seconds=time.monotonic() - began, changed=changer.changed, wrong=changer.wrong,
                 stale=changer.stale, unexpected=changer.failed, socket=broken, p50=part.percentile(ordered, 0.5),

@@ -18,7 +18,7 @@ class Checker:
     def __init__(self, this):
         self.this = this
         self.known = {}
-        self.requests = self.values = self.failed = self.broken = self.wrong = self.stale = self.living = 0
+        self.requests = self.values = self.failed = self.wrong = self.stale = self.living = 0
         self.latest = None
         self.latencies = []
 
@@ -93,34 +93,17 @@ class Checker:
         else:
             self.latencies[random.randrange(KEPT)] = seconds
 
-    def run(self, host, port):
-        client = None
-        while self.this.left() > 0:
-            try:
-                client = client or resp.Client(host, port)
-                self.round(client)
-                time.sleep(PAUSE)
-            except OSError as error:
-                self.broken += 1
-                self.this.complain("socket", str(error))
-                if client:
-                    client.close()
-                client = None
-                time.sleep(0.1)
-        if client:
-            client.close()
-
 
 def main():
     host, port = resp.address(sys.argv[1])
     this = part.Part(float(sys.argv[2]))
     checker = Checker(this)
     began = time.monotonic()
-    checker.run(host, port)
+    broken = this.ask_again(lambda: resp.Client(host, port), checker.round, PAUSE)
     ordered = sorted(checker.latencies)
     this.result(
         requests=checker.requests, seconds=time.monotonic() - began, checked=checker.values, living=checker.living,
-        unexpected=checker.failed, socket=checker.broken, wrong=checker.wrong, stale=checker.stale, latest=checker.latest,
+        unexpected=checker.failed, socket=broken, wrong=checker.wrong, stale=checker.stale, latest=checker.latest,
         p50=part.percentile(ordered, 0.5), p99=part.percentile(ordered, 0.99))
 
 

@@ -29,6 +29,26 @@ class Part:
         if self.lines[what] <= self.LINES:
             print("%s: %s" % (what, text), file=sys.stderr, flush=True)
 
+    def ask_again(self, connect, ask, pause):
+        """Calls `ask` with a client from `connect`, with pauses, until the time is over; with a new one where one has broken. Returns
+        how many have."""
+        client, broken = None, 0
+        while self.left() > 0:
+            try:
+                client = client or connect()
+                ask(client)
+                time.sleep(pause)
+            except OSError as error:
+                broken += 1
+                self.complain("socket", str(error))
+                if client:
+                    client.close()
+                client = None
+                time.sleep(0.1)
+        if client:
+            client.close()
+        return broken
+
     @staticmethod
     def result(**fields):
         print("RESULT " + json.dumps(fields), flush=True)

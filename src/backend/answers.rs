@@ -54,14 +54,15 @@ impl RedisFigures {
 mod tests {
     use super::*;
 
-    fn at(milliseconds: u64) -> impl Fn(Instant) -> Instant {
-        move |begin| begin + Duration::from_millis(milliseconds)
+    /// So many milliseconds after the beginning, which is now.
+    fn clock() -> impl Fn(u64) -> Instant {
+        let begin = Instant::now();
+        move |milliseconds| begin + Duration::from_millis(milliseconds)
     }
 
     #[test]
     fn who_answers_everything_but_reads_does_not_serve() {
-        let (mut redis, begin) = (RedisFigures::default(), Instant::now());
-        let at = |milliseconds| at(milliseconds)(begin);
+        let (mut redis, at) = (RedisFigures::default(), clock());
         let [one, other] = ["one", "other"].map(|key| Arc::from(key.as_bytes()));
         redis.note_question(at(0));
         redis.note_question(at(500));
@@ -92,8 +93,7 @@ mod tests {
 
     #[test]
     fn one_key_that_cannot_be_read_is_not_redis() {
-        let (mut redis, begin) = (RedisFigures::default(), Instant::now());
-        let at = |milliseconds| at(milliseconds)(begin);
+        let (mut redis, at) = (RedisFigures::default(), clock());
         let [one, other] = ["one", "other"].map(|key| Arc::from(key.as_bytes()));
         for round in 0..10 {
             redis.note_unread("no answer", &one, at(round * 1000), at(round * 1000 + 500));

@@ -34,6 +34,11 @@ impl Desk {
         self.jobs.iter().enumerate().filter_map(open).collect()
     }
 
+    /// How many jobs are open.
+    pub(super) fn count_open(&self) -> usize {
+        self.jobs.iter().flatten().count()
+    }
+
     /// Completes the job at `place`; if it is done already, nothing happens.
     pub(super) fn complete(&mut self, place: usize, result: Outcome) {
         if let Some(queued) = self.jobs.get_mut(place).and_then(Option::take) {

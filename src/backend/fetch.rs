@@ -150,7 +150,7 @@ impl Helper {
     /// Completes every job of a batch: what was read before an error counts, the rest fails with it.
     fn serve(&mut self, desk: &mut Desk) {
         desk.fail_expired(Instant::now());
-        if desk.open().is_empty() {
+        if desk.count_open() == 0 {
             return;
         }
         loop {
@@ -191,7 +191,7 @@ impl Helper {
         };
         let with_expiry = self.shared.asks_for_expiry();
         let rules = Rules { max_value_bytes: self.max_value_bytes, with_expiry };
-        let keys = desk.open().len() as u64;
+        let keys = desk.count_open() as u64;
         self.note_question();
         let result = connection.link.read(desk, rules);
         self.count_round_trips(&mut connection.link);

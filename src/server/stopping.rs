@@ -112,7 +112,7 @@ impl Server {
     /// Accepts all that wait, and no more: at once, because whoever comes between the last of them and the end is lost where the
     /// kernel does not keep him away.
     fn close_the_door(&mut self) {
-        // The kernel may have told of some in this tick, which is noted later, or not yet.
+        // Some may wait of whom the kernel has told in this tick, which is noted later, or not yet.
         self.acceptor.notify();
         loop {
             self.accept();
@@ -134,8 +134,6 @@ impl Server {
         let now = self.clock.now;
         // Half of a short grace is for letting in, and half for answering.
         let listen = if self.acceptor.let_no_more_begin() { LISTEN.min(grace / 2) } else { 0 };
-        // Some may wait that the kernel has not told of yet.
-        self.acceptor.notify();
         self.stopping = Some(Stopping { listen_until: Some(now + listen), hurry_at: now + IDLE, ends: now + grace });
         self.rules.stopping = true;
         self.patience.idle = self.patience.idle.min(IDLE);
