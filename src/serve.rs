@@ -4,7 +4,7 @@
 use crate::admin;
 use crate::connection::{Answer, Connection, MAX_UNSENT_BYTES, Step};
 use crate::figures::{Ledger, Register};
-use crate::protocol::http::{Date, Rules};
+use crate::protocol::http::{Date, Heads, Rules};
 use crate::protocol::resp;
 use crate::proxy::{Decision, Proxy};
 use crate::request::{Job, Millis, Outcome, Payload, Reply};
@@ -27,8 +27,8 @@ pub struct Service<'a> {
     pub proxy: &'a mut Proxy,
     /// Takes the fetches that have to be begun.
     pub jobs: &'a mut Vec<Job>,
-    /// Room for a key that has to be unescaped.
-    pub key: &'a mut Vec<u8>,
+    /// What request heads are decoded with.
+    pub heads: &'a mut Heads,
     /// What HTTP requests are taken.
     pub rules: &'a Rules,
     /// The `Date` of replies.
@@ -81,7 +81,7 @@ impl Service<'_> {
                 break true;
             }
             steps += 1;
-            match connection.decode(&input[at..], self.rules, self.key, self.date, self.ledger) {
+            match connection.decode(&input[at..], self.rules, self.heads, self.date, self.ledger) {
                 Step::Stop => break !connection.takes_requests(),
                 Step::Passed(consumed) => at += consumed,
                 Step::Get { key, touch, answer, consumed } => {
@@ -160,13 +160,13 @@ mod tests {
     fn what_is_done_at_once_is_bounded_by_keys_and_by_bytes() {
         let limits = Limits { entries: 10, bytes: usize::MAX, stale: 0 };
         let (mut proxy, mut jobs) = (Proxy::new(limits, 1000, 1000), Vec::new());
-        let (mut ledger, mut key, date) = (Ledger::default(), Vec::new(), Date::at(SystemTime::UNIX_EPOCH));
+        let (mut ledger, mut heads, date) = (Ledger::default(), Heads::new(), Date::at(SystemTime::UNIX_EPOCH));
         let (rules, register) = (Rules::default(), Register::default());
         let mut connection = Connection::new(1, 0);
         let mut serve = |connection: &mut Connection, input: Option<&[u8]>| {
-            let (proxy, jobs, key, ledger) = (&mut proxy, &mut jobs, &mut key, &mut ledger);
+            let (proxy, jobs, heads, ledger) = (&mut proxy, &mut jobs, &mut heads, &mut ledger);
             let (rules, register, date) = (&rules, &register, &date);
-            let mut service = Service { proxy, jobs, key, rules, date, ledger, register, number: 0, now: 0 };
+            let mut service = Service { proxy, jobs, heads, rules, date, ledger, register, number: 0, now: 0 };
             let held_up = match input {
                 Some(input) => service.take_in(connection, 0, input),
                 None => service.resume(connection, 0),

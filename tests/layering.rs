@@ -21,14 +21,14 @@ const ROOMS: [(&str, &[&str], &[&str]); 16] = [
     (
         "server",
         &["backend", "cache", "config", "connection", "figures", "journal", "protocol", "proxy", "request", "serve"],
-        &["log", "mio", "rlimit", "slab", "socket2"],
+        &["log", "mio", "rlimit", "rustix", "slab", "socket2"],
     ),
     ("lib.rs", &[], &[]),
     ("check.rs", &[], &["segment_redis_proxy"]),
     ("main.rs", &[], &["env_logger", "log", "segment_redis_proxy", "signal_hook", "tikv_jemallocator"]),
 ];
 
-const CRATES: [&str; 13] = [
+const CRATES: [&str; 14] = [
     "base64",
     "env_logger",
     "httparse",
@@ -38,6 +38,7 @@ const CRATES: [&str; 13] = [
     "mio",
     "redis",
     "rlimit",
+    "rustix",
     "signal_hook",
     "slab",
     "socket2",

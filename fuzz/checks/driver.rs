@@ -7,7 +7,7 @@ use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::connection::{Connection, MAX_OPEN_KEYS, MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
 use segment_redis_proxy::figures::{Ledger, Register};
 use segment_redis_proxy::protocol::WRITE_SLICES;
-use segment_redis_proxy::protocol::http::{Date, Rules};
+use segment_redis_proxy::protocol::http::{Date, Heads, Rules};
 use segment_redis_proxy::proxy::Proxy;
 use segment_redis_proxy::request::{Completion, Failure, Fetched, Job, Millis, Value};
 use segment_redis_proxy::serve::Service;
@@ -83,7 +83,7 @@ pub struct Driver<'a> {
     connection: Connection,
     held_up: bool,
     jobs: Vec<Job>,
-    key: Vec<u8>,
+    heads: Heads,
     rules: Rules,
     lent: Vec<u8>,
     date: Date,
@@ -115,7 +115,7 @@ impl<'a> Driver<'a> {
             connection: Connection::new(1, 0),
             held_up: false,
             jobs: Vec::new(),
-            key: Vec::new(),
+            heads: Heads::new(),
             rules: Rules::default(),
             lent: Vec::with_capacity(1024),
             date: Date::at(SystemTime::UNIX_EPOCH),
@@ -308,6 +308,6 @@ impl<'a> Driver<'a> {
 
 /// The one place that knows what a service is made of.
 fn serve<'a>(driver: &'a mut Driver<'_>) -> Service<'a> {
-    let Driver { proxy, jobs, key, rules, date, ledger, register, .. } = driver;
-    Service { proxy, jobs, key, rules, date, ledger, register, number: 0, now: NOW }
+    let Driver { proxy, jobs, heads, rules, date, ledger, register, .. } = driver;
+    Service { proxy, jobs, heads, rules, date, ledger, register, number: 0, now: NOW }
 }

@@ -2,7 +2,7 @@
 
 use super::choices::Choices;
 use segment_redis_proxy::protocol::Decoded;
-use segment_redis_proxy::protocol::http::{self, Body, Command, Head, Hosts, MAX_HEAD_BYTES, Refusal, Rules};
+use segment_redis_proxy::protocol::http::{self, Body, Command, Head, Heads, Hosts, MAX_HEAD_BYTES, Refusal, Rules};
 
 /// The empty line that may stand before a head.
 pub const EMPTY_LINE_BYTES: usize = 2;
@@ -24,14 +24,14 @@ pub fn check(input: &[u8]) {
 }
 
 /// The one place that knows how heads are decoded. Requests for any other host than `x` are refused.
-fn decode<'a>(wire: &'a [u8], key: &'a mut Vec<u8>) -> Decoded<Head<'a>, Refusal> {
+fn decode<'a>(wire: &'a [u8], heads: &'a mut Heads) -> Decoded<Head<'a>, Refusal> {
     let rules = Rules { hosts: Hosts::parse("x").unwrap_or_default(), admin: true, ..Rules::default() };
-    http::decode(wire, &rules, key)
+    http::decode(wire, &rules, heads)
 }
 
 fn check_head(wire: &[u8], choices: &mut Choices) {
-    let mut key = Vec::new();
-    let whole = decode(wire, &mut key);
+    let mut heads = Heads::new();
+    let whole = decode(wire, &mut heads);
     let mut ends: Vec<usize> = (0..=wire.len().min(ALL_PREFIXES)).collect();
     if let Decoded::Complete(head, length) = &whole {
         assert!((1..=wire.len().min(MAX_HEAD_BYTES + EMPTY_LINE_BYTES)).contains(length), "a head of {length} bytes");
@@ -53,11 +53,14 @@ fn check_head(wire: &[u8], choices: &mut Choices) {
 
 /// Nothing can be said of a prefix, until what is said is what is said of the whole.
 fn check_prefixes(wire: &[u8], ends: &[usize], whole: &Decoded<Head<'_>, Refusal>) {
+    // What other heads have left there makes no difference, nor that the fields of this one are known already.
+    let mut heads = Heads::new();
+    assert_eq!(decode(wire, &mut heads), *whole, "decoded anew");
+    heads.key = b"left over".to_vec();
+    assert_eq!(decode(wire, &mut heads), *whole, "decoded again");
     let mut decided = false;
     for &end in ends {
-        // What another head has left there makes no difference.
-        let mut key = b"left over".to_vec();
-        let found = decode(&wire[..end], &mut key);
+        let found = decode(&wire[..end], &mut heads);
         match (&found, whole) {
             (Decoded::Incomplete, Decoded::Complete(_, length)) => assert!(end < *length, "incomplete at {end}"),
             (Decoded::Incomplete, _) => assert!(!decided, "incomplete again at {end}"),

@@ -26,12 +26,12 @@ mod table;
 
 pub use deadlines::Deadlines;
 
-use crate::request::{Millis, Payload};
+use crate::request::{Millis, Payload, same_bytes};
 use lru::Recency;
 use pages::Pages;
 use record::Record;
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use table::Table;
 
 /// "No entry", in every link.
@@ -367,12 +367,15 @@ impl Cache {
     }
 
     fn hash(&self, key: &[u8]) -> u32 {
-        (self.hasher.hash_one(key) >> 32) as u32
+        // The key's bytes and nothing else: no other word is hashed that its length would have to be told from.
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(key);
+        (hasher.finish() >> 32) as u32
     }
 
     /// The entry of `key`, whose hash is `hash`.
     fn find(&self, hash: u32, key: &[u8]) -> Option<u32> {
-        self.table.find(&self.nodes, hash, |id| self.records[id as usize].key() == key)
+        self.table.find(&self.nodes, hash, |id| same_bytes(self.records[id as usize].key(), key))
     }
 
     /// An id for a new entry: a free one, or one more.

@@ -28,7 +28,7 @@ impl Connection {
     /// to see, not that the proxy is ill.
     pub(super) fn turn_away<'a>(&mut self, input: &[u8], rules: &Rules, date: &Date, ledger: &mut Ledger) -> Step<'a> {
         let may_be_answered = http::may_be_about_the_proxy(input);
-        match http::decode(input, rules, &mut Vec::new()) {
+        match http::decode(input, rules, &mut http::Heads::new()) {
             Decoded::Incomplete if may_be_answered => return Step::Stop,
             Decoded::Complete(head, consumed) => {
                 ledger.asked(&self.address, |text| escape_into(text, head.line));

@@ -11,7 +11,7 @@ mod over_resp;
 mod replies;
 
 use crate::figures::{Ending, Ledger, Protocol as Wire};
-use crate::protocol::http::{self, Date, Document, Rules, Status, Topic};
+use crate::protocol::http::{self, Date, Document, Heads, Rules, Status, Topic};
 use crate::protocol::resp::{self, Gather, Session};
 use crate::protocol::{Outgoing, Sent, Shape, encode_reply};
 use crate::request::{Failure, Millis, Outcome, Reply, Source, Waiter};
@@ -184,7 +184,7 @@ impl Connection {
         &mut self,
         input: &'a [u8],
         rules: &Rules,
-        key_scratch: &'a mut Vec<u8>,
+        heads: &'a mut Heads,
         date: &Date,
         ledger: &mut Ledger,
     ) -> Step<'a> {
@@ -196,7 +196,7 @@ impl Connection {
         }
         match self.protocol {
             Protocol::Resp(_) => self.decode_resp(input, ledger),
-            Protocol::Http(_) => self.decode_http(input, rules, key_scratch, date, ledger),
+            Protocol::Http(_) => self.decode_http(input, rules, heads, date, ledger),
             Protocol::OneTooMany => self.turn_away(input, rules, date, ledger),
             Protocol::Unknown if input[0] == b'*' => {
                 self.protocol = Protocol::Resp(Session::new(self.generation, self.database));
@@ -204,7 +204,7 @@ impl Connection {
             }
             Protocol::Unknown => {
                 self.protocol = Protocol::Http(Between::NOTHING);
-                self.decode_http(input, rules, key_scratch, date, ledger)
+                self.decode_http(input, rules, heads, date, ledger)
             }
         }
     }
@@ -314,9 +314,9 @@ impl Connection {
         let (date, rules) = (Date::at(std::time::SystemTime::UNIX_EPOCH), Rules::default());
         let mut input = self.take_unparsed();
         input.extend_from_slice(bytes);
-        let (mut at, mut scratch, mut asked) = (0, Vec::new(), Vec::new());
+        let (mut at, mut heads, mut asked) = (0, Heads::new(), Vec::new());
         loop {
-            match self.decode(&input[at..], &rules, &mut scratch, &date, ledger) {
+            match self.decode(&input[at..], &rules, &mut heads, &date, ledger) {
                 Step::Stop => break,
                 Step::Passed(consumed) => at += consumed,
                 Step::Get { key, answer, consumed, .. } => {

@@ -2,7 +2,7 @@
 
 use super::{Answer, Connection, Phase, Protocol, Step};
 use crate::figures::{Ending, Ledger, Note, Protocol as Wire, escape_into};
-use crate::protocol::http::{self, Body, Command, Date, Head, Refusal, Rules, View};
+use crate::protocol::http::{self, Body, Command, Date, Head, Heads, Refusal, Rules, View};
 use crate::protocol::{Decoded, Shape};
 
 /// What an HTTP connection is at between heads.
@@ -53,17 +53,17 @@ impl Connection {
         &mut self,
         input: &'a [u8],
         rules: &Rules,
-        key_scratch: &'a mut Vec<u8>,
+        heads: &'a mut Heads,
         date: &Date,
         ledger: &mut Ledger,
     ) -> Step<'a> {
         match &mut self.protocol {
             Protocol::Http(between) if between.is_amid_body() => {
-                return self.skip_body(input, key_scratch, date, ledger);
+                return self.skip_body(input, heads, date, ledger);
             }
             _ => {}
         }
-        match http::decode(input, rules, key_scratch) {
+        match http::decode(input, rules, heads) {
             Decoded::Incomplete => Step::Stop,
             Decoded::Complete(mut head, consumed) => {
                 ledger.asked(&self.address, |text| escape_into(text, head.line));
@@ -85,13 +85,7 @@ impl Connection {
         }
     }
 
-    fn skip_body<'a>(
-        &mut self,
-        input: &'a [u8],
-        key_scratch: &'a mut Vec<u8>,
-        date: &Date,
-        ledger: &mut Ledger,
-    ) -> Step<'a> {
+    fn skip_body<'a>(&mut self, input: &'a [u8], heads: &'a mut Heads, date: &Date, ledger: &mut Ledger) -> Step<'a> {
         let Protocol::Http(Between { body, deferred }) = &mut self.protocol else { return Step::Stop };
         match body.skip(input) {
             Ok(consumed) if *body == Body::Done => match deferred.take() {
@@ -101,9 +95,9 @@ impl Connection {
                         // Whether it knows that was said with the head.
                         self.phase = Phase::Last { unread: true };
                     }
-                    *key_scratch = deferred.key;
+                    heads.key = deferred.key;
                     Step::Get {
-                        key: key_scratch,
+                        key: &heads.key,
                         touch: true,
                         answer: Answer::Alone(Shape::Http(deferred.shape)),
                         consumed,
@@ -137,7 +131,11 @@ impl Connection {
                 self.protocol = Protocol::Http(Between { body, deferred });
                 return Step::Passed(consumed);
             }
-            _ if shape.keep_alive => self.protocol = Protocol::Http(Between { body, deferred: None }),
+            _ if shape.keep_alive => {
+                if let Protocol::Http(between) = &mut self.protocol {
+                    between.body = body;
+                }
+            }
             _ => self.phase = Phase::Last { unread: body != Body::Done },
         }
         match command {

@@ -160,6 +160,11 @@ impl Outgoing {
         }
     }
 
+    /// All that is to be sent, if it is short things alone.
+    pub fn short(&self) -> Option<&[u8]> {
+        self.queue.is_empty().then(|| &self.tail[self.tail_sent..])
+    }
+
     /// The next bytes to send, as slices for one `writev`. Empty when all is sent. Renders a window where a value
     /// needs it.
     pub fn slices<'a>(&'a mut self, slices: &mut [IoSlice<'a>; WRITE_SLICES]) -> usize {

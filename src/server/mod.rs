@@ -8,9 +8,9 @@
 //!     accept           new clients, a bounded number
 //!     news             changes in Redis end what they concern, a bounded number; completions are stored, their waiters'
 //!                      replies encoded
+//!     due              late waiters, expired entries, timers; a bounded number of each
 //!     turns            every client with something to do gets one: send, decode, look up, read
 //!     submit           the turns' fetches, all under one lock; refused ones are answered
-//!     due              late waiters, expired entries, timers; a bounded number of each
 //! ```
 //!
 //! Whoever has more to do than one turn allows goes to the end of the queue and the next poll does not sleep.
@@ -21,6 +21,7 @@ mod listen;
 mod patience;
 mod places;
 mod stopping;
+mod turns;
 mod watch;
 
 pub use listen::{bind, check_handing_over, check_nobody_listens};
@@ -34,11 +35,11 @@ use crate::config::Config;
 use crate::connection::Connection;
 use crate::figures::{Ledger, Register};
 use crate::journal::Journal;
-use crate::protocol::http::{Date, Rules};
+use crate::protocol::http::{Date, Heads, Rules};
 use crate::proxy::Proxy;
 use crate::request::{Change, Completion, Failure, Job, Millis, Reply, Waiter};
-use crate::serve::{Service, update_figures};
-use client::{Client, Next, Turn};
+use crate::serve::update_figures;
+use client::Client;
 use clock::Clock;
 use listen::{Accepted, Acceptor};
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -93,13 +94,17 @@ struct Books {
 impl Books {
     /// Hands the lines of the access log over, if they are more than so many bytes.
     fn hand_lines_over(&mut self, most: usize) {
-        if let Some(journal) = &self.access_log
-            && let Some(lines) = self.ledger.lines().filter(|lines| lines.len() > most)
-        {
-            journal.add_requests(lines);
-            lines.clear();
-            lines.shrink_to(2 * LOG_BYTES);
+        if let Some(journal) = &self.access_log {
+            hand_lines_over(&mut self.ledger, journal, most);
         }
+    }
+}
+
+fn hand_lines_over(ledger: &mut Ledger, journal: &Journal, most: usize) {
+    if let Some(lines) = ledger.lines().filter(|lines| lines.len() > most) {
+        journal.add_requests(lines);
+        lines.clear();
+        lines.shrink_to(2 * LOG_BYTES);
     }
 }
 
@@ -124,8 +129,8 @@ pub struct Server {
     completions: Vec<Completion>,
     changes: Vec<Change>,
     scratch: Scratch,
-    /// Where keys are unescaped.
-    key: Vec<u8>,
+    /// What request heads are decoded with.
+    heads: Heads,
     books: Books,
     /// What loops show each other, and this one's number among them.
     register: Arc<Register>,
@@ -199,7 +204,7 @@ impl Server {
             completions: Vec::new(),
             changes: Vec::new(),
             scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES) },
-            key: Vec::new(),
+            heads: Heads::new(),
             books: Books { ledger: Ledger::default(), access_log: None },
             register,
             number,
@@ -231,9 +236,9 @@ impl Server {
             self.note(&events);
             self.accept();
             self.take_news();
+            self.do_what_is_due();
             self.give_turns();
             self.submit_jobs();
-            self.do_what_is_due();
             self.end_tick();
         }
         // Those whom the grace was too short for.
@@ -251,11 +256,10 @@ impl Server {
     }
 
     fn end_tick(&mut self) {
-        // What was answered outside of turns.
-        if self.books.ledger.is_open() {
-            self.books.ledger.settle(self.clock.micros());
-        }
-        self.books.ledger.figures.tick_times.observe(self.clock.micros() - self.clock.micros, 1);
+        // What the last turns have answered, or what was answered outside of them.
+        let now = self.clock.micros();
+        self.books.ledger.settle(now);
+        self.books.ledger.figures.tick_times.observe(now - self.clock.micros, 1);
         self.books.hand_lines_over(0);
         // Whoever calls wants to see that the loop turns, and how it does.
         if let Some(seat) = self.register.seats().get(self.number)
@@ -347,78 +351,6 @@ impl Server {
             self.proxy.complete(completion, self.clock.now, |waiter, reply| {
                 answer(&mut self.clients, &mut self.queue, (waiter, reply), &self.clock.date, &mut self.books);
             });
-        }
-    }
-
-    fn give_turns(&mut self) {
-        self.books.ledger.figures.clients = self.clients.len() - self.places.turned_away();
-        for _ in 0..self.queue.len() {
-            let Some(slot) = self.queue.pop_front() else { return };
-            let Some(client) = self.clients.get_mut(slot) else { continue };
-            client.queued = false;
-            let mut turn = Turn {
-                service: Service {
-                    proxy: &mut self.proxy,
-                    jobs: &mut self.jobs,
-                    key: &mut self.key,
-                    rules: &self.rules,
-                    date: &self.clock.date,
-                    ledger: &mut self.books.ledger,
-                    register: &self.register,
-                    number: self.number,
-                    now: self.clock.now,
-                },
-                scratch: &mut self.scratch,
-                limits: self.patience,
-            };
-            let next = client.turn(slot, &mut turn);
-            if self.books.ledger.is_open() {
-                self.books.ledger.settle(self.clock.micros());
-            }
-            match next {
-                Next::Wait => self.set_timer(slot),
-                Next::Again | Next::Linger => {
-                    enqueue(&mut self.queue, client, slot);
-                    self.set_timer(slot);
-                }
-                Next::Close => self.close(slot),
-            }
-            self.books.hand_lines_over(LOG_BYTES);
-            self.scratch.write.shrink_to(WRITE_BYTES);
-        }
-    }
-
-    /// Sets a client's timer, unless it goes off in time already.
-    fn set_timer(&mut self, slot: usize) {
-        let Some(client) = self.clients.get_mut(slot) else { return };
-        let deadline = client.patience.deadline(self.patience);
-        if client.patience.armed <= deadline {
-            return;
-        }
-        client.patience.armed = deadline;
-        self.stop_timer(slot);
-        let clients = &mut self.clients;
-        self.timers.push(deadline, slot as u32, |id, position| clients[id as usize].timer = Some(position));
-    }
-
-    fn stop_timer(&mut self, slot: usize) {
-        let clients = &mut self.clients;
-        if let Some(position) = clients.get_mut(slot).and_then(|client| client.timer.take()) {
-            self.timers.remove(position, |id, position| clients[id as usize].timer = Some(position));
-        }
-    }
-
-    /// A client's timer has gone off.
-    fn time_out(&mut self, slot: usize) {
-        self.stop_timer(slot);
-        let Some(client) = self.clients.get_mut(slot) else { return };
-        client.patience.armed = Millis::MAX;
-        if client.patience.deadline(self.patience) > self.clock.now {
-            self.set_timer(slot);
-        } else {
-            client.put_on_trial();
-            // Its timer is set again behind its turn.
-            enqueue(&mut self.queue, client, slot);
         }
     }
 

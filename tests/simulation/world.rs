@@ -8,7 +8,7 @@ use crate::redis::{KEYS, Redis};
 use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::connection::{MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
 use segment_redis_proxy::figures::{Ledger, Register};
-use segment_redis_proxy::protocol::http::{Date, Rules as HttpRules};
+use segment_redis_proxy::protocol::http::{Date, Heads, Rules as HttpRules};
 use segment_redis_proxy::proxy::Proxy;
 use segment_redis_proxy::request::{Change, Completion, Failure, Job, Millis, Outcome, Reply, Source, Waiter};
 use segment_redis_proxy::serve::Service;
@@ -79,6 +79,7 @@ pub struct World {
     now: Millis,
     moment: Moment,
     date: Date,
+    heads: Heads,
     ledger: Ledger,
     proxy: Proxy,
     limits: Limits,
@@ -118,6 +119,7 @@ impl World {
             now: random.below(1000),
             moment: 0,
             date: Date::at(SystemTime::UNIX_EPOCH),
+            heads: Heads::new(),
             ledger: Ledger::new(true),
             proxy: Proxy::new(limits, rules.ttl, rules.patience),
             limits,
@@ -354,7 +356,7 @@ impl World {
         let mut service = Service {
             proxy: &mut self.proxy,
             jobs: &mut jobs,
-            key: &mut Vec::new(),
+            heads: &mut self.heads,
             rules: &HttpRules::default(),
             date: &self.date,
             ledger: &mut self.ledger,

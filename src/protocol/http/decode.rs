@@ -6,6 +6,7 @@
 
 use super::super::Decoded;
 use super::fields::Fields;
+use super::known::{self, Found, KnownFields};
 use super::target::{Target, is_known};
 use super::{Body, Refusal, Rules, Shape, Status, Topic, View, bad_request};
 use crate::request::MAX_KEY_BYTES;
@@ -51,10 +52,26 @@ pub struct Head<'a> {
     pub line: &'a [u8],
 }
 
-/// Decodes the request head at the beginning of `input`. A key with percent-escapes is decoded into `key_scratch`,
+/// What heads are decoded with, beside their bytes. Nothing that is decoded depends on what was decoded before.
+#[derive(Debug)]
+pub struct Heads {
+    /// Room for a key that has to be unescaped.
+    pub key: Vec<u8>,
+    pub(super) known: KnownFields,
+}
+
+impl Heads {
+    /// Nothing was decoded yet.
+    #[allow(clippy::new_without_default, reason = "one way to make one is enough")]
+    pub fn new() -> Heads {
+        Heads { key: Vec::new(), known: KnownFields::new() }
+    }
+}
+
+/// Decodes the request head at the beginning of `input`. A key with percent-escapes is decoded into `heads`,
 /// any other is borrowed from `input`. An `Err` means that where the next request begins is not known: the
 /// connection must end. Whether and how a head is refused does not depend on how much of what follows is there.
-pub fn decode<'a>(input: &'a [u8], rules: &Rules, key_scratch: &'a mut Vec<u8>) -> Decoded<Head<'a>, Refusal> {
+pub fn decode<'a>(input: &'a [u8], rules: &Rules, heads: &'a mut Heads) -> Decoded<Head<'a>, Refusal> {
     let empty_line = match input {
         [b'\r'] => return Decoded::Incomplete,
         [b'\r', b'\n', ..] => 2,
@@ -66,6 +83,16 @@ pub fn decode<'a>(input: &'a [u8], rules: &Rules, key_scratch: &'a mut Vec<u8>) 
     }
     // What is behind the longest head does not make a difference.
     let input = &input[..input.len().min(MAX_HEAD_BYTES)];
+    if let Some(Found { method, target, fields, length }) = heads.known.find(input)
+        && target.len() <= MAX_TARGET_BYTES
+        && let Some(parsed) = Target::parse(method, target)
+    {
+        let line = request_line(input, method, target);
+        return Decoded::Complete(
+            interpret(method, &parsed, line, (fields, false), rules, &mut heads.key),
+            empty_line + length,
+        );
+    }
     let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut []);
     let length = match request.parse_with_uninit_headers(input, &mut headers) {
@@ -74,44 +101,63 @@ pub fn decode<'a>(input: &'a [u8], rules: &Rules, key_scratch: &'a mut Vec<u8>) 
         Ok(httparse::Status::Partial) => return Decoded::Invalid(too_large(&request)),
         Err(error) => return Decoded::Invalid(malformed(error, &request, input)),
     };
-    let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
-        return Decoded::Invalid(bad_request("the request does not parse as HTTP/1.1"));
-    };
-    match interpret(&input[..length], (method, target, version == 0), request.headers, rules, key_scratch) {
+    match read(&input[..length], &request, rules, heads) {
         Ok(head) => Decoded::Complete(head, empty_line + length),
         Err(refusal) => Decoded::Invalid(refusal),
     }
 }
 
-/// What a head means whose parts are found.
-fn interpret<'a>(
+/// The request line, without its end, at the beginning of `head`.
+fn request_line<'a>(head: &'a [u8], method: &str, target: &[u8]) -> &'a [u8] {
+    &head[..method.len() + 1 + target.len() + " HTTP/1.1".len()]
+}
+
+/// Reads a head whose parts are found.
+fn read<'a>(
     head: &'a [u8],
-    (method, target, version_1_0): (&str, &'a str, bool),
-    headers: &[httparse::Header<'a>],
+    request: &httparse::Request<'_, 'a>,
     rules: &Rules,
-    key_scratch: &'a mut Vec<u8>,
+    heads: &'a mut Heads,
 ) -> Result<Head<'a>, Refusal> {
+    let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
+        return Err(bad_request("the request does not parse as HTTP/1.1"));
+    };
     if target.len() > MAX_TARGET_BYTES {
         return Err(TARGET_TOO_LONG);
     }
-    if !has_whole_line_ends(head, headers) {
+    if !has_whole_line_ends(head, request.headers) {
         return Err(bad_request("a line ends with a carriage return and a line feed"));
     }
-    let target_length = target.len();
-    let Some(target) = Target::parse(method, target) else {
+    let Some(parsed) = Target::parse(method, target.as_bytes()) else {
         return Err(bad_request("the request target must be a path or an http URL, of ASCII, and percent-encoded"));
     };
-    let fields = Fields::read(headers, version_1_0)?;
+    let version_1_0 = version == 0;
+    let fields = Fields::read(request.headers, version_1_0)?;
+    let line = request_line(head, method, target.as_bytes());
+    if method == known::METHOD && !version_1_0 {
+        heads.known.remember(&head[line.len() + "\r\n".len()..], &fields);
+    }
+    Ok(interpret(method, &parsed, line, (fields, version_1_0), rules, &mut heads.key))
+}
+
+/// What a head means whose parts are read.
+fn interpret<'a>(
+    method: &str,
+    target: &Target<'a>,
+    line: &'a [u8],
+    (fields, version_1_0): (Fields<'a>, bool),
+    rules: &Rules,
+    key_scratch: &'a mut Vec<u8>,
+) -> Head<'a> {
     // What is no method that is known may be what is left of something else.
     let keep_alive = fields.keep_alive && is_known(method) && method != "CONNECT";
-    let shape = |view| Shape { view, head_only: method == "HEAD", version_1_0, keep_alive };
     let (view, command) = if rules.hosts.allow(target.host.unwrap_or(fields.host)) || target.is_about_health() {
         target.interpret(method, rules.admin, key_scratch)
     } else {
         (View::Json, Command::Refuse(MISDIRECTED))
     };
-    let line = &head[..method.len() + 1 + target_length + " HTTP/1.1".len()];
-    Ok(Head { command, shape: shape(view), body: fields.body, expects_answer: fields.expects_answer, line })
+    let shape = Shape { view, head_only: method == "HEAD", version_1_0, keep_alive };
+    Head { command, shape, body: fields.body, expects_answer: fields.expects_answer, line }
 }
 
 /// Whether each line of a head ends with a carriage return and a line feed. A line is followed by a field's name, or by the
@@ -165,12 +211,12 @@ fn malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input:
 mod tests {
     use super::*;
 
-    fn decode<'a>(input: &'a [u8], key_scratch: &'a mut Vec<u8>) -> Decoded<Head<'a>, Refusal> {
-        super::decode(input, &Rules::default(), key_scratch)
+    fn decode<'a>(input: &'a [u8], heads: &'a mut Heads) -> Decoded<Head<'a>, Refusal> {
+        super::decode(input, &Rules::default(), heads)
     }
 
     fn status_of(input: &[u8]) -> Status {
-        match decode(input, &mut Vec::new()) {
+        match decode(input, &mut Heads::new()) {
             Decoded::Complete(Head { command: Command::Get(_) | Command::Options | Command::About(_), .. }, _) => {
                 Status::Ok
             }
@@ -182,7 +228,7 @@ mod tests {
 
     fn key_of(target: &str) -> Option<(View, Vec<u8>)> {
         let head = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
-        match decode(head.as_bytes(), &mut Vec::new()) {
+        match decode(head.as_bytes(), &mut Heads::new()) {
             Decoded::Complete(Head { command: Command::Get(key), shape, .. }, _) => Some((shape.view, key.to_vec())),
             _ => None,
         }
@@ -211,10 +257,10 @@ mod tests {
     fn a_head_is_complete_only_with_its_last_byte_and_takes_nothing_of_what_follows() {
         let head = b"GET /key/%41bc HTTP/1.1\r\nHost: example\r\nContent-Length: 3\r\nConnection: close\r\n\r\n";
         for end in 0..head.len() {
-            assert_eq!(decode(&head[..end], &mut Vec::new()), Decoded::Incomplete, "{end}");
+            assert_eq!(decode(&head[..end], &mut Heads::new()), Decoded::Incomplete, "{end}");
         }
         for follows in [&b""[..], b"abc", b"GET / HTTP/1.1\r\n\r\n", b"\x00\xff"] {
-            let mut scratch = Vec::new();
+            let mut scratch = Heads::new();
             let all = [head, follows].concat();
             let Decoded::Complete(found, length) = decode(&all, &mut scratch) else { panic!("not complete") };
             assert_eq!((found.command, found.body, length), (Command::Get(b"Abc"), Body::Length(3), head.len()));
@@ -238,7 +284,7 @@ mod tests {
             ("1.0", "Connection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 10\r\n", true),
         ] {
             let head = format!("GET /key/a HTTP/{version}\r\nHost: x\r\n{field}\r\n");
-            let mut scratch = Vec::new();
+            let mut scratch = Heads::new();
             let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut scratch) else { panic!("{field}") };
             assert_eq!(head.shape.keep_alive, keep_alive, "{version} {field}");
         }
@@ -353,7 +399,7 @@ mod tests {
             (many, Status::HeaderFieldsTooLarge),
         ] {
             assert_eq!(status_of(&head), status, "{}", head.len());
-            let first = (1..=head.len()).find(|&end| decode(&head[..end], &mut Vec::new()) != Decoded::Incomplete);
+            let first = (1..=head.len()).find(|&end| decode(&head[..end], &mut Heads::new()) != Decoded::Incomplete);
             let first = first.expect("it is refused in pieces too");
             assert_eq!(status_of(&head[..first]), status, "{}, in pieces", head.len());
             assert!(first <= MAX_HEAD_BYTES);

@@ -13,20 +13,31 @@ const RETRY_AFTER: &str = "Retry-After: 1\r\n";
 /// What may be done with a key.
 const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
 
-/// The `Date` field's value (RFC 9110, section 6.6.1), rendered once for each second, not once for each response.
+/// What the heads of responses have of the time: the `Date` field's value (RFC 9110, section 6.6.1), and all that stands
+/// before the length of a value. Rendered once for each second, not once for each response.
 #[derive(Clone, Debug)]
-pub struct Date(String);
+pub struct Date {
+    text: String,
+    /// By [`View`].
+    before_length: [Vec<u8>; 2],
+}
 
 impl Date {
     /// Renders a time.
     pub fn at(time: SystemTime) -> Date {
-        Date(httpdate::fmt_http_date(time))
+        let text = httpdate::fmt_http_date(time);
+        let before_length = ["application/json", "application/octet-stream"].map(|content_type| {
+            let mut head = Vec::new();
+            begin_head(Status::Ok, content_type, &text, &mut head);
+            head
+        });
+        Date { text, before_length }
     }
 
     /// As the Common Log Format has it: `06/Nov/1994:08:49:37 +0000`.
     pub fn in_log(&self) -> String {
         // "Sun, 06 Nov 1994 08:49:37 GMT"
-        let mut parts = self.0.split(' ').skip(1);
+        let mut parts = self.text.split(' ').skip(1);
         let mut next = || parts.next().unwrap_or_default();
         format!("{}/{}/{}:{} +0000", next(), next(), next(), next())
     }
@@ -103,13 +114,10 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
         Outcome::Value(payload) => {
             let from_cache = !matches!(reply.source, Source::Redis { .. });
             let body = Body::new(payload, shape.view, from_cache);
-            let content_type = match shape.view {
-                View::Json => "application/json",
-                View::Raw => "application/octet-stream",
-            };
             let head = out.tail();
             let bytes = body.len();
-            begin_head(status, content_type, bytes, date, head);
+            head.extend_from_slice(&date.before_length[shape.view as usize]);
+            write_length(bytes, head);
             write_cache_status(reply.source, head);
             end_head(shape, head);
             if shape.head_only {
@@ -157,7 +165,8 @@ pub fn encode_refusal(refusal: Refusal, shape: Shape, date: &Date, out: &mut Out
 pub fn encode_document(document: &Document, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
     let Document { status, content_type, policy, body } = document;
     let out = out.tail();
-    begin_head(*status, content_type, body.len(), date, out);
+    begin_head(*status, content_type, &date.text, out);
+    write_length(body.len(), out);
     out.extend_from_slice(b"Cache-Control: no-store\r\n");
     if !policy.is_empty() {
         for part in ["Content-Security-Policy: ", policy, "\r\nReferrer-Policy: no-referrer\r\n"] {
@@ -176,7 +185,7 @@ pub fn encode_document(document: &Document, shape: Shape, date: &Date, out: &mut
 /// scripts of strangers' pages.
 pub fn encode_options(shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
     let out = out.tail();
-    for part in ["HTTP/1.1 ", Status::Ok.line(), "\r\nDate: ", &date.0, "\r\n", ALLOW, "Content-Length: 0\r\n"] {
+    for part in ["HTTP/1.1 ", Status::Ok.line(), "\r\nDate: ", &date.text, "\r\n", ALLOW, "Content-Length: 0\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
     end_head(shape, out);
@@ -196,7 +205,8 @@ fn encode_error(
     const AFTER: &str = "\"}";
     let length = BEFORE.len() + json::rendered_len(message.as_bytes(), Encoding::Escaped) + AFTER.len();
     let out = out.tail();
-    begin_head(status, "application/json", length, date, out);
+    begin_head(status, "application/json", &date.text, out);
+    write_length(length, out);
     if let Some(source) = source {
         write_cache_status(source, out);
     }
@@ -211,11 +221,15 @@ fn encode_error(
     Sent { status, bytes: length }
 }
 
-fn begin_head(status: Status, content_type: &str, length: usize, date: &Date, out: &mut Vec<u8>) {
-    for part in ["HTTP/1.1 ", status.line(), "\r\nDate: ", &date.0, "\r\nContent-Type: ", content_type] {
+/// All that stands before the length of the body.
+fn begin_head(status: Status, content_type: &str, date: &str, out: &mut Vec<u8>) {
+    for part in ["HTTP/1.1 ", status.line(), "\r\nDate: ", date, "\r\nContent-Type: ", content_type] {
         out.extend_from_slice(part.as_bytes());
     }
     out.extend_from_slice(b"\r\nX-Content-Type-Options: nosniff\r\nContent-Length: ");
+}
+
+fn write_length(length: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
     out.extend_from_slice(b"\r\n");
 }

@@ -6,10 +6,11 @@ mod encode;
 mod fields;
 mod host;
 pub mod json;
+mod known;
 mod target;
 
 pub use body::{Body, Fault};
-pub use decode::{Command, Head, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
+pub use decode::{Command, Head, Heads, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
 pub use encode::{Date, Document, encode_document, encode_options, encode_refusal, encode_reply, status_of};
 pub use host::Hosts;
 pub use target::may_be_about_the_proxy;

@@ -18,11 +18,36 @@ pub struct Target<'a> {
     /// The host in it, which goes before the Host field.
     pub host: Option<&'a [u8]>,
     path: Path<'a>,
+    /// Whether there are percent-escapes in it.
+    escaped: bool,
 }
+
+/// What there is in a target, as bits.
+const NEVER: u8 = 1;
+const QUERY: u8 = 2;
+const ESCAPE: u8 = 4;
+
+/// What each byte of a target tells. No byte that RFC 3986 knows is outside of the graphic ones of ASCII; '#' would begin what a
+/// client must not send. A table, and all of its bits found at once: it is asked with every request.
+const IN_TARGET: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = match byte as u8 {
+            b'#' => NEVER,
+            b'?' => QUERY,
+            b'%' => ESCAPE,
+            byte if byte.is_ascii_graphic() => 0,
+            _ => NEVER,
+        };
+        byte += 1;
+    }
+    table
+};
 
 enum Path<'a> {
     /// This path, without its query.
-    Resource(&'a str),
+    Resource(&'a [u8]),
     /// The server as a whole: `OPTIONS *`.
     Server,
     /// The other end of a tunnel: `CONNECT host:port`.
@@ -54,42 +79,44 @@ const TOPICS: [(&str, Topic); 5] = [
 
 impl Topic {
     /// What a path is about, where figures are shown (`admin`) or where only health is.
-    fn of(path: &str, admin: bool) -> Option<Topic> {
-        let (_, topic) = TOPICS.into_iter().find(|(known, _)| *known == path)?;
+    fn of(path: &[u8], admin: bool) -> Option<Topic> {
+        let (_, topic) = TOPICS.into_iter().find(|(known, _)| known.as_bytes() == path)?;
         (admin || matches!(topic, Topic::Alive | Topic::Ready)).then_some(topic)
     }
 }
 
 impl<'a> Target<'a> {
     /// Takes a target apart. `None` where it is none, or none for that method.
-    pub fn parse(method: &str, target: &'a str) -> Option<Target<'a>> {
-        // No byte that RFC 3986 knows is outside of these; '#' would begin what a client must not send.
-        if !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+    pub fn parse(method: &str, target: &'a [u8]) -> Option<Target<'a>> {
+        let has = target.iter().fold(0, |has, &byte| has | IN_TARGET[usize::from(byte)]);
+        if has & NEVER != 0 {
             return None;
         }
+        let escaped = has & ESCAPE != 0;
         if method == "CONNECT" {
-            let host = host_of(target.as_bytes()).filter(|host| !host.is_empty())?;
-            return Some(Target { host: Some(host), path: Path::Elsewhere });
+            let host = host_of(target).filter(|host| !host.is_empty())?;
+            return Some(Target { host: Some(host), path: Path::Elsewhere, escaped });
         }
-        if target == "*" {
-            return (method == "OPTIONS").then_some(Target { host: None, path: Path::Server });
+        if target == b"*" {
+            return (method == "OPTIONS").then_some(Target { host: None, path: Path::Server, escaped });
         }
-        if target.starts_with('/') {
-            return Some(Target { host: None, path: Path::Resource(without_query(target)) });
+        if target.starts_with(b"/") {
+            let path = if has & QUERY == 0 { target } else { without_query(target) };
+            return Some(Target { host: None, path: Path::Resource(path), escaped });
         }
-        let (scheme, rest) = target.split_once("://")?;
+        let (scheme, rest) = std::str::from_utf8(target).ok()?.split_once("://")?;
         if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
             return None;
         }
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let host = host_of(authority.as_bytes()).filter(|host| !host.is_empty())?;
-        let path = match without_query(rest) {
+        let path = match without_query(rest.as_bytes()) {
             _ if scheme.eq_ignore_ascii_case("https") => Path::Secured,
-            "" if method == "OPTIONS" => Path::Server,
-            "" => Path::Resource("/"),
+            b"" if method == "OPTIONS" => Path::Server,
+            b"" => Path::Resource(b"/"),
             path => Path::Resource(path),
         };
-        Some(Target { host: Some(host), path })
+        Some(Target { host: Some(host), path, escaped })
     }
 
     /// Whether it is about the proxy's health. Whoever looks after a server asks by its address, whatever its names are.
@@ -100,7 +127,7 @@ impl<'a> Target<'a> {
     /// What is asked for, where figures are shown (`admin`) or not. A key with percent-escapes is decoded into `key_scratch`.
     pub fn interpret(&self, method: &str, admin: bool, key_scratch: &'a mut Vec<u8>) -> (View, Command<'a>) {
         let (view, key, topic) = match self.path {
-            Path::Resource(path) => match (path.strip_prefix("/key/"), path.strip_prefix("/raw/")) {
+            Path::Resource(path) => match (path.strip_prefix(b"/key/"), path.strip_prefix(b"/raw/")) {
                 (Some(key), _) => (View::Json, Some(key), None),
                 (_, Some(key)) => (View::Raw, Some(key), None),
                 _ => (View::Json, None, Topic::of(path, admin)),
@@ -112,15 +139,14 @@ impl<'a> Target<'a> {
             (_, Path::Secured) => Command::Refuse(NOT_SECURED),
             ("OPTIONS", Path::Server) => Command::Options,
             ("OPTIONS", _) if exists => Command::Options,
-            ("GET" | "HEAD", _) if exists => {
-                match (topic, decode_percent(key.unwrap_or_default().as_bytes(), key_scratch)) {
-                    (Some(topic), _) => Command::About(topic),
-                    (None, Some(key)) => Command::Get(key),
-                    (None, None) => {
-                        Command::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits"))
-                    }
-                }
-            }
+            ("GET" | "HEAD", _) if exists => match (topic, key.unwrap_or_default()) {
+                (Some(topic), _) => Command::About(topic),
+                (None, key) if !self.escaped => Command::Get(key),
+                (None, key) => match decode_percent(key, key_scratch) {
+                    Some(key) => Command::Get(key),
+                    None => Command::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits")),
+                },
+            },
             ("GET" | "HEAD" | "OPTIONS", _) => Command::Refuse(NO_SUCH_PATH),
             (method, Path::Resource(_)) if !exists && NOT_OFFERED.contains(&method) => Command::Refuse(NO_SUCH_PATH),
             (method, _) if NOT_OFFERED.contains(&method) => Command::Refuse(Refusal {
@@ -143,16 +169,13 @@ const NOT_SECURED: Refusal =
 const NO_SUCH_PATH: Refusal =
     Refusal { status: Status::NotFound, message: "no such path; ask for /key/{key} or /raw/{key}" };
 
-fn without_query(path: &str) -> &str {
-    path.split_once('?').map_or(path, |(path, _)| path)
+fn without_query(path: &[u8]) -> &[u8] {
+    path.iter().position(|&byte| byte == b'?').map_or(path, |query| &path[..query])
 }
 
 /// Decodes percent-escapes (RFC 3986, section 2.1). A plus is a plus. `None` where an escape is malformed, because
 /// guessing would make two names for one key.
-fn decode_percent<'a>(encoded: &'a [u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
-    if !encoded.contains(&b'%') {
-        return Some(encoded);
-    }
+fn decode_percent<'a>(encoded: &[u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
     scratch.clear();
     let mut bytes = encoded.iter();
     while let Some(&byte) = bytes.next() {
@@ -174,7 +197,7 @@ mod tests {
     /// What comes of a request line's method and target: the status, or what a good one would get.
     fn asked(method: &str, target: &str) -> Result<String, Status> {
         let mut scratch = Vec::new();
-        let parsed = Target::parse(method, target).ok_or(Status::BadRequest)?;
+        let parsed = Target::parse(method, target.as_bytes()).ok_or(Status::BadRequest)?;
         match parsed.interpret(method, true, &mut scratch) {
             (view, Command::Get(key)) => Ok(format!("{view:?} {}", String::from_utf8_lossy(key))),
             (_, Command::Options) => Ok("options".into()),
@@ -264,7 +287,7 @@ mod tests {
         for (target, there) in
             [("/", false), ("/metrics", false), ("/stats", false), ("/healthz", true), ("/readyz", true)]
         {
-            let parsed = Target::parse("GET", target).expect("a target");
+            let parsed = Target::parse("GET", target.as_bytes()).expect("a target");
             let mut scratch = Vec::new();
             assert_eq!(matches!(parsed.interpret("GET", false, &mut scratch).1, Command::About(_)), there, "{target}");
             assert_eq!(parsed.is_about_health(), there, "{target}");
@@ -273,7 +296,9 @@ mod tests {
 
     #[test]
     fn the_host_in_the_target_is_found() {
-        let host = |target| Target::parse("GET", target).and_then(|target| target.host.map(<[u8]>::to_vec));
+        let host = |target: &'static str| {
+            Target::parse("GET", target.as_bytes()).and_then(|target| target.host.map(<[u8]>::to_vec))
+        };
         assert_eq!(host("http://One:80/key/a"), Some(b"One".to_vec()));
         assert_eq!(host("https://[::1]?x"), Some(b"[::1]".to_vec()));
         assert_eq!(host("/key/http://a/"), None);

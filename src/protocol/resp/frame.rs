@@ -105,6 +105,14 @@ pub fn bulk_body(input: &[u8], bytes: usize, header: usize) -> Decoded<&[u8], Vi
 
 /// A decimal number up to `most`, and the CR and LF behind it: no plus, no leading zeros, no space.
 fn number(input: &[u8], most: i64) -> Decoded<i64, ()> {
+    // Most are short. None of these is out of range.
+    match input {
+        [ones @ b'0'..=b'9', b'\r', b'\n', ..] => return Decoded::Complete(i64::from(ones - b'0'), 3),
+        [tens @ b'1'..=b'9', ones @ b'0'..=b'9', b'\r', b'\n', ..] => {
+            return Decoded::Complete(i64::from(tens - b'0') * 10 + i64::from(ones - b'0'), 4);
+        }
+        _ => {}
+    }
     let digits_from = usize::from(input.first() == Some(&b'-'));
     let mut value = 0;
     for (at, &byte) in input.iter().enumerate().skip(digits_from) {
