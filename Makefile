@@ -15,5 +15,6 @@ load:
 up:
 	if docker compose version >/dev/null 2>&1; then docker compose up --build; else docker-compose up --build; fi
 
+# Beside nginx, webdis and Redis, and inside; a report in target/bench.
 bench:
-	cargo bench --locked
+	scripts/bench.sh

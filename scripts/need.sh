@@ -1,12 +1,14 @@
 # shellcheck shell=bash
 # Sourced by the other scripts.
 
-# need COMMAND:PACKAGE...: installs the Debian packages of those commands that are not there. As root, or by sudo.
+# need COMMAND:PACKAGE...: installs the Debian packages of those commands that are not there; /path/to/file:PACKAGE of what is
+# no command. As root, or by sudo.
 need() {
     local pair packages=() as_root=()
     for pair in "$@"; do
         # Not everybody's PATH has the programs of administrators.
-        command -v "${pair%%:*}" >/dev/null || [ -x "/usr/sbin/${pair%%:*}" ] || packages+=("${pair##*:}")
+        command -v "${pair%%:*}" >/dev/null || [ -x "/usr/sbin/${pair%%:*}" ] || [[ $pair == /* && -e ${pair%%:*} ]] ||
+            packages+=("${pair##*:}")
     done
     [ "${#packages[@]}" -gt 0 ] || return 0
     [ "$(id -u)" = 0 ] || as_root=(sudo)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need, then: format check, lints with warnings denied, all tests, the fuzzer for a moment, and
-# the soak test for a minute.
+# Installs what the tests need, then: format check, lints with warnings denied, all tests, the fuzzer for a moment,
+# the soak test for a minute, and two of the benchmark's cases for a second.
 # Needs Debian (or a relative of it) and a Rust toolchain; root, or sudo, to install what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,3 +26,5 @@ cargo test --locked
 # A moment for each target: that it builds, and that what it begins with passes under its own limits of time and memory.
 scripts/fuzz.sh 5
 scripts/load.sh --minutes 1
+# That every peer starts and is measured; what the figures are is no matter here.
+scripts/bench.sh --peers-only --only hit,resp-1 --rounds 1 --seconds 1

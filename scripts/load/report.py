@@ -13,22 +13,9 @@ import sys
 import plot
 import values
 import verdict
+from tables import table, time_text
 
 MIB = 2 ** 20
-
-
-def time_text(seconds):
-    if seconds is None:
-        return "-"
-    if seconds < 0.0009995:
-        return "%.0f us" % (seconds * 1e6)
-    return "%.3g ms" % (seconds * 1e3) if seconds < 1 else "%.2f s" % seconds
-
-
-def table(head, rows):
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    lines.extend("| " + " | ".join(row) + " |" for row in rows)
-    return lines
 
 
 def requests(results):
