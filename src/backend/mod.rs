@@ -22,6 +22,7 @@ use news::{MAX_CHANGES, News};
 use promise::{Noted, Promise};
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use task::{Attempt, Task};
@@ -92,6 +93,8 @@ struct Shared {
     /// serve: they must not take a job only to fail it.
     all_lost: Condvar,
     news: Mutex<News>,
+    /// Whether there are any. Changed under their lock.
+    has_news: AtomicBool,
     /// Where others see how things are.
     seat: Arc<Seat>,
     wake: Box<dyn Fn() + Send + Sync>,
@@ -168,7 +171,14 @@ impl Pool {
     /// Moves all completions that have come since the last call into `completions`, and up to `most` changes into
     /// `changes`. Says whether there is more: then the loop must come again without being woken.
     pub fn take_news(&self, completions: &mut Vec<Completion>, changes: &mut Vec<Change>, most: usize) -> bool {
-        self.shared.news().take(completions, changes, most)
+        // The usual answer, of each tick, takes no lock.
+        if !self.shared.has_news.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut news = self.shared.news();
+        let more = news.take(completions, changes, most);
+        self.shared.has_news.store(more, Ordering::Relaxed);
+        more
     }
 }
 
@@ -189,6 +199,7 @@ impl Shared {
             too_much_work: Condvar::new(),
             all_lost: Condvar::new(),
             news: Mutex::default(),
+            has_news: AtomicBool::new(false),
             seat,
             wake: Box::new(wake),
         }
@@ -286,7 +297,15 @@ impl Shared {
     }
 
     fn deliver(&self, completions: Vec<Completion>) {
-        let wake = self.news().complete(completions);
+        let mut news = self.news();
+        let wake = news.complete(completions);
+        self.show_news(news, wake);
+    }
+
+    /// Has the loop see what was added to the news.
+    fn show_news(&self, news: MutexGuard<'_, News>, wake: bool) {
+        self.has_news.store(true, Ordering::Release);
+        drop(news);
         if wake {
             (self.wake)();
         }
@@ -304,10 +323,7 @@ impl Shared {
             // The loop waits for this lock: a few at a time, and nothing is logged as long as it is held.
             changes.by_ref().take(HEARD_AT_ONCE).for_each(|change| overflowed |= news.change(change));
             let wake = news.announce();
-            drop(news);
-            if wake {
-                (self.wake)();
-            }
+            self.show_news(news, wake);
         }
         if overflowed {
             log::warn!("more changes in Redis than can be followed: everything cached is dropped");
@@ -330,7 +346,7 @@ mod tests {
     use super::*;
     use crate::request::Failure;
     use promise::Held;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::thread::JoinHandle;
 
     /// A pool whose helpers were never started: jobs stay in its queue.

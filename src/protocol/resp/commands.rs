@@ -82,6 +82,11 @@ static COMMANDS: [Known; 20] = [
     known(Name::Quit, "quit", -1, NO_KEY, "connection", "1.0.0", "Ends the connection."),
 ];
 
+/// `GET`.
+pub fn get() -> &'static Known {
+    &COMMANDS[0]
+}
+
 /// The command of that name, in whatever case.
 pub fn find(name: &[u8]) -> Option<&'static Known> {
     COMMANDS.iter().find(|known| known.text.as_bytes().eq_ignore_ascii_case(name))
@@ -176,6 +181,7 @@ mod tests {
             assert_eq!(find(known.text.to_uppercase().as_bytes()).map(|found| found.text), Some(known.text));
             assert!(known.text.len() <= SHOWN_BYTES && known.arity != 0, "{}", known.text);
         }
+        assert_eq!(get().name, Name::Get);
         assert!(find(b"set").is_none() && find(b"").is_none() && find(b"getx").is_none());
     }
 }

@@ -12,7 +12,7 @@
 use super::super::Decoded;
 use super::commands::{self, Known};
 use super::frame::{Arguments, MAX_BULK_BYTES, SHOWN_BYTES, Shown, Violation};
-use super::frame::{argument_count, bulk_body, bulk_length, empty_line};
+use super::frame::{argument_count, bulk_body, bulk_length, empty_line, whole_get};
 use crate::request::MAX_KEY_BYTES;
 use std::fmt;
 
@@ -160,6 +160,10 @@ impl Decoder {
     }
 
     fn command<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
+        // The usual one at a glance. It is what would be found below.
+        if let Some((key, consumed)) = whole_get(input).filter(|(key, _)| key.len() <= MAX_KEY_BYTES) {
+            return Decoded::Complete(Event::Command(commands::get(), Arguments::one(key)), consumed);
+        }
         if input.first() == Some(&b'\r') {
             let ((), consumed) = take!(empty_line(input));
             return Decoded::Complete(Event::Nothing, consumed);

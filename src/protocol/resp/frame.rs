@@ -81,6 +81,7 @@ pub fn argument_count(input: &[u8]) -> Decoded<i64, Violation> {
 }
 
 /// The length of the argument at the beginning of `input`.
+#[inline]
 pub fn bulk_length(input: &[u8]) -> Decoded<usize, Violation> {
     match input.first() {
         None => Decoded::Incomplete,
@@ -91,6 +92,15 @@ pub fn bulk_length(input: &[u8]) -> Decoded<usize, Violation> {
         },
         Some(&other) => Decoded::Invalid(Violation::NoBulk(other)),
     }
+}
+
+/// The key of the `GET` at the beginning of `input`, and how many bytes that takes, if it is one and there whole.
+pub fn whole_get(input: &[u8]) -> Option<(&[u8], usize)> {
+    let [name @ .., b'\r', b'\n'] = input.strip_prefix(b"*2\r\n$3\r\n")?.first_chunk::<5>()? else { return None };
+    let begun = b"*2\r\n$3\r\nGET\r\n".len();
+    let Decoded::Complete(length, header) = bulk_length(&input[begun..]) else { return None };
+    let Decoded::Complete(key, consumed) = bulk_body(&input[begun..], length, header) else { return None };
+    name.eq_ignore_ascii_case(b"GET").then_some((key, begun + consumed))
 }
 
 /// The argument at the beginning of `input`, its length known: `header` bytes of `$`, digits, CR and LF.
@@ -138,14 +148,21 @@ fn number(input: &[u8], most: i64) -> Decoded<i64, ()> {
 /// The arguments of a command that is there whole, and was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arguments<'a> {
-    /// The frames of those that are left.
+    /// The next one, where it was found already.
+    next: Option<&'a [u8]>,
+    /// The frames of those that are left behind it.
     frames: &'a [u8],
 }
 
 impl<'a> Arguments<'a> {
     /// `frames` holds whole arguments and nothing else.
     pub fn new(frames: &'a [u8]) -> Arguments<'a> {
-        Arguments { frames }
+        Arguments { next: None, frames }
+    }
+
+    /// One argument and no more.
+    pub fn one(argument: &'a [u8]) -> Arguments<'a> {
+        Arguments { next: Some(argument), frames: b"" }
     }
 }
 
@@ -153,6 +170,9 @@ impl<'a> Iterator for Arguments<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
+        if self.next.is_some() {
+            return self.next.take();
+        }
         let Decoded::Complete(bytes, header) = bulk_length(self.frames) else { return None };
         let Decoded::Complete(argument, consumed) = bulk_body(self.frames, bytes, header) else { return None };
         self.frames = &self.frames[consumed..];
