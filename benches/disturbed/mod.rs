@@ -24,8 +24,8 @@ impl Rounds {
         }
     }
 
-    /// Columns of a table: medians of the rounds' percentiles in microseconds, the ratio of the p99, and the same of the
-    /// quietest rounds.
+    /// Columns of a table: medians of the rounds' percentiles in microseconds, the ratios of the p99 and of the p99.9, and the
+    /// same of the quietest rounds.
     pub fn columns(&self) -> String {
         let micros = |share: f64| {
             let of = |mut figure: Vec<Duration>| percentile(&mut figure, share).as_nanos() as f64 / 1000.0;
@@ -34,14 +34,15 @@ impl Rounds {
         let (median, quietest) = (micros(0.5), micros(0.0));
         let [before, during] =
             median.map(|[p50, p90, p99, p999]| format!("{p50:.0} / {p90:.0} / {p99:.0} / {p999:.0}"));
-        let [ratio, quiet_ratio] = [median, quietest].map(|[before, during]| during[2] / before[2]);
-        format!("{before} | {during} | {ratio:.2} | {quiet_ratio:.2}")
+        let ratios = |[before, during]: [[f64; 4]; 2]| [during[2] / before[2], during[3] / before[3]];
+        let ([p99, p999], [quiet_p99, quiet_p999]) = (ratios(median), ratios(quietest));
+        format!("{before} | {during} | {p99:.2} | {p999:.2} | {quiet_p99:.2} / {quiet_p999:.2}")
     }
 }
 
 /// The titles of these columns.
-pub const COLUMNS: &str =
-    "hits undisturbed, us: p50 / p90 / p99 / p99.9 | hits meanwhile | p99: ratio | of the quietest rounds";
+pub const COLUMNS: &str = "hits undisturbed, us: p50 / p90 / p99 / p99.9 | hits meanwhile | p99 ratio | p99.9 ratio | both of the \
+     quietest rounds";
 
 /// A program on one processor, if that can be had.
 pub fn pinned(processor: usize, program: &str) -> Command {

@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod asking;
+pub mod entries;
 pub mod fresh;
 pub mod relay;
 pub mod resolver;
