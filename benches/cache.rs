@@ -1,5 +1,6 @@
 //! How the cache's operations grow from a thousand to ten million entries, and what an entry costs in memory.
-//! `cargo bench --bench cache` prints two Markdown tables, after half a minute. Read the ratios between the rows: the nanoseconds are this machine's, now.
+//! `cargo bench --bench cache` prints two Markdown tables, after half a minute. Read the ratios between the rows: the
+//! nanoseconds are this machine's, now.
 
 #![allow(clippy::expect_used, reason = "a benchmark may stop at what it did not expect")]
 
