@@ -36,10 +36,13 @@ const ENTRIES: usize = 1_000_000;
 const FILLED_WITHIN: Duration = Duration::from_secs(11);
 /// After how many hits it is looked whether they are gone.
 const LOOK_EVERY: usize = 32;
+/// The proxy's count of entries that have expired.
+const EXPIRED: &str = "segment_expirations_total";
 
-/// A long value's length, and how much of it is read between two hits.
+/// A long value's length, and how much of it is read between two hits: what a client's buffer usually takes, and almost a
+/// gigabyte in a second.
 const LONG_BYTES: usize = 64 * 1024 * 1024;
-const READ_BYTES: usize = 256 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 
 /// What is the matter on such a day. All of it is done by the thread that asks for hits: another one would be what they wait
 /// for.
@@ -200,7 +203,6 @@ impl Day for Expiry {
     }
 
     fn begin(&mut self, _scene: &mut Scene, _proxy: &Proxy) {
-        // No hit is asked for before.
         std::thread::sleep(self.at.duration_since(SystemTime::now()).expect("they have not expired yet"));
     }
 
@@ -215,11 +217,10 @@ impl Day for Expiry {
 
     fn end(&mut self, _scene: &mut Scene, proxy: &Proxy) {
         let expired = metric(proxy, EXPIRED) - self.expired;
+        // All but those that the last look left.
         assert!(expired > ENTRIES as f64 * 0.99, "only {expired} entries have expired in this round");
     }
 }
-
-const EXPIRED: &str = "segment_expirations_total";
 
 /// Somebody reads a long value over and over, as fast as it comes.
 struct LongValue {

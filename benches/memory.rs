@@ -11,12 +11,12 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::entries::{read, seed, within};
+use common::entries::{read, seed};
 use common::resp::command;
 use common::{Proxy, Redis, until};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Connections that are open once all are counted.
 const CONNECTIONS: usize = 9_000;
@@ -104,7 +104,7 @@ fn connections() -> usize {
 /// What each of a million adds, its key and value included.
 fn entry(redis: &Redis) -> f64 {
     let proxy = start(redis);
-    seed(redis, ENTRIES, within(LONG));
+    seed(redis, ENTRIES, SystemTime::now() + LONG);
     // All that is touched by the first keys is there before the others.
     let first = ENTRIES / 100;
     read(&proxy, first);

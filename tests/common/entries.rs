@@ -2,7 +2,7 @@
 
 use super::asking::{Answer, Client, ask_all};
 use super::{Proxy, Redis};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Length of each value; a key has 16 bytes.
 const VALUE_BYTES: usize = 100;
@@ -29,9 +29,4 @@ pub fn read(proxy: &Proxy, count: usize) {
             assert!(matches!(&answer, Answer::Value(value) if value.len() == VALUE_BYTES), "{key}: {answer:?}");
         });
     }
-}
-
-/// A moment that is so far away.
-pub fn within(time: Duration) -> SystemTime {
-    SystemTime::now() + time
 }
