@@ -1,10 +1,11 @@
 //! What the program takes of the system's memory: at start, for each connection that does nothing, for each entry.
-//! `cargo bench --bench memory` prints a Markdown table, after a minute; `-- idle` only the rows with that in their name. It
-//! needs `ulimit -n 10000` to connect all; with less it connects fewer, and says how many.
+//! `cargo bench --bench memory` prints a Markdown table, after a minute and a half; `-- idle` only the rows with that in
+//! their name. Where fewer files may be open than it has connections, it makes fewer; how many it made stands below.
 //!
-//! Memory is what is resident of the process (`Rss`); what the kernel keeps for a socket is not in it. Each row has a proxy of its
-//! own, because an allocator keeps pages from earlier that would be taken for nothing. It is looked at once
-//! those that it has no more use for have gone back.
+//! Memory is what is resident of the process (`Rss`); what the kernel keeps for a socket is not in it. Each row has a proxy
+//! of its own, because an allocator keeps pages from earlier that would be taken for nothing, and is looked at once
+//! what goes back by itself has gone. What an array of connections that has doubled leaves behind counts: so a figure is that of
+//! this count, just behind such a step.
 
 #![allow(clippy::expect_used, reason = "a benchmark may stop at what it did not expect")]
 
@@ -103,8 +104,9 @@ fn connections() -> usize {
 
 /// What each of a million adds, its key and value included.
 fn entry(redis: &Redis) -> f64 {
-    let proxy = start(redis);
+    // Before there is a proxy: Redis answers nobody meanwhile.
     seed(redis, ENTRIES, SystemTime::now() + LONG);
+    let proxy = start(redis);
     // All that is touched by the first keys is there before the others.
     let first = ENTRIES / 100;
     read(&proxy, first);
