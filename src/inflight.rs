@@ -109,9 +109,10 @@ impl Inflight {
     pub fn land(&mut self, flight: usize) -> Option<Landed> {
         self.clear_deadline(flight);
         let Flight { key, began, waiters: passengers, .. } = self.flights.try_remove(flight)?;
-        let current = self.by_key.get(&key) == Some(&flight);
-        if current {
-            self.by_key.remove(&key);
+        let joined = self.by_key.remove(&key);
+        let current = joined == Some(flight);
+        if let Some(newer) = joined.filter(|_| !current) {
+            self.by_key.insert(Arc::clone(&key), newer);
         }
         Some(Landed { key, passengers, began, current })
     }

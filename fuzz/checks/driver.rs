@@ -220,7 +220,7 @@ impl<'a> Driver<'a> {
     fn send(&mut self, most: usize) {
         self.writes += 1;
         let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-        let count = self.connection.outgoing().slices(&mut slices);
+        let count = self.connection.outgoing().slices(&mut slices, usize::MAX);
         let before = self.sent.len();
         for slice in &slices[..count] {
             let room = most - (self.sent.len() - before);

@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 /// trip costs little beside a value that is longer.
 const SHORT_BYTES: usize = 64 * 1024;
 
+/// What a key's transaction takes beside the key itself, which stands in it twice, or a little more.
+const FRAMES_BYTES: usize = 144;
+
 /// A connection, and how long its replies may be waited for.
 pub(super) struct Link {
     connection: Connection,
@@ -208,7 +211,8 @@ impl Link {
         Ok(fitting)
     }
 
-    /// The replies to one key's transaction. All four are taken, so that those of the next key follow.
+    /// The replies to one key's transaction. All four are taken, so that those of the next key follow. They come together: one look
+    /// at the clock is for all of them, and the socket's time-out for each.
     fn transaction(&mut self, limit: usize) -> RedisResult<Answer> {
         let mut refused = None;
         let begun = match self.reply()? {
@@ -220,7 +224,7 @@ impl Link {
             _ => return Err(out_of_step("MULTI")),
         };
         for command in ["GETRANGE", "PTTL"] {
-            match self.reply()? {
+            match self.connection.recv_response()? {
                 redis::Value::SimpleString(text) if text == "QUEUED" && begun => {}
                 redis::Value::ServerError(error) => refused = refused.or(Some(error)),
                 // Without the transaction they are carried out at once. Their replies are not of the same moment.
@@ -229,7 +233,7 @@ impl Link {
                 _ => return Err(out_of_step(command)),
             }
         }
-        let result = self.reply()?;
+        let result = self.connection.recv_response()?;
         match (result, refused) {
             (redis::Value::Array(parts), None) => self.contents(parts, limit),
             (redis::Value::ServerError(error), refused) => {
@@ -297,12 +301,14 @@ fn commands(name: &str, keys: &[Placed]) -> Vec<u8> {
 
 /// A transaction for each key, that brings up to one byte more than `limit`, packed.
 fn transactions(keys: &[Placed], limit: usize) -> Vec<u8> {
-    let mut packed = Vec::new();
+    let [begin, end] = ["MULTI", "EXEC"].map(|name| redis::cmd(name).get_packed_command());
+    let bytes: usize = keys.iter().map(|(_, key)| 2 * key.len() + FRAMES_BYTES).sum();
+    let mut packed = Vec::with_capacity(bytes);
     for (_, key) in keys {
-        redis::cmd("MULTI").write_packed_command(&mut packed);
+        packed.extend_from_slice(&begin);
         redis::cmd("GETRANGE").arg(&**key).arg(0).arg(limit).write_packed_command(&mut packed);
         redis::cmd("PTTL").arg(&**key).write_packed_command(&mut packed);
-        redis::cmd("EXEC").write_packed_command(&mut packed);
+        packed.extend_from_slice(&end);
     }
     packed
 }

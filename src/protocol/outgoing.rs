@@ -165,9 +165,9 @@ impl Outgoing {
         self.queue.is_empty().then(|| &self.tail[self.tail_sent..])
     }
 
-    /// The next bytes to send, as slices for one `writev`. Empty when all is sent. Renders a window where a value
-    /// needs it.
-    pub fn slices<'a>(&'a mut self, slices: &mut [IoSlice<'a>; WRITE_SLICES]) -> usize {
+    /// The next bytes to send, `most` of them at most, as slices for one `writev`. Empty when all is sent. Renders a window
+    /// where a value needs it.
+    pub fn slices<'a>(&'a mut self, slices: &mut [IoSlice<'a>; WRITE_SLICES], mut most: usize) -> usize {
         self.render_front();
         let mut count = 0;
         for chunk in self.queue.iter().take(WRITE_SLICES - 1) {
@@ -177,11 +177,16 @@ impl Outgoing {
                 // Its turn to be rendered has not come; nothing behind it may go before it.
                 Chunk::Value { .. } | Chunk::Gathered(_) => return count,
             };
-            slices[count] = IoSlice::new(bytes);
+            slices[count] = IoSlice::new(&bytes[..bytes.len().min(most)]);
             count += 1;
+            most = most.saturating_sub(bytes.len());
+            if most == 0 {
+                return count;
+            }
         }
         if self.queue.len() == count && self.tail.len() > self.tail_sent {
-            slices[count] = IoSlice::new(&self.tail[self.tail_sent..]);
+            let rest = &self.tail[self.tail_sent..];
+            slices[count] = IoSlice::new(&rest[..rest.len().min(most)]);
             count += 1;
         }
         count
@@ -259,9 +264,9 @@ impl Outgoing {
             });
             assert_eq!(self.queued, queued.sum(), "the count of what is queued is wrong");
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-            let count = self.slices(&mut slices);
-            let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).take(step).collect();
-            assert!(!bytes.is_empty(), "something waits and nothing can be sent");
+            let count = self.slices(&mut slices, step);
+            let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
+            assert!((1..=step).contains(&bytes.len()), "{} bytes to send, of at most {step}", bytes.len());
             self.advance(bytes.len());
             sent.extend(bytes);
         }

@@ -199,7 +199,7 @@ impl Client {
         let mut left = most;
         while left > 0 {
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-            let count = self.connection.outgoing().slices(&mut slices);
+            let count = self.connection.outgoing().slices(&mut slices, usize::MAX);
             let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).take(left).collect();
             if bytes.is_empty() {
                 break;
