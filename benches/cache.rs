@@ -1,13 +1,19 @@
-//! How the cache's operations grow from a thousand to ten million entries, and what an entry costs in memory.
-//! `cargo bench --bench cache` prints two Markdown tables, after half a minute. Read the ratios between the rows: the
+//! How a hit and the cache's operations grow from a thousand to ten million entries, and what an entry costs in memory.
+//! `cargo bench --bench cache` prints two Markdown tables, after a minute. Read the ratios between the rows: the
 //! nanoseconds are this machine's, now.
 
 #![allow(clippy::expect_used, reason = "a benchmark may stop at what it did not expect")]
 
 use segment_redis_proxy::cache::{Cache, Limits};
-use segment_redis_proxy::request::{Form, Millis, Payload};
+use segment_redis_proxy::connection::Connection;
+use segment_redis_proxy::figures::{Ledger, Register};
+use segment_redis_proxy::protocol::http::{Date, Heads, Rules};
+use segment_redis_proxy::proxy::{Decision, Proxy};
+use segment_redis_proxy::request::{Completion, Fetched, Form, Millis, Payload, Value};
+use segment_redis_proxy::serve::{Service, update_figures};
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::io::Write;
+use std::time::{Duration, Instant, SystemTime};
 
 /// What the program uses.
 #[global_allocator]
@@ -43,6 +49,62 @@ fn full_cache(size: usize) -> Cache {
         insert(&mut cache, number, 1_000_000 + number as Millis / 1000);
     }
     cache
+}
+
+/// Begins every request, and stands before 16 digits and [`REST`].
+const LINE: &[u8] = b"GET /key/";
+const REST: &[u8] = b" HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
+
+/// A key of 16 bytes that can stand in a target.
+fn write_digits(number: usize, mut place: &mut [u8]) {
+    write!(place, "{number:016x}").expect("there is room for them");
+}
+
+/// A proxy that holds so many keys, which have come in as misses.
+fn full_proxy(size: usize) -> Proxy {
+    let mut proxy = Proxy::new(Limits { entries: size, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
+    let nobody = Connection::new(0, 0).waiter(0);
+    let mut key = [0; 16];
+    for number in 0..size {
+        write_digits(number, &mut key);
+        let Decision::Fetch(job) = proxy.get(&key, true, nobody, 0) else { panic!("it is there already") };
+        let fetched = Fetched { value: Value::new(VALUE.to_vec()), remaining: None };
+        proxy.complete(Completion { flight: job.flight, result: Ok(Some(fetched)) }, 0, |_, _| ());
+    }
+    proxy
+}
+
+/// Nanoseconds for a whole hit among so many keys: from the bytes of a request over HTTP to those of its response, all of it but
+/// the socket.
+fn whole_hit(size: usize) -> f64 {
+    let mut proxy = full_proxy(size);
+    let (mut jobs, mut heads, mut ledger) = (Vec::new(), Heads::new(), Ledger::default());
+    let (rules, register, date) = (Rules::default(), Register::default(), Date::at(SystemTime::UNIX_EPOCH));
+    let mut service = Service {
+        proxy: &mut proxy,
+        jobs: &mut jobs,
+        heads: &mut heads,
+        rules: &rules,
+        date: &date,
+        ledger: &mut ledger,
+        register: &register,
+        number: 0,
+        now: 0,
+    };
+    let (mut connection, mut lent) = (Connection::new(1, 0), Vec::with_capacity(4096));
+    let mut request = [LINE, &[b'0'; 16], REST].concat();
+    let mut random = 1;
+    let (time, _) = measure(OPERATIONS, |_| {
+        write_digits(scramble(&mut random, size), &mut request[LINE.len()..][..16]);
+        connection.outgoing().lend(&mut lent);
+        service.take_in(&mut connection, 0, &request);
+        let length = black_box(connection.outgoing().short()).map_or(0, <[u8]>::len);
+        connection.outgoing().advance(length);
+        connection.outgoing().take_back(&mut lent);
+    });
+    update_figures(service.ledger, service.proxy, 0);
+    assert_eq!(service.ledger.figures.hits, OPERATIONS as u64);
+    time
 }
 
 /// Nanoseconds for each operation, and the longest single one in microseconds.
@@ -91,10 +153,11 @@ fn main() {
     assert!(status.expect("it can be started again").success());
     println!();
     println!(
-        "| entries | get ns | get, missing ns | insert with eviction ns | expiry ns | growing insert ns | longest 16 growing inserts us | longest sweep of {SWEEP} us |"
+        "| entries | whole hit ns | get ns | get, missing ns | insert with eviction ns | expiry ns | growing insert ns | longest 16 growing inserts us | longest sweep of {SWEEP} us |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for size in SIZES {
+        let hit = whole_hit(size);
         let mut cache = Cache::new(Limits { entries: size, bytes: usize::MAX, stale: 0 });
         let (growing, longest_growth) =
             measure(size, |number| insert(&mut cache, number, 1_000_000 + number as Millis / 1000));
@@ -119,7 +182,7 @@ fn main() {
         }
         let expiry = start.elapsed().as_nanos() as f64 / expired as f64;
         println!(
-            "| {size} | {get:.0} | {missing:.0} | {evicting:.0} | {expiry:.0} | {growing:.0} | {longest_growth:.0} | {:.0} |",
+            "| {size} | {hit:.0} | {get:.0} | {missing:.0} | {evicting:.0} | {expiry:.0} | {growing:.0} | {longest_growth:.0} | {:.0} |",
             longest.as_nanos() as f64 / 1000.0
         );
     }
