@@ -12,7 +12,8 @@ COPY Cargo.toml Cargo.lock ./
 RUN mkdir benches src tests \
     && echo '//! Stands in.' > src/lib.rs \
     && printf '//! Stands in.\nfn main() {}\n' \
-        | tee benches/cache.rs benches/bad_days.rs benches/bad_clients.rs src/main.rs > tests/scenario.rs \
+        | tee benches/cache.rs benches/memory.rs benches/bad_days.rs benches/bad_clients.rs benches/floor.rs src/main.rs \
+            > tests/scenario.rs \
     && rustc -vV | sed -n 's/^host: //p' > /host \
     && cargo fetch --locked --target "$(cat /host)"
 

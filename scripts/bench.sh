@@ -7,7 +7,7 @@
 #   --rounds, --seconds   how often each server is measured in each case, and for how long: 5 times for 2 seconds
 #   --report              target/bench unless told otherwise
 #   --only                some of the cases, by their names in scripts/bench/cases.py, like hit,resp-16
-#   --peers-only          without `cargo bench`, whose tables are in the report too
+#   --peers-only          without what `cargo bench` measures inside: cache, memory and bad_days, whose tables are in the report too
 #   --publish             copies the report of a whole run to docs/BENCHMARKS.md and docs/bench.svg
 #
 # It builds the proxy and the floor, and starts them, nginx, webdis and two Redis on free ports of 127.0.0.1, with nothing written

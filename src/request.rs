@@ -17,8 +17,8 @@ pub const SHARED_VALUE_BYTES: usize = 16 * 1024;
 /// Longest key that is accepted, in bytes. A request head is bounded far below it; the cache's records rely on it.
 pub const MAX_KEY_BYTES: usize = 64 * 1024;
 
-/// Whether two short byte strings are the same. For keys, which are compared with every hit: the C library's `memcmp` reads them
-/// with masked vector loads, and one of these takes a hundred nanoseconds on some processors (seen on a Zen 5).
+/// Whether two byte strings are the same, most of which are short. For keys, which are compared with every hit: the C library's
+/// `memcmp` reads short ones with masked vector loads, and one of these takes a hundred nanoseconds on some processors (seen on a Zen 5).
 pub fn same_bytes(one: &[u8], other: &[u8]) -> bool {
     let ((words, rest), (other_words, other_rest)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
     one.len() == other.len()

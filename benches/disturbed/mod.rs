@@ -24,8 +24,8 @@ impl Rounds {
         }
     }
 
-    /// Columns of a table: medians of the rounds' percentiles in microseconds, the ratios of the p99 and of the p99.9, and the
-    /// same of the quietest rounds.
+    /// Columns of a table: medians of the rounds' percentiles in microseconds; the ratios of the p99 and of the p99.9, of each pair of
+    /// rounds, and of those the median; and the ratios of what was quietest of all rounds.
     pub fn columns(&self) -> String {
         let micros = |share: f64| {
             let of = |mut figure: Vec<Duration>| percentile(&mut figure, share).as_nanos() as f64 / 1000.0;
@@ -34,8 +34,15 @@ impl Rounds {
         let (median, quietest) = (micros(0.5), micros(0.0));
         let [before, during] =
             median.map(|[p50, p90, p99, p999]| format!("{p50:.0} / {p90:.0} / {p99:.0} / {p999:.0}"));
-        let ratios = |[before, during]: [[f64; 4]; 2]| [during[2] / before[2], during[3] / before[3]];
-        let ([p99, p999], [quiet_p99, quiet_p999]) = (ratios(median), ratios(quietest));
+        let ratio = |place: usize| {
+            let pairs = self.0[1][place].iter().zip(&self.0[0][place]);
+            let mut ratios: Vec<f64> =
+                pairs.map(|(during, before)| during.as_secs_f64() / before.as_secs_f64()).collect();
+            ratios.sort_by(f64::total_cmp);
+            ratios[ratios.len() / 2]
+        };
+        let (p99, p999) = (ratio(2), ratio(3));
+        let [quiet_p99, quiet_p999] = [2, 3].map(|place| quietest[1][place] / quietest[0][place]);
         format!("{before} | {during} | {p99:.2} | {p999:.2} | {quiet_p99:.2} / {quiet_p999:.2}")
     }
 }

@@ -32,8 +32,8 @@ CASES = [
     Case("hit-64k", "HTTP hit, 64 connections, 64 KiB", "fixed", ("proxy", "floor", "lua", "webdis"), 64, 1, 64 * KIB, ROOMY, HITS),
     Case("miss", "HTTP miss, 64 connections", "cold", ("proxy", "lua", "webdis"), 64, 1, LENGTH, TIGHT, MISSES),
     Case("mixed", "HTTP, 90 % Zipf, 10 % new, 64 connections", "mixed", ("proxy", "lua", "webdis"), 64, 1, LENGTH, MIXED, SOME),
-    Case("resp-1", "RESP GET hit, 64 connections", "resp", ("proxy", "redis"), 64, 1, LENGTH, ROOMY, HITS),
-    Case("resp-16", "RESP GET hit, 64 connections, pipelined by 16", "resp", ("proxy", "redis"), 64, 16, LENGTH, ROOMY, HITS),
+    Case("resp-1", "RESP GET hit, 64 connections", "resp", ("proxy", "floor", "redis"), 64, 1, LENGTH, ROOMY, HITS),
+    Case("resp-16", "RESP GET hit, 64 connections, pipelined by 16", "resp", ("proxy", "floor", "redis"), 64, 16, LENGTH, ROOMY, HITS),
 ]
 
 

@@ -5,6 +5,7 @@ import collections
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -42,7 +43,7 @@ def start(name, command, log, port=None, path="/key/", told=None, where=processo
     """`told` finds the port in the log of who says it; the others are given one. Who cannot have it ends, and that is seen."""
     with open(log, "w") as file:
         process = subprocess.Popen(processors.pinned(where, command), stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                                   env=environment, cwd=os.path.dirname(log))
+                                   env=environment, cwd=os.path.dirname(log), start_new_session=True)
     ends = time.monotonic() + STARTING
     try:
         while process.poll() is None and time.monotonic() < ends:
@@ -66,7 +67,8 @@ def stop(servers):
         try:
             server.process.wait(STOPPING)
         except subprocess.TimeoutExpired:
-            server.process.kill()
+            # All of it: nginx' worker would stay without its master.
+            os.killpg(server.process.pid, signal.SIGKILL)
             server.process.wait()
 
 
@@ -127,7 +129,7 @@ def webdis(directory, backing):
     with open("/etc/webdis/webdis.json") as file:
         configuration = json.load(file)
     configuration.update(redis_host="127.0.0.1", redis_port=backing.port, http_host="127.0.0.1", http_port=port, daemonize=False,
-                         verbosity=0, logfile=os.path.join(directory, "webdis-own.log"))
+                         verbosity=0, logfile=os.path.abspath(os.path.join(directory, "webdis-own.log")))
     configuration.pop("pidfile", None)
     with open(path, "w") as file:
         json.dump(configuration, file)

@@ -4,7 +4,21 @@ caches have the others."""
 import os
 
 ALLOWED = sorted(os.sched_getaffinity(0))
-SERVER, LOAD = ALLOWED[:1], ALLOWED[1:]
+SERVER = ALLOWED[:1]
+
+
+def siblings(processor):
+    """Those that share a core with it."""
+    try:
+        with open("/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list" % processor) as file:
+            parts = [part.split("-") for part in file.read().strip().split(",")]
+        return {number for part in parts for number in range(int(part[0]), int(part[-1]) + 1)}
+    except (OSError, ValueError):
+        return set()
+
+
+# Not on the other half of the server's core, unless there is nothing else.
+LOAD = [processor for processor in ALLOWED[1:] if processor not in siblings(SERVER[0])] or ALLOWED[1:]
 TICKS = os.sysconf("SC_CLK_TCK")
 
 

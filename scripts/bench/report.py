@@ -17,16 +17,17 @@ from tables import table, time_text
 PACKAGES = ["nginx", "libnginx-mod-http-lua", "webdis", "redis-server", "wrk"]
 
 HOW_TO_READ = """Absolute figures are noise on a shared machine. What holds are ratios of one run: the servers of a case have their rounds
-in turn, the ratio is taken within each round, and everything here is the median of the rounds. A server and all its threads have one
+in turn, ratios are taken within each round, and all figures are medians of the rounds, but for memory and growth, which are measured once. A server and all its threads have one
 processor for themselves; the load and the Redis behind the caches have the others. CPU is the processor time of the server, user and
-system, for each request, in microseconds. Keys of 8 to 16 bytes have values of 100 bytes unless the case says otherwise.
+system, for each request, in microseconds. Keys of 6 to 16 bytes have values of 100 bytes unless the case says otherwise.
 
 - A hit asks for one key again and again over HTTP, for one of 10,000 over RESP. A miss asks for 100,000 keys in turn, of which the cache
   holds 1,000. Mixed are nine of ten requests for one of 10,000 keys by Zipf (s = 0.99), one of ten for the next of 100,000, in
   a cache of 20,000. How often Redis was asked is counted, and a run in which that is not what the case says fails.
-- The floor reads, answers with the proxy's own bytes and parses nothing: an HTTP server of one thread on mio can hardly cost less.
+- The floor reads, answers with the proxy's own bytes and parses nothing: a server of one thread on mio can hardly cost less.
   nginx `return 200` has the answer in its configuration. nginx lua_shared_dict does the proxy's work: a cache in memory that reads
   through to Redis, written in Lua. webdis has no cache and always asks Redis.
+- Busy is how much of its processor a server has used. One that is not busy has waited for the load: requests/s are the load's then.
 - The times are those of wrk and redis-benchmark under full load; of requests pipelined by 16 over HTTP it is the time of all 16."""
 
 
@@ -57,7 +58,7 @@ def goal_rows(measured, inside):
     rows = []
     for what, kind, limit, find in goals.GOALS:
         figure = find(measured, inside)
-        rows.append([what, "at %s %g" % (kind, limit), "-" if figure is None else "%.3g" % figure,
+        rows.append([what, "at %s %g" % (kind, limit), "-" if figure is None else ("%.2f" if limit < 10 else "%.3g") % figure,
                      "-" if figure is None else "yes" if goals.reached(kind, limit, figure) else "no"])
     return rows
 
@@ -69,6 +70,7 @@ def peer_rows(measured):
             ratios = [goals.ratio(measured, case.name, name, figure) for figure in (goals.cpu, goals.rate)]
             # Said once; the rows below it are of the same case.
             rows.append([case.title if name == case.servers[0] else "", cases.NAMES[name], "{:,.0f}".format(goals.median(rounds, goals.rate)),
+                         "%.0f %%" % (100 * goals.median(rounds, lambda one: one["cpu"] / one["seconds"])),
                          "%.2f" % goals.median(rounds, goals.cpu)]
                         + [time_text(goals.median(rounds, lambda one: one[field])) for field in ("p50", "p99", "p999")]
                         + ["" if name == "proxy" else "-" if ratio is None else "%.2f" % ratio for ratio in ratios])
@@ -98,7 +100,7 @@ def main():
     lines += table(["goal", "limit", "figure", "reached"], goal_rows(measured, inside), words=2)
     lines += ["", "## The proxy and its peers", "", "In the last two columns the proxy's figure is divided by that of the server of the row: "
               "of CPU less than 1 is better, of requests/s more.", ""]
-    lines += table(["case", "server", "requests/s", "CPU us", "p50", "p99", "p99.9", "CPU, proxy's to this", "requests/s, proxy's to this"],
+    lines += table(["case", "server", "requests/s", "busy", "CPU us", "p50", "p99", "p99.9", "CPU, proxy's to this", "requests/s, proxy's to this"],
                    peer_rows(measured), words=2)
     lines += mixed(measured) + ["", "![Processor time for each request](bench.svg)"]
     for name, heading in goals.INSIDE.items():

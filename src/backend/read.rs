@@ -116,6 +116,12 @@ impl Link {
         self.connection.recv_response()
     }
 
+    /// A short reply that comes together with the one before it, without another look at the clock: it may take as long as the
+    /// one before it might have. The next [`Link::reply`] is bounded again.
+    fn reply_that_follows(&mut self) -> RedisResult<redis::Value> {
+        self.connection.recv_response()
+    }
+
     /// Reads all open keys of a batch. Says whether Redis tells how long keys have left, or why it refuses that but not
     /// `GET`, if this batch shows it. After an error the connection is of no use any more; what was completed before it
     /// counts.
@@ -211,8 +217,7 @@ impl Link {
         Ok(fitting)
     }
 
-    /// The replies to one key's transaction. All four are taken, so that those of the next key follow. They come together: one look
-    /// at the clock is for all of them, and the socket's time-out for each.
+    /// The replies to one key's transaction. All four are taken, so that those of the next key follow.
     fn transaction(&mut self, limit: usize) -> RedisResult<Answer> {
         let mut refused = None;
         let begun = match self.reply()? {
@@ -224,7 +229,7 @@ impl Link {
             _ => return Err(out_of_step("MULTI")),
         };
         for command in ["GETRANGE", "PTTL"] {
-            match self.connection.recv_response()? {
+            match self.reply_that_follows()? {
                 redis::Value::SimpleString(text) if text == "QUEUED" && begun => {}
                 redis::Value::ServerError(error) => refused = refused.or(Some(error)),
                 // Without the transaction they are carried out at once. Their replies are not of the same moment.
@@ -233,7 +238,7 @@ impl Link {
                 _ => return Err(out_of_step(command)),
             }
         }
-        let result = self.connection.recv_response()?;
+        let result = self.reply()?;
         match (result, refused) {
             (redis::Value::Array(parts), None) => self.contents(parts, limit),
             (redis::Value::ServerError(error), refused) => {

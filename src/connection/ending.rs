@@ -3,7 +3,7 @@
 use super::over_http::{HEAD, describe_malformed, is_head};
 use super::{Connection, Phase, Protocol, Step};
 use crate::figures::{Ending, Ledger, Protocol as Wire, escape_into};
-use crate::protocol::http::{self, Command, Date, Refusal, Rules, Status};
+use crate::protocol::http::{self, Command, Date, Heads, Refusal, Rules, Status};
 use crate::protocol::{Decoded, resp};
 
 /// What a client is told that is one too many, over HTTP.
@@ -26,9 +26,16 @@ impl Connection {
 
     /// Tells the client to go; but whoever asks for the proxy itself is answered: that there are too many clients is what they are
     /// to see, not that the proxy is ill.
-    pub(super) fn turn_away<'a>(&mut self, input: &[u8], rules: &Rules, date: &Date, ledger: &mut Ledger) -> Step<'a> {
+    pub(super) fn turn_away<'a>(
+        &mut self,
+        input: &[u8],
+        rules: &Rules,
+        heads: &mut Heads,
+        date: &Date,
+        ledger: &mut Ledger,
+    ) -> Step<'a> {
         let may_be_answered = http::may_be_about_the_proxy(input);
-        match http::decode(input, rules, &mut http::Heads::new()) {
+        match http::decode(input, rules, heads) {
             Decoded::Incomplete if may_be_answered => return Step::Stop,
             Decoded::Complete(head, consumed) => {
                 ledger.asked(&self.address, |text| escape_into(text, head.line));

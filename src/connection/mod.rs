@@ -197,7 +197,7 @@ impl Connection {
         match self.protocol {
             Protocol::Resp(_) => self.decode_resp(input, ledger),
             Protocol::Http(_) => self.decode_http(input, rules, heads, date, ledger),
-            Protocol::OneTooMany => self.turn_away(input, rules, date, ledger),
+            Protocol::OneTooMany => self.turn_away(input, rules, heads, date, ledger),
             Protocol::Unknown if input[0] == b'*' => {
                 self.protocol = Protocol::Resp(Session::new(self.generation, self.database));
                 self.decode_resp(input, ledger)

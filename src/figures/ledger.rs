@@ -1,8 +1,8 @@
 //! One loop's books. What it does while it serves is written here as it happens; nothing here asks for the time, locks or
 //! does I/O, and with the access log off a hit costs a few additions.
 //!
-//! The loop looks at the clock at the beginning of a tick, and at the end of each client's turn. What was answered in that turn
-//! has taken as long as from the one to the other: so all hits of a turn share one look at the clock.
+//! The loop looks at the clock at the beginning of a tick, and after every few turns of clients. What was answered in these turns
+//! has taken as long as from the one to the other: so all their hits share one look at the clock.
 //!
 //! With the access log on, each request leaves a line in the Common Log Format, and behind it what became of it and the
 //! microseconds it took. What clients send is escaped, so that no request can forge a line.
@@ -36,7 +36,7 @@ struct Access {
     /// Who has sent the request that was decoded last, and what it asks for.
     client: String,
     request: String,
-    /// Lines of this turn, without the time that they took.
+    /// Lines of these turns, without the time that they took.
     open: Vec<u8>,
     lines: Vec<u8>,
 }
@@ -48,7 +48,7 @@ pub struct Ledger {
     pub figures: Figures,
     /// When the loop last looked at the clock.
     now: Micros,
-    /// Requests that were answered from memory in this turn.
+    /// Requests that were answered from memory in these turns.
     hits: u64,
     access: Option<Box<Access>>,
 }
@@ -152,7 +152,7 @@ impl Ledger {
         self.figures.failures[failure.kind()] += 1;
     }
 
-    /// A turn has ended, and the loop has looked at the clock.
+    /// Turns have ended, and the loop has looked at the clock.
     pub fn settle(&mut self, now: Micros) {
         let time = now.saturating_sub(self.now);
         if self.hits > 0 {
@@ -165,11 +165,6 @@ impl Ledger {
             }
             open.clear();
         }
-    }
-
-    /// Whether a turn has answered anything whose time is not known yet.
-    pub fn is_open(&self) -> bool {
-        self.hits > 0 || self.access.as_ref().is_some_and(|access| !access.open.is_empty())
     }
 
     /// Lines of the access log that nobody has taken yet. Empty where there is none.
@@ -237,9 +232,8 @@ mod tests {
         ledger.answered(Protocol::Http, Ending::Hit, SENT);
         ledger.answered(Protocol::Resp, Ending::Other, SENT);
         let note = ledger.note();
-        assert!(ledger.is_open());
         ledger.settle(1015);
-        assert!(!ledger.is_open() && ledger.lines().is_none());
+        assert!(ledger.lines().is_none());
         ledger.settle(1100);
         ledger.tick(1300);
         ledger.answered_later(&note, Protocol::Resp, Ending::Miss, SENT);

@@ -130,7 +130,7 @@ pub struct Figures {
     pub invalidated: u64,
     /// How often all that was cached was dropped or made to expire, because all may have changed.
     pub epochs: u64,
-    /// How long it took from the loop's hearing of requests to the end of the turn that answered them from memory.
+    /// How long it took from the loop's hearing of requests to the end of the turn that answered them from memory, or of three more.
     pub hit_times: Times,
     /// How long it took from the loop's hearing of a request to its having the answer, where it had to wait for one.
     pub miss_times: Times,

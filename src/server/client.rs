@@ -244,6 +244,8 @@ impl Client {
                     let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
                     let count = self.connection.outgoing().slices(&mut slices, most - sent);
                     let length = slices[..count].iter().map(|slice| slice.len()).sum();
+                    // The queue is not empty, nothing in it is, and the first is rendered.
+                    debug_assert!(length > 0);
                     (self.stream.write_vectored(&slices[..count]), length)
                 }
             };

@@ -8,7 +8,8 @@
 //!     accept           new clients, a bounded number
 //!     news             changes in Redis end what they concern, a bounded number; completions are stored, their waiters'
 //!                      replies encoded
-//!     due              late waiters, expired entries, timers; a bounded number of each
+//!     due              late waiters, expired entries, timers; a bounded number of each. Before the turns: who is late gets
+//!                      his, and one look at the clock behind them ends the tick
 //!     turns            every client with something to do gets one: send, decode, look up, read
 //!     submit           the turns' fetches, all under one lock; refused ones are answered
 //! ```
@@ -61,12 +62,16 @@ const EVENTS_PER_TICK: usize = 1024;
 /// Connections accepted in one tick, so that a storm of them does not hold up those who are there.
 const ACCEPTS_PER_TICK: usize = 64;
 
-/// Expired entries removed, late flights answered, and timers looked at in one tick: some ten microseconds of work each. To it
-/// come as many as the tick has stored, so that removing keeps up with storing. With 256, hits noticed when many expired.
+/// Entries removed in one tick that are kept no longer or too much for `CACHE_BYTES`, and as many late flights answered: some ten
+/// microseconds of work. To it come as many as the tick stores, so that removing keeps up with storing, and one for each turn that it
+/// gives, a part of a turn's work, so that it comes to an end beside many clients too. With 256, hits noticed when many expired.
 pub const SWEEP_PER_TICK: usize = 32;
 
-/// Clients that room is reserved for, if so many may come. What is not used of it costs nothing, because nobody has touched it;
-/// but a slab that doubles leaves its old memory behind, which the allocator gives back only some time.
+/// Timers looked at in one tick: more than clients are accepted in one. Most go off too early and are only set again.
+const TIMERS_PER_TICK: usize = 256;
+
+/// Clients that a loop reserves room for, if so many may come. What is not used of it is address space and no memory, because nobody
+/// has touched it; but a slab that doubles leaves its old memory behind, which the allocator gives back only some time.
 const RESERVED_CLIENTS: usize = 64 * 1024;
 
 /// Changes in Redis that are followed in one tick: some hundred microseconds of work.
@@ -194,7 +199,7 @@ impl Server {
             stopper: Stopper::new(waker),
             stopping: None,
             acceptor,
-            clients: Slab::with_capacity(places.most().min(RESERVED_CLIENTS)),
+            clients: Slab::with_capacity(places.most().div_ceil(config.workers).min(RESERVED_CLIENTS)),
             places,
             queue: VecDeque::new(),
             timers: Deadlines::new(),
@@ -384,10 +389,11 @@ impl Server {
 
     fn do_what_is_due(&mut self) {
         let now = self.clock.now;
-        self.more_due = self.proxy.tick(now, SWEEP_PER_TICK + self.stored, |waiter, reply| {
+        let budget = SWEEP_PER_TICK + self.stored + self.queue.len();
+        self.more_due = self.proxy.tick(now, budget, |waiter, reply| {
             answer(&mut self.clients, &mut self.queue, (waiter, reply), &self.clock.date, &mut self.books);
         });
-        for _ in 0..SWEEP_PER_TICK {
+        for _ in 0..TIMERS_PER_TICK {
             match self.timers.first() {
                 Some((deadline, slot)) if deadline <= now => self.time_out(slot as usize),
                 _ => return,

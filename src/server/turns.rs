@@ -8,7 +8,7 @@ use crate::serve::Service;
 use slab::Slab;
 
 /// Turns that share one look at the clock, to find out how long what they have answered took. A look costs a hundredth of a turn;
-/// four turns of a hit take some twenty microseconds.
+/// four turns of hits take some twenty microseconds, and what else is done in them counts as theirs.
 const TURNS_FOR_LOOK: usize = 4;
 
 impl Server {

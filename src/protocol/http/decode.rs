@@ -1,4 +1,4 @@
-//! Request heads. `httparse` finds the parts; what they mean is decided here, in `fields` and in `target`, strictly: a head that
+//! Request heads. `httparse` finds the parts, of those that are not `known`; what they mean is decided here, in `fields` and in `target`, strictly: a head that
 //! two programs could read in two ways is refused (RFC 9112, section 11).
 //!
 //! `httparse` is lenient where RFC 9112 lets a server be: it takes a bare line feed for the end of a line, empty lines before the
@@ -83,13 +83,13 @@ pub fn decode<'a>(input: &'a [u8], rules: &Rules, heads: &'a mut Heads) -> Decod
     }
     // What is behind the longest head does not make a difference.
     let input = &input[..input.len().min(MAX_HEAD_BYTES)];
-    if let Some(Found { method, target, fields, length }) = heads.known.find(input)
+    if let Some(Found { target, fields, length }) = heads.known.find(input)
         && target.len() <= MAX_TARGET_BYTES
-        && let Some(parsed) = Target::parse(method, target)
+        && let Some(parsed) = Target::parse(known::METHOD, target)
     {
-        let line = request_line(input, method, target);
+        let line = request_line(input, known::METHOD, target);
         return Decoded::Complete(
-            interpret(method, &parsed, line, (fields, false), rules, &mut heads.key),
+            interpret(known::METHOD, &parsed, line, (fields, false), rules, &mut heads.key),
             empty_line + length,
         );
     }

@@ -3,7 +3,7 @@
 //!
 //! Nothing follows from what is known for any other bytes: a head that differs by one byte behind its request line is decoded as
 //! if nothing were known, and so is every line that is not plain. So whether fields are known changes what a head costs, never
-//! what it means.
+//! what it means. What was known last stays in memory, as what was read last does, whatever a client has sent in it.
 
 use super::Body;
 use super::fields::Fields;
@@ -17,7 +17,7 @@ const MOST_KNOWN: usize = 4;
 /// Longest fields that are remembered, in bytes: a browser's, with room for what proxies in front of this one add.
 const MAX_BYTES: usize = 1024;
 
-/// What a usual request line begins and ends with.
+/// What a usual request line begins and ends with: a head that is known has this method, and is of this version.
 pub const METHOD: &str = "GET";
 const LINE_END: &[u8] = b" HTTP/1.1\r\n";
 
@@ -44,7 +44,6 @@ struct Known {
 
 /// A head whose fields are known.
 pub struct Found<'a> {
-    pub method: &'static str,
     pub target: &'a [u8],
     pub fields: Fields<'a>,
     /// Of all of it.
@@ -66,7 +65,7 @@ impl KnownFields {
         known.met = true;
         let Known { keep_alive, body, expects_answer, .. } = *known;
         let fields = Fields { keep_alive, body, expects_answer, host: &rest[known.host.clone()] };
-        Some(Found { method: METHOD, target, fields, length: input.len() - rest.len() + known.bytes.len() })
+        Some(Found { target, fields, length: input.len() - rest.len() + known.bytes.len() })
     }
 
     /// Remembers what the fields of a usual head mean: `bytes` is all of it behind its request line.
