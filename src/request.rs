@@ -17,15 +17,6 @@ pub const SHARED_VALUE_BYTES: usize = 16 * 1024;
 /// Longest key that is accepted, in bytes. A request head is bounded far below it; the cache's records rely on it.
 pub const MAX_KEY_BYTES: usize = 64 * 1024;
 
-/// Whether two byte strings are the same, most of which are short. For keys, which are compared with every hit: the C library's
-/// `memcmp` reads short ones with masked vector loads, and one of these takes a hundred nanoseconds on some processors (seen on a Zen 5).
-pub fn same_bytes(one: &[u8], other: &[u8]) -> bool {
-    let ((words, rest), (other_words, other_rest)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
-    one.len() == other.len()
-        && words.iter().zip(other_words).all(|(one, other)| u64::from_ne_bytes(*one) == u64::from_ne_bytes(*other))
-        && rest.iter().zip(other_rest).all(|(one, other)| one == other)
-}
-
 /// What a value needs to become JSON. Found once, when the value arrives, because it takes a look at every byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {

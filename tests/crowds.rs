@@ -75,6 +75,7 @@ fn who_has_been_told_and_stays_is_in_nobodys_way() {
     let redis = Redis::start();
     redis.set("a", 1);
     let proxy = Proxy::start(&redis, &[("MAX_CONNECTIONS", "20"), ("CACHE_TTL", "600")]);
+    let alone = proxy.settled_descriptors();
     let mut clients: Vec<Http> = (0..20).map(|_| proxy.connect()).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.get("/raw/a").text(), "1"));
     let mut served_beside_them = 0;
@@ -85,6 +86,9 @@ fn who_has_been_told_and_stays_is_in_nobodys_way() {
             told.iter_mut().for_each(|client| client.send("G"));
             told.iter_mut().for_each(|client| until("it is told", || client.has_input().then_some(())));
         }
+        // Who is not let in yet when they become free would take one of them.
+        let mut all_in = || proxy.descriptors() >= alone + 20 + told.len() || told[0].has_input();
+        until("all are let in", || all_in().then_some(()));
         // All places are free at once, and all of those for who is turned away are taken.
         drop(std::mem::take(&mut clients));
         until("there is room", || is_served(&proxy).then_some(()));

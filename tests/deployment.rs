@@ -351,3 +351,14 @@ fn the_unit_lets_the_program_call_what_it_calls() {
     let refused: Vec<_> = called.keys().filter(|&name| !allowed.contains(name)).collect();
     assert!(refused.is_empty(), "refused: {refused:?}");
 }
+
+/// Cargo takes no manifest whose benchmarks are not there, and the image is built without their sources.
+#[test]
+fn the_image_has_a_stand_in_for_every_benchmark() {
+    let dockerfile = file("Dockerfile");
+    let benches = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/benches")).expect("benchmarks");
+    let names = benches.map(|entry| entry.expect("an entry").file_name().into_string().expect("a plain name"));
+    for name in names.filter(|name| name.ends_with(".rs")) {
+        assert!(dockerfile.contains(&format!(" benches/{name} ")), "{name} has none");
+    }
+}

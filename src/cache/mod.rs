@@ -26,7 +26,7 @@ mod table;
 
 pub use deadlines::Deadlines;
 
-use crate::request::{Millis, Payload, same_bytes};
+use crate::request::{Millis, Payload};
 use lru::Recency;
 use pages::Pages;
 use record::Record;
@@ -375,7 +375,7 @@ impl Cache {
 
     /// The entry of `key`, whose hash is `hash`.
     fn find(&self, hash: u32, key: &[u8]) -> Option<u32> {
-        self.table.find(&self.nodes, hash, |id| same_bytes(self.records[id as usize].key(), key))
+        self.table.find(&self.nodes, hash, |id| self.records[id as usize].key() == key)
     }
 
     /// An id for a new entry: a free one, or one more.

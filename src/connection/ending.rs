@@ -70,8 +70,10 @@ impl Connection {
     /// last. What has been read, and not been taken because too much is open, may be one too; its number is not known yet.
     pub fn begun_request(&self) -> Option<u64> {
         // An empty line before a request is not its beginning: an old client may send one behind its last.
-        let empty_line = matches!(self.protocol, Protocol::Http(_)) && b"\r\n".starts_with(&self.unparsed);
-        (self.is_amid() || (self.has_unparsed() && !empty_line)).then_some(self.before)
+        let empty_line = || matches!(self.protocol, Protocol::Http(_)) && b"\r\n".starts_with(&self.unparsed);
+        // Asked with every hit. Where there are no bytes none are compared: a Zen 5 takes a hundred nanoseconds over the vector loads
+        // by which `memcmp` finds nothing at an address where nothing is.
+        (self.is_amid() || (self.has_unparsed() && !empty_line())).then_some(self.before)
     }
 
     /// Whether what was taken last is a part of a request, of which there is more to come.

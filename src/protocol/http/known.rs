@@ -7,7 +7,6 @@
 
 use super::Body;
 use super::fields::Fields;
-use crate::request::same_bytes;
 use std::ops::Range;
 
 /// How many are known: a few kinds of clients. Where each request has fields of its own, looking for them in vain costs a
@@ -61,7 +60,7 @@ impl KnownFields {
         let behind_method = input.strip_prefix(METHOD.as_bytes())?.strip_prefix(b" ")?;
         let (target, behind_target) = behind_method.split_at(behind_method.iter().position(|&byte| byte == b' ')?);
         let rest = behind_target.strip_prefix(LINE_END)?;
-        let known = self.known.iter_mut().find(|known| begins_with(rest, &known.bytes))?;
+        let known = self.known.iter_mut().find(|known| rest.starts_with(&known.bytes))?;
         known.met = true;
         let Known { keep_alive, body, expects_answer, .. } = *known;
         let fields = Fields { keep_alive, body, expects_answer, host: &rest[known.host.clone()] };
@@ -101,10 +100,6 @@ impl KnownFields {
         }
         &mut self.known[self.next]
     }
-}
-
-fn begins_with(bytes: &[u8], beginning: &[u8]) -> bool {
-    bytes.get(..beginning.len()).is_some_and(|bytes| same_bytes(bytes, beginning))
 }
 
 #[cfg(test)]

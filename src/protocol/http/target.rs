@@ -3,14 +3,12 @@
 use super::host::host_of;
 use super::{Command, Refusal, Status, Topic, View, bad_request};
 
-const OFFERED: [&str; 3] = ["GET", "HEAD", "OPTIONS"];
-
 /// Methods that this program knows and does not offer: those of RFC 9110, and PATCH (RFC 5789). All others it does not know.
 const NOT_OFFERED: [&str; 6] = ["POST", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
 
 /// Whether a method is offered, or one of those.
 pub fn is_known(method: &str) -> bool {
-    OFFERED.contains(&method) || NOT_OFFERED.contains(&method)
+    matches!(method, "GET" | "HEAD" | "OPTIONS") || NOT_OFFERED.contains(&method)
 }
 
 /// A request target, taken apart.
