@@ -58,7 +58,7 @@ def goal_rows(measured, inside):
     rows = []
     for what, kind, limit, find in goals.GOALS:
         figure = find(measured, inside)
-        rows.append([what, "at %s %g" % (kind, limit), "-" if figure is None else ("%.2f" if limit < 10 else "%.3g") % figure,
+        rows.append([what, "at %s %g" % (kind, limit), "-" if figure is None else ("%.3f" if limit < 1 else "%.2f" if limit < 10 else "%.3g") % figure,
                      "-" if figure is None else "yes" if goals.reached(kind, limit, figure) else "no"])
     return rows
 

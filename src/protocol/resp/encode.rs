@@ -38,6 +38,7 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, out: &mut Outgoing) {
 }
 
 /// Appends a part of a value as a bulk string.
+#[inline]
 pub fn encode_part(payload: Payload<'_>, part: Range<usize>, version: Version, out: &mut Outgoing) {
     match payload {
         Payload::Inline { bytes, .. } => Writer::new(out.tail(), version).bulk(&bytes[part]),

@@ -95,6 +95,7 @@ pub fn bulk_length(input: &[u8]) -> Decoded<usize, Violation> {
 }
 
 /// The key of the `GET` at the beginning of `input`, and how many bytes that takes, if it is one and there whole.
+#[inline]
 pub fn whole_get(input: &[u8]) -> Option<(&[u8], usize)> {
     let [name @ .., b'\r', b'\n'] = input.strip_prefix(b"*2\r\n$3\r\n")?.first_chunk::<5>()? else { return None };
     let begun = b"*2\r\n$3\r\nGET\r\n".len();
@@ -113,17 +114,21 @@ pub fn bulk_body(input: &[u8], bytes: usize, header: usize) -> Decoded<&[u8], Vi
     }
 }
 
-/// A decimal number up to `most`, and the CR and LF behind it: no plus, no leading zeros, no space.
+/// A decimal number up to `most`, and the CR and LF behind it: no plus, no leading zeros, no space. Most are short.
+#[inline]
 fn number(input: &[u8], most: i64) -> Decoded<i64, ()> {
-    // Most are short.
     debug_assert!(most >= 99, "none of these is out of range");
     match input {
-        [ones @ b'0'..=b'9', b'\r', b'\n', ..] => return Decoded::Complete(i64::from(ones - b'0'), 3),
+        [ones @ b'0'..=b'9', b'\r', b'\n', ..] => Decoded::Complete(i64::from(ones - b'0'), 3),
         [tens @ b'1'..=b'9', ones @ b'0'..=b'9', b'\r', b'\n', ..] => {
-            return Decoded::Complete(i64::from(tens - b'0') * 10 + i64::from(ones - b'0'), 4);
+            Decoded::Complete(i64::from(tens - b'0') * 10 + i64::from(ones - b'0'), 4)
         }
-        _ => {}
+        _ => any_number(input, most),
     }
+}
+
+/// The same, of any length.
+fn any_number(input: &[u8], most: i64) -> Decoded<i64, ()> {
     let digits_from = usize::from(input.first() == Some(&b'-'));
     let mut value = 0;
     for (at, &byte) in input.iter().enumerate().skip(digits_from) {
@@ -179,6 +184,7 @@ impl Eq for Arguments<'_> {}
 impl<'a> Iterator for Arguments<'a> {
     type Item = &'a [u8];
 
+    #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
         if self.next.is_some() {
             return self.next.take();

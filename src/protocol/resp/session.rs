@@ -76,6 +76,7 @@ impl Session {
     }
 
     /// What a command comes to.
+    #[inline]
     pub fn interpret<'a>(&self, known: &Known, mut arguments: Arguments<'a>) -> Meaning<'a> {
         let shape = |form| Shape { version: self.version, form };
         // The number of arguments has been looked at.

@@ -34,6 +34,7 @@ impl<'a> Writer<'a> {
     }
 
     /// A type and a number, which is a length or the value itself.
+    #[inline]
     fn head(&mut self, kind: u8, number: i64) {
         self.out.push(kind);
         self.out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
