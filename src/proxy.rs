@@ -206,7 +206,10 @@ impl Proxy {
 
     /// When [`Proxy::tick`] is due next.
     pub fn next_deadline(&self) -> Option<Millis> {
-        [self.cache.next_deadline(), self.inflight.next_deadline()].into_iter().flatten().min()
+        match (self.cache.next_deadline(), self.inflight.next_deadline()) {
+            (Some(expiry), Some(late)) => Some(expiry.min(late)),
+            (expiry, late) => expiry.or(late),
+        }
     }
 }
 

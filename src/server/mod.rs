@@ -292,8 +292,10 @@ impl Server {
         let accept = self.acceptor.due().filter(|_| self.places.has_room());
         let timer = self.timers.first().map(|(deadline, _)| deadline);
         let stop = self.stopping.as_ref().map(|stopping| stopping.next_deadline(self.clock.now));
-        let next = [accept, timer, stop, self.proxy.next_deadline()].into_iter().flatten().min()?;
-        Some(Duration::from_millis(next.saturating_sub(self.clock.now)))
+        // Asked in each tick: a chain of iterators over the four took as long as the rest of this.
+        let or_never = |deadline: Option<Millis>| deadline.unwrap_or(Millis::MAX);
+        let next = or_never(accept).min(or_never(timer)).min(or_never(stop)).min(or_never(self.proxy.next_deadline()));
+        (next != Millis::MAX).then(|| Duration::from_millis(next.saturating_sub(self.clock.now)))
     }
 
     fn note(&mut self, events: &Events) {
@@ -358,6 +360,9 @@ impl Server {
     fn take_news(&mut self) {
         self.more_news = self.pool.take_news(&mut self.completions, &mut self.changes, CHANGES_PER_TICK);
         self.stored = self.completions.len();
+        if self.completions.is_empty() && self.changes.is_empty() {
+            return;
+        }
         for change in self.changes.drain(..) {
             self.proxy.change(&change, self.clock.now);
         }
