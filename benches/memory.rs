@@ -4,8 +4,7 @@
 //!
 //! Memory is what is resident of the process (`Rss`); what the kernel keeps for a socket is not in it. Each row has a proxy
 //! of its own, because an allocator keeps pages from earlier that would be taken for nothing, and is looked at once
-//! what goes back by itself has gone. Memory of the
-//! kernel, for the sockets, is not the proxy's and does not count.
+//! what goes back by itself has gone.
 
 #![allow(clippy::expect_used, reason = "a benchmark may stop at what it did not expect")]
 

@@ -1,5 +1,5 @@
-//! Request heads. `httparse` finds the parts, of those that are not `known`; what they mean is decided here, in `fields` and in `target`, strictly: a head that
-//! two programs could read in two ways is refused (RFC 9112, section 11).
+//! Request heads. `httparse` finds the parts, of those that are not `known`; what they mean is decided here, in `fields` and in
+//! `target`, strictly: a head that two programs could read in two ways is refused (RFC 9112, section 11).
 //!
 //! `httparse` is lenient where RFC 9112 lets a server be: it takes a bare line feed for the end of a line, empty lines before the
 //! request, and almost any byte in a target. All of that is refused; one empty line is not (section 2.2).
