@@ -2,6 +2,7 @@
 //! time, and not all proxies the same, so that a Redis that comes back is not run over.
 
 use super::Settings;
+use super::handshake::Identity;
 use crate::request::Failure;
 use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 use redis::{RedisError, RedisResult};
@@ -19,8 +20,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct Connector {
     host: String,
     port: u16,
-    /// Whom to connect as, and to what.
-    redis: RedisConnectionInfo,
+    identity: Identity,
     timeout: Duration,
     target: String,
     /// Where the last attempt that succeeded led.
@@ -33,19 +33,10 @@ pub(super) struct Connector {
 
 impl Connector {
     pub(super) fn new(settings: &Settings) -> Connector {
-        let mut redis = RedisConnectionInfo::default()
-            .set_db(settings.database)
-            .set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-        if let Some(username) = &settings.username {
-            redis = redis.set_username(username);
-        }
-        if let Some(password) = &settings.password {
-            redis = redis.set_password(password);
-        }
         Connector {
             host: settings.host.clone(),
             port: settings.port,
-            redis,
+            identity: Identity::new(settings),
             timeout: settings.timeout,
             target: format!("{}:{}", settings.host, settings.port),
             last: None,
@@ -120,23 +111,14 @@ impl Connector {
             SocketAddr::V6(address) if address.scope_id() > 0 => format!("{}%{}", address.ip(), address.scope_id()),
             address => address.ip().to_string(),
         };
+        // The crate's own handshake is left with nothing to do.
         let info = ConnectionAddr::Tcp(host, address.port()).into_connection_info()?;
-        let client = Client::open(info.set_redis_settings(self.redis.clone()))?;
+        let client = Client::open(info.set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name()))?;
         let mut connection = client.get_connection_with_timeout(self.timeout)?;
         connection.set_read_timeout(Some(self.timeout))?;
         connection.set_write_timeout(Some(self.timeout))?;
-        be_let_in(&mut connection)?;
+        self.identity.log_in(&mut connection)?;
         Ok(connection)
-    }
-}
-
-/// Learns whether Redis wants a password first; it lets anybody connect, and the crate passes over what it says to that. Keys
-/// would learn it too late: Redis closes such a connection before it has told all of a batch, and seems to be gone.
-fn be_let_in(connection: &mut Connection) -> RedisResult<()> {
-    match redis::cmd("PING").exec(connection) {
-        Err(error) if error.code().is_none_or(|code| code == "NOAUTH") => Err(error),
-        // Who may not ask, or not now, will be told so for each key.
-        _ => Ok(()),
     }
 }
 
@@ -156,6 +138,7 @@ pub(super) fn failure_of(error: &RedisError) -> Failure {
             "WRONGTYPE" => Failure::WrongType,
             // It loads its data, has lost its master, runs a script: it will serve by itself, later.
             "LOADING" | "MASTERDOWN" | "BUSY" => Failure::NotReady(text),
+            _ if is_full(error) => Failure::NotReady(text),
             _ => Failure::Redis(text),
         }
     } else if error.is_io_error() {
@@ -163,6 +146,17 @@ pub(super) fn failure_of(error: &RedisError) -> Failure {
     } else {
         Failure::Redis(in_one_line(error))
     }
+}
+
+/// Returns true if an answer to `PING` means that Redis does not serve reads. A Redis that refuses writes (MISCONF, NOREPLICAS),
+/// or that refuses this command, serves them.
+pub(super) fn is_outage(error: &RedisError) -> bool {
+    error.code().is_none_or(|code| code == "NOAUTH") || matches!(failure_of(error), Failure::NotReady(_))
+}
+
+/// Returns true if Redis has as many clients as its `maxclients` allows.
+fn is_full(error: &RedisError) -> bool {
+    error.detail().is_some_and(|text| text.starts_with("max number of clients"))
 }
 
 /// The error's text. The crate tells of replies that are none in several lines.
@@ -205,13 +199,15 @@ pub(super) fn explain(error: &RedisError) -> String {
             "{text}; REDIS_HOST must be a name that resolves here, for a local run set REDIS_HOST=127.0.0.1"
         );
     }
-    match error.kind() {
-        redis::ErrorKind::AuthenticationFailed => format!("{text}; check REDIS_USERNAME and REDIS_PASSWORD"),
-        _ if error.code() == Some("NOAUTH") => format!("{text}; set REDIS_PASSWORD"),
-        _ if text.contains("permission") => format!("{text}; README lists the permissions that are needed"),
-        _ if text.contains("switch database") => format!("{text}; check REDIS_DB"),
-        _ => text,
-    }
+    let remedy = match error.code() {
+        Some("NOAUTH") => "set REDIS_PASSWORD",
+        _ if is_full(error) => "raise maxclients of Redis, or lower REDIS_CONNECTIONS or WORKERS",
+        _ if text.contains("password") => "check REDIS_USERNAME and REDIS_PASSWORD",
+        _ if text.contains("permission") => "README lists the permissions that are needed",
+        _ if text.contains("DB index") => "check REDIS_DB",
+        _ => return text,
+    };
+    format!("{text}; {remedy}")
 }
 
 /// From 0 to 1. Jitter needs no better randomness than what keys the standard library's hash maps.

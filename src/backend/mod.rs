@@ -9,6 +9,7 @@ mod answers;
 mod connect;
 mod desk;
 mod fetch;
+mod handshake;
 mod news;
 mod promise;
 mod read;

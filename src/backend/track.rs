@@ -8,7 +8,7 @@
 //! which puts it under Redis' limit for subscribers that read too slowly. Only what happens after the subscription is
 //! heard of, and nothing any more once the connection is lost: the loop is told of both, in order.
 
-use super::connect::{Connector, explain, failure_of, is_refusal, run_id};
+use super::connect::{Connector, explain, failure_of, is_outage, is_refusal, run_id};
 use super::{Settings, Shared};
 use crate::request::{Change, Failure};
 use redis::{Connection, Msg, PubSub, RedisResult};
@@ -128,10 +128,10 @@ fn subscribe(connection: &mut Connection) -> RedisResult<()> {
     redis::cmd("SUBSCRIBE").arg(CHANNEL).exec(connection)
 }
 
-/// Whether Redis serves, by its answer to `PING`. That the user may not ask is an answer, too.
+/// Whether Redis serves reads, by its answer to `PING`.
 fn ready(answer: RedisResult<redis::Value>) -> RedisResult<()> {
     match answer.and_then(redis::Value::extract_error) {
-        Err(error) if !is_refusal(&error) => Err(error),
+        Err(error) if is_outage(&error) => Err(error),
         _ => Ok(()),
     }
 }

@@ -82,6 +82,8 @@ pub fn error_of(failure: &Failure) -> String {
         Failure::Redis(text) if text.starts_with("NOAUTH") => format!("ERR {failure}"),
         // What came was no error of Redis but nonsense, and what is told of it begins with no code.
         Failure::Redis(text) if !begins_with_code(text) => format!("ERR {failure}"),
+        // The client is to try again, and Redis' own word for it (too many clients) tells no library so.
+        Failure::NotReady(text) if text.starts_with("ERR ") => format!("LOADING {failure}"),
         Failure::Redis(text) | Failure::NotReady(text) => text.clone(),
         // Of the codes that client libraries try again after, LOADING is the one that most of them know, and redis-py takes
         // it for what it would have met without the proxy, a lost connection. It reconnects then; so where the proxy has
