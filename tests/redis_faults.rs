@@ -173,10 +173,10 @@ fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
         let replies = [
             "?what\r\n",
             ":5\r\n",
-            "+OK\r\n+QUEUED\r\n+QUEUED\r\n*1\r\n$1\r\nv\r\n",
-            // A transaction that does not end: what follows would be taken for a part of it.
-            "+OK\r\n+QUEUED\r\n+QUEUED\r\n-ERR not now\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$1\r\nv\r\n:-1\r\n",
-            "+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$10\r\nhalf",
+            // A ttl that is no number, and no bytes where the value belongs.
+            "$1\r\nv\r\n+OK\r\n",
+            "*1\r\n$1\r\nv\r\n:-1\r\n",
+            "$10\r\nhalf",
         ];
         let reply = replies.get(next.fetch_add(1, Ordering::Relaxed));
         let script = reply.map_or(String::new(), |reply| format!("+OK\r\n+OK\r\n+PONG\r\n{reply}"));
@@ -242,7 +242,7 @@ fn a_round_trip_is_bounded_as_a_whole() {
             received.rotate_left(1);
         }
         std::thread::sleep(Duration::from_millis(200));
-        while stream.write_all(b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$1\r\nv\r\n:-1\r\n").is_ok() {
+        while stream.write_all(b"$1\r\nv\r\n:-1\r\n").is_ok() {
             replies.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -297,7 +297,7 @@ fn a_connection_that_has_brought_a_long_value_is_replaced() {
     redis.run(&["SETRANGE", "long", "1999999", "x"]);
     let addresses = || {
         let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut redis.connect()).expect("CLIENT LIST works");
-        let lines = list.lines().filter(|line| line.contains("cmd=exec"));
+        let lines = list.lines().filter(|line| line.contains("cmd=pttl"));
         lines.filter_map(|line| line.split(' ').nth(1).map(str::to_owned)).collect::<Vec<_>>()
     };
     assert_eq!(proxy.get("/raw/short").status, 200);

@@ -4,7 +4,7 @@
 //! answer to another key. A connection that turns out to be closed is replaced and what is left of the batch asked once
 //! more, because reading twice does no harm; a time-out is not retried, its clients have waited long enough.
 
-use super::connect::{Connector, explain, failure_of, is_refusal, outage_of, run_id};
+use super::connect::{Connector, explain, failure_of, outage_of, run_id};
 use super::desk::Desk;
 use super::read::{Link, Rules};
 use super::{Attempt, Settings, Shared, Task, WATCH};
@@ -165,8 +165,6 @@ impl Helper {
                     log::debug!("Redis at {} has closed a connection: {error}", self.connector.target());
                     continue;
                 }
-                // What it was refused will not be asked for again.
-                Err(Broken::Reading(error)) if is_refusal(&error) && !self.shared.asks_for_expiry() => continue,
                 Err(Broken::Reading(error)) => {
                     let text = self.tell_of_loss(&error);
                     // Replies come in order: it is the first of those that are open.
@@ -189,8 +187,7 @@ impl Helper {
             Some(connection) if !self.shared.tracks_another_than(connection.server.as_deref()) => connection,
             _ => self.connect().map_err(Broken::Connecting)?,
         };
-        let with_expiry = self.shared.asks_for_expiry();
-        let rules = Rules { max_value_bytes: self.max_value_bytes, with_expiry };
+        let rules = Rules { max_value_bytes: self.max_value_bytes, with_expiry: self.shared.asks_for_expiry() };
         let keys = desk.count_open() as u64;
         self.note_question();
         let result = connection.link.read(desk, rules);
@@ -211,9 +208,7 @@ impl Helper {
                 Ok(())
             }
             Err(error) => {
-                if with_expiry && is_refusal(&error) {
-                    self.shared.note_expiry(Err(error.to_string()));
-                } else if !(connection.proven || error.is_timeout() || (was_idle && error.is_connection_dropped())) {
+                if !(connection.proven || error.is_timeout() || (was_idle && error.is_connection_dropped())) {
                     // It was no better than none: what answers there is no Redis, and would be asked for every key. That one
                     // was closed while nobody used it says nothing of the next.
                     self.connector.stand_back(failure_of(&error));

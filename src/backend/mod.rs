@@ -21,6 +21,7 @@ use crate::request::{Change, Completion, Job};
 use fetch::Helper;
 use news::{MAX_CHANGES, News};
 use promise::{Noted, Promise};
+pub use read::Reading;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,15 +1,20 @@
-//! How keys are read: the commands of a round trip, and what their replies mean.
+//! Reads keys: packs the commands of a round trip and interprets their replies.
 //!
-//! Each key is a transaction of its own, all of a batch in one round trip:
+//! Each key takes two plain commands, all keys of a batch share one round trip:
 //!
 //! ```text
-//!     MULTI   GETRANGE key 0 n   PTTL key   EXEC     ->  OK  QUEUED  QUEUED  [value, ttl]
+//!     GETRANGE key 0 n   PTTL key     ->  value  ttl
 //! ```
 //!
-//! So value and ttl are of the same moment; a ttl of -2 tells a missing key from an empty one; and no value brings in
-//! more than `n` + 1 bytes. A longer one is asked for its length and, where that is allowed, read alone. One transaction
-//! for the whole batch would cost Redis a tenth less (ARCHITECTURE.md), but one key that the user may not read would
-//! abort it for all, and its reply could only be waited for whole.
+//! No value brings in more than `n` + 1 bytes. A longer one is asked for its length and, where that is allowed, read alone.
+//!
+//! Plain commands, and not a transaction: Redis refuses to queue reads while it is over `maxmemory`, and answers them
+//! otherwise. A write can fall between the two commands. The value that was read has been changed then, and CACHE_TTL and
+//! tracking treat it like any value that changes after it was read. All that it gets is the lifetime of the newer value. In
+//! the reverse order a newer value could outlive its own expiry.
+//!
+//! A ttl of -2 means that the key is missing, or has just gone. Beside any other ttl an empty value is ambiguous, because the
+//! key may have been created between the two commands. `GET` tells, in a second round trip.
 //!
 //! Where Redis refuses any of these commands with an error (an ACL, another server that speaks its protocol) but not `GET`,
 //! `GET` it is, after a look at the length.
@@ -25,8 +30,8 @@ use std::time::{Duration, Instant};
 /// trip costs little beside a value that is longer.
 const SHORT_BYTES: usize = 64 * 1024;
 
-/// What a key's transaction takes beside the key itself, which stands in it twice, or a little more.
-const FRAMES_BYTES: usize = 144;
+/// Bytes that the two commands for a key take beside the key itself, which stands in both; a few more than needed.
+const FRAMES_BYTES: usize = 96;
 
 /// A connection, and how long its replies may be waited for.
 pub(super) struct Link {
@@ -52,14 +57,62 @@ pub(super) struct Rules {
     pub(super) with_expiry: bool,
 }
 
-/// What a transaction brought.
+/// Replies to the two commands for one key.
 enum Answer {
-    /// This is it.
-    Known(Outcome),
-    /// The value is longer than what was asked for.
-    Longer,
+    /// The key's value, or its absence.
+    Read(Reading),
+    /// Redis could not read the key.
+    Failed(Failure),
     /// Redis refuses one of the commands, and says why.
     Refused(ServerError),
+}
+
+/// Meaning of a value and of the ttl that was asked for after it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// There is no such key.
+    Missing,
+    /// The value is longer than what was asked for.
+    Longer,
+    /// The value is empty. After `GETRANGE` the key may also have been missing, and created since.
+    Empty(Fetched),
+    /// The value.
+    Value(Fetched),
+}
+
+impl Reading {
+    /// Interprets a value and its ttl. `bytes` is the reply to `GETRANGE key 0 limit`, or to `GET key`, where it is `None` for a
+    /// missing key. `ttl` is the reply to `PTTL`, in milliseconds: -1 for a key that does not expire, -2 for a missing key.
+    pub fn of(bytes: Option<Vec<u8>>, ttl: i64, limit: usize) -> Reading {
+        let Some(bytes) = bytes.filter(|_| ttl != -2) else { return Reading::Missing };
+        if bytes.len() > limit {
+            return Reading::Longer;
+        }
+        let is_empty = bytes.is_empty();
+        let fetched = Fetched { value: Value::new(bytes), remaining: Millis::try_from(ttl).ok() };
+        if is_empty { Reading::Empty(fetched) } else { Reading::Value(fetched) }
+    }
+}
+
+impl Answer {
+    /// Classifies an error that Redis answered one of the two commands with.
+    fn of_error(error: ServerError) -> Answer {
+        match is_refusal(&error.clone().into()) {
+            true => Answer::Refused(error),
+            false => Answer::Failed(failure_in(error)),
+        }
+    }
+
+    /// Returns the outcome for the clients of a key that is not asked for in any other way.
+    fn outcome(self) -> Outcome {
+        match self {
+            Answer::Read(Reading::Missing) => Ok(None),
+            Answer::Read(Reading::Value(fetched) | Reading::Empty(fetched)) => Ok(Some(fetched)),
+            Answer::Read(Reading::Longer) => Err(Failure::TooLong),
+            Answer::Failed(failure) => Err(failure),
+            Answer::Refused(error) => Err(failure_in(error)),
+        }
+    }
 }
 
 impl Link {
@@ -135,19 +188,27 @@ impl Link {
             return Ok(None);
         }
         let limit = SHORT_BYTES.min(rules.max_value_bytes);
-        let (mut long, mut refused, mut told) = (Vec::new(), Vec::new(), None);
-        self.ask(&transactions(&open, limit))?;
+        let (mut long, mut empty, mut refused, mut told) = (Vec::new(), Vec::new(), Vec::new(), None);
+        self.ask(&values_and_ttls(&open, Some(limit)))?;
         for (place, key) in open {
-            match self.transaction(limit)? {
-                Answer::Known(outcome) => {
-                    told = told.or(outcome.is_ok().then_some(Ok(())));
-                    desk.complete(place, outcome);
+            let reading = match self.value_and_ttl(limit)? {
+                Answer::Read(reading) => reading,
+                Answer::Failed(failure) => {
+                    desk.complete(place, Err(failure));
+                    continue;
                 }
-                Answer::Longer => long.push((place, key)),
                 Answer::Refused(error) => {
                     refused.push((place, key));
                     told = Some(Err(error.to_string()));
+                    continue;
                 }
+            };
+            told = told.or(Some(Ok(())));
+            match reading {
+                Reading::Missing => desk.complete(place, Ok(None)),
+                Reading::Value(fetched) => desk.complete(place, Ok(Some(fetched))),
+                Reading::Longer => long.push((place, key)),
+                Reading::Empty(_) => empty.push((place, key)),
             }
         }
         // Nobody waits for longer values or for second questions but those who asked for them.
@@ -156,6 +217,7 @@ impl Link {
         if !refused.is_empty() && !self.read_plainly(&refused, desk, rules)? {
             told = None;
         }
+        self.read_empty(&empty, desk, rules)?;
         self.read_long(&long, desk, rules)?;
         Ok(told)
     }
@@ -184,13 +246,27 @@ impl Link {
         }
         for (place, key) in self.fitting(keys, desk, rules)? {
             desk.deliver();
-            self.ask(&transactions(&[(place, key)], limit))?;
-            let outcome = match self.transaction(limit)? {
-                Answer::Known(outcome) => outcome,
-                Answer::Longer => Err(Failure::TooLong),
-                Answer::Refused(error) => Err(failure_in(error)),
-            };
-            desk.complete(place, outcome);
+            let asked = [(place, key)];
+            self.ask(&values_and_ttls(&asked, Some(limit)))?;
+            match self.value_and_ttl(limit)? {
+                Answer::Read(Reading::Empty(_)) => self.read_empty(&asked, desk, rules)?,
+                answer => desk.complete(place, answer.outcome()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads keys by `GET`, which tells an empty value from a missing key. A value that was written meanwhile may be long:
+    /// it is refused once it has arrived.
+    fn read_empty(&mut self, keys: &[Placed], desk: &mut Desk, rules: Rules) -> RedisResult<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        desk.deliver();
+        self.ask(&values_and_ttls(keys, None))?;
+        for &(place, _) in keys {
+            let answer = self.value_and_ttl(rules.max_value_bytes)?;
+            desk.complete(place, answer.outcome());
         }
         Ok(())
     }
@@ -217,64 +293,26 @@ impl Link {
         Ok(fitting)
     }
 
-    /// The replies to one key's transaction. All four are taken, so that those of the next key follow.
-    fn transaction(&mut self, limit: usize) -> RedisResult<Answer> {
-        let mut refused = None;
-        let begun = match self.reply()? {
-            redis::Value::Okay => true,
-            redis::Value::ServerError(error) => {
-                refused = Some(error);
-                false
-            }
-            _ => return Err(out_of_step("MULTI")),
+    /// Takes the replies to one key's two commands, so that those of the next key follow.
+    fn value_and_ttl(&mut self, limit: usize) -> RedisResult<Answer> {
+        let value = match self.reply()? {
+            redis::Value::BulkString(bytes) => Ok(Some(bytes)),
+            redis::Value::Nil => Ok(None),
+            redis::Value::ServerError(error) => Err(error),
+            _ => return Err(out_of_step("GETRANGE")),
         };
-        for command in ["GETRANGE", "PTTL"] {
-            match self.reply_that_follows()? {
-                redis::Value::SimpleString(text) if text == "QUEUED" && begun => {}
-                redis::Value::ServerError(error) => refused = refused.or(Some(error)),
-                // Without the transaction they are carried out at once. Their replies are not of the same moment.
-                redis::Value::BulkString(bytes) if !begun => self.longest = self.longest.max(bytes.len()),
-                redis::Value::Int(_) if !begun => {}
-                _ => return Err(out_of_step(command)),
+        let ttl = match self.reply_that_follows()? {
+            redis::Value::Int(ttl) => Ok(ttl),
+            redis::Value::ServerError(error) => Err(error),
+            _ => return Err(out_of_step("PTTL")),
+        };
+        Ok(match (value, ttl) {
+            (Ok(bytes), Ok(ttl)) => {
+                self.longest = self.longest.max(bytes.as_ref().map_or(0, Vec::len));
+                Answer::Read(Reading::of(bytes, ttl, limit))
             }
-        }
-        let result = self.reply()?;
-        match (result, refused) {
-            (redis::Value::Array(parts), None) => self.contents(parts, limit),
-            (redis::Value::ServerError(error), refused) => {
-                // A transaction that has begun and does not end takes all that follows for a part of it.
-                if begun && error.code() != "EXECABORT" {
-                    return Err(error.into());
-                }
-                let error = refused.unwrap_or_else(|| cause_of_abort(error));
-                Ok(match is_refusal(&error.clone().into()) {
-                    true => Answer::Refused(error),
-                    false => Answer::Known(Err(failure_in(error))),
-                })
-            }
-            _ => Err(out_of_step("EXEC")),
-        }
-    }
-
-    /// Value and ttl of one key.
-    fn contents(&mut self, parts: Vec<redis::Value>, limit: usize) -> RedisResult<Answer> {
-        let mut parts = parts.into_iter();
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some(redis::Value::BulkString(bytes)), Some(redis::Value::Int(ttl)), None) => {
-                self.longest = self.longest.max(bytes.len());
-                Ok(match ttl {
-                    _ if bytes.len() > limit => Answer::Longer,
-                    -2 => Answer::Known(Ok(None)),
-                    // Negative for a key that does not expire.
-                    ttl => {
-                        let remaining = Millis::try_from(ttl).ok();
-                        Answer::Known(Ok(Some(Fetched { value: Value::new(bytes), remaining })))
-                    }
-                })
-            }
-            (Some(redis::Value::ServerError(error)), Some(_), None) => Ok(Answer::Known(Err(failure_in(error)))),
-            _ => Err(out_of_step("GETRANGE and PTTL")),
-        }
+            (Err(error), _) | (_, Err(error)) => Answer::of_error(error),
+        })
     }
 
     /// A reply to `GET`.
@@ -304,28 +342,18 @@ fn commands(name: &str, keys: &[Placed]) -> Vec<u8> {
     packed
 }
 
-/// A transaction for each key, that brings up to one byte more than `limit`, packed.
-fn transactions(keys: &[Placed], limit: usize) -> Vec<u8> {
-    let [begin, end] = ["MULTI", "EXEC"].map(|name| redis::cmd(name).get_packed_command());
+/// Packs the two commands for each key. The first brings up to one byte more than `limit`; without a limit it is `GET`.
+fn values_and_ttls(keys: &[Placed], limit: Option<usize>) -> Vec<u8> {
     let bytes: usize = keys.iter().map(|(_, key)| 2 * key.len() + FRAMES_BYTES).sum();
     let mut packed = Vec::with_capacity(bytes);
     for (_, key) in keys {
-        packed.extend_from_slice(&begin);
-        redis::cmd("GETRANGE").arg(&**key).arg(0).arg(limit).write_packed_command(&mut packed);
+        match limit {
+            Some(limit) => redis::cmd("GETRANGE").arg(&**key).arg(0).arg(limit).write_packed_command(&mut packed),
+            None => redis::cmd("GET").arg(&**key).write_packed_command(&mut packed),
+        }
         redis::cmd("PTTL").arg(&**key).write_packed_command(&mut packed);
-        packed.extend_from_slice(&end);
     }
     packed
-}
-
-/// Why a transaction was aborted at its end, where the error tells: "EXECABORT Transaction discarded because of: NOPERM".
-fn cause_of_abort(error: ServerError) -> ServerError {
-    let cause =
-        error.details().and_then(|text| text.split_once("because of: ")).map(|(_, cause)| format!("-{cause}\r\n"));
-    match cause.map(|line| redis::parse_redis_value(line.as_bytes())) {
-        Some(Ok(redis::Value::ServerError(cause))) => cause,
-        _ => error,
-    }
 }
 
 /// What an error that Redis answers with is to those who wait for the key.
@@ -356,13 +384,25 @@ mod tests {
             ("LOADING its data", false, Failure::NotReady("LOADING its data".into())),
             ("MASTERDOWN", false, Failure::NotReady("MASTERDOWN".into())),
             ("BUSY with a script", false, Failure::NotReady("BUSY with a script".into())),
-            ("EXECABORT Transaction discarded because of: NOPERM no", true, Failure::Redis("NOPERM no".into())),
-            ("EXECABORT discarded because of: LOADING it", false, Failure::NotReady("LOADING it".into())),
-            ("EXECABORT for no reason", false, Failure::Redis("EXECABORT for no reason".into())),
         ] {
-            let error = cause_of_abort(error(text));
+            let error = error(text);
             assert_eq!(is_refusal(&error.clone().into()), refusal, "{text}");
             assert_eq!(failure_in(error), failure);
         }
+    }
+
+    #[test]
+    fn readings_follow_value_and_ttl() {
+        let read = |bytes: &[u8], ttl| Reading::of(Some(bytes.to_vec()), ttl, 3);
+        let fetched = |bytes: &[u8], remaining| Fetched { value: Value::new(bytes.to_vec()), remaining };
+        assert_eq!(read(b"abc", -1), Reading::Value(fetched(b"abc", None)));
+        assert_eq!(read(b"abc", 0), Reading::Value(fetched(b"abc", Some(0))));
+        assert_eq!(read(b"abcd", 5), Reading::Longer);
+        assert_eq!(read(b"", 5), Reading::Empty(fetched(b"", Some(5))));
+        // The key went between the two commands.
+        assert_eq!((read(b"abc", -2), read(b"abcd", -2)), (Reading::Missing, Reading::Missing));
+        assert_eq!(read(b"", -2), Reading::Missing);
+        // `GET` found none, and the key was created since.
+        assert_eq!(Reading::of(None, -1, 3), Reading::Missing);
     }
 }

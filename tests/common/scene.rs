@@ -180,8 +180,7 @@ impl Scene {
         let (port, _) = scripted_redis(move |words| match words[0].as_str() {
             _ if over.load(Ordering::Relaxed) => None,
             "PING" => Some("+PONG\r\n".into()),
-            "CLIENT" | "MULTI" => Some("+OK\r\n".into()),
-            "EXEC" => Some("-EXECABORT Transaction discarded because of previous errors.\r\n".into()),
+            "CLIENT" => Some("+OK\r\n".into()),
             _ => Some("-READONLY You can't write against a read only replica.\r\n".into()),
         });
         self.replace_by(port);
@@ -199,12 +198,12 @@ impl Scene {
 
     /// Half of a reply, then the end of the connection.
     pub fn break_off(&mut self) {
-        self.replace_by(answering("+OK\r\n+OK\r\n+PONG\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$10\r\nhalf", false));
+        self.replace_by(answering("+OK\r\n+OK\r\n+PONG\r\n$10\r\nhalf", false));
     }
 
     /// Half of a reply, and nothing more.
     pub fn stop_half_way(&mut self) {
-        self.replace_by(answering("+OK\r\n+OK\r\n+PONG\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$10\r\nhalf", true));
+        self.replace_by(answering("+OK\r\n+OK\r\n+PONG\r\n$10\r\nhalf", true));
     }
 
     /// Connections are taken, what they send is read, nothing comes.

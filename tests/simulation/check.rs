@@ -77,17 +77,21 @@ pub fn check(request: &Request, response: &Response, history: &History<'_>, rule
 /// Whether `told` may be the answer to one key, where `status` says it comes from.
 fn check_part(part: &Part, told: &Told, status: &str, history: &History<'_>, rules: &Rules) -> Result<(), String> {
     let versions = &history.redis.keys[part.key];
-    if let Told::Value(text) = told {
+    if let Told::Value(text) = told
+        && !text.is_empty()
+    {
         let Some((found, _)) = history.redis.identify(text) else { return Err("a value that never was".into()) };
         expect(found == part.key, "another key's value")?;
     }
-    if matches!(told, Told::Absent) || *told == Told::Part(String::new()) && status.starts_with("fwd=miss") {
+    // Length and parts of a missing key are those of an empty value.
+    let may_be_absent = [Told::Part(String::new()), Told::Length(0)].contains(told) && status.starts_with("fwd=miss");
+    if *told == Told::Absent || may_be_absent {
         let absent = check_absent(part, status, versions);
         if *told == Told::Absent || absent.is_ok() {
             return absent;
         }
     }
-    // Little is told of a length or a part: any version that fits may be the one.
+    // Little is told of an empty value, a length or a part: any version that fits may be the one.
     let mut last = Err("a value that never was".into());
     for (number, version) in versions.iter().enumerate().rev() {
         let fits = version.value.as_ref().is_some_and(|value| match told {
@@ -131,11 +135,13 @@ fn check_version(
     let Some(brought) = history.brought[part.key].get(number).copied().flatten() else {
         return Err("a value that nobody has fetched".into());
     };
+    // A write between the two commands of a read: the value before it, with the lifetime after it.
+    let expires = version.expires.max(version.lent);
     if status.starts_with("hit") {
         let at_last = [Some(Cause::Outage), Some(Cause::Overdue)].contains(&part.cause);
         expect(part.cause.is_none() || at_last, "a hit that had to wait")?;
         expect(answered < brought + rules.ttl, "a hit that is older than CACHE_TTL")?;
-        expect(answered < version.expires, "a hit that Redis has let expire")?;
+        expect(answered < expires, "a hit that Redis has let expire")?;
         expect(version.until > part.floor, "a hit of what was known to have changed")
     } else if status.starts_with("fwd=stale") {
         let by_cause = match part.cause {
@@ -150,7 +156,7 @@ fn check_version(
             !outdated || answered < history.unwatched + rules.stale,
             "a value that expired with all others too long ago",
         )?;
-        expect(answered < version.expires, "an expired value that Redis itself has let expire")?;
+        expect(answered < expires, "an expired value that Redis itself has let expire")?;
         expect(version.until > part.hard_floor, "an expired value of what was known to have changed")
     } else {
         expect(part.cause == Some(Cause::Answered), "a value without a fetch")?;

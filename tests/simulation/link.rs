@@ -11,12 +11,24 @@ pub struct Read {
     pub job: Job,
     pub key: usize,
     pub began: Moment,
-    /// When Redis is asked; then, when the answer is there.
+    /// When the next step happens.
     pub due: Millis,
-    pub answer: Option<Answer>,
+    pub step: Step,
+}
+
+/// Steps of a read as the backend does it. Anything can happen between any two of them.
+#[derive(Debug)]
+pub enum Step {
+    /// Redis is asked for the value: by `GETRANGE`, or after an empty one by `GET`.
+    Value { by_get: bool },
+    /// Redis is asked how long the key has left. The value and its version are known.
+    Ttl { by_get: bool, version: usize, value: Option<String> },
+    /// The answer arrives.
+    Arrive(Answer),
 }
 
 /// What comes back.
+#[derive(Debug)]
 pub enum Answer {
     /// Which version, and how it was read.
     Read(usize, Option<Fetched>),
@@ -57,7 +69,7 @@ impl Link {
     /// A helper takes a job.
     pub fn begin(&mut self, job: Job, key: usize, (now, began): (Millis, Moment), random: &mut Random) {
         let due = now + self.delay(random);
-        self.reads.push(Read { job, key, began, due, answer: None });
+        self.reads.push(Read { job, key, began, due, step: Step::Value { by_get: false } });
     }
 
     fn delay(&self, random: &mut Random) -> Millis {
@@ -69,17 +81,22 @@ impl Link {
         }
     }
 
-    /// What Redis answers to a question that has arrived, and when that arrives.
-    pub fn answer(&self, asked: &mut Read, read: (usize, Option<Fetched>), now: Millis, random: &mut Random) {
+    /// Decides what becomes of a question that has arrived in Redis: its answer, unless the reply is lost.
+    pub fn answer(&self, answer: Answer, now: Millis, random: &mut Random) -> (Step, Millis) {
         let (answer, delay) = match random.below(100) {
             _ if self.outage && random.percent(70) => (Answer::Unavailable, random.below(3)),
             _ if self.outage => (Answer::TimedOut, self.patience),
             0..2 => (Answer::TimedOut, self.patience),
             2..4 => (Answer::Unavailable, 0),
             4..6 => (Answer::Error, self.delay(random)),
-            _ => (Answer::Read(read.0, read.1), self.delay(random)),
+            _ => (answer, self.delay(random)),
         };
-        (asked.answer, asked.due) = (Some(answer), now + delay);
+        (Step::Arrive(answer), now + delay)
+    }
+
+    /// Decides when the next command of a read is executed: mostly at once, as both are sent together.
+    pub fn next_command(&self, now: Millis, random: &mut Random) -> Millis {
+        if random.percent(60) { now } else { now + self.delay(random) }
     }
 
     /// Redis tells of a change, if it does.

@@ -2,7 +2,7 @@
 
 use crate::random::Random;
 use crate::world::Moment;
-use segment_redis_proxy::request::{Fetched, Millis, Value};
+use segment_redis_proxy::request::Millis;
 
 /// Keys there are.
 pub const KEYS: usize = 6;
@@ -17,6 +17,8 @@ pub struct Version {
     pub until: Moment,
     /// When Redis will let it expire.
     pub expires: Millis,
+    /// The latest expiry of a newer version that a read has taken for this one's; 0 for none.
+    pub lent: Millis,
 }
 
 /// See the top of the file.
@@ -26,7 +28,7 @@ pub struct Redis {
 
 impl Redis {
     pub fn new() -> Redis {
-        let nothing = Version { value: None, from: 0, until: Moment::MAX, expires: Millis::MAX };
+        let nothing = Version { value: None, from: 0, until: Moment::MAX, expires: Millis::MAX, lent: 0 };
         Redis { keys: std::array::from_fn(|_| vec![nothing.clone()]) }
     }
 
@@ -41,7 +43,7 @@ impl Redis {
         if let Some(last) = versions.last_mut() {
             last.until = moment;
         }
-        versions.push(Version { value, from: moment, until: Moment::MAX, expires });
+        versions.push(Version { value, from: moment, until: Moment::MAX, expires, lent: 0 });
     }
 
     /// Writes something that was never there before, perhaps with a time to live.
@@ -49,7 +51,8 @@ impl Redis {
         let expires = if random.percent(40) { now + random.between(1, 400) } else { Millis::MAX };
         let filler = random.one_of(&[0, 0, 0, 30, 30, 200, 1500, 20_000]);
         let name = format!("k{key}v{}.", self.keys[key].len());
-        self.replace(key, Some(name + &"x".repeat(filler)), expires, moment);
+        let value = if random.percent(15) { String::new() } else { name + &"x".repeat(filler) };
+        self.replace(key, Some(value), expires, moment);
     }
 
     pub fn delete(&mut self, key: usize, moment: Moment) {
@@ -68,12 +71,13 @@ impl Redis {
         (0..KEYS).map(|key| self.current(key).1.expires).filter(|&expires| expires != Millis::MAX).min()
     }
 
-    /// Reads a key as the backend does.
-    pub fn read(&self, key: usize, now: Millis) -> (usize, Option<Fetched>) {
-        let (number, version) = self.current(key);
-        let remaining = (version.expires != Millis::MAX).then(|| version.expires - now);
-        let fetched = version.value.as_ref().map(|text| Fetched { value: Value::new(text.clone().into()), remaining });
-        (number, fetched)
+    /// Replies to `PTTL`.
+    pub fn ttl(&self, key: usize, now: Millis) -> i64 {
+        match self.current(key).1 {
+            Version { value: None, .. } => -2,
+            Version { expires: Millis::MAX, .. } => -1,
+            version => (version.expires - now) as i64,
+        }
     }
 
     /// Which version of which key a value is.

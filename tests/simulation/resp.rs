@@ -107,7 +107,6 @@ pub fn parse(bytes: &[u8], kind: &Kind) -> Result<Option<(Response, usize)>, Str
             Content::Error { timed_out: text.contains("REDIS_TIMEOUT") }
         }
         (Kind::Value(_), reply) => Content::Keys(vec![value(reply)?]),
-        (Kind::Length(_), Reply::Integer(0)) => Content::Keys(vec![Told::Absent]),
         (Kind::Length(_), Reply::Integer(length)) => Content::Keys(vec![Told::Length(length as usize)]),
         (Kind::Range(..), Reply::Bulk(text)) => Content::Keys(vec![Told::Part(text)]),
         (Kind::Remaining(_), Reply::Integer(time)) => Content::Remaining(time),

@@ -2,9 +2,10 @@
 
 use crate::check::{History, Rules, check};
 use crate::client::{Cause, Client, Content, Kind, Request};
-use crate::link::{Answer, Link, Tracking};
+use crate::link::{Answer, Link, Read, Step, Tracking};
 use crate::random::Random;
-use crate::redis::{KEYS, Redis};
+use crate::redis::{KEYS, Redis, Version};
+use segment_redis_proxy::backend::Reading;
 use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::connection::{MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
 use segment_redis_proxy::figures::{Ledger, Register};
@@ -40,13 +41,20 @@ pub struct Seen {
     pub cuts: u64,
     /// Replies about several keys, not all of which were there at once.
     pub gathered: u64,
+    /// Values that were read before a write, and their lifetime after it.
+    pub split: u64,
+    /// Empty values, which may be missing keys.
+    pub empty: u64,
 }
 
 impl Seen {
-    fn all(&mut self) -> [&mut u64; 12] {
-        let Seen { replies, hits, stale, collapsed, errors, overdue, .. } = self;
-        let Seen { orphans, overtaken, resets, changes, cuts, gathered, .. } = self;
-        [replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts, gathered]
+    fn all(&mut self) -> [&mut u64; 14] {
+        let Seen { replies, hits, stale, collapsed, errors, overdue, orphans, .. } = self;
+        let Seen { overtaken, resets, changes, cuts, gathered, split, empty, .. } = self;
+        [
+            replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts, gathered,
+            split, empty,
+        ]
     }
 
     pub fn add(&mut self, other: &Seen) {
@@ -223,6 +231,8 @@ impl World {
     }
 
     fn let_things_arrive(&mut self) {
+        // An expiry has a moment of its own: a version that ended when it began would be one that no client could read.
+        self.moment += 1;
         for key in self.redis.expire(self.now, self.moment) {
             // Redis tells when it removes the key, which may be later: the proxy must not wait for that.
             self.note(format_args!("k{key} expires"));
@@ -236,19 +246,64 @@ impl World {
                 number += 1;
                 continue;
             }
-            let mut read = self.link.reads.swap_remove(number);
-            match read.answer.take() {
+            let read = self.link.reads.swap_remove(number);
+            match self.advance_read(&read) {
+                Some((step, due)) => self.link.reads.push(Read { step, due, ..read }),
                 None => {
-                    let found = self.redis.read(read.key, self.now);
-                    self.link.answer(&mut read, found, self.now, &mut self.random);
-                    self.link.reads.push(read);
+                    if let Step::Arrive(answer) = read.step {
+                        self.complete(&read.job, read.key, read.began, answer);
+                    }
                 }
-                Some(answer) => self.complete(&read.job, read.key, read.began, answer),
             }
         }
         while let Some(change) = self.link.hear(self.now) {
             self.hear(&change);
         }
+    }
+
+    /// Executes the command of a read that is due. Returns its next step, or none where its answer has arrived.
+    fn advance_read(&mut self, read: &Read) -> Option<(Step, Millis)> {
+        let key = read.key;
+        match &read.step {
+            &Step::Value { by_get } => {
+                let (version, Version { value, .. }) = self.redis.current(key);
+                let step = Step::Ttl { by_get, version, value: value.clone() };
+                let due = self.link.next_command(self.now, &mut self.random);
+                // A write between the two commands, at the latest moment at which it makes a difference.
+                if self.random.percent(10) {
+                    self.write(key);
+                }
+                Some((step, due))
+            }
+            Step::Ttl { by_get, version, value } => {
+                // Only `GET` tells a missing key from an empty value.
+                let bytes = value.as_ref().map(|value| value.clone().into_bytes());
+                let bytes = if *by_get { bytes } else { bytes.or(Some(Vec::new())) };
+                let (current, _) = self.redis.current(key);
+                let (version, fetched) = match Reading::of(bytes, self.redis.ttl(key, self.now), usize::MAX) {
+                    Reading::Empty(_) if !by_get => {
+                        self.seen.empty += 1;
+                        return Some((Step::Value { by_get: true }, self.now));
+                    }
+                    Reading::Empty(fetched) | Reading::Value(fetched) => (*version, Some(fetched)),
+                    Reading::Missing if value.is_some() => (current, None),
+                    Reading::Missing => (*version, None),
+                    Reading::Longer => return None,
+                };
+                if fetched.is_some() && current > version {
+                    self.seen.split += 1;
+                    self.lend_lifetime(key, version, current);
+                }
+                Some(self.link.answer(Answer::Read(version, fetched), self.now, &mut self.random))
+            }
+            Step::Arrive(_) => None,
+        }
+    }
+
+    /// Notes that a value was read before a write and its lifetime after it: it may be served as long as the newer one.
+    fn lend_lifetime(&mut self, key: usize, version: usize, newer: usize) {
+        let versions = &mut self.redis.keys[key];
+        versions[version].lent = versions[version].lent.max(versions[newer].expires);
     }
 
     fn complete(&mut self, job: &Job, key: usize, began: Moment, answer: Answer) {
@@ -295,7 +350,7 @@ impl World {
             } else if *change == Change::Unwatched {
                 self.floors[key] = self.moment;
             }
-            let reads = self.link.reads.iter().filter(|read| read.key == key && read.answer.is_some());
+            let reads = self.link.reads.iter().filter(|read| read.key == key && matches!(read.step, Step::Arrive(_)));
             self.seen.overtaken += if concerned(key) { reads.count() as u64 } else { 0 };
         }
         self.proxy.change(change, self.now);
