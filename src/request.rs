@@ -348,6 +348,16 @@ pub enum Change {
     Unwatched,
 }
 
+impl Change {
+    /// Returns how many bytes its key has.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Change::Key(key) => key.len(),
+            Change::All | Change::Unwatched => 0,
+        }
+    }
+}
+
 /// Who waits for a reply. The generation tells a new connection in a reused slot from the one that asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiter {

@@ -5,7 +5,7 @@
 mod common;
 
 use common::admin::metric;
-use common::fresh::is_hit;
+use common::fresh::{is_hit, tracking};
 use common::resp::Resp;
 use common::{Http, Proxy, Redis, Response, until};
 use std::time::Duration;
@@ -214,4 +214,52 @@ fn what_waits_for_slow_readers_is_bounded() {
         }
     }
     assert_eq!(slow.response().body.len(), LENGTH);
+}
+
+/// The name of a key that was written comes in one message, however long it is. No memory stays with it, nothing that is
+/// cached is lost, and no change is missed while another connection takes over.
+#[test]
+fn long_key_names_release_memory() {
+    const KEYS: usize = 2000;
+    let redis = Redis::start();
+    let names: Vec<String> = (0..KEYS).map(|number| format!("k{number}")).collect();
+    let size = (KEYS + 10).to_string();
+    let proxy = tracking(redis.port, &[("CACHE_SIZE", &size), ("REDIS_CONNECTIONS", "1")]);
+    redis.set("kept", "v");
+    let set_all = |value: &str| {
+        let mut pipeline = redis::pipe();
+        names.iter().for_each(|name| _ = pipeline.cmd("SET").arg(name).arg(value).ignore());
+        pipeline
+    };
+    set_all("old").exec(&mut redis.connect()).expect("SET works");
+    let mut client = Resp::connect(proxy.address);
+    let mut values = || {
+        let reply = client.text(&format!("MGET kept {}", names.join(" ")));
+        reply.split("\r\n").skip(2).step_by(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    until("all are cached", || {
+        let before = redis.reads();
+        (values().iter().filter(|value| *value == "old").count() == KEYS && redis.reads() == before).then_some(())
+    });
+    let (before, tracked) = (proxy.memory("VmRSS"), listeners(&redis));
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("SET").arg(vec![b'k'; 20 << 20]).arg("1").ignore();
+    let mut writer = redis.connect();
+    pipeline.exec(&mut writer).expect("SET works");
+    // These are on their way while the connection is replaced.
+    set_all("new").exec(&mut writer).expect("SET works");
+    until("every change is seen", || (values()[1..].iter().all(|value| value == "new")).then_some(()));
+    until("another connection has taken over", || (listeners(&redis) != tracked).then_some(()));
+    assert!(is_hit(&proxy.get("/raw/kept")), "the cache was flushed");
+    redis.set("kept", "changed");
+    until("changes are heard of", || (proxy.get("/raw/kept").text() == "changed").then_some(()));
+    until("memory is given back", || (proxy.memory("VmRSS") < before + 16 * 1024).then_some(()));
+    assert!(!proxy.log().contains("no tracking"), "{}", proxy.log());
+}
+
+/// Returns the ids of the connections that hear of changes.
+fn listeners(redis: &Redis) -> Vec<String> {
+    let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut redis.connect()).expect("CLIENT LIST works");
+    let listening = list.lines().filter(|line| line.contains(" sub=1 "));
+    listening.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
 }

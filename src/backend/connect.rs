@@ -3,8 +3,8 @@
 
 use super::Settings;
 use super::handshake::Identity;
+use super::wire::Wire;
 use crate::request::Failure;
-use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 use redis::{RedisError, RedisResult};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -57,12 +57,9 @@ impl Connector {
 
     /// Connects, authenticates, selects the database, and does what `prepare` does. A failure sets the time of the next
     /// attempt.
-    pub(super) fn connect(
-        &mut self,
-        prepare: impl FnOnce(&mut Connection) -> RedisResult<()>,
-    ) -> RedisResult<Connection> {
+    pub(super) fn connect(&mut self, prepare: impl FnOnce(&mut Wire) -> RedisResult<()>) -> RedisResult<Wire> {
         self.refused = None;
-        let attempt = self.attempt().and_then(|mut connection| prepare(&mut connection).map(|()| connection));
+        let attempt = self.attempt().and_then(|mut wire| prepare(&mut wire).map(|()| wire));
         attempt.inspect_err(|error| self.stand_back(outage_of(error)))
     }
 
@@ -86,7 +83,7 @@ impl Connector {
 
     /// The name is looked up here, and not by the crate, which would count that as a part of connecting: where it takes
     /// longer than the time-out, because the first of two name servers is dead, no attempt would ever succeed.
-    fn attempt(&mut self) -> RedisResult<Connection> {
+    fn attempt(&mut self) -> RedisResult<Wire> {
         let mut addresses: Vec<SocketAddr> = (self.host.as_str(), self.port).to_socket_addrs()?.collect();
         // The one that was there comes first: each that is dead costs the whole time-out.
         addresses.sort_by_key(|&address| self.last != Some(address));
@@ -105,20 +102,10 @@ impl Connector {
         Err(failure)
     }
 
-    fn open(&self, address: SocketAddr) -> RedisResult<Connection> {
-        let host = match address {
-            // A link-local one says nothing without its interface.
-            SocketAddr::V6(address) if address.scope_id() > 0 => format!("{}%{}", address.ip(), address.scope_id()),
-            address => address.ip().to_string(),
-        };
-        // The crate's own handshake is left with nothing to do.
-        let info = ConnectionAddr::Tcp(host, address.port()).into_connection_info()?;
-        let client = Client::open(info.set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name()))?;
-        let mut connection = client.get_connection_with_timeout(self.timeout)?;
-        connection.set_read_timeout(Some(self.timeout))?;
-        connection.set_write_timeout(Some(self.timeout))?;
-        self.identity.log_in(&mut connection)?;
-        Ok(connection)
+    fn open(&self, address: SocketAddr) -> RedisResult<Wire> {
+        let mut wire = Wire::connect(address, self.timeout)?;
+        self.identity.log_in(&mut wire)?;
+        Ok(wire)
     }
 }
 
@@ -174,13 +161,14 @@ pub(super) fn outage_of(error: &RedisError) -> Failure {
 
 /// Which Redis a connection leads to, if it tells: one that has started anew, or another one behind the same name, has
 /// another id.
-pub(super) fn run_id(connection: &mut Connection) -> RedisResult<Option<String>> {
-    match redis::cmd("INFO").arg("server").query::<Vec<u8>>(connection) {
+pub(super) fn run_id(wire: &mut Wire) -> RedisResult<Option<String>> {
+    match wire.ask(redis::cmd("INFO").arg("server")) {
         // A path in it need not be UTF-8.
-        Ok(text) => {
+        Ok(redis::Value::BulkString(text)) => {
             let text = String::from_utf8_lossy(&text);
             Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned))
         }
+        Ok(_) => Ok(None),
         Err(error) if is_refusal(&error) => Ok(None),
         // It would tell later: a connection that leads to nobody knows whom might be read while another one tells of changes.
         Err(error) => Err(error),

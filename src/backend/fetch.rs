@@ -225,16 +225,16 @@ impl Helper {
             return Err(failure);
         }
         let (tracking, mut server) = (self.tracking, None);
-        let result = self.connector.connect(|connection| {
+        let result = self.connector.connect(|wire| {
             if tracking {
-                server = run_id(connection)?;
+                server = run_id(wire)?;
             }
             Ok(())
         });
         let news = self.shared.note_attempt(result.is_ok());
         // It counts from here on, and must be dropped whatever comes.
-        let result = result.map(|connection| Counted {
-            link: Link::new(connection, self.timeout),
+        let result = result.map(|wire| Counted {
+            link: Link::new(wire, self.timeout),
             server,
             proven: false,
             shared: Arc::clone(&self.shared),

@@ -5,7 +5,8 @@
 //! All commands are sent together, in an order in which the first reply is always one that counts.
 
 use super::Settings;
-use redis::{Connection, RedisError, RedisResult, ServerError, Value};
+use super::wire::Wire;
+use redis::{RedisError, RedisResult, ServerError, Value};
 
 /// Identity to take on a new connection.
 pub(super) struct Identity {
@@ -32,25 +33,25 @@ impl Identity {
     }
 
     /// Authenticates, selects the database and asks whether Redis answers. A Redis before version 6 knows no users.
-    pub(super) fn log_in(&self, connection: &mut Connection) -> RedisResult<()> {
-        match self.exchange(connection, self.username.as_deref()) {
-            Err(error) if self.username.is_some() && knows_no_users(&error) => self.exchange(connection, None),
+    pub(super) fn log_in(&self, wire: &mut Wire) -> RedisResult<()> {
+        match self.exchange(wire, self.username.as_deref()) {
+            Err(error) if self.username.is_some() && knows_no_users(&error) => self.exchange(wire, None),
             result => result,
         }
     }
 
-    fn exchange(&self, connection: &mut Connection, username: Option<&str>) -> RedisResult<()> {
+    fn exchange(&self, wire: &mut Wire, username: Option<&str>) -> RedisResult<()> {
         let (commands, packed) = self.commands(username);
-        if let Err(error) = connection.send_packed_command(&packed) {
+        if let Err(error) = wire.send(&packed) {
             // Redis may have said why before it closed the connection.
-            return Err(match connection.recv_response() {
+            return Err(match wire.receive() {
                 Ok(Value::ServerError(reason)) => reason.into(),
                 _ => error,
             });
         }
         let mut errors: Vec<(Need, ServerError)> = Vec::new();
         for need in commands {
-            match connection.recv_response() {
+            match wire.receive() {
                 Ok(Value::ServerError(error)) if need != Need::Optional => errors.push((need, error)),
                 Ok(_) => {}
                 Err(closed) => return Err(errors.into_iter().next().map_or(closed, |(_, reason)| reason.into())),

@@ -15,6 +15,7 @@ mod promise;
 mod read;
 mod task;
 mod track;
+mod wire;
 
 use crate::figures::{RedisFigures, Seat, Tracking};
 use crate::request::{Change, Completion, Job};

@@ -42,7 +42,7 @@ impl News {
         match &change {
             // No such key is ever cached.
             Change::Key(key) if key.len() > MAX_KEY_BYTES => return false,
-            Change::Key(key) => self.change_bytes += key.len(),
+            Change::Key(_) => self.change_bytes += change.bytes(),
             Change::All => self.clear_changes(),
             // What has changed before is known to have: it must go, not only expire with the rest.
             Change::Unwatched => {}
@@ -66,9 +66,7 @@ impl News {
         completions.append(&mut self.completions);
         let count = self.changes.len().min(most);
         for change in self.changes.drain(..count) {
-            if let Change::Key(key) = &change {
-                self.change_bytes -= key.len();
-            }
+            self.change_bytes -= change.bytes();
             changes.push(change);
         }
         self.awaited = !self.changes.is_empty();

@@ -21,8 +21,9 @@
 
 use super::connect::{failure_of, is_refusal};
 use super::desk::{Desk, Outcome, Placed};
+use super::wire::Wire;
 use crate::request::{Failure, Fetched, Millis, Value};
-use redis::{Connection, ErrorKind, RedisError, RedisResult, ServerError};
+use redis::{ErrorKind, RedisError, RedisResult, ServerError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ const FRAMES_BYTES: usize = 96;
 
 /// A connection, and how long its replies may be waited for.
 pub(super) struct Link {
-    connection: Connection,
+    wire: Wire,
     /// Of each round trip.
     timeout: Duration,
     /// When the present one has taken too long.
@@ -117,8 +118,8 @@ impl Answer {
 
 impl Link {
     /// The connection's time-outs must be `timeout`.
-    pub(super) fn new(connection: Connection, timeout: Duration) -> Link {
-        Link { connection, timeout, deadline: Instant::now(), patience: timeout, longest: 0, round_trips: 0 }
+    pub(super) fn new(wire: Wire, timeout: Duration) -> Link {
+        Link { wire, timeout, deadline: Instant::now(), patience: timeout, longest: 0, round_trips: 0 }
     }
 
     /// Bytes of the longest value so far.
@@ -148,7 +149,7 @@ impl Link {
     fn ask(&mut self, commands: &[u8]) -> RedisResult<()> {
         self.round_trips += 1;
         self.deadline = Instant::now() + self.timeout;
-        self.connection.send_packed_command(commands)
+        self.wire.send(commands)
     }
 
     /// The next reply, if it comes before the round trip's deadline.
@@ -163,16 +164,16 @@ impl Link {
             return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
         }
         if self.patience.abs_diff(left) > self.timeout / 16 {
-            self.connection.set_read_timeout(Some(left))?;
+            self.wire.set_read_timeout(left)?;
             self.patience = left;
         }
-        self.connection.recv_response()
+        self.wire.receive()
     }
 
     /// A short reply that comes together with the one before it, without another look at the clock: it may take as long as the
     /// one before it might have. The next [`Link::reply`] is bounded again.
     fn reply_that_follows(&mut self) -> RedisResult<redis::Value> {
-        self.connection.recv_response()
+        self.wire.receive()
     }
 
     /// Reads all open keys of a batch. Says whether Redis tells how long keys have left, or why it refuses that but not
@@ -362,7 +363,7 @@ fn failure_in(error: ServerError) -> Failure {
 }
 
 /// A reply that the command cannot have: requests and replies have come apart.
-fn out_of_step(command: &'static str) -> RedisError {
+pub(super) fn out_of_step(command: &'static str) -> RedisError {
     RedisError::from((ErrorKind::UnexpectedReturnType, "Redis' reply is of no type it can have", command.to_owned()))
 }
 

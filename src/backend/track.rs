@@ -9,9 +9,11 @@
 //! heard of, and nothing any more once the connection is lost: the loop is told of both, in order.
 
 use super::connect::{Connector, explain, failure_of, is_outage, is_refusal, run_id};
+use super::read::out_of_step;
+use super::wire::Wire;
 use super::{Settings, Shared};
 use crate::request::{Change, Failure};
-use redis::{Connection, Msg, PubSub, RedisResult};
+use redis::{RedisResult, Value};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,29 +30,40 @@ const SETTLED_AFTER: Duration = Duration::from_millis(250);
 /// Where Redis refuses, it will do so until somebody changes its configuration.
 const REFUSED_WAIT: Duration = Duration::from_secs(30);
 
+/// A connection that has brought a longer message is replaced: the crate's parser keeps a buffer as long as the longest one.
+const KEPT_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// Shortest time between two such replacements. Each costs Redis a connection, and long messages may come one after another.
+const REPLACEMENT_WAIT: Duration = Duration::from_secs(10);
+
 /// See the top of the file.
 pub(super) struct Tracker {
     shared: Arc<Shared>,
     connector: Connector,
     timeout: Duration,
+    /// When a connection may be replaced again.
+    replace_from: Instant,
+}
+
+/// What a tracking connection brings.
+enum Message {
+    Changes(Vec<Change>),
+    /// The answer to `PING`.
+    Pong,
 }
 
 impl Tracker {
     pub(super) fn new(settings: &Settings, shared: Arc<Shared>) -> Tracker {
-        Tracker { shared, connector: Connector::new(settings), timeout: settings.timeout }
+        let (connector, replace_from) = (Connector::new(settings), Instant::now());
+        Tracker { shared, connector, timeout: settings.timeout, replace_from }
     }
 
     /// Connects and listens, again and again, until the pool closes.
     pub(super) fn run(&mut self) {
         while self.shared.pause_until(self.connector.blocked().map(|(until, _)| until)) {
-            let (shared, mut server) = (Arc::clone(&self.shared), None);
-            let result = self.connector.connect(|connection| {
-                server = run_id(connection)?;
-                is_read_from(&shared, server.as_deref())?;
-                subscribe(connection)
-            });
+            let (result, server) = self.connect();
             match result {
-                Ok(connection) => self.watch(connection, server.as_deref()),
+                Ok(wire) => self.watch(wire, server.as_deref()),
                 Err(error) => {
                     if is_refusal(&error) {
                         self.connector.stand_back_for(failure_of(&error), REFUSED_WAIT);
@@ -65,15 +78,30 @@ impl Tracker {
         }
     }
 
+    /// Opens a connection that hears of changes from here on. Returns the id of the Redis that it leads to, too.
+    fn connect(&mut self) -> (RedisResult<Wire>, Option<String>) {
+        let (shared, mut server) = (Arc::clone(&self.shared), None);
+        let result = self.connector.connect(|wire| {
+            server = run_id(wire)?;
+            is_read_from(&shared, server.as_deref())?;
+            subscribe(wire)
+        });
+        (result, server)
+    }
+
     /// Passes on what a connection tells, as long as it lives and leads to the Redis that helpers read from.
-    fn watch(&mut self, mut connection: Connection, server: Option<&str>) {
+    fn watch(&mut self, mut wire: Wire, server: Option<&str>) {
         let began = Instant::now();
         // What was cached before was not watched. What is asked for from now on will be, and read from this Redis.
         self.shared.note_tracked(server.map(str::to_owned));
         self.shared.hear(vec![Change::All]);
         self.shared.note_tracking(Ok(()));
-        let mut messages = connection.as_pubsub();
-        let heard = catch_unwind(AssertUnwindSafe(|| self.listen(&mut messages, server)));
+        let heard = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(successor) = self.listen(&mut wire, server)? {
+                wire = successor;
+            }
+            Ok(())
+        }));
         self.shared.hear(vec![Change::Unwatched]);
         self.shared.note_tracked(None);
         let why = match heard {
@@ -82,8 +110,6 @@ impl Tracker {
             Err(_) => "listening broke; please report what stands above".to_owned(),
         };
         self.shared.note_tracking(Err(why));
-        // Leaving the subscription waits for an answer that may never come. An error changes nothing: it ends here.
-        let _ = messages.set_read_timeout(Some(Duration::from_millis(1)));
         if began.elapsed() < SETTLED_AFTER {
             self.connector.stand_back(Failure::Unavailable);
         } else {
@@ -91,23 +117,59 @@ impl Tracker {
         }
     }
 
-    /// Returns when the pool closes.
-    fn listen(&self, messages: &mut PubSub<'_>, server: Option<&str>) -> RedisResult<()> {
-        messages.set_read_timeout(Some(KEEPALIVE))?;
+    /// Returns when the pool closes, or with the connection that takes over.
+    ///
+    /// A successor hears of changes before it takes over. A `PING` that is sent then is answered behind all changes that the
+    /// successor may have missed.
+    fn listen(&mut self, wire: &mut Wire, server: Option<&str>) -> RedisResult<Option<Wire>> {
+        let (mut is_asked, mut is_bloated, mut successor) = (false, false, None);
+        wire.set_read_timeout(KEEPALIVE)?;
         while !self.shared.is_closed() {
             is_read_from(&self.shared, server)?;
-            match messages.get_message() {
-                Ok(message) => self.shared.hear(changes(&message)),
-                Err(error) if error.is_timeout() => {
-                    // Messages that come before the answer are kept, and are the next.
-                    messages.set_read_timeout(Some(self.timeout))?;
-                    ready(messages.ping())?;
-                    messages.set_read_timeout(Some(KEEPALIVE))?;
+            if is_bloated && !is_asked && self.replace_from <= Instant::now() {
+                successor = self.successor(server);
+                is_asked = successor.is_some();
+                if is_asked {
+                    self.ask(wire)?;
+                }
+            }
+            match wire.receive().and_then(message) {
+                Ok(Message::Changes(changes)) => {
+                    is_bloated |= changes.iter().map(Change::bytes).sum::<usize>() > KEPT_MESSAGE_BYTES;
+                    self.shared.hear(changes);
+                }
+                Ok(Message::Pong) if successor.is_some() => return Ok(successor),
+                Ok(Message::Pong) => {
+                    is_asked = false;
+                    wire.set_read_timeout(KEEPALIVE)?;
+                }
+                Err(error) if error.is_timeout() && !is_asked => {
+                    is_asked = true;
+                    self.ask(wire)?;
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Opens the connection that is to take over. Where Redis allows none the present one goes on, with its buffer.
+    fn successor(&mut self, server: Option<&str>) -> Option<Wire> {
+        self.replace_from = Instant::now() + REPLACEMENT_WAIT;
+        match self.connect() {
+            (Ok(wire), leads_to) if leads_to.as_deref() == server => Some(wire),
+            (Ok(_), _) => None,
+            (Err(error), _) => {
+                log::debug!("no second tracking connection to Redis: {}", explain(&error));
+                None
+            }
+        }
+    }
+
+    /// Asks whether Redis is still there. The answer may take REDIS_TIMEOUT.
+    fn ask(&self, wire: &mut Wire) -> RedisResult<()> {
+        wire.set_read_timeout(self.timeout)?;
+        wire.send(&redis::cmd("PING").get_packed_command())
     }
 }
 
@@ -121,29 +183,49 @@ fn is_read_from(shared: &Shared, server: Option<&str>) -> RedisResult<()> {
 
 /// Makes a connection hear of changes. Not while Redis loads its data or has lost its master: it could be heard, but
 /// not read, and what is cached may have to be served until then.
-fn subscribe(connection: &mut Connection) -> RedisResult<()> {
-    ready(redis::cmd("PING").query(connection))?;
-    let id: i64 = redis::cmd("CLIENT").arg("ID").query(connection)?;
-    redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("REDIRECT").arg(id).arg("BCAST").exec(connection)?;
-    redis::cmd("SUBSCRIBE").arg(CHANNEL).exec(connection)
+fn subscribe(wire: &mut Wire) -> RedisResult<()> {
+    ready(wire.ask(&redis::cmd("PING")))?;
+    let Value::Int(id) = wire.ask(redis::cmd("CLIENT").arg("ID"))? else { return Err(out_of_step("CLIENT ID")) };
+    wire.ask(redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("REDIRECT").arg(id).arg("BCAST"))?;
+    wire.ask(redis::cmd("SUBSCRIBE").arg(CHANNEL)).map(|_| ())
 }
 
 /// Whether Redis serves reads, by its answer to `PING`.
-fn ready(answer: RedisResult<redis::Value>) -> RedisResult<()> {
-    match answer.and_then(redis::Value::extract_error) {
+fn ready(answer: RedisResult<Value>) -> RedisResult<()> {
+    match answer.and_then(Value::extract_error) {
         Err(error) if is_outage(&error) => Err(error),
         _ => Ok(()),
     }
 }
 
-/// What a message tells: keys, or nothing at all for a flush. What cannot be read may mean anything.
-fn changes(message: &Msg) -> Vec<Change> {
-    match message.get_payload::<Option<Vec<Vec<u8>>>>() {
-        Ok(Some(keys)) => keys.into_iter().map(Change::Key).collect(),
-        Ok(None) => vec![Change::All],
-        Err(error) => {
-            log::warn!("a message of Redis about changes cannot be read, all is taken to have changed: {error}");
-            vec![Change::All]
+/// Interprets what Redis sends: a message about changes, or the answer to `PING`. An error can only be the latter. What is
+/// neither may mean anything.
+fn message(value: Value) -> RedisResult<Message> {
+    let Value::Array(parts) = value else { return ready(Ok(value)).map(|()| Message::Pong) };
+    let mut parts = parts.into_iter();
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(Value::BulkString(kind)), _, None) if kind == b"pong" => Ok(Message::Pong),
+        (Some(Value::BulkString(kind)), _, Some(payload)) if kind == b"message" => {
+            Ok(Message::Changes(changes(payload)))
         }
+        _ => Ok(Message::Changes(unreadable())),
     }
+}
+
+/// Returns the changes in a payload: keys, or nothing at all for a flush.
+fn changes(payload: Value) -> Vec<Change> {
+    match payload {
+        Value::Nil => vec![Change::All],
+        Value::Array(keys) => {
+            let key = |key| if let Value::BulkString(name) = key { Change::Key(name) } else { Change::All };
+            keys.into_iter().map(key).collect()
+        }
+        _ => unreadable(),
+    }
+}
+
+/// Takes a message that cannot be read for a change of everything.
+fn unreadable() -> Vec<Change> {
+    log::warn!("unreadable invalidation message from Redis: cache flushed");
+    vec![Change::All]
 }
