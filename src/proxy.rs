@@ -32,6 +32,8 @@ pub struct Proxy {
     inflight: Inflight,
     ttl: Millis,
     patience: Millis,
+    /// Whether changes in Redis are heard of.
+    tracked: bool,
     counts: Counts,
 }
 
@@ -48,7 +50,8 @@ struct Counts {
 impl Proxy {
     /// A cache within `limits`, each entry fresh for `ttl`; a client waits for Redis no longer than `patience`.
     pub fn new(limits: Limits, ttl: Millis, patience: Millis) -> Proxy {
-        Proxy { cache: Cache::new(limits), inflight: Inflight::new(), ttl, patience, counts: Counts::default() }
+        let (cache, inflight, counts) = (Cache::new(limits), Inflight::new(), Counts::default());
+        Proxy { cache, inflight, ttl, patience, tracked: false, counts }
     }
 
     /// The cache, for its figures.
@@ -63,7 +66,7 @@ impl Proxy {
         if let Some(hit) = found {
             self.counts.hits += 1;
             let source = Source::Cache { remaining: hit.remaining };
-            return Decision::Reply(Reply { outcome: Outcome::Value(hit.payload), source });
+            return Decision::Reply(Reply { outcome: Outcome::Value(hit.payload), source, tracked: self.tracked });
         }
         self.counts.misses += 1;
         match self.inflight.board(key, waiter, now, now + self.patience) {
@@ -92,11 +95,11 @@ impl Proxy {
             Ok(Some(Fetched { value, remaining })) => {
                 let value = Arc::new(value);
                 let stored = self.store(&landed, &value, remaining, now);
-                answer_all(passengers, Outcome::Value(shared_above(COPIED_BYTES, &value)), stored, &mut answer);
+                self.answer_all(passengers, Outcome::Value(shared_above(COPIED_BYTES, &value)), stored, &mut answer);
             }
             Ok(None) => {
                 self.gone(&landed);
-                answer_all(passengers, Outcome::Missing, None, &mut answer);
+                self.answer_all(passengers, Outcome::Missing, None, &mut answer);
             }
             Err(failure) => {
                 if failure.is_about_the_key() {
@@ -141,14 +144,30 @@ impl Proxy {
         answer: &mut impl FnMut(Waiter, &Reply<'_>),
     ) {
         let kept = failure.outage().and_then(|outage| Some((outage, self.cache.kept(key, now)?)));
-        let Some((outage, kept)) = kept else { return answer_all(passengers, Outcome::Failed(failure), None, answer) };
+        let Some((outage, kept)) = kept else {
+            return self.answer_all(passengers, Outcome::Failed(failure), None, answer);
+        };
         let source = match kept.remaining {
             0 => Source::Stale { expired_for: kept.expired_for, outage },
             // Another fetch has come back since.
             remaining => Source::Cache { remaining },
         };
-        let reply = Reply { outcome: Outcome::Value(kept.payload), source };
+        let reply = Reply { outcome: Outcome::Value(kept.payload), source, tracked: self.tracked };
         passengers.iter().for_each(|passenger| answer(passenger.waiter, &reply));
+    }
+
+    /// Answers all clients of a fetch that Redis has answered, or that has failed.
+    fn answer_all(
+        &self,
+        passengers: &[Passenger],
+        outcome: Outcome<'_>,
+        stored: Option<Millis>,
+        answer: &mut impl FnMut(Waiter, &Reply<'_>),
+    ) {
+        for passenger in passengers {
+            let source = Source::Redis { collapsed: passenger.collapsed, stored };
+            answer(passenger.waiter, &Reply { outcome, source, tracked: self.tracked });
+        }
     }
 
     /// Takes news of a change in Redis. What was cached of it goes, what is being fetched will not be stored, and who
@@ -164,12 +183,14 @@ impl Proxy {
                 self.counts.invalidated += self.cache.len() as u64;
                 self.cache.clear();
                 self.inflight.detach_all();
+                self.tracked = true;
             }
             // What is stored from now on has only its ttl. What is there relied on more than that.
             Change::Unwatched => {
                 self.counts.epochs += 1;
                 self.cache.expire_all(now);
                 self.inflight.detach_all();
+                self.tracked = false;
             }
         }
     }
@@ -218,18 +239,6 @@ fn shared_above(limit: usize, value: &Arc<Value>) -> Payload<'_> {
     match value.bytes.len() {
         length if length > limit => Payload::Shared(value),
         _ => Payload::Inline { bytes: &value.bytes, form: value.form },
-    }
-}
-
-fn answer_all(
-    passengers: &[Passenger],
-    outcome: Outcome<'_>,
-    stored: Option<Millis>,
-    answer: &mut impl FnMut(Waiter, &Reply<'_>),
-) {
-    for passenger in passengers {
-        let source = Source::Redis { collapsed: passenger.collapsed, stored };
-        answer(passenger.waiter, &Reply { outcome, source });
     }
 }
 

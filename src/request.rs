@@ -218,6 +218,8 @@ pub struct Reply<'a> {
     pub outcome: Outcome<'a>,
     /// Where it came from.
     pub source: Source,
+    /// Whether changes in Redis reach the cache at once (`REDIS_TRACKING`).
+    pub tracked: bool,
 }
 
 /// Why a key could not be read. Not stored, and never the answer to another key.

@@ -140,6 +140,61 @@ fn an_expectation_never_hangs() {
     assert_eq!(client.get("/raw/a").text(), "value");
 }
 
+/// Values have no entity tag: `*` matches each that there is, and a list of tags none (RFC 9110, section 13.1).
+#[test]
+fn preconditions_apply_to_existing_values() {
+    let (redis, proxy) = start(&[("CACHE_TTL", "600")]);
+    redis.set("long", "x".repeat(50_000));
+    let mut client = proxy.connect();
+    let mut status = |method: &str, path: &str, field: &str| {
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\n{field}\r\n\r\n"));
+        let response = client.response_to(method);
+        assert!(response.status == 200 || response.body.len() < 200, "{response:?}");
+        (response.status, response.field("cache-control").to_owned())
+    };
+    // The first of each key is a miss, all others are hits.
+    for path in ["/raw/a", "/key/a", "/raw/long", "/key/long"] {
+        for method in ["GET", "HEAD"] {
+            let (code, control) = status(method, path, "If-None-Match: *");
+            assert!(code == 304 && control.starts_with("max-age="), "{method} {path}: {code} {control}");
+            assert_eq!(status(method, path, "If-Match: \"tag\""), (412, "no-store".into()), "{method} {path}");
+            assert_eq!(status(method, path, "If-Match: *").0, 200, "{method} {path}");
+            assert_eq!(status(method, path, "If-None-Match: \"tag\"").0, 200, "{method} {path}");
+        }
+    }
+    for field in ["If-None-Match: *", "If-Match: \"tag\"", "If-Match: *"] {
+        assert_eq!(status("GET", "/raw/missing", field), (404, "no-store".into()), "{field}");
+    }
+}
+
+/// Versions 1.2 to 1.9 are read as 1.1 (RFC 9110, section 2.5): the connection stays open, and chunks are chunks.
+#[test]
+fn later_minor_versions_are_served() {
+    let (_redis, proxy) = start(&[]);
+    let mut client = proxy.connect();
+    for minor in 2..=9 {
+        client.send(format!("GET /raw/a HTTP/1.{minor}\r\nHost: test\r\n\r\n"));
+        assert_eq!(client.response().text(), "value", "1.{minor}");
+        let chunks = "Transfer-Encoding: chunked\r\n\r\n4\r\nGET \r\n0\r\n\r\n";
+        client.send(format!("GET /raw/a HTTP/1.{minor}\r\nHost: test\r\n{chunks}"));
+        assert_eq!(client.response().text(), "value", "1.{minor}");
+    }
+    assert_eq!(last_response(&proxy, "GET /raw/a HTTP/1.10\r\nHost: test\r\n\r\n").status, 400);
+}
+
+/// A list may be empty, and may come in several fields (RFC 9110, section 5.6.1).
+#[test]
+fn expectations_are_a_list() {
+    let (_redis, proxy) = start(&[]);
+    let mut client = proxy.connect();
+    for field in ["Expect:", "Expect: 100-continue\r\nExpect: 100-continue", "Expect: ,100-continue"] {
+        client.send(format!("GET /raw/a HTTP/1.1\r\nHost: test\r\n{field}\r\n\r\n"));
+        assert_eq!(client.response().text(), "value", "{field}");
+    }
+    let mixed = "GET /raw/a HTTP/1.1\r\nHost: test\r\nExpect: 100-continue, more\r\n\r\n";
+    assert_eq!(last_response(&proxy, mixed).status, 417);
+}
+
 /// A request whose body is broken has not been one: it is not looked up either.
 #[test]
 fn a_chunked_body_must_be_right_to_its_end() {

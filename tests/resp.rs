@@ -485,8 +485,5 @@ fn a_refused_proxy_does_not_ask_its_clients_for_a_password() {
     assert!(reply.starts_with("-ERR Redis refuses the connection") && reply.contains("NOAUTH"), "{reply}");
     let wrong = Proxy::start(&redis, &[("REDIS_PASSWORD", "wrong")]);
     let reply = Resp::connect(wrong.address).text("GET a");
-    assert!(
-        reply.starts_with("-ERR Redis refuses the connection") && reply.contains("authentication failed"),
-        "{reply}"
-    );
+    assert!(reply.starts_with("-ERR Redis refuses the connection") && reply.contains("WRONGPASS"), "{reply}");
 }

@@ -25,6 +25,8 @@ pub(super) struct News {
     change_bytes: usize,
     /// Changes were dropped for want of room since the loop last took all of them.
     overflowed: bool,
+    /// Changes are not heard of, as far as those say that were added last.
+    unwatched: bool,
     /// The loop knows that there is something, and will come for it.
     awaited: bool,
 }
@@ -43,9 +45,12 @@ impl News {
             // No such key is ever cached.
             Change::Key(key) if key.len() > MAX_KEY_BYTES => return false,
             Change::Key(_) => self.change_bytes += change.bytes(),
-            Change::All => self.clear_changes(),
+            Change::All => {
+                self.unwatched = false;
+                self.clear_changes();
+            }
             // What has changed before is known to have: it must go, not only expire with the rest.
-            Change::Unwatched => {}
+            Change::Unwatched => self.unwatched = true,
         }
         self.changes.push_back(change);
         if self.changes.len() <= MAX_CHANGES && self.change_bytes <= MAX_CHANGE_BYTES {
@@ -53,6 +58,9 @@ impl News {
         }
         self.clear_changes();
         self.changes.push_back(Change::All);
+        if self.unwatched {
+            self.changes.push_back(Change::Unwatched);
+        }
         !std::mem::replace(&mut self.overflowed, true)
     }
 
@@ -121,7 +129,9 @@ mod tests {
     fn too_many_changes_become_one_that_stands_for_all() {
         let many = (0..MAX_CHANGES).map(|number| key(&number.to_string()));
         assert_eq!(after(many.clone()).len(), MAX_CHANGES);
-        assert_eq!(after(many.chain([key("one more"), key("after")])), [Change::All, key("after")]);
+        assert_eq!(after(many.clone().chain([key("one more"), key("after")])), [Change::All, key("after")]);
+        let lost = [Change::All, Change::Unwatched];
+        assert_eq!(after(many.chain([Change::Unwatched])), lost, "the loss is lost");
         let long = "x".repeat(MAX_KEY_BYTES);
         let count = MAX_CHANGE_BYTES / MAX_KEY_BYTES;
         assert_eq!(after((0..count).map(|_| key(&long))).len(), count);

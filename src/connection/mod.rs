@@ -323,7 +323,7 @@ impl Connection {
                     at += consumed;
                     if key.starts_with(b"hit") {
                         let outcome = Outcome::Value(Payload::Inline { bytes: key, form: Form::Plain });
-                        let reply = Reply { outcome, source: Source::Cache { remaining: 1000 } };
+                        let reply = Reply { outcome, source: Source::Cache { remaining: 1000 }, tracked: false };
                         self.reply_now(answer, &reply, &date, ledger);
                     } else {
                         asked.push((self.waiter(0), String::from_utf8_lossy(key).into_owned()));
@@ -346,7 +346,7 @@ mod tests {
 
     fn value(bytes: &[u8]) -> Reply<'_> {
         let payload = Payload::Inline { bytes, form: Form::Plain };
-        Reply { outcome: Outcome::Value(payload), source: Source::Cache { remaining: 1000 } }
+        Reply { outcome: Outcome::Value(payload), source: Source::Cache { remaining: 1000 }, tracked: false }
     }
 
     /// A connection whose requests wait, except for keys that begin with "hit".

@@ -2,7 +2,7 @@
 
 use super::{Answer, Connection, Phase, Protocol, Step};
 use crate::figures::{Ending, Ledger, Note, Protocol as Wire, escape_into};
-use crate::protocol::http::{self, Body, Command, Date, Head, Heads, Refusal, Rules, View};
+use crate::protocol::http::{self, Body, Command, Date, Head, Heads, Refusal, Rules};
 use crate::protocol::{Decoded, Shape};
 
 /// What an HTTP connection is at between heads.
@@ -156,7 +156,7 @@ impl Connection {
     /// Refuses what cannot be read, for the last time.
     pub(super) fn end_http(&mut self, refusal: Refusal, head_only: bool, date: &Date, ledger: &mut Ledger) {
         self.phase = Phase::Last { unread: true };
-        let shape = http::Shape { view: View::Json, head_only, version_1_0: false, keep_alive: false };
+        let shape = http::Shape { head_only, keep_alive: false, ..http::Shape::default() };
         self.refuse_http(refusal, shape, date, ledger);
     }
 

@@ -265,7 +265,7 @@ mod tests {
     }
 
     fn reply(outcome: Outcome<'_>) -> Reply<'_> {
-        Reply { outcome, source: Source::Redis { collapsed: false, stored: None } }
+        Reply { outcome, source: Source::Redis { collapsed: false, stored: None }, tracked: false }
     }
 
     fn short(text: &str) -> Outcome<'_> {

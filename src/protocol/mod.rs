@@ -37,7 +37,7 @@ impl Shape {
     /// Whether so much of a shared value is sent that it is held until then.
     fn holds(self, value: &Value) -> bool {
         match self {
-            Shape::Http(shape) => !shape.head_only,
+            Shape::Http(shape) => !shape.head_only && shape.unmet.is_none(),
             Shape::Resp(shape) => shape.holds(value.bytes.len()),
         }
     }
@@ -53,7 +53,7 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mu
                 0..=SHARED_VALUE_BYTES => Outcome::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
                 _ => Outcome::Failed(&Failure::TooMuchHeld),
             };
-            without_room = Reply { outcome, source: reply.source };
+            without_room = Reply { outcome, ..*reply };
             &without_room
         }
         _ => reply,

@@ -378,13 +378,17 @@ impl Http {
         }
         let head = String::from_utf8(head).expect("a head is text");
         let mut lines = head.trim_end().split("\r\n");
-        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok());
+        let status: Option<u16> =
+            lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok());
         let fields: HashMap<String, String> = lines
             .map(|line| line.split_once(": ").expect("a field has a value"))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
             .collect();
-        let length = fields.get("content-length").and_then(|length| length.parse().ok()).expect("a length");
-        let mut body = vec![0; if method == "HEAD" { 0 } else { length }];
+        let length = match (method, status) {
+            ("HEAD", _) | (_, Some(304)) => 0,
+            _ => fields.get("content-length").and_then(|length| length.parse().ok()).expect("a length"),
+        };
+        let mut body = vec![0; length];
         self.stream.read_exact(&mut body).expect("a whole body");
         Response { status: status.expect("a status line"), fields, body }
     }

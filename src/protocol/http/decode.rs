@@ -99,8 +99,56 @@ pub fn decode<'a>(input: &'a [u8], rules: &Rules, heads: &'a mut Heads) -> Decod
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if input.len() < MAX_HEAD_BYTES => return Decoded::Incomplete,
         Ok(httparse::Status::Partial) => return Decoded::Invalid(too_large(&request)),
+        Err(httparse::Error::Version) if is_later_minor(version_of(&request, input)) => {
+            return decode_later_minor(input, empty_line, &request, rules, heads);
+        }
         Err(error) => return Decoded::Invalid(malformed(error, &request, input)),
     };
+    match read(&input[..length], &request, rules, heads) {
+        Ok(head) => Decoded::Complete(head, empty_line + length),
+        Err(refusal) => Decoded::Invalid(refusal),
+    }
+}
+
+/// Returns what stands behind method and target.
+fn version_of<'a>(request: &httparse::Request<'_, '_>, input: &'a [u8]) -> &'a [u8] {
+    let behind_target =
+        request.path.map(|target| target.as_ptr() as usize - input.as_ptr() as usize + target.len() + 1);
+    behind_target.and_then(|at| input.get(at..)).unwrap_or_default()
+}
+
+/// Returns true for the versions 1.2 to 1.9. They are read as the highest one that is known, 1.1 (RFC 9110, section 2.5).
+fn is_later_minor(version: &[u8]) -> bool {
+    version.starts_with(b"HTTP/1.") && matches!(version.get(VERSION_BYTES - 1), Some(b'2'..=b'9'))
+}
+
+/// Bytes of a version: "HTTP/1.1".
+const VERSION_BYTES: usize = 8;
+
+/// Decodes a head of version 1.2 to 1.9, behind whose target `httparse` reads no further.
+fn decode_later_minor<'a>(
+    input: &'a [u8],
+    empty_line: usize,
+    request: &httparse::Request<'_, 'a>,
+    rules: &Rules,
+    heads: &'a mut Heads,
+) -> Decoded<Head<'a>, Refusal> {
+    let behind_version = &version_of(request, input)[VERSION_BYTES..];
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let found = match behind_version {
+        [] | [b'\r'] => Ok(httparse::Status::Partial),
+        [b'\r', b'\n', fields @ ..] => httparse::parse_headers(fields, &mut headers),
+        _ => Err(httparse::Error::NewLine),
+    };
+    let (behind_line, count) = match found {
+        Ok(httparse::Status::Complete((length, found))) => (length, found.len()),
+        Ok(httparse::Status::Partial) if input.len() < MAX_HEAD_BYTES => return Decoded::Incomplete,
+        Ok(httparse::Status::Partial) => return Decoded::Invalid(too_large(request)),
+        Err(error) => return Decoded::Invalid(malformed(error, request, input)),
+    };
+    let length = input.len() - behind_version.len() + "\r\n".len() + behind_line;
+    let (method, path) = (request.method, request.path);
+    let request = httparse::Request { method, path, version: Some(1), headers: &mut headers[..count] };
     match read(&input[..length], &request, rules, heads) {
         Ok(head) => Decoded::Complete(head, empty_line + length),
         Err(refusal) => Decoded::Invalid(refusal),
@@ -156,7 +204,7 @@ fn interpret<'a>(
     } else {
         (View::Json, Command::Refuse(MISDIRECTED))
     };
-    let shape = Shape { view, head_only: method == "HEAD", version_1_0, keep_alive };
+    let shape = Shape { view, head_only: method == "HEAD", version_1_0, keep_alive, unmet: fields.unmet };
     Head { command, shape, body: fields.body, expects_answer: fields.expects_answer, line }
 }
 
@@ -193,14 +241,10 @@ const TOO_LARGE: Refusal = Refusal {
 
 /// Of a head with a byte that cannot stand where it stands.
 fn malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input: &[u8]) -> Refusal {
-    // A request of another version, or none at all.
-    let version = request.path.and_then(|target| {
-        let target_ends = target.as_ptr() as usize - input.as_ptr() as usize + target.len();
-        input.get(target_ends + 1..)
-    });
     match error {
         httparse::Error::TooManyHeaders => TOO_LARGE,
-        httparse::Error::Version if version.is_some_and(|version| version.starts_with(b"HTTP/")) => {
+        // A request of another version, or none at all.
+        httparse::Error::Version if version_of(request, input).starts_with(b"HTTP/") => {
             Refusal { status: Status::VersionNotSupported, message: "only HTTP/1.1 and HTTP/1.0 are spoken here" }
         }
         _ => bad_request("the request does not parse as HTTP/1.1"),
@@ -326,7 +370,10 @@ mod tests {
             refused(&[&format!("Host: a\r\nTransfer-Encoding: {coding}")], Status::NotImplemented);
         }
         refused(&["Host: a\r\nTransfer-Encoding: Chunked", "Host: a\r\ntransfer-encoding:chunked\t"], Status::Ok);
-        refused(&["Host: a\r\nExpect: something", "Host: a\r\nExpect:"], Status::ExpectationFailed);
+        refused(&["Host: a\r\nExpect: something", "Host: a\r\nExpect: 100-continue, x"], Status::ExpectationFailed);
+        refused(&["Host: a\r\nExpect: 100-continue\r\nExpect: x"], Status::ExpectationFailed);
+        let repeated = "Host: a\r\nExpect: 100-continue\r\nExpect: 100-Continue";
+        refused(&["Host: a\r\nExpect:", "Host: a\r\nExpect: , ,100-continue,", repeated], Status::Ok);
         for version in ["chunked", "gzip"] {
             let head = format!("GET /key/a HTTP/1.0\r\nTransfer-Encoding: {version}\r\n\r\n");
             assert_eq!(status_of(head.as_bytes()), Status::BadRequest, "{head:?}");
@@ -367,13 +414,58 @@ mod tests {
         ] {
             assert_eq!(status_of(head.as_bytes()), Status::BadRequest, "{head:?}");
         }
-        for version in ["HTTP/2.0", "HTTP/1.2", "HTTP/0.9", "HTTP/11", "HTTP/1,1"] {
+        for version in ["HTTP/2.0", "HTTP/0.9", "HTTP/11", "HTTP/1,1"] {
             let head = format!("GET /key/a {version}\r\nHost: a\r\n\r\n");
             assert_eq!(status_of(head.as_bytes()), Status::VersionNotSupported, "{head:?}");
         }
         assert_eq!(status_of(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Status::VersionNotSupported);
         // One empty line may be what is left of a client's last request.
         assert_eq!(status_of(b"\r\nGET /key/a HTTP/1.1\r\nHost: a\r\n\r\n"), Status::Ok);
+    }
+
+    #[test]
+    fn later_minor_versions_are_read_as_1_1() {
+        let head = |version: &str| format!("GET /key/%41 {version}\r\nHost: x\r\nConnection: keep-alive\r\n\r\n");
+        for minor in 2..=9 {
+            let version = format!("HTTP/1.{minor}");
+            let (bytes, mut heads) = (head(&version), Heads::new());
+            for end in 0..bytes.len() {
+                let begun = decode(&bytes.as_bytes()[..end], &mut heads);
+                assert_eq!(begun, Decoded::Incomplete, "{version} to {end}");
+            }
+            let Decoded::Complete(found, length) = decode(bytes.as_bytes(), &mut heads) else { panic!("{version}") };
+            assert_eq!((found.command, length), (Command::Get(b"A"), bytes.len()));
+            assert!(found.shape.keep_alive && !found.shape.version_1_0);
+            assert_eq!(found.line, format!("GET /key/%41 {version}").as_bytes());
+        }
+        // Chunked bodies are those of 1.1, and a Host field is as necessary.
+        assert_eq!(status_of(b"GET /key/a HTTP/1.2\r\n\r\n"), Status::BadRequest);
+        let both = b"GET /key/a HTTP/1.9\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(status_of(both), Status::BadRequest);
+        for version in ["HTTP/1.10", "HTTP/1.2 ", "HTTP/1.2\n", "HTTP/1.a"] {
+            assert_ne!(status_of(head(version).as_bytes()), Status::Ok, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn preconditions_are_found() {
+        for (fields, unmet) in [
+            ("", None),
+            ("If-None-Match: *\r\n", Some(Status::NotModified)),
+            ("if-none-match:\t* \r\n", Some(Status::NotModified)),
+            ("If-None-Match: \"a\", W/\"b\"\r\n", None),
+            ("If-Match: *\r\n", None),
+            ("If-Match: \"a\"\r\n", Some(Status::PreconditionFailed)),
+            ("If-Match: \"*\"\r\n", Some(Status::PreconditionFailed)),
+            ("If-None-Match: *\r\nIf-Match: \"a\"\r\n", Some(Status::PreconditionFailed)),
+            ("If-Match: *\r\nIf-None-Match: *\r\n", Some(Status::NotModified)),
+            ("If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n", None),
+        ] {
+            let head = format!("GET /key/a HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+            let mut heads = Heads::new();
+            let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut heads) else { panic!("{fields}") };
+            assert_eq!(head.shape.unmet, unmet, "{fields}");
+        }
     }
 
     #[test]

@@ -10,6 +10,12 @@ use std::time::SystemTime;
 /// a second too.
 const RETRY_AFTER: &str = "Retry-After: 1\r\n";
 
+/// Nothing but a fresh value may be kept: an error or a missing key can be over at any time.
+const NO_STORE: &[u8] = b"Cache-Control: no-store\r\n";
+
+/// What is wrong with an `If-Match`.
+const UNMET: &str = "If-Match names an entity tag, and values have none here";
+
 /// What may be done with a key.
 const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
 
@@ -110,8 +116,10 @@ impl<'a> Body<'a> {
 /// Appends the response to a request for a key.
 pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
     let status = status_of(reply.outcome);
-    match reply.outcome {
-        Outcome::Value(payload) => {
+    match (reply.outcome, shape.unmet) {
+        (Outcome::Value(_), Some(Status::NotModified)) => encode_not_modified(Some(reply), shape, date, out),
+        (Outcome::Value(_), Some(status)) => encode_error(status, UNMET, Some(reply.source), "", shape, date, out),
+        (Outcome::Value(payload), None) => {
             let from_cache = !matches!(reply.source, Source::Redis { .. });
             let body = Body::new(payload, shape.view, from_cache);
             let head = out.tail();
@@ -119,6 +127,7 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
             head.extend_from_slice(&date.before_length[shape.view as usize]);
             write_length(bytes, head);
             write_cache_status(reply.source, head);
+            write_cache_control(reply, head);
             end_head(shape, head);
             if shape.head_only {
                 return Sent { status, bytes: 0 };
@@ -126,12 +135,30 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
             body.write(out);
             Sent { status, bytes }
         }
-        Outcome::Missing => encode_error(status, "key not found", Some(reply.source), "", shape, date, out),
-        Outcome::Failed(failure) => {
+        (Outcome::Missing, _) => encode_error(status, "key not found", Some(reply.source), "", shape, date, out),
+        (Outcome::Failed(failure), _) => {
             let extra = if status == Status::ServiceUnavailable { RETRY_AFTER } else { "" };
             encode_error(status, &failure.to_string(), Some(reply.source), extra, shape, date, out)
         }
     }
+}
+
+/// Appends 304, without a body, with the fields of the response that it stands for (RFC 9110, section 15.4.5).
+fn encode_not_modified(reply: Option<&Reply<'_>>, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
+    let status = Status::NotModified;
+    let out = out.tail();
+    for part in ["HTTP/1.1 ", status.line(), "\r\nDate: ", &date.text, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    match reply {
+        Some(reply) => {
+            write_cache_status(reply.source, out);
+            write_cache_control(reply, out);
+        }
+        None => out.extend_from_slice(NO_STORE),
+    }
+    end_head(shape, out);
+    Sent { status, bytes: 0 }
 }
 
 /// What there is to say about a key, to an HTTP client.
@@ -164,10 +191,15 @@ pub fn encode_refusal(refusal: Refusal, shape: Shape, date: &Date, out: &mut Out
 /// Appends something of the proxy itself. Nobody is to keep it: it is of this moment.
 pub fn encode_document(document: &Document, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
     let Document { status, content_type, policy, body } = document;
+    match shape.unmet.filter(|_| *status == Status::Ok) {
+        None => {}
+        Some(Status::NotModified) => return encode_not_modified(None, shape, date, out),
+        Some(status) => return encode_error(status, UNMET, None, "", shape, date, out),
+    }
     let out = out.tail();
     begin_head(*status, content_type, &date.text, out);
     write_length(body.len(), out);
-    out.extend_from_slice(b"Cache-Control: no-store\r\n");
+    out.extend_from_slice(NO_STORE);
     if !policy.is_empty() {
         for part in ["Content-Security-Policy: ", policy, "\r\nReferrer-Policy: no-referrer\r\n"] {
             out.extend_from_slice(part.as_bytes());
@@ -210,6 +242,7 @@ fn encode_error(
     if let Some(source) = source {
         write_cache_status(source, out);
     }
+    out.extend_from_slice(NO_STORE);
     out.extend_from_slice(extra.as_bytes());
     end_head(shape, out);
     if shape.head_only {
@@ -268,6 +301,23 @@ fn write_cache_status(source: Source, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Writes how long a cache in front may keep a value (RFC 9111, section 5.2.2). Without this field caches invent a lifetime.
+///
+/// An entry may be kept for the whole seconds that it has left, rounded down. Varnish serves what has expired for ten seconds more
+/// unless `stale-while-revalidate=0` (RFC 5861) forbids it, and Squid where the proxy answers 503 unless `must-revalidate` does.
+/// With tracking a value can change at any time. A stale value, or one that is not stored, may have changed already.
+fn write_cache_control(reply: &Reply<'_>, out: &mut Vec<u8>) {
+    let (Source::Cache { remaining } | Source::Redis { stored: Some(remaining), .. }) = reply.source else {
+        return out.extend_from_slice(NO_STORE);
+    };
+    if reply.tracked {
+        return out.extend_from_slice(b"Cache-Control: no-cache\r\n");
+    }
+    out.extend_from_slice(b"Cache-Control: max-age=");
+    out.extend_from_slice(itoa::Buffer::new().format(remaining / 1000).as_bytes());
+    out.extend_from_slice(b", must-revalidate, stale-while-revalidate=0\r\n");
+}
+
 fn end_head(shape: Shape, out: &mut Vec<u8>) {
     let connection: &[u8] = match (shape.keep_alive, shape.version_1_0) {
         (true, false) => b"\r\n",
@@ -284,7 +334,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    const OPEN: Shape = Shape { view: View::Json, head_only: false, version_1_0: false, keep_alive: true };
+    const OPEN: Shape = Shape { view: View::Json, head_only: false, version_1_0: false, keep_alive: true, unmet: None };
     const HIT: Source = Source::Cache { remaining: 14_999 };
 
     fn text_of(encode: impl FnOnce(&Date, &mut Outgoing)) -> String {
@@ -296,7 +346,7 @@ mod tests {
     fn body_of(bytes: &[u8], view: View, source: Source) -> String {
         let value = Arc::new(Value::new(bytes.to_vec()));
         let [inline, shared] = [Payload::Inline { bytes, form: value.form }, Payload::Shared(&value)].map(|payload| {
-            let reply = Reply { outcome: Outcome::Value(payload), source };
+            let reply = Reply { outcome: Outcome::Value(payload), source, tracked: false };
             text_of(|date, out| _ = encode_reply(&reply, Shape { view, ..OPEN }, date, out))
         });
         assert_eq!(inline, shared, "a shared value looks different");
@@ -307,13 +357,16 @@ mod tests {
 
     #[test]
     fn a_hit_to_the_byte() {
-        let reply =
-            Reply { outcome: Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer }), source: HIT };
+        let reply = Reply {
+            outcome: Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer }),
+            source: HIT,
+            tracked: false,
+        };
         assert_eq!(
             text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out)),
             "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: application/json\r\n\
              X-Content-Type-Options: nosniff\r\nContent-Length: 28\r\nCache-Status: segment-redis-proxy; hit; ttl=14\r\n\
-             \r\n{\"value\":1,\"fromCache\":true}"
+             Cache-Control: max-age=14, must-revalidate, stale-while-revalidate=0\r\n\r\n{\"value\":1,\"fromCache\":true}"
         );
     }
 
@@ -345,9 +398,67 @@ mod tests {
                 "fwd=stale; detail=redis-unreachable; ttl=-3",
             ),
         ] {
-            let reply = Reply { outcome: Outcome::Missing, source };
+            let reply = Reply { outcome: Outcome::Missing, source, tracked: false };
             let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
             assert!(response.contains(&format!("\r\nCache-Status: segment-redis-proxy; {text}\r\n")), "{response}");
+        }
+    }
+
+    #[test]
+    fn caches_may_keep_fresh_values_only() {
+        let value = Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer });
+        let stored = |stored| Source::Redis { collapsed: false, stored };
+        let stale = Source::Stale { expired_for: 1, outage: Outage::Unreachable };
+        let max_age = "must-revalidate, stale-while-revalidate=0";
+        for (outcome, source, tracked, control) in [
+            (value, HIT, false, format!("max-age=14, {max_age}")),
+            (value, Source::Cache { remaining: 999 }, false, format!("max-age=0, {max_age}")),
+            (value, stored(Some(2000)), false, format!("max-age=2, {max_age}")),
+            (value, HIT, true, "no-cache".into()),
+            (value, stored(Some(2000)), true, "no-cache".into()),
+            (value, stored(None), false, "no-store".into()),
+            (value, stored(None), true, "no-store".into()),
+            (value, stale, false, "no-store".into()),
+            (Outcome::Missing, stored(None), true, "no-store".into()),
+            (Outcome::Failed(&Failure::Timeout), stored(None), false, "no-store".into()),
+        ] {
+            let reply = Reply { outcome, source, tracked };
+            let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
+            let fields: Vec<&str> = response.split("\r\n").filter(|line| line.starts_with("Cache-Control: ")).collect();
+            assert_eq!(fields, [format!("Cache-Control: {control}")], "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn unmet_preconditions_change_successes_only() {
+        let value = Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer });
+        let reply = |outcome| Reply { outcome, source: HIT, tracked: true };
+        let asked = |outcome, unmet| {
+            let shape = Shape { unmet: Some(unmet), ..OPEN };
+            text_of(|date, out| _ = encode_reply(&reply(outcome), shape, date, out))
+        };
+        assert_eq!(
+            asked(value, Status::NotModified),
+            "HTTP/1.1 304 Not Modified\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+             Cache-Status: segment-redis-proxy; hit; ttl=14\r\nCache-Control: no-cache\r\n\r\n"
+        );
+        let failed = asked(value, Status::PreconditionFailed);
+        assert!(
+            failed.starts_with("HTTP/1.1 412 ") && failed.contains("no-store") && failed.ends_with("}"),
+            "{failed}"
+        );
+        for unmet in [Status::NotModified, Status::PreconditionFailed] {
+            assert!(asked(Outcome::Missing, unmet).starts_with("HTTP/1.1 404 "));
+            assert!(asked(Outcome::Failed(&Failure::Timeout), unmet).starts_with("HTTP/1.1 504 "));
+            let mut document =
+                Document { status: Status::Ok, content_type: "text/html", policy: "", body: String::new() };
+            let shape = Shape { unmet: Some(unmet), ..OPEN };
+            let mut told = |status| {
+                document.status = status;
+                text_of(|date, out| _ = encode_document(&document, shape, date, out))
+            };
+            assert!(told(Status::Ok).starts_with(&format!("HTTP/1.1 {}\r\n", unmet.line())));
+            assert!(told(Status::ServiceUnavailable).starts_with("HTTP/1.1 503 "));
         }
     }
 
@@ -366,7 +477,7 @@ mod tests {
             (Failure::Internal, "500 "),
         ] {
             let source = Source::Redis { collapsed: false, stored: None };
-            let reply = Reply { outcome: Outcome::Failed(&failure), source };
+            let reply = Reply { outcome: Outcome::Failed(&failure), source, tracked: false };
             let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
             assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
             assert_eq!(response.contains("\r\nRetry-After: 1\r\n"), status == "503 ", "{response}");
@@ -406,7 +517,7 @@ mod tests {
 
     #[test]
     fn a_head_request_gets_the_head_alone_and_closing_is_said() {
-        let reply = Reply { outcome: Outcome::Missing, source: HIT };
+        let reply = Reply { outcome: Outcome::Missing, source: HIT, tracked: false };
         let shape = Shape { head_only: true, keep_alive: false, ..OPEN };
         let response = text_of(|date, out| _ = encode_reply(&reply, shape, date, out));
         assert!(response.ends_with("Connection: close\r\n\r\n"), "{response}");

@@ -14,6 +14,8 @@ pub struct Fields<'a> {
     pub expects_answer: bool,
     /// The host that the request is addressed to; empty where it says none.
     pub host: &'a [u8],
+    /// The status instead of 200, where a precondition is not met.
+    pub unmet: Option<Status>,
 }
 
 impl<'a> Fields<'a> {
@@ -21,6 +23,7 @@ impl<'a> Fields<'a> {
     pub fn read(headers: &[httparse::Header<'a>], version_1_0: bool) -> Result<Fields<'a>, Refusal> {
         let (mut close, mut keep_alive, mut expects) = (false, false, false);
         let (mut host, mut length, mut coding) = (None, None, None);
+        let mut conditions = Conditions::default();
         for header in headers {
             // The length tells most fields apart from these before any letter is compared.
             match header.name.len() {
@@ -28,12 +31,14 @@ impl<'a> Fields<'a> {
                 6 if header.name.eq_ignore_ascii_case("expect") => {
                     expects |= !version_1_0 && expectation(header.value)?
                 }
+                8 if header.name.eq_ignore_ascii_case("if-match") => conditions.add_match(header.value),
                 10 if header.name.eq_ignore_ascii_case("connection") => {
                     for option in header.value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
                         close |= option.eq_ignore_ascii_case(b"close");
                         keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                     }
                 }
+                13 if header.name.eq_ignore_ascii_case("if-none-match") => conditions.add_none_match(header.value),
                 14 if header.name.eq_ignore_ascii_case("content-length") => once(&mut length, header.value)?,
                 17 if header.name.eq_ignore_ascii_case("transfer-encoding") => once(&mut coding, header.value)?,
                 _ => {}
@@ -49,7 +54,7 @@ impl<'a> Fields<'a> {
         // makes sure where the next request begins (RFC 9110, section 10.1.1).
         let certain = body == Body::Done || (body.is_skippable() && !expects);
         let keep_alive = !close && (keep_alive || !version_1_0) && certain;
-        Ok(Fields { keep_alive, body, expects_answer: expects, host })
+        Ok(Fields { keep_alive, body, expects_answer: expects, host, unmet: conditions.unmet() })
     }
 }
 
@@ -87,10 +92,46 @@ fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
     Ok(value.iter().fold(0, |sum, &digit| sum * 10 + u64::from(digit - b'0')))
 }
 
-/// The only expectation there is (RFC 9110, section 10.1.1).
+/// Reads a list of expectations, which may be empty (RFC 9110, sections 5.6.1 and 10.1.1). Returns true if 100-continue, the only
+/// one there is, is in it.
 fn expectation(value: &[u8]) -> Result<bool, Refusal> {
-    if value.eq_ignore_ascii_case(b"100-continue") {
-        return Ok(true);
+    let mut expects = false;
+    for expected in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|expected| !expected.is_empty()) {
+        if !expected.eq_ignore_ascii_case(b"100-continue") {
+            let message = "of expectations only 100-continue is known here";
+            return Err(Refusal { status: Status::ExpectationFailed, message });
+        }
+        expects = true;
     }
-    Err(Refusal { status: Status::ExpectationFailed, message: "of expectations only 100-continue is known here" })
+    Ok(expects)
+}
+
+/// Preconditions about entity tags (RFC 9110, sections 13.1.1 and 13.1.2). Responses have none, so that a list of tags matches
+/// nothing, and `*` any value that there is. Dates are not compared: responses have no `Last-Modified`.
+#[derive(Default)]
+struct Conditions {
+    /// Whether there is an `If-Match`, and whether it is `*`.
+    requires_match: bool,
+    matches_any: bool,
+    /// Whether there is an `If-None-Match: *`.
+    rejects_any: bool,
+}
+
+impl Conditions {
+    fn add_match(&mut self, value: &[u8]) {
+        self.requires_match = true;
+        self.matches_any |= value == b"*";
+    }
+
+    fn add_none_match(&mut self, value: &[u8]) {
+        self.rejects_any |= value == b"*";
+    }
+
+    /// Returns the status of a request for a value that there is, in the order of section 13.2.2.
+    fn unmet(&self) -> Option<Status> {
+        if self.requires_match && !self.matches_any {
+            return Some(Status::PreconditionFailed);
+        }
+        self.rejects_any.then_some(Status::NotModified)
+    }
 }

@@ -5,8 +5,8 @@
 //! if nothing were known, and so is every line that is not plain. So whether fields are known changes what a head costs, never
 //! what it means. What was known last stays in memory, as what was read last does, whatever a client has sent in it.
 
-use super::Body;
 use super::fields::Fields;
+use super::{Body, Status};
 use std::ops::Range;
 
 /// How many are known: a few kinds of clients. Where each request has fields of its own, looking for them in vain, and remembering
@@ -37,6 +37,7 @@ struct Known {
     keep_alive: bool,
     body: Body,
     expects_answer: bool,
+    unmet: Option<Status>,
     /// Whether it was met since its place was last wanted for another one.
     met: bool,
 }
@@ -62,8 +63,8 @@ impl KnownFields {
         let rest = behind_target.strip_prefix(LINE_END)?;
         let known = self.known.iter_mut().find(|known| rest.starts_with(&known.bytes))?;
         known.met = true;
-        let Known { keep_alive, body, expects_answer, .. } = *known;
-        let fields = Fields { keep_alive, body, expects_answer, host: &rest[known.host.clone()] };
+        let Known { keep_alive, body, expects_answer, unmet, .. } = *known;
+        let fields = Fields { keep_alive, body, expects_answer, host: &rest[known.host.clone()], unmet };
         Some(Found { target, fields, length: input.len() - rest.len() + known.bytes.len() })
     }
 
@@ -75,12 +76,12 @@ impl KnownFields {
         if bytes.len() > MAX_BYTES || bytes.get(host.clone()) != Some(fields.host) {
             return;
         }
-        let Fields { keep_alive, body, expects_answer, .. } = *fields;
+        let Fields { keep_alive, body, expects_answer, unmet, .. } = *fields;
         let place = self.make_room();
         let mut own = std::mem::take(&mut place.bytes);
         own.clear();
         own.extend_from_slice(bytes);
-        *place = Known { bytes: own, host, keep_alive, body, expects_answer, met: false };
+        *place = Known { bytes: own, host, keep_alive, body, expects_answer, unmet, met: false };
     }
 
     /// A place for another one: that of one that was not met lately.
@@ -88,8 +89,8 @@ impl KnownFields {
         if self.known.len() < MOST_KNOWN {
             self.next = self.known.len();
             let bytes = Vec::with_capacity(MAX_BYTES);
-            let (keep_alive, body, expects_answer, met) = (false, Body::Done, false, false);
-            self.known.push(Known { bytes, host: 0..0, keep_alive, body, expects_answer, met });
+            let (keep_alive, body, expects_answer, unmet, met) = (false, Body::Done, false, None, false);
+            self.known.push(Known { bytes, host: 0..0, keep_alive, body, expects_answer, unmet, met });
         } else {
             loop {
                 self.next = (self.next + 1) % MOST_KNOWN;
@@ -108,7 +109,8 @@ mod tests {
     use super::*;
     use crate::protocol::Decoded;
 
-    const HEAD: &[u8] = b"GET /key/a HTTP/1.1\r\nHost: x:80\r\nAccept: */*\r\nContent-Length: 3\r\n\r\n";
+    const HEAD: &[u8] =
+        b"GET /key/a HTTP/1.1\r\nHost: x:80\r\nAccept: */*\r\nIf-None-Match: *\r\nContent-Length: 3\r\n\r\n";
 
     fn fields(number: usize) -> Vec<u8> {
         format!("Host: x\r\nX: {number}\r\n\r\n").into_bytes()
@@ -117,7 +119,8 @@ mod tests {
     /// Notes fields as if a head with them had been decoded.
     fn remember(known: &mut KnownFields, bytes: &[u8]) {
         let host = &bytes[b"Host: ".len()..][..1];
-        known.remember(bytes, &Fields { keep_alive: true, body: Body::Done, expects_answer: false, host });
+        let (body, unmet) = (Body::Done, None);
+        known.remember(bytes, &Fields { keep_alive: true, body, expects_answer: false, host, unmet });
     }
 
     fn knows(known: &mut KnownFields, bytes: &[u8]) -> bool {

@@ -16,9 +16,10 @@ pub use host::Hosts;
 pub use target::may_be_about_the_proxy;
 
 /// Which of its two representations of a value a client asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum View {
     /// `/key/{key}`: JSON.
+    #[default]
     Json,
     /// `/raw/{key}`: the bytes.
     Raw,
@@ -53,7 +54,7 @@ pub struct Rules {
 }
 
 /// What of a request its response depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
     /// JSON or bytes.
     pub view: View,
@@ -63,6 +64,8 @@ pub struct Shape {
     pub version_1_0: bool,
     /// Whether more requests may follow on the connection.
     pub keep_alive: bool,
+    /// The status instead of 200, where a precondition of the request is not met (RFC 9110, section 13).
+    pub unmet: Option<Status>,
 }
 
 /// A response that depends on nothing but the request.
@@ -83,11 +86,13 @@ const fn bad_request(message: &'static str) -> Refusal {
 #[allow(missing_docs, reason = "the names are the standard's")]
 pub enum Status {
     Ok,
+    NotModified,
     BadRequest,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
     Conflict,
+    PreconditionFailed,
     ContentTooLarge,
     UriTooLong,
     ExpectationFailed,
@@ -103,13 +108,15 @@ pub enum Status {
 
 impl Status {
     /// All of them, each at the place of its number.
-    pub const ALL: [Status; 17] = [
+    pub const ALL: [Status; 19] = [
         Status::Ok,
+        Status::NotModified,
         Status::BadRequest,
         Status::NotFound,
         Status::MethodNotAllowed,
         Status::RequestTimeout,
         Status::Conflict,
+        Status::PreconditionFailed,
         Status::ContentTooLarge,
         Status::UriTooLong,
         Status::ExpectationFailed,
@@ -132,11 +139,13 @@ impl Status {
     pub fn line(self) -> &'static str {
         match self {
             Status::Ok => "200 OK",
+            Status::NotModified => "304 Not Modified",
             Status::BadRequest => "400 Bad Request",
             Status::NotFound => "404 Not Found",
             Status::MethodNotAllowed => "405 Method Not Allowed",
             Status::RequestTimeout => "408 Request Timeout",
             Status::Conflict => "409 Conflict",
+            Status::PreconditionFailed => "412 Precondition Failed",
             Status::ContentTooLarge => "413 Content Too Large",
             Status::UriTooLong => "414 URI Too Long",
             Status::ExpectationFailed => "417 Expectation Failed",

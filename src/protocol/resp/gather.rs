@@ -321,7 +321,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn reply(outcome: Outcome<'_>) -> Reply<'_> {
-        Reply { outcome, source: Source::Cache { remaining: 1 } }
+        Reply { outcome, source: Source::Cache { remaining: 1 }, tracked: false }
     }
 
     /// By its own books, as other tests' replies are in those of the process.
