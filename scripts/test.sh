@@ -10,6 +10,9 @@ cd "$(dirname "$0")/.."
 need redis-server:redis-server redis-cli:redis-tools strace:strace python3:python3 cc:build-essential make:build-essential
 # What judges what operators use: Prometheus' own tool, a browser, logrotate, systemd.
 need promtool:prometheus chromium:chromium logrotate:logrotate systemd-analyze:systemd
+# HTTP caches, for tests that start their own on free ports. Debian starts these packages' services
+# where systemd runs (ports 80, 3128, 6081 and 6082). No test needs them: stop or disable them.
+need varnishd:varnish nginx:nginx squid:squid
 # A client library that many use: redis-py, of the version that tests/requirements.txt names.
 if [ ! -e target/python/installed ] || ! cmp -s tests/requirements.txt target/python/installed; then
     # On Debian this is a package of its own, without a command.
