@@ -128,12 +128,15 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, Failed> {
     bound_held_values(config.client_bytes);
     let listeners = listen(config)?;
     let register = Arc::new(Register::new(settings(config, &places, &listeners), config.workers));
+    let mut watch = Watch::new(Arc::clone(&register));
     let mut stoppers = Vec::new();
     for (number, listener) in listeners.into_iter().enumerate() {
         let server = Server::new(listener, config, places.clone(), Arc::clone(&register), number);
-        stoppers.push(start_worker(number, server, logs, sender.clone())?);
+        let stopper = start_worker(number, server, logs, sender.clone())?;
+        watch.push_loop(stopper.clone());
+        stoppers.push(stopper);
     }
-    watch(config, &register, &stoppers, &events, logs)
+    supervise(config, &register, watch, &stoppers, &events, logs)
 }
 
 /// Opens the logs: events to standard error and requests to standard output, or both to one file.
@@ -212,14 +215,14 @@ fn start_worker(
 }
 
 /// Looks after the workers until all have ended.
-fn watch(
+fn supervise(
     config: &Config,
-    register: &Arc<Register>,
+    register: &Register,
+    mut watch: Watch,
     stoppers: &[Stopper],
     events: &Receiver<Event>,
     logs: &Logs,
 ) -> Result<ExitCode, Failed> {
-    let mut watch = Watch::new(Arc::clone(register), stoppers.to_vec());
     let mut running: BTreeSet<usize> = (0..stoppers.len()).collect();
     let mut ends: Option<Instant> = None;
     while !running.is_empty() {

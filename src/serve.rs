@@ -109,7 +109,8 @@ impl Service<'_> {
                     let figures = &self.ledger.figures;
                     match shape.form {
                         resp::Form::Info(sections) => {
-                            let text = admin::info(figures, &self.register.settings, sections);
+                            let Register { settings, .. } = self.register;
+                            let text = admin::info(figures, &self.register.process(), settings, sections);
                             connection.reply_text(shape, &text, self.ledger);
                         }
                         _ => connection.reply_number(shape, figures.entries, self.ledger),

@@ -34,6 +34,11 @@ assert client.client_getname() in ("the-tests", b"the-tests")
 assert client.client_id() > 0
 assert client.echo("text") == b"text"
 assert client.info("server")["server_name"] == "segment-redis-proxy"
+info = client.info()
+assert (info["arch_bits"], info["cluster_enabled"], info["loading"]) == (64, 0, 0), info
+assert info["redis_version"].startswith("7.") and info["used_memory"] > 2**20, info
+assert info["blocked_clients"] == 0 and info["total_commands_processed"] > 0, info
+assert set(client.info("cluster")) == {"cluster_enabled"}
 assert client.config_get("maxmemory") == {}
 assert "get" in client.command()
 assert client.select(0)

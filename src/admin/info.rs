@@ -1,7 +1,7 @@
 //! The reply to `INFO`: the figures of the loop that is asked, under the names that Redis' monitors know, where they mean the
 //! same.
 
-use crate::figures::{Figures, Settings};
+use crate::figures::{Figures, Process, Settings};
 use crate::protocol::resp::Sections;
 use std::fmt::Write;
 
@@ -9,13 +9,19 @@ use std::fmt::Write;
 const REDIS_VERSION: &str = "7.0.0";
 
 /// The text. A title for each section, then `name:value`, each line with CR and LF.
-pub fn text(figures: &Figures, settings: &Settings, sections: Sections) -> String {
+///
+/// `figures` are those of the loop that answers, `process` those of the whole process. A field of
+/// Redis whose value is not known here is left out.
+pub fn text(figures: &Figures, process: &Process, settings: &Settings, sections: Sections) -> String {
     let mut text = String::new();
     for name in sections.names() {
         if !text.is_empty() {
             text.push_str("\r\n");
         }
-        let title: String = name[..1].to_uppercase() + &name[1..];
+        let title = match name {
+            "cpu" => "CPU".to_owned(),
+            _ => name[..1].to_uppercase() + &name[1..],
+        };
         // Writing into a String cannot fail.
         let _ = write!(text, "# {title}\r\n");
         let mut line = |name: &str, value: &dyn std::fmt::Display| {
@@ -27,15 +33,39 @@ pub fn text(figures: &Figures, settings: &Settings, sections: Sections) -> Strin
                 line("server_version", &env!("CARGO_PKG_VERSION"));
                 line("redis_version", &REDIS_VERSION);
                 line("redis_mode", &"standalone");
+                line("os", &format_args!("{} {}", std::env::consts::OS, std::env::consts::ARCH));
+                line("arch_bits", &usize::BITS);
                 line("process_id", &settings.process_id);
                 line("tcp_port", &settings.port);
                 line("uptime_in_seconds", &(figures.uptime / 1000));
-                // Clients wait for this to be 0 before they begin.
-                line("loading", &0);
+                line("uptime_in_days", &(figures.uptime / 86_400_000));
             }
             "clients" => {
                 line("connected_clients", &figures.clients);
                 line("maxclients", &settings.most_clients);
+                // Clients in a blocking command. None is answered here.
+                line("blocked_clients", &0);
+            }
+            // The kernel's figures could not be read: no field is better than a false zero.
+            "memory" if process.resident_bytes == 0 => {}
+            "memory" => {
+                // redis-cli searches for the first field that contains "used_memory".
+                let (used, peak) = (process.resident_bytes, process.peak_resident_bytes);
+                line("used_memory", &used);
+                line("used_memory_human", &human(used));
+                line("used_memory_rss", &used);
+                line("used_memory_rss_human", &human(used));
+                line("used_memory_peak", &peak);
+                line("used_memory_peak_human", &human(peak));
+                line("maxmemory_policy", &"allkeys-lru");
+            }
+            "persistence" => {
+                // Clients wait for this to be 0 before they begin.
+                line("loading", &0);
+                // Nothing is saved.
+                line("rdb_bgsave_in_progress", &0);
+                line("aof_enabled", &0);
+                line("aof_rewrite_in_progress", &0);
             }
             "stats" => {
                 line("total_connections_received", &figures.connections);
@@ -53,6 +83,12 @@ pub fn text(figures: &Figures, settings: &Settings, sections: Sections) -> Strin
                 line("role", &"master");
                 line("connected_slaves", &0);
             }
+            "cpu" => {
+                line("used_cpu_sys", &format_args!("{:.6}", process.system_cpu_seconds));
+                let user = process.cpu_seconds - process.system_cpu_seconds;
+                line("used_cpu_user", &format_args!("{user:.6}"));
+            }
+            "cluster" => line("cluster_enabled", &0),
             _ if figures.entries > 0 => {
                 // Everything that is cached expires.
                 let keys = figures.entries;
@@ -64,23 +100,60 @@ pub fn text(figures: &Figures, settings: &Settings, sections: Sections) -> Strin
     text
 }
 
+/// Returns a number of bytes as Redis shows it to people, in units of 1024.
+fn human(bytes: u64) -> String {
+    const UNITS: [(u32, char); 3] = [(30, 'G'), (20, 'M'), (10, 'K')];
+    match UNITS.into_iter().find(|(shift, _)| bytes >> shift > 0) {
+        Some((shift, unit)) => format!("{:.2}{unit}", bytes as f64 / f64::from(1 << shift)),
+        None => format!("{bytes}B"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn told(figures: &Figures, process: &Process, settings: &Settings, names: &[&str]) -> String {
+        text(figures, process, settings, Sections::named(names.iter().map(|name| name.as_bytes())))
+    }
 
     #[test]
     fn each_section_has_its_title_and_its_lines() {
         let figures = Figures { uptime: 61_999, clients: 3, entries: 2, ..Figures::default() };
         let settings = Settings { database: 5, most_clients: 7, ..Settings::default() };
-        let told =
-            |names: &[&str]| text(&figures, &settings, Sections::named(names.iter().map(|name| name.as_bytes())));
-        assert_eq!(told(&["Clients"]), "# Clients\r\nconnected_clients:3\r\nmaxclients:7\r\n");
-        assert_eq!(told(&["keyspace"]), "# Keyspace\r\ndb5:keys=2,expires=2\r\n");
-        assert!(told(&["server"]).contains("\r\nuptime_in_seconds:61\r\n"));
-        let two = told(&["keyspace", "replication", "nothing"]);
+        let shown = |names: &[&str]| told(&figures, &Process::default(), &settings, names);
+        assert_eq!(shown(&["Clients"]), "# Clients\r\nconnected_clients:3\r\nmaxclients:7\r\nblocked_clients:0\r\n");
+        assert_eq!(shown(&["keyspace"]), "# Keyspace\r\ndb5:keys=2,expires=2\r\n");
+        assert!(shown(&["server"]).contains("\r\nuptime_in_seconds:61\r\n"));
+        let two = shown(&["keyspace", "replication", "nothing"]);
         assert_eq!(two.matches("# ").count(), 2);
         assert!(two.starts_with("# Replication\r\n") && two.contains("\r\n\r\n# Keyspace\r\n"), "{two}");
-        let empty = text(&Figures::default(), &settings, Sections::named([&b"keyspace"[..]].into_iter()));
+        let empty = told(&Figures::default(), &Process::default(), &settings, &["keyspace"]);
         assert_eq!(empty, "# Keyspace\r\n");
+    }
+
+    #[test]
+    fn process_figures_keep_redis_units() {
+        let (resident_bytes, peak_resident_bytes) = (19_398_656, 3 << 29);
+        let process = Process {
+            resident_bytes,
+            peak_resident_bytes,
+            cpu_seconds: 1.5,
+            system_cpu_seconds: 0.25,
+            ..Process::default()
+        };
+        let text = told(&Figures::default(), &process, &Settings::default(), &["cpu", "memory"]);
+        let (memory, cpu) = text.split_once("\r\n\r\n# CPU\r\n").expect("two sections");
+        assert!(memory.starts_with("# Memory\r\nused_memory:19398656\r\nused_memory_human:18.50M\r\n"), "{memory}");
+        assert!(memory.contains("\r\nused_memory_peak:1610612736\r\nused_memory_peak_human:1.50G\r\n"), "{memory}");
+        assert_eq!(cpu, "used_cpu_sys:0.250000\r\nused_cpu_user:1.250000\r\n");
+        assert_eq!((human(1023), human(1024)), ("1023B".into(), "1.00K".into()));
+    }
+
+    /// A zero would be a false figure, which a monitor could take for a restart.
+    #[test]
+    fn unread_memory_figures_are_left_out() {
+        let text = told(&Figures::default(), &Process::default(), &Settings::default(), &["memory"]);
+        assert_eq!(text, "# Memory\r\n");
     }
 }

@@ -53,12 +53,16 @@ impl Seat {
 pub struct Process {
     /// Bytes of memory that it has.
     pub resident_bytes: u64,
+    /// The most that it has ever had.
+    pub peak_resident_bytes: u64,
     /// Files and sockets that are open.
     pub open_files: u64,
     /// How many may be.
     pub most_files: u64,
     /// Processor time that it has taken, in seconds.
     pub cpu_seconds: f64,
+    /// The part of it that the kernel took on behalf of the process.
+    pub system_cpu_seconds: f64,
     /// When it was started, in seconds since 1970.
     pub started: f64,
     /// Lines that the log had no room for.
@@ -133,6 +137,11 @@ impl Register {
         *lock(&self.process) = process;
     }
 
+    /// Returns what is known of the process.
+    pub fn process(&self) -> Process {
+        lock(&self.process).clone()
+    }
+
     /// No more clients are let in.
     pub fn set_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -140,8 +149,7 @@ impl Register {
 
     /// All of it, added up.
     pub fn snapshot(&self) -> Snapshot {
-        let mut all =
-            Snapshot { process: lock(&self.process).clone(), workers: self.seats.len(), ..Snapshot::default() };
+        let mut all = Snapshot { process: self.process(), workers: self.seats.len(), ..Snapshot::default() };
         for seat in &self.seats {
             all.figures.add(&lock(&seat.figures));
             let redis = seat.redis();

@@ -31,20 +31,31 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Looks after these loops, in the order in which they are in the register.
-    pub fn new(register: Arc<Register>, loops: Vec<Stopper>) -> Watch {
+    /// Reads the figures of the process, so that they are known before a loop serves clients.
+    /// Watches no loop yet.
+    pub fn new(register: Arc<Register>) -> Watch {
         let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let called = vec![Instant::now(); loops.len()];
-        Watch { register, loops, called, started }
+        let watch = Watch { register, loops: Vec::new(), called: Vec::new(), started };
+        watch.publish_process(0);
+        watch
+    }
+
+    /// Adds a loop. The order is that of the register.
+    pub fn push_loop(&mut self, stopper: Stopper) {
+        self.loops.push(stopper);
+        self.called.push(Instant::now());
     }
 
     /// Looks once. `dropped_lines` is what the log has lost.
     pub fn look(&mut self, dropped_lines: u64) {
         self.call_loops(Instant::now());
         self.judge_redis(Instant::now());
-        if self.register.settings.admin {
-            self.register.set_process(Process { started: self.started, dropped_lines, ..process() });
-        }
+        self.publish_process(dropped_lines);
+    }
+
+    /// Publishes the figures of the process. `INFO` shows them also with `ADMIN=off`.
+    fn publish_process(&self, dropped_lines: u64) {
+        self.register.set_process(Process { started: self.started, dropped_lines, ..process() });
     }
 
     /// A Redis that takes its time is away, also where clients would wait for it for longer (`REDIS_TIMEOUT`).
@@ -81,24 +92,29 @@ impl Watch {
 /// What the system knows of the process. What cannot be read is 0.
 fn process() -> Process {
     let read = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
-    let resident = read("status").lines().find_map(|line| {
-        let kibibytes = line.strip_prefix("VmRSS:")?.split_whitespace().next()?;
-        kibibytes.parse::<u64>().ok()
-    });
+    let status = read("status");
+    let bytes_of = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kibibytes.unwrap_or_default() * 1024
+    };
     // Behind the name, which is in brackets and may hold anything: user and system time are the 12th and 13th fields.
     let stat = read("stat");
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
-    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let mut seconds = fields.skip(11).map(|ticks| ticks.parse::<u64>().unwrap_or_default() as f64 / TICKS_PER_SECOND);
+    let (user, system) = (seconds.next().unwrap_or_default(), seconds.next().unwrap_or_default());
     // Since Linux 6.2 the folder's size is the number of its files; counting thousands would take milliseconds.
     let open_files = match fs::metadata("/proc/self/fd").map_or(0, |metadata| metadata.len()) {
         0 => fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64),
         count => count,
     };
     Process {
-        resident_bytes: resident.unwrap_or_default() * 1024,
+        resident_bytes: bytes_of("VmRSS"),
+        peak_resident_bytes: bytes_of("VmHWM"),
         open_files,
         most_files: Resource::NOFILE.get_soft().unwrap_or_default(),
-        cpu_seconds: ticks as f64 / TICKS_PER_SECOND,
+        cpu_seconds: user + system,
+        system_cpu_seconds: system,
         ..Process::default()
     }
 }
@@ -115,7 +131,8 @@ mod tests {
         let poll = Poll::new().expect("a poll");
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).expect("a waker"));
         let stopper = Stopper::new(waker);
-        let mut watch = Watch::new(Arc::clone(&register), vec![stopper.clone(), stopper]);
+        let mut watch = Watch::new(Arc::clone(&register));
+        [stopper.clone(), stopper].into_iter().for_each(|stopper| watch.push_loop(stopper));
         let begin = Instant::now();
         let mut look = |after: Duration, answering: &[usize]| {
             watch.call_loops(begin + after);
@@ -133,7 +150,7 @@ mod tests {
     #[test]
     fn a_redis_that_answers_nothing_for_a_while_is_away() {
         let register = Arc::new(Register::new(Settings::default(), 1));
-        let watch = Watch::new(Arc::clone(&register), Vec::new());
+        let watch = Watch::new(Arc::clone(&register));
         let asked = Instant::now();
         let away_after = |time: Duration| {
             watch.judge_redis(asked + time);
@@ -150,5 +167,17 @@ mod tests {
         let process = process();
         assert!(process.resident_bytes > 1_000_000 && process.open_files >= 3, "{process:?}");
         assert!(process.most_files >= process.open_files, "{process:?}");
+        assert!(process.peak_resident_bytes >= process.resident_bytes, "{process:?}");
+        assert!(process.cpu_seconds >= process.system_cpu_seconds, "{process:?}");
+    }
+
+    /// `INFO` shows the figures from the first client on, and also with `ADMIN=off`.
+    #[test]
+    fn process_figures_need_no_admin() {
+        let register = Arc::new(Register::default());
+        let mut watch = Watch::new(Arc::clone(&register));
+        assert!(register.process().resident_bytes > 0 && register.process().started > 0.0);
+        watch.look(7);
+        assert_eq!((register.settings.admin, register.process().dropped_lines), (false, 7));
     }
 }

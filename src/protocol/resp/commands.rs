@@ -75,7 +75,7 @@ static COMMANDS: [Known; 20] = [
     known(Name::Auth, "auth", -2, NO_KEY, "connection", "1.0.0", "Takes any password: there are none here."),
     known(Name::Client, "client", -2, NO_KEY, "connection", "2.4.0", "SETINFO, SETNAME, GETNAME, ID, NO-EVICT, NO-TOUCH."),
     known(Name::Command, "command", -1, NO_KEY, "server", "2.8.13", "This table; COUNT, DOCS, INFO."),
-    known(Name::Info, "info", -1, NO_KEY, "server", "1.0.0", "Figures of the proxy: server, clients, stats, replication, keyspace."),
+    known(Name::Info, "info", -1, NO_KEY, "server", "1.0.0", "Figures of the proxy: server, clients, memory, persistence, stats, replication, cpu, cluster, keyspace."),
     known(Name::Config, "config", -2, NO_KEY, "server", "2.0.0", "GET of save and appendonly: nothing is saved. The proxy has environment variables."),
     known(Name::DbSize, "dbsize", 1, NO_KEY, "server", "1.0.0", "How many keys are cached."),
     known(Name::Reset, "reset", 1, NO_KEY, "connection", "6.2.0", "Makes the connection as it was when it was new."),

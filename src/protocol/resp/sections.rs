@@ -2,15 +2,16 @@
 
 /// Which sections are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sections(u8);
+pub struct Sections(u16);
 
 /// Their names, in the order in which they are told.
-const SECTIONS: [&str; 5] = ["server", "clients", "stats", "replication", "keyspace"];
+const SECTIONS: [&str; 9] =
+    ["server", "clients", "memory", "persistence", "stats", "replication", "cpu", "cluster", "keyspace"];
 
 impl Sections {
     /// Those that are named, in whatever case; all, where none is. A name that is not known stands for nothing.
     pub fn named<'a>(names: impl Iterator<Item = &'a [u8]>) -> Sections {
-        const ALL: u8 = (1 << SECTIONS.len()) - 1;
+        const ALL: u16 = (1 << SECTIONS.len()) - 1;
         let mut named = None;
         for name in names {
             let all = ["all", "default", "everything"].iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
@@ -36,6 +37,7 @@ mod tests {
             |names: &[&str]| Sections::named(names.iter().map(|name| name.as_bytes())).names().collect::<Vec<_>>();
         assert_eq!(named(&["Clients"]), ["clients"]);
         assert_eq!(named(&["keyspace", "SERVER", "nothing"]), ["server", "keyspace"]);
+        assert_eq!(named(&["cluster", "Memory", "CPU", "persistence"]), ["memory", "persistence", "cpu", "cluster"]);
         assert_eq!(named(&["nothing"]), [""; 0]);
         for all in [&[][..], &["all"], &["stats", "EVERYTHING"], &["default"]] {
             assert_eq!(named(all), SECTIONS);
