@@ -1,4 +1,4 @@
-//! What tools read of a server: `INFO`, judged by redis-cli.
+//! What tools read of a server: `COMMAND` and `INFO`, judged by a real Redis and by redis-cli.
 
 #![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
 
@@ -7,7 +7,77 @@ mod common;
 use common::resp::Resp;
 use common::{Proxy, Redis, until};
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+
+/// Returns a connection to Redis and one to the proxy, both in `version` of the protocol.
+fn both(redis: &Redis, proxy: &Proxy, version: &str) -> [Resp; 2] {
+    [SocketAddr::from(([127, 0, 0, 1], redis.port)), proxy.address].map(|address| {
+        let mut client = Resp::connect(address);
+        client.text(&format!("HELLO {version}"));
+        client
+    })
+}
+
+/// Returns the bulk strings of a reply that has nothing else in it.
+fn names(reply: &str) -> Vec<String> {
+    reply.split("\r\n").skip(2).step_by(2).map(str::to_owned).collect()
+}
+
+/// Arguments are compared for all commands that Redis knows, too. Summaries are the proxy's own.
+#[test]
+fn command_docs_arguments_equal_redis() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[]);
+    // Redis 7.0 has the first two not yet; the last one takes fewer arguments here.
+    let differing = ["client|no-touch", "client|setinfo", "command|list"];
+    for version in ["2", "3"] {
+        let [mut there, mut here] = both(&redis, &proxy, version);
+        let all = names(&here.text("COMMAND LIST"));
+        assert!(all.len() > 25, "{all:?}");
+        for name in &all {
+            let docs = format!("COMMAND DOCS {}", name.to_uppercase());
+            let (expected, found) = (there.text(&docs), here.text(&docs));
+            let is_container = all.iter().any(|other| other.starts_with(&format!("{name}|")));
+            assert_eq!(found.contains("$11\r\nsubcommands\r\n"), is_container, "{name}");
+            assert!(found.contains(&format!("${}\r\n{name}\r\n", name.len())), "{found}");
+            if !is_container && !differing.contains(&name.as_str()) {
+                let arguments = |reply: &str| reply.split_once("$9\r\narguments\r\n").map(|(_, rest)| rest.to_owned());
+                assert_eq!(arguments(&found), arguments(&expected), "{name} in version {version}");
+            }
+        }
+        let none = if version == "3" { "%0\r\n" } else { "*0\r\n" };
+        assert_eq!(here.text("COMMAND DOCS no-such-command client|no-such get|x get|"), none);
+        assert_eq!(here.text("COMMAND LIST FILTERBY"), "-ERR COMMAND LIST takes no FILTERBY here\r\n");
+    }
+}
+
+#[test]
+fn redis_cli_help_shows_syntax() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[]);
+    for (command, syntax) in [
+        ("GET", "key"),
+        ("MGET", "key [key ...]"),
+        ("GETRANGE", "key start end"),
+        ("PING", "[message]"),
+        ("HELLO", "[protover [AUTH username password] [SETNAME clientname]]"),
+        ("AUTH", "[username] password"),
+        ("DBSIZE", ""),
+        ("CLIENT NO-TOUCH", "ON|OFF"),
+        ("CLIENT SETINFO", "LIB-NAME libname|LIB-VER libver"),
+        ("COMMAND DOCS", "[command-name [command-name ...]]"),
+        ("CONFIG GET", "parameter [parameter ...]"),
+    ] {
+        let mut redis_cli = Command::new("redis-cli");
+        redis_cli.args(["-p", &proxy.address.port().to_string(), "help"]);
+        let output = redis_cli.args(command.to_lowercase().split(' ')).output().expect("redis-cli is installed");
+        let text = String::from_utf8(output.stdout).expect("text");
+        // The name is bold, the syntax grey.
+        let line = format!("  \x1b[1m{command}\x1b[0m \x1b[90m{syntax}\x1b[0m\r\n");
+        assert!(text.contains(&line) && output.stderr.is_empty(), "{command}: {text:?}");
+    }
+}
 
 #[test]
 fn redis_cli_stat_shows_figures() {

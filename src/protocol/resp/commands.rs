@@ -1,5 +1,6 @@
 //! The commands that are answered here, and what `COMMAND` tells of them.
 
+use super::docs::{self, Subcommand, Syntax};
 use super::write::Writer;
 
 /// A command, by what has to be done for it.
@@ -44,6 +45,8 @@ pub struct Known {
     group: &'static str,
     /// The version of Redis that had it first.
     since: &'static str,
+    /// Its arguments or subcommands, as `COMMAND DOCS` tells them.
+    syntax: Syntax,
 }
 
 const NO_KEY: [i64; 3] = [0, 0, 0];
@@ -51,35 +54,37 @@ const ONE_KEY: [i64; 3] = [1, 1, 1];
 const ALL_KEYS: [i64; 3] = [1, -1, 1];
 
 #[rustfmt::skip]
+#[allow(clippy::too_many_arguments, reason = "each is a column of the table")]
 const fn known(
-    name: Name, text: &'static str, arity: i64, keys: [i64; 3], group: &'static str, since: &'static str, summary: &'static str,
+    name: Name, text: &'static str, arity: i64, keys: [i64; 3], syntax: Syntax, group: &'static str, since: &'static str,
+    summary: &'static str,
 ) -> Known {
-    Known { name, text, arity, keys, summary, group, since }
+    Known { name, text, arity, keys, summary, group, since, syntax }
 }
 
 /// All of them; the usual ones first, because they are looked for in this order.
 #[rustfmt::skip]
 static COMMANDS: [Known; 20] = [
-    known(Name::Get, "get", 2, ONE_KEY, "string", "1.0.0", "The value of a key."),
-    known(Name::MGet, "mget", -2, ALL_KEYS, "string", "1.0.0", "The values of several keys; each may be of another moment."),
-    known(Name::Exists, "exists", -2, ALL_KEYS, "generic", "1.0.0", "How many of these keys there are."),
-    known(Name::StrLen, "strlen", 2, ONE_KEY, "string", "2.2.0", "The length of a value."),
-    known(Name::GetRange, "getrange", 4, ONE_KEY, "string", "2.4.0", "A part of a value."),
-    known(Name::GetRange, "substr", 4, ONE_KEY, "string", "1.0.0", "A part of a value."),
-    known(Name::Ttl, "ttl", 2, ONE_KEY, "generic", "1.0.0", "Seconds that this proxy goes on serving its copy of a key; -2 if it has none."),
-    known(Name::PTtl, "pttl", 2, ONE_KEY, "generic", "2.6.0", "Milliseconds that this proxy goes on serving its copy of a key; -2 if it has none."),
-    known(Name::Ping, "ping", -1, NO_KEY, "connection", "1.0.0", "Whether the proxy answers."),
-    known(Name::Echo, "echo", 2, NO_KEY, "connection", "1.0.0", "Its argument."),
-    known(Name::Select, "select", 2, NO_KEY, "connection", "1.0.0", "Chooses the one database that is served."),
-    known(Name::Hello, "hello", -1, NO_KEY, "connection", "6.0.0", "Chooses RESP2 or RESP3, and tells of the proxy."),
-    known(Name::Auth, "auth", -2, NO_KEY, "connection", "1.0.0", "Takes any password: there are none here."),
-    known(Name::Client, "client", -2, NO_KEY, "connection", "2.4.0", "SETINFO, SETNAME, GETNAME, ID, NO-EVICT, NO-TOUCH."),
-    known(Name::Command, "command", -1, NO_KEY, "server", "2.8.13", "This table; COUNT, DOCS, INFO."),
-    known(Name::Info, "info", -1, NO_KEY, "server", "1.0.0", "Figures of the proxy: server, clients, memory, persistence, stats, replication, cpu, cluster, keyspace."),
-    known(Name::Config, "config", -2, NO_KEY, "server", "2.0.0", "GET of save and appendonly: nothing is saved. The proxy has environment variables."),
-    known(Name::DbSize, "dbsize", 1, NO_KEY, "server", "1.0.0", "How many keys are cached."),
-    known(Name::Reset, "reset", 1, NO_KEY, "connection", "6.2.0", "Makes the connection as it was when it was new."),
-    known(Name::Quit, "quit", -1, NO_KEY, "connection", "1.0.0", "Ends the connection."),
+    known(Name::Get, "get", 2, ONE_KEY, docs::KEY, "string", "1.0.0", "The value of a key."),
+    known(Name::MGet, "mget", -2, ALL_KEYS, docs::KEYS, "string", "1.0.0", "The values of several keys; each may be of another moment."),
+    known(Name::Exists, "exists", -2, ALL_KEYS, docs::KEYS, "generic", "1.0.0", "How many of these keys there are."),
+    known(Name::StrLen, "strlen", 2, ONE_KEY, docs::KEY, "string", "2.2.0", "The length of a value."),
+    known(Name::GetRange, "getrange", 4, ONE_KEY, docs::RANGE, "string", "2.4.0", "A part of a value."),
+    known(Name::GetRange, "substr", 4, ONE_KEY, docs::RANGE, "string", "1.0.0", "A part of a value."),
+    known(Name::Ttl, "ttl", 2, ONE_KEY, docs::KEY, "generic", "1.0.0", "Seconds that this proxy goes on serving its copy of a key; -2 if it has none."),
+    known(Name::PTtl, "pttl", 2, ONE_KEY, docs::KEY, "generic", "2.6.0", "Milliseconds that this proxy goes on serving its copy of a key; -2 if it has none."),
+    known(Name::Ping, "ping", -1, NO_KEY, docs::OPTIONAL_MESSAGE, "connection", "1.0.0", "Whether the proxy answers."),
+    known(Name::Echo, "echo", 2, NO_KEY, docs::MESSAGE, "connection", "1.0.0", "Its argument."),
+    known(Name::Select, "select", 2, NO_KEY, docs::INDEX, "connection", "1.0.0", "Chooses the one database that is served."),
+    known(Name::Hello, "hello", -1, NO_KEY, docs::HANDSHAKE, "connection", "6.0.0", "Chooses RESP2 or RESP3, and tells of the proxy."),
+    known(Name::Auth, "auth", -2, NO_KEY, docs::CREDENTIALS, "connection", "1.0.0", "Takes any password: there are none here."),
+    known(Name::Client, "client", -2, NO_KEY, docs::CLIENT, "connection", "2.4.0", "SETINFO, SETNAME, GETNAME, ID, NO-EVICT, NO-TOUCH."),
+    known(Name::Command, "command", -1, NO_KEY, docs::COMMAND, "server", "2.8.13", "This table; COUNT, DOCS, INFO, LIST."),
+    known(Name::Info, "info", -1, NO_KEY, docs::SECTIONS, "server", "1.0.0", "Figures of the proxy: server, clients, memory, persistence, stats, replication, cpu, cluster, keyspace."),
+    known(Name::Config, "config", -2, NO_KEY, docs::CONFIG, "server", "2.0.0", "GET of save and appendonly: nothing is saved. The proxy has environment variables."),
+    known(Name::DbSize, "dbsize", 1, NO_KEY, docs::NOTHING, "server", "1.0.0", "How many keys are cached."),
+    known(Name::Reset, "reset", 1, NO_KEY, docs::NOTHING, "connection", "6.2.0", "Makes the connection as it was when it was new."),
+    known(Name::Quit, "quit", -1, NO_KEY, docs::NOTHING, "connection", "1.0.0", "Ends the connection."),
 ];
 
 /// `GET`.
@@ -131,10 +136,8 @@ impl Known {
 
     fn write_docs(&self, out: &mut Writer<'_>) {
         out.bulk(self.text.as_bytes());
-        out.map(3);
-        out.pair("summary", self.summary);
-        out.pair("since", self.since);
-        out.pair("group", self.group);
+        docs::write_head(self.summary, self.since, self.group, self.syntax != docs::NOTHING, out);
+        self.syntax.write(self.text, self.group, out);
     }
 }
 
@@ -160,14 +163,38 @@ pub fn write_some(names: &[&[u8]], out: &mut Writer<'_>) {
     }
 }
 
-/// The reply to `COMMAND DOCS`, of these commands; of all, where there are no names.
+/// Appends the reply to `COMMAND DOCS`: an entry for each known name, or for all commands if no
+/// name is given. A subcommand is named like `client|getname`.
 pub fn write_docs(names: &[&[u8]], out: &mut Writer<'_>) {
-    let asked: Vec<&Known> = match names {
-        [] => COMMANDS.iter().collect(),
-        names => names.iter().filter_map(|name| find(name)).collect(),
-    };
+    let named: Vec<_> = names.iter().filter_map(|name| find_documented(name)).collect();
+    let all = COMMANDS.iter().map(|known| (known, None));
+    let asked = if names.is_empty() { all.collect() } else { named };
     out.map(asked.len());
-    asked.iter().for_each(|known| known.write_docs(out));
+    for (known, subcommand) in asked {
+        match subcommand {
+            Some(subcommand) => subcommand.write(known.text, known.group, out),
+            None => known.write_docs(out),
+        }
+    }
+}
+
+/// Returns the command, or the command and its subcommand, of a name with at most one `|`.
+fn find_documented(name: &[u8]) -> Option<(&'static Known, Option<&'static Subcommand>)> {
+    let mut words = name.splitn(2, |&byte| byte == b'|');
+    let known = find(words.next()?)?;
+    match words.next() {
+        None => Some((known, None)),
+        Some(word) => Some((known, Some(known.syntax.subcommand(word)?))),
+    }
+}
+
+/// Appends the reply to `COMMAND LIST`: the names of all commands, with their subcommands.
+pub fn write_names(out: &mut Writer<'_>) {
+    let subcommands = |known: &'static Known| known.syntax.subcommands().iter().map(|word| word.full_name(known.text));
+    let names: Vec<String> =
+        COMMANDS.iter().flat_map(|known| std::iter::once(known.text.to_owned()).chain(subcommands(known))).collect();
+    out.array(names.len());
+    names.iter().for_each(|name| out.bulk(name.as_bytes()));
 }
 
 #[cfg(test)]

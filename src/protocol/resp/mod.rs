@@ -3,6 +3,7 @@
 //! ```text
 //!     frame         lengths and arguments, and why bytes are refused
 //!     commands      what is answered here, and what COMMAND tells of it
+//!     docs          arguments and subcommands, as COMMAND DOCS describes them
 //!     decode        a connection's bytes, cut into commands; of MGET and EXISTS into single keys; what is too long or
 //!                   not known is read over without being kept
 //!     session       what a connection has chosen, the commands about that, and what the others ask for
@@ -14,6 +15,7 @@
 
 mod commands;
 mod decode;
+mod docs;
 mod encode;
 mod frame;
 mod gather;

@@ -247,6 +247,8 @@ fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<
         (Name::Command, [_]) if first == b"info" => commands::write_all(out),
         (Name::Command, [_, names @ ..]) if first == b"info" => commands::write_some(names, out),
         (Name::Command, [_, names @ ..]) if first == b"docs" => commands::write_docs(names, out),
+        (Name::Command, [_]) if first == b"list" => commands::write_names(out),
+        (Name::Command, [_, ..]) if first == b"list" => out.error("ERR COMMAND LIST takes no FILTERBY here"),
         (Name::Command, [_, ..]) if first == b"count" => wrong_number("command|count", out),
         (Name::Command | Name::Config, [word, ..]) => unknown_word(known.text, word, out),
         _ => wrong_number(known.text, out),
@@ -304,6 +306,30 @@ mod tests {
         for word in [&b""[..], b"-0", b"01", b"+1", b" 1", b"1.0", b"9223372036854775808", b"\xff"] {
             assert_eq!(number(word), None, "{word:?}");
         }
+    }
+
+    /// Subcommands are described in one place and answered in another.
+    #[test]
+    fn documented_subcommands_are_answered() {
+        let mut session = Session::new(7, 0);
+        let mut answer = |words: &[&str]| {
+            let frames: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+            let input = format!("*{}\r\n{frames}", words.len());
+            let mut out = Vec::new();
+            match session.decode(input.as_bytes()) {
+                Decoded::Complete(Event::Command(known, arguments), _) => session.answer(known, arguments, &mut out),
+                _ => unreachable!("a whole command"),
+            };
+            String::from_utf8(out).expect("text")
+        };
+        let list = answer(&["COMMAND", "LIST"]);
+        let subcommands: Vec<_> = list.lines().filter_map(|name| name.split_once('|')).collect();
+        assert!(subcommands.contains(&("client", "getname")) && subcommands.len() > 8, "{list}");
+        for (command, subcommand) in subcommands {
+            let reply = answer(&[command, subcommand]);
+            assert!(!reply.contains("unknown subcommand"), "{command} {subcommand}: {reply}");
+        }
+        assert!(answer(&["CLIENT", "KILL"]).contains("unknown subcommand"));
     }
 
     #[test]
