@@ -39,6 +39,7 @@ assert (info["arch_bits"], info["cluster_enabled"], info["loading"]) == (64, 0, 
 assert info["redis_version"].startswith("7.") and info["used_memory"] > 2**20, info
 assert info["blocked_clients"] == 0 and info["total_commands_processed"] > 0, info
 assert set(client.info("cluster")) == {"cluster_enabled"}
+assert client.command_getkeys("MGET", "a", "b") in (["a", "b"], [b"a", b"b"])
 assert {"get", b"get"} & set(client.command_list())
 assert client.config_get("maxmemory") == {}
 assert "get" in client.command()

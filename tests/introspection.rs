@@ -24,6 +24,47 @@ fn names(reply: &str) -> Vec<String> {
     reply.split("\r\n").skip(2).step_by(2).map(str::to_owned).collect()
 }
 
+#[test]
+fn command_getkeys_equals_redis() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[]);
+    let lines = [
+        "get a",
+        "GeT a",
+        "get a b",
+        "mget a b c a",
+        "exists a b",
+        "strlen a",
+        "getrange a 0 1",
+        "substr a 0",
+        "ttl a",
+        "pttl a",
+        "get",
+        "no-such-command a",
+        "ping a",
+        "echo a",
+        "info memory",
+        "hello 3",
+        "client setname a",
+        "client no-such-subcommand",
+        "client|setname a",
+        "config get a",
+        "command getkeys get a",
+    ];
+    for version in ["2", "3"] {
+        let [mut there, mut here] = both(&redis, &proxy, version);
+        for subcommand in ["GETKEYS", "getkeysandflags"] {
+            let alone = format!("COMMAND {subcommand}");
+            for command in lines.iter().map(|line| format!("{alone} {line}")).chain([alone.clone()]) {
+                assert_eq!(here.text(&command), there.text(&command), "{command} in version {version}");
+            }
+        }
+        assert_eq!(here.text("COMMAND GETKEYS mget a b"), "*2\r\n$1\r\na\r\n$1\r\nb\r\n");
+        // Redis knows more commands.
+        assert_eq!(here.text("COMMAND GETKEYS set a b"), "-ERR Invalid command specified\r\n");
+    }
+}
+
 /// Arguments are compared for all commands that Redis knows, too. Summaries are the proxy's own.
 #[test]
 fn command_docs_arguments_equal_redis() {
@@ -34,7 +75,7 @@ fn command_docs_arguments_equal_redis() {
     for version in ["2", "3"] {
         let [mut there, mut here] = both(&redis, &proxy, version);
         let all = names(&here.text("COMMAND LIST"));
-        assert!(all.len() > 25, "{all:?}");
+        assert!(all.len() > 30, "{all:?}");
         for name in &all {
             let docs = format!("COMMAND DOCS {}", name.to_uppercase());
             let (expected, found) = (there.text(&docs), here.text(&docs));
@@ -49,6 +90,21 @@ fn command_docs_arguments_equal_redis() {
         let none = if version == "3" { "%0\r\n" } else { "*0\r\n" };
         assert_eq!(here.text("COMMAND DOCS no-such-command client|no-such get|x get|"), none);
         assert_eq!(here.text("COMMAND LIST FILTERBY"), "-ERR COMMAND LIST takes no FILTERBY here\r\n");
+    }
+}
+
+#[test]
+fn command_info_key_specifications_equal_redis() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[]);
+    for version in ["2", "3"] {
+        let [mut there, mut here] = both(&redis, &proxy, version);
+        for name in ["get", "mget", "exists", "strlen", "getrange", "substr", "ttl", "pttl"] {
+            let info = format!("COMMAND INFO {name}");
+            let specifications = |reply: String| reply.split_once("$5\r\nflags\r\n").map(|(_, rest)| rest.to_owned());
+            let found = specifications(here.text(&info));
+            assert!(found.is_some() && found == specifications(there.text(&info)), "{name}: {found:?}");
+        }
     }
 }
 

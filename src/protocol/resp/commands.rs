@@ -79,7 +79,7 @@ static COMMANDS: [Known; 20] = [
     known(Name::Hello, "hello", -1, NO_KEY, docs::HANDSHAKE, "connection", "6.0.0", "Chooses RESP2 or RESP3, and tells of the proxy."),
     known(Name::Auth, "auth", -2, NO_KEY, docs::CREDENTIALS, "connection", "1.0.0", "Takes any password: there are none here."),
     known(Name::Client, "client", -2, NO_KEY, docs::CLIENT, "connection", "2.4.0", "SETINFO, SETNAME, GETNAME, ID, NO-EVICT, NO-TOUCH."),
-    known(Name::Command, "command", -1, NO_KEY, docs::COMMAND, "server", "2.8.13", "This table; COUNT, DOCS, INFO, LIST."),
+    known(Name::Command, "command", -1, NO_KEY, docs::COMMAND, "server", "2.8.13", "This table; COUNT, DOCS, GETKEYS, GETKEYSANDFLAGS, INFO, LIST."),
     known(Name::Info, "info", -1, NO_KEY, docs::SECTIONS, "server", "1.0.0", "Figures of the proxy: server, clients, memory, persistence, stats, replication, cpu, cluster, keyspace."),
     known(Name::Config, "config", -2, NO_KEY, docs::CONFIG, "server", "2.0.0", "GET of save and appendonly: nothing is saved. The proxy has environment variables."),
     known(Name::DbSize, "dbsize", 1, NO_KEY, docs::NOTHING, "server", "1.0.0", "How many keys are cached."),
@@ -130,14 +130,56 @@ impl Known {
         out.simple(category);
         // Tips, key specifications, subcommands.
         out.set(0);
+        out.set(usize::from(self.takes_a_key()));
+        if self.takes_a_key() {
+            self.write_key_specification(out);
+        }
         out.set(0);
-        out.array(0);
+    }
+
+    /// Appends positions and flags of the keys. `COMMAND DOCS` refers to them by `key_spec_index`.
+    fn write_key_specification(&self, out: &mut Writer<'_>) {
+        out.map(3);
+        out.bulk(b"flags");
+        self.write_key_flags(out);
+        out.bulk(b"begin_search");
+        write_search("index", &[("index", self.keys[0])], out);
+        out.bulk(b"find_keys");
+        // The last key counts from the first one, or from the end where it is negative.
+        let last = if self.takes_many_keys() { -1 } else { 0 };
+        write_search("range", &[("lastkey", last), ("keystep", self.keys[2]), ("limit", 0)], out);
+    }
+
+    fn write_key_flags(&self, out: &mut Writer<'_>) {
+        let flags = self.key_flags();
+        out.set(flags.len());
+        flags.iter().for_each(|flag| out.simple(flag));
     }
 
     fn write_docs(&self, out: &mut Writer<'_>) {
         out.bulk(self.text.as_bytes());
         docs::write_head(self.summary, self.since, self.group, self.syntax != docs::NOTHING, out);
         self.syntax.write(self.text, self.group, out);
+    }
+
+    /// Returns the flags that Redis has for the keys: "access" if the command returns data of them.
+    fn key_flags(&self) -> &'static [&'static str] {
+        match self.name {
+            Name::Exists | Name::StrLen => &["RO"],
+            _ => &["RO", "access"],
+        }
+    }
+}
+
+/// Appends one half of a key specification: a kind of search, and its numbers.
+fn write_search(kind: &str, numbers: &[(&str, i64)], out: &mut Writer<'_>) {
+    out.map(2);
+    out.pair("type", kind);
+    out.bulk(b"spec");
+    out.map(numbers.len());
+    for (name, number) in numbers {
+        out.bulk(name.as_bytes());
+        out.integer(*number);
     }
 }
 
@@ -195,6 +237,36 @@ pub fn write_names(out: &mut Writer<'_>) {
         COMMANDS.iter().flat_map(|known| std::iter::once(known.text.to_owned()).chain(subcommands(known))).collect();
     out.array(names.len());
     names.iter().for_each(|name| out.bulk(name.as_bytes()));
+}
+
+/// Appends the reply to `COMMAND GETKEYS`, or `COMMAND GETKEYSANDFLAGS`, for the command line
+/// `words`. The command is not run.
+pub fn write_keys(words: &[&[u8]], with_flags: bool, out: &mut Writer<'_>) {
+    let known = words.first().and_then(|name| find(name));
+    // An unknown subcommand makes the whole command unknown, as in Redis.
+    let is_subcommand =
+        |known: &Known, word: &[u8]| known.syntax.subcommands().is_empty() || known.syntax.subcommand(word).is_some();
+    let known = known.filter(|known| words.get(1).is_none_or(|word| is_subcommand(known, word)));
+    match known {
+        None => out.error("ERR Invalid command specified"),
+        Some(known) if !known.takes_a_key() => out.error("ERR The command has no key arguments"),
+        Some(known) if !known.takes(words.len() as i64) => {
+            out.error("ERR Invalid number of arguments specified for command");
+        }
+        Some(known) => {
+            let keys = if known.takes_many_keys() { &words[1..] } else { &words[1..2] };
+            out.array(keys.len());
+            for key in keys {
+                if with_flags {
+                    out.array(2);
+                }
+                out.bulk(key);
+                if with_flags {
+                    known.write_key_flags(out);
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

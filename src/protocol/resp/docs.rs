@@ -238,6 +238,8 @@ pub const CLIENT: Syntax = Syntax::Subcommands(&[
 pub const COMMAND: Syntax = Syntax::Subcommands(&[
     Subcommand::new("count", "2.8.13", "Returns the number of commands.", &[]),
     Subcommand::new("docs", "7.0.0", "Describes commands, all of them by default.", &[NAMES]),
+    Subcommand::new("getkeys", "2.8.13", "Returns the keys in a command line.", &[]),
+    Subcommand::new("getkeysandflags", "7.0.0", "Returns the keys in a command line, and how they are used.", &[]),
     Subcommand::new("info", "2.8.13", "Returns arity, flags and key positions of commands.", &[NAMES]),
     Subcommand::new("list", "7.0.0", "Returns the names of all commands.", &[]),
 ]);

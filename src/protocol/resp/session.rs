@@ -249,7 +249,15 @@ fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<
         (Name::Command, [_, names @ ..]) if first == b"docs" => commands::write_docs(names, out),
         (Name::Command, [_]) if first == b"list" => commands::write_names(out),
         (Name::Command, [_, ..]) if first == b"list" => out.error("ERR COMMAND LIST takes no FILTERBY here"),
-        (Name::Command, [_, ..]) if first == b"count" => wrong_number("command|count", out),
+        (Name::Command, [_, line @ ..]) if first == b"getkeys" && line.len() > 1 => {
+            commands::write_keys(line, false, out);
+        }
+        (Name::Command, [_, line @ ..]) if first == b"getkeysandflags" && line.len() > 1 => {
+            commands::write_keys(line, true, out);
+        }
+        (Name::Command, [_, ..]) if [&b"count"[..], b"getkeys", b"getkeysandflags"].contains(&&*first) => {
+            wrong_number(&format!("command|{}", Shown(&first)), out);
+        }
         (Name::Command | Name::Config, [word, ..]) => unknown_word(known.text, word, out),
         _ => wrong_number(known.text, out),
     }
@@ -324,7 +332,7 @@ mod tests {
         };
         let list = answer(&["COMMAND", "LIST"]);
         let subcommands: Vec<_> = list.lines().filter_map(|name| name.split_once('|')).collect();
-        assert!(subcommands.contains(&("client", "getname")) && subcommands.len() > 8, "{list}");
+        assert!(subcommands.contains(&("client", "getname")) && subcommands.len() > 10, "{list}");
         for (command, subcommand) in subcommands {
             let reply = answer(&[command, subcommand]);
             assert!(!reply.contains("unknown subcommand"), "{command} {subcommand}: {reply}");
