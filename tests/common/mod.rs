@@ -82,9 +82,13 @@ impl Redis {
                 return Some(false);
             }
             let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-            stream.write_all(b"*1\r\n$4\r\nPING\r\n").ok()?;
-            // "+PONG", or an error of a server that wants a password first.
-            stream.read_exact(&mut [0]).ok().map(|()| true)
+            stream.write_all(b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n*1\r\n$4\r\nQUIT\r\n").ok()?;
+            // Another one may have taken the port first, and this one not ended yet. One that wants a password says nothing of
+            // itself.
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).ok()?;
+            let own = format!("\r\nprocess_id:{}\r\n", child.id());
+            (answer.starts_with(b"-NOAUTH") || String::from_utf8_lossy(&answer).contains(&own)).then_some(true)
         })
         .then_some(child)
     }
