@@ -1,4 +1,4 @@
-//! A whole connection, over HTTP or over the Redis protocol, as its first byte says: however its requests are cut, its
+//! A whole connection, over HTTP or over the Redis protocol, as its first line says: however its requests are cut, its
 //! replies taken and its fetches completed, it is answered as one whose requests come whole and whose fetches come back
 //! at once.
 
@@ -7,6 +7,7 @@ use super::driver::{Driver, World};
 use super::http::EMPTY_LINE_BYTES;
 use super::replies::Comparing;
 use segment_redis_proxy::protocol::http::MAX_HEAD_BYTES;
+use segment_redis_proxy::protocol::resp::is_resp;
 use segment_redis_proxy::request::{Failure, MAX_KEY_BYTES};
 
 /// Longest wire over HTTP: more than the longest head.
@@ -24,11 +25,11 @@ const TIMES: [usize; 8] = [1, 1, 1, 1, 1, 2, 20, 300];
 /// See the top of the file.
 pub fn check(input: &[u8]) {
     let (mut choices, wire) = Choices::split(input);
-    let resp = wire.first() == Some(&b'*');
     let mode = choices.bytes[3];
-    let most = if resp { MOST_RESP_BYTES } else { MOST_HTTP_BYTES };
+    let most = if is_resp(wire) == Some(false) { MOST_HTTP_BYTES } else { MOST_RESP_BYTES };
     let gathers = gathers(wire);
     let wire = expand(wire, TIMES[usize::from(mode % 8)], most);
+    let resp = is_resp(&wire) == Some(true);
     let world = World {
         comparing: Comparing { resp, stores: mode & 8 != 0 },
         failure: failure(mode >> 4),
@@ -59,9 +60,9 @@ fn failure(choice: u8) -> Failure {
     }
 }
 
-/// No more replies than requests could have begun: heads with an end, or asterisks; and one for what is malformed.
+/// No more replies than requests could have begun: lines with an end, or asterisks; and one for what is malformed.
 fn check_count(wire: &[u8], resp: bool, replies: usize) {
-    let most = if resp { count(wire, b'*') } else { count(wire, b'\n') };
+    let most = count(wire, b'\n') + if resp { count(wire, b'*') } else { 0 };
     assert!(replies <= most + 1, "{replies} replies to {most} requests");
 }
 

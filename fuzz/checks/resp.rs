@@ -133,7 +133,13 @@ fn is_open(command: &[Vec<u8>], comes_to: &[String]) -> bool {
 /// The words of the well-formed commands at the beginning. Simple and slow.
 fn commands_of(wire: &[u8]) -> Vec<Vec<&[u8]>> {
     let (mut commands, mut rest) = (Vec::new(), wire);
-    while let Some((count, mut frames)) = number_behind(b'*', rest) {
+    loop {
+        if let Some((words, behind)) = inline_words(rest) {
+            commands.push(words);
+            rest = behind;
+            continue;
+        }
+        let Some((count, mut frames)) = number_behind(b'*', rest) else { return commands };
         let mut words = Vec::new();
         for _ in 0..count {
             let Some((length, bytes)) = number_behind(b'$', frames) else { return commands };
@@ -148,7 +154,17 @@ fn commands_of(wire: &[u8]) -> Vec<Vec<&[u8]>> {
             commands.push(words);
         }
     }
-    commands
+}
+
+/// The words of an inline command without quotes, and what follows its line.
+fn inline_words(bytes: &[u8]) -> Option<(Vec<&[u8]>, &[u8])> {
+    let end = bytes.iter().position(|&byte| byte == b'\n')?;
+    let (line, behind) = (&bytes[..end], &bytes[end + 1..]);
+    if line.first().is_none_or(|byte| !byte.is_ascii_alphabetic()) || line.contains(&b'"') || line.contains(&b'\'') {
+        return None;
+    }
+    let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect();
+    Some((words, behind))
 }
 
 /// A number, behind the byte that tells of which kind, and what follows its line.

@@ -1,6 +1,6 @@
 //! How a connection comes to its end, and what it waits for until then.
 
-use super::over_http::{HEAD, describe_malformed, is_head};
+use super::over_http::{Between, HEAD, describe_malformed, is_head};
 use super::{Connection, Phase, Protocol, Step};
 use crate::figures::{Ending, Ledger, Protocol as Wire, escape_into};
 use crate::protocol::http::{self, Command, Date, Heads, Refusal, Rules, Status};
@@ -34,6 +34,7 @@ impl Connection {
         date: &Date,
         ledger: &mut Ledger,
     ) -> Step<'a> {
+        let Some(is_resp) = resp::is_resp(input) else { return Step::Stop };
         let may_be_answered = http::may_be_about_the_proxy(input);
         match http::decode(input, rules, heads) {
             Decoded::Incomplete if may_be_answered => return Step::Stop,
@@ -49,7 +50,7 @@ impl Connection {
                 ledger.asked(&self.address, |text| describe_malformed(text, input));
             }
         }
-        if input[0] == b'*' {
+        if is_resp {
             self.phase = Phase::Last { unread: true };
             self.replies.answer_resp(Ending::Refused, ledger, resp::encode_too_many_clients);
         } else if HEAD.starts_with(input) && input != HEAD {
@@ -93,6 +94,10 @@ impl Connection {
     /// Ends it because its client has not sent the rest of a request. Over HTTP the client is told, if it was one that
     /// would be answered; Redis closes such connections without a word.
     pub fn give_up(&mut self, date: &Date, ledger: &mut Ledger) {
+        if matches!(self.protocol, Protocol::Unknown) {
+            // A first line that has no end yet may be one of either protocol.
+            self.protocol = Protocol::Http(Between::NOTHING);
+        }
         match &self.protocol {
             Protocol::Http(between) if !between.is_answered() => {
                 let head_only = between.awaits_head() || is_head(&self.unparsed);

@@ -1,5 +1,5 @@
 //! One client, without its socket: bytes that are not parsed yet, replies in the order of their requests, bytes that
-//! are not sent yet, and when it is over. The first byte says which protocol it speaks.
+//! are not sent yet, and when it is over. The first line says which protocol it speaks.
 //!
 //! Backpressure: with [`MAX_OPEN_REPLIES`] requests or [`MAX_OPEN_KEYS`] keys waiting, or more than [`MAX_UNSENT_BYTES`]
 //! unsent, no further request is decoded. What has been read stays here, nothing more is read, and the caller tries again
@@ -198,14 +198,17 @@ impl Connection {
             Protocol::Resp(_) => self.decode_resp(input, ledger),
             Protocol::Http(_) => self.decode_http(input, rules, heads, date, ledger),
             Protocol::OneTooMany => self.turn_away(input, rules, heads, date, ledger),
-            Protocol::Unknown if input[0] == b'*' => {
-                self.protocol = Protocol::Resp(Session::new(self.generation, self.database));
-                self.decode_resp(input, ledger)
-            }
-            Protocol::Unknown => {
-                self.protocol = Protocol::Http(Between::NOTHING);
-                self.decode_http(input, rules, heads, date, ledger)
-            }
+            Protocol::Unknown => match resp::is_resp(input) {
+                Some(true) => {
+                    self.protocol = Protocol::Resp(Session::new(self.generation, self.database));
+                    self.decode_resp(input, ledger)
+                }
+                Some(false) => {
+                    self.protocol = Protocol::Http(Between::NOTHING);
+                    self.decode_http(input, rules, heads, date, ledger)
+                }
+                None => Step::Stop,
+            },
         }
     }
 

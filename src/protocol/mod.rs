@@ -1,6 +1,7 @@
 //! Wire formats, without sockets, cache or time: bytes in, bytes out.
 //!
-//! Which protocol a connection speaks, its first byte tells: `*` begins a command of the Redis protocol, and no method of HTTP that anybody uses.
+//! The first line of a connection tells which protocol it speaks ([`resp::is_resp`]): `*` begins a command of the Redis protocol,
+//! and so do a few words without a version of HTTP behind them.
 //!
 //! A decoder is handed all bytes of a connection that it has not consumed yet. That the rest of a message has still to
 //! come is a normal outcome, not an error.

@@ -13,6 +13,7 @@ use super::super::Decoded;
 use super::commands::{self, Known};
 use super::frame::{Arguments, MAX_BULK_BYTES, SHOWN_BYTES, Shown, Violation};
 use super::frame::{argument_count, bulk_body, bulk_length, empty_line, whole_get};
+use super::inline;
 use crate::request::MAX_KEY_BYTES;
 use std::fmt;
 
@@ -167,6 +168,16 @@ impl Decoder {
         if input.first() == Some(&b'\r') {
             let ((), consumed) = take!(empty_line(input));
             return Decoded::Complete(Event::Nothing, consumed);
+        }
+        if !matches!(input.first(), None | Some(b'*')) {
+            return match inline::decode(input) {
+                Decoded::Complete(Ok((known, words)), consumed) => {
+                    Decoded::Complete(Event::Command(known, words), consumed)
+                }
+                Decoded::Complete(Err(refusal), consumed) => Decoded::Complete(Event::Refuse(refusal), consumed),
+                Decoded::Incomplete => Decoded::Incomplete,
+                Decoded::Invalid(violation) => Decoded::Invalid(violation),
+            };
         }
         let (count, head) = take!(argument_count(input));
         if count <= 0 {
@@ -401,7 +412,13 @@ mod tests {
     #[test]
     fn what_is_no_command_is_told_in_redis_own_words() {
         for (bytes, expected) in [
-            (&b"PING\r\n"[..], &["expected '*', got 'P'"][..]),
+            (&b"GET a\r\n"[..], &["expected '*', got 'G'"][..]),
+            (
+                b"PING\r\n*1\r\n$4\r\nPING\r\nAUTH a b\nSET a b\n",
+                &["ping ", "ping ", "auth a b", "expected '*', got 'S'"],
+            ),
+            (b"HELLO 3\r\nCLIENT \"a\r\n", &["hello 3", "unbalanced quotes in request"]),
+            (b"SELECT\r\nQUIT\r\n", &["ERR wrong number of arguments for 'select' command", "quit "]),
             (b"*3000000000\r\n", &["invalid multibulk length"]),
             (b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\nfooz\r\n", &["expected '$', got 'f'"]),
             (b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$-10\r\n", &["invalid bulk length"]),

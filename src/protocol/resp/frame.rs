@@ -6,6 +6,7 @@
 //! range is short.
 
 use super::super::Decoded;
+use super::inline::next_word;
 use std::fmt;
 
 /// Most arguments of a command, its name included. What Redis took for 14 years.
@@ -28,6 +29,10 @@ pub enum Violation {
     BulkLength,
     /// An argument that does not end where its length says.
     BulkEnd,
+    /// An inline command that is too long.
+    LineLength,
+    /// An inline command with a quote that does not end, or does not end its word.
+    Quotes,
 }
 
 impl fmt::Display for Violation {
@@ -38,6 +43,8 @@ impl fmt::Display for Violation {
             Violation::ArgumentCount => f.write_str("invalid multibulk length"),
             Violation::BulkLength => f.write_str("invalid bulk length"),
             Violation::BulkEnd => f.write_str("expected CR and LF behind a bulk string"),
+            Violation::LineLength => f.write_str("too big inline request"),
+            Violation::Quotes => f.write_str("unbalanced quotes in request"),
         }
     }
 }
@@ -156,19 +163,32 @@ fn any_number(input: &[u8], most: i64) -> Decoded<i64, ()> {
 pub struct Arguments<'a> {
     /// The next one, where it was found already.
     next: Option<&'a [u8]>,
-    /// The frames of those that are left behind it.
-    frames: &'a [u8],
+    rest: Rest<'a>,
+}
+
+/// Those that are left behind it.
+#[derive(Clone, Copy, Debug)]
+enum Rest<'a> {
+    /// As frames.
+    Frames(&'a [u8]),
+    /// As words of an inline command.
+    Line(&'a [u8]),
 }
 
 impl<'a> Arguments<'a> {
     /// `frames` holds whole arguments and nothing else.
     pub fn new(frames: &'a [u8]) -> Arguments<'a> {
-        Arguments { next: None, frames }
+        Arguments { next: None, rest: Rest::Frames(frames) }
+    }
+
+    /// `words` is what follows the name of an inline command that was checked.
+    pub fn line(words: &'a [u8]) -> Arguments<'a> {
+        Arguments { next: None, rest: Rest::Line(words) }
     }
 
     /// One argument and no more.
     pub fn one(argument: &'a [u8]) -> Arguments<'a> {
-        Arguments { next: Some(argument), frames: b"" }
+        Arguments { next: Some(argument), rest: Rest::Frames(b"") }
     }
 }
 
@@ -189,10 +209,19 @@ impl<'a> Iterator for Arguments<'a> {
         if self.next.is_some() {
             return self.next.take();
         }
-        let Decoded::Complete(bytes, header) = bulk_length(self.frames) else { return None };
-        let Decoded::Complete(argument, consumed) = bulk_body(self.frames, bytes, header) else { return None };
-        self.frames = &self.frames[consumed..];
-        Some(argument)
+        match &mut self.rest {
+            Rest::Frames(frames) => {
+                let Decoded::Complete(bytes, header) = bulk_length(frames) else { return None };
+                let Decoded::Complete(argument, consumed) = bulk_body(frames, bytes, header) else { return None };
+                *frames = &frames[consumed..];
+                Some(argument)
+            }
+            Rest::Line(line) => {
+                let next = next_word(line)?.ok()?;
+                *line = next.behind;
+                Some(next.word)
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //!     docs          arguments and subcommands, as COMMAND DOCS describes them
 //!     decode        a connection's bytes, cut into commands; of MGET and EXISTS into single keys; what is too long or
 //!                   not known is read over without being kept
+//!     inline        commands that are words on a line, with which some clients begin
 //!     session       what a connection has chosen, the commands about that, and what the others ask for
 //!     gather        MGET and EXISTS: one reply out of many
 //!     encode        replies
@@ -19,6 +20,7 @@ mod docs;
 mod encode;
 mod frame;
 mod gather;
+mod inline;
 mod sections;
 mod session;
 mod write;
@@ -31,6 +33,7 @@ pub use encode::{
 };
 pub use frame::{Arguments, Violation};
 pub use gather::Gather;
+pub use inline::is_resp;
 pub use sections::Sections;
 pub use session::{After, Meaning, Session};
 pub use write::Version;
