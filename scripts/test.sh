@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then: format check, lints with warnings denied, all tests, the fuzzer for a moment,
-# the soak test for a minute, and two of the benchmark's cases for a second.
+# the soak test for a minute, two of the benchmark's cases for a second, and redis-py's own tests of
+# strings through the proxy.
 # Needs Debian (or a relative of it) and a Rust toolchain; root, or sudo, to install what is missing: also nginx and webdis, for the
 # benchmark, which Debian starts as services where systemd runs.
 set -euo pipefail
@@ -36,3 +37,5 @@ if [ "$(nproc)" -ge 2 ]; then
 else
     echo "scripts/bench.sh is not run: it needs two processors" >&2
 fi
+# A foreign suite: redis-py's tests of strings, keys and pipelines. The first run installs it.
+scripts/foreign.sh --quick
