@@ -93,7 +93,7 @@ fn expectations() -> Vec<Vector> {
             &[200],
         ),
         Vector::closed("unknown expectation", with("Expect: miracles"), &[417]),
-        Vector::closed("empty expectation", with("Expect:"), &[417]),
+        Vector::open("empty expectation", with("Expect:"), &[200]),
         Vector::closed("expectation with a parameter", with("Expect: 100-continue;q=1"), &[417]),
         Vector::closed("two expectations", with("Expect: 100-continue\r\nExpect: 200-ok"), &[417]),
         Vector::closed("expectation in HTTP/1.0", http_1_0("Expect: 100-continue"), &[200]),

@@ -102,6 +102,11 @@ pub fn decode<'a>(input: &'a [u8], rules: &Rules, heads: &'a mut Heads) -> Decod
         Err(httparse::Error::Version) if is_later_minor(version_of(&request, input)) => {
             return decode_later_minor(input, empty_line, &request, rules, heads);
         }
+        Err(httparse::Error::Version)
+            if is_version(version_of(&request, input)).is_none() && input.len() < MAX_HEAD_BYTES =>
+        {
+            return Decoded::Incomplete;
+        }
         Err(error) => return Decoded::Invalid(malformed(error, &request, input)),
     };
     match read(&input[..length], &request, rules, heads) {
@@ -122,7 +127,17 @@ fn is_later_minor(version: &[u8]) -> bool {
     version.starts_with(b"HTTP/1.") && matches!(version.get(VERSION_BYTES - 1), Some(b'2'..=b'9'))
 }
 
-/// Bytes of a version: "HTTP/1.1".
+/// Returns true for any version (RFC 9112, section 2.3), and nothing where more bytes decide.
+fn is_version(text: &[u8]) -> Option<bool> {
+    let may_be = |(&byte, pattern): (&u8, u8)| if pattern == b'1' { byte.is_ascii_digit() } else { byte == pattern };
+    match text.iter().zip(*VERSION).all(may_be) {
+        true if text.len() < VERSION_BYTES => None,
+        holds => Some(holds),
+    }
+}
+
+/// A version.
+const VERSION: &[u8; VERSION_BYTES] = b"HTTP/1.1";
 const VERSION_BYTES: usize = 8;
 
 /// Decodes a head of version 1.2 to 1.9, behind whose target `httparse` reads no further.
@@ -244,7 +259,7 @@ fn malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input:
     match error {
         httparse::Error::TooManyHeaders => TOO_LARGE,
         // A request of another version, or none at all.
-        httparse::Error::Version if version_of(request, input).starts_with(b"HTTP/") => {
+        httparse::Error::Version if is_version(version_of(request, input)) == Some(true) => {
             Refusal { status: Status::VersionNotSupported, message: "only HTTP/1.1 and HTTP/1.0 are spoken here" }
         }
         _ => bad_request("the request does not parse as HTTP/1.1"),
@@ -364,10 +379,12 @@ mod tests {
         refused(&["Host: a\r\nTransfer-Encoding: x\r\nContent-Length: 0"], Status::BadRequest);
         refused(&["Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked"], Status::BadRequest);
         refused(&["Host: a\r\nTransfer-Encoding:"], Status::BadRequest);
-        for coding in
-            ["gzip, chunked", "chunked, chunked", "chunked,", "identity", "xchunked", "chunked x", "chunked;q=1"]
-        {
+        for coding in ["gzip, chunked", "chunked, chunked", "chunked,", ",chunked"] {
             refused(&[&format!("Host: a\r\nTransfer-Encoding: {coding}")], Status::NotImplemented);
+        }
+        for coding in ["identity", "gzip", "xchunked", "chunked x", "chunked;q=1", "chunked, gzip", ",", "\"chunked\""]
+        {
+            refused(&[&format!("Host: a\r\nTransfer-Encoding: {coding}")], Status::BadRequest);
         }
         refused(&["Host: a\r\nTransfer-Encoding: Chunked", "Host: a\r\ntransfer-encoding:chunked\t"], Status::Ok);
         refused(&["Host: a\r\nExpect: something", "Host: a\r\nExpect: 100-continue, x"], Status::ExpectationFailed);
@@ -414,7 +431,12 @@ mod tests {
         ] {
             assert_eq!(status_of(head.as_bytes()), Status::BadRequest, "{head:?}");
         }
-        for version in ["HTTP/2.0", "HTTP/0.9", "HTTP/11", "HTTP/1,1"] {
+        for version in ["HTTP/11", "HTTP/1,1", "HTTP/", "HTTP/x.y", "HTTP/+1.1", "HTTP/01.1", "HTTP/ 1.1", "HTTP/2x"] {
+            let head = format!("GET /key/a {version}\r\nHost: a\r\n\r\n");
+            assert_eq!(status_of(head.as_bytes()), Status::BadRequest, "{head:?}");
+        }
+        assert_eq!(decode(b"GET /key/a HTTP/2", &mut Heads::new()), Decoded::Incomplete);
+        for version in ["HTTP/2.0", "HTTP/0.9", "HTTP/3.1"] {
             let head = format!("GET /key/a {version}\r\nHost: a\r\n\r\n");
             assert_eq!(status_of(head.as_bytes()), Status::VersionNotSupported, "{head:?}");
         }

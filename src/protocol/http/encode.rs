@@ -126,8 +126,7 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
             let bytes = body.len();
             head.extend_from_slice(&date.before_length[shape.view as usize]);
             write_length(bytes, head);
-            write_cache_status(reply.source, head);
-            write_cache_control(reply, head);
+            write_cache_fields(reply.source, Keeping::of(reply), head);
             end_head(shape, head);
             if shape.head_only {
                 return Sent { status, bytes: 0 };
@@ -151,10 +150,7 @@ fn encode_not_modified(reply: Option<&Reply<'_>>, shape: Shape, date: &Date, out
         out.extend_from_slice(part.as_bytes());
     }
     match reply {
-        Some(reply) => {
-            write_cache_status(reply.source, out);
-            write_cache_control(reply, out);
-        }
+        Some(reply) => write_cache_fields(reply.source, Keeping::of(reply), out),
         None => out.extend_from_slice(NO_STORE),
     }
     end_head(shape, out);
@@ -239,10 +235,10 @@ fn encode_error(
     let out = out.tail();
     begin_head(status, "application/json", &date.text, out);
     write_length(length, out);
-    if let Some(source) = source {
-        write_cache_status(source, out);
+    match source {
+        Some(source) => write_cache_fields(source, Keeping::Never, out),
+        None => out.extend_from_slice(NO_STORE),
     }
-    out.extend_from_slice(NO_STORE);
     out.extend_from_slice(extra.as_bytes());
     end_head(shape, out);
     if shape.head_only {
@@ -267,19 +263,38 @@ fn write_length(length: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// `Cache-Status` (RFC 9211): a hit, or forwarded for a miss, or for an expired entry that had to do; the ttl in whole
-/// seconds, rounded down, and so negative where the entry has expired (section 2.4).
-fn write_cache_status(source: Source, out: &mut Vec<u8>) {
+/// How long a cache in front may keep a response (RFC 9111, section 5.2.2). Without saying so caches invent a lifetime.
+#[derive(Clone, Copy)]
+enum Keeping {
+    /// For the whole seconds that the entry has left. Varnish serves what has expired for ten seconds more unless
+    /// `stale-while-revalidate=0` (RFC 5861) forbids it, and Squid where the proxy answers 503 unless `must-revalidate` does.
+    WhileFresh,
+    /// Not without asking: with tracking a value can change at any time.
+    Revalidated,
+    /// Never: an error, a missing key or a value that is not cached here can be over at any time.
+    Never,
+}
+
+impl Keeping {
+    /// Returns how long a value may be kept that is cached here.
+    fn of(reply: &Reply<'_>) -> Keeping {
+        if reply.tracked { Keeping::Revalidated } else { Keeping::WhileFresh }
+    }
+}
+
+/// Writes `Cache-Status` (RFC 9211): a hit, or forwarded for a miss, or for an expired entry that had to do; the ttl in whole
+/// seconds, rounded down, and so negative where the entry has expired (section 2.4). And `Cache-Control`.
+fn write_cache_fields(source: Source, keeping: Keeping, out: &mut Vec<u8>) {
     out.extend_from_slice(b"Cache-Status: segment-redis-proxy; ");
     let ttl = match source {
         Source::Cache { remaining } => {
-            out.extend_from_slice(b"hit");
+            out.extend_from_slice(b"hit; ttl=");
             Some(remaining)
         }
         Source::Redis { collapsed, stored } => {
             out.extend_from_slice(if collapsed { b"fwd=miss; collapsed" } else { b"fwd=miss" });
             if stored.is_some() {
-                out.extend_from_slice(b"; stored");
+                out.extend_from_slice(b"; stored; ttl=");
             }
             stored
         }
@@ -294,28 +309,19 @@ fn write_cache_status(source: Source, out: &mut Vec<u8>) {
             None
         }
     };
-    if let Some(ttl) = ttl {
-        out.extend_from_slice(b"; ttl=");
-        out.extend_from_slice(itoa::Buffer::new().format(ttl / 1000).as_bytes());
-    }
+    let mut buffer = itoa::Buffer::new();
+    let seconds = ttl.map_or("", |ttl| buffer.format(ttl / 1000)).as_bytes();
+    out.extend_from_slice(seconds);
     out.extend_from_slice(b"\r\n");
-}
-
-/// Writes how long a cache in front may keep a value (RFC 9111, section 5.2.2). Without this field caches invent a lifetime.
-///
-/// An entry may be kept for the whole seconds that it has left, rounded down. Varnish serves what has expired for ten seconds more
-/// unless `stale-while-revalidate=0` (RFC 5861) forbids it, and Squid where the proxy answers 503 unless `must-revalidate` does.
-/// With tracking a value can change at any time. A stale value, or one that is not stored, may have changed already.
-fn write_cache_control(reply: &Reply<'_>, out: &mut Vec<u8>) {
-    let (Source::Cache { remaining } | Source::Redis { stored: Some(remaining), .. }) = reply.source else {
-        return out.extend_from_slice(NO_STORE);
-    };
-    if reply.tracked {
-        return out.extend_from_slice(b"Cache-Control: no-cache\r\n");
+    match keeping {
+        Keeping::WhileFresh if ttl.is_some() => {
+            out.extend_from_slice(b"Cache-Control: max-age=");
+            out.extend_from_slice(seconds);
+            out.extend_from_slice(b", must-revalidate, stale-while-revalidate=0\r\n");
+        }
+        Keeping::Revalidated if ttl.is_some() => out.extend_from_slice(b"Cache-Control: no-cache\r\n"),
+        _ => out.extend_from_slice(NO_STORE),
     }
-    out.extend_from_slice(b"Cache-Control: max-age=");
-    out.extend_from_slice(itoa::Buffer::new().format(remaining / 1000).as_bytes());
-    out.extend_from_slice(b", must-revalidate, stale-while-revalidate=0\r\n");
 }
 
 fn end_head(shape: Shape, out: &mut Vec<u8>) {

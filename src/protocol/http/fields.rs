@@ -77,11 +77,20 @@ fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> R
         (Some(_), Some(_)) => Err(bad_request("Transfer-Encoding and Content-Length exclude each other")),
         (None, Some(_)) if version_1_0 => Err(bad_request("Transfer-Encoding is not for HTTP/1.0")),
         (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Body::CHUNKED),
-        (None, Some(b"")) => Err(bad_request("Transfer-Encoding names no coding")),
+        (None, Some(coding)) if !ends_chunked(coding) => {
+            Err(bad_request("Transfer-Encoding does not end with chunked, so that the body's end is not known"))
+        }
         (None, Some(_)) => {
             Err(Refusal { status: Status::NotImplemented, message: "of transfer codings only chunked is known here" })
         }
     }
+}
+
+/// Returns true if the last of a list of codings is chunked. Without it the length of a request's body cannot be told (RFC 9112,
+/// section 6.3).
+fn ends_chunked(codings: &[u8]) -> bool {
+    let mut codings = codings.rsplit(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    codings.find(|coding| !coding.is_empty()).is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"))
 }
 
 /// Digits and nothing else (RFC 9110, section 8.6). 18 of them always fit.

@@ -1,6 +1,8 @@
 //! Whom a request is addressed to: the syntax of an authority (RFC 3986, section 3.2; RFC 9110, section 7.2), and
 //! which names this program answers to.
 
+use std::net::Ipv6Addr;
+
 /// Longest port in digits.
 const PORT_DIGITS: usize = 5;
 
@@ -11,7 +13,7 @@ pub struct Hosts(Vec<Vec<u8>>);
 
 impl Hosts {
     /// Reads a list with commas between the names, without ports or wildcards; spaces around them are of no matter. An empty list
-    /// means that any name will do. `None` where one of them is neither a name of the DNS nor an IPv6 address in brackets: nobody
+    /// means that any name will do. `None` where one of them is neither a name of the DNS nor an address in brackets: nobody
     /// means what else an authority may be.
     pub fn parse(list: &str) -> Option<Hosts> {
         if list.trim().is_empty() {
@@ -43,7 +45,7 @@ pub fn host_of(authority: &[u8]) -> Option<&[u8]> {
     };
     let (host, rest) = authority.split_at(end);
     let named = match host {
-        [b'[', address @ .., b']'] => address.contains(&b':') && address.iter().all(|&byte| is_in_address(byte)),
+        [b'[', address @ .., b']'] => is_ipv6(address) || is_ip_future(address),
         name => !name.is_empty() && is_name(name),
     };
     let ends = match rest {
@@ -63,9 +65,18 @@ fn is_plain(name: &[u8]) -> bool {
     name.starts_with(b"[") || labels.into_iter().all(|label| !label.is_empty() && label.iter().all(in_label))
 }
 
-/// What an IPv6 address is written with. Whether it is one is of no matter here: it is only compared.
-fn is_in_address(byte: u8) -> bool {
-    byte.is_ascii_hexdigit() || byte == b':' || byte == b'.'
+/// Returns true for `IPv6address` of RFC 3986, section 3.2.2.
+fn is_ipv6(address: &[u8]) -> bool {
+    std::str::from_utf8(address).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
+}
+
+/// Returns true for `IPvFuture` of the same section: `v`, a version, a full stop, and an address of any form.
+fn is_ip_future(address: &[u8]) -> bool {
+    let [b'v' | b'V', rest @ ..] = address else { return false };
+    let Some(stop) = rest.iter().position(|&byte| byte == b'.') else { return false };
+    let (version, form) = (&rest[..stop], &rest[stop + 1..]);
+    let is_version = !version.is_empty() && version.iter().all(u8::is_ascii_hexdigit);
+    is_version && !form.is_empty() && form.iter().all(|&byte| IN_NAME[usize::from(byte)] || byte == b':')
 }
 
 /// Which bytes a name may have as they are: unreserved and sub-delims of RFC 3986. A table: it is asked with every request.
@@ -110,13 +121,51 @@ mod tests {
             ("[::1]", "[::1]"),
             ("[fe80::1:192.0.2.1]:65535", "[fe80::1:192.0.2.1]"),
             ("a%20b", "a%20b"),
+            ("[v1.a:b]:1", "[v1.a:b]"),
         ] {
             assert_eq!(host_of(authority.as_bytes()), Some(host.as_bytes()), "{authority}");
         }
         for authority in [
-            ":80", "a:b", "a:1:2", "a:123456", "a:65536", "a:-1", "user@a", "a b", "a/b", "a\\b", "a?b", "a#b", "[",
-            "[]", "[::1", "::1", "[::1]x", "[::1]:x", "[g::1]", "[a]", "[v1.x]", "a[", "a%", "a%2", "a%zz", "a\tb",
-            "a\u{7f}", "é", "a\"", "<a>", "http://a",
+            ":80",
+            "a:b",
+            "a:1:2",
+            "a:123456",
+            "a:65536",
+            "a:-1",
+            "user@a",
+            "a b",
+            "a/b",
+            "a\\b",
+            "a?b",
+            "a#b",
+            "[",
+            "[]",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[::1]:x",
+            "[g::1]",
+            "[a]",
+            "[v1.]",
+            "[v.x]",
+            "[vg.x]",
+            "[v1x]",
+            "[v1.x@]",
+            "[:::]",
+            "[1:2:3:4:5:6:7:8:9]",
+            "[12345::1]",
+            "[1::2::3]",
+            "[fe80::1%25eth0]",
+            "a[",
+            "a%",
+            "a%2",
+            "a%zz",
+            "a\tb",
+            "a\u{7f}",
+            "é",
+            "a\"",
+            "<a>",
+            "http://a",
         ] {
             assert_eq!(host_of(authority.as_bytes()), None, "{authority}");
         }
