@@ -1,7 +1,7 @@
 //! Whom a request is addressed to: the syntax of an authority (RFC 3986, section 3.2; RFC 9110, section 7.2), and
 //! which names this program answers to.
 
-use std::net::Ipv6Addr;
+use core::net::Ipv6Addr;
 
 /// Longest port in digits.
 const PORT_DIGITS: usize = 5;
