@@ -17,13 +17,11 @@ cd "$(dirname "$0")/.."
 . scripts/need.sh
 
 quick=
-case $# in
-    0) ;;
-    *) case $1 in
-        --quick) quick=1 ;;
-        -h | --help) sed -n '2,/^set /{ s/^# \{0,1\}//; /^set /!p; }' scripts/foreign.sh; exit ;;
-        *) echo "usage: scripts/foreign.sh [--quick]" >&2; exit 2 ;;
-    esac ;;
+case $* in
+    '') ;;
+    --quick) quick=1 ;;
+    -h | --help) sed -n '2,/^set /{ s/^# \{0,1\}//; /^set /!p; }' scripts/foreign.sh; exit ;;
+    *) echo "usage: scripts/foreign.sh [--quick]" >&2; exit 2 ;;
 esac
 
 fail() { echo "scripts/foreign.sh: $*" >&2; exit 1; }
@@ -82,10 +80,11 @@ start_redis() {
     directories+=("$directory")
     for try in {1..20}; do
         port=$((20000 + RANDOM % 10000))
-            # Some tests use DEBUG.
+        # Some tests use DEBUG.
         redis-server --bind 127.0.0.1 --port "$port" --save '' --appendonly no --dir "$directory" \
             --enable-debug-command yes >"$logs/$1.log" 9>&- &
         local process=$!
+        processes+=("$process")
         until redis-cli -p "$port" ping >/dev/null 2>&1; do
             kill -0 "$process" 2>/dev/null || break
             sleep 0.1
@@ -93,10 +92,11 @@ start_redis() {
         # The server that answers must be the one that was started.
         if redis-cli -p "$port" info server 2>/dev/null |
             grep "^process_id:${process}[^0-9]*\$" >/dev/null; then
-            processes+=("$process")
             return
         fi
         kill "$process" 2>/dev/null || true
+        wait "$process" 2>/dev/null || true
+        unset 'processes[-1]'
     done
     fail "redis-server does not start; see $logs/$1.log"
 }

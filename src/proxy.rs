@@ -32,7 +32,7 @@ pub struct Proxy {
     inflight: Inflight,
     ttl: Millis,
     patience: Millis,
-    /// Whether changes in Redis are heard of.
+    /// True while the tracking connection brings every change in Redis.
     tracked: bool,
     counts: Counts,
 }

@@ -218,7 +218,7 @@ pub struct Reply<'a> {
     pub outcome: Outcome<'a>,
     /// Where it came from.
     pub source: Source,
-    /// Whether changes in Redis reach the cache at once (`REDIS_TRACKING`).
+    /// True while changes in Redis reach the cache at once (`REDIS_TRACKING`).
     pub tracked: bool,
 }
 

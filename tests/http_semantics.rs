@@ -162,6 +162,13 @@ fn preconditions_apply_to_existing_values() {
             assert_eq!(status(method, path, "If-None-Match: \"tag\"").0, 200, "{method} {path}");
         }
     }
+    // None of these is a failure: 2 misses, and 30 hits.
+    let metrics = proxy.get("/metrics").text();
+    for (outcome, count) in [("hit", 30), ("miss", 2), ("failed", 0)] {
+        let sample = format!("segment_requests_total{{protocol=\"http\",outcome=\"{outcome}\"}} {count}\n");
+        assert!(metrics.contains(&sample), "{outcome}: {metrics}");
+    }
+    assert!(metrics.contains("segment_errors_total{kind=\"too_much_held\"} 0\n"), "{metrics}");
     for field in ["If-None-Match: *", "If-Match: \"tag\"", "If-Match: *"] {
         assert_eq!(status("GET", "/raw/missing", field), (404, "no-store".into()), "{field}");
     }

@@ -9,7 +9,8 @@ use common::{Proxy, Redis, until};
 use std::net::SocketAddr;
 
 /// What Redis and the proxy are asked. Redis has no password, so that it refuses one.
-const LINES: [&str; 9] = [
+const LINES: [&str; 10] = [
+    "PING\n\nPING\r\n\r\nPING\r\n",
     "PING\r\n",
     "ping\n",
     "PING \"a b\"\r\n",

@@ -5,9 +5,11 @@
 mod common;
 
 use common::admin::metric;
-use common::fresh::{is_hit, tracking};
+use common::fresh::{cached, is_hit, tracking, until_text};
+use common::relay::Relay;
 use common::resp::Resp;
 use common::{Http, Proxy, Redis, Response, until};
+use std::net::TcpListener;
 use std::time::Duration;
 
 /// Step by step down to what the user may do, told once.
@@ -254,6 +256,27 @@ fn long_key_names_release_memory() {
     redis.set("kept", "changed");
     until("changes are heard of", || (proxy.get("/raw/kept").text() == "changed").then_some(()));
     until("memory is given back", || (proxy.memory("VmRSS") < before + 16 * 1024).then_some(()));
+    assert!(!proxy.log().contains("no tracking"), "{}", proxy.log());
+}
+
+/// A successor that does not get connected keeps no change from being heard of.
+#[test]
+fn hung_takeover_delays_no_change() {
+    let redis = Redis::start();
+    let relay = Relay::to(redis.port);
+    let proxy = tracking(relay.port, &[("REDIS_TIMEOUT", "600000"), ("REDIS_CONNECTIONS", "1")]);
+    redis.set("a", "old");
+    let mut client = proxy.connect();
+    cached(&mut client, "/raw/a", "old");
+    let mute = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    relay.lead_to(mute.local_addr().expect("an address").port());
+    redis.run(&["SET", &"k".repeat(2 << 20), "1"]);
+    let _successor = mute.accept().expect("a successor connects");
+    for value in ["new", "newer"] {
+        redis.set("a", value);
+        until_text(&mut client, "/raw/a", value);
+        cached(&mut client, "/raw/a", value);
+    }
     assert!(!proxy.log().contains("no tracking"), "{}", proxy.log());
 }
 

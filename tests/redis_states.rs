@@ -6,11 +6,14 @@
 mod common;
 
 use common::fresh::{cached, is_hit, tracking, until_text};
+use common::relay::Relay;
+use common::resolver::Resolver;
 use common::resp::{Resp, command};
 use common::{Proxy, Redis, scripted_redis, until};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Reads over RESP: a value, an empty value, a missing key, a long value, a list, and several keys.
 const READS: [&str; 9] = [
@@ -115,7 +118,7 @@ fn reads_go_on_where_writes_fail() {
 }
 
 #[test]
-fn reads_from_a_replica_match() {
+fn replica_reads_match_redis() {
     let primary = Redis::start();
     fill(&primary);
     // It loads what it gets without a file.
@@ -202,7 +205,7 @@ fn writing_relay(redis: &Redis, behind: &'static str, writes: &'static [&'static
 
 /// Redis accepts the connection, says why it does not want it, and closes it.
 #[test]
-fn full_redis_names_its_reason() {
+fn full_redis_reason_reaches_clients() {
     let redis = Redis::start();
     let mut admin = redis.connect();
     redis::cmd("CONFIG").arg(&["SET", "maxclients", "1"]).exec(&mut admin).expect("CONFIG works");
@@ -219,4 +222,83 @@ fn full_redis_names_its_reason() {
         assert!(ready.status == 503 && ready.text().contains("max number of clients"), "{variables:?}: {ready:?}");
     }
     redis::cmd("CONFIG").arg(&["SET", "maxclients", "100"]).exec(&mut admin).expect("CONFIG works");
+}
+
+/// Redis quotes the arguments of a command that it does not know: a password among them.
+#[test]
+fn refused_password_stays_secret() {
+    let redis = Redis::start_with(&["--rename-command", "AUTH", ""]);
+    for variables in
+        [&[("REDIS_PASSWORD", "topsecret")][..], &[("REDIS_USERNAME", "me"), ("REDIS_PASSWORD", "topsecret")]]
+    {
+        let proxy = Proxy::start(&redis, &[variables, &[("REDIS_TRACKING", "on")]].concat());
+        let response = proxy.get("/raw/a");
+        assert!(response.status == 502 && response.text().contains("refuses AUTH"), "{response:?}");
+        until("the log has the remedy", || {
+            proxy.log().contains("check REDIS_USERNAME and REDIS_PASSWORD").then_some(())
+        });
+        let shown = [
+            response.text(),
+            Resp::connect(proxy.address).text("GET a"),
+            proxy.get("/readyz").text(),
+            proxy.get("/").text(),
+            proxy.get("/stats").text(),
+            proxy.log(),
+        ];
+        assert!(shown.iter().all(|text| !text.contains("topsecret")), "{shown:?}");
+    }
+}
+
+/// Of a name with two addresses, the one whose Redis is full is passed over.
+#[test]
+fn full_address_is_passed_over() {
+    let full = Redis::start();
+    full.run(&["CONFIG", "SET", "maxclients", "1"]);
+    let _only = full.connect();
+    let names = Resolver::to("127.0.0.1");
+    names.says(0, "127.0.0.1,127.0.0.2");
+    let other = Redis::start();
+    other.set("a", "value");
+    let _relay = Relay::at(("127.0.0.2", full.port), other.port);
+    let proxy = Proxy::start(&full, &names.variables());
+    assert_eq!(proxy.get("/raw/a").text(), "value");
+}
+
+/// Errors to `PING` on a connection that tracks already.
+#[test]
+fn ping_errors_end_tracking_in_outages_only() {
+    for (error, is_kept) in [
+        ("MISCONF Redis is configured to save RDB snapshots", true),
+        ("NOPERM this user has no permissions to run the 'ping' command", true),
+        ("LOADING Redis is loading the dataset in memory", false),
+        ("MASTERDOWN Link with MASTER is down", false),
+        ("NOAUTH Authentication required.", false),
+    ] {
+        let (answers, pings) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (works, counted) = (Arc::clone(&answers), Arc::clone(&pings));
+        let (port, _) = scripted_redis(move |words| {
+            Some(match words[0].as_str() {
+                "PING" if works.load(Ordering::Relaxed) => "+PONG\r\n".into(),
+                "PING" => {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    format!("-{error}\r\n")
+                }
+                "INFO" => "$10\r\nrun_id:one\r\n".into(),
+                "CLIENT" if words[1] == "ID" => ":1\r\n".into(),
+                "SUBSCRIBE" => "*3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:1\r\n".into(),
+                "GETRANGE" => "$1\r\nv\r\n".into(),
+                "PTTL" => ":-1\r\n".into(),
+                _ => "+OK\r\n".into(),
+            })
+        });
+        let proxy = tracking(port, &[]);
+        answers.store(false, Ordering::Relaxed);
+        if is_kept {
+            // One a second from the fetchers, and one a second from the tracking connection.
+            until("PING is refused", || (pings.load(Ordering::Relaxed) >= 6).then_some(()));
+            assert!(!proxy.log().contains("no tracking"), "{error}: {}", proxy.log());
+        } else {
+            until(&format!("tracking is given up for {error}"), || proxy.log().contains("no tracking").then_some(()));
+        }
+    }
 }

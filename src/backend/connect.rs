@@ -17,6 +17,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Opens connections, and says when the next attempt may be made.
+#[derive(Clone)]
 pub(super) struct Connector {
     host: String,
     port: u16,
@@ -90,7 +91,11 @@ impl Connector {
         let mut failure = std::io::Error::other("the name has no address").into();
         for address in addresses {
             match self.open(address) {
-                Err(error) if error.is_io_error() => failure = error,
+                Err(error) if is_unwelcome(&error) => failure = error,
+                Err(error) if error.is_io_error() => {
+                    // What a Redis has said goes before what none has.
+                    failure = if is_unwelcome(&failure) { failure } else { error };
+                }
                 result => {
                     if result.is_ok() {
                         self.last = Some(address);
@@ -102,7 +107,8 @@ impl Connector {
         Err(failure)
     }
 
-    fn open(&self, address: SocketAddr) -> RedisResult<Wire> {
+    /// Connects to an address, authenticates and selects the database.
+    pub(super) fn open(&self, address: SocketAddr) -> RedisResult<Wire> {
         let mut wire = Wire::connect(address, self.timeout)?;
         self.identity.log_in(&mut wire)?;
         Ok(wire)
@@ -120,7 +126,7 @@ pub(super) fn failure_of(error: &RedisError) -> Failure {
     if error.is_timeout() {
         Failure::Timeout
     } else if let Some(code) = error.code() {
-        let text = format!("{code} {}", error.detail().unwrap_or_default()).trim_end().to_owned();
+        let text = format!("{code} {}", detail_of(error)).trim_end().to_owned();
         match code {
             "WRONGTYPE" => Failure::WrongType,
             // It loads its data, has lost its master, runs a script: it will serve by itself, later.
@@ -135,8 +141,8 @@ pub(super) fn failure_of(error: &RedisError) -> Failure {
     }
 }
 
-/// Returns true if an answer to `PING` means that Redis does not serve reads. A Redis that refuses writes (MISCONF, NOREPLICAS),
-/// or that refuses this command, serves them.
+/// Returns true if an answer to `PING` means that Redis does not serve reads. A Redis that refuses
+/// writes (MISCONF, NOREPLICAS), or that refuses this command, serves them.
 pub(super) fn is_outage(error: &RedisError) -> bool {
     error.code().is_none_or(|code| code == "NOAUTH") || matches!(failure_of(error), Failure::NotReady(_))
 }
@@ -146,8 +152,28 @@ fn is_full(error: &RedisError) -> bool {
     error.detail().is_some_and(|text| text.starts_with("max number of clients"))
 }
 
+/// Returns true if a Redis accepts no connection of this client. Another address may lead to one that does.
+fn is_unwelcome(error: &RedisError) -> bool {
+    is_full(error) || error.code() == Some(PROTECTED)
+}
+
+/// Code of the error of a Redis in protected mode: it has no password, and the client is on another machine.
+const PROTECTED: &str = "DENIED";
+
+/// Returns the text behind an error's code. Of protected mode's, a page of advice, the first sentence.
+fn detail_of(error: &RedisError) -> &str {
+    let detail = error.detail().unwrap_or_default();
+    match error.code() {
+        Some(PROTECTED) => detail.split_inclusive(". ").next().unwrap_or_default().trim_end(),
+        _ => detail,
+    }
+}
+
 /// The error's text. The crate tells of replies that are none in several lines.
 fn in_one_line(error: &RedisError) -> String {
+    if error.code() == Some(PROTECTED) {
+        return format!("{PROTECTED} {}", detail_of(error));
+    }
     error.to_string().split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -189,10 +215,11 @@ pub(super) fn explain(error: &RedisError) -> String {
     }
     let remedy = match error.code() {
         Some("NOAUTH") => "set REDIS_PASSWORD",
+        Some(PROTECTED) => "set a password in Redis and REDIS_PASSWORD, or switch its protected-mode off",
         _ if is_full(error) => "raise maxclients of Redis, or lower REDIS_CONNECTIONS or WORKERS",
-        _ if text.contains("password") => "check REDIS_USERNAME and REDIS_PASSWORD",
         _ if text.contains("permission") => "README lists the permissions that are needed",
-        _ if text.contains("DB index") => "check REDIS_DB",
+        _ if text.contains("refuses AUTH") => "check REDIS_USERNAME and REDIS_PASSWORD",
+        _ if text.contains("refuses SELECT") => "check REDIS_DB",
         _ => return text,
     };
     format!("{text}; {remedy}")
@@ -206,6 +233,29 @@ fn random_fraction() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn outages_are_told_from_refused_writes() {
+        for (reply, expected) in [
+            ("NOAUTH Authentication required.", true),
+            ("LOADING Redis is loading the dataset in memory", true),
+            ("MASTERDOWN Link with MASTER is down", true),
+            ("BUSY Redis is busy running a script", true),
+            ("ERR max number of clients reached", true),
+            ("MISCONF Redis is configured to save RDB snapshots", false),
+            ("NOREPLICAS Not enough good replicas to write.", false),
+            ("READONLY You can't write against a read only replica.", false),
+            ("OOM command not allowed", false),
+            ("NOPERM this user has no permissions to run the 'ping' command", false),
+            ("ERR unknown command 'PING'", false),
+        ] {
+            match redis::parse_redis_value(format!("-{reply}\r\n").as_bytes()) {
+                Ok(redis::Value::ServerError(error)) => assert_eq!(is_outage(&error.into()), expected, "{reply}"),
+                other => panic!("{other:?} is no error"),
+            }
+        }
+        assert!(is_outage(&std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()));
+    }
 
     #[test]
     fn attempts_that_fail_come_ever_more_seldom_and_not_all_proxies_at_once() {

@@ -1,30 +1,41 @@
-//! First exchange on a new connection to Redis: authentication, the database, and whether Redis accepts the client at all.
+//! First exchange on a new connection to Redis: authentication, the database, and whether Redis
+//! accepts the client at all.
 //!
-//! Redis accepts every connection, says why it does not want it, and closes it: too many clients, protected mode. The crate's
-//! handshake ignores that reply where it asks for nothing that it needs, and reports only that the connection was closed.
-//! All commands are sent together, in an order in which the first reply is always one that counts.
+//! Redis accepts every connection, says why it does not want it, and closes it: too many clients,
+//! protected mode. The crate's handshake ignores that reply where it asks for nothing that it needs,
+//! and reports only that the connection was closed. All commands are sent together, in an order in
+//! which the first reply is always one that counts.
 
 use super::Settings;
+use super::connect::failure_of;
+use super::read::out_of_step;
 use super::wire::Wire;
-use redis::{RedisError, RedisResult, ServerError, Value};
+use crate::request::Failure;
+use redis::{ErrorKind, RedisError, RedisResult, ServerError, ServerErrorKind, Value};
 
 /// Identity to take on a new connection.
+#[derive(Clone)]
 pub(super) struct Identity {
     username: Option<String>,
     password: Option<String>,
     database: i64,
 }
 
-/// What an error reply to a command of the handshake means.
+/// Commands of the handshake, by the consequence of an error reply.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// The connection is of no use.
-    Required,
-    /// Keys tell what is the matter, unless Redis wants a password or closes the connection.
+enum Step {
+    /// `AUTH`. Required.
+    Authenticate,
+    /// `SELECT`. Required.
+    Select,
+    /// `PING`. Keys tell what is the matter, unless Redis wants a password or closes the connection.
     Probe,
-    /// Nothing: a Redis before 7.2 does not know the command.
-    Optional,
+    /// `CLIENT SETINFO`, which a Redis before 7.2 does not know. No consequence.
+    Introduce,
 }
+
+/// Beginning of the part of an error text in which Redis quotes the arguments of a command.
+const QUOTED_ARGUMENTS: &str = ", with args beginning with";
 
 impl Identity {
     pub(super) fn new(settings: &Settings) -> Identity {
@@ -32,7 +43,8 @@ impl Identity {
         Identity { username: username.clone(), password: password.clone(), database: *database }
     }
 
-    /// Authenticates, selects the database and asks whether Redis answers. A Redis before version 6 knows no users.
+    /// Authenticates, selects the database and asks whether Redis answers. A Redis before version 6
+    /// knows no users.
     pub(super) fn log_in(&self, wire: &mut Wire) -> RedisResult<()> {
         match self.exchange(wire, self.username.as_deref()) {
             Err(error) if self.username.is_some() && knows_no_users(&error) => self.exchange(wire, None),
@@ -41,50 +53,105 @@ impl Identity {
     }
 
     fn exchange(&self, wire: &mut Wire, username: Option<&str>) -> RedisResult<()> {
-        let (commands, packed) = self.commands(username);
+        let (steps, packed) = self.commands(username);
         if let Err(error) = wire.send(&packed) {
             // Redis may have said why before it closed the connection.
             return Err(match wire.receive() {
-                Ok(Value::ServerError(reason)) => reason.into(),
+                Ok(Value::ServerError(reason)) => refusal_of(steps[0], reason),
                 _ => error,
             });
         }
-        let mut errors: Vec<(Need, ServerError)> = Vec::new();
-        for need in commands {
-            match wire.receive() {
-                Ok(Value::ServerError(error)) if need != Need::Optional => errors.push((need, error)),
-                Ok(_) => {}
-                Err(closed) => return Err(errors.into_iter().next().map_or(closed, |(_, reason)| reason.into())),
+        let mut errors: Vec<(Step, ServerError)> = Vec::new();
+        for step in steps {
+            match (step, wire.receive()) {
+                (Step::Introduce, Ok(_)) => {}
+                (_, Ok(Value::ServerError(error))) => errors.push((step, error)),
+                (Step::Authenticate | Step::Select, Ok(Value::Okay)) | (Step::Probe, Ok(_)) => {}
+                (Step::Authenticate | Step::Select, Ok(_)) => return Err(out_of_step("AUTH and SELECT")),
+                (_, Err(closed)) => {
+                    let first = errors.into_iter().next();
+                    return Err(first.map_or(closed, |(step, reason)| refusal_of(step, reason)));
+                }
             }
         }
-        match errors.into_iter().find(|(need, error)| *need == Need::Required || error.code() == "NOAUTH") {
-            Some((_, error)) => Err(error.into()),
+        let is_required = |step| matches!(step, Step::Authenticate | Step::Select);
+        match errors.into_iter().find(|(step, error)| is_required(*step) || error.code() == "NOAUTH") {
+            Some((step, error)) => Err(refusal_of(step, error)),
             None => Ok(()),
         }
     }
 
-    /// Packs the commands, and says what an error to each of them means.
-    fn commands(&self, username: Option<&str>) -> (Vec<Need>, Vec<u8>) {
-        let (mut needs, mut packed) = (Vec::new(), Vec::new());
-        let mut add = |need, command: &redis::Cmd| {
-            needs.push(need);
+    /// Packs the commands.
+    fn commands(&self, username: Option<&str>) -> (Vec<Step>, Vec<u8>) {
+        let (mut steps, mut packed) = (Vec::new(), Vec::new());
+        let mut add = |step, command: &redis::Cmd| {
+            steps.push(step);
             command.write_packed_command(&mut packed);
         };
         if let Some(password) = &self.password {
-            add(Need::Required, redis::cmd("AUTH").arg(username).arg(password));
+            add(Step::Authenticate, redis::cmd("AUTH").arg(username).arg(password));
         }
         if self.database != 0 {
-            add(Need::Required, redis::cmd("SELECT").arg(self.database));
+            add(Step::Select, redis::cmd("SELECT").arg(self.database));
         }
-        add(Need::Probe, &redis::cmd("PING"));
+        add(Step::Probe, &redis::cmd("PING"));
         for (name, value) in [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
-            add(Need::Optional, redis::cmd("CLIENT").arg("SETINFO").arg(name).arg(value));
+            add(Step::Introduce, redis::cmd("CLIENT").arg("SETINFO").arg(name).arg(value));
         }
-        (needs, packed)
+        (steps, packed)
+    }
+}
+
+/// Returns the error to report for an error reply: with the command that it refuses, and without the
+/// arguments that Redis quotes, because a password is one of them.
+fn refusal_of(step: Step, reply: ServerError) -> RedisError {
+    let reply_is_about_the_step = {
+        let error = RedisError::from(reply.clone());
+        error.code() != Some("DENIED") && !matches!(failure_of(&error), Failure::NotReady(_))
+    };
+    let text = reply.details().unwrap_or_default();
+    let text = text.split(QUOTED_ARGUMENTS).next().unwrap_or_default();
+    let text = format!("{} {text}", reply.code());
+    match step {
+        Step::Authenticate if reply_is_about_the_step => {
+            (ErrorKind::AuthenticationFailed, "Redis refuses AUTH", text).into()
+        }
+        Step::Select if reply_is_about_the_step => {
+            (ServerErrorKind::ResponseError.into(), "Redis refuses SELECT", text).into()
+        }
+        _ => reply.into(),
     }
 }
 
 /// Returns true if Redis takes a password alone.
 fn knows_no_users(error: &RedisError) -> bool {
     error.detail().is_some_and(|text| text.contains("wrong number of arguments for 'auth'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(text: &str) -> ServerError {
+        match redis::parse_redis_value(format!("-{text}\r\n").as_bytes()) {
+            Ok(Value::ServerError(error)) => error,
+            other => panic!("{other:?} is no error"),
+        }
+    }
+
+    #[test]
+    fn refusals_name_command_without_arguments() {
+        let quoted = "ERR unknown command 'AUTH', with args beginning with: 'user' 'topsecret' ";
+        let error = refusal_of(Step::Authenticate, reply(quoted));
+        assert!(!error.to_string().contains("topsecret") && !error.to_string().contains("user"), "{error}");
+        assert!(error.to_string().contains("refuses AUTH") && error.to_string().contains("unknown command"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::AuthenticationFailed);
+        let error = refusal_of(Step::Select, reply("ERR DB index is out of range"));
+        assert!(error.to_string().contains("refuses SELECT"), "{error}");
+        // These are about the connection, whatever is asked first.
+        for text in ["ERR max number of clients reached", "DENIED protected mode", "LOADING", "BUSY"] {
+            let error = refusal_of(Step::Authenticate, reply(text));
+            assert_eq!(error.code(), text.split(' ').next(), "{error}");
+        }
+    }
 }

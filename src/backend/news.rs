@@ -25,7 +25,7 @@ pub(super) struct News {
     change_bytes: usize,
     /// Changes were dropped for want of room since the loop last took all of them.
     overflowed: bool,
-    /// Changes are not heard of, as far as those say that were added last.
+    /// True if the tracking connection was lost, by the changes that were added last.
     unwatched: bool,
     /// The loop knows that there is something, and will come for it.
     awaited: bool,

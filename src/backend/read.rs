@@ -14,7 +14,7 @@
 //! the reverse order a newer value could outlive its own expiry.
 //!
 //! A ttl of -2 means that the key is missing, or has just gone. Beside any other ttl an empty value is ambiguous, because the
-//! key may have been created between the two commands. `GET` tells, in a second round trip.
+//! key may have been created between the two commands. `GET` tells, after another look at the length.
 //!
 //! Where Redis refuses any of these commands with an error (an ACL, another server that speaks its protocol) but not `GET`,
 //! `GET` it is, after a look at the length.
@@ -119,6 +119,8 @@ impl Answer {
 impl Link {
     /// The connection's time-outs must be `timeout`.
     pub(super) fn new(wire: Wire, timeout: Duration) -> Link {
+        let mut wire = wire;
+        wire.set_longest_reply(usize::MAX);
         Link { wire, timeout, deadline: Instant::now(), patience: timeout, longest: 0, round_trips: 0 }
     }
 
@@ -257,18 +259,23 @@ impl Link {
         Ok(())
     }
 
-    /// Reads keys by `GET`, which tells an empty value from a missing key. A value that was written meanwhile may be long:
-    /// it is refused once it has arrived.
+    /// Reads keys by `GET`, which tells an empty value from a missing key, after another look at the
+    /// length. A value that was written since and is too long ends the connection.
     fn read_empty(&mut self, keys: &[Placed], desk: &mut Desk, rules: Rules) -> RedisResult<()> {
         if keys.is_empty() {
             return Ok(());
         }
         desk.deliver();
-        self.ask(&values_and_ttls(keys, None))?;
-        for &(place, _) in keys {
+        let keys = self.fitting(keys, desk, rules)?;
+        self.wire.set_longest_reply(rules.max_value_bytes);
+        if !keys.is_empty() {
+            self.ask(&values_and_ttls(&keys, None))?;
+        }
+        for (place, _) in keys {
             let answer = self.value_and_ttl(rules.max_value_bytes)?;
             desk.complete(place, answer.outcome());
         }
+        self.wire.set_longest_reply(usize::MAX);
         Ok(())
     }
 
@@ -297,7 +304,10 @@ impl Link {
     /// Takes the replies to one key's two commands, so that those of the next key follow.
     fn value_and_ttl(&mut self, limit: usize) -> RedisResult<Answer> {
         let value = match self.reply()? {
-            redis::Value::BulkString(bytes) => Ok(Some(bytes)),
+            redis::Value::BulkString(bytes) => {
+                self.longest = self.longest.max(bytes.len());
+                Ok(Some(bytes))
+            }
             redis::Value::Nil => Ok(None),
             redis::Value::ServerError(error) => Err(error),
             _ => return Err(out_of_step("GETRANGE")),
@@ -308,10 +318,7 @@ impl Link {
             _ => return Err(out_of_step("PTTL")),
         };
         Ok(match (value, ttl) {
-            (Ok(bytes), Ok(ttl)) => {
-                self.longest = self.longest.max(bytes.as_ref().map_or(0, Vec::len));
-                Answer::Read(Reading::of(bytes, ttl, limit))
-            }
+            (Ok(bytes), Ok(ttl)) => Answer::Read(Reading::of(bytes, ttl, limit)),
             (Err(error), _) | (_, Err(error)) => Answer::of_error(error),
         })
     }

@@ -16,6 +16,7 @@ use crate::request::{Change, Failure};
 use redis::{RedisResult, Value};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 /// Where invalidations are published for a RESP2 connection.
@@ -30,10 +31,16 @@ const SETTLED_AFTER: Duration = Duration::from_millis(250);
 /// Where Redis refuses, it will do so until somebody changes its configuration.
 const REFUSED_WAIT: Duration = Duration::from_secs(30);
 
-/// A connection that has brought a longer message is replaced: the crate's parser keeps a buffer as long as the longest one.
+/// A connection that has brought a longer message is replaced: the crate's parser keeps a buffer as
+/// long as the longest one.
 const KEPT_MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Shortest time between two such replacements. Each costs Redis a connection, and long messages may come one after another.
+/// Longest message that is received: twice what Redis' own limit for subscribers lets through. A
+/// longer one ends the connection, and with it everything cached expires.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Shortest time between two such replacements. Each costs Redis a connection, and long messages may
+/// come one after another.
 const REPLACEMENT_WAIT: Duration = Duration::from_secs(10);
 
 /// See the top of the file.
@@ -45,11 +52,22 @@ pub(super) struct Tracker {
     replace_from: Instant,
 }
 
-/// What a tracking connection brings.
+/// Message of a tracking connection.
 enum Message {
+    /// Keys that have changed, or a flush.
     Changes(Vec<Change>),
     /// The answer to `PING`.
     Pong,
+}
+
+/// Replacement of a tracking connection.
+enum Succession {
+    /// Not under way.
+    Idle,
+    /// A thread connects meanwhile: it may take long, and changes must not wait for it.
+    Connecting(Receiver<RedisResult<Wire>>),
+    /// The successor hears of changes. It takes over once a `PING` that was sent afterwards is answered.
+    Ready(Wire),
 }
 
 impl Tracker {
@@ -78,7 +96,7 @@ impl Tracker {
         }
     }
 
-    /// Opens a connection that hears of changes from here on. Returns the id of the Redis that it leads to, too.
+    /// Opens a connection that hears of changes from here on. Returns also which Redis it leads to.
     fn connect(&mut self) -> (RedisResult<Wire>, Option<String>) {
         let (shared, mut server) = (Arc::clone(&self.shared), None);
         let result = self.connector.connect(|wire| {
@@ -119,17 +137,18 @@ impl Tracker {
 
     /// Returns when the pool closes, or with the connection that takes over.
     ///
-    /// A successor hears of changes before it takes over. A `PING` that is sent then is answered behind all changes that the
-    /// successor may have missed.
+    /// A successor hears of changes before it takes over. A `PING` that is sent then is answered
+    /// behind all changes that the successor may have missed.
     fn listen(&mut self, wire: &mut Wire, server: Option<&str>) -> RedisResult<Option<Wire>> {
-        let (mut is_asked, mut is_bloated, mut successor) = (false, false, None);
+        let (mut is_asked, mut is_bloated, mut succession) = (false, false, Succession::Idle);
         wire.set_read_timeout(KEEPALIVE)?;
+        wire.set_longest_reply(MAX_MESSAGE_BYTES);
         while !self.shared.is_closed() {
             is_read_from(&self.shared, server)?;
-            if is_bloated && !is_asked && self.replace_from <= Instant::now() {
-                successor = self.successor(server);
-                is_asked = successor.is_some();
-                if is_asked {
+            if is_bloated && !is_asked {
+                succession = self.advance(succession, wire, server);
+                if let Succession::Ready(_) = succession {
+                    is_asked = true;
                     self.ask(wire)?;
                 }
             }
@@ -138,8 +157,10 @@ impl Tracker {
                     is_bloated |= changes.iter().map(Change::bytes).sum::<usize>() > KEPT_MESSAGE_BYTES;
                     self.shared.hear(changes);
                 }
-                Ok(Message::Pong) if successor.is_some() => return Ok(successor),
                 Ok(Message::Pong) => {
+                    if let Succession::Ready(successor) = succession {
+                        return Ok(Some(successor));
+                    }
                     is_asked = false;
                     wire.set_read_timeout(KEEPALIVE)?;
                 }
@@ -153,17 +174,44 @@ impl Tracker {
         Ok(None)
     }
 
-    /// Opens the connection that is to take over. Where Redis allows none the present one goes on, with its buffer.
-    fn successor(&mut self, server: Option<&str>) -> Option<Wire> {
-        self.replace_from = Instant::now() + REPLACEMENT_WAIT;
-        match self.connect() {
-            (Ok(wire), leads_to) if leads_to.as_deref() == server => Some(wire),
-            (Ok(_), _) => None,
-            (Err(error), _) => {
-                log::debug!("no second tracking connection to Redis: {}", explain(&error));
-                None
+    /// Begins to connect a successor, or takes the one that has connected. Where Redis allows none the
+    /// present connection goes on, with its buffer, and so does one to a Redis that does not tell
+    /// which it is: the successor might lead to another one.
+    fn advance(&mut self, succession: Succession, wire: &Wire, server: Option<&str>) -> Succession {
+        match succession {
+            Succession::Idle if self.replace_from <= Instant::now() => {
+                self.replace_from = Instant::now() + REPLACEMENT_WAIT;
+                let begun = server.map(|server| self.connect_successor(wire, server.to_owned()));
+                begun.map_or(Succession::Idle, |begun| begun.map_or(Succession::Idle, Succession::Connecting))
             }
+            Succession::Connecting(result) => match result.try_recv() {
+                Ok(Ok(successor)) => Succession::Ready(successor),
+                Ok(Err(error)) => {
+                    log::debug!("no second tracking connection to Redis: {}", explain(&error));
+                    Succession::Idle
+                }
+                Err(TryRecvError::Empty) => Succession::Connecting(result),
+                Err(TryRecvError::Disconnected) => Succession::Idle,
+            },
+            other => other,
         }
+    }
+
+    /// Starts a thread that connects to where the present connection leads, and to the same Redis.
+    fn connect_successor(&self, wire: &Wire, server: String) -> std::io::Result<Receiver<RedisResult<Wire>>> {
+        let (connector, peer) = (self.connector.clone(), wire.peer()?);
+        let (sender, result) = channel();
+        std::thread::Builder::new().name("redis-successor".into()).spawn(move || {
+            let successor = connector.open(peer).and_then(|mut wire| {
+                if run_id(&mut wire)?.as_ref() != Some(&server) {
+                    return Err(std::io::Error::other("another Redis answers at its address").into());
+                }
+                subscribe(&mut wire).map(|()| wire)
+            });
+            // Without a receiver the present connection is lost, and the successor of no use.
+            let _ = sender.send(successor);
+        })?;
+        Ok(result)
     }
 
     /// Asks whether Redis is still there. The answer may take REDIS_TIMEOUT.
@@ -198,8 +246,8 @@ fn ready(answer: RedisResult<Value>) -> RedisResult<()> {
     }
 }
 
-/// Interprets what Redis sends: a message about changes, or the answer to `PING`. An error can only be the latter. What is
-/// neither may mean anything.
+/// Interprets what Redis sends: a message about changes, or the answer to `PING`. An error can only
+/// be the latter. What is neither may mean anything.
 fn message(value: Value) -> RedisResult<Message> {
     let Value::Array(parts) = value else { return ready(Ok(value)).map(|()| Message::Pong) };
     let mut parts = parts.into_iter();

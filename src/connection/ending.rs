@@ -19,7 +19,7 @@ const TOO_SLOW: Refusal = Refusal {
 };
 
 impl Connection {
-    /// A connection that is one too many. What it speaks its first byte will say, and then it is told so.
+    /// Returns a connection that is one too many. Its first line says what it speaks, and then it is refused.
     pub fn one_too_many() -> Connection {
         Connection { protocol: Protocol::OneTooMany, ..Connection::new(0, 0) }
     }

@@ -52,9 +52,9 @@ pub struct Connection {
 /// What a connection speaks.
 #[derive(Debug)]
 enum Protocol {
-    /// It has said nothing yet.
+    /// Its first line has not come whole.
     Unknown,
-    /// It has said nothing yet, and whatever it says, it is one too many.
+    /// Its first line has not come whole, and whatever it is, the connection is one too many.
     OneTooMany,
     /// HTTP.
     Http(Between),
@@ -296,7 +296,7 @@ fn ending_of(reply: &Reply<'_>, sent: Sent, ledger: &mut Ledger) -> Ending {
     match (reply.outcome, reply.source) {
         (Outcome::Missing, _) => Ending::Missing,
         (Outcome::Failed(_), _) => Ending::Failed,
-        (Outcome::Value(_), _) if sent.status != Status::Ok => {
+        (Outcome::Value(_), _) if sent.status == Status::ServiceUnavailable => {
             // There was no room for it on its way.
             ledger.failed(&Failure::TooMuchHeld);
             Ending::Failed

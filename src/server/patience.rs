@@ -9,7 +9,7 @@ use crate::request::Millis;
 /// How long a client that was told to stop may go on sending before it is cut off.
 pub(super) const LINGER: Millis = 2000;
 
-/// How long one that is one too many may take to say its first byte, to be told so. It usually comes with the connection.
+/// Time for a client that is one too many to send its first line, and be refused. It usually comes with the connection.
 const TURNED_AWAY: Millis = 250;
 
 /// How long it may go on sending when it has been told. Others wait to be told.

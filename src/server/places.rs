@@ -1,7 +1,7 @@
 //! How many clients there is room for: in the operator's eyes (`MAX_CONNECTIONS`), and in the system's, which bounds open files.
 //!
 //! All loops count together. Beyond the last place each loop has a few more, for those who are only told that there is none:
-//! in which protocol is known from the first byte that they send.
+//! their first line says in which protocol.
 
 use crate::config::Config;
 use rlimit::Resource;

@@ -209,7 +209,14 @@ impl HttpCache {
 
     /// Sends one request on a connection of its own.
     pub fn get(&self, path: &str) -> Response {
-        Http::connect(self.address).get(&format!("{}{path}", self.origin))
+        self.get_with(path, "")
+    }
+
+    /// Reads `path` with further field lines, each with its end.
+    pub fn get_with(&self, path: &str, fields: &str) -> Response {
+        let mut client = Http::connect(self.address);
+        client.send(format!("GET {}{path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n", self.origin));
+        client.response()
     }
 
     fn log(&self) -> String {

@@ -261,3 +261,18 @@ fn stale_value_after_recovery_not_kept() {
         assert_is(&chain.cache.get("/raw/a"), 200, "new");
     });
 }
+
+/// The answer to a request with `Authorization`, which a gateway in front of the proxy may ask for,
+/// is not reused for a request without (RFC 9111, section 3.5).
+#[test]
+fn authorised_answer_is_not_shared() {
+    with_each_cache(&[("CACHE_TTL", "600")], |chain| {
+        chain.redis.set("a", "value");
+        let before = chain.key_requests();
+        assert_is(&chain.cache.get_with("/raw/a", "Authorization: Basic dTpw\r\n"), 200, "value");
+        assert_is(&chain.cache.get("/raw/a"), 200, "value");
+        // nginx keeps it all the same: its own documentation asks for `proxy_cache_bypass` there.
+        let asked = if chain.cache.kind.keeps_last_second { 1.0 } else { 2.0 };
+        assert!(chain.key_requests() - before >= asked, "{} reused the answer", chain.cache.kind.name);
+    });
+}

@@ -13,7 +13,7 @@ const RETRY_AFTER: &str = "Retry-After: 1\r\n";
 /// Nothing but a fresh value may be kept: an error or a missing key can be over at any time.
 const NO_STORE: &[u8] = b"Cache-Control: no-store\r\n";
 
-/// What is wrong with an `If-Match`.
+/// Text of 412: an `If-Match` that no value can meet.
 const UNMET: &str = "If-Match names an entity tag, and values have none here";
 
 /// What may be done with a key.
@@ -263,11 +263,14 @@ fn write_length(length: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// How long a cache in front may keep a response (RFC 9111, section 5.2.2). Without saying so caches invent a lifetime.
+/// Permission for caches in front to keep a response (RFC 9111, section 5.2.2). Without one caches
+/// invent a lifetime.
 #[derive(Clone, Copy)]
 enum Keeping {
-    /// For the whole seconds that the entry has left. Varnish serves what has expired for ten seconds more unless
-    /// `stale-while-revalidate=0` (RFC 5861) forbids it, and Squid where the proxy answers 503 unless `must-revalidate` does.
+    /// For the whole seconds that the entry has left. Varnish serves what has expired for ten seconds
+    /// more unless `stale-while-revalidate=0` (RFC 5861) forbids it, and Squid where the proxy answers
+    /// 503 unless `proxy-revalidate` does. `must-revalidate` would forbid it too, and let a shared cache
+    /// serve the answer to an authorised request to everyone (RFC 9111, section 3.5).
     WhileFresh,
     /// Not without asking: with tracking a value can change at any time.
     Revalidated,
@@ -317,7 +320,7 @@ fn write_cache_fields(source: Source, keeping: Keeping, out: &mut Vec<u8>) {
         Keeping::WhileFresh if ttl.is_some() => {
             out.extend_from_slice(b"Cache-Control: max-age=");
             out.extend_from_slice(seconds);
-            out.extend_from_slice(b", must-revalidate, stale-while-revalidate=0\r\n");
+            out.extend_from_slice(b", proxy-revalidate, stale-while-revalidate=0\r\n");
         }
         Keeping::Revalidated if ttl.is_some() => out.extend_from_slice(b"Cache-Control: no-cache\r\n"),
         _ => out.extend_from_slice(NO_STORE),
@@ -372,7 +375,7 @@ mod tests {
             text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out)),
             "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: application/json\r\n\
              X-Content-Type-Options: nosniff\r\nContent-Length: 28\r\nCache-Status: segment-redis-proxy; hit; ttl=14\r\n\
-             Cache-Control: max-age=14, must-revalidate, stale-while-revalidate=0\r\n\r\n{\"value\":1,\"fromCache\":true}"
+             Cache-Control: max-age=14, proxy-revalidate, stale-while-revalidate=0\r\n\r\n{\"value\":1,\"fromCache\":true}"
         );
     }
 
@@ -415,7 +418,7 @@ mod tests {
         let value = Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer });
         let stored = |stored| Source::Redis { collapsed: false, stored };
         let stale = Source::Stale { expired_for: 1, outage: Outage::Unreachable };
-        let max_age = "must-revalidate, stale-while-revalidate=0";
+        let max_age = "proxy-revalidate, stale-while-revalidate=0";
         for (outcome, source, tracked, control) in [
             (value, HIT, false, format!("max-age=14, {max_age}")),
             (value, Source::Cache { remaining: 999 }, false, format!("max-age=0, {max_age}")),

@@ -86,8 +86,8 @@ fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> R
     }
 }
 
-/// Returns true if the last of a list of codings is chunked. Without it the length of a request's body cannot be told (RFC 9112,
-/// section 6.3).
+/// Returns true if the last of a list of codings is chunked. Without it the length of a request's
+/// body is not known (RFC 9112, section 6.3).
 fn ends_chunked(codings: &[u8]) -> bool {
     let mut codings = codings.rsplit(|&byte| byte == b',').map(<[u8]>::trim_ascii);
     codings.find(|coding| !coding.is_empty()).is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"))
@@ -119,10 +119,11 @@ fn expectation(value: &[u8]) -> Result<bool, Refusal> {
 /// nothing, and `*` any value that there is. Dates are not compared: responses have no `Last-Modified`.
 #[derive(Default)]
 struct Conditions {
-    /// Whether there is an `If-Match`, and whether it is `*`.
+    /// True with an `If-Match`.
     requires_match: bool,
+    /// True if that is `*`.
     matches_any: bool,
-    /// Whether there is an `If-None-Match: *`.
+    /// True with an `If-None-Match: *`.
     rejects_any: bool,
 }
 

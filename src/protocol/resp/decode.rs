@@ -165,7 +165,7 @@ impl Decoder {
         if let Some((key, consumed)) = whole_get(input).filter(|(key, _)| key.len() <= MAX_KEY_BYTES) {
             return Decoded::Complete(Event::Command(commands::get(), Arguments::one(key)), consumed);
         }
-        if input.first() == Some(&b'\r') {
+        if matches!(input.first(), Some(b'\r' | b'\n')) {
             let ((), consumed) = take!(empty_line(input));
             return Decoded::Complete(Event::Nothing, consumed);
         }

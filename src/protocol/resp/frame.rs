@@ -69,6 +69,7 @@ pub fn empty_line(input: &[u8]) -> Decoded<(), Violation> {
     match input {
         [b'\r'] => Decoded::Incomplete,
         [b'\r', b'\n', ..] => Decoded::Complete((), 2),
+        [b'\n', ..] => Decoded::Complete((), 1),
         [other, ..] => Decoded::Invalid(Violation::NoCommand(*other)),
         [] => Decoded::Incomplete,
     }
@@ -248,7 +249,7 @@ mod tests {
         assert_eq!(argument_count(b"GET a\r\n"), Decoded::Invalid(Violation::NoCommand(b'G')));
         assert_eq!((empty_line(b"\r\n*"), empty_line(b"\r")), (Decoded::Complete((), 2), Decoded::Incomplete));
         assert_eq!(empty_line(b"\r*"), Decoded::Invalid(Violation::NoCommand(b'\r')));
-        assert_eq!(empty_line(b"\n"), Decoded::Invalid(Violation::NoCommand(b'\n')));
+        assert_eq!(empty_line(b"\n*"), Decoded::Complete((), 1));
         assert_eq!(bulk_length(b"$536870912\r\n"), Decoded::Complete(536_870_912, 12));
         for text in ["$536870913", "$-1\r\n", "$-10\r\n", "$blabla", "$\r", "$1\n"] {
             assert_eq!(bulk_length(text.as_bytes()), Decoded::Invalid(Violation::BulkLength), "{text:?}");

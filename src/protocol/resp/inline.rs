@@ -1,8 +1,9 @@
 //! Inline commands: words on a line instead of frames (Redis serialization protocol, "Inline commands").
 //!
-//! Some clients begin with one: Erlang's eredis with `AUTH` and `SELECT`, fred with `HELLO`, health checks with `PING`. Only the
-//! commands that such a beginning needs are accepted. The first line of a connection may also be a request line of HTTP, which
-//! ends with a version: a browser cannot send one without.
+//! Some clients begin with one: Erlang's eredis with `AUTH` and `SELECT`, fred with `HELLO`, health
+//! checks with `PING`. Only the commands that such a beginning needs are accepted. The first line of
+//! a connection may also be a request line of HTTP, which ends with a version: a browser cannot send
+//! one without.
 
 use super::super::Decoded;
 use super::commands::{self, Known};
@@ -15,7 +16,7 @@ const COMMANDS: [&[u8]; 6] = [b"AUTH", b"CLIENT", b"HELLO", b"PING", b"QUIT", b"
 /// Longest line, in bytes. The first one may turn out to be a head of HTTP, which is bounded alike.
 const MAX_LINE_BYTES: usize = 16 * 1024;
 
-/// Most words of a line, the command included. `HELLO` with all it can have takes seven.
+/// Most words behind the command, as many as a command in frames may have. `HELLO` takes up to six.
 const MAX_WORDS: usize = 64;
 
 /// Returns true if a connection that begins with `input` speaks the Redis protocol, and nothing where more bytes decide.
@@ -24,14 +25,16 @@ pub fn is_resp(input: &[u8]) -> Option<bool> {
         return Some(true);
     }
     match line(input) {
-        Decoded::Complete(line, _) => Some(!line.split(u8::is_ascii_whitespace).any(is_http_version)),
+        Decoded::Complete(line, _) => Some(!ends_with_http_version(line)),
         Decoded::Incomplete => None,
         Decoded::Invalid(_) => Some(false),
     }
 }
 
-fn is_http_version(word: &[u8]) -> bool {
-    word.get(..5).is_some_and(|begin| begin.eq_ignore_ascii_case(b"HTTP/"))
+fn ends_with_http_version(line: &[u8]) -> bool {
+    let last = line.trim_ascii_end().rsplit(u8::is_ascii_whitespace).next().unwrap_or_default();
+    let begins = last.get(..5).is_some_and(|begin| begin.eq_ignore_ascii_case(b"HTTP/"));
+    begins && last.get(5).is_some_and(u8::is_ascii_digit)
 }
 
 /// Decodes the inline command at the beginning of `input`: what is to be done, and how many bytes it took.
@@ -52,7 +55,7 @@ pub fn decode(input: &[u8]) -> Decoded<Result<(&'static Known, Arguments<'_>), R
     }
     Decoded::Complete(
         match known.takes(count as i64) {
-            _ if count > MAX_WORDS => Err(Refusal::TooMany(known.text, MAX_WORDS as i64)),
+            _ if count - 1 > MAX_WORDS => Err(Refusal::TooMany(known.text, MAX_WORDS as i64)),
             false => Err(Refusal::WrongNumber(known.text)),
             true => Ok((known, Arguments::line(words))),
         },
@@ -91,8 +94,8 @@ pub struct Word<'a> {
     pub behind: &'a [u8],
 }
 
-/// Finds the first word of a line. A quote without its end is an error. Escapes in quotes are left as they are, because no command
-/// here needs what they stand for.
+/// Finds the first word of a line. Quotes enclose whole words only, and a quote without its end is
+/// an error. Escapes in quotes are left as they are.
 pub fn next_word(line: &[u8]) -> Option<Result<Word<'_>, Violation>> {
     let line = line.trim_ascii_start();
     let quote = match line.first()? {
@@ -100,7 +103,8 @@ pub fn next_word(line: &[u8]) -> Option<Result<Word<'_>, Violation>> {
         _ => {
             let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
             let (word, behind) = line.split_at(end);
-            return Some(Ok(Word { word, behind }));
+            let is_quoted_within = word.iter().any(|byte| matches!(byte, b'"' | b'\''));
+            return Some(if is_quoted_within { Err(Violation::Quotes) } else { Ok(Word { word, behind }) });
         }
     };
     let mut is_escaped = false;
@@ -134,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_split_as_redis_splits_them() {
+    fn words_are_split_at_white_space() {
         for (line, expected) in [
             ("PING\r\n", "ping [] 6"),
             ("ping\n", "ping [] 5"),
@@ -147,6 +151,7 @@ mod tests {
             ("SELECT\r\n", "ERR wrong number of arguments for 'select' command"),
             ("PING \"a\r\n", "unbalanced quotes in request"),
             ("PING \"a\"b\r\n", "unbalanced quotes in request"),
+            ("PING a\"b\"\r\n", "unbalanced quotes in request"),
             ("GET a\r\n", "expected '*', got 'G'"),
             ("PINGS\r\n", "expected '*', got 'P'"),
             ("PI", "incomplete"),
@@ -155,7 +160,7 @@ mod tests {
             assert_eq!(decoded(line), expected, "{line:?}");
         }
         assert_eq!(
-            decoded(&format!("CLIENT {}\r\n", "a ".repeat(64))),
+            decoded(&format!("CLIENT {}\r\n", "a ".repeat(65))),
             "ERR too many arguments for 'client' command; at most 64 are taken"
         );
         let at_most = "x".repeat(MAX_LINE_BYTES - "PING \n".len());
@@ -173,7 +178,9 @@ mod tests {
             ("select 0\n", Some(true)),
             ("CLIENT SETNAME a\r\nHTTP/1.1", Some(true)),
             ("PING /key/a HTTP/1.1\r\n", Some(false)),
-            ("AUTH http/ x\r\n", Some(false)),
+            ("PING / http/1.1 \r\n", Some(false)),
+            ("AUTH HTTP/abc\r\n", Some(true)),
+            ("CLIENT SETNAME HTTP/1.1 x\r\n", Some(true)),
             ("QUIT\tx\r\n", Some(false)),
             ("POST / HTTP/1.1\r\n", Some(false)),
             ("GET a\r\n", Some(false)),
