@@ -8,7 +8,7 @@ use common::resp::{Resp, words};
 use common::{Proxy, Redis, until};
 use std::net::SocketAddr;
 
-/// What Redis and the proxy are asked. Redis has no password, so that it refuses one.
+/// Lines that Redis and the proxy answer alike. AUTH is none: this Redis has no password.
 const LINES: [&str; 10] = [
     "PING\n\nPING\r\n\r\nPING\r\n",
     "PING\r\n",
@@ -22,7 +22,7 @@ const LINES: [&str; 10] = [
     "SELECT\r\n",
 ];
 
-/// What eredis, fred and health checks send first, and what they do then.
+/// Covers the first commands of eredis, fred and health checks, and frames behind them.
 #[test]
 fn connections_beginning_inline_speak_resp() {
     let redis = Redis::start();
@@ -114,7 +114,7 @@ fn other_first_lines_stay_http() {
         let answer = client.until_closed();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && !answer.contains("+PONG"), "{line:?}: {answer}");
     }
-    // A line that never ends is told so, as any other request.
+    // A line that never ends gets the answer of any slow request.
     let slow = Proxy::start(&redis, &[("CLIENT_TIMEOUT", "0.1")]);
     let mut client = Resp::connect(slow.address);
     client.send("PING");

@@ -259,7 +259,7 @@ fn long_key_names_release_memory() {
     assert!(!proxy.log().contains("no tracking"), "{}", proxy.log());
 }
 
-/// A successor that does not get connected keeps no change from being heard of.
+/// Changes are received while a successor hangs in connecting.
 #[test]
 fn hung_takeover_delays_no_change() {
     let redis = Redis::start();

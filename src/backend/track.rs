@@ -238,7 +238,7 @@ fn subscribe(wire: &mut Wire) -> RedisResult<()> {
     wire.ask(redis::cmd("SUBSCRIBE").arg(CHANNEL)).map(|_| ())
 }
 
-/// Whether Redis serves reads, by its answer to `PING`.
+/// Returns an error if an answer to `PING` means that Redis does not serve reads.
 fn ready(answer: RedisResult<Value>) -> RedisResult<()> {
     match answer.and_then(Value::extract_error) {
         Err(error) if is_outage(&error) => Err(error),

@@ -20,7 +20,7 @@ pub(super) struct Wire {
     longest_reply: usize,
 }
 
-/// Stream of which one reply may read so many bytes.
+/// Stream that yields at most `left` bytes, the bound of one reply.
 struct Bounded<'a> {
     stream: &'a mut TcpStream,
     left: usize,

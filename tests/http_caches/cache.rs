@@ -160,7 +160,7 @@ pub struct HttpCache {
     child: Child,
     folder: PathBuf,
     address: SocketAddr,
-    /// What stands before each path.
+    /// Prefix of each path in a request.
     origin: String,
 }
 

@@ -110,7 +110,7 @@ impl Chain {
     }
 }
 
-/// What a cache was given, and what it answered first.
+/// Value that a cache keeps, with its first answer.
 struct Kept {
     key: String,
     path: String,
@@ -206,7 +206,7 @@ fn missing_key_then_set_is_found() {
     });
 }
 
-/// With tracking, a change that the proxy has heard of is seen through the cache at once.
+/// With tracking, a change that the proxy has received is seen through the cache at once.
 #[test]
 fn tracked_key_changed_new_value_served() {
     with_each_cache(&[("REDIS_TRACKING", "on"), ("CACHE_TTL", "600")], |chain| {

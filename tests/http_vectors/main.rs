@@ -53,12 +53,12 @@ pub struct Vector {
     input: Vec<u8>,
     statuses: Vec<u16>,
     stays_open: bool,
-    /// What the proxy does instead, where that is not right: statuses, and whether the connection
+    /// Today's result where that is not right: statuses, and whether the connection
     /// stays open.
     instead: Option<(Vec<u16>, bool)>,
     /// Leading answers without a body.
     heads: usize,
-    /// Whether the client's end of the connection cuts a body short.
+    /// True if the client's end of the connection cuts a body short.
     is_cut: bool,
 }
 

@@ -91,7 +91,7 @@ fn check_part(part: &Part, told: &Told, status: &str, history: &History<'_>, rul
             return absent;
         }
     }
-    // Little is told of an empty value, a length or a part: any version that fits may be the one.
+    // An empty value, a length or a part names no version: any that fits may be the one.
     let mut last = Err("a value that never was".into());
     for (number, version) in versions.iter().enumerate().rev() {
         let fits = version.value.as_ref().is_some_and(|value| match told {

@@ -13,8 +13,7 @@ pub struct Hosts(Vec<Vec<u8>>);
 
 impl Hosts {
     /// Reads a list with commas between the names, without ports or wildcards; spaces around them are of no matter. An empty list
-    /// means that any name will do. `None` where one of them is neither a name of the DNS nor an address in brackets: nobody
-    /// means what else an authority may be.
+    /// means that any name will do. `None` where one of them is neither a name of the DNS nor an address in brackets.
     pub fn parse(list: &str) -> Option<Hosts> {
         if list.trim().is_empty() {
             return Some(Hosts::default());

@@ -32,7 +32,7 @@ enum Kind {
     Block(&'static [Argument]),
 }
 
-/// What follows the name of a command.
+/// Arguments or subcommands of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Syntax {
     /// Arguments, in order.
