@@ -1,17 +1,15 @@
 //! Responses. Every one has a known length, so that the connection can stay open.
 
+use super::caching::{Keeping, NO_STORE, write_cache_fields};
 use super::json::{self, Encoding};
 use super::{Refusal, Shape, Status, View};
 use crate::protocol::{Outgoing, Sent};
-use crate::request::{Failure, Form, Outage, Outcome, Payload, Reply, Source};
+use crate::request::{Failure, Form, Outcome, Payload, Reply, Source};
 use std::time::SystemTime;
 
 /// Seconds after which a client may try again when Redis is away or the queue is full. Reconnecting starts within
 /// a second too.
 const RETRY_AFTER: &str = "Retry-After: 1\r\n";
-
-/// Nothing but a fresh value may be kept: an error or a missing key can be over at any time.
-const NO_STORE: &[u8] = b"Cache-Control: no-store\r\n";
 
 /// Text of 412: an `If-Match` that no value can meet.
 const UNMET: &str = "If-Match names an entity tag, and values have none here";
@@ -263,70 +261,6 @@ fn write_length(length: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Permission for caches in front to keep a response (RFC 9111, section 5.2.2). Without one caches
-/// invent a lifetime.
-#[derive(Clone, Copy)]
-enum Keeping {
-    /// For the whole seconds that the entry has left. Varnish serves what has expired for ten seconds
-    /// more unless `stale-while-revalidate=0` (RFC 5861) forbids it, and Squid where the proxy answers
-    /// 503 unless `proxy-revalidate` does. `must-revalidate` would forbid it too, and let a shared cache
-    /// serve the answer to an authorised request to everyone (RFC 9111, section 3.5).
-    WhileFresh,
-    /// Not without asking: with tracking a value can change at any time.
-    Revalidated,
-    /// Never: an error, a missing key or a value that is not cached here can be over at any time.
-    Never,
-}
-
-impl Keeping {
-    /// Returns how long a value may be kept that is cached here.
-    fn of(reply: &Reply<'_>) -> Keeping {
-        if reply.tracked { Keeping::Revalidated } else { Keeping::WhileFresh }
-    }
-}
-
-/// Writes `Cache-Status` (RFC 9211): a hit, or forwarded for a miss, or for an expired entry that had to do; the ttl in whole
-/// seconds, rounded down, and so negative where the entry has expired (section 2.4). And `Cache-Control`.
-fn write_cache_fields(source: Source, keeping: Keeping, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"Cache-Status: segment-redis-proxy; ");
-    let ttl = match source {
-        Source::Cache { remaining } => {
-            out.extend_from_slice(b"hit; ttl=");
-            Some(remaining)
-        }
-        Source::Redis { collapsed, stored } => {
-            out.extend_from_slice(if collapsed { b"fwd=miss; collapsed" } else { b"fwd=miss" });
-            if stored.is_some() {
-                out.extend_from_slice(b"; stored; ttl=");
-            }
-            stored
-        }
-        Source::Stale { expired_for, outage } => {
-            out.extend_from_slice(match outage {
-                Outage::Unreachable => b"fwd=stale; detail=redis-unreachable",
-                Outage::TimedOut => b"fwd=stale; detail=redis-timed-out",
-                Outage::NotReady => b"fwd=stale; detail=redis-not-ready",
-            });
-            out.extend_from_slice(if expired_for == 0 { b"; ttl=" } else { b"; ttl=-" });
-            out.extend_from_slice(itoa::Buffer::new().format(expired_for.div_ceil(1000)).as_bytes());
-            None
-        }
-    };
-    let mut buffer = itoa::Buffer::new();
-    let seconds = ttl.map_or("", |ttl| buffer.format(ttl / 1000)).as_bytes();
-    out.extend_from_slice(seconds);
-    out.extend_from_slice(b"\r\n");
-    match keeping {
-        Keeping::WhileFresh if ttl.is_some() => {
-            out.extend_from_slice(b"Cache-Control: max-age=");
-            out.extend_from_slice(seconds);
-            out.extend_from_slice(b", proxy-revalidate, stale-while-revalidate=0\r\n");
-        }
-        Keeping::Revalidated if ttl.is_some() => out.extend_from_slice(b"Cache-Control: no-cache\r\n"),
-        _ => out.extend_from_slice(NO_STORE),
-    }
-}
-
 fn end_head(shape: Shape, out: &mut Vec<u8>) {
     let connection: &[u8] = match (shape.keep_alive, shape.version_1_0) {
         (true, false) => b"\r\n",
@@ -339,7 +273,7 @@ fn end_head(shape: Shape, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Value;
+    use crate::request::{Outage, Value};
     use std::sync::Arc;
     use std::time::Duration;
 

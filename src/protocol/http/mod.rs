@@ -1,6 +1,7 @@
 //! HTTP/1.1 and 1.0 (RFC 9110, RFC 9112): request heads in, responses out, bodies skipped.
 
 mod body;
+mod caching;
 mod decode;
 mod encode;
 mod fields;
@@ -8,6 +9,7 @@ mod host;
 pub mod json;
 mod known;
 mod target;
+mod version;
 
 pub use body::{Body, Fault};
 pub use decode::{Command, Head, Heads, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
