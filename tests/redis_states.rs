@@ -253,8 +253,8 @@ fn refused_password_stays_secret() {
 #[test]
 fn full_address_is_passed_over() {
     let full = Redis::start();
-    full.run(&["CONFIG", "SET", "maxclients", "1"]);
-    let _only = full.connect();
+    let mut only = full.connect();
+    redis::cmd("CONFIG").arg(&["SET", "maxclients", "1"]).exec(&mut only).expect("CONFIG works");
     let names = Resolver::to("127.0.0.1");
     names.says(0, "127.0.0.1,127.0.0.2");
     let other = Redis::start();
@@ -301,4 +301,26 @@ fn ping_errors_end_tracking_in_outages_only() {
             until(&format!("tracking is given up for {error}"), || proxy.log().contains("no tracking").then_some(()));
         }
     }
+}
+
+/// Redis quotes a client's key where it does not know the command: neither log nor health shows it.
+#[test]
+fn quoted_key_stays_unshown() {
+    let redis = Redis::start_with(&["--rename-command", "PTTL", ""]);
+    let proxy = Proxy::start(&redis, &[]);
+    assert_eq!(proxy.get("/key/sec%1b%5b31mret").status, 404);
+    until("the log tells", || proxy.log().contains("unknown command 'PTTL'").then_some(()));
+    for text in [proxy.log(), proxy.get("/readyz").text(), proxy.get("/stats").text()] {
+        assert!(!text.contains("31mret") && !text.contains('\u{1b}') && !text.contains("u001b"), "{text:?}");
+    }
+}
+
+/// A missing password is the reason, whatever is refused for want of it.
+#[test]
+fn missing_password_is_named_first() {
+    let redis = Redis::start_with(&["--requirepass", "word"]);
+    let proxy = Proxy::start(&redis, &[("REDIS_DB", "1")]);
+    assert!(proxy.get("/raw/a").text().contains("NOAUTH"));
+    until("the log has the remedy", || proxy.log().contains("set REDIS_PASSWORD").then_some(()));
+    assert!(!proxy.log().contains("check REDIS_DB"), "{}", proxy.log());
 }

@@ -160,21 +160,30 @@ fn is_unwelcome(error: &RedisError) -> bool {
 /// Code of the error of a Redis in protected mode: it has no password, and the client is on another machine.
 const PROTECTED: &str = "DENIED";
 
-/// Returns the text behind an error's code. Of protected mode's, a page of advice, the first sentence.
+/// Returns the text behind an error's code, without arguments. Of protected mode's, a page of advice,
+/// the first sentence.
 fn detail_of(error: &RedisError) -> &str {
-    let detail = error.detail().unwrap_or_default();
+    let detail = without_arguments(error.detail().unwrap_or_default());
     match error.code() {
         Some(PROTECTED) => detail.split_inclusive(". ").next().unwrap_or_default().trim_end(),
         _ => detail,
     }
 }
 
-/// The error's text. The crate tells of replies that are none in several lines.
-fn in_one_line(error: &RedisError) -> String {
+/// Returns an error text up to the arguments that Redis quotes: a password or a client's key may be
+/// among them.
+pub(super) fn without_arguments(text: &str) -> &str {
+    text.split(", with args beginning with").next().unwrap_or_default()
+}
+
+/// Returns the error's text, without arguments and control characters. The crate describes replies
+/// that are none in several lines.
+pub(super) fn in_one_line(error: &RedisError) -> String {
     if error.code() == Some(PROTECTED) {
         return format!("{PROTECTED} {}", detail_of(error));
     }
-    error.to_string().split_ascii_whitespace().collect::<Vec<_>>().join(" ")
+    let text = error.to_string().replace(char::is_control, " ");
+    without_arguments(&text).split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// What a failed attempt to connect is to those who wait: whatever Redis says to it, there is no Redis for them.

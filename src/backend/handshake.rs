@@ -7,7 +7,7 @@
 //! which the first reply is always one that counts.
 
 use super::Settings;
-use super::connect::failure_of;
+use super::connect::{failure_of, without_arguments};
 use super::read::out_of_step;
 use super::wire::Wire;
 use crate::request::Failure;
@@ -33,9 +33,6 @@ enum Step {
     /// `CLIENT SETINFO`, which a Redis before 7.2 does not know. No consequence.
     Introduce,
 }
-
-/// Beginning of the part of an error text in which Redis quotes the arguments of a command.
-const QUOTED_ARGUMENTS: &str = ", with args beginning with";
 
 impl Identity {
     pub(super) fn new(settings: &Settings) -> Identity {
@@ -69,12 +66,13 @@ impl Identity {
                 (Step::Authenticate | Step::Select, Ok(Value::Okay)) | (Step::Probe, Ok(_)) => {}
                 (Step::Authenticate | Step::Select, Ok(_)) => return Err(out_of_step("AUTH and SELECT")),
                 (_, Err(closed)) => {
-                    let first = errors.into_iter().next();
+                    // A Redis that closes has said why. One that falls silent has not, but for what is required.
+                    let says_why = |(step, _): &(Step, _)| !closed.is_timeout() || is_required(*step);
+                    let first = errors.into_iter().next().filter(says_why);
                     return Err(first.map_or(closed, |(step, reason)| refusal_of(step, reason)));
                 }
             }
         }
-        let is_required = |step| matches!(step, Step::Authenticate | Step::Select);
         match errors.into_iter().find(|(step, error)| is_required(*step) || error.code() == "NOAUTH") {
             Some((step, error)) => Err(refusal_of(step, error)),
             None => Ok(()),
@@ -102,24 +100,25 @@ impl Identity {
     }
 }
 
-/// Returns the error to report for an error reply: with the command that it refuses, and without the
-/// arguments that Redis quotes, because a password is one of them.
+/// Returns true if a connection is of no use where Redis answers a step with an error.
+fn is_required(step: Step) -> bool {
+    matches!(step, Step::Authenticate | Step::Select)
+}
+
+/// Returns the error to report for an error reply: with the command that it refuses, unless its code
+/// says more, and without the arguments that Redis quotes, because a password is one of them.
 fn refusal_of(step: Step, reply: ServerError) -> RedisError {
-    let reply_is_about_the_step = {
-        let error = RedisError::from(reply.clone());
-        error.code() != Some("DENIED") && !matches!(failure_of(&error), Failure::NotReady(_))
-    };
-    let text = reply.details().unwrap_or_default();
-    let text = text.split(QUOTED_ARGUMENTS).next().unwrap_or_default();
-    let text = format!("{} {text}", reply.code());
+    let text = without_arguments(reply.details().unwrap_or_default());
+    let error = RedisError::from(reply.clone());
+    let says_more = matches!(error.code(), Some("DENIED" | "NOAUTH" | "NOPERM"))
+        || matches!(failure_of(&error), Failure::NotReady(_));
     match step {
-        Step::Authenticate if reply_is_about_the_step => {
-            (ErrorKind::AuthenticationFailed, "Redis refuses AUTH", text).into()
+        _ if says_more => error,
+        Step::Authenticate => {
+            (ErrorKind::AuthenticationFailed, "Redis refuses AUTH", format!("{} {text}", reply.code())).into()
         }
-        Step::Select if reply_is_about_the_step => {
-            (ServerErrorKind::ResponseError.into(), "Redis refuses SELECT", text).into()
-        }
-        _ => reply.into(),
+        Step::Select => (ServerErrorKind::ResponseError.into(), "Redis refuses SELECT", text.to_owned()).into(),
+        Step::Probe | Step::Introduce => error,
     }
 }
 
@@ -148,6 +147,10 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::AuthenticationFailed);
         let error = refusal_of(Step::Select, reply("ERR DB index is out of range"));
         assert!(error.to_string().contains("refuses SELECT"), "{error}");
+        assert_eq!(failure_of(&error), Failure::Redis("ERR DB index is out of range".into()));
+        for text in ["NOAUTH Authentication required.", "NOPERM this user has no permissions"] {
+            assert_eq!(refusal_of(Step::Select, reply(text)).code(), text.split(' ').next(), "{text}");
+        }
         // These are about the connection, whatever is asked first.
         for text in ["ERR max number of clients reached", "DENIED protected mode", "LOADING", "BUSY"] {
             let error = refusal_of(Step::Authenticate, reply(text));

@@ -19,7 +19,7 @@
 //! Where Redis refuses any of these commands with an error (an ACL, another server that speaks its protocol) but not `GET`,
 //! `GET` it is, after a look at the length.
 
-use super::connect::{failure_of, is_refusal};
+use super::connect::{failure_of, in_one_line, is_refusal};
 use super::desk::{Desk, Outcome, Placed};
 use super::wire::Wire;
 use crate::request::{Failure, Fetched, Millis, Value};
@@ -202,7 +202,7 @@ impl Link {
                 }
                 Answer::Refused(error) => {
                     refused.push((place, key));
-                    told = Some(Err(error.to_string()));
+                    told = Some(Err(in_one_line(&error.into())));
                     continue;
                 }
             };
@@ -225,7 +225,8 @@ impl Link {
         Ok(told)
     }
 
-    /// Reads by `GET`. Says whether any key could be read so.
+    /// Reads by `GET`. Says whether any key could be read so. Where Redis refuses `STRLEN`, a value that is
+    /// too long arrives whole before it is refused.
     fn read_plainly(&mut self, keys: &[Placed], desk: &mut Desk, rules: Rules) -> RedisResult<bool> {
         let fitting = self.fitting(keys, desk, rules)?;
         let mut readable = false;

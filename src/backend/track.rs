@@ -17,6 +17,7 @@ use redis::{RedisResult, Value};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Where invalidations are published for a RESP2 connection.
@@ -50,6 +51,8 @@ pub(super) struct Tracker {
     timeout: Duration,
     /// When a connection may be replaced again.
     replace_from: Instant,
+    /// Thread that connects a successor, or has.
+    connecting: Option<JoinHandle<()>>,
 }
 
 /// Message of a tracking connection.
@@ -73,7 +76,7 @@ enum Succession {
 impl Tracker {
     pub(super) fn new(settings: &Settings, shared: Arc<Shared>) -> Tracker {
         let (connector, replace_from) = (Connector::new(settings), Instant::now());
-        Tracker { shared, connector, timeout: settings.timeout, replace_from }
+        Tracker { shared, connector, timeout: settings.timeout, replace_from, connecting: None }
     }
 
     /// Connects and listens, again and again, until the pool closes.
@@ -179,7 +182,7 @@ impl Tracker {
     /// which it is: the successor might lead to another one.
     fn advance(&mut self, succession: Succession, wire: &Wire, server: Option<&str>) -> Succession {
         match succession {
-            Succession::Idle if self.replace_from <= Instant::now() => {
+            Succession::Idle if self.replace_from <= Instant::now() && self.has_no_successor_thread() => {
                 self.replace_from = Instant::now() + REPLACEMENT_WAIT;
                 let begun = server.map(|server| self.connect_successor(wire, server.to_owned()));
                 begun.map_or(Succession::Idle, |begun| begun.map_or(Succession::Idle, Succession::Connecting))
@@ -197,11 +200,16 @@ impl Tracker {
         }
     }
 
+    /// Returns true if the last thread that connected a successor has ended: one at a time.
+    fn has_no_successor_thread(&self) -> bool {
+        self.connecting.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Starts a thread that connects to where the present connection leads, and to the same Redis.
-    fn connect_successor(&self, wire: &Wire, server: String) -> std::io::Result<Receiver<RedisResult<Wire>>> {
+    fn connect_successor(&mut self, wire: &Wire, server: String) -> std::io::Result<Receiver<RedisResult<Wire>>> {
         let (connector, peer) = (self.connector.clone(), wire.peer()?);
         let (sender, result) = channel();
-        std::thread::Builder::new().name("redis-successor".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("redis-successor".into()).spawn(move || {
             let successor = connector.open(peer).and_then(|mut wire| {
                 if run_id(&mut wire)?.as_ref() != Some(&server) {
                     return Err(std::io::Error::other("another Redis answers at its address").into());
@@ -211,6 +219,7 @@ impl Tracker {
             // Without a receiver the present connection is lost, and the successor of no use.
             let _ = sender.send(successor);
         })?;
+        self.connecting = Some(thread);
         Ok(result)
     }
 

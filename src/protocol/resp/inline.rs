@@ -33,8 +33,8 @@ pub fn is_resp(input: &[u8]) -> Option<bool> {
 
 fn ends_with_http_version(line: &[u8]) -> bool {
     let last = line.trim_ascii_end().rsplit(u8::is_ascii_whitespace).next().unwrap_or_default();
-    let begins = last.get(..5).is_some_and(|begin| begin.eq_ignore_ascii_case(b"HTTP/"));
-    begins && last.get(5).is_some_and(u8::is_ascii_digit)
+    let [name @ .., b'/', major, b'.', minor] = last else { return false };
+    name.eq_ignore_ascii_case(b"HTTP") && major.is_ascii_digit() && minor.is_ascii_digit()
 }
 
 /// Decodes the inline command at the beginning of `input`: what is to be done, and how many bytes it took.
@@ -180,6 +180,7 @@ mod tests {
             ("PING /key/a HTTP/1.1\r\n", Some(false)),
             ("PING / http/1.1 \r\n", Some(false)),
             ("AUTH HTTP/abc\r\n", Some(true)),
+            ("PING \"a HTTP/1.1\"\r\n", Some(true)),
             ("CLIENT SETNAME HTTP/1.1 x\r\n", Some(true)),
             ("QUIT\tx\r\n", Some(false)),
             ("POST / HTTP/1.1\r\n", Some(false)),
