@@ -1,4 +1,4 @@
-//! What tools read of a server: `COMMAND` and `INFO`, judged by a real Redis and by redis-cli.
+//! Replies that tools read of a server, `COMMAND` and `INFO`, judged by a real Redis and by redis-cli.
 
 #![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
 

@@ -118,8 +118,7 @@ impl Answer {
 
 impl Link {
     /// The connection's time-outs must be `timeout`.
-    pub(super) fn new(wire: Wire, timeout: Duration) -> Link {
-        let mut wire = wire;
+    pub(super) fn new(mut wire: Wire, timeout: Duration) -> Link {
         wire.set_longest_reply(usize::MAX);
         Link { wire, timeout, deadline: Instant::now(), patience: timeout, longest: 0, round_trips: 0 }
     }

@@ -69,7 +69,7 @@ enum Succession {
     Idle,
     /// A thread connects meanwhile: it may take long, and changes must not wait for it.
     Connecting(Receiver<RedisResult<Wire>>),
-    /// The successor hears of changes. It takes over once a `PING` that was sent afterwards is answered.
+    /// The successor receives changes. It takes over once a `PING` that was sent afterwards is answered.
     Ready(Wire),
 }
 
@@ -99,7 +99,7 @@ impl Tracker {
         }
     }
 
-    /// Opens a connection that hears of changes from here on. Returns also which Redis it leads to.
+    /// Opens a connection that receives changes from here on. Returns also which Redis it leads to.
     fn connect(&mut self) -> (RedisResult<Wire>, Option<String>) {
         let (shared, mut server) = (Arc::clone(&self.shared), None);
         let result = self.connector.connect(|wire| {
@@ -140,7 +140,7 @@ impl Tracker {
 
     /// Returns when the pool closes, or with the connection that takes over.
     ///
-    /// A successor hears of changes before it takes over. A `PING` that is sent then is answered
+    /// A successor receives changes before it takes over. A `PING` that is sent then is answered
     /// behind all changes that the successor may have missed.
     fn listen(&mut self, wire: &mut Wire, server: Option<&str>) -> RedisResult<Option<Wire>> {
         let (mut is_asked, mut is_bloated, mut succession) = (false, false, Succession::Idle);
@@ -184,8 +184,14 @@ impl Tracker {
         match succession {
             Succession::Idle if self.replace_from <= Instant::now() && self.has_no_successor_thread() => {
                 self.replace_from = Instant::now() + REPLACEMENT_WAIT;
-                let begun = server.map(|server| self.connect_successor(wire, server.to_owned()));
-                begun.map_or(Succession::Idle, |begun| begun.map_or(Succession::Idle, Succession::Connecting))
+                let Some(server) = server else { return Succession::Idle };
+                match self.connect_successor(wire, server.to_owned()) {
+                    Ok(result) => Succession::Connecting(result),
+                    Err(error) => {
+                        log::debug!("no thread for a second tracking connection to Redis: {error}");
+                        Succession::Idle
+                    }
+                }
             }
             Succession::Connecting(result) => match result.try_recv() {
                 Ok(Ok(successor)) => Succession::Ready(successor),

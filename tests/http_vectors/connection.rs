@@ -1,4 +1,4 @@
-//! What ends a connection and what does not: RFC 9110, sections 7.6.1, 7.8 and 10.1.1; RFC 9112,
+//! Requests that end a connection and those that do not: RFC 9110, sections 7.6.1, 7.8 and 10.1.1; RFC 9112,
 //! section 9.
 
 use super::{HIDDEN, Vector, check_all, line, with, with_body};

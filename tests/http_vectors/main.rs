@@ -103,7 +103,7 @@ impl Vector {
         Vector { is_cut: true, ..self }
     }
 
-    /// What the proxy does, right or not: statuses, and whether the connection stays open.
+    /// Returns the proxy's present result, right or not: statuses, and whether the connection stays open.
     fn today(&self) -> (&[u16], bool) {
         self.instead.as_ref().map_or((&self.statuses, self.stays_open), |(statuses, open)| (statuses, *open))
     }

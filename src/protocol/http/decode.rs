@@ -110,10 +110,7 @@ pub fn decode<'a>(input: &'a [u8], rules: &Rules, heads: &'a mut Heads) -> Decod
         }
         Err(error) => return Decoded::Invalid(malformed(error, &request, input)),
     };
-    match read(&input[..length], &request, rules, heads) {
-        Ok(head) => Decoded::Complete(head, empty_line + length),
-        Err(refusal) => Decoded::Invalid(refusal),
-    }
+    decoded(read(&input[..length], &request, rules, heads), empty_line + length)
 }
 
 /// Decodes a head of version 1.2 to 1.9, behind whose target `httparse` reads no further.
@@ -140,8 +137,13 @@ fn decode_later_minor<'a>(
     let length = input.len() - behind_version.len() + "\r\n".len() + behind_line;
     let (method, path) = (request.method, request.path);
     let request = httparse::Request { method, path, version: Some(1), headers: &mut headers[..count] };
-    match read(&input[..length], &request, rules, heads) {
-        Ok(head) => Decoded::Complete(head, empty_line + length),
+    decoded(read(&input[..length], &request, rules, heads), empty_line + length)
+}
+
+/// Returns a head that took so many bytes, or its refusal.
+fn decoded(head: Result<Head<'_>, Refusal>, length: usize) -> Decoded<Head<'_>, Refusal> {
+    match head {
+        Ok(head) => Decoded::Complete(head, length),
         Err(refusal) => Decoded::Invalid(refusal),
     }
 }

@@ -1,4 +1,4 @@
-//! Versions of HTTP in a request line (RFC 9112, section 2.3), of which `httparse` knows 1.0 and 1.1.
+//! Versions of HTTP in a request line (RFC 9112, section 2.3). `httparse` knows 1.0 and 1.1 alone.
 
 /// Returns what stands behind method and target.
 pub fn version_of<'a>(request: &httparse::Request<'_, '_>, input: &'a [u8]) -> &'a [u8] {

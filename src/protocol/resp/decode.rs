@@ -21,7 +21,7 @@ use std::fmt;
 const MAX_COMMAND_BYTES: usize = MAX_KEY_BYTES + 4096;
 
 /// Most arguments of such a command. `HELLO` with all it can have takes six; names for `COMMAND DOCS` may be more.
-const MAX_WORDS: i64 = 64;
+pub const MAX_WORDS: i64 = 64;
 
 /// Most keys of one command. What is kept of them until the reply is whole is 16 bytes for each, and its value.
 const MAX_KEYS: i64 = 64 * 1024;

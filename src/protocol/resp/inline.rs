@@ -7,7 +7,7 @@
 
 use super::super::Decoded;
 use super::commands::{self, Known};
-use super::decode::Refusal;
+use super::decode::{MAX_WORDS, Refusal};
 use super::frame::{Arguments, Violation};
 
 /// The commands, by which no method of HTTP begins.
@@ -15,9 +15,6 @@ const COMMANDS: [&[u8]; 6] = [b"AUTH", b"CLIENT", b"HELLO", b"PING", b"QUIT", b"
 
 /// Longest line, in bytes. The first one may turn out to be a head of HTTP, which is bounded alike.
 const MAX_LINE_BYTES: usize = 16 * 1024;
-
-/// Most words behind the command, as many as a command in frames may have. `HELLO` takes up to six.
-const MAX_WORDS: usize = 64;
 
 /// Returns true if a connection that begins with `input` speaks the Redis protocol, and nothing where more bytes decide.
 pub fn is_resp(input: &[u8]) -> Option<bool> {
@@ -37,7 +34,7 @@ fn ends_with_http_version(line: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"HTTP") && major.is_ascii_digit() && minor.is_ascii_digit()
 }
 
-/// Decodes the inline command at the beginning of `input`: what is to be done, and how many bytes it took.
+/// Decodes the inline command at the beginning of `input`, and how many bytes it took.
 pub fn decode(input: &[u8]) -> Decoded<Result<(&'static Known, Arguments<'_>), Refusal>, Violation> {
     let (line, consumed) = match line(input) {
         Decoded::Complete(line, consumed) => (line, consumed),
@@ -46,7 +43,7 @@ pub fn decode(input: &[u8]) -> Decoded<Result<(&'static Known, Arguments<'_>), R
     };
     let (name, words) = line.split_at(word_end(line));
     let Some(known) = commands::find(name) else { return Decoded::Invalid(Violation::NoCommand(line[0])) };
-    let (mut count, mut rest) = (1, words);
+    let (mut count, mut rest) = (1_i64, words);
     while let Some(next) = next_word(rest) {
         match next {
             Ok(Word { behind, .. }) => (count, rest) = (count + 1, behind),
@@ -54,8 +51,8 @@ pub fn decode(input: &[u8]) -> Decoded<Result<(&'static Known, Arguments<'_>), R
         }
     }
     Decoded::Complete(
-        match known.takes(count as i64) {
-            _ if count - 1 > MAX_WORDS => Err(Refusal::TooMany(known.text, MAX_WORDS as i64)),
+        match known.takes(count) {
+            _ if count - 1 > MAX_WORDS => Err(Refusal::TooMany(known.text, MAX_WORDS)),
             false => Err(Refusal::WrongNumber(known.text)),
             true => Ok((known, Arguments::line(words))),
         },
