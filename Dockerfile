@@ -9,11 +9,11 @@ RUN apt-get update \
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 # Stand-ins for the sources: dependencies get layers of their own, and a change in src does not build them again.
-RUN mkdir benches src tests \
+RUN mkdir -p benches src tests/e2e_protocol \
     && echo '//! Stands in.' > src/lib.rs \
     && printf '//! Stands in.\nfn main() {}\n' \
         | tee benches/cache.rs benches/memory.rs benches/bad_days.rs benches/bad_clients.rs benches/floor.rs src/main.rs \
-            > tests/scenario.rs \
+            > tests/e2e_protocol/main.rs \
     && rustc -vV | sed -n 's/^host: //p' > /host \
     && cargo fetch --locked --target "$(cat /host)"
 
@@ -30,15 +30,15 @@ RUN touch src/lib.rs src/main.rs \
     && strip --strip-debug -o /segment-redis-proxy "target/$(cat /host)/release/segment-redis-proxy"
 
 FROM manifest AS tests
-RUN cargo test --locked --no-run --test scenario
+RUN cargo test --locked --no-run --test e2e_protocol
 COPY src src
 COPY tests tests
-RUN touch src/lib.rs src/main.rs tests/scenario.rs \
-    && cargo test --locked --no-run --test scenario \
-    && cp "$(find target/debug/deps -name 'scenario-*' -type f -executable)" /scenario
+RUN touch src/lib.rs src/main.rs tests/e2e_protocol/main.rs \
+    && cargo test --locked --no-run --test e2e_protocol \
+    && cp "$(find target/debug/deps -name 'e2e_protocol-*' -type f -executable)" /e2e_protocol
 USER 65534:65534
 # SCENARIO_REDIS and SCENARIO_PROXY (host:port) say what to run against, SCENARIO_TTL the CACHE_TTL in force there.
-CMD ["/scenario"]
+CMD ["/e2e_protocol", "scenario::"]
 
 FROM scratch AS segment
 COPY --from=build /segment-redis-proxy /segment-redis-proxy

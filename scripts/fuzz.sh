@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes on the stable toolchain, guided by coverage: scripts/fuzz.sh [--keep] [seconds for each target] [target...]
 # 60 seconds and all targets (http resp cache connection) unless told otherwise. What it finds is kept in fuzz/corpus, where
-# `cargo test --test fuzz` replays it for ever; new inputs that reach more are in fuzz/working, for the next run.
+# `cargo test --test model fuzz_replay` replays it for ever; new inputs that reach more are in fuzz/working, for the next run.
 #
 #   --keep   adds to fuzz/corpus what of fuzz/working reaches more than it does, as few and as short as possible
 #

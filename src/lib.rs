@@ -10,7 +10,7 @@
 //! The rooms, from the inside out: [`request`] has the words all others share. [`cache`] and [`inflight`] keep state,
 //! [`proxy`] decides. [`protocol`] turns bytes into requests and replies into bytes, [`connection`] does so for one
 //! client, [`serve`] brings the two together. [`backend`] alone knows Redis, [`server`] alone knows sockets and the clock.
-//! Which room may import which is tested (`tests/layering.rs`); ARCHITECTURE.md says why.
+//! Which room may import which is tested (`tests/model/layering.rs`); ARCHITECTURE.md says why.
 
 pub mod admin;
 pub mod backend;

@@ -1,6 +1,6 @@
 //! Operations on the cache, spelled by bytes: each has one that says what, and those of its arguments.
 
-use super::model::{Operation, Pair};
+use super::reference::{Operation, Pair};
 use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::request::Millis;
 

@@ -1,11 +1,11 @@
 //! What must hold for every input: the bodies of the fuzz targets. libFuzzer calls them from `fuzz_targets/`;
-//! `tests/fuzz.rs` calls them with the corpus that is kept, and with mutations of it. What does not hold is a panic.
+//! `tests/model/fuzz_replay.rs` calls them with the corpus that is kept, and with mutations of it. What does not hold is a panic.
 //!
 //! ```text
 //!     choices       what an input chooses beside the wire's bytes
 //!     http          request heads and bodies
 //!     resp          commands of the Redis protocol
-//!     cache         operations on the cache, against the model of tests/model
+//!     cache         operations on the cache, against tests/model/reference.rs
 //!     connection    a whole connection of either protocol: cut, delayed, completed in any order
 //!     driver        what the server does for a connection, in the order that the input chooses
 //!     replies       what a connection has sent, cut into replies
@@ -16,11 +16,11 @@ mod choices;
 mod connection;
 mod driver;
 mod http;
-#[path = "../../tests/model/mod.rs"]
-mod model;
 #[path = "../../tests/simulation/random.rs"]
 #[allow(dead_code, reason = "the simulation uses all of it")]
 pub mod random;
+#[path = "../../tests/model/reference.rs"]
+pub mod reference;
 mod replies;
 mod resp;
 

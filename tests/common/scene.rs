@@ -1,4 +1,4 @@
-//! A Redis, the way to it, and what may happen to either. What begins and ends a fault is here; `tests/bad_days.rs` has the
+//! A Redis, the way to it, and what may happen to either. What begins and ends a fault is here; `tests/e2e_redis/fault_matrix.rs` has the
 //! table of them and what must hold.
 
 use super::asking::{keys, value_of};

@@ -1,0 +1,259 @@
+//! What the proxy tells of itself: its figures.
+
+use crate::common::admin::{health_check, metric, sample, until_ready};
+use crate::common::resp::Resp;
+use crate::common::{Proxy, Redis, until};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// The number at the end of a line.
+fn last(line: &str) -> f64 {
+    line.rsplit([' ', ':']).next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// What a program says of a text: its exit code, and all that it prints.
+fn judged(program: &str, arguments: &[&str], text: &str) -> (Option<i32>, String) {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program} is installed: {error}"));
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn metrics_tell_what_has_happened_and_promtool_has_nothing_to_say() {
+    let redis = Redis::start();
+    (0..3).for_each(|number| redis.set(format!("k{number}"), "value"));
+    redis.run(&["RPUSH", "list", "a"]);
+    let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "2"), ("MAX_CONNECTIONS", "50")]);
+    let mut client = proxy.connect();
+    let statuses = ["/key/k0", "/raw/k0", "/key/k1", "/key/k2", "/key/none", "/key/list", "/nothing", "/healthz"]
+        .map(|path| client.get(path).status);
+    assert_eq!(statuses, [200, 200, 200, 200, 404, 409, 404, 200]);
+    let mut resp = Resp::connect(proxy.address);
+    for (words, reply) in [
+        ("GET k2", "$5\r\nvalue\r\n"),
+        ("MGET k2 none", "*2\r\n$5\r\nvalue\r\n$-1\r\n"),
+        ("MGET k2 k2", "*2\r\n$5\r\nvalue\r\n$5\r\nvalue\r\n"),
+        // Of another type, and there all the same.
+        ("EXISTS list", ":1\r\n"),
+        ("HELLO 9", "-NOPROTO"),
+        ("SET a b", "-ERR"),
+    ] {
+        assert!(resp.text(words).starts_with(reply), "{words}");
+    }
+    // A helper counts what it has read when it has been delivered.
+    let text = until("all reads are counted", || {
+        let text = client.get("/metrics").text();
+        (sample(&text, "segment_redis_batch_keys_count") >= 7.0).then_some(text)
+    });
+    for (name, value) in [
+        ("segment_requests_total{protocol=\"http\",outcome=\"hit\"}", 1.0),
+        ("segment_requests_total{protocol=\"http\",outcome=\"miss\"}", 3.0),
+        ("segment_requests_total{protocol=\"http\",outcome=\"missing\"}", 1.0),
+        ("segment_requests_total{protocol=\"http\",outcome=\"failed\"}", 1.0),
+        ("segment_requests_total{protocol=\"http\",outcome=\"refused\"}", 1.0),
+        ("segment_requests_total{protocol=\"resp\",outcome=\"hit\"}", 1.0),
+        ("segment_requests_total{protocol=\"resp\",outcome=\"many\"}", 3.0),
+        ("segment_requests_total{protocol=\"resp\",outcome=\"refused\"}", 2.0),
+        ("segment_http_responses_total{code=\"404\"}", 2.0),
+        ("segment_http_responses_total{code=\"409\"}", 1.0),
+        ("segment_errors_total{kind=\"wrong_type\"}", 1.0),
+        ("segment_hits_total", 5.0),
+        ("segment_misses_total", 7.0),
+        ("segment_evictions_total", 1.0),
+        ("segment_cache_entries", 2.0),
+        ("segment_cache_bytes", 14.0),
+        ("segment_cache_capacity_entries", 2.0),
+        ("segment_inflight_keys", 0.0),
+        ("segment_queue_length", 0.0),
+        ("segment_connections_limit", 50.0),
+        ("segment_hit_seconds_count", 3.0),
+        ("segment_hit_seconds_bucket{le=\"+Inf\"}", 3.0),
+        ("segment_miss_seconds_count", 7.0),
+        ("segment_redis_batch_keys_count", 7.0),
+        ("segment_redis_batch_keys_sum", 7.0),
+        ("segment_redis_up", 1.0),
+        ("segment_redis_connects_total{result=\"failed\"}", 0.0),
+        ("segment_tracking_active", 0.0),
+        ("segment_workers", 1.0),
+        (concat!("segment_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
+        ("segment_log_lines_dropped_total", 0.0),
+    ] {
+        assert_eq!(sample(&text, name), value, "{name}");
+    }
+    for name in [
+        "segment_redis_round_trips_total",
+        "segment_tick_seconds_count",
+        "segment_hit_seconds_sum",
+        "segment_miss_seconds_sum",
+        "segment_connections",
+    ] {
+        assert!(sample(&text, name) > 0.0, "{name}");
+    }
+    assert_eq!(judged("promtool", &["check", "metrics"], &text), (Some(0), String::new()));
+    until("somebody has looked at the process", || {
+        (metric(&proxy, "process_resident_memory_bytes") > 1e6).then_some(())
+    });
+    assert!(metric(&proxy, "process_open_fds") > 5.0 && metric(&proxy, "process_start_time_seconds") > 1.7e9);
+}
+
+#[test]
+fn clients_that_take_too_long_are_counted_by_what_they_were_too_slow_for() {
+    let redis = Redis::start();
+    redis.run(&["SETRANGE", "long", "8000000", "x"]);
+    // Redis may take its time over that.
+    let variables = [("CLIENT_TIMEOUT", "0.2"), ("CLIENT_IDLE_TIMEOUT", "1"), ("REDIS_TIMEOUT", "60000")];
+    let proxy = Proxy::start(&redis, &variables);
+    let mut begun = proxy.connect();
+    begun.send("GET /raw/a");
+    assert_eq!(begun.response().status, 408);
+    let mut idle = proxy.connect();
+    let mut asleep = proxy.connect();
+    asleep.ask("/raw/long");
+    assert!(idle.is_closed());
+    until("who takes nothing is reset", || {
+        (metric(&proxy, "segment_client_timeouts_total{kind=\"reply\"}") == 1.0).then_some(())
+    });
+    let kinds = ["request", "idle"].map(|kind| format!("segment_client_timeouts_total{{kind=\"{kind}\"}}"));
+    assert_eq!(kinds.map(|name| metric(&proxy, &name)), [1.0, 1.0]);
+    // Whoever asks for this is counted among the requests when it is answered.
+    let text = proxy.get("/metrics").text();
+    let answered: f64 = text.lines().filter(|line| line.starts_with("segment_requests_total{")).map(last).sum();
+    let commands = Resp::connect(proxy.address).text("INFO stats");
+    let taken_up: f64 = commands.lines().filter(|line| line.starts_with("total_commands_processed:")).map(last).sum();
+    assert_eq!(answered, taken_up - 1.0, "{commands} {text}");
+}
+
+#[test]
+fn figures_of_all_workers_are_added() {
+    let redis = Redis::start();
+    redis.set("a", "value");
+    let proxy = Proxy::start(&redis, &[("WORKERS", "3"), ("CACHE_SIZE", "10"), ("CACHE_TTL", "600")]);
+    // New connections are spread by the kernel.
+    (0..60).for_each(|_| assert_eq!(proxy.get("/raw/a").text(), "value"));
+    // One of them is asked; the others do nothing more by themselves.
+    let mut client = proxy.connect();
+    until("every worker has shown what it did", || {
+        let text = client.get("/metrics").text();
+        let asked = sample(&text, "segment_hits_total") + sample(&text, "segment_misses_total");
+        assert!(asked <= 60.0, "{asked} were asked for");
+        let all = asked == 60.0 && sample(&text, "segment_cache_entries") == sample(&text, "segment_misses_total");
+        (all && sample(&text, "segment_redis_connections") >= 3.0).then_some(())
+    });
+    assert_eq!((metric(&proxy, "segment_workers"), metric(&proxy, "segment_cache_capacity_entries")), (3.0, 30.0));
+    assert_eq!((metric(&proxy, "segment_workers_stuck"), proxy.get("/healthz").status), (0.0, 200));
+}
+
+#[test]
+fn readiness_tells_the_promise_in_force() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("REDIS_TRACKING", "on"), ("ALLOWED_HOSTS", "example.org")]);
+    let promise =
+        "\"freshness\":\"a change in Redis is seen at once (tracking); a key that Redis lets expire is gone with it\"";
+    until("tracking is in force", || until_ready(&proxy).contains(promise).then_some(()));
+    // Whoever looks after a server asks by its address; everybody else has to know its name.
+    assert_eq!(proxy.get("/metrics").status, 421);
+    let mut client = proxy.connect();
+    client.send("GET /metrics HTTP/1.1\r\nHost: example.org\r\n\r\n");
+    let text = client.response().text();
+    assert_eq!(sample(&text, "segment_tracking_active"), 1.0);
+    assert_eq!(sample(&text, "segment_tracking_epochs_total"), 1.0);
+}
+
+#[test]
+fn stats_are_json_and_nothing_tells_a_secret() {
+    let redis = Redis::start_with(&["--requirepass", "tell-nobody"]);
+    let proxy = Proxy::start(&redis, &[("REDIS_PASSWORD", "tell-nobody"), ("CACHE_TTL", "7")]);
+    until_ready(&proxy);
+    let stats = proxy.get("/stats");
+    assert_eq!((stats.field("content-type"), stats.field("cache-control")), ("application/json", "no-store"));
+    let check = "import json, sys\n\
+        stats = json.load(sys.stdin)\n\
+        assert stats['redis']['answers'] is True and stats['redis']['reason'] is None\n\
+        assert len(stats['latency']['hit']['counts']) == len(stats['latency']['bounds']) + 1\n\
+        assert stats['configuration']['CACHE_TTL'] == '7' and stats['configuration']['REDIS_PASSWORD'] == '(set)'\n";
+    assert_eq!(judged("python3", &["-c", check], &stats.text()), (Some(0), String::new()));
+    for path in ["/", "/stats", "/metrics", "/readyz"] {
+        assert!(!proxy.get(path).text().contains("tell-nobody"), "{path}");
+    }
+}
+
+#[test]
+fn figures_can_be_turned_off_and_health_stays() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("ADMIN", "off")]);
+    until_ready(&proxy);
+    let mut client = proxy.connect();
+    for path in ["/", "/metrics", "/stats"] {
+        assert_eq!(client.get(path).status, 404, "{path}");
+    }
+    assert_eq!(client.get("/healthz").text(), "{\"status\":\"ok\",\"workers\":1,\"stuck\":0}\n");
+    let on = Proxy::start(&redis, &[]);
+    let mut client = on.connect();
+    for path in ["/", "/metrics", "/stats", "/healthz"] {
+        let all = client.get(path);
+        client.send(format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        let head = client.response_to("HEAD");
+        assert_eq!((head.status, head.field("content-type")), (200, all.field("content-type")), "{path}");
+        assert_eq!(all.field("cache-control"), "no-store", "{path}");
+    }
+    client.send("OPTIONS /metrics HTTP/1.1\r\nHost: x\r\n\r\nPOST /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!((client.response().field("allow"), client.response().status), ("GET, HEAD, OPTIONS", 405));
+}
+
+/// Who does not wait for an answer has asked all the same.
+#[test]
+fn requests_whose_clients_are_gone_are_counted() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CLIENT_TIMEOUT", "0.2")]);
+    until_ready(&proxy);
+    // It is closed within a command: nobody waits for Redis.
+    let mut unfinished = Resp::connect(proxy.address);
+    unfinished.send("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n");
+    assert_eq!(unfinished.until_closed(), "");
+    redis.freeze();
+    for _ in 0..5 {
+        let (mut client, mut resp) = (proxy.connect(), Resp::connect(proxy.address));
+        client.send("GET /key/a HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2));
+        resp.send("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$1\r\nb\r\n");
+        for stream in [client.stream().get_ref(), &resp.stream] {
+            socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).expect("an option can be set");
+        }
+    }
+    let aborted = |protocol: &str| format!("segment_requests_total{{protocol=\"{protocol}\",outcome=\"aborted\"}}");
+    until("all are counted", || {
+        let text = proxy.get("/metrics").text();
+        ([sample(&text, &aborted("http")), sample(&text, &aborted("resp"))] == [10.0, 6.0]).then_some(())
+    });
+}
+
+/// A proxy that is full serves those who are there, and whoever looks after it is to see that, not to restart it.
+#[test]
+fn who_asks_for_the_proxy_itself_needs_no_place() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("MAX_CONNECTIONS", "1")]);
+    until_ready(&proxy);
+    let mut client = until("there is a place", || {
+        let mut client = proxy.connect();
+        (client.get("/key/none").status == 404).then_some(client)
+    });
+    for path in ["/healthz", "/readyz", "/metrics", "/stats", "/"] {
+        let mut crowded = proxy.connect();
+        // In two pieces: what it asks for is not known at once.
+        crowded.send("GET /");
+        crowded.send(format!("{} HTTP/1.1\r\nHost: x\r\n\r\n", &path[1..]));
+        let response = crowded.response();
+        assert_eq!((response.status, response.field("connection")), (200, "close"), "{path}");
+        assert!(crowded.is_closed());
+    }
+    assert_eq!((proxy.get("/nothing").status, proxy.get("/key/a").status), (503, 503));
+    let (port, text) = (proxy.address.port().to_string(), client.get("/metrics").text());
+    assert!(sample(&text, "segment_connections_rejected_total") >= 7.0);
+    assert_eq!(health_check(&[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port)]).0, Some(0));
+}

@@ -1,0 +1,12 @@
+//! End-to-end tests of what operators use: metrics, health, logs, the dashboard, packaging and the command line.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
+
+mod admin_endpoints;
+mod cli;
+#[path = "../common/mod.rs"]
+mod common;
+mod dashboard;
+mod health;
+mod logs;
+mod packaging;

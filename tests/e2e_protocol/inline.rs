@@ -1,0 +1,132 @@
+//! Clients that begin with an inline command, beside HTTP on the same port.
+
+use crate::common::resp::{Resp, words};
+use crate::common::{Proxy, Redis, until};
+use std::net::SocketAddr;
+
+/// Lines that Redis and the proxy answer alike. AUTH is none: this Redis has no password.
+const LINES: [&str; 10] = [
+    "PING\n\nPING\r\n\r\nPING\r\n",
+    "PING\r\n",
+    "ping\n",
+    "PING \"a b\"\r\n",
+    "PING 'x' y\r\n",
+    "SELECT 0\r\n",
+    "SELECT zero\r\n",
+    "CLIENT SETNAME name\r\nCLIENT GETNAME\r\n",
+    "HELLO 4\r\n",
+    "SELECT\r\n",
+];
+
+/// Covers the first commands of eredis, fred and health checks, and frames behind them.
+#[test]
+fn connections_beginning_inline_speak_resp() {
+    let redis = Redis::start();
+    redis.set("a", "value");
+    let proxy = Proxy::start(&redis, &[]);
+    for begin in ["AUTH word\r\n", "AUTH user word\r\nSELECT 0\r\n", "PING\r\nCLIENT SETNAME me\r\n"] {
+        let mut client = Resp::connect(proxy.address);
+        let replies = client.ask(begin);
+        assert!(replies.starts_with(b"+") && !replies.contains(&b'-'), "{begin:?}: {}", replies.escape_ascii());
+        assert_eq!(client.text("GET a"), "$5\r\nvalue\r\n", "{begin:?}");
+        assert_eq!(client.ask("PING\r\n"), b"+PONG\r\n", "{begin:?}");
+    }
+    let mut client = Resp::connect(proxy.address);
+    let hello = String::from_utf8(client.ask("HELLO 3\r\n")).expect("text");
+    assert!(hello.starts_with("%7\r\n") && hello.contains("$5\r\nproto\r\n:3\r\n"), "{hello}");
+    assert_eq!(client.text("GET nothing"), "_\r\n");
+    let mut client = Resp::connect(proxy.address);
+    client.send("QUIT\r\n");
+    assert_eq!(client.until_closed(), "+OK\r\n");
+}
+
+#[test]
+fn inline_replies_are_those_of_redis() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[]);
+    let there = SocketAddr::from(([127, 0, 0, 1], redis.port));
+    for line in LINES {
+        let expected = Resp::connect(there).ask(line);
+        let mut whole = Resp::connect(proxy.address);
+        assert_eq!(whole.ask(line).escape_ascii().to_string(), expected.escape_ascii().to_string(), "{line:?}");
+        let mut pieces = Resp::connect(proxy.address);
+        line.bytes().for_each(|byte| pieces.send([byte]));
+        assert_eq!(pieces.rest().escape_ascii().to_string(), expected.escape_ascii().to_string(), "{line:?}");
+    }
+    for line in ["PING \"a\r\n", "PING \"a\"b\r\n"] {
+        let [mut here, mut beside] = [Resp::connect(proxy.address), Resp::connect(there)];
+        here.send(line);
+        beside.send(line);
+        assert_eq!(here.until_closed(), beside.until_closed(), "{line:?}");
+    }
+}
+
+/// A page of another origin can make a browser send any method, path and body, and nothing before its request line.
+#[test]
+fn browsers_cannot_begin_inline() {
+    let redis = Redis::start();
+    redis.set("a", "value");
+    let proxy = Proxy::start(&redis, &[]);
+    let commands = "AUTH x\r\nPING\r\n*2\r\n$3\r\nGET\r\n$1\r\na\r\nQUIT\r\n";
+    let length = commands.len();
+    let chunks = format!("{length:x}\r\n{commands}\r\n0\r\n\r\n");
+    for method in ["POST", "PUT", "GET", "AUTH", "PING", "HELLO", "SELECT", "CLIENT", "QUIT"] {
+        for path in ["/key/nothing", "/healthz", "/AUTH%20x"] {
+            for body in [
+                format!("Content-Length: {length}\r\n\r\n{commands}"),
+                format!("Transfer-Encoding: chunked\r\n\r\n{chunks}"),
+                format!("Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n{commands}"),
+                format!("\r\n{commands}"),
+            ] {
+                let mut client = Resp::connect(proxy.address);
+                client.send(format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n{body}"));
+                client.end();
+                let answer = client.until_closed();
+                assert!(answer.starts_with("HTTP/1.1 "), "{method} {path} {body:?}: {answer:?}");
+                let is_reply = |line: &str| line.starts_with(['+', '$', '-', '*']);
+                assert!(!answer.lines().any(is_reply), "{method} {path} {body:?}: {answer:?}");
+            }
+        }
+    }
+    assert_eq!(redis.reads(), 4, "only GET /key/nothing may be read");
+}
+
+/// Any other first line is one of HTTP, and a connection that speaks HTTP goes on speaking it.
+#[test]
+fn other_first_lines_stay_http() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[]);
+    for (line, status) in [
+        ("GET a\r\n\r\n", "400"),
+        ("SET a b\r\n", "400"),
+        ("PINGS\r\n", "400"),
+        ("INFO\r\n\r\n", "400"),
+        ("PING / HTTP/1.1\r\nHost: x\r\n\r\n", "501"),
+        ("GET /raw/a HTTP/1.1\r\nHost: x\r\n\r\nPING\r\n", "404"),
+    ] {
+        let mut client = Resp::connect(proxy.address);
+        client.send(line);
+        client.end();
+        let answer = client.until_closed();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && !answer.contains("+PONG"), "{line:?}: {answer}");
+    }
+    // A line that never ends gets the answer of any slow request.
+    let slow = Proxy::start(&redis, &[("CLIENT_TIMEOUT", "0.1")]);
+    let mut client = Resp::connect(slow.address);
+    client.send("PING");
+    assert!(client.until_closed().starts_with("HTTP/1.1 408 "));
+}
+
+#[test]
+fn excess_client_is_refused_inline() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("MAX_CONNECTIONS", "1")]);
+    let mut first = Resp::connect(proxy.address);
+    assert_eq!(first.text("PING"), "+PONG\r\n");
+    until("a second one is refused", || {
+        let mut second = Resp::connect(proxy.address);
+        second.send("PING\r\n");
+        (second.until_closed() == "-ERR max number of clients reached\r\n").then_some(())
+    });
+    assert_eq!(first.ask(words("PING")), b"+PONG\r\n");
+}

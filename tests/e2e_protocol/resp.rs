@@ -1,0 +1,484 @@
+//! The Redis protocol end to end: a real redis-server, the real binary, redis-cli, and sockets that see every byte. What
+//! Redis answers to the same bytes is the measure.
+
+use crate::common::resp::{Resp, command, words};
+use crate::common::{Proxy, Redis, until};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+
+fn address_of(redis: &Redis) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], redis.port))
+}
+
+/// A Redis with something of everything in it.
+fn filled() -> Redis {
+    let redis = Redis::start();
+    redis.set("a", "1");
+    redis.set("text", "hello, world");
+    redis.set("empty", "");
+    redis.set(b"\0\xff\r\n", b"\r\n\0\xfe");
+    redis.set("long", "0123456789".repeat(10_000));
+    redis.run(&["RPUSH", "list", "x"]);
+    redis
+}
+
+fn redis_cli(port: u16, arguments: &[&str]) -> String {
+    let output = Command::new("redis-cli").args(["-p", &port.to_string()]).args(arguments).output();
+    let output = output.expect("redis-cli is installed");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
+}
+
+#[test]
+fn redis_cli_and_http_share_one_cache() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[]);
+    let port = proxy.address.port();
+    assert_eq!(redis_cli(port, &["GET", "a"]), "1");
+    assert_eq!(proxy.get("/key/a").text(), r#"{"value":1,"fromCache":true}"#);
+    assert_eq!(proxy.get("/raw/text").text(), "hello, world");
+    assert_eq!(redis_cli(port, &["-3", "GET", "text"]), "hello, world");
+    assert_eq!(redis_cli(port, &["-3", "MGET", "a", "nothing", "text"]), "1\n\nhello, world");
+    assert_eq!(redis_cli(port, &["-n", "0", "PING"]), "PONG");
+    assert_eq!(redis.reads(), 3, "a key was read twice");
+    let refused = redis_cli(port, &["SET", "a", "2"]);
+    assert!(refused.starts_with("ERR unknown command 'SET': this proxy is read-only"), "{refused}");
+    let no_transactions = redis_cli(port, &["MULTI"]);
+    assert!(no_transactions.contains("there are no transactions here; use a pipeline"), "{no_transactions}");
+    assert!(redis_cli(port, &["COMMAND", "DOCS", "GET"]).contains("The value of a key."));
+}
+
+#[test]
+fn what_one_mget_misses_is_read_in_one_round_trip() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[]);
+    let mut client = Resp::connect(proxy.address);
+    client.text("GET a");
+    // How often Redis has read from a socket; asking for it is a few times more.
+    let reads = || {
+        let info: String = redis::cmd("INFO").arg("stats").query(&mut redis.connect()).expect("INFO works");
+        let line = info.lines().find_map(|line| line.strip_prefix("total_reads_processed:"));
+        line.and_then(|reads| reads.parse::<u64>().ok()).expect("it is told")
+    };
+    let (first, second) = (reads(), reads());
+    let keys: Vec<String> = (0..100).map(|number| format!("key{number}")).collect();
+    let words: Vec<&str> = ["MGET", "a"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+    assert_eq!(client.ask(command(&words)), format!("*101\r\n$1\r\n1\r\n{}", "$-1\r\n".repeat(100)).into_bytes());
+    let round_trips = reads() - second - (second - first);
+    assert!((1..=3).contains(&round_trips), "{round_trips} round trips for 100 keys");
+    assert_eq!(redis.reads(), 101);
+}
+
+/// `redis-cli --pipe` sends an empty line before it asks for the end.
+#[test]
+fn redis_cli_pipes() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[]);
+    let mut pipe = Command::new("redis-cli");
+    pipe.args(["-p", &proxy.address.port().to_string(), "--pipe"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = pipe.spawn().expect("redis-cli is installed");
+    let commands = words("GET a").repeat(1000);
+    child.stdin.take().expect("a pipe").write_all(&commands).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("errors: 0, replies: 1000"), "{text}");
+}
+
+#[test]
+fn redis_benchmark_runs_clean() {
+    let redis = filled();
+    redis.set("key:__rand_int__", "xxx");
+    let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
+    let port = proxy.address.port().to_string();
+    for arguments in [&["-P", "1"][..], &["-P", "16"], &["-P", "16", "-3"], &["-P", "16", "-r", "1000"]] {
+        let mut benchmark = Command::new("redis-benchmark");
+        benchmark.args(["-p", &port, "-t", "get", "-n", "20000", "--csv"]).args(arguments);
+        let output = benchmark.output().expect("redis-benchmark is installed");
+        let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && errors.is_empty(), "{arguments:?}: {text} {errors}");
+        assert!(text.contains("\n\"GET\",") && !text.contains("WARNING"), "{arguments:?}: {text}");
+    }
+}
+
+/// Commands whose replies are those of Redis, byte for byte, in both versions of the protocol.
+const ALIKE: &[&str] = &[
+    "GET a",
+    "get text",
+    "GeT nothing",
+    "GET empty",
+    "GET long",
+    "GET list",
+    "GET",
+    "GET a b",
+    "MGET a nothing text a list empty long nothing",
+    "MGET list",
+    "mget",
+    "EXISTS a",
+    "EXISTS a a nothing list long",
+    "EXISTS",
+    "STRLEN text",
+    "STRLEN nothing",
+    "STRLEN empty",
+    "STRLEN long",
+    "STRLEN list",
+    "GETRANGE text 0 4",
+    "GETRANGE text -5 -1",
+    "GETRANGE text -100 -100",
+    "GETRANGE text 0 -100",
+    "GETRANGE text -1 -5",
+    "GETRANGE text -100 -200",
+    "GETRANGE text 5 2",
+    "GETRANGE text 3 100",
+    "GETRANGE text 12 12",
+    "GETRANGE text 11 11",
+    "GETRANGE text 0 9223372036854775807",
+    "GETRANGE text -9223372036854775808 -9223372036854775808",
+    "GETRANGE text -9223372036854775808 9223372036854775807",
+    "GETRANGE text 9223372036854775807 9223372036854775807",
+    "GETRANGE text 9223372036854775808 1",
+    "GETRANGE text a 1",
+    "GETRANGE text 1 01",
+    "GETRANGE text +1 2",
+    "GETRANGE text -0 2",
+    "GETRANGE empty 0 -1",
+    "GETRANGE nothing 0 -1",
+    "GETRANGE list 0 -1",
+    "GETRANGE long 99990 -1",
+    "GETRANGE long 49999 50001",
+    "SUBSTR long -20000 -10001",
+    "SUBSTR text 1 3",
+    "GETRANGE text 1",
+    "PING",
+    "PING text",
+    "PING a b",
+    "ECHO text",
+    "ECHO",
+    "SELECT 0",
+    "SELECT x",
+    "SELECT",
+    "AUTH default whatever",
+    "AUTH a b c",
+    "HELLO 1",
+    "HELLO 4",
+    "HELLO x",
+    "HELLO 9999999999999999999",
+    "HELLO 3 AUTH",
+    "HELLO 3 AUTH default",
+    "HELLO 3 SETNAME",
+    "HELLO 3 NONSENSE",
+    "CLIENT GETNAME",
+    "CLIENT SETNAME me",
+    "CLIENT GETNAME",
+    "CLIENT NO-EVICT ON",
+    "CLIENT NO-EVICT off",
+    "CLIENT NO-EVICT maybe",
+    "CLIENT SETNAME",
+    "CLIENT ID x",
+    "CLIENT",
+    "CONFIG GET no-such-setting",
+    "CONFIG GET appendonly",
+    "CONFIG GET save SAVE no-such-setting",
+    "COMMAND INFO no-such-command",
+    "COMMAND COUNT x",
+    "RESET",
+    "CLIENT GETNAME",
+    "QUIT",
+];
+
+#[test]
+fn what_redis_answers_is_answered_to_the_byte() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[]);
+    for version in ["2", "3"] {
+        let (mut there, mut here) = (Resp::connect(address_of(&redis)), Resp::connect(proxy.address));
+        for client in [&mut there, &mut here] {
+            client.text(&format!("HELLO {version}"));
+        }
+        for command in ALIKE {
+            // From Redis, from memory, and after what makes the connection new.
+            for _ in 0..2 {
+                if *command == "QUIT" {
+                    continue;
+                }
+                let (expected, found) = (there.text(command), here.text(command));
+                assert_eq!(found, expected, "{command} in version {version}");
+            }
+            if *command == "RESET" {
+                for client in [&mut there, &mut here] {
+                    client.text(&format!("HELLO {version}"));
+                }
+            }
+        }
+        for client in [&mut there, &mut here] {
+            client.send(words("QUIT"));
+            assert_eq!(client.until_closed(), "+OK\r\n");
+        }
+    }
+}
+
+#[test]
+fn keys_and_values_are_bytes() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[]);
+    let mut client = Resp::connect(proxy.address);
+    let key: &[u8] = b"\0\xff\r\n";
+    for _ in 0..2 {
+        assert_eq!(client.ask(command(&[b"GET", key])), b"$4\r\n\r\n\0\xfe\r\n");
+        assert_eq!(
+            client.ask(command(&[b"MGET", key, b"a", key])),
+            b"*3\r\n$4\r\n\r\n\0\xfe\r\n$1\r\n1\r\n$4\r\n\r\n\0\xfe\r\n"
+        );
+    }
+    let long = vec![0xfe; 64 * 1024];
+    redis.set(&long[..], "of a long key");
+    assert_eq!(client.ask(command(&[b"GET", &long[..]])), b"$13\r\nof a long key\r\n");
+    let longer = client.ask(command(&[b"GET", &[&long[..], b"x"].concat()[..]]));
+    assert!(longer.starts_with(b"-ERR an argument is too long; up to 65536 bytes are taken here\r\n"));
+    assert_eq!(client.text("PING"), "+PONG\r\n", "the connection goes on");
+}
+
+/// A conversation with some of everything, hits and misses, errors, and both versions.
+fn conversation() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for command in [
+        "GET a",
+        "GET nothing",
+        "MGET text a nothing a",
+        "EXISTS a list a",
+        "SET a 1",
+        "GETRANGE text 0 3",
+        "PING",
+        "HELLO 2",
+        "GET",
+        "GET list",
+        "CLIENT SETNAME me",
+        "CLIENT GETNAME",
+        "STRLEN text",
+        "NOTHING AT ALL",
+        "SELECT 7",
+    ] {
+        bytes.extend(words(command));
+    }
+    bytes.extend_from_slice(b"*0\r\n*-1\r\n");
+    bytes.extend(words("ECHO x"));
+    bytes
+}
+
+#[test]
+fn how_the_bytes_are_cut_makes_no_difference() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[]);
+    let bytes = conversation();
+    // Each connection has a number of its own, which HELLO tells.
+    let without_number = |reply: Vec<u8>| {
+        let text = String::from_utf8_lossy(&reply).into_owned();
+        let (before, rest) = text.split_once("$2\r\nid\r\n:").expect("an id");
+        format!("{before}{}", rest.split_once("\r\n").expect("its end").1)
+    };
+    let expected = without_number(Resp::connect(proxy.address).ask(&bytes));
+    assert!(expected.ends_with("$1\r\nx\r\n") && expected.contains("this proxy is read-only"), "{expected}");
+    for cut in 1..bytes.len() {
+        let mut client = Resp::connect(proxy.address);
+        client.send(&bytes[..cut]);
+        // So that the two pieces are not read as one.
+        std::thread::yield_now();
+        assert_eq!(without_number(client.ask(&bytes[cut..])), expected, "cut at {cut}");
+    }
+    let mut client = Resp::connect(proxy.address);
+    bytes.iter().for_each(|byte| client.send([*byte]));
+    assert_eq!(without_number(client.rest()), expected, "byte by byte");
+}
+
+#[test]
+fn who_does_not_speak_the_protocol_is_told_so_and_sent_away() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[]);
+    let ping = words("PING");
+    // What comes before the malformed bytes is answered. The error is Redis' own where the last is true.
+    let cases: [(&[u8], &str, bool); 16] = [
+        (b"*3000000000\r\n", "invalid multibulk length", true),
+        (b"*1048577\r\n", "invalid multibulk length", false),
+        (b"*x\r\n", "invalid multibulk length", true),
+        (b"*+1\r\n", "invalid multibulk length", true),
+        (b"*01\r\n", "invalid multibulk length", true),
+        (b"*1\n$4\nPING\n", "invalid multibulk length", false),
+        (b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\nfooz\r\n", "expected '$', got 'f'", true),
+        (b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$-10\r\n", "invalid bulk length", true),
+        (b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$2000000000\r\n", "invalid bulk length", true),
+        (b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$blabla\r\n", "invalid bulk length", true),
+        (b"*3\r\n$3\r\nGET\r\n$536870913\r\n", "invalid bulk length", true),
+        (b"*1\r\nfoo\r\n", "expected '$', got 'f'", true),
+        (b"*2\r\n$3\r\nGET\r\n*1\r\n$1\r\na\r\n", "expected '$', got '*'", true),
+        (b"*2\r\n$4\r\nMGET\r\n:1\r\n", "expected '$', got ':'", true),
+        (b"*2\r\n$3\r\nGET\r\n$1\r\nab\r\n*1\r\n$4\r\nPING\r\n", "expected CR and LF behind a bulk string", false),
+        (b"GET a\r\n", "expected '*', got 'G'", false),
+    ];
+    for (bytes, text, as_redis) in cases {
+        let sent = [&ping, bytes].concat();
+        let mut client = Resp::connect(proxy.address);
+        client.send(&sent);
+        assert_eq!(client.until_closed(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"));
+        if as_redis {
+            let mut client = Resp::connect(address_of(&redis));
+            client.send(&sent);
+            assert_eq!(client.until_closed(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"), "of Redis");
+        }
+    }
+    // Floods without an end of line, as Redis' own tests send them.
+    for begin in [&b"*"[..], b"*1\r\n$", b"*\0", b"*1\r\n$4\r\nPING"] {
+        let mut client = Resp::connect(proxy.address);
+        client.send([begin, &[b'0'; 70_000]].concat());
+        let text = client.until_closed();
+        assert!(text.starts_with("-ERR Protocol error: ") && text.ends_with("\r\n"), "{text:?}");
+    }
+    // Not RESP from the first byte on: HTTP, which is told in its own words.
+    for bytes in [&b"GET a\r\n\r\n"[..], b"$4\r\nPING\r\n\r\n", b"\0*1\r\n"] {
+        let mut client = Resp::connect(proxy.address);
+        client.send(bytes);
+        assert!(client.until_closed().starts_with("HTTP/1.1 400 "));
+    }
+    assert_eq!(proxy.get("/key/a").status, 200);
+}
+
+#[test]
+fn what_the_proxy_tells_of_itself_is_true() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[("REDIS_DB", "0"), ("CACHE_SIZE", "2")]);
+    let mut client = Resp::connect(proxy.address);
+    let ttl = |reply: &str| reply[1..].trim_end().parse::<i64>().expect("a number");
+    assert_eq!(client.text("TTL a"), ":-2\r\n");
+    assert_eq!(redis.reads(), 0, "nobody is asked");
+    client.text("MGET a text");
+    assert!((14..=15).contains(&ttl(&client.text("TTL a"))));
+    assert!((10_000..=15_000).contains(&ttl(&client.text("PTTL text"))));
+    assert_eq!(client.text("DBSIZE"), ":2\r\n");
+    client.text("GET empty");
+    client.text("GET empty");
+    client.text("GET nothing");
+    let mut other = Resp::connect(proxy.address);
+    let id = |client: &mut Resp| ttl(&client.text("CLIENT ID"));
+    assert!(id(&mut other) > id(&mut client) && id(&mut client) > 0);
+    assert_eq!(proxy.get("/key/nothing").status, 404);
+    // The HTTP client has gone; the loop has to see that.
+    let info = until("two clients are left", || {
+        Some(other.text("INFO")).filter(|info| info.contains("\r\nconnected_clients:2\r\n"))
+    });
+    for line in [
+        "server_name:segment-redis-proxy",
+        &format!("process_id:{}", proxy.id()),
+        &format!("tcp_port:{}", proxy.address.port()),
+        "total_connections_received:3",
+        "keyspace_hits:1",
+        "keyspace_misses:5",
+        "evicted_keys:1",
+        "role:master",
+        "db0:keys=2,expires=2",
+    ] {
+        assert!(info.contains(&format!("\r\n{line}\r\n")), "no {line} in {info}");
+    }
+    let stats = other.text("INFO STATS nonsense");
+    assert!(stats.contains("# Stats\r\n") && !stats.contains("# Server") && !stats.contains("# Keyspace"), "{stats}");
+    assert_eq!(other.text("INFO nonsense"), "$0\r\n\r\n");
+    assert!(other.text("HELLO 3").starts_with("%7\r\n$6\r\nserver\r\n$19\r\nsegment-redis-proxy\r\n"));
+    assert!(other.text("INFO clients").starts_with("=73\r\ntxt:# Clients\r\n"), "{}", other.text("INFO clients"));
+}
+
+/// Clients come with the password of the Redis behind, or with a user of it.
+#[test]
+fn whatever_clients_authenticate_with_is_right() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[]);
+    let mut client = Resp::connect(proxy.address);
+    assert_eq!(client.text("AUTH secret"), "+OK\r\n");
+    assert_eq!(client.text("AUTH somebody secret"), "+OK\r\n");
+    assert!(client.text("HELLO 3 AUTH somebody x SETNAME me").starts_with("%7\r\n"));
+    assert_eq!(client.text("CLIENT GETNAME"), "$2\r\nme\r\n");
+    let long_name = "x".repeat(257);
+    assert!(client.text(&format!("HELLO 2 SETNAME {long_name}")).starts_with("-ERR Client names are at most 256"));
+    assert_eq!(client.text("GET nothing"), "_\r\n", "the version has changed");
+    assert_eq!(client.text(&format!("CLIENT SETNAME {}", &long_name[1..])), "+OK\r\n");
+}
+
+#[test]
+fn another_database_is_refused_in_clear_words() {
+    let redis = filled();
+    redis.connect_to(&format!("redis://127.0.0.1:{}/2", redis.port));
+    let proxy = Proxy::start(&redis, &[("REDIS_DB", "2")]);
+    let mut client = Resp::connect(proxy.address);
+    assert_eq!(client.text("SELECT 2"), "+OK\r\n");
+    assert!(client.text("SELECT 0").starts_with("-ERR only database 2 is served here; set REDIS_DB"));
+    assert_eq!(client.text("GET a"), "$-1\r\n");
+}
+
+#[test]
+fn who_does_not_want_to_touch_keys_does_not_keep_them() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "2")]);
+    let mut client = Resp::connect(proxy.address);
+    for (switch, survivor) in [("ON", "text"), ("OFF", "a")] {
+        client.text("CLIENT NO-TOUCH off");
+        client.text("GET a");
+        client.text("GET text");
+        assert_eq!(client.text(&format!("CLIENT NO-TOUCH {switch}")), "+OK\r\n");
+        client.text("GET a");
+        client.text("GET empty");
+        assert!(client.text(&format!("TTL {survivor}")) != ":-2\r\n", "NO-TOUCH {switch}");
+    }
+}
+
+#[test]
+fn errors_of_redis_keep_their_code() {
+    let redis = filled();
+    redis.run(&["ACL", "SETUSER", "limited", "on", ">secret", "~a*", "+@all"]);
+    let proxy = Proxy::start(&redis, &[("REDIS_USERNAME", "limited"), ("REDIS_PASSWORD", "secret")]);
+    let mut client = Resp::connect(proxy.address);
+    assert_eq!(client.text("GET a"), "$1\r\n1\r\n");
+    assert!(client.text("GET text").starts_with("-NOPERM "), "{}", client.text("GET text"));
+    assert!(client.text("MGET a text a").starts_with("-NOPERM "));
+    assert!(client.text("EXISTS text").starts_with("-NOPERM "));
+    assert_eq!(client.text("GET a"), "$1\r\n1\r\n");
+}
+
+#[test]
+fn while_redis_is_away_clients_are_told_to_try_again() {
+    let mut redis = filled();
+    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "300")]);
+    let mut client = Resp::connect(proxy.address);
+    assert_eq!(client.text("GET a"), "$1\r\n1\r\n");
+    redis.freeze();
+    for command in ["GET text", "MGET a text", "EXISTS text a", "STRLEN text", "GETRANGE text 0 1"] {
+        let reply = client.text(command);
+        assert!(reply.starts_with("-LOADING Redis did not answer within REDIS_TIMEOUT"), "{command}: {reply}");
+    }
+    assert_eq!(client.text("MGET a a"), "*2\r\n$1\r\n1\r\n$1\r\n1\r\n");
+    redis.thaw();
+    until("Redis is asked again", || (client.text("STRLEN text") == ":12\r\n").then_some(()));
+    redis.kill();
+    let reply = client.text("MGET a empty");
+    assert!(reply.starts_with("-LOADING Redis cannot be reached"), "{reply}");
+    assert_eq!(client.text("PING"), "+PONG\r\n");
+}
+
+#[test]
+fn a_value_that_is_too_long_is_there_all_the_same() {
+    let redis = filled();
+    let proxy = Proxy::start(&redis, &[("MAX_VALUE_BYTES", "1000")]);
+    let mut client = Resp::connect(proxy.address);
+    assert_eq!(client.text("EXISTS long a nothing"), ":2\r\n");
+    for command in ["GET long", "STRLEN long", "GETRANGE long 0 1", "MGET a long"] {
+        let reply = client.text(command);
+        assert!(reply.starts_with("-ERR the value is longer than MAX_VALUE_BYTES allows"), "{command}: {reply}");
+    }
+}
+
+#[test]
+fn a_refused_proxy_does_not_ask_its_clients_for_a_password() {
+    let redis = Redis::start_with(&["--requirepass", "secret"]);
+    let proxy = Proxy::start(&redis, &[]);
+    let reply = Resp::connect(proxy.address).text("GET a");
+    assert!(reply.starts_with("-ERR Redis refuses the connection") && reply.contains("NOAUTH"), "{reply}");
+    let wrong = Proxy::start(&redis, &[("REDIS_PASSWORD", "wrong")]);
+    let reply = Resp::connect(wrong.address).text("GET a");
+    assert!(reply.starts_with("-ERR Redis refuses the connection") && reply.contains("WRONGPASS"), "{reply}");
+}

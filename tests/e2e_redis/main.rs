@@ -1,0 +1,12 @@
+//! End-to-end tests of the side towards Redis: faults, tracking, freshness and large values.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod fault_matrix;
+mod freshness;
+mod redis_faults;
+mod redis_states;
+mod tracking_loss;
+mod value_limits;

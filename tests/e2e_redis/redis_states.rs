@@ -1,0 +1,322 @@
+//! States in which Redis refuses writes and goes on answering reads. The proxy must not notice them: each read is compared
+//! with what Redis itself answers, and tracking goes on. docs/RELIABILITY.md has the table.
+
+use crate::common::fresh::{cached, is_hit, tracking, until_text};
+use crate::common::relay::Relay;
+use crate::common::resolver::Resolver;
+use crate::common::resp::{Resp, command};
+use crate::common::{Proxy, Redis, scripted_redis, until};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Reads over RESP: a value, an empty value, a missing key, a long value, a list, and several keys.
+const READS: [&str; 9] = [
+    "GET value",
+    "GET empty",
+    "GET missing",
+    "GET long",
+    "GET list",
+    "MGET value empty missing list",
+    "EXISTS value empty missing list",
+    "STRLEN long",
+    "GETRANGE value 1 2",
+];
+
+fn fill(redis: &Redis) {
+    for command in [
+        &["SET", "cached", "1"][..],
+        &["SET", "value", "text"],
+        &["SET", "empty", "", "PX", "600000"],
+        &["SETRANGE", "long", "99999", "x"],
+        &["RPUSH", "list", "1"],
+    ] {
+        redis.run(command);
+    }
+}
+
+/// Returns the error code that Redis answers a command with, or nothing.
+fn code(redis: &Redis, command: &[&str]) -> String {
+    let result = redis::cmd(command[0]).arg(&command[1..]).exec(&mut redis.connect());
+    result.err().and_then(|error| error.code().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Asks the proxy and Redis for the same keys, none of them cached, over both protocols.
+fn reads_are_those_of_redis(state: &str, redis: &Redis, proxy: &Proxy) {
+    let mut there = Resp::connect(SocketAddr::from(([127, 0, 0, 1], redis.port)));
+    for read in READS {
+        let mut here = Resp::connect(proxy.address);
+        assert_eq!(here.text(read), there.text(read), "{state}: {read}");
+    }
+    let statuses = ["value", "empty", "missing", "long", "list"].map(|key| proxy.get(&format!("/raw/{key}")).status);
+    assert_eq!(statuses, [200, 200, 404, 200, 409], "{state}");
+}
+
+/// Waits until Redis was asked so often for a `PING`, refused ones included, that the tracking connection was among them.
+fn until_asked_for_ping(redis: &Redis) {
+    let count = || {
+        let info: String = redis::cmd("INFO").arg("commandstats").query(&mut redis.connect()).expect("INFO works");
+        let line = info.lines().find_map(|line| line.strip_prefix("cmdstat_ping:")).unwrap_or_default().to_owned();
+        let counts = line.split(',').filter_map(|part| part.split_once('='));
+        let calls = counts.filter(|(name, _)| ["calls", "rejected_calls"].contains(name));
+        calls.filter_map(|(_, count)| count.parse::<u64>().ok()).sum::<u64>()
+    };
+    // One a second from the fetchers, and one a second from the tracking connection.
+    let before = count();
+    until("Redis is asked whether it is there", || (count() >= before + 6).then_some(()));
+}
+
+/// A change of Redis' configuration, what it makes Redis refuse a write with, and the change back.
+struct State {
+    code: &'static str,
+    begin: &'static [&'static [&'static str]],
+    end: &'static [&'static [&'static str]],
+}
+
+const STATES: [State; 3] = [
+    State { code: "OOM", begin: &[&["CONFIG", "SET", "maxmemory", "1"]], end: &[&["CONFIG", "SET", "maxmemory", "0"]] },
+    State {
+        code: "NOREPLICAS",
+        begin: &[&["CONFIG", "SET", "min-replicas-to-write", "1"]],
+        end: &[&["CONFIG", "SET", "min-replicas-to-write", "0"]],
+    },
+    // Its folder is gone, so that it cannot save.
+    State {
+        code: "MISCONF",
+        begin: &[&["CONFIG", "SET", "save", "900 1"], &["BGSAVE"]],
+        end: &[&["CONFIG", "SET", "save", ""]],
+    },
+];
+
+#[test]
+fn reads_go_on_where_writes_fail() {
+    for State { code: word, begin, end } in STATES {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{word}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let redis = Redis::start_with(&["--dir", folder.to_str().expect("text")]);
+        std::fs::remove_dir(&folder).expect("it is empty");
+        fill(&redis);
+        let proxy = tracking(redis.port, &[]);
+        let mut client = proxy.connect();
+        cached(&mut client, "/raw/cached", "1");
+        begin.iter().for_each(|command| redis.run(command));
+        until("writes fail", || (code(&redis, &["SET", "other", "1"]) == word).then_some(()));
+        reads_are_those_of_redis(word, &redis, &proxy);
+        until_asked_for_ping(&redis);
+        assert!(is_hit(&client.get("/raw/cached")), "{word}: the cache was flushed");
+        assert!(!proxy.log().contains("no tracking"), "{word}: {}", proxy.log());
+        assert_eq!(proxy.get("/readyz").status, 200, "{word}");
+        end.iter().for_each(|command| redis.run(command));
+        until("writes work", || code(&redis, &["SET", "cached", "2"]).is_empty().then_some(()));
+        until_text(&mut client, "/raw/cached", "2");
+    }
+}
+
+#[test]
+fn replica_reads_match_redis() {
+    let primary = Redis::start();
+    fill(&primary);
+    // It loads what it gets without a file.
+    let replica = Redis::start_with(&["--repl-diskless-load", "swapdb"]);
+    replica.run(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+    let has_list = || redis::cmd("EXISTS").arg("list").query(&mut replica.connect());
+    until("the replica has all keys", || (has_list() == Ok(1)).then_some(()));
+    assert_eq!(code(&replica, &["SET", "other", "1"]), "READONLY");
+    let proxy = tracking(replica.port, &[]);
+    reads_are_those_of_redis("READONLY", &replica, &proxy);
+    let mut client = proxy.connect();
+    cached(&mut client, "/raw/cached", "1");
+    primary.set("cached", "2");
+    until_text(&mut client, "/raw/cached", "2");
+}
+
+/// Writes to the key `A` around the commands of a read, and what the read makes of them.
+struct Split {
+    before: &'static [&'static str],
+    /// The command of the read behind which the writes are executed.
+    behind: &'static str,
+    writes: &'static [&'static [&'static str]],
+    /// Status and value of the response.
+    answer: &'static str,
+    /// Seconds that the entry lives: CACHE_TTL, less, or empty where none is stored.
+    ttl: &'static str,
+}
+
+#[rustfmt::skip]
+const SPLITS: [Split; 14] = [
+    // An old value gets the lifetime of the newer one.
+    Split { before: &["SET", "A", "old", "PX", "60000"], behind: "GETRANGE", writes: &[&["SET", "A", "new"]], answer: "200 old", ttl: "600" },
+    Split { before: &["SET", "A", "old"], behind: "GETRANGE", writes: &[&["SET", "A", "new", "PX", "60000"]], answer: "200 old", ttl: "less" },
+    Split { before: &["SET", "A", "old"], behind: "GETRANGE", writes: &[&["DEL", "A"]], answer: "404", ttl: "" },
+    Split { before: &["SET", "A", "old"], behind: "GETRANGE", writes: &[&["DEL", "A"], &["RPUSH", "A", "1"]], answer: "200 old", ttl: "600" },
+    // `GETRANGE` brings nothing, and `GET` decides.
+    Split { before: &["DEL", "A"], behind: "GETRANGE", writes: &[&["SET", "A", "new", "PX", "60000"]], answer: "200 new", ttl: "less" },
+    Split { before: &["DEL", "A"], behind: "GETRANGE", writes: &[&["SET", "A", ""]], answer: "200 ", ttl: "600" },
+    Split { before: &["DEL", "A"], behind: "GETRANGE", writes: &[&["RPUSH", "A", "1"]], answer: "409", ttl: "" },
+    Split { before: &["DEL", "A"], behind: "", writes: &[], answer: "404", ttl: "" },
+    Split { before: &["SET", "A", "", "PX", "60000"], behind: "", writes: &[], answer: "200 ", ttl: "less" },
+    Split { before: &["SET", "A", ""], behind: "GETRANGE", writes: &[&["DEL", "A"]], answer: "404", ttl: "" },
+    Split { before: &["SET", "A", ""], behind: "GET", writes: &[&["DEL", "A"]], answer: "404", ttl: "" },
+    Split { before: &["SET", "A", ""], behind: "GET", writes: &[&["SET", "A", "new", "PX", "60000"]], answer: "200 ", ttl: "less" },
+    // A long value takes three round trips, and may be short or gone in the last.
+    Split { before: &["SETRANGE", "A", "99999", "x"], behind: "STRLEN", writes: &[&["SET", "A", ""]], answer: "200 ", ttl: "600" },
+    Split { before: &["SETRANGE", "A", "99999", "x"], behind: "STRLEN", writes: &[&["DEL", "A"]], answer: "404", ttl: "" },
+];
+
+/// A real Redis behind a relay that executes writes between the commands of a read.
+#[test]
+fn writes_between_commands_are_bounded() {
+    for split in SPLITS {
+        let Split { before, behind, writes, answer, ttl } = split;
+        let redis = Redis::start();
+        redis.run(before);
+        let proxy = Proxy::start_before(writing_relay(&redis, behind, writes), &[("CACHE_TTL", "600")]);
+        let response = proxy.get("/raw/A");
+        let text = if response.status == 200 { format!(" {}", response.text()) } else { String::new() };
+        assert_eq!(format!("{}{text}", response.status), answer, "{before:?} {behind} {writes:?}");
+        let told = match response.field("cache-status").rsplit_once("ttl=") {
+            Some((_, "600")) => "600",
+            Some(_) => "less",
+            None => "",
+        };
+        assert_eq!(told, ttl, "{before:?} {behind} {writes:?}: {response:?}");
+    }
+}
+
+/// Starts a server that passes each command on to Redis, and executes the writes behind the first one of that name.
+fn writing_relay(redis: &Redis, behind: &'static str, writes: &'static [&'static [&'static str]]) -> u16 {
+    let address = SocketAddr::from(([127, 0, 0, 1], redis.port));
+    let done = AtomicBool::new(false);
+    let (port, _) = scripted_redis(move |words| {
+        let reply = Resp::connect(address).ask(command(words));
+        if words[0] == behind && !done.swap(true, Ordering::Relaxed) {
+            let mut writer = Resp::connect(address);
+            writes.iter().for_each(|write| _ = writer.ask(command(write)));
+        }
+        Some(String::from_utf8(reply).expect("text"))
+    });
+    port
+}
+
+/// Redis accepts the connection, says why it does not want it, and closes it.
+#[test]
+fn full_redis_reason_reaches_clients() {
+    let redis = Redis::start();
+    let mut admin = redis.connect();
+    redis::cmd("CONFIG").arg(&["SET", "maxclients", "1"]).exec(&mut admin).expect("CONFIG works");
+    for variables in [&[][..], &[("REDIS_PASSWORD", "word")], &[("REDIS_DB", "1")]] {
+        let proxy = Proxy::start_before(redis.port, variables);
+        let response = proxy.get("/raw/a");
+        assert_eq!((response.status, response.field("retry-after")), (503, "1"), "{variables:?}: {response:?}");
+        assert!(response.text().contains("ERR max number of clients reached"), "{variables:?}: {response:?}");
+        let error = Resp::connect(proxy.address).text("GET a");
+        assert!(error.starts_with("-LOADING ") && error.contains("max number of clients"), "{variables:?}: {error}");
+        let remedy = "max number of clients reached; raise maxclients of Redis";
+        until("the log says what to do", || proxy.log().contains(remedy).then_some(()));
+        let ready = proxy.get("/readyz");
+        assert!(ready.status == 503 && ready.text().contains("max number of clients"), "{variables:?}: {ready:?}");
+    }
+    redis::cmd("CONFIG").arg(&["SET", "maxclients", "100"]).exec(&mut admin).expect("CONFIG works");
+}
+
+/// Redis quotes the arguments of a command that it does not know: a password among them.
+#[test]
+fn refused_password_stays_secret() {
+    let redis = Redis::start_with(&["--rename-command", "AUTH", ""]);
+    for variables in
+        [&[("REDIS_PASSWORD", "topsecret")][..], &[("REDIS_USERNAME", "me"), ("REDIS_PASSWORD", "topsecret")]]
+    {
+        let proxy = Proxy::start(&redis, &[variables, &[("REDIS_TRACKING", "on")]].concat());
+        let response = proxy.get("/raw/a");
+        assert!(response.status == 502 && response.text().contains("refuses AUTH"), "{response:?}");
+        until("the log has the remedy", || {
+            proxy.log().contains("check REDIS_USERNAME and REDIS_PASSWORD").then_some(())
+        });
+        let shown = [
+            response.text(),
+            Resp::connect(proxy.address).text("GET a"),
+            proxy.get("/readyz").text(),
+            proxy.get("/").text(),
+            proxy.get("/stats").text(),
+            proxy.log(),
+        ];
+        assert!(shown.iter().all(|text| !text.contains("topsecret")), "{shown:?}");
+    }
+}
+
+/// Of a name with two addresses, the one whose Redis is full is passed over.
+#[test]
+fn full_address_is_passed_over() {
+    let full = Redis::start();
+    let mut only = full.connect();
+    redis::cmd("CONFIG").arg(&["SET", "maxclients", "1"]).exec(&mut only).expect("CONFIG works");
+    let names = Resolver::to("127.0.0.1");
+    names.says(0, "127.0.0.1,127.0.0.2");
+    let other = Redis::start();
+    other.set("a", "value");
+    let _relay = Relay::at(("127.0.0.2", full.port), other.port);
+    let proxy = Proxy::start(&full, &names.variables());
+    assert_eq!(proxy.get("/raw/a").text(), "value");
+}
+
+/// Errors to `PING` on a connection that tracks already.
+#[test]
+fn ping_errors_end_tracking_in_outages_only() {
+    for (error, is_kept) in [
+        ("MISCONF Redis is configured to save RDB snapshots", true),
+        ("NOPERM this user has no permissions to run the 'ping' command", true),
+        ("LOADING Redis is loading the dataset in memory", false),
+        ("MASTERDOWN Link with MASTER is down", false),
+        ("NOAUTH Authentication required.", false),
+    ] {
+        let (answers, pings) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (works, counted) = (Arc::clone(&answers), Arc::clone(&pings));
+        let (port, _) = scripted_redis(move |words| {
+            Some(match words[0].as_str() {
+                "PING" if works.load(Ordering::Relaxed) => "+PONG\r\n".into(),
+                "PING" => {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    format!("-{error}\r\n")
+                }
+                "INFO" => "$10\r\nrun_id:one\r\n".into(),
+                "CLIENT" if words[1] == "ID" => ":1\r\n".into(),
+                "SUBSCRIBE" => "*3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:1\r\n".into(),
+                "GETRANGE" => "$1\r\nv\r\n".into(),
+                "PTTL" => ":-1\r\n".into(),
+                _ => "+OK\r\n".into(),
+            })
+        });
+        let proxy = tracking(port, &[]);
+        answers.store(false, Ordering::Relaxed);
+        if is_kept {
+            // One a second from the fetchers, and one a second from the tracking connection.
+            until("PING is refused", || (pings.load(Ordering::Relaxed) >= 6).then_some(()));
+            assert!(!proxy.log().contains("no tracking"), "{error}: {}", proxy.log());
+        } else {
+            until(&format!("tracking is given up for {error}"), || proxy.log().contains("no tracking").then_some(()));
+        }
+    }
+}
+
+/// Redis quotes a client's key where it does not know the command: neither log nor health shows it.
+#[test]
+fn quoted_key_stays_unshown() {
+    let redis = Redis::start_with(&["--rename-command", "PTTL", ""]);
+    let proxy = Proxy::start(&redis, &[]);
+    assert_eq!(proxy.get("/key/sec%1b%5b31mret").status, 404);
+    until("the log tells", || proxy.log().contains("unknown command 'PTTL'").then_some(()));
+    for text in [proxy.log(), proxy.get("/readyz").text(), proxy.get("/stats").text()] {
+        assert!(!text.contains("31mret") && !text.contains('\u{1b}') && !text.contains("u001b"), "{text:?}");
+    }
+}
+
+/// A missing password is the reason, whatever is refused for want of it.
+#[test]
+fn missing_password_is_named_first() {
+    let redis = Redis::start_with(&["--requirepass", "word"]);
+    let proxy = Proxy::start(&redis, &[("REDIS_DB", "1")]);
+    assert!(proxy.get("/raw/a").text().contains("NOAUTH"));
+    until("the log has the remedy", || proxy.log().contains("set REDIS_PASSWORD").then_some(()));
+    assert!(!proxy.log().contains("check REDIS_DB"), "{}", proxy.log());
+}
