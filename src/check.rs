@@ -17,10 +17,11 @@ const MAX_ANSWER_BYTES: u64 = 4096;
 pub fn ask(config: &Config) -> Result<ExitCode, String> {
     let (host, port) = (config.proxy_host.as_str(), config.proxy_port);
     if port == 0 {
-        return Err("with PROXY_PORT=0 nobody knows where to ask; set PROXY_PORT".into());
+        return Err("healthcheck needs the port of the proxy, but PROXY_PORT=0; set PROXY_PORT".into());
     }
-    let addresses = (host, port).to_socket_addrs().map_err(|error| format!("PROXY_HOST={host}: {error}"))?;
-    let mut failure = format!("PROXY_HOST={host} has no address");
+    let addresses =
+        (host, port).to_socket_addrs().map_err(|error| format!("PROXY_HOST={host} does not resolve: {error}"))?;
+    let mut failure = format!("PROXY_HOST={host} resolves to no address");
     for address in addresses.map(reachable) {
         match ask_at(address) {
             Ok(answer) => {
@@ -28,12 +29,12 @@ pub fn ask(config: &Config) -> Result<ExitCode, String> {
                 // Whoever does not read it wants the exit code.
                 let _ = std::io::stdout().write_all(body.as_bytes());
                 let well = head.starts_with("HTTP/1.1 200 ");
-                return if well { Ok(ExitCode::SUCCESS) } else { Err(format!("{address} is not well")) };
+                return if well { Ok(ExitCode::SUCCESS) } else { Err(format!("the proxy at {address} is unhealthy")) };
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                failure = format!("{address} does not answer within {} s", PATIENCE.as_secs());
+                failure = format!("no response from the proxy at {address} within {} s", PATIENCE.as_secs());
             }
-            Err(error) => failure = format!("{address} does not answer: {error}"),
+            Err(error) => failure = format!("no response from the proxy at {address}: {error}"),
         }
     }
     Err(failure)

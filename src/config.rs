@@ -19,31 +19,31 @@ pub struct Variable {
 /// All variables, in the order of `--help` and README.
 #[rustfmt::skip]
 pub const VARIABLES: [Variable; 26] = [
-    Variable { name: "REDIS_HOST", default: "redis", allowed: "a host name or an address", meaning: "the Redis behind the cache" },
-    Variable { name: "REDIS_PORT", default: "6379", allowed: "1 to 65535", meaning: "its port" },
-    Variable { name: "REDIS_USERNAME", default: "", allowed: "a name, together with REDIS_PASSWORD", meaning: "ACL user to authenticate as" },
+    Variable { name: "REDIS_HOST", default: "redis", allowed: "a host name or an IP address", meaning: "host of the Redis server" },
+    Variable { name: "REDIS_PORT", default: "6379", allowed: "1 to 65535", meaning: "port of the Redis server" },
+    Variable { name: "REDIS_USERNAME", default: "", allowed: "a name; requires REDIS_PASSWORD", meaning: "ACL user to authenticate as" },
     Variable { name: "REDIS_PASSWORD", default: "", allowed: "any text", meaning: "password to authenticate with" },
-    Variable { name: "REDIS_DB", default: "0", allowed: "0 to 2147483647", meaning: "database number" },
-    Variable { name: "REDIS_CONNECTIONS", default: "4", allowed: "1 to 64", meaning: "helper threads of each worker, one connection each" },
-    Variable { name: "REDIS_TIMEOUT", default: "1000", allowed: "1 to 600000", meaning: "milliseconds for connecting, the handshake and each round trip" },
-    Variable { name: "REDIS_TRACKING", default: "off", allowed: "on or off", meaning: "have Redis tell of changes, so that they reach the cache at once" },
-    Variable { name: "CACHE_TTL", default: "15", allowed: "0.001 to 315360000, decimals too", meaning: "seconds an entry may stay, counted from insertion" },
-    Variable { name: "CACHE_SIZE", default: "3", allowed: "1 to 2000000000", meaning: "capacity in keys, of each worker" },
-    Variable { name: "CACHE_BYTES", default: "0", allowed: "0 to 1000000000000000", meaning: "most bytes of keys and values, of each worker; 0 for no bound" },
-    Variable { name: "MAX_VALUE_BYTES", default: "8388608", allowed: "1 to 536870912", meaning: "longest value that is read from Redis" },
-    Variable { name: "STALE_IF_ERROR", default: "0", allowed: "0 to 315360000, decimals too", meaning: "seconds an expired entry may still be served while Redis is away" },
-    Variable { name: "PROXY_HOST", default: "segment", allowed: "a host name or an address", meaning: "where to listen" },
-    Variable { name: "PROXY_PORT", default: "8080", allowed: "0 to 65535", meaning: "port to listen on; 0 takes a free one, the log tells which" },
-    Variable { name: "ALLOWED_HOSTS", default: "", allowed: "host names with commas between them, without ports or wildcards", meaning: "names that HTTP requests may be for (Host); empty for any" },
-    Variable { name: "MAX_CONNECTIONS", default: "10000", allowed: "1 to 1000000", meaning: "clients at a time, of all workers; more are told so and closed" },
-    Variable { name: "CLIENT_BYTES", default: "268435456", allowed: "1 to 1000000000000000", meaning: "most bytes of long values that wait for clients to take them, of all workers" },
-    Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals too", meaning: "seconds for a request to come whole" },
-    Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", allowed: "0.1 to 315360000, decimals too", meaning: "seconds after which a client that asks nothing, or takes nothing of its replies, is closed" },
-    Variable { name: "SHARE_PORT", default: "off", allowed: "on or off", meaning: "let other proxies listen on the same port, for restarts without a gap" },
-    Variable { name: "SHUTDOWN_GRACE", default: "10", allowed: "0 to 86400, decimals too", meaning: "seconds to answer what is under way when it is told to stop" },
-    Variable { name: "ADMIN", default: "on", allowed: "on or off", meaning: "show figures at /, /metrics and /stats" },
-    Variable { name: "ACCESS_LOG", default: "off", allowed: "on or off", meaning: "log each request, to standard output or LOG_FILE" },
-    Variable { name: "LOG_FILE", default: "", allowed: "a path", meaning: "file to log to; SIGHUP has it opened anew" },
+    Variable { name: "REDIS_DB", default: "0", allowed: "0 to 2147483647", meaning: "number of the Redis database" },
+    Variable { name: "REDIS_CONNECTIONS", default: "4", allowed: "1 to 64", meaning: "fetchers of each worker, with one Redis connection each" },
+    Variable { name: "REDIS_TIMEOUT", default: "1000", allowed: "1 to 600000", meaning: "timeout in milliseconds for connecting, the handshake and each round trip" },
+    Variable { name: "REDIS_TRACKING", default: "off", allowed: "on or off", meaning: "receive invalidations from Redis, so that changes are visible at once" },
+    Variable { name: "CACHE_TTL", default: "15", allowed: "0.001 to 315360000, decimals allowed", meaning: "lifetime of a cache entry in seconds, counted from insertion" },
+    Variable { name: "CACHE_SIZE", default: "3", allowed: "1 to 2000000000", meaning: "capacity of each worker's cache, in keys" },
+    Variable { name: "CACHE_BYTES", default: "0", allowed: "0 to 1000000000000000", meaning: "capacity of each worker's cache, in bytes of keys and values; 0 for no limit" },
+    Variable { name: "MAX_VALUE_BYTES", default: "8388608", allowed: "1 to 536870912", meaning: "longest value read from Redis, in bytes" },
+    Variable { name: "STALE_IF_ERROR", default: "0", allowed: "0 to 315360000, decimals allowed", meaning: "seconds an expired entry may still be served while Redis is unavailable" },
+    Variable { name: "PROXY_HOST", default: "segment", allowed: "a host name or an IP address", meaning: "address to listen on" },
+    Variable { name: "PROXY_PORT", default: "8080", allowed: "0 to 65535", meaning: "port to listen on; 0 takes a free port and logs it" },
+    Variable { name: "ALLOWED_HOSTS", default: "", allowed: "host names separated by commas, without ports or wildcards", meaning: "host names accepted in HTTP requests (Host); empty accepts any" },
+    Variable { name: "MAX_CONNECTIONS", default: "10000", allowed: "1 to 1000000", meaning: "connection limit of all workers together; further clients get an error and are closed" },
+    Variable { name: "CLIENT_BYTES", default: "268435456", allowed: "1 to 1000000000000000", meaning: "limit in bytes for long values that slow clients have not read yet, of all workers together" },
+    Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals allowed", meaning: "seconds within which a client must send a whole request" },
+    Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", allowed: "0.1 to 315360000, decimals allowed", meaning: "seconds after which a client that sends no request, or reads no reply, is closed" },
+    Variable { name: "SHARE_PORT", default: "off", allowed: "on or off", meaning: "let other proxies listen on the same port, for restarts without downtime" },
+    Variable { name: "SHUTDOWN_GRACE", default: "10", allowed: "0 to 86400, decimals allowed", meaning: "seconds to finish requests in flight after SIGTERM or SIGINT" },
+    Variable { name: "ADMIN", default: "on", allowed: "on or off", meaning: "serve the dashboard at /, /metrics and /stats" },
+    Variable { name: "ACCESS_LOG", default: "off", allowed: "on or off", meaning: "log each request to standard output or LOG_FILE" },
+    Variable { name: "LOG_FILE", default: "", allowed: "a path", meaning: "file to log to; SIGHUP reopens it" },
     Variable { name: "WORKERS", default: "1", allowed: "1 to 256", meaning: "event loops, each with its own cache and Redis connections" },
 ];
 
@@ -109,14 +109,14 @@ impl std::error::Error for ConfigError {}
 impl ConfigError {
     fn new(name: &str, value: &str, allowed: &str) -> ConfigError {
         // Debug form: an odd value must not break the line.
-        ConfigError(format!("{name}={value:?} is not allowed; allowed: {allowed}"))
+        ConfigError(format!("{name}={value:?} is invalid; allowed: {allowed}"))
     }
 
     /// A `PROXY_HOST` that leads nowhere.
     pub fn unresolvable_proxy_host(value: &str, why: &str) -> ConfigError {
         ConfigError(format!(
-            "PROXY_HOST={value:?} does not resolve ({why}); for a local run set PROXY_HOST=127.0.0.1, in a container of its \
-             own PROXY_HOST=0.0.0.0"
+            "PROXY_HOST={value:?} does not resolve ({why}); set PROXY_HOST=127.0.0.1 for a local run, or PROXY_HOST=0.0.0.0 \
+             in a container"
         ))
     }
 }
@@ -137,11 +137,11 @@ impl Config {
     pub fn read(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<Config, ConfigError> {
         let text = |name: &str| -> Result<(String, &'static Variable), ConfigError> {
             let variable = VARIABLES.iter().find(|variable| variable.name == name);
-            let variable = variable.ok_or_else(|| ConfigError(format!("{name} is no variable")))?;
+            let variable = variable.ok_or_else(|| ConfigError(format!("{name} is not a known variable")))?;
             match lookup(name).map(std::ffi::OsString::into_string) {
                 None => Ok((variable.default.to_owned(), variable)),
                 Some(Ok(value)) => Ok((value, variable)),
-                Some(Err(_)) => Err(ConfigError(format!("{name} is not UTF-8; allowed: {}", variable.allowed))),
+                Some(Err(_)) => Err(ConfigError(format!("{name} is not valid UTF-8; allowed: {}", variable.allowed))),
             }
         };
         let whole = |name, from: u64, to: u64| -> Result<u64, ConfigError> {
@@ -205,7 +205,7 @@ impl Config {
         };
         match &config.redis_username {
             Some(username) if config.redis_password.is_none() => {
-                Err(ConfigError::new("REDIS_USERNAME", username, "a name, together with REDIS_PASSWORD"))
+                Err(ConfigError::new("REDIS_USERNAME", username, "a name; requires REDIS_PASSWORD"))
             }
             _ => Ok(config),
         }
@@ -233,17 +233,17 @@ pub fn help() -> String {
     let mut text = format!(
         "segment-redis-proxy {}: a read-through cache in front of one Redis\n\n\
          Usage: segment-redis-proxy [healthcheck | --help | --version]\n\n\
-         Answers GET /key/{{key}} (JSON) and GET /raw/{{key}} (bytes) over HTTP, and GET, MGET and their like over RESP on the\n\
-         same port, from memory, and from Redis when it must. `healthcheck` asks the one that runs with the same variables whether\n\
-         it is well, and ends with 0 if so.\n\
-         It is configured by environment variables:\n\n",
+         Serves GET /key/{{key}} (JSON) and GET /raw/{{key}} (bytes) over HTTP, and GET, MGET and other read commands over RESP\n\
+         on the same port. Hits come from memory, misses from Redis.\n\n\
+         `healthcheck` probes the proxy that runs with the same variables. It exits with 0 if the proxy is healthy.\n\n\
+         Environment variables, with defaults and allowed values:\n\n",
         env!("CARGO_PKG_VERSION")
     );
     for Variable { name, default, allowed, meaning } in VARIABLES {
         // Writing into a String cannot fail.
         let _ = writeln!(text, "  {name:<20} {default:<8} {meaning}\n  {:<29} ({allowed})", "");
     }
-    text.push_str("  RUST_LOG             info     what to log (error, warn, info, debug)\n");
+    text.push_str("  RUST_LOG             info     log level (error, warn, info, debug)\n");
     text
 }
 
@@ -326,7 +326,7 @@ mod tests {
         ] {
             let text = read(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value:?} was taken"));
             let allowed = VARIABLES.iter().find(|variable| variable.name == name).expect("a variable").allowed;
-            assert_eq!(text, format!("{name}={value:?} is not allowed; allowed: {allowed}"));
+            assert_eq!(text, format!("{name}={value:?} is invalid; allowed: {allowed}"));
         }
     }
 

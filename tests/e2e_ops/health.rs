@@ -192,7 +192,7 @@ fn the_health_check_asks_the_one_that_runs() {
     proxy.freeze();
     let (code, text) = health_check(&there);
     assert_eq!(code, Some(1));
-    assert!(text.contains(&format!("127.0.0.1:{port} does not answer within 2 s")), "{text}");
+    assert!(text.contains(&format!("no response from the proxy at 127.0.0.1:{port} within 2 s")), "{text}");
     proxy.thaw();
     assert_eq!(health_check(&there).0, Some(0));
     assert_eq!(proxy.end("TERM"), Some(0));
