@@ -139,11 +139,11 @@ impl Journal {
             if reopen {
                 match open(target) {
                     Ok(opened) => (sink, broken) = (opened, Broken::default()),
-                    Err(error) => log::error!("cannot open the log anew, the old file goes on: {error}"),
+                    Err(error) => log::error!("cannot reopen LOG_FILE, still writing to the old file: {error}"),
                 }
             }
             if lost > 0 {
-                log::warn!("the log could not take {lost} lines, they are lost");
+                log::warn!("log buffer overflow: {lost} log lines lost; the log target is too slow");
             }
         }
     }
@@ -177,7 +177,8 @@ impl Broken {
         match result.and_then(|()| sink.flush()) {
             Ok(()) => self.failing = false,
             Err(error) if !std::mem::replace(&mut self.failing, true) => {
-                let _ = writeln!(io::stderr(), "segment-redis-proxy: cannot write to the log: {error}");
+                let _ =
+                    writeln!(io::stderr(), "segment-redis-proxy: cannot write to the log, log lines are lost: {error}");
             }
             Err(_) => {}
         }

@@ -95,7 +95,7 @@ fn main() -> ExitCode {
         }
         _ => Err(Failed(
             2,
-            "takes no argument but healthcheck, --help or --version; it is configured by variables".into(),
+            "invalid arguments; use healthcheck, --help or --version, and configure by environment variables (see --help)".into(),
         )),
     };
     result.unwrap_or_else(|Failed(code, message)| {
@@ -123,7 +123,8 @@ fn run() -> Result<ExitCode, Failed> {
 
 fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, Failed> {
     let (sender, events) = mpsc::channel();
-    catch_signals(sender.clone(), logs).map_err(|error| Failed(1, format!("cannot catch signals: {error}")))?;
+    catch_signals(sender.clone(), logs)
+        .map_err(|error| Failed(1, format!("cannot install the signal handlers: {error}")))?;
     let places = Places::make(config)?;
     bound_held_values(config.client_bytes);
     let listeners = listen(config)?;
@@ -142,8 +143,11 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, Failed> {
 /// Opens the logs: events to standard error and requests to standard output, or both to one file.
 fn start_logs(config: &Config) -> Result<Logs, Failed> {
     let cannot = |error: std::io::Error| match &config.log_file {
-        Some(path) => Failed(2, format!("LOG_FILE={path:?} cannot be opened: {error}")),
-        None => Failed(1, format!("cannot start the log: {error}")),
+        Some(path) => Failed(
+            2,
+            format!("cannot open LOG_FILE={path:?}: {error}; check that the directory exists and is writable"),
+        ),
+        None => Failed(1, format!("cannot start the log thread: {error}")),
     };
     let file = config.log_file.as_ref().map(|path| Target::File(path.into()));
     let events = Journal::start(file.clone().unwrap_or(Target::Error)).map_err(cannot)?;
@@ -161,7 +165,7 @@ fn start_logs(config: &Config) -> Result<Logs, Failed> {
         let trace = Backtrace::capture();
         let text = match trace.status() {
             BacktraceStatus::Captured => format!("{panic}\n{trace}"),
-            _ => format!("{panic}; with RUST_BACKTRACE=1 the log would tell how it came to that"),
+            _ => format!("{panic}; set RUST_BACKTRACE=1 to log a stack trace"),
         };
         if log::log_enabled!(log::Level::Error) {
             log::error!("{text}");
@@ -194,7 +198,7 @@ fn start_worker(
     logs: &Logs,
     events: Sender<Event>,
 ) -> Result<Stopper, Failed> {
-    let cannot = |error| Failed(1, format!("cannot start worker {number}: {error}"));
+    let cannot = |error| Failed(1, format!("cannot start event loop {number}: {error}"));
     let mut server = server.map_err(cannot)?;
     if let Some(requests) = &logs.requests {
         server.log_requests(requests.clone());
@@ -204,8 +208,10 @@ fn start_worker(
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| server.run()));
         let result = match result {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(format!("worker {number} cannot poll: {error}")),
-            Err(_) => Err(format!("worker {number} broke; please report what stands above")),
+            Ok(Err(error)) => Err(format!("event loop {number} failed, exiting: {error}")),
+            Err(_) => {
+                Err(format!("event loop {number} panicked, exiting; please report the panic logged before this line"))
+            }
         };
         // Nobody listens any more only when the program is ending anyway.
         let _ = events.send(Event::Ended(number, result));
@@ -234,7 +240,7 @@ fn supervise(
         match events.recv_timeout(rest) {
             Ok(Event::Signal(signal)) => {
                 let grace = config.shutdown_grace;
-                log::info!("signal {signal}: stopping within {} s", grace.as_secs_f64());
+                log::info!("received signal {signal}: shutting down within {} s", grace.as_secs_f64());
                 ends = Some(Instant::now() + grace + LATE);
                 register.set_stopping();
                 stoppers.iter().for_each(|stopper| stopper.stop(grace));
@@ -244,14 +250,18 @@ fn supervise(
             Err(RecvTimeoutError::Timeout) if ends.is_some() => {
                 return Err(Failed(
                     1,
-                    format!("SHUTDOWN_GRACE is over, and workers {running:?} do not turn; please report this"),
+                    format!(
+                        "shutdown not complete after SHUTDOWN_GRACE, exiting: event loops {running:?} are stuck; please report this"
+                    ),
                 ));
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Err(Failed(1, "all workers are gone".into())),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Failed(1, "all event loops ended unexpectedly, exiting; please report this".into()));
+            }
         }
     }
-    log::info!("stopped");
+    log::info!("shutdown complete");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -262,7 +272,7 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, Failed> {
     let addresses: Vec<SocketAddr> =
         (host, port).to_socket_addrs().map_err(|error| unresolvable(&error.to_string()))?.collect();
     let share_port = config.share_port || config.workers > 1;
-    let mut result = Err(Failed::from(unresolvable("it has no address")));
+    let mut result = Err(Failed::from(unresolvable("no address found")));
     for address in addresses {
         // Workers share the port with each other; that nobody else is to have it must be looked at.
         let is_free = match share_port && !config.share_port && port != 0 {
@@ -299,11 +309,11 @@ fn catch_signals(events: Sender<Event>, logs: &Logs) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             if signal == SIGHUP {
-                log::info!("signal {signal}: opening the log anew");
+                log::info!("received signal {signal}: reopening the log");
                 logs.events.reopen();
             } else if std::mem::replace(&mut told, true) {
                 // Whatever the rest of the program is at, a name server that does not answer or clients that take their time.
-                log::warn!("signal {signal} once more: ending at once");
+                log::warn!("received a second signal ({signal}): exiting immediately, requests in flight are lost");
                 logs.flush(LAST_LINES_AT_ONCE);
                 std::process::exit(128 + signal);
             } else if events.send(Event::Signal(signal)).is_err() {

@@ -63,8 +63,8 @@ pub fn check_handing_over(listener: &std::net::TcpListener) {
     let migrates = std::fs::read_to_string(MIGRATES).is_ok_and(|text| text.trim() == "1");
     if let (Err(error), false) = (tried, migrates) {
         log::warn!(
-            "SHARE_PORT=on: when this proxy stops, the kernel may reset a few connections that have just begun ({error}); set \
-             net.ipv4.tcp_migrate_req=1 (sysctl), or give the process CAP_NET_ADMIN"
+            "SHARE_PORT=on: on shutdown the kernel may reset new client connections not accepted yet ({error}); set the \
+             sysctl net.ipv4.tcp_migrate_req=1, or grant CAP_NET_ADMIN to the process"
         );
     }
 }
@@ -149,7 +149,7 @@ impl Acceptor {
         if self.is_shared
             && let Err(error) = SockRef::from(listener).attach_filter(&no_new_connections())
         {
-            log::debug!("cannot keep new connections from a socket that is to be closed: {error}");
+            log::debug!("cannot block new client connections during shutdown, the kernel may reset some: {error}");
         }
         self.is_shared
     }
@@ -206,7 +206,9 @@ impl Acceptor {
                     self.resting_until = Some(now + REST);
                     if now >= self.silent_until {
                         self.silent_until = now + SILENCE;
-                        log::error!("cannot accept connections: {error}; raise the limit of open files (ulimit -n)");
+                        log::error!(
+                            "cannot accept client connections, they wait in the kernel: {error}; raise the limit of open files (ulimit -n)"
+                        );
                     }
                     Accepted::Stop
                 }

@@ -184,7 +184,7 @@ impl Server {
         let pool = Pool::start(&settings, seat, move || {
             // Should the eventfd's counter ever be full, mio resets it.
             if let Err(error) = wake.wake() {
-                log::error!("cannot wake the loop for news of Redis: {error}");
+                log::error!("cannot wake the event loop, replies from Redis may be late: {error}");
             }
         })?;
         let limits = Limits {
@@ -330,7 +330,7 @@ impl Server {
     fn welcome(&mut self, stream: mio::net::TcpStream, address: IpAddr) {
         // Replies are written whole: waiting to fill a segment would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
-            log::debug!("a connection was gone before it began: {error}");
+            log::debug!("client connection closed before its first request: {error}");
             return;
         }
         let turned_away = self.places.take();
@@ -349,7 +349,7 @@ impl Server {
         let slot = self.clients.insert(Client::new(stream, connection, turned_away, self.clock.now));
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(self.clients[slot].stream(), Token(slot), interest) {
-            log::error!("cannot watch a connection: {error}");
+            log::error!("cannot register a client connection with epoll, closing it: {error}");
             self.close(slot);
             return;
         }

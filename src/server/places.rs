@@ -47,7 +47,10 @@ pub struct NoPlace {
 impl std::fmt::Display for NoPlace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let NoPlace { files, needed } = self;
-        write!(f, "at most {files} files may be open, and {needed} are needed for a first client; raise it (ulimit -n)")
+        write!(
+            f,
+            "limit of open files too low: {files}, but one client connection needs {needed}; raise it (ulimit -n)"
+        )
     }
 }
 
@@ -61,8 +64,8 @@ impl Places {
         let places = Places::within(files, config)?;
         if places.most < wanted.most {
             log::warn!(
-                "MAX_CONNECTIONS={} needs {needed} open files, and the system allows {files}: no more than {} clients are \
-                 let in; raise the limit (ulimit -Hn, LimitNOFILE= of systemd)",
+                "MAX_CONNECTIONS={} needs {needed} open files, but the system allows {files}: connection limit lowered to \
+                 {}; raise the limit of open files (ulimit -Hn, or LimitNOFILE= in systemd)",
                 wanted.most,
                 places.most
             );
@@ -139,7 +142,7 @@ fn raise_file_limit(needed: usize) -> usize {
     match raise() {
         Ok(files) => usize::try_from(files).unwrap_or(usize::MAX),
         Err(error) => {
-            log::warn!("cannot raise the limit of open files: {error}");
+            log::warn!("cannot raise the limit of open files, the connection limit may be lower: {error}");
             Resource::NOFILE.get_soft().map_or(USUAL_FILES, |soft| usize::try_from(soft).unwrap_or(usize::MAX))
         }
     }

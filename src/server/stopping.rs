@@ -45,7 +45,7 @@ impl Stopper {
     /// Makes the loop turn once.
     pub fn wake(&self) {
         if let Err(error) = self.waker.wake() {
-            log::error!("cannot wake a loop: {error}");
+            log::error!("cannot wake an event loop, it may react late: {error}");
         }
     }
 
@@ -82,7 +82,7 @@ impl Server {
         let Some(Stopping { listen_until, ends, .. }) = &self.stopping else { return false };
         let over = self.clock.now >= *ends;
         if over && !self.clients.is_empty() {
-            log::info!("SHUTDOWN_GRACE is over: {} clients are cut off", self.clients.len());
+            log::info!("SHUTDOWN_GRACE expired: closing {} open client connections", self.clients.len());
         }
         over || (listen_until.is_none() && self.clients.is_empty())
     }

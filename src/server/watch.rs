@@ -64,7 +64,7 @@ impl Watch {
             let mut redis = seat.redis();
             let late = redis.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= LATE);
             if late && redis.away.is_none() {
-                redis.away = Some(format!("Redis has answered nothing for {} s", LATE.as_secs()));
+                redis.away = Some(format!("no reply from Redis for {} s", LATE.as_secs()));
             }
         }
     }
@@ -75,12 +75,16 @@ impl Watch {
         {
             if !seat.has_answered() {
                 if now.saturating_duration_since(*called) >= STUCK && seat.set_stuck(true) {
-                    log::error!("worker {number} does not turn any more; please report this");
+                    log::error!(
+                        "event loop {number} is stuck (no tick for {} s): its clients get no replies; restart the proxy and \
+                         please report this",
+                        STUCK.as_secs()
+                    );
                 }
                 continue;
             }
             if seat.set_stuck(false) {
-                log::warn!("worker {number} turns again");
+                log::warn!("event loop {number} is no longer stuck");
             }
             *called = now;
             seat.call();
@@ -159,7 +163,7 @@ mod tests {
         assert_eq!(away_after(2 * LATE), None);
         register.seats()[0].redis().asked = Some(asked);
         assert_eq!(away_after(LATE / 2), None);
-        assert_eq!(away_after(LATE).as_deref(), Some("Redis has answered nothing for 3 s"));
+        assert_eq!(away_after(LATE).as_deref(), Some("no reply from Redis for 3 s"));
     }
 
     #[test]

@@ -108,7 +108,7 @@ fn each_request_is_a_line_in_the_common_log_format_with_its_outcome_and_time() {
     let events = read(&path);
     assert!(events.contains(" INFO ") && events.contains("listening on 127.0.0.1:"), "{events}");
     assert_eq!(proxy.end("TERM"), Some(0));
-    assert!(read(&path).ends_with("stopped\n"), "the last lines are missing: {}", read(&path));
+    assert!(read(&path).ends_with("shutdown complete\n"), "the last lines are missing: {}", read(&path));
     std::fs::remove_file(&path).expect("it is ours");
 }
 
@@ -187,7 +187,7 @@ fn a_log_that_cannot_be_opened_is_told_at_start_and_one_that_is_gone_later_goes_
     let output = command.env_clear().env("LOG_FILE", "/no/such/folder/log").output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{text}");
-    assert!(text.starts_with("segment-redis-proxy: LOG_FILE=\"/no/such/folder/log\" cannot be opened: "), "{text}");
+    assert!(text.starts_with("segment-redis-proxy: cannot open LOG_FILE=\"/no/such/folder/log\": "), "{text}");
 
     // A folder of its own, which goes away with the log in it: opening it anew fails, and the old file is kept.
     let (proxy, path) = logging(&redis, "gone", &[]);
@@ -195,7 +195,9 @@ fn a_log_that_cannot_be_opened_is_told_at_start_and_one_that_is_gone_later_goes_
     std::fs::rename(&path, &moved).expect("another name");
     std::fs::create_dir(&path).expect("something else of that name");
     proxy.signal("HUP");
-    until("it says so", || read(&moved).contains("cannot open the log anew, the old file goes on").then_some(()));
+    until("it says so", || {
+        read(&moved).contains("cannot reopen LOG_FILE, still writing to the old file").then_some(())
+    });
     proxy.get("/key/none");
     assert_eq!(access_lines(&moved, 1).len(), 1);
     std::fs::remove_dir(&path).expect("it is ours");
