@@ -87,7 +87,7 @@ impl Proxy {
     /// the business of `answer`; the value is stored all the same.
     pub fn complete(&mut self, completion: Completion, now: Millis, mut answer: impl FnMut(Waiter, &Reply<'_>)) {
         let Some(landed) = self.inflight.land(completion.flight) else {
-            log::error!("a fetch came back twice; please report this");
+            log::error!("a fetch completed twice: second result dropped; please report this");
             return;
         };
         let passengers = &landed.passengers;

@@ -88,7 +88,7 @@ impl Connector {
         let mut addresses: Vec<SocketAddr> = (self.host.as_str(), self.port).to_socket_addrs()?.collect();
         // The one that was there comes first: each that is dead costs the whole time-out.
         addresses.sort_by_key(|&address| self.last != Some(address));
-        let mut failure = std::io::Error::other("the name has no address").into();
+        let mut failure = std::io::Error::other("REDIS_HOST resolves to no address").into();
         for address in addresses {
             match self.open(address) {
                 Err(error) if is_unwelcome(&error) => failure = error,
@@ -215,20 +215,18 @@ pub(super) fn explain(error: &RedisError) -> String {
     let text = in_one_line(error);
     if error.is_timeout() {
         // The system's word for it is that a resource is temporarily unavailable.
-        return "no answer within REDIS_TIMEOUT".into();
+        return "no reply within REDIS_TIMEOUT".into();
     }
     if text.contains("failed to lookup address") {
-        return format!(
-            "{text}; REDIS_HOST must be a name that resolves here, for a local run set REDIS_HOST=127.0.0.1"
-        );
+        return format!("{text}; check that REDIS_HOST resolves here, or set REDIS_HOST=127.0.0.1 for a local run");
     }
     let remedy = match error.code() {
         Some("NOAUTH") => "set REDIS_PASSWORD",
-        Some(PROTECTED) => "set a password in Redis and REDIS_PASSWORD, or switch its protected-mode off",
-        _ if is_full(error) => "raise maxclients of Redis, or lower REDIS_CONNECTIONS or WORKERS",
-        _ if text.contains("permission") => "README lists the permissions that are needed",
-        _ if text.contains("refuses AUTH") => "check REDIS_USERNAME and REDIS_PASSWORD",
-        _ if text.contains("refuses SELECT") => "check REDIS_DB",
+        Some(PROTECTED) => "set a password in Redis and in REDIS_PASSWORD, or disable protected-mode in Redis",
+        _ if is_full(error) => "raise maxclients in Redis, or lower REDIS_CONNECTIONS or WORKERS",
+        _ if text.contains("permission") => "grant the ACL permissions listed in README",
+        _ if text.contains("rejected AUTH") => "check REDIS_USERNAME and REDIS_PASSWORD",
+        _ if text.contains("rejected SELECT") => "check REDIS_DB",
         _ => return text,
     };
     format!("{text}; {remedy}")
@@ -278,6 +276,7 @@ mod tests {
             database: 0,
             connections: 1,
             timeout: Duration::from_secs(1),
+            cache_ttl: Duration::ZERO,
             tracking: false,
             max_value_bytes: 1,
         };

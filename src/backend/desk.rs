@@ -94,7 +94,9 @@ impl Drop for Desk {
     fn drop(&mut self) {
         let forgotten = self.fail_open(&Failure::Internal);
         if forgotten > 0 {
-            log::error!("a helper broke over {forgotten} keys; please report this");
+            log::error!(
+                "a fetcher panicked: {forgotten} keys not read, their clients get an error; please report this"
+            );
         }
         self.deliver();
     }

@@ -142,7 +142,7 @@ impl Helper {
         match self.shared.note_loss(Instant::now()) {
             None => log::debug!("{text}"),
             Some(0) => log::warn!("{text}"),
-            Some(untold) => log::warn!("{text} ({untold} more since the last line about that)"),
+            Some(untold) => log::warn!("{text} ({untold} more lost since the last such line)"),
         }
         text
     }
@@ -162,7 +162,10 @@ impl Helper {
                 Err(Broken::Connecting(_)) if desk.hand_back() => return,
                 Err(Broken::Connecting(failure)) => failure,
                 Err(Broken::Reading(error)) if was_idle && error.is_connection_dropped() => {
-                    log::debug!("Redis at {} has closed a connection: {error}", self.connector.target());
+                    log::debug!(
+                        "Redis at {} closed an idle connection, reconnecting: {error}",
+                        self.connector.target()
+                    );
                     continue;
                 }
                 Err(Broken::Reading(error)) => {
@@ -251,7 +254,10 @@ impl Helper {
             (Ok(_), Some(_)) => log::info!("connected to Redis at {target}"),
             (Err(error), None) => log::debug!("cannot connect to Redis at {target}: {}", explain(error)),
             (Err(error), Some(Attempt::NoMore)) => {
-                log::warn!("no further connection to Redis at {target}, those that are there go on: {}", explain(error))
+                log::warn!(
+                    "cannot open another connection to Redis at {target}, reading over the open ones: {}",
+                    explain(error)
+                )
             }
             (Err(error), Some(_)) => log::error!("cannot connect to Redis at {target}: {}", explain(error)),
         }

@@ -115,9 +115,9 @@ fn refusal_of(step: Step, reply: ServerError) -> RedisError {
     match step {
         _ if says_more => error,
         Step::Authenticate => {
-            (ErrorKind::AuthenticationFailed, "Redis refuses AUTH", format!("{} {text}", reply.code())).into()
+            (ErrorKind::AuthenticationFailed, "Redis rejected AUTH", format!("{} {text}", reply.code())).into()
         }
-        Step::Select => (ServerErrorKind::ResponseError.into(), "Redis refuses SELECT", text.to_owned()).into(),
+        Step::Select => (ServerErrorKind::ResponseError.into(), "Redis rejected SELECT", text.to_owned()).into(),
         Step::Probe | Step::Introduce => error,
     }
 }
@@ -143,10 +143,13 @@ mod tests {
         let quoted = "ERR unknown command 'AUTH', with args beginning with: 'user' 'topsecret' ";
         let error = refusal_of(Step::Authenticate, reply(quoted));
         assert!(!error.to_string().contains("topsecret") && !error.to_string().contains("user"), "{error}");
-        assert!(error.to_string().contains("refuses AUTH") && error.to_string().contains("unknown command"), "{error}");
+        assert!(
+            error.to_string().contains("rejected AUTH") && error.to_string().contains("unknown command"),
+            "{error}"
+        );
         assert_eq!(error.kind(), ErrorKind::AuthenticationFailed);
         let error = refusal_of(Step::Select, reply("ERR DB index is out of range"));
-        assert!(error.to_string().contains("refuses SELECT"), "{error}");
+        assert!(error.to_string().contains("rejected SELECT"), "{error}");
         assert_eq!(failure_of(&error), Failure::Redis("ERR DB index is out of range".into()));
         for text in ["NOAUTH Authentication required.", "NOPERM this user has no permissions"] {
             assert_eq!(refusal_of(Step::Select, reply(text)).code(), text.split(' ').next(), "{text}");

@@ -68,6 +68,8 @@ pub struct Settings {
     pub connections: usize,
     /// Bounds connecting, the handshake and each round trip.
     pub timeout: Duration,
+    /// Lifetime of a cache entry, stated in the freshness guarantee.
+    pub cache_ttl: Duration,
     /// Whether to hear of changes (`CLIENT TRACKING`).
     pub tracking: bool,
     /// Longer values are not read.
@@ -132,12 +134,14 @@ impl Pool {
     /// any; it must not block.
     pub fn start(settings: &Settings, seat: Arc<Seat>, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Pool> {
         let pool = Pool { shared: Arc::new(Shared::new(seat, wake)), timeout: settings.timeout };
+        let promise = Promise { cache_ttl: settings.cache_ttl, ..Promise::default() };
         pool.shared.show(|redis| {
-            redis.away = Some("Redis has not been reached yet".into());
-            redis.promise = Promise::default().to_string();
+            redis.away = Some("not connected to Redis yet".into());
+            redis.promise = promise.to_string();
             redis.tracking = if settings.tracking { Tracking::Lost } else { Tracking::Off };
         });
         pool.shared.state().asked = Some(Instant::now());
+        pool.shared.state().promise = promise.clone();
         for number in 0..settings.connections {
             // Where nobody is connected, one goes on trying.
             let mut helper = Helper::new(settings, Arc::clone(&pool.shared), number == 0);
@@ -153,7 +157,7 @@ impl Pool {
             let mut tracker = Tracker::new(settings, Arc::clone(&pool.shared));
             std::thread::Builder::new().name("redis-tracking".into()).spawn(move || tracker.run())?;
         } else {
-            Promise::default().tell();
+            promise.tell();
         }
         Ok(pool)
     }
@@ -329,7 +333,7 @@ impl Shared {
             self.show_news(news, wake);
         }
         if overflowed {
-            log::warn!("more changes in Redis than can be followed: everything cached is dropped");
+            log::warn!("invalidation backlog overflow: cache flushed");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::figures::{RedisFigures, Tracking};
 use std::fmt;
+use std::time::Duration;
 
 /// What holds of the two sources of freshness. Each says why not where an operator would expect it to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,12 +11,14 @@ pub(super) struct Promise {
     pub(super) tracking: Held,
     /// Redis tells how long a key has left.
     pub(super) expiry: Held,
+    /// Lifetime of an entry, which bounds its age where nothing else does.
+    pub(super) cache_ttl: Duration,
 }
 
 impl Default for Promise {
     /// At the start. That Redis tells how long keys have left is what everybody expects: no news until it refuses.
     fn default() -> Promise {
-        Promise { tracking: Held::Unasked, expiry: Held::Yes }
+        Promise { tracking: Held::Unasked, expiry: Held::Yes, cache_ttl: Duration::ZERO }
     }
 }
 
@@ -82,14 +85,17 @@ impl Promise {
 
 impl fmt::Display for Promise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ttl = self.cache_ttl.as_secs_f64();
         match &self.tracking {
-            Held::Yes => f.write_str("a change in Redis is seen at once (tracking)")?,
-            Held::Unasked => f.write_str("a change in Redis is seen after CACHE_TTL")?,
-            Held::No { why } => write!(f, "a change in Redis is seen after CACHE_TTL only, no tracking: {why}")?,
+            Held::Yes => f.write_str("changes visible at once (tracking active)")?,
+            Held::Unasked => write!(f, "changes visible within CACHE_TTL={ttl} s")?,
+            Held::No { why } => write!(f, "changes visible within CACHE_TTL={ttl} s (tracking inactive: {why})")?,
         }
         match &self.expiry {
-            Held::Yes | Held::Unasked => f.write_str("; a key that Redis lets expire is gone with it"),
-            Held::No { why } => write!(f, "; a key that Redis lets expire may stay for CACHE_TTL: {why}"),
+            Held::Yes | Held::Unasked => f.write_str("; Redis expirations honoured"),
+            Held::No { why } => {
+                write!(f, "; Redis expirations not honoured, keys may outlive them by up to CACHE_TTL={ttl} s ({why})")
+            }
         }
     }
 }
@@ -112,12 +118,16 @@ mod tests {
     fn the_promise_says_what_holds_and_why_not() {
         let no = |why: &str| Held::No { why: why.into() };
         for (tracking, expiry, parts) in [
-            (Held::Unasked, Held::Yes, ["after CACHE_TTL;", "is gone with it"]),
-            (Held::Yes, Held::Unasked, ["at once (tracking);", "is gone with it"]),
-            (no("gone"), Held::Yes, ["after CACHE_TTL only, no tracking: gone;", "is gone with it"]),
-            (Held::Yes, no("NOPERM"), ["at once", "may stay for CACHE_TTL: NOPERM"]),
+            (Held::Unasked, Held::Yes, ["within CACHE_TTL=0.5 s;", "expirations honoured"]),
+            (Held::Yes, Held::Unasked, ["at once (tracking active);", "expirations honoured"]),
+            (no("gone"), Held::Yes, ["within CACHE_TTL=0.5 s (tracking inactive: gone);", "expirations honoured"]),
+            (
+                Held::Yes,
+                no("NOPERM"),
+                ["at once", "expirations not honoured, keys may outlive them by up to CACHE_TTL=0.5 s (NOPERM)"],
+            ),
         ] {
-            let text = Promise { tracking, expiry }.to_string();
+            let text = Promise { tracking, expiry, cache_ttl: Duration::from_millis(500) }.to_string();
             assert!(parts.iter().all(|part| text.contains(part)), "{text}");
         }
     }

@@ -371,7 +371,7 @@ fn failure_in(error: ServerError) -> Failure {
 
 /// A reply that the command cannot have: requests and replies have come apart.
 pub(super) fn out_of_step(command: &'static str) -> RedisError {
-    RedisError::from((ErrorKind::UnexpectedReturnType, "Redis' reply is of no type it can have", command.to_owned()))
+    RedisError::from((ErrorKind::UnexpectedReturnType, "unexpected type of reply from Redis", command.to_owned()))
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ impl Tracker {
         let why = match heard {
             Ok(Ok(())) => return,
             Ok(Err(error)) => explain(&error),
-            Err(_) => "listening broke; please report what stands above".to_owned(),
+            Err(_) => "the tracking thread panicked; please report the panic logged before this line".to_owned(),
         };
         self.shared.note_tracking(Err(why));
         if began.elapsed() < SETTLED_AFTER {
@@ -188,7 +188,9 @@ impl Tracker {
                 match self.connect_successor(wire, server.to_owned()) {
                     Ok(result) => Succession::Connecting(result),
                     Err(error) => {
-                        log::debug!("no thread for a second tracking connection to Redis: {error}");
+                        log::debug!(
+                            "cannot start a thread to replace the tracking connection to Redis, keeping the old one: {error}"
+                        );
                         Succession::Idle
                     }
                 }
@@ -196,7 +198,10 @@ impl Tracker {
             Succession::Connecting(result) => match result.try_recv() {
                 Ok(Ok(successor)) => Succession::Ready(successor),
                 Ok(Err(error)) => {
-                    log::debug!("no second tracking connection to Redis: {}", explain(&error));
+                    log::debug!(
+                        "cannot replace the tracking connection to Redis, keeping the old one: {}",
+                        explain(&error)
+                    );
                     Succession::Idle
                 }
                 Err(TryRecvError::Empty) => Succession::Connecting(result),
@@ -218,7 +223,7 @@ impl Tracker {
         let thread = std::thread::Builder::new().name("redis-successor".into()).spawn(move || {
             let successor = connector.open(peer).and_then(|mut wire| {
                 if run_id(&mut wire)?.as_ref() != Some(&server) {
-                    return Err(std::io::Error::other("another Redis answers at its address").into());
+                    return Err(std::io::Error::other("its address leads to another Redis server now").into());
                 }
                 subscribe(&mut wire).map(|()| wire)
             });
@@ -239,7 +244,9 @@ impl Tracker {
 /// Whether helpers read from this Redis, as far as is known.
 fn is_read_from(shared: &Shared, server: Option<&str>) -> RedisResult<()> {
     if shared.reads_from_another_than(server) {
-        return Err(std::io::Error::other("keys are read from another Redis than the one that tells").into());
+        return Err(
+            std::io::Error::other("fetchers read from another Redis server than the tracking connection").into()
+        );
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ struct Bounded<'a> {
 impl Read for Bounded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 {
-            return Err(io::Error::other("Redis' reply is longer than what was asked for"));
+            return Err(io::Error::other("the reply from Redis is longer than requested"));
         }
         let most = buffer.len().min(self.left);
         let length = self.stream.read(&mut buffer[..most])?;

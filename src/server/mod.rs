@@ -176,6 +176,7 @@ impl Server {
             database: i64::from(config.redis_db),
             connections: config.redis_connections,
             timeout: config.redis_timeout,
+            cache_ttl: config.cache_ttl,
             tracking: config.redis_tracking,
             max_value_bytes: config.max_value_bytes,
         };

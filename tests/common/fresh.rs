@@ -24,7 +24,7 @@ pub fn tracking(redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
 
 /// Waits until the log tells for the `count`th time that changes are heard of.
 pub fn until_tracking(proxy: &Proxy, count: usize) {
-    until("changes are heard of", || (proxy.log().matches("at once (tracking)").count() >= count).then_some(()));
+    until("changes are heard of", || (proxy.log().matches("at once (tracking active)").count() >= count).then_some(()));
 }
 
 pub fn is_hit(response: &Response) -> bool {

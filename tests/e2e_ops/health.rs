@@ -14,7 +14,7 @@ use std::time::Duration;
 fn it_is_ready_as_long_as_redis_answers_and_says_why_not() {
     let mut redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "300")]);
-    assert!(until_ready(&proxy).contains("\"reason\":null,\"freshness\":\"a change in Redis is seen after CACHE_TTL;"));
+    assert!(until_ready(&proxy).contains("\"reason\":null,\"freshness\":\"changes visible within CACHE_TTL=15 s;"));
     redis.kill();
     until_not_ready(&proxy, &format!("cannot connect to Redis at 127.0.0.1:{}", redis.port));
     redis.restart();

@@ -88,7 +88,7 @@ fn what_one_helper_cannot_read_another_does() {
     redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(2).exec(&mut admin).expect("CONFIG works");
     until("the one without a connection has tried", || {
         (0..50).for_each(|_| assert_eq!(clients[0].get("/raw/a").text(), "1"));
-        proxy.log().contains("no further connection to Redis").then_some(())
+        proxy.log().contains("cannot open another connection to Redis").then_some(())
     });
     assert!(!proxy.log().contains("cannot connect"), "{}", proxy.log());
 }

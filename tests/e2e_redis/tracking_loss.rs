@@ -26,7 +26,7 @@ fn when_tracking_is_lost_everything_is_read_anew_and_the_log_tells() {
         until_tracking(&proxy, 1 + round);
     }
     let log = proxy.log();
-    assert_eq!(log.matches("after CACHE_TTL only, no tracking").count(), 3, "{log}");
+    assert_eq!(log.matches("(tracking inactive: ").count(), 3, "{log}");
 }
 
 /// Rule 1: whoever reads the log may stop reading it. No lock that the loop takes is held while something is logged.
@@ -148,14 +148,14 @@ fn tracking_goes_on_when_redis_has_started_anew() {
     until_tracking(&proxy, 2);
     // As long as nobody reads, the helpers' connections are those to the Redis that was.
     std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(proxy.log().matches("at once (tracking)").count(), 2, "{}", proxy.log());
+    assert_eq!(proxy.log().matches("at once (tracking active)").count(), 2, "{}", proxy.log());
     assert_eq!(client.get("/raw/a").status, 404);
     redis.set("a", "2");
     until_text(&mut client, "/raw/a", "2");
     cached(&mut client, "/raw/a", "2");
     redis.set("a", "3");
     until_text(&mut client, "/raw/a", "3");
-    assert_eq!(proxy.log().matches("at once (tracking)").count(), 2, "{}", proxy.log());
+    assert_eq!(proxy.log().matches("at once (tracking active)").count(), 2, "{}", proxy.log());
 }
 
 /// A Redis that is there and does not serve yet is no reason to forget what can be served until then.
@@ -180,7 +180,7 @@ fn a_redis_that_loads_its_data_is_still_away() {
     relay.lead_to(loading);
     redis.kill();
     relay.cut(&[Purpose::Fetching, Purpose::Tracking]);
-    until("changes are not heard of", || proxy.log().contains("no tracking").then_some(()));
+    until("changes are not heard of", || proxy.log().contains("tracking inactive").then_some(()));
     let until = Instant::now() + Duration::from_millis(500);
     while Instant::now() < until {
         let response = client.get("/raw/a");
@@ -202,7 +202,7 @@ fn tracking_that_does_not_last_is_not_begun_without_end() {
         _ => Some("+OK\r\n".into()),
     });
     let proxy = Proxy::start_before(port, &[("REDIS_TRACKING", "on")]);
-    until("it has been tried", || proxy.log().contains("no tracking").then_some(()));
+    until("it has been tried", || proxy.log().contains("tracking inactive").then_some(()));
     let before = attempts.load(Ordering::Relaxed);
     std::thread::sleep(Duration::from_secs(1));
     let attempts = attempts.load(Ordering::Relaxed) - before;
@@ -243,7 +243,7 @@ fn a_silent_network_is_noticed() {
     relay.hold(Purpose::Tracking);
     redis.set("a", "2");
     until_text(&mut client, "/raw/a", "2");
-    until("it is told", || proxy.log().contains("no tracking").then_some(()));
+    until("it is told", || proxy.log().contains("tracking inactive").then_some(()));
     relay.release();
     until_tracking(&proxy, 2);
     cached(&mut client, "/raw/a", "2");
@@ -267,7 +267,7 @@ fn redis_own_limits_cost_no_freshness() {
     until("helpers are closed for being idle", || (idle() == 0).then_some(()));
     redis.set("a", "2");
     until_text(&mut client, "/raw/a", "2");
-    assert!(!proxy.log().contains("no tracking"), "an idle listener was closed: {}", proxy.log());
+    assert!(!proxy.log().contains("tracking inactive"), "an idle listener was closed: {}", proxy.log());
     // One message over the limit: it is never seen, and neither is what follows.
     redis.run(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1000 1000 1"]);
     cached(&mut client, "/raw/a", "2");
@@ -276,7 +276,7 @@ fn redis_own_limits_cost_no_freshness() {
     command.extend(many.iter().map(String::as_str));
     redis.run(&command);
     until_text(&mut client, "/raw/a", "3");
-    until("it is told", || proxy.log().contains("no tracking").then_some(()));
+    until("it is told", || proxy.log().contains("tracking inactive").then_some(()));
     until_tracking(&proxy, 2);
 }
 

@@ -17,18 +17,18 @@ fn what_redis_does_not_allow_is_done_without() {
     redis.run(&["SETRANGE", "long", "99999", "x"]);
     let mut proxies = Vec::new();
     for (number, (rules, expires, told)) in [
-        (&["+@all", "&*"][..], true, &["at once (tracking); a key that Redis lets expire is gone with it"][..]),
+        (&["+@all", "&*"][..], true, &["at once (tracking active); Redis expirations honoured"][..]),
         // No channels, so no messages about changes.
-        (&["+@all", "resetchannels"], true, &["no tracking", "is gone with it"]),
-        (&["+@all", "-client"], true, &["no tracking", "is gone with it"]),
-        (&["+@all", "-client", "-pttl"], false, &["no tracking", "may stay for CACHE_TTL", "pttl"]),
-        (&["+get"], false, &["no tracking", "may stay for CACHE_TTL", "getrange"]),
-        (&["+@all", "&*", "-ping"], true, &["at once (tracking)"]),
-        (&["+@all", "&*", "-multi", "-exec"], true, &["at once (tracking)", "is gone with it"]),
-        (&["+get", "+getrange", "+pttl", "+strlen"], true, &["no tracking", "is gone with it"]),
-        (&["+@all", "&*", "-strlen"], true, &["at once (tracking)", "is gone with it"]),
-        (&["+@all", "&*", "-info"], true, &["at once (tracking)"]),
-        (&["+@all", "&*", "-getrange"], false, &["at once (tracking)", "may stay for CACHE_TTL", "getrange"]),
+        (&["+@all", "resetchannels"], true, &["tracking inactive", "expirations honoured"]),
+        (&["+@all", "-client"], true, &["tracking inactive", "expirations honoured"]),
+        (&["+@all", "-client", "-pttl"], false, &["tracking inactive", "expirations not honoured", "pttl"]),
+        (&["+get"], false, &["tracking inactive", "expirations not honoured", "getrange"]),
+        (&["+@all", "&*", "-ping"], true, &["at once (tracking active)"]),
+        (&["+@all", "&*", "-multi", "-exec"], true, &["at once (tracking active)", "expirations honoured"]),
+        (&["+get", "+getrange", "+pttl", "+strlen"], true, &["tracking inactive", "expirations honoured"]),
+        (&["+@all", "&*", "-strlen"], true, &["at once (tracking active)", "expirations honoured"]),
+        (&["+@all", "&*", "-info"], true, &["at once (tracking active)"]),
+        (&["+@all", "&*", "-getrange"], false, &["at once (tracking active)", "expirations not honoured", "getrange"]),
     ]
     .into_iter()
     .enumerate()
@@ -38,7 +38,7 @@ fn what_redis_does_not_allow_is_done_without() {
         let variables = [("REDIS_USERNAME", user.as_str()), ("REDIS_PASSWORD", "word"), ("REDIS_TRACKING", "on")];
         let proxy = Proxy::start(&redis, &[&variables[..], &[("CACHE_TTL", "600")]].concat());
         let mut client = proxy.connect();
-        let tracking = if rules.contains(&"&*") { "at once (tracking)" } else { "no tracking" };
+        let tracking = if rules.contains(&"&*") { "at once (tracking active)" } else { "tracking inactive" };
         until("the log tells", || proxy.log().contains(tracking).then_some(()));
         let response = client.get("/raw/short");
         let told_ttl = response.field("cache-status").strip_prefix("segment-redis-proxy; fwd=miss; stored; ttl=");
@@ -78,7 +78,7 @@ fn a_forbidden_key_fails_alone() {
         assert_eq!(responses.iter().map(|response| response.status).collect::<Vec<_>>(), [200, 502, 404, 200]);
         assert!(responses[1].text().contains("NOPERM"), "{responses:?}");
     }
-    assert!(!proxy.log().contains("may stay"), "one key took the promise from all: {}", proxy.log());
+    assert!(!proxy.log().contains("not honoured"), "one key took the promise from all: {}", proxy.log());
 }
 
 /// Without the right to ask how long keys have left, values that are too long are refused unread all the same.
@@ -252,7 +252,7 @@ fn long_key_names_release_memory() {
     redis.set("kept", "changed");
     until("changes are heard of", || (proxy.get("/raw/kept").text() == "changed").then_some(()));
     until("memory is given back", || (proxy.memory("VmRSS") < before + 16 * 1024).then_some(()));
-    assert!(!proxy.log().contains("no tracking"), "{}", proxy.log());
+    assert!(!proxy.log().contains("tracking inactive"), "{}", proxy.log());
 }
 
 /// Changes are received while a successor hangs in connecting.
@@ -273,7 +273,7 @@ fn hung_takeover_delays_no_change() {
         until_text(&mut client, "/raw/a", value);
         cached(&mut client, "/raw/a", value);
     }
-    assert!(!proxy.log().contains("no tracking"), "{}", proxy.log());
+    assert!(!proxy.log().contains("tracking inactive"), "{}", proxy.log());
 }
 
 /// Returns the ids of the connections that hear of changes.
