@@ -251,20 +251,20 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Failure::QueueFull => "too many keys wait for Redis; try again in a second",
+            Failure::QueueFull => "too many keys are waiting for Redis; retry in 1 s",
             Failure::TooMuchHeld => {
-                "too many long values wait for clients that take them slowly; try again in a second, or raise CLIENT_BYTES"
+                "long values that slow clients have not read yet exceed CLIENT_BYTES; retry in 1 s, or raise CLIENT_BYTES"
             }
-            Failure::Unavailable => "Redis cannot be reached; try again in a second, the proxy's log says why",
-            Failure::Timeout => "Redis did not answer within REDIS_TIMEOUT; try again",
-            Failure::NotReady(_) => "Redis cannot serve now; try again in a second: ",
-            Failure::Refused(_) => "Redis refuses the connection; the proxy's log says what to check: ",
+            Failure::Unavailable => "Redis is unreachable; retry in 1 s, the proxy's log has the cause",
+            Failure::Timeout => "Redis did not reply within REDIS_TIMEOUT; retry",
+            Failure::NotReady(_) => "Redis cannot serve reads now; retry in 1 s: ",
+            Failure::Refused(_) => "Redis rejected the proxy's connection; the proxy's log has the remedy: ",
             Failure::TooLong => {
-                "the value is longer than MAX_VALUE_BYTES allows; raise that variable of the proxy, or read it from Redis"
+                "the value is longer than MAX_VALUE_BYTES of the proxy; raise it, or read the key from Redis directly"
             }
-            Failure::WrongType => "the key does not hold a string; only strings can be read here",
-            Failure::Redis(_) => "Redis answered with an error: ",
-            Failure::Internal => "the proxy failed to read the key; try again, its log says more",
+            Failure::WrongType => "the key does not hold a string; the proxy reads only strings",
+            Failure::Redis(_) => "Redis replied with an error: ",
+            Failure::Internal => "internal error while reading the key; retry, the proxy's log has the cause",
         })?;
         match self {
             Failure::NotReady(text) | Failure::Refused(text) | Failure::Redis(text) => f.write_str(text),

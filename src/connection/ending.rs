@@ -7,16 +7,12 @@ use crate::protocol::http::{self, Command, Date, Heads, Refusal, Rules, Status};
 use crate::protocol::{Decoded, resp};
 
 /// What a client is told that is one too many, over HTTP.
-const TOO_MANY: Refusal = Refusal {
-    status: Status::ServiceUnavailable,
-    message: "too many clients are connected; the operator bounds them by MAX_CONNECTIONS",
-};
+const TOO_MANY: Refusal =
+    Refusal { status: Status::ServiceUnavailable, message: "connection limit reached (MAX_CONNECTIONS); retry later" };
 
 /// What a client is told whose request does not come whole.
-const TOO_SLOW: Refusal = Refusal {
-    status: Status::RequestTimeout,
-    message: "the request did not come whole in time; the operator bounds it by CLIENT_TIMEOUT",
-};
+const TOO_SLOW: Refusal =
+    Refusal { status: Status::RequestTimeout, message: "the request was not complete within CLIENT_TIMEOUT" };
 
 impl Connection {
     /// Returns a connection that is one too many. Its first line says what it speaks, and then it is refused.

@@ -68,15 +68,15 @@ fn each_request_is_a_line_in_the_common_log_format_with_its_outcome_and_time() {
         "\"GET /key/a HTTP/1.1\" 200 34 hit",
         "\"GET /key/none?x=\\x22%0a HTTP/1.1\" 404 25 missing",
         "\"HEAD /raw/a HTTP/1.1\" 200 - hit",
-        "\"POST /key/a HTTP/1.1\" 405 56 refused",
+        "\"POST /key/a HTTP/1.1\" 405 71 refused",
         "\"GET /raw/b HTTP/1.1\" 404 25 missing",
-        "\"nonsense ...\" 400 50 refused",
+        "\"nonsense ...\" 400 49 refused",
         "\"get a RESP2\" 200 11 hit",
         "\"get none RESP2\" 404 5 missing",
         "\"mget (2) RESP2\" 200 20 many",
         "\"auth RESP2\" 200 5 other",
         "\"getrange a RESP2\" 200 8 hit",
-        "\"ERR unknown command 'SET': this proxy is read-only; COMMAND DOCS tells what it answers\" 400 89 refused",
+        "\"ERR unknown command 'SET': this proxy is read-only; COMMAND DOCS lists the supported commands\" 400 96 refused",
     ];
     for (line, expected) in lines.iter().zip(expected) {
         let (before, rest) = line.split_once(" [").expect("a date begins");

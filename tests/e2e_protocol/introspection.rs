@@ -85,7 +85,7 @@ fn command_docs_arguments_equal_redis() {
         }
         let none = if version == "3" { "%0\r\n" } else { "*0\r\n" };
         assert_eq!(here.text("COMMAND DOCS no-such-command client|no-such get|x get|"), none);
-        assert_eq!(here.text("COMMAND LIST FILTERBY"), "-ERR COMMAND LIST takes no FILTERBY here\r\n");
+        assert_eq!(here.text("COMMAND LIST FILTERBY"), "-ERR COMMAND LIST FILTERBY is not supported\r\n");
     }
 }
 

@@ -45,8 +45,8 @@ fn redis_cli_and_http_share_one_cache() {
     let refused = redis_cli(port, &["SET", "a", "2"]);
     assert!(refused.starts_with("ERR unknown command 'SET': this proxy is read-only"), "{refused}");
     let no_transactions = redis_cli(port, &["MULTI"]);
-    assert!(no_transactions.contains("there are no transactions here; use a pipeline"), "{no_transactions}");
-    assert!(redis_cli(port, &["COMMAND", "DOCS", "GET"]).contains("The value of a key."));
+    assert!(no_transactions.contains("transactions are not supported; use a pipeline"), "{no_transactions}");
+    assert!(redis_cli(port, &["COMMAND", "DOCS", "GET"]).contains("Returns the value of a key."));
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn keys_and_values_are_bytes() {
     redis.set(&long[..], "of a long key");
     assert_eq!(client.ask(command(&[b"GET", &long[..]])), b"$13\r\nof a long key\r\n");
     let longer = client.ask(command(&[b"GET", &[&long[..], b"x"].concat()[..]]));
-    assert!(longer.starts_with(b"-ERR an argument is too long; up to 65536 bytes are taken here\r\n"));
+    assert!(longer.starts_with(b"-ERR argument too long; the limit is 65536 bytes\r\n"));
     assert_eq!(client.text("PING"), "+PONG\r\n", "the connection goes on");
 }
 
@@ -311,7 +311,7 @@ fn who_does_not_speak_the_protocol_is_told_so_and_sent_away() {
         (b"*1\r\nfoo\r\n", "expected '$', got 'f'", true),
         (b"*2\r\n$3\r\nGET\r\n*1\r\n$1\r\na\r\n", "expected '$', got '*'", true),
         (b"*2\r\n$4\r\nMGET\r\n:1\r\n", "expected '$', got ':'", true),
-        (b"*2\r\n$3\r\nGET\r\n$1\r\nab\r\n*1\r\n$4\r\nPING\r\n", "expected CR and LF behind a bulk string", false),
+        (b"*2\r\n$3\r\nGET\r\n$1\r\nab\r\n*1\r\n$4\r\nPING\r\n", "expected CR and LF after a bulk string", false),
         (b"GET a\r\n", "expected '*', got 'G'", false),
     ];
     for (bytes, text, as_redis) in cases {
@@ -395,7 +395,9 @@ fn whatever_clients_authenticate_with_is_right() {
     assert!(client.text("HELLO 3 AUTH somebody x SETNAME me").starts_with("%7\r\n"));
     assert_eq!(client.text("CLIENT GETNAME"), "$2\r\nme\r\n");
     let long_name = "x".repeat(257);
-    assert!(client.text(&format!("HELLO 2 SETNAME {long_name}")).starts_with("-ERR Client names are at most 256"));
+    assert!(
+        client.text(&format!("HELLO 2 SETNAME {long_name}")).starts_with("-ERR Client name too long; the limit is 256")
+    );
     assert_eq!(client.text("GET nothing"), "_\r\n", "the version has changed");
     assert_eq!(client.text(&format!("CLIENT SETNAME {}", &long_name[1..])), "+OK\r\n");
 }
@@ -407,7 +409,7 @@ fn another_database_is_refused_in_clear_words() {
     let proxy = Proxy::start(&redis, &[("REDIS_DB", "2")]);
     let mut client = Resp::connect(proxy.address);
     assert_eq!(client.text("SELECT 2"), "+OK\r\n");
-    assert!(client.text("SELECT 0").starts_with("-ERR only database 2 is served here; set REDIS_DB"));
+    assert!(client.text("SELECT 0").starts_with("-ERR this proxy serves only database 2; set its REDIS_DB"));
     assert_eq!(client.text("GET a"), "$-1\r\n");
 }
 
@@ -449,14 +451,14 @@ fn while_redis_is_away_clients_are_told_to_try_again() {
     redis.freeze();
     for command in ["GET text", "MGET a text", "EXISTS text a", "STRLEN text", "GETRANGE text 0 1"] {
         let reply = client.text(command);
-        assert!(reply.starts_with("-LOADING Redis did not answer within REDIS_TIMEOUT"), "{command}: {reply}");
+        assert!(reply.starts_with("-LOADING Redis did not reply within REDIS_TIMEOUT"), "{command}: {reply}");
     }
     assert_eq!(client.text("MGET a a"), "*2\r\n$1\r\n1\r\n$1\r\n1\r\n");
     redis.thaw();
     until("Redis is asked again", || (client.text("STRLEN text") == ":12\r\n").then_some(()));
     redis.kill();
     let reply = client.text("MGET a empty");
-    assert!(reply.starts_with("-LOADING Redis cannot be reached"), "{reply}");
+    assert!(reply.starts_with("-LOADING Redis is unreachable"), "{reply}");
     assert_eq!(client.text("PING"), "+PONG\r\n");
 }
 
@@ -468,7 +470,7 @@ fn a_value_that_is_too_long_is_there_all_the_same() {
     assert_eq!(client.text("EXISTS long a nothing"), ":2\r\n");
     for command in ["GET long", "STRLEN long", "GETRANGE long 0 1", "MGET a long"] {
         let reply = client.text(command);
-        assert!(reply.starts_with("-ERR the value is longer than MAX_VALUE_BYTES allows"), "{command}: {reply}");
+        assert!(reply.starts_with("-ERR the value is longer than MAX_VALUE_BYTES of the proxy"), "{command}: {reply}");
     }
 }
 
@@ -477,8 +479,8 @@ fn a_refused_proxy_does_not_ask_its_clients_for_a_password() {
     let redis = Redis::start_with(&["--requirepass", "secret"]);
     let proxy = Proxy::start(&redis, &[]);
     let reply = Resp::connect(proxy.address).text("GET a");
-    assert!(reply.starts_with("-ERR Redis refuses the connection") && reply.contains("NOAUTH"), "{reply}");
+    assert!(reply.starts_with("-ERR Redis rejected the proxy's connection") && reply.contains("NOAUTH"), "{reply}");
     let wrong = Proxy::start(&redis, &[("REDIS_PASSWORD", "wrong")]);
     let reply = Resp::connect(wrong.address).text("GET a");
-    assert!(reply.starts_with("-ERR Redis refuses the connection") && reply.contains("WRONGPASS"), "{reply}");
+    assert!(reply.starts_with("-ERR Redis rejected the proxy's connection") && reply.contains("WRONGPASS"), "{reply}");
 }

@@ -54,8 +54,8 @@ macro_rules! bad_days {
 }
 
 const TIMED_OUT: (&str, &str) =
-    ("504 {\"error\":\"Redis did not answer within REDIS_TIMEOUT", "LOADING Redis did not answer within REDIS_TIMEOUT");
-const UNREACHABLE: (&str, &str) = ("503 {\"error\":\"Redis cannot be reached", "LOADING Redis cannot be reached");
+    ("504 {\"error\":\"Redis did not reply within REDIS_TIMEOUT", "LOADING Redis did not reply within REDIS_TIMEOUT");
+const UNREACHABLE: (&str, &str) = ("503 {\"error\":\"Redis is unreachable", "LOADING Redis is unreachable");
 
 /// A fault that makes misses wait for the deadline.
 const fn silent(way: Way, begin: Step, end: Step, log: &'static str) -> Fault {
@@ -79,25 +79,25 @@ bad_days! {
         away(Way::Straight, Scene::kill, Scene::restart, "cannot connect to Redis");
     loading [without_tracking, with_tracking] telling(
         Way::Straight, (Scene::load, Scene::load_at_once),
-        "503 {\"error\":\"Redis cannot serve now; try again in a second: LOADING", "LOADING Redis is loading");
+        "503 {\"error\":\"Redis cannot serve reads now; retry in 1 s: LOADING", "LOADING Redis is loading");
     no_master [without_tracking] telling(
         Way::Straight, (Scene::lose_the_master, Scene::be_the_master),
-        "503 {\"error\":\"Redis cannot serve now; try again in a second: MASTERDOWN", "MASTERDOWN Link with MASTER");
+        "503 {\"error\":\"Redis cannot serve reads now; retry in 1 s: MASTERDOWN", "MASTERDOWN Link with MASTER");
     busy [without_tracking, with_tracking] telling(
         Way::Straight, (Scene::be_busy, Scene::end_the_script),
-        "503 {\"error\":\"Redis cannot serve now; try again in a second: BUSY", "BUSY Redis is busy");
+        "503 {\"error\":\"Redis cannot serve reads now; retry in 1 s: BUSY", "BUSY Redis is busy");
     no_password [without_tracking, with_tracking] Fault { log: "set REDIS_PASSWORD", ..telling(
         Way::Straight, (Scene::ask_for_a_password, Scene::ask_for_no_password),
-        "502 {\"error\":\"Redis refuses the connection; the proxy's log says what to check: NOAUTH",
-        "ERR Redis refuses the connection") };
+        "502 {\"error\":\"Redis rejected the proxy's connection; the proxy's log has the remedy: NOAUTH",
+        "ERR Redis rejected the proxy's connection") };
     readonly [without_tracking] telling(
         Way::Relay, (Scene::answer_readonly, Scene::redis_is_there_again),
-        "502 {\"error\":\"Redis answered with an error: READONLY", "READONLY You can't write");
+        "502 {\"error\":\"Redis replied with an error: READONLY", "READONLY You can't write");
     garbage [without_tracking] telling(
         Way::Relay, (Scene::answer_garbage, Scene::redis_is_there_again), "502 ", "ERR ");
     garbage_at_once [without_tracking, with_tracking] telling(
         Way::Relay, (Scene::answer_garbage_at_once, Scene::redis_is_there_again),
-        "502 {\"error\":\"Redis refuses the connection", "ERR Redis refuses the connection");
+        "502 {\"error\":\"Redis rejected the proxy's connection", "ERR Redis rejected the proxy's connection");
     broken_off [without_tracking]
         away(Way::Relay, Scene::break_off, Scene::redis_is_there_again, "lost a connection to Redis");
     stopped_half_way [without_tracking]

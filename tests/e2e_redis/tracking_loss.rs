@@ -227,7 +227,7 @@ fn a_redis_that_refuses_the_connection_is_away() {
         response.field("cache-status").contains("fwd=stale; detail=redis-unreachable").then_some(())
     });
     let nothing = client.get("/raw/nothing");
-    assert!(nothing.status == 502 && nothing.text().contains("refuses the connection"), "{nothing:?}");
+    assert!(nothing.status == 502 && nothing.text().contains("rejected the proxy's connection"), "{nothing:?}");
 }
 
 /// A network that goes silent closes nothing. After a second without a word Redis is asked, and nothing is served that

@@ -81,10 +81,10 @@ impl Fault {
     /// What to tell the client.
     pub fn refusal(self) -> Refusal {
         match self {
-            Fault::Malformed => bad_request("the body breaks the rules of the chunked coding (RFC 9112, section 7.1)"),
+            Fault::Malformed => bad_request("malformed chunked request body (RFC 9112, section 7.1)"),
             Fault::TooLong => Refusal {
                 status: Status::ContentTooLarge,
-                message: "the body is too long; no request that is answered here needs one",
+                message: "request body too long; no request to this proxy needs a body",
             },
         }
     }

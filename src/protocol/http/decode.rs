@@ -80,7 +80,7 @@ pub fn decode<'a>(input: &'a [u8], rules: &Rules, heads: &'a mut Heads) -> Decod
     };
     let input = &input[empty_line..];
     if matches!(input.first(), Some(b'\r' | b'\n')) {
-        return Decoded::Invalid(bad_request("a request begins with a method, not with empty lines"));
+        return Decoded::Invalid(bad_request("malformed request: empty lines before the method"));
     }
     // What is behind the longest head does not make a difference.
     let input = &input[..input.len().min(MAX_HEAD_BYTES)];
@@ -161,16 +161,16 @@ fn read<'a>(
     heads: &'a mut Heads,
 ) -> Result<Head<'a>, Refusal> {
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
-        return Err(bad_request("the request does not parse as HTTP/1.1"));
+        return Err(bad_request("malformed request: not valid HTTP/1.1"));
     };
     if target.len() > MAX_TARGET_BYTES {
         return Err(TARGET_TOO_LONG);
     }
     if !has_whole_line_ends(head, request.headers) {
-        return Err(bad_request("a line ends with a carriage return and a line feed"));
+        return Err(bad_request("malformed request: a line must end with CR and LF"));
     }
     let Some(parsed) = Target::parse(method, target.as_bytes()) else {
-        return Err(bad_request("the request target must be a path or an http URL, of ASCII, and percent-encoded"));
+        return Err(bad_request("malformed request target; use a path or an http URL, in ASCII and percent-encoded"));
     };
     let version_1_0 = version == 0;
     let fields = Fields::read(request.headers, version_1_0)?;
@@ -213,11 +213,11 @@ fn has_whole_line_ends(head: &[u8], headers: &[httparse::Header<'_>]) -> bool {
 
 const MISDIRECTED: Refusal = Refusal {
     status: Status::MisdirectedRequest,
-    message: "this host is not served here; its operator lists those that are in ALLOWED_HOSTS",
+    message: "host not allowed; allowed hosts are set with ALLOWED_HOSTS",
 };
 
 const TARGET_TOO_LONG: Refusal =
-    Refusal { status: Status::UriTooLong, message: "the request target is too long; at most 8 KiB are taken" };
+    Refusal { status: Status::UriTooLong, message: "request target too long; the limit is 8 KiB" };
 
 /// Of a head that has not ended where the longest does.
 fn too_large(request: &httparse::Request<'_, '_>) -> Refusal {
@@ -229,7 +229,7 @@ fn too_large(request: &httparse::Request<'_, '_>) -> Refusal {
 
 const TOO_LARGE: Refusal = Refusal {
     status: Status::HeaderFieldsTooLarge,
-    message: "the request head is too large; at most 16 KiB and 100 header fields are taken",
+    message: "request head too large; the limit is 16 KiB and 100 header fields",
 };
 
 /// Of a head with a byte that cannot stand where it stands.
@@ -237,10 +237,11 @@ fn malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input:
     match error {
         httparse::Error::TooManyHeaders => TOO_LARGE,
         // A request of another version, or none at all.
-        httparse::Error::Version if is_version(version_of(request, input)) == Some(true) => {
-            Refusal { status: Status::VersionNotSupported, message: "only HTTP/1.1 and HTTP/1.0 are spoken here" }
-        }
-        _ => bad_request("the request does not parse as HTTP/1.1"),
+        httparse::Error::Version if is_version(version_of(request, input)) == Some(true) => Refusal {
+            status: Status::VersionNotSupported,
+            message: "HTTP version not supported; use HTTP/1.0 or HTTP/1.1",
+        },
+        _ => bad_request("malformed request: not valid HTTP/1.1"),
     }
 }
 

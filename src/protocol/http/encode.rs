@@ -12,7 +12,7 @@ use std::time::SystemTime;
 const RETRY_AFTER: &str = "Retry-After: 1\r\n";
 
 /// Text of 412: an `If-Match` that no value can meet.
-const UNMET: &str = "If-Match names an entity tag, and values have none here";
+const UNMET: &str = "If-Match failed: values have no entity tags";
 
 /// What may be done with a key.
 const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";

@@ -48,7 +48,11 @@ impl<'a> Fields<'a> {
         let host = match host.map(host_of) {
             Some(Some(host)) => host,
             None if version_1_0 => b"",
-            _ => return Err(bad_request("a request must have one Host field, a name and perhaps a port")),
+            _ => {
+                return Err(bad_request(
+                    "a request must have exactly one Host field: a host name and an optional port",
+                ));
+            }
         };
         // A client that awaits "100 Continue" may or may not send its body after another answer, so that only closing
         // makes sure where the next request begins (RFC 9110, section 10.1.1).
@@ -62,7 +66,7 @@ impl<'a> Fields<'a> {
 fn once<'a>(field: &mut Option<&'a [u8]>, value: &'a [u8]) -> Result<(), Refusal> {
     match field.replace(value) {
         None => Ok(()),
-        Some(_) => Err(bad_request("Host, Content-Length and Transfer-Encoding may be there once")),
+        Some(_) => Err(bad_request("Host, Content-Length and Transfer-Encoding must not be repeated")),
     }
 }
 
@@ -74,15 +78,16 @@ fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> R
             0 => Ok(Body::Done),
             length => Ok(Body::Length(length)),
         },
-        (Some(_), Some(_)) => Err(bad_request("Transfer-Encoding and Content-Length exclude each other")),
-        (None, Some(_)) if version_1_0 => Err(bad_request("Transfer-Encoding is not for HTTP/1.0")),
+        (Some(_), Some(_)) => Err(bad_request("a request must not have both Transfer-Encoding and Content-Length")),
+        (None, Some(_)) if version_1_0 => Err(bad_request("Transfer-Encoding is not allowed in HTTP/1.0")),
         (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Body::CHUNKED),
         (None, Some(coding)) if !ends_chunked(coding) => {
-            Err(bad_request("Transfer-Encoding does not end with chunked, so that the body's end is not known"))
+            Err(bad_request("Transfer-Encoding must end with chunked, otherwise the end of the body is unknown"))
         }
-        (None, Some(_)) => {
-            Err(Refusal { status: Status::NotImplemented, message: "of transfer codings only chunked is known here" })
-        }
+        (None, Some(_)) => Err(Refusal {
+            status: Status::NotImplemented,
+            message: "transfer coding not supported; only chunked is supported",
+        }),
     }
 }
 
@@ -96,7 +101,7 @@ fn ends_chunked(codings: &[u8]) -> bool {
 /// Digits and nothing else (RFC 9110, section 8.6). 18 of them always fit.
 fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-        return Err(bad_request("Content-Length is not a number of bytes"));
+        return Err(bad_request("Content-Length must be a number of bytes"));
     }
     Ok(value.iter().fold(0, |sum, &digit| sum * 10 + u64::from(digit - b'0')))
 }
@@ -107,7 +112,7 @@ fn expectation(value: &[u8]) -> Result<bool, Refusal> {
     let mut expects = false;
     for expected in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|expected| !expected.is_empty()) {
         if !expected.eq_ignore_ascii_case(b"100-continue") {
-            let message = "of expectations only 100-continue is known here";
+            let message = "expectation not supported; only 100-continue is supported";
             return Err(Refusal { status: Status::ExpectationFailed, message });
         }
         expects = true;

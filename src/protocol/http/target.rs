@@ -149,23 +149,24 @@ impl<'a> Target<'a> {
             (method, Path::Resource(_)) if !exists && NOT_OFFERED.contains(&method) => Command::Refuse(NO_SUCH_PATH),
             (method, _) if NOT_OFFERED.contains(&method) => Command::Refuse(Refusal {
                 status: Status::MethodNotAllowed,
-                message: "nothing can be changed here; use GET or HEAD",
+                message: "method not allowed, the proxy is read-only; use GET or HEAD",
             }),
-            _ => Command::Refuse(Refusal {
-                status: Status::NotImplemented,
-                message: "this method is not known here; use GET or HEAD",
-            }),
+            _ => {
+                Command::Refuse(Refusal { status: Status::NotImplemented, message: "unknown method; use GET or HEAD" })
+            }
         };
         (view, command)
     }
 }
 
 /// RFC 9110, section 7.4.
-const NOT_SECURED: Refusal =
-    Refusal { status: Status::MisdirectedRequest, message: "there is no TLS here; ask for an http URL, or a path" };
+const NOT_SECURED: Refusal = Refusal {
+    status: Status::MisdirectedRequest,
+    message: "the proxy does not serve https URLs; use an http URL or a path",
+};
 
 const NO_SUCH_PATH: Refusal =
-    Refusal { status: Status::NotFound, message: "no such path; ask for /key/{key} or /raw/{key}" };
+    Refusal { status: Status::NotFound, message: "no such path; use /key/{key} or /raw/{key}" };
 
 fn without_query(path: &[u8]) -> &[u8] {
     path.iter().position(|&byte| byte == b'?').map_or(path, |query| &path[..query])

@@ -65,17 +65,17 @@ impl fmt::Display for Refusal {
             Refusal::Unknown(name) => {
                 let is_transaction = TRANSACTIONS.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(name));
                 let hint = match is_transaction {
-                    true => "there are no transactions here; use a pipeline without one (redis-py: transaction=False)",
+                    true => "transactions are not supported; use a pipeline without one (redis-py: transaction=False)",
                     false => READ_ONLY,
                 };
                 write!(f, "ERR unknown command '{}': {hint}", Shown(name))
             }
             Refusal::WrongNumber(name) => f.write_str(&wrong_number_for(name)),
             Refusal::TooMany(name, most) => {
-                write!(f, "ERR too many arguments for '{name}' command; at most {most} are taken")
+                write!(f, "ERR too many arguments for '{name}' command; the limit is {most}")
             }
             Refusal::TooLong => {
-                write!(f, "ERR an argument is too long; up to {MAX_KEY_BYTES} bytes are taken here")
+                write!(f, "ERR argument too long; the limit is {MAX_KEY_BYTES} bytes")
             }
             Refusal::NotANumber => f.write_str("ERR value is not an integer or out of range"),
         }
@@ -83,7 +83,7 @@ impl fmt::Display for Refusal {
 }
 
 /// What is said of whatever is not answered here.
-pub const READ_ONLY: &str = "this proxy is read-only; COMMAND DOCS tells what it answers";
+pub const READ_ONLY: &str = "this proxy is read-only; COMMAND DOCS lists the supported commands";
 
 /// Redis' error for a command, or a subcommand, that takes another number of arguments.
 pub fn wrong_number_for(command: &str) -> String {
@@ -369,12 +369,13 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_read_over_to_its_end() {
-        let unknown =
-            |name| format!("ERR unknown command '{name}': this proxy is read-only; COMMAND DOCS tells what it answers");
+        let unknown = |name| {
+            format!("ERR unknown command '{name}': this proxy is read-only; COMMAND DOCS lists the supported commands")
+        };
         check(&command(&[b"SET", b"a", b"*1\r\n$4\r\nQUIT\r\n"]), &[&unknown("SET")]);
         check(&command(&[b"FLUSHALL"]), &[&unknown("FLUSHALL")]);
         let transaction = decode(&[&command(&[b"Multi"])]);
-        assert!(transaction[0].starts_with("ERR unknown command 'Multi': there are no transactions here"));
+        assert!(transaction[0].starts_with("ERR unknown command 'Multi': transactions are not supported"));
         check(&command(&[b""]), &[&unknown("")]);
         check(&command(&[b"a\r\nb'"]), &[&unknown(r"a\r\nb'")]);
         let (long_name, shown) = (b"x".repeat(200), unknown(&"x".repeat(64)));
@@ -386,7 +387,7 @@ mod tests {
         check(&command(&[b"MGET"]), &[&number("mget")]);
         check(&command(&[b"DBSIZE", b"a"]), &[&number("dbsize")]);
         let many: Vec<&[u8]> = std::iter::repeat_n(&b"PING"[..], 66).collect();
-        check(&command(&many), &["ERR too many arguments for 'ping' command; at most 64 are taken"]);
+        check(&command(&many), &["ERR too many arguments for 'ping' command; the limit is 64"]);
     }
 
     #[test]
@@ -405,7 +406,7 @@ mod tests {
     #[test]
     fn too_many_keys_are_read_over() {
         let keys: Vec<&[u8]> = std::iter::repeat_n(&b"MGET"[..], MAX_KEYS as usize + 2).collect();
-        assert_eq!(decode(&[&command(&keys)]), ["ERR too many arguments for 'mget' command; at most 65536 are taken"]);
+        assert_eq!(decode(&[&command(&keys)]), ["ERR too many arguments for 'mget' command; the limit is 65536"]);
         assert_eq!(decode(&[&command(&keys[1..])]).len(), MAX_KEYS as usize + 1);
     }
 
@@ -428,8 +429,8 @@ mod tests {
             (b"*2\r\n$3\r\nGET\r\n*1\r\n$1\r\na\r\n", &["expected '$', got '*'"]),
             (b"*2\r\n$4\r\nMGET\r\n:1\r\n", &["mget of 1", "expected '$', got ':'"]),
             (b"*1\r\n$4\r\nPING\r\n\r\r", &["ping ", r"expected '*', got '\r'"]),
-            (b"*2\r\n$3\r\nGET\r\n$1\r\nab\r\n", &["expected CR and LF behind a bulk string"]),
-            (b"*2\r\n$3\r\nSET\r\n$1\r\nab\r\n", &["expected CR and LF behind a bulk string"]),
+            (b"*2\r\n$3\r\nGET\r\n$1\r\nab\r\n", &["expected CR and LF after a bulk string"]),
+            (b"*2\r\n$3\r\nSET\r\n$1\r\nab\r\n", &["expected CR and LF after a bulk string"]),
             (b"*3\r\n$3\r\nSET\r\n$536870912\r\n", &[]),
         ] {
             assert_eq!(decode(&[bytes]), expected);

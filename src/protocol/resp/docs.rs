@@ -214,24 +214,19 @@ pub const HANDSHAKE: Syntax = Syntax::Arguments(&[Argument::new(
 /// Syntax of `CLIENT`.
 pub const CLIENT: Syntax = Syntax::Subcommands(&[
     Subcommand::new("getname", "2.6.9", "Returns the name of the connection.", &[]),
-    Subcommand::new("id", "5.0.0", "Returns the number of the connection.", &[]),
-    Subcommand::new("no-evict", "7.0.0", "Accepted without effect: no client is ever evicted.", &[SWITCH]),
-    Subcommand::new(
-        "no-touch",
-        "7.2.0",
-        "Keeps reads of this connection from renewing keys in the LRU order.",
-        &[SWITCH],
-    ),
+    Subcommand::new("id", "5.0.0", "Returns the ID of the connection.", &[]),
+    Subcommand::new("no-evict", "7.0.0", "Accepted without effect: the proxy does not evict clients.", &[SWITCH]),
+    Subcommand::new("no-touch", "7.2.0", "Stops reads of this connection from updating the LRU order.", &[SWITCH]),
     Subcommand::new(
         "setinfo",
         "7.2.0",
-        "Accepted without effect: library names are not kept.",
+        "Accepted without effect: the proxy does not store library names.",
         &[Argument::new(
             "attr",
             Kind::OneOf(&[string("libname").after("LIB-NAME"), string("libver").after("LIB-VER")]),
         )],
     ),
-    Subcommand::new("setname", "2.6.9", "Names the connection.", &[string("connection-name")]),
+    Subcommand::new("setname", "2.6.9", "Sets the name of the connection.", &[string("connection-name")]),
 ]);
 
 /// Syntax of `COMMAND`.
@@ -248,7 +243,7 @@ pub const COMMAND: Syntax = Syntax::Subcommands(&[
 pub const CONFIG: Syntax = Syntax::Subcommands(&[Subcommand::new(
     "get",
     "2.0.0",
-    "Returns the settings save and appendonly, which are off.",
+    "Returns the parameters save and appendonly, both disabled.",
     &[Argument::new("parameter", Kind::Block(&[string("parameter")])).multiple()],
 )]);
 

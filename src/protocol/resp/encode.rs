@@ -146,9 +146,9 @@ mod tests {
     fn every_error_begins_with_a_code() {
         for (text, expected) in [
             ("NOPERM no way", "NOPERM no way"),
-            ("NOAUTH Authentication required.", "ERR Redis answered with an error: NOAUTH Authentication required."),
-            ("Parse error at 1", "ERR Redis answered with an error: Parse error at 1"),
-            ("", "ERR Redis answered with an error: "),
+            ("NOAUTH Authentication required.", "ERR Redis replied with an error: NOAUTH Authentication required."),
+            ("Parse error at 1", "ERR Redis replied with an error: Parse error at 1"),
+            ("", "ERR Redis replied with an error: "),
         ] {
             assert_eq!(error_of(&Failure::Redis(text.into())), expected);
         }

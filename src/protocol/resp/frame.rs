@@ -42,7 +42,7 @@ impl fmt::Display for Violation {
             Violation::NoBulk(byte) => write!(f, "expected '$', got '{}'", Shown(&[*byte])),
             Violation::ArgumentCount => f.write_str("invalid multibulk length"),
             Violation::BulkLength => f.write_str("invalid bulk length"),
-            Violation::BulkEnd => f.write_str("expected CR and LF behind a bulk string"),
+            Violation::BulkEnd => f.write_str("expected CR and LF after a bulk string"),
             Violation::LineLength => f.write_str("too big inline request"),
             Violation::Quotes => f.write_str("unbalanced quotes in request"),
         }

@@ -26,7 +26,7 @@ const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
 
 /// What a client is told whose reply would make it more.
 const TOO_MUCH: &str =
-    "TRYAGAIN too many replies about several keys are on their way; try again, or ask for fewer keys at once";
+    "TRYAGAIN the memory limit for multi-key replies is reached; retry, or request fewer keys at once";
 
 /// How much they hold.
 static HELD_BYTES: AtomicUsize = AtomicUsize::new(0);
@@ -172,7 +172,7 @@ impl Gather {
                 let length = payload.bytes().len();
                 if self.values > 0 && self.values + length > MAX_GATHERED_BYTES {
                     self.fail(format!(
-                        "ERR the reply would be longer than {MAX_GATHERED_BYTES} bytes; ask for fewer keys at once"
+                        "ERR the reply would be longer than {MAX_GATHERED_BYTES} bytes; request fewer keys at once"
                     ));
                     return true;
                 }

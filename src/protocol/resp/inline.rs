@@ -158,7 +158,7 @@ mod tests {
         }
         assert_eq!(
             decoded(&format!("CLIENT {}\r\n", "a ".repeat(65))),
-            "ERR too many arguments for 'client' command; at most 64 are taken"
+            "ERR too many arguments for 'client' command; the limit is 64"
         );
         let at_most = "x".repeat(MAX_LINE_BYTES - "PING \n".len());
         assert!(decoded(&format!("PING {at_most}\n")).starts_with("ping [xxx"));

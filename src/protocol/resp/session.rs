@@ -186,7 +186,7 @@ impl Session {
             return Err(format!("ERR Client names {BAD_NAME}"));
         }
         if name.len() > MAX_CLIENT_NAME_BYTES {
-            return Err(format!("ERR Client names are at most {MAX_CLIENT_NAME_BYTES} bytes long here"));
+            return Err(format!("ERR Client name too long; the limit is {MAX_CLIENT_NAME_BYTES} bytes"));
         }
         self.name = Some(name).filter(|name| !name.is_empty()).map(Box::from);
         Ok(())
@@ -229,7 +229,7 @@ fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<
         (Name::Select, [index]) => match number(index) {
             Some(index) if index == i64::from(database) => out.simple("OK"),
             Some(_) => out.error(&format!(
-                "ERR only database {database} is served here; set REDIS_DB of the proxy, or run another one"
+                "ERR this proxy serves only database {database}; set its REDIS_DB, or run another proxy"
             )),
             None => out.error(&Refusal::NotANumber.to_string()),
         },
@@ -248,7 +248,7 @@ fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<
         (Name::Command, [_, names @ ..]) if first == b"info" => commands::write_some(names, out),
         (Name::Command, [_, names @ ..]) if first == b"docs" => commands::write_docs(names, out),
         (Name::Command, [_]) if first == b"list" => commands::write_names(out),
-        (Name::Command, [_, ..]) if first == b"list" => out.error("ERR COMMAND LIST takes no FILTERBY here"),
+        (Name::Command, [_, ..]) if first == b"list" => out.error("ERR COMMAND LIST FILTERBY is not supported"),
         (Name::Command, [_, line @ ..]) if first == b"getkeys" && line.len() > 1 => {
             commands::write_keys(line, false, out);
         }
