@@ -20,8 +20,8 @@ pub fn is_alive(now: &Snapshot) -> bool {
 /// What is in the way of serving.
 pub fn trouble(now: &Snapshot) -> Option<&str> {
     match &now.redis.away {
-        _ if !is_alive(now) => Some("an event loop does not turn"),
-        _ if now.stopping => Some("the proxy is stopping"),
+        _ if !is_alive(now) => Some("an event loop is stuck; restart the proxy"),
+        _ if now.stopping => Some("the proxy is shutting down"),
         away => away.as_deref(),
     }
 }
@@ -46,20 +46,20 @@ mod tests {
 
     #[test]
     fn who_is_alive_may_not_be_ready_and_says_why() {
-        let promise = "seen \"at once\"".to_owned();
+        let promise = "visible \"at once\"".to_owned();
         let mut now =
             Snapshot { workers: 2, redis: RedisFigures { promise, ..Default::default() }, ..Snapshot::default() };
-        let freshness = r#""freshness":"seen \"at once\"""#;
+        let freshness = r#""freshness":"visible \"at once\"""#;
         assert_eq!(alive(&now), "{\"status\":\"ok\",\"workers\":2,\"stuck\":0}\n");
         assert_eq!(ready(&now), format!("{{\"ready\":true,\"reason\":null,{freshness}}}\n"));
         now.redis.away = Some("cannot connect".into());
         assert!(is_alive(&now));
         assert_eq!(ready(&now), format!("{{\"ready\":false,\"reason\":\"cannot connect\",{freshness}}}\n"));
         now.stopping = true;
-        assert_eq!(trouble(&now), Some("the proxy is stopping"));
+        assert_eq!(trouble(&now), Some("the proxy is shutting down"));
         now.stuck = 1;
         assert_eq!(alive(&now), "{\"status\":\"stuck\",\"workers\":2,\"stuck\":1}\n");
-        assert_eq!(trouble(&now), Some("an event loop does not turn"));
+        assert_eq!(trouble(&now), Some("an event loop is stuck; restart the proxy"));
         assert_eq!((status(false), status(true)), (Status::ServiceUnavailable, Status::Ok));
     }
 }

@@ -65,101 +65,129 @@ pub fn text(now: &Snapshot, settings: &Settings) -> String {
 fn requests(text: &mut Text, now: &Snapshot) {
     let figures = &now.figures;
     let name = "segment_requests_total";
-    text.begin(name, "counter", "Requests that have come to an end, by protocol and by what became of them.");
+    text.begin(name, "counter", "Completed requests, by protocol and outcome.");
     for (protocol, answers) in Protocol::NAMES.into_iter().zip(figures.answers) {
         for (ending, count) in Ending::NAMES.into_iter().zip(answers) {
             text.sample(name, &format!("{{protocol=\"{protocol}\",outcome=\"{ending}\"}}"), count);
         }
     }
     let responses = Status::ALL.into_iter().map(Status::code).zip(figures.responses);
-    text.by("segment_http_responses_total", "code", "Responses over HTTP, by status code.", responses);
+    text.by("segment_http_responses_total", "code", "HTTP responses, by status code.", responses);
     let failures = Failure::KINDS.into_iter().zip(figures.failures);
-    text.by("segment_errors_total", "kind", "Keys that could not be read, by what was in the way.", failures);
+    text.by("segment_errors_total", "kind", "Failed key reads, by kind of error.", failures);
     text.histogram(
         "segment_hit_seconds",
         &figures.hit_times,
         SECOND,
-        "Time from the loop's hearing of a request to the end of the turn that answered it from memory.",
+        "Time from receiving a request to the end of the event loop turn that answered it from the cache.",
     );
     text.histogram(
         "segment_miss_seconds",
         &figures.miss_times,
         SECOND,
-        "Time from the loop's hearing of a request to its having the answer, where it had to wait for one.",
+        "Time from receiving a request to its reply, for requests that waited for Redis.",
     );
     text.histogram(
         "segment_tick_seconds",
         &figures.tick_times,
         SECOND,
-        "Time that the loop took for all that was to do at once; nobody else is served meanwhile.",
+        "Working time of an event loop tick; other clients of the loop wait meanwhile.",
     );
 }
 
 fn cache(text: &mut Text, now: &Snapshot, settings: &Settings) {
     let figures = &now.figures;
-    text.single("segment_hits_total", figures.hits, "Keys that were asked for and found in memory.");
-    text.single("segment_misses_total", figures.misses, "Keys that were asked for and not found in memory.");
-    text.single("segment_collapsed_total", figures.collapsed, "Misses of keys that were being read already.");
-    text.single("segment_evictions_total", figures.evicted, "Entries that made room for others.");
-    text.single("segment_expirations_total", figures.expired, "Entries that were removed because their time was over.");
-    text.single("segment_invalidations_total", figures.invalidated, "Entries that were dropped for a change in Redis.");
-    text.single("segment_cache_entries", figures.entries, "Keys that are cached.");
-    text.single("segment_cache_bytes", figures.bytes, "Bytes of the keys and values that are cached.");
-    text.single("segment_cache_capacity_entries", settings.capacity, "Keys that may be cached, by all workers.");
-    text.single("segment_inflight_keys", figures.in_flight, "Keys that are being read from Redis.");
+    text.single("segment_hits_total", figures.hits, "Requested keys found in the cache.");
+    text.single("segment_misses_total", figures.misses, "Requested keys not found in the cache.");
+    text.single("segment_collapsed_total", figures.collapsed, "Misses that joined a fetch in flight for the same key.");
+    text.single("segment_evictions_total", figures.evicted, "Entries evicted to stay within the cache capacity.");
+    text.single("segment_expirations_total", figures.expired, "Entries removed because they expired.");
+    text.single("segment_invalidations_total", figures.invalidated, "Entries removed by an invalidation from Redis.");
+    text.single("segment_cache_entries", figures.entries, "Keys in the cache.");
+    text.single("segment_cache_bytes", figures.bytes, "Bytes of keys and values in the cache.");
+    text.single(
+        "segment_cache_capacity_entries",
+        settings.capacity,
+        "Cache capacity in keys, of all workers together.",
+    );
+    text.single("segment_inflight_keys", figures.in_flight, "Keys with a fetch from Redis in flight.");
 }
 
 fn clients(text: &mut Text, now: &Snapshot, settings: &Settings) {
     let figures = &now.figures;
-    text.single("segment_connections", figures.clients, "Clients that are connected.");
-    text.single("segment_connections_limit", settings.most_clients, "Clients that may be connected.");
-    text.single("segment_connections_accepted_total", figures.connections, "Clients that were let in.");
-    text.single("segment_connections_rejected_total", figures.rejected, "Clients for whom there was no place.");
+    text.single("segment_connections", figures.clients, "Open client connections.");
+    text.single(
+        "segment_connections_limit",
+        settings.most_clients,
+        "Connection limit: highest number of client connections.",
+    );
+    text.single("segment_connections_accepted_total", figures.connections, "Accepted client connections.");
+    text.single(
+        "segment_connections_rejected_total",
+        figures.rejected,
+        "Client connections rejected because the connection limit was reached.",
+    );
     text.by(
         "segment_client_timeouts_total",
         "kind",
-        "Clients that were closed because their request did not come whole, because they asked nothing, or because they \
-         did not take their replies.",
+        "Client connections closed by a timeout: incomplete request (request), no request (idle) or replies not read \
+         (reply).",
         TimedOut::NAMES.into_iter().zip(figures.timed_out),
     );
 }
 
 fn redis(text: &mut Text, now: &Snapshot) {
     let Snapshot { figures, redis, .. } = now;
-    text.single("segment_redis_up", u8::from(redis.away.is_none()), "Whether Redis answers (to all workers).");
-    text.single("segment_redis_connections", redis.connections, "Connections to Redis that keys are read over.");
+    text.single("segment_redis_up", u8::from(redis.away.is_none()), "1 if Redis is available to all workers, else 0.");
+    text.single("segment_redis_connections", redis.connections, "Open connections of fetchers to Redis.");
     let connects = ["ok", "failed"].into_iter().zip(redis.connects);
-    text.by("segment_redis_connects_total", "result", "Attempts to connect to Redis.", connects);
-    text.single("segment_redis_connections_lost_total", redis.lost, "Connections to Redis that have ended.");
+    text.by("segment_redis_connects_total", "result", "Attempts of fetchers to connect to Redis, by result.", connects);
+    text.single(
+        "segment_redis_connections_lost_total",
+        redis.lost,
+        "Connections of fetchers to Redis that were closed.",
+    );
     text.single(
         "segment_redis_round_trips_total",
         redis.round_trips,
-        "Questions to Redis, each with all its commands.",
+        "Round trips to Redis; a pipeline of commands counts once.",
     );
-    text.histogram("segment_redis_batch_keys", &redis.batches, 1.0, "Keys that were read from Redis together.");
-    text.single("segment_queue_length", redis.queued, "Keys that wait for a connection to Redis.");
-    text.single("segment_tracking_wanted", now.tracking_wanted, "Workers that are to hear of changes in Redis.");
-    text.single("segment_tracking_active", now.tracking, "Workers that hear of changes in Redis.");
+    text.histogram("segment_redis_batch_keys", &redis.batches, 1.0, "Keys read from Redis in one batch.");
+    text.single("segment_queue_length", redis.queued, "Keys in the queue, waiting for a fetcher.");
+    text.single("segment_tracking_wanted", now.tracking_wanted, "Workers configured for tracking (REDIS_TRACKING=on).");
+    text.single(
+        "segment_tracking_active",
+        now.tracking,
+        "Workers with active tracking, which receive invalidations from Redis.",
+    );
     text.single(
         "segment_tracking_epochs_total",
         figures.epochs,
-        "Times that all cached was dropped or made to expire, because all may have changed.",
+        "Times that the whole cache was flushed or expired, because any key may have changed.",
     );
 }
 
 fn process(text: &mut Text, now: &Snapshot) {
     let Snapshot { figures, process, .. } = now;
-    text.begin("segment_build_info", "gauge", "What runs.");
+    text.begin("segment_build_info", "gauge", "Version of the proxy.");
     text.sample("segment_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1);
-    text.single("segment_workers", now.workers, "Event loops.");
-    text.single("segment_workers_stuck", now.stuck, "Event loops that do not turn.");
-    text.single("segment_uptime_seconds", figures.uptime as f64 / 1e3, "Time since the start.");
-    text.single("segment_log_lines_dropped_total", process.dropped_lines, "Lines that the log had no room for.");
-    text.single("process_resident_memory_bytes", process.resident_bytes, "Memory that the process has.");
-    text.single("process_open_fds", process.open_files, "Files and sockets that are open.");
-    text.single("process_max_fds", process.most_files, "Files and sockets that may be open.");
-    text.single("process_cpu_seconds_total", process.cpu_seconds, "Processor time that was taken.");
-    text.single("process_start_time_seconds", process.started, "When it was started, in seconds since 1970.");
+    text.single("segment_workers", now.workers, "Event loops (workers).");
+    text.single("segment_workers_stuck", now.stuck, "Event loops that are stuck.");
+    text.single("segment_uptime_seconds", figures.uptime as f64 / 1e3, "Time since the start of the proxy.");
+    text.single(
+        "segment_log_lines_dropped_total",
+        process.dropped_lines,
+        "Log lines lost because the log buffer was full or a write failed.",
+    );
+    text.single("process_resident_memory_bytes", process.resident_bytes, "Resident memory.");
+    text.single("process_open_fds", process.open_files, "Open file descriptors.");
+    text.single("process_max_fds", process.most_files, "Limit of open file descriptors.");
+    text.single("process_cpu_seconds_total", process.cpu_seconds, "User and system CPU time.");
+    text.single(
+        "process_start_time_seconds",
+        process.started,
+        "Start time of the process, in seconds since the Unix epoch.",
+    );
 }
 
 #[cfg(test)]

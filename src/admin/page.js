@@ -139,22 +139,22 @@
       series: [["requests", "all", "one"], ["failed", "failed", "bad dashed"]],
       scale: (values) => linear(Math.max(0, ...values), short),
       note: (now) => `HTTP ${rate(now.http)}/s, Redis protocol ${rate(now.resp)}/s` },
-    { title: "Hit ratio", axis: "share of keys found in memory", big: (now) => [percent(now.ratio), "of keys"], format: percent,
+    { title: "Hit ratio", axis: "share of keys found in the cache", big: (now) => [percent(now.ratio), "of keys"], format: percent,
       series: [["ratio", "hits", "one"]], scale: ratios,
-      note: (now) => `found ${rate(now.hits)}/s, missed ${rate(now.misses)}/s` },
-    { title: "Latency", axis: "time to answer, logarithmic", big: (now) => [seconds(now.hit99), "99% of hits within"], format: seconds,
+      note: (now) => `hits ${rate(now.hits)}/s, misses ${rate(now.misses)}/s` },
+    { title: "Latency", axis: "response time, logarithmic", big: (now) => [seconds(now.hit99), "99% of hits within"], format: seconds,
       series: [["hit50", "hits, median", "one"], ["hit99", "hits, 99%", "two"], ["miss99", "misses, 99%", "three dashed"]],
       scale: (values) => logarithmic(values, seconds) },
-    { title: "Entries", axis: "keys in memory", big: (now) => [count(now.entries), "keys"], format: count, series: [["entries", "entries", "one"]],
+    { title: "Entries", axis: "keys in the cache", big: (now) => [count(now.entries), "keys"], format: count, series: [["entries", "entries", "one"]],
       // A capacity that is far away would press the line to the ground: then it is only told.
       reference: ({ cache }, values) => (Math.max(0, ...values) >= cache.capacity / 10 ? cache.capacity : null),
       scale: (values, reference) => linear(Math.max(0, ...values, reference || 0), short, true),
       note: ({ stats: { cache } }) => `${percent(cache.entries / cache.capacity)} of ${count(cache.capacity)}; ` +
         `${bytes(cache.bytes)}${cache.capacity_bytes > 0 ? ` of ${bytes(cache.capacity_bytes)}` : ""}` },
-    { title: "Redis", axis: "keys that wait for Redis", format: count, facts,
-      big: (now) => (now.stats.redis.answers ? ["Answers", "", "good"] : ["Does not answer", "", "bad"]),
+    { title: "Redis", axis: "keys waiting for Redis", format: count, facts,
+      big: (now) => (now.stats.redis.answers ? ["Available", "", "good"] : ["Unavailable", "", "bad"]),
       series: [["flight", "in flight", "one"], ["queued", "queued", "two dashed"]],
-      band: "Redis does not answer", bands: (sample) => sample.stats && !sample.stats.redis.answers,
+      band: "Redis unavailable", bands: (sample) => sample.stats && !sample.stats.redis.answers,
       scale: (values) => linear(Math.max(0, ...values), short, true) },
   ];
 
@@ -163,10 +163,10 @@
     const errors = {};
     for (const sample of samples) for (const kind in sample.errors) errors[kind] = (errors[kind] || 0) + sample.errors[kind];
     const kinds = Object.keys(errors).filter((kind) => errors[kind] > 0).map((kind) => `${count(errors[kind])} ${kind.replaceAll("_", " ")}`);
-    return [...(redis.answers ? [] : [["Reason", redis.reason || "not known", "bad"]]),
+    return [...(redis.answers ? [] : [["Reason", redis.reason || "unknown", "bad"]]),
       ["Freshness", redis.freshness], ["Tracking", redis.tracking, redis.tracking === "lost" ? "bad" : ""],
       ["Connections", count(redis.connections)], ["Round trips", `${rate(now.trips)}/s`],
-      ["Keys not read", kinds.length ? `${kinds.join(", ")} (in these 5 minutes)` : "none in these 5 minutes"]];
+      ["Failed key reads", kinds.length ? `${kinds.join(", ")} (last 5 minutes)` : "none in the last 5 minutes"]];
   }
 
   // --- Elements.
@@ -265,7 +265,7 @@
       shape("text", { class: "time", x: box.right, y: 10, "text-anchor": "end" }, clock(end - (1 - pointer) * SPAN)));
     plot.svg.replaceChildren(...parts);
     plot.svg.setAttribute("aria-label", `${plot.title}, ${plot.axis}, last 5 minutes. Now: ` +
-      plot.series.map(([key, name]) => `${name} ${now ? plot.format(now[key]) : "not known"}`).join(", "));
+      plot.series.map(([key, name]) => `${name} ${now ? plot.format(now[key]) : "unknown"}`).join(", "));
   }
 
   function drawNow(plot, now) {
@@ -299,20 +299,20 @@
 
   const about = ({ version, uptime_seconds: uptime, workers, clients }) =>
     `${version} at ${location.host}, up ${duration(uptime)}, ${count(workers)} ${workers === 1 ? "worker" : "workers"}, ` +
-    `${count(clients.connected)} of ${count(clients.most)} clients`;
+    `${count(clients.connected)} of ${count(clients.most)} client connections`;
 
   function show() {
     const now = newest();
     write(byId("about"), now ? about(now.stats) : `at ${location.host}`);
     const redis = now ? now.stats.redis : { answers: true };
-    let [text, style] = ["Live: new figures every second.", "good"];
-    if (paused) [text, style] = ["Paused. The figures are those of the moment of the pause.", ""];
-    else if (failure) [text, style] = [`No figures from the proxy since ${clock(failure.since)}: ${failure.reason}. It is asked again every second.`, "bad"];
-    else if (!now) [text, style] = ["Waiting for the first figures.", ""];
-    else if (!redis.answers) [text, style] = [`Redis does not answer: ${redis.reason || "the reason is not known"}.`, "bad"];
-    else if (!now.stats.ready) [text, style] = [`Not ready: ${now.stats.reason || "the reason is not known"}.`, "bad"];
+    let [text, style] = ["Live: updated every second.", "good"];
+    if (paused) [text, style] = ["Paused: values are from the time of the pause.", ""];
+    else if (failure) [text, style] = [`No data from the proxy since ${clock(failure.since)}: ${failure.reason}. Retrying every second.`, "bad"];
+    else if (!now) [text, style] = ["Waiting for the first data.", ""];
+    else if (!redis.answers) [text, style] = [`Redis unavailable: ${redis.reason || "reason unknown"}.`, "bad"];
+    else if (!now.stats.ready) [text, style] = [`Not ready: ${now.stats.reason || "reason unknown"}.`, "bad"];
     write(byId("state"), text, style);
-    document.title = `${failure ? "No answer - " : redis.answers ? "" : "Redis down - "}Segment Redis Proxy at ${location.host}`;
+    document.title = `${failure ? "No data - " : redis.answers ? "" : "Redis unavailable - "}Segment Redis Proxy at ${location.host}`;
     for (const plot of PLOTS) drawNow(plot, now);
     if (!calm.matches || Date.now() - drawn >= CALM_PERIOD) draw();
   }
@@ -320,13 +320,13 @@
   // --- Asking. One request at a time: the next is set up when the one before has ended.
   async function request() {
     const answer = await fetch("stats", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) }).catch((error) => {
-      throw new Error(error.name === "TimeoutError" ? `it does not answer within ${PATIENCE / 1000} seconds` : "it cannot be reached");
+      throw new Error(error.name === "TimeoutError" ? `no response within ${PATIENCE / 1000} seconds` : "cannot connect");
     });
-    if (!answer.ok) throw new Error(`it answers with status ${answer.status}`);
+    if (!answer.ok) throw new Error(`response status ${answer.status}`);
     try {
       return measure(Date.now(), await answer.json(), latest);
     } catch {
-      throw new Error("its answer broke off or is not understood");
+      throw new Error("truncated or invalid response");
     }
   }
 

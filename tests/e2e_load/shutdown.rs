@@ -45,7 +45,7 @@ fn what_is_under_way_is_answered_and_nobody_new_is_let_in() {
     asking.send("Host: x\r\n\r\n");
     let ready = asking.response();
     assert_eq!((ready.status, ready.field("connection")), (503, "close"));
-    assert!(ready.text().contains("\"the proxy is stopping\""), "{}", ready.text());
+    assert!(ready.text().contains("\"the proxy is shutting down\""), "{}", ready.text());
     assert!(asking.is_closed());
     redis.thaw();
     let response = waiting.response();

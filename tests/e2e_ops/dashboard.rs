@@ -119,7 +119,7 @@ fn a_browser_shows_what_happens() {
     traffic(&mut client);
     let (browser, url) = (Browser::new("live"), format!("http://{}/", proxy.address));
     let page = browser.page(&url);
-    assert!(page.contains("class=\"good\">Live: new figures every second.</p>"), "{page}");
+    assert!(page.contains("class=\"good\">Live: updated every second.</p>"), "{page}");
     assert_eq!(page.matches("<svg role=\"img\"").count(), 5, "{page}");
     // What a plot says for those who do not see it.
     for label in [
@@ -136,8 +136,8 @@ fn a_browser_shows_what_happens() {
     redis.kill();
     until("it is not ready", || (proxy.get("/readyz").status == 503).then_some(()));
     let page = browser.page(&url);
-    assert!(page.contains("class=\"bad\">Redis does not answer: cannot connect to Redis"), "{page}");
-    assert!(page.contains("<title>Redis down - "), "{page}");
+    assert!(page.contains("class=\"bad\">Redis unavailable: cannot connect to Redis"), "{page}");
+    assert!(page.contains("<title>Redis unavailable - "), "{page}");
 }
 
 /// The number in the table's row of that name.
