@@ -1,14 +1,17 @@
-# Stages: manifest (dependencies fetched) -> build (the binary), tests (the scenario), segment (what is shipped).
-# Nothing here needs BuildKit.
+# Image of the proxy, and of its end-to-end test.
+#
+# Stages: manifest (dependencies) -> build (the binary), tests (the test), segment (the image).
+# BuildKit is not required.
 
 FROM rust:1-slim-bookworm AS manifest
-# tikv-jemalloc-sys builds the allocator from its C sources.
+# tikv-jemalloc-sys compiles the allocator from C sources.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends make \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-# Stand-ins for the sources: dependencies get layers of their own, and a change in src does not build them again.
+# Placeholder sources: dependencies are built in separate layers, and a change in src does not
+# rebuild them.
 RUN mkdir -p benches src tests/e2e_protocol \
     && echo '//! Stands in.' > src/lib.rs \
     && printf '//! Stands in.\nfn main() {}\n' \
@@ -18,13 +21,14 @@ RUN mkdir -p benches src tests/e2e_protocol \
     && cargo fetch --locked --target "$(cat /host)"
 
 FROM manifest AS build
-# Static, so that the image needs no libc. The target is named although it is the host: then the flag is for the binary
-# alone, and proc macros and build scripts, which cannot be static, are built without it.
+# Links statically, so that the image needs no libc. An explicit target, even though it is the host,
+# limits the flag to the binary: proc macros and build scripts cannot be static.
 ENV RUSTFLAGS="-C target-feature=+crt-static"
 RUN cargo build --locked --release --target "$(cat /host)"
 COPY src src
-# The copied files keep their times, which may be older than the stand-ins'; cargo would see nothing to do.
-# Debug information would be four fifths of the image; the names of functions stay, for backtraces.
+# `touch`, because COPY keeps modification times that may be older than those of the placeholders.
+# Cargo would not rebuild then. Strips debug information, which would be four fifths of the image.
+# Function names stay, for backtraces.
 RUN touch src/lib.rs src/main.rs \
     && cargo build --locked --release --target "$(cat /host)" \
     && strip --strip-debug -o /segment-redis-proxy "target/$(cat /host)/release/segment-redis-proxy"
@@ -37,17 +41,19 @@ RUN touch src/lib.rs src/main.rs tests/e2e_protocol/main.rs \
     && cargo test --locked --no-run --test e2e_protocol \
     && cp "$(find target/debug/deps -name 'e2e_protocol-*' -type f -executable)" /e2e_protocol
 USER 65534:65534
-# SCENARIO_REDIS and SCENARIO_PROXY (host:port) say what to run against, SCENARIO_TTL the CACHE_TTL in force there.
+# SCENARIO_REDIS and SCENARIO_PROXY (host:port) select the servers to test. SCENARIO_TTL is the
+# CACHE_TTL of that proxy.
 CMD ["/e2e_protocol", "scenario::"]
 
 FROM scratch AS segment
 COPY --from=build /segment-redis-proxy /segment-redis-proxy
-# By number: there is no /etc/passwd that could know a name.
+# Numeric, because the image has no /etc/passwd.
 USER 65534:65534
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# Whether the event loops turn; Redis' being away is no illness, a restart would only lose the cache. The first check comes one
-# interval after the start, and whoever depends on the service waits for it. The program gives up after 2 s, before the engine
-# does, and says why.
+# Checks that the event loops make progress. An unavailable Redis does not fail the check, because a
+# restart would only lose the cache. The first check runs one interval after the start, and
+# dependent services wait for it. The command times out after 2 s, before Docker does, and prints
+# the reason.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=10s --retries=3 CMD ["/segment-redis-proxy", "healthcheck"]
 ENTRYPOINT ["/segment-redis-proxy"]

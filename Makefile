@@ -1,20 +1,23 @@
+# Shortcuts for the scripts in scripts/ and for docker compose.
+
 .PHONY: run test load up bench
 
-# On this machine: the proxy, and a Redis with sample keys unless REDIS_HOST names one.
+# Runs the proxy on this machine, with a Redis that has sample keys unless REDIS_HOST is set.
 run:
 	scripts/run.sh
 
+# Installs what the tests need, checks format and lints, and runs all tests.
 test:
 	scripts/test.sh
 
-# The soak test: ten minutes, a report in target/load.
+# Runs the soak test for ten minutes and writes a report to target/load.
 load:
 	scripts/load.sh
 
-# In containers: Redis, the proxy, and the tests against both.
+# Runs Redis, the proxy and the end-to-end test in containers.
 up:
 	if docker compose version >/dev/null 2>&1; then docker compose up --build; else docker-compose up --build; fi
 
-# Beside nginx, webdis and Redis, and inside; a report in target/bench.
+# Benchmarks the proxy, nginx, webdis and Redis, and the internals; writes a report to target/bench.
 bench:
 	scripts/bench.sh
