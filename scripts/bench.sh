@@ -8,7 +8,7 @@
 #   --report              target/bench unless told otherwise
 #   --only                some of the cases, by their names in scripts/bench/cases.py, like hit,resp-16
 #   --peers-only          without what `cargo bench` measures inside: cache, memory and bad_days, whose tables are in the report too
-#   --publish             copies the report of a whole run to docs/BENCHMARKS.md and docs/bench.svg
+#   --publish             copies the report of a whole run into docs/BENCHMARKS.md and to docs/bench.svg
 #
 # It builds the proxy and the floor, and starts them, nginx, webdis and two Redis on free ports of 127.0.0.1, with nothing written
 # but in the report's directory. It takes eight minutes, and what `cargo bench` takes; nothing else should run meanwhile. Needs Debian
@@ -55,6 +55,9 @@ for name in "${chosen[@]}"; do
     [[ " ${all[*]} " == *" $name "* ]] || usage "there is no case $name; there are ${all[*]}"
 done
 [ -z "$publish" ] || [ -z "$only$peers_only" ] || usage "--publish is for a whole run"
+# Ends the report in docs/BENCHMARKS.md.
+report_end='<!-- End of the report of scripts/bench.sh; all below is written by hand. -->'
+[ -z "$publish" ] || grep -qxF -- "$report_end" docs/BENCHMARKS.md || usage "docs/BENCHMARKS.md has no line $report_end"
 [ "$(nproc)" -ge 2 ] || usage "it needs two processors: one for the servers, one for the load"
 
 running=''
@@ -103,7 +106,9 @@ code=0
 python3 scripts/bench/report.py "$directory" "$logs"
 echo "$directory/report.md, $directory/bench.svg" >&2
 if [ -n "$publish" ] && [ "$code" = 0 ]; then
-    cp "$directory/report.md" docs/BENCHMARKS.md
+    # The report replaces all up to the line that ends it; what stands below is written by hand.
+    below=$(sed "1,\\|^$report_end\$|d" docs/BENCHMARKS.md)
+    printf '%s\n' "$(<"$directory/report.md")" '' "$report_end" "$below" >docs/BENCHMARKS.md
     cp "$directory/bench.svg" docs/bench.svg
 fi
 exit "$code"

@@ -59,7 +59,7 @@ def growth(text, column, small, large):
 
 
 # What `cargo bench` measures inside the proxy, and the headings of it in the report.
-INSIDE = {"cache": "The cache, in process", "memory": "Memory", "bad_days": "Hits on bad days"}
+INSIDE = {"cache": "The cache, in process", "memory": "Memory", "bad_days": "Hits during faults"}
 
 # Of each goal: what it is, whether the figure is to be at least or at most the number, and where it comes from: `of` is what was
 # measured of the peers, `inside` what `cargo bench` has printed, by its name.

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 
 import cases
 import chart
@@ -16,19 +17,28 @@ from tables import table, time_text
 
 PACKAGES = ["nginx", "libnginx-mod-http-lua", "webdis", "redis-server", "wrk"]
 
-HOW_TO_READ = """Absolute figures are noise on a shared machine. What holds are ratios of one run: the servers of a case have their rounds
-in turn, ratios are taken within each round, and all figures are medians of the rounds, but for memory and growth, which are measured once. A server and all its threads have one
-processor for themselves; the load and the Redis behind the caches have the others. CPU is the processor time of the server, user and
-system, for each request, in microseconds. Keys of 6 to 16 bytes have values of 100 bytes unless the case says otherwise.
+HOW_TO_READ = """\
+Absolute figures are noise on a shared machine; only ratios within one run hold. The servers of a
+case run their rounds alternately, and ratios are taken within each round. All figures are medians
+of the rounds, except memory and growth, which are measured once. A server with all its threads has
+one processor of its own. The load and the Redis behind the caches have the others. CPU is the
+processor time of the server, user and system, for each request, in microseconds. Keys of 6 to 16
+bytes have values of 100 bytes unless the case says otherwise.
 
-- A hit asks for one key again and again over HTTP, for one of 10,000 over RESP. A miss asks for 100,000 keys in turn, of which the cache
-  holds 1,000. Mixed are nine of ten requests for one of 10,000 keys by Zipf (s = 0.99), one of ten for the next of 100,000, in
-  a cache of 20,000. How often Redis was asked is counted, and a run in which that is not what the case says fails.
-- The floor reads, answers with the proxy's own bytes and parses nothing: a server of one thread on mio can hardly cost less.
-  nginx `return 200` has the answer in its configuration. nginx lua_shared_dict does the proxy's work: a cache in memory that reads
-  through to Redis, written in Lua. webdis has no cache and always asks Redis.
-- Busy is how much of its processor a server has used. One that is not busy has waited for the load: requests/s are the load's then.
-- The times are those of wrk and redis-benchmark under full load; of requests pipelined by 16 over HTTP it is the time of all 16."""
+- Hit: the load requests one key again and again over HTTP, one of 10,000 over RESP.
+- Miss: the load requests 100,000 keys in turn, and the cache holds 1,000.
+- Mixed: nine of ten requests are for one of 10,000 keys by Zipf (s = 0.99). One of ten is for the
+  next of 100,000. The cache holds 20,000.
+- The requests to Redis are counted. A run fails if their number does not fit the case.
+- The floor reads, answers with the proxy's own bytes and parses nothing. A server of one thread on
+  mio can hardly cost less.
+- nginx `return 200` has the response in its configuration. nginx lua_shared_dict does the proxy's
+  work in Lua: a cache in memory that reads through to Redis. webdis has no cache and always asks
+  Redis.
+- Busy is the share of its processor that a server used. A server that is not busy waited for the
+  load, and requests/s are those of the load.
+- Times are those of wrk and redis-benchmark under full load. Of requests pipelined by 16 over HTTP,
+  it is the time of all 16."""
 
 
 def command(*arguments):
@@ -78,10 +88,10 @@ def peer_rows(measured):
 
 
 def mixed(measured):
-    """How much of the mixed load the caches have answered themselves."""
+    """Returns the share of the mixed load that each cache answered itself."""
     shares = ["%s %.1f %%" % (cases.NAMES[name], 100 * (1 - goals.median(rounds, lambda one: one["asks"])))
               for name, rounds in measured.get("mixed", {}).items() if name != "webdis"]
-    return ["", "From memory, of the mixed load: %s." % ", ".join(shares)] if shares else []
+    return ["", "Answered from memory in the mixed load: %s." % ", ".join(shares)] if shares else []
 
 
 def main():
@@ -94,13 +104,14 @@ def main():
         if os.path.exists(path):
             with open(path) as file:
                 inside[name] = file.read().strip()
-    lines = ["# Benchmarks", "", "Written by `scripts/bench.sh` (--rounds %d --seconds %d) on %s" % (
-        results["rounds"], results["seconds"], machine()), "", HOW_TO_READ, "", "## Goals", "",
-        "Ratios are the proxy's figure divided by the other's.", ""]
+    written = "Written by `scripts/bench.sh` (--rounds %d --seconds %d) on %s" % (results["rounds"], results["seconds"], machine())
+    lines = ["# Benchmarks", "", "What does a request cost, beside other servers and inside the proxy?", ""]
+    lines += textwrap.wrap(written, 100, break_long_words=False, break_on_hyphens=False)
+    lines += ["", HOW_TO_READ, "", "## Goals", "", "Ratios are the proxy's figure divided by that of the other server.", ""]
     lines += table(["goal", "limit", "figure", "reached"], goal_rows(measured, inside), words=2)
-    lines += ["", "## The proxy and its peers", "", "In the last two columns the proxy's figure is divided by that of the server of the row: "
-              "of CPU less than 1 is better, of requests/s more.", ""]
-    lines += table(["case", "server", "requests/s", "busy", "CPU us", "p50", "p99", "p99.9", "CPU, proxy's to this", "requests/s, proxy's to this"],
+    lines += ["", "## The proxy and its peers", "", "Ratios are the proxy's figure divided by that of the server in the row. Below 1 is better for CPU,",
+              "above 1 for requests/s.", ""]
+    lines += table(["case", "server", "requests/s", "busy", "CPU us", "p50", "p99", "p99.9", "CPU ratio", "requests/s ratio"],
                    peer_rows(measured), words=2)
     lines += mixed(measured) + ["", "![Processor time for each request](bench.svg)"]
     for name, heading in goals.INSIDE.items():

@@ -2,7 +2,7 @@
 //!
 //! One connection in broadcasting mode hears of every write, and nothing depends on the helpers' connections: they may
 //! come and go. In the other mode Redis remembers for each connection what it has read, in a table that overflows, and
-//! forgets it without a word when the connection closes; ARCHITECTURE.md has what each mode costs.
+//! forgets it without a word when the connection closes; docs/BENCHMARKS.md has what each mode costs.
 //!
 //! The connection tells itself: it redirects its own messages to itself and subscribes to them, which RESP2 needs, and
 //! which puts it under Redis' limit for subscribers that read too slowly. Only what happens after the subscription is
