@@ -6,11 +6,11 @@
 
 use segment_redis_proxy::cache::{Cache, Limits};
 use segment_redis_proxy::connection::Connection;
-use segment_redis_proxy::figures::{Ledger, Register};
-use segment_redis_proxy::protocol::http::{Date, Heads, Rules};
-use segment_redis_proxy::proxy::{Decision, Proxy};
-use segment_redis_proxy::request::{Completion, Fetched, Form, Millis, Payload, Value};
-use segment_redis_proxy::serve::{Service, update_figures};
+use segment_redis_proxy::dispatch::{Dispatcher, sync_metrics};
+use segment_redis_proxy::metrics::{MetricsRegistry, Recorder};
+use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
+use segment_redis_proxy::read_through::{Lookup, ReadThrough};
+use segment_redis_proxy::types::{Completion, FetchedValue, JsonForm, Millis, Payload, Value};
 use std::hint::black_box;
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
@@ -34,7 +34,7 @@ fn key(number: usize) -> [u8; 16] {
 }
 
 fn insert(cache: &mut Cache, number: usize, deadline: Millis) {
-    cache.insert(&key(number), Payload::Inline { bytes: &VALUE, form: Form::Plain }, deadline, Millis::MAX);
+    cache.insert(&key(number), Payload::Inline { bytes: &VALUE, form: JsonForm::Plain }, deadline, Millis::MAX);
 }
 
 /// Full-period pseudo-random walk: the processor cannot guess the next entry.
@@ -51,7 +51,7 @@ fn full_cache(size: usize) -> Cache {
     cache
 }
 
-/// Begins every request, and stands before 16 digits and [`REST`].
+/// Begins every request, and stands before 16 digits and [`ACCEPT_BACKOFF`].
 const LINE: &[u8] = b"GET /key/";
 const REST: &[u8] = b" HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
 
@@ -61,15 +61,15 @@ fn write_digits(number: usize, mut place: &mut [u8]) {
 }
 
 /// A proxy that holds so many keys, which have come in as misses.
-fn full_proxy(size: usize) -> Proxy {
-    let mut proxy = Proxy::new(Limits { entries: size, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
-    let nobody = Connection::new(0, 0).waiter(0);
+fn full_proxy(size: usize) -> ReadThrough {
+    let mut proxy = ReadThrough::new(Limits { entries: size, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
+    let nobody = Connection::new(0, 0).request_id(0);
     let mut key = [0; 16];
     for number in 0..size {
         write_digits(number, &mut key);
-        if let Decision::Fetch(job) = proxy.get(&key, true, nobody, 0) {
-            let fetched = Fetched { value: Value::new(VALUE.to_vec()), remaining: None };
-            proxy.complete(Completion { flight: job.flight, result: Ok(Some(fetched)) }, 0, |_, _| ());
+        if let Lookup::Fetch(job) = proxy.get(&key, true, nobody, 0) {
+            let fetched = FetchedValue { value: Value::new(VALUE.to_vec()), ttl: None };
+            proxy.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, 0, |_, _| ());
         }
     }
     assert_eq!(proxy.cache().len(), size);
@@ -80,17 +80,18 @@ fn full_proxy(size: usize) -> Proxy {
 /// the socket.
 fn whole_hit(size: usize) -> f64 {
     let mut proxy = full_proxy(size);
-    let (mut jobs, mut heads, mut ledger) = (Vec::new(), Heads::new(), Ledger::default());
-    let (rules, register, date) = (Rules::default(), Register::default(), Date::at(SystemTime::UNIX_EPOCH));
-    let mut service = Service {
+    let (mut jobs, mut heads, mut ledger) = (Vec::new(), HeadDecoder::new(), Recorder::default());
+    let (rules, register, date) =
+        (Policy::default(), MetricsRegistry::default(), ResponseDate::at(SystemTime::UNIX_EPOCH));
+    let mut service = Dispatcher {
         proxy: &mut proxy,
         jobs: &mut jobs,
-        heads: &mut heads,
-        rules: &rules,
+        head_decoder: &mut heads,
+        policy: &rules,
         date: &date,
-        ledger: &mut ledger,
-        register: &register,
-        number: 0,
+        recorder: &mut ledger,
+        registry: &register,
+        worker_index: 0,
         now: 0,
     };
     let (mut connection, mut lent) = (Connection::new(1, 0), Vec::with_capacity(4096));
@@ -98,14 +99,14 @@ fn whole_hit(size: usize) -> f64 {
     let mut random = 1;
     let (time, _) = measure(OPERATIONS, |_| {
         write_digits(scramble(&mut random, size), &mut request[LINE.len()..][..16]);
-        connection.outgoing().lend(&mut lent);
-        service.take_in(&mut connection, 0, &request);
-        let length = black_box(connection.outgoing().short()).map_or(0, <[u8]>::len);
-        connection.outgoing().advance(length);
-        connection.outgoing().take_back(&mut lent);
+        connection.send_buffer().lend_tail(&mut lent);
+        service.on_input(&mut connection, 0, &request);
+        let length = black_box(connection.send_buffer().contiguous()).map_or(0, <[u8]>::len);
+        connection.send_buffer().advance(length);
+        connection.send_buffer().reclaim_tail(&mut lent);
     });
-    update_figures(service.ledger, service.proxy, 0);
-    assert_eq!(service.ledger.figures.hits, OPERATIONS as u64);
+    sync_metrics(service.recorder, service.proxy, 0);
+    assert_eq!(service.recorder.figures.hits, OPERATIONS as u64);
     time
 }
 

@@ -11,17 +11,17 @@ pub mod admin;
 pub mod cache;
 #[path = "../src/connection/mod.rs"]
 pub mod connection;
-#[path = "../src/figures/mod.rs"]
-pub mod figures;
+#[path = "../src/dispatch.rs"]
+pub mod dispatch;
 #[path = "../src/inflight.rs"]
 pub mod inflight;
+#[path = "../src/metrics/mod.rs"]
+pub mod metrics;
 #[path = "../src/protocol/mod.rs"]
 pub mod protocol;
-#[path = "../src/proxy.rs"]
-pub mod proxy;
-#[path = "../src/request.rs"]
-pub mod request;
-#[path = "../src/serve.rs"]
-pub mod serve;
+#[path = "../src/read_through.rs"]
+pub mod read_through;
+#[path = "../src/types.rs"]
+pub mod types;
 
 pub mod checks;

@@ -1,6 +1,6 @@
 //! Configuration: environment variables and nothing else. Every one is checked at start.
 
-use crate::protocol::http::Hosts;
+use crate::protocol::http::AllowedHosts;
 use std::fmt;
 use std::time::Duration;
 
@@ -13,38 +13,38 @@ pub struct Variable {
     /// What is allowed.
     pub allowed: &'static str,
     /// What it means.
-    pub meaning: &'static str,
+    pub description: &'static str,
 }
 
 /// All variables, in the order of `--help` and README.
 #[rustfmt::skip]
 pub const VARIABLES: [Variable; 26] = [
-    Variable { name: "REDIS_HOST", default: "redis", allowed: "a host name or an IP address", meaning: "host of the Redis server" },
-    Variable { name: "REDIS_PORT", default: "6379", allowed: "1 to 65535", meaning: "port of the Redis server" },
-    Variable { name: "REDIS_USERNAME", default: "", allowed: "a name; requires REDIS_PASSWORD", meaning: "ACL user to authenticate as" },
-    Variable { name: "REDIS_PASSWORD", default: "", allowed: "any text", meaning: "password to authenticate with" },
-    Variable { name: "REDIS_DB", default: "0", allowed: "0 to 2147483647", meaning: "number of the Redis database" },
-    Variable { name: "REDIS_CONNECTIONS", default: "4", allowed: "1 to 64", meaning: "fetchers of each worker, with one Redis connection each" },
-    Variable { name: "REDIS_TIMEOUT", default: "1000", allowed: "1 to 600000", meaning: "timeout in milliseconds for connecting, the handshake and each round trip" },
-    Variable { name: "REDIS_TRACKING", default: "off", allowed: "on or off", meaning: "receive invalidations from Redis, so that changes are visible at once" },
-    Variable { name: "CACHE_TTL", default: "15", allowed: "0.001 to 315360000, decimals allowed", meaning: "lifetime of a cache entry in seconds, counted from insertion" },
-    Variable { name: "CACHE_SIZE", default: "3", allowed: "1 to 2000000000", meaning: "capacity of each worker's cache, in keys" },
-    Variable { name: "CACHE_BYTES", default: "0", allowed: "0 to 1000000000000000", meaning: "capacity of each worker's cache, in bytes of keys and values; 0 for no limit" },
-    Variable { name: "MAX_VALUE_BYTES", default: "8388608", allowed: "1 to 536870912", meaning: "longest value read from Redis, in bytes" },
-    Variable { name: "STALE_IF_ERROR", default: "0", allowed: "0 to 315360000, decimals allowed", meaning: "seconds an expired entry may still be served while Redis is unavailable" },
-    Variable { name: "PROXY_HOST", default: "segment", allowed: "a host name or an IP address", meaning: "address to listen on" },
-    Variable { name: "PROXY_PORT", default: "8080", allowed: "0 to 65535", meaning: "port to listen on; 0 takes a free port and logs it" },
-    Variable { name: "ALLOWED_HOSTS", default: "", allowed: "host names separated by commas, without ports or wildcards", meaning: "host names accepted in HTTP requests (Host); empty accepts any" },
-    Variable { name: "MAX_CONNECTIONS", default: "10000", allowed: "1 to 1000000", meaning: "connection limit of all workers together; further clients get an error and are closed" },
-    Variable { name: "CLIENT_BYTES", default: "268435456", allowed: "1 to 1000000000000000", meaning: "limit in bytes for long values that slow clients have not read yet, of all workers together" },
-    Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals allowed", meaning: "seconds within which a client must send a whole request" },
-    Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", allowed: "0.1 to 315360000, decimals allowed", meaning: "seconds after which a client that sends no request, or reads no reply, is closed" },
-    Variable { name: "SHARE_PORT", default: "off", allowed: "on or off", meaning: "let other proxies listen on the same port, for restarts without downtime" },
-    Variable { name: "SHUTDOWN_GRACE", default: "10", allowed: "0 to 86400, decimals allowed", meaning: "seconds to finish requests in flight after SIGTERM or SIGINT" },
-    Variable { name: "ADMIN", default: "on", allowed: "on or off", meaning: "serve the dashboard at /, /metrics and /stats" },
-    Variable { name: "ACCESS_LOG", default: "off", allowed: "on or off", meaning: "log each request to standard output or LOG_FILE" },
-    Variable { name: "LOG_FILE", default: "", allowed: "a path", meaning: "file to log to; SIGHUP reopens it" },
-    Variable { name: "WORKERS", default: "1", allowed: "1 to 256", meaning: "event loops, each with its own cache and Redis connections" },
+    Variable { name: "REDIS_HOST", default: "redis", allowed: "a host name or an IP address", description: "host of the Redis server" },
+    Variable { name: "REDIS_PORT", default: "6379", allowed: "1 to 65535", description: "port of the Redis server" },
+    Variable { name: "REDIS_USERNAME", default: "", allowed: "a name; requires REDIS_PASSWORD", description: "ACL user to authenticate as" },
+    Variable { name: "REDIS_PASSWORD", default: "", allowed: "any text", description: "password to authenticate with" },
+    Variable { name: "REDIS_DB", default: "0", allowed: "0 to 2147483647", description: "number of the Redis database" },
+    Variable { name: "REDIS_CONNECTIONS", default: "4", allowed: "1 to 64", description: "fetchers of each worker, with one Redis connection each" },
+    Variable { name: "REDIS_TIMEOUT", default: "1000", allowed: "1 to 600000", description: "timeout in milliseconds for connecting, the handshake and each round trip" },
+    Variable { name: "REDIS_TRACKING", default: "off", allowed: "on or off", description: "receive invalidations from Redis, so that changes are visible at once" },
+    Variable { name: "CACHE_TTL", default: "15", allowed: "0.001 to 315360000, decimals allowed", description: "lifetime of a cache entry in seconds, counted from insertion" },
+    Variable { name: "CACHE_SIZE", default: "3", allowed: "1 to 2000000000", description: "capacity of each worker's cache, in keys" },
+    Variable { name: "CACHE_BYTES", default: "0", allowed: "0 to 1000000000000000", description: "capacity of each worker's cache, in bytes of keys and values; 0 for no limit" },
+    Variable { name: "MAX_VALUE_BYTES", default: "8388608", allowed: "1 to 536870912", description: "longest value read from Redis, in bytes" },
+    Variable { name: "STALE_IF_ERROR", default: "0", allowed: "0 to 315360000, decimals allowed", description: "seconds an expired entry may still be served while Redis is unavailable" },
+    Variable { name: "PROXY_HOST", default: "segment", allowed: "a host name or an IP address", description: "address to listen on" },
+    Variable { name: "PROXY_PORT", default: "8080", allowed: "0 to 65535", description: "port to listen on; 0 takes a free port and logs it" },
+    Variable { name: "ALLOWED_HOSTS", default: "", allowed: "host names separated by commas, without ports or wildcards", description: "host names accepted in HTTP requests (Host); empty accepts any" },
+    Variable { name: "MAX_CONNECTIONS", default: "10000", allowed: "1 to 1000000", description: "connection limit of all workers together; further clients get an error and are closed" },
+    Variable { name: "CLIENT_BYTES", default: "268435456", allowed: "1 to 1000000000000000", description: "limit in bytes for long values that slow clients have not read yet, of all workers together" },
+    Variable { name: "CLIENT_TIMEOUT", default: "10", allowed: "0.1 to 86400, decimals allowed", description: "seconds within which a client must send a whole request" },
+    Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", allowed: "0.1 to 315360000, decimals allowed", description: "seconds after which a client that sends no request, or reads no reply, is closed" },
+    Variable { name: "SHARE_PORT", default: "off", allowed: "on or off", description: "let other proxies listen on the same port, for restarts without downtime" },
+    Variable { name: "SHUTDOWN_GRACE", default: "10", allowed: "0 to 86400, decimals allowed", description: "seconds to finish requests in flight after SIGTERM or SIGINT" },
+    Variable { name: "ADMIN", default: "on", allowed: "on or off", description: "serve the dashboard at /, /metrics and /stats" },
+    Variable { name: "ACCESS_LOG", default: "off", allowed: "on or off", description: "log each request to standard output or LOG_FILE" },
+    Variable { name: "LOG_FILE", default: "", allowed: "a path", description: "file to log to; SIGHUP reopens it" },
+    Variable { name: "WORKERS", default: "1", allowed: "1 to 256", description: "event loops, each with its own cache and Redis connections" },
 ];
 
 /// The variable that nobody is to see.
@@ -81,7 +81,7 @@ pub struct Config {
     pub stale_if_error: Duration,
     pub proxy_host: String,
     pub proxy_port: u16,
-    pub allowed_hosts: Hosts,
+    pub allowed_hosts: AllowedHosts,
     pub max_connections: usize,
     pub client_bytes: usize,
     pub client_timeout: Duration,
@@ -122,7 +122,7 @@ impl ConfigError {
 }
 
 /// Each variable and what it is set to, as whoever looks at the proxy may know it.
-pub fn told(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> Vec<(&'static str, String)> {
+pub fn redacted_values(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> Vec<(&'static str, String)> {
     let value = |name: &str, default: &str| match lookup(name) {
         Some(value) if name == SECRET && !value.is_empty() => "(set)".into(),
         Some(value) => value.to_string_lossy().into_owned(),
@@ -169,9 +169,9 @@ impl Config {
                 _ => Err(ConfigError::new(name, &value, variable.allowed)),
             }
         };
-        let hosts = |name| -> Result<Hosts, ConfigError> {
+        let hosts = |name| -> Result<AllowedHosts, ConfigError> {
             let (value, variable) = text(name)?;
-            Hosts::parse(&value).ok_or_else(|| ConfigError::new(name, &value, variable.allowed))
+            AllowedHosts::parse(&value).ok_or_else(|| ConfigError::new(name, &value, variable.allowed))
         };
         let optional = |name| text(name).map(|(value, _)| Some(value).filter(|value| !value.is_empty()));
 
@@ -239,7 +239,7 @@ pub fn help() -> String {
          Environment variables, with defaults and allowed values:\n\n",
         env!("CARGO_PKG_VERSION")
     );
-    for Variable { name, default, allowed, meaning } in VARIABLES {
+    for Variable { name, default, allowed, description: meaning } in VARIABLES {
         // Writing into a String cannot fail.
         let _ = writeln!(text, "  {name:<20} {default:<8} {meaning}\n  {:<29} ({allowed})", "");
     }
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!((config.redis_connections, config.redis_timeout), (4, Duration::from_secs(1)));
         assert_eq!((config.cache_bytes, config.max_value_bytes), (None, 8 * 1024 * 1024));
         assert_eq!((config.redis_tracking, config.stale_if_error), (false, Duration::ZERO));
-        assert_eq!((config.allowed_hosts, config.max_connections), (Hosts::default(), 10_000));
+        assert_eq!((config.allowed_hosts, config.max_connections), (AllowedHosts::default(), 10_000));
         assert_eq!(config.client_bytes, 256 * 1024 * 1024);
         let timeouts = (config.client_timeout, config.client_idle_timeout);
         assert_eq!(timeouts, (Duration::from_secs(10), Duration::from_secs(60)));
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn what_is_set_can_be_told_but_no_secret() {
         let set = [("REDIS_PASSWORD", "secret"), ("CACHE_TTL", "7"), ("RUST_LOG", "debug")];
-        let told = told(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()));
+        let told = redacted_values(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()));
         let value = |name: &str| told.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
         assert_eq!((value("CACHE_TTL"), value("RUST_LOG"), value("CACHE_SIZE")), (Some("7"), Some("debug"), Some("3")));
         assert_eq!(value("REDIS_PASSWORD"), Some("(set)"));

@@ -7,9 +7,9 @@
 //!                                                                    proxy stores and answers all who wait
 //! ```
 //!
-//! The rooms, from the inside out: [`request`] has the words all others share. [`cache`] and [`inflight`] keep state,
-//! [`proxy`] decides. [`protocol`] turns bytes into requests and replies into bytes, [`connection`] does so for one
-//! client, [`serve`] brings the two together. [`backend`] alone knows Redis, [`server`] alone knows sockets and the clock.
+//! The rooms, from the inside out: [`types`] has the words all others share. [`cache`] and [`inflight`] keep state,
+//! [`read_through`] decides. [`protocol`] turns bytes into requests and replies into bytes, [`connection`] does so for one
+//! client, [`dispatch`] brings the two together. [`backend`] alone knows Redis, [`server`] alone knows sockets and the clock.
 //! Which room may import which is tested (`tests/model/layering.rs`); ARCHITECTURE.md says why.
 
 pub mod admin;
@@ -17,11 +17,11 @@ pub mod backend;
 pub mod cache;
 pub mod config;
 pub mod connection;
-pub mod figures;
+pub mod dispatch;
 pub mod inflight;
-pub mod journal;
+pub mod log_writer;
+pub mod metrics;
 pub mod protocol;
-pub mod proxy;
-pub mod request;
-pub mod serve;
+pub mod read_through;
 pub mod server;
+pub mod types;

@@ -9,7 +9,7 @@ mod common;
 use common::resp::{Resp, command};
 use common::{Http, Proxy, Redis, strace};
 use segment_redis_proxy::config::Config;
-use segment_redis_proxy::server::{Places, Server, bind};
+use segment_redis_proxy::server::{ConnectionLimiter, Worker, bind};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -71,8 +71,9 @@ fn a_hit_allocates_nothing() {
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a free port");
     let address = listener.local_addr().expect("bound");
     let mut server =
-        Server::new(listener, &config, Places::make(&config).expect("room"), Arc::default(), 0).expect("a server");
-    let stopper = server.stopper();
+        Worker::new(listener, &config, ConnectionLimiter::from_config(&config).expect("room"), Arc::default(), 0)
+            .expect("a server");
+    let stopper = server.handle();
     let serving = std::thread::spawn(move || {
         COUNTED.with(|counted| counted.set(true));
         server.run().expect("it polls");

@@ -2,7 +2,7 @@
 
 use super::reference::{Operation, Pair};
 use segment_redis_proxy::cache::Limits;
-use segment_redis_proxy::request::Millis;
+use segment_redis_proxy::types::Millis;
 
 /// Operations of one input. Every link is walked after each of them.
 const MOST_OPERATIONS: usize = 400;

@@ -8,7 +8,7 @@ use super::http::EMPTY_LINE_BYTES;
 use super::replies::Comparing;
 use segment_redis_proxy::protocol::http::MAX_HEAD_BYTES;
 use segment_redis_proxy::protocol::resp::is_resp;
-use segment_redis_proxy::request::{Failure, MAX_KEY_BYTES};
+use segment_redis_proxy::types::{Failure, MAX_KEY_BYTES};
 
 /// Longest wire over HTTP: more than the longest head.
 const MOST_HTTP_BYTES: usize = MAX_HEAD_BYTES + 1024;

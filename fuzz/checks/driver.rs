@@ -4,13 +4,13 @@
 use super::choices::Choices;
 use super::replies::Comparing;
 use segment_redis_proxy::cache::Limits;
-use segment_redis_proxy::connection::{Connection, MAX_OPEN_KEYS, MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
-use segment_redis_proxy::figures::{Ledger, Register};
-use segment_redis_proxy::protocol::WRITE_SLICES;
-use segment_redis_proxy::protocol::http::{Date, Heads, Rules};
-use segment_redis_proxy::proxy::Proxy;
-use segment_redis_proxy::request::{Completion, Failure, Fetched, Job, Millis, Value};
-use segment_redis_proxy::serve::Service;
+use segment_redis_proxy::connection::{Connection, MAX_PENDING_KEYS, MAX_PENDING_REPLIES, MAX_UNSENT_BYTES};
+use segment_redis_proxy::dispatch::Dispatcher;
+use segment_redis_proxy::metrics::{MetricsRegistry, Recorder};
+use segment_redis_proxy::protocol::MAX_IOVECS;
+use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
+use segment_redis_proxy::read_through::ReadThrough;
+use segment_redis_proxy::types::{Completion, Failure, FetchedValue, Job, Millis, Value};
 use std::io::IoSlice;
 use std::time::SystemTime;
 
@@ -61,13 +61,13 @@ impl World {
     }
 
     /// What comes of a key that is asked for.
-    fn fetch(&self, key: &[u8]) -> Result<Option<Fetched>, Failure> {
+    fn fetch(&self, key: &[u8]) -> Result<Option<FetchedValue>, Failure> {
         match key.first() {
             Some(b'm') => Ok(None),
             Some(b'f') => Err(self.failure.clone()),
             _ => {
                 let remaining = if self.comparing.stores { None } else { Some(0) };
-                Ok(Some(Fetched { value: Value::new(self.value(key)), remaining }))
+                Ok(Some(FetchedValue { value: Value::new(self.value(key)), ttl: remaining }))
             }
         }
     }
@@ -79,16 +79,16 @@ pub struct Driver<'a> {
     wire: &'a [u8],
     /// Bytes of the wire that were read.
     at: usize,
-    proxy: Proxy,
+    proxy: ReadThrough,
     connection: Connection,
     held_up: bool,
     jobs: Vec<Job>,
-    heads: Heads,
-    rules: Rules,
+    heads: HeadDecoder,
+    rules: Policy,
     lent: Vec<u8>,
-    date: Date,
-    ledger: Ledger,
-    register: Register,
+    date: ResponseDate,
+    ledger: Recorder,
+    register: MetricsRegistry,
     /// Keys that were waited for and have come, those of the other client too.
     answered: u64,
     writes: usize,
@@ -111,16 +111,16 @@ impl<'a> Driver<'a> {
             world,
             wire,
             at: 0,
-            proxy: Proxy::new(limits, TTL, TTL),
+            proxy: ReadThrough::new(limits, TTL, TTL),
             connection: Connection::new(1, 0),
             held_up: false,
             jobs: Vec::new(),
-            heads: Heads::new(),
-            rules: Rules::default(),
+            heads: HeadDecoder::new(),
+            rules: Policy::default(),
             lent: Vec::with_capacity(1024),
-            date: Date::at(SystemTime::UNIX_EPOCH),
-            ledger: Ledger::new(true),
-            register: Register::default(),
+            date: ResponseDate::at(SystemTime::UNIX_EPOCH),
+            ledger: Recorder::new(true),
+            register: MetricsRegistry::default(),
             answered: 0,
             writes: 0,
             sent: Vec::new(),
@@ -134,13 +134,13 @@ impl<'a> Driver<'a> {
         let mut other = Connection::new(2, 0);
         for key in HITS.into_iter().filter(|key| key.iter().all(|byte| self.wire.contains(byte))) {
             let get = format!("*2\r\n$3\r\nGET\r\n${}\r\n{}\r\n", key.len(), key.escape_ascii());
-            serve(self).take_in(&mut other, 1, get.as_bytes());
+            serve(self).on_input(&mut other, 1, get.as_bytes());
             let Some(job) = self.jobs.pop() else { panic!("a hit that was there before") };
-            let fetched = Fetched { value: Value::new(self.world.value(key)), remaining: None };
-            self.proxy.complete(Completion { flight: job.flight, result: Ok(Some(fetched)) }, NOW, |_, _| ());
+            let fetched = FetchedValue { value: Value::new(self.world.value(key)), ttl: None };
+            self.proxy.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, NOW, |_, _| ());
             self.answered += 1;
         }
-        self.ledger = Ledger::new(true);
+        self.ledger = Recorder::new(true);
     }
 
     /// Whole, at once, and every fetch comes back before anything else happens.
@@ -178,7 +178,7 @@ impl<'a> Driver<'a> {
                 Next::TakeIn => self.take_in(choices.piece((self.wire.len() - self.at).max(1))),
                 Next::Send => {
                     let style = if self.writes > SHORT_WRITES { 0 } else { write / 3 };
-                    let most = choices.size(style, self.connection.outgoing().unsent().max(1));
+                    let most = choices.size(style, self.connection.send_buffer().unsent_bytes().max(1));
                     self.send(most.max(1));
                 }
                 Next::Complete => {
@@ -193,34 +193,34 @@ impl<'a> Driver<'a> {
     /// As the server decides (`server/client.rs`).
     fn can(&mut self, next: Next) -> bool {
         match next {
-            Next::TakeIn => self.connection.takes_requests() && (self.held_up || self.at < self.wire.len()),
-            Next::Send => !self.connection.outgoing().is_empty(),
+            Next::TakeIn => self.connection.can_take_request() && (self.held_up || self.at < self.wire.len()),
+            Next::Send => !self.connection.send_buffer().is_empty(),
             Next::Complete => !self.jobs.is_empty(),
         }
     }
 
     fn take_in(&mut self, most: usize) {
-        let unsent = self.connection.outgoing().unsent();
+        let unsent = self.connection.send_buffer().unsent_bytes();
         let mut lent = std::mem::take(&mut self.lent);
-        self.connection.outgoing().lend(&mut lent);
+        self.connection.send_buffer().lend_tail(&mut lent);
         let mut connection = std::mem::replace(&mut self.connection, Connection::new(0, 0));
         self.held_up = if self.held_up {
-            serve(self).resume(&mut connection, 0)
+            serve(self).resume_input(&mut connection, 0)
         } else {
             let piece = &self.wire[self.at..self.at.saturating_add(most).min(self.wire.len())];
             self.at += piece.len();
-            serve(self).take_in(&mut connection, 0, piece)
+            serve(self).on_input(&mut connection, 0, piece)
         };
         self.connection = connection;
-        self.connection.outgoing().take_back(&mut lent);
+        self.connection.send_buffer().reclaim_tail(&mut lent);
         self.lent = lent;
         self.check_bounds(unsent);
     }
 
     fn send(&mut self, most: usize) {
         self.writes += 1;
-        let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-        let count = self.connection.outgoing().slices(&mut slices, usize::MAX);
+        let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
+        let count = self.connection.send_buffer().io_slices(&mut slices, usize::MAX);
         let before = self.sent.len();
         for slice in &slices[..count] {
             let room = most - (self.sent.len() - before);
@@ -228,12 +228,12 @@ impl<'a> Driver<'a> {
         }
         let taken = self.sent.len() - before;
         assert!(taken > 0, "something waits and nothing can be sent");
-        self.connection.outgoing().advance(taken);
+        self.connection.send_buffer().advance(taken);
     }
 
     fn complete(&mut self, place: usize) {
         let job = self.jobs.remove(place);
-        let completion = Completion { flight: job.flight, result: self.world.fetch(&job.key) };
+        let completion = Completion { fetch_id: job.fetch_id, result: self.world.fetch(&job.key) };
         let Driver { proxy, connection, date, ledger, answered, .. } = self;
         proxy.complete(completion, NOW, |waiter, reply| {
             *answered += 1;
@@ -246,35 +246,35 @@ impl<'a> Driver<'a> {
         let kept = self.connection.take_unparsed();
         let may_keep = if self.held_up { self.wire.len() } else { self.world.most_kept };
         assert!(kept.len() <= may_keep, "{} bytes are kept", kept.len());
-        self.connection.keep(kept);
-        self.proxy.tell(&mut self.ledger.figures);
+        self.connection.store_unparsed(kept);
+        self.proxy.export_metrics(&mut self.ledger.figures);
         let open = self.ledger.figures.misses - self.answered;
-        assert!(open <= MAX_OPEN_KEYS as u64, "{open} keys are waited for");
+        assert!(open <= MAX_PENDING_KEYS as u64, "{open} keys are waited for");
         // One reply may go over it, which is as long as its keys' values.
         let longest = LONGEST_REPLY * self.world.most_keys;
-        let unsent = self.connection.outgoing().unsent();
+        let unsent = self.connection.send_buffer().unsent_bytes();
         assert!(unsent <= unsent_before.max(MAX_UNSENT_BYTES) + longest, "{unsent} bytes are unsent");
     }
 
     /// Everything is sent that can be, and no fetch has come back.
     fn check_open_replies(&self) {
-        let open = self.connection.requests() - self.world.comparing.replies(&self.sent).len() as u64;
-        assert!(open <= MAX_OPEN_REPLIES as u64, "{open} replies are waited for");
+        let open = self.connection.request_count() - self.world.comparing.replies(&self.sent).len() as u64;
+        assert!(open <= MAX_PENDING_REPLIES as u64, "{open} replies are waited for");
     }
 
     /// Nothing can come next. Then nothing may be left to do.
     fn finish(mut self) -> Vec<Vec<u8>> {
-        assert!(self.connection.has_ended() || self.connection.takes_requests(), "it is stuck");
-        assert!(self.connection.has_ended() || self.at == self.wire.len(), "it has stopped reading");
+        assert!(self.connection.is_closing() || self.connection.can_take_request(), "it is stuck");
+        assert!(self.connection.is_closing() || self.at == self.wire.len(), "it has stopped reading");
         let replies = self.world.comparing.replies(&self.sent);
         self.check_nothing_was_forgotten();
-        assert!(self.connection.is_settled(), "it waits for something that never comes");
+        assert!(self.connection.is_flushed(), "it waits for something that never comes");
         assert_eq!(self.proxy.validate(), Ok(()));
         // One about several keys may not be whole.
-        let requests = self.connection.requests();
+        let requests = self.connection.request_count();
         let figures = &self.ledger.figures;
         assert_eq!(figures.requests, requests, "requests that are not counted");
-        let answers: u64 = figures.answers.as_flattened().iter().sum();
+        let answers: u64 = figures.requests_by_outcome.as_flattened().iter().sum();
         assert_eq!(answers, replies.len() as u64, "replies that are not counted");
         self.check_lines(answers);
         let unfinished = requests - replies.len() as u64;
@@ -284,8 +284,8 @@ impl<'a> Driver<'a> {
 
     /// Each reply leaves a line in the access log, of printable characters.
     fn check_lines(&mut self, answers: u64) {
-        self.ledger.settle(0);
-        let lines = self.ledger.lines().map(std::mem::take).unwrap_or_default();
+        self.ledger.end_turns(0);
+        let lines = self.ledger.access_log_lines().map(std::mem::take).unwrap_or_default();
         assert!(lines.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n')), "{}", lines.escape_ascii());
         let lines: Vec<&[u8]> = lines.split_inclusive(|&byte| byte == b'\n').collect();
         assert_eq!(lines.len() as u64, answers, "lines");
@@ -295,19 +295,29 @@ impl<'a> Driver<'a> {
 
     /// Going on without having been told to finds nothing to go on with.
     fn check_nothing_was_forgotten(&mut self) {
-        let requests = self.connection.requests();
+        let requests = self.connection.request_count();
         let mut connection = std::mem::replace(&mut self.connection, Connection::new(0, 0));
-        assert!(!serve(self).resume(&mut connection, 0), "it is held up by nothing");
+        assert!(!serve(self).resume_input(&mut connection, 0), "it is held up by nothing");
         self.connection = connection;
         assert!(
-            self.connection.requests() == requests && self.jobs.is_empty() && !self.can(Next::Send),
+            self.connection.request_count() == requests && self.jobs.is_empty() && !self.can(Next::Send),
             "there was more to do, and nobody was told"
         );
     }
 }
 
 /// The one place that knows what a service is made of.
-fn serve<'a>(driver: &'a mut Driver<'_>) -> Service<'a> {
+fn serve<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
     let Driver { proxy, jobs, heads, rules, date, ledger, register, .. } = driver;
-    Service { proxy, jobs, heads, rules, date, ledger, register, number: 0, now: NOW }
+    Dispatcher {
+        proxy,
+        jobs,
+        head_decoder: heads,
+        policy: rules,
+        date,
+        recorder: ledger,
+        registry: register,
+        worker_index: 0,
+        now: NOW,
+    }
 }

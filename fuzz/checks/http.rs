@@ -2,7 +2,9 @@
 
 use super::choices::Choices;
 use segment_redis_proxy::protocol::Decoded;
-use segment_redis_proxy::protocol::http::{self, Body, Command, Head, Heads, Hosts, MAX_HEAD_BYTES, Refusal, Rules};
+use segment_redis_proxy::protocol::http::{
+    self, AllowedHosts, Body, Head, HeadDecoder, HttpOperation, HttpRefusal, MAX_HEAD_BYTES, Policy,
+};
 
 /// The empty line that may stand before a head.
 pub const EMPTY_LINE_BYTES: usize = 2;
@@ -24,18 +26,19 @@ pub fn check(input: &[u8]) {
 }
 
 /// The one place that knows how heads are decoded. Requests for any other host than `x` are refused.
-fn decode<'a>(wire: &'a [u8], heads: &'a mut Heads) -> Decoded<Head<'a>, Refusal> {
-    let rules = Rules { hosts: Hosts::parse("x").unwrap_or_default(), admin: true, ..Rules::default() };
+fn decode<'a>(wire: &'a [u8], heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
+    let rules =
+        Policy { allowed_hosts: AllowedHosts::parse("x").unwrap_or_default(), admin: true, ..Policy::default() };
     http::decode(wire, &rules, heads)
 }
 
 fn check_head(wire: &[u8], choices: &mut Choices) {
-    let mut heads = Heads::new();
+    let mut heads = HeadDecoder::new();
     let whole = decode(wire, &mut heads);
     let mut ends: Vec<usize> = (0..=wire.len().min(ALL_PREFIXES)).collect();
     if let Decoded::Complete(head, length) = &whole {
         assert!((1..=wire.len().min(MAX_HEAD_BYTES + EMPTY_LINE_BYTES)).contains(length), "a head of {length} bytes");
-        if let Command::Get(key) = head.command {
+        if let HttpOperation::Get(key) = head.command {
             assert!(key.len() < *length, "a key that is longer than its head");
         }
         check_length(head.body, &wire[*length..], choices);
@@ -52,9 +55,9 @@ fn check_head(wire: &[u8], choices: &mut Choices) {
 }
 
 /// Nothing can be said of a prefix, until what is said is what is said of the whole.
-fn check_prefixes(wire: &[u8], ends: &[usize], whole: &Decoded<Head<'_>, Refusal>) {
+fn check_prefixes(wire: &[u8], ends: &[usize], whole: &Decoded<Head<'_>, HttpRefusal>) {
     // What other heads have left there makes no difference, nor that the fields of this one are known already.
-    let mut heads = Heads::new();
+    let mut heads = HeadDecoder::new();
     assert_eq!(decode(wire, &mut heads), *whole, "decoded anew");
     heads.key = b"left over".to_vec();
     assert_eq!(decode(wire, &mut heads), *whole, "decoded again");

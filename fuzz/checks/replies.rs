@@ -67,7 +67,7 @@ fn resp_length(bytes: &[u8]) -> Option<usize> {
     Some(end)
 }
 
-/// A response, and its length. That to `HEAD` has no body: then the next response follows its head, and no value begins
+/// A response, and its length. That to `HEAD_PREFIX` has no body: then the next response follows its head, and no value begins
 /// like one.
 fn http_reply(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     const JSON_FROM_CACHE: &[u8] = b"\"fromCache\":true}";

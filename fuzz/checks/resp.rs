@@ -3,8 +3,8 @@
 
 use super::choices::{Choices, expand};
 use segment_redis_proxy::protocol::Decoded;
-use segment_redis_proxy::protocol::resp::{After, Event, Meaning, Session};
-use segment_redis_proxy::request::MAX_KEY_BYTES;
+use segment_redis_proxy::protocol::resp::{AfterReply, DecodeEvent, RespOperation, Session};
+use segment_redis_proxy::types::MAX_KEY_BYTES;
 
 /// Longest wire: more than the longest command that is kept, a few times.
 const MOST_BYTES: usize = 400 * 1024;
@@ -88,13 +88,13 @@ impl Listener {
         };
         assert!((1..=input.len()).contains(&consumed), "{consumed} bytes out of {}", input.len());
         match event {
-            Event::Nothing => {}
-            Event::Many(known, keys) => {
+            DecodeEvent::Skipped => {}
+            DecodeEvent::MultiStart(known, keys) => {
                 self.heard.comes_to.push(format!("{} of {keys}", known.text));
                 self.heard.commands.push(vec![known.text.into()]);
             }
-            Event::Key(key) => self.heard.commands.last_mut()?.push(key.into()),
-            Event::Refuse(refusal) => {
+            DecodeEvent::Key(key) => self.heard.commands.last_mut()?.push(key.into()),
+            DecodeEvent::Refuse(refusal) => {
                 self.heard.comes_to.push(refusal.to_string());
                 // One about several keys has begun already.
                 let begun = self.heard.commands.last_mut().filter(|last| is_open(last, &self.heard.comes_to));
@@ -103,19 +103,19 @@ impl Listener {
                     None => self.heard.commands.push(Vec::new()),
                 }
             }
-            Event::Command(known, arguments) => {
+            DecodeEvent::Command(known, arguments) => {
                 let words = std::iter::once(known.text.as_bytes()).chain(arguments).map(<[u8]>::to_vec);
                 self.heard.commands.push(words.collect());
-                let meaning = self.session.interpret(known, arguments);
-                let Meaning::Own = meaning else {
+                let meaning = self.session.operation_of(known, arguments);
+                let RespOperation::Local = meaning else {
                     self.heard.comes_to.push(format!("{meaning:?}"));
                     return Some(consumed);
                 };
                 let mut out = Vec::new();
-                let after = self.session.answer(known, arguments, &mut out);
-                let end = if after == After::Close { "END: " } else { "" };
+                let after = self.session.run_local(known, arguments, &mut out);
+                let end = if after == AfterReply::Close { "END: " } else { "" };
                 self.heard.comes_to.push(format!("{end}{}", out.escape_ascii()));
-                return (after == After::Next).then_some(consumed);
+                return (after == AfterReply::Continue).then_some(consumed);
             }
         }
         Some(consumed)

@@ -3,8 +3,8 @@
 //! Who is not alive is to be restarted; who is not ready is to be left alone and asked no more for a while. Redis' being away
 //! is no reason to restart: it would only lose the cache.
 
-use super::stats::string;
-use crate::figures::Snapshot;
+use super::stats::quote;
+use crate::metrics::Snapshot;
 use crate::protocol::http::Status;
 
 /// What a health check gets to see.
@@ -14,12 +14,12 @@ pub fn status(well: bool) -> Status {
 
 /// Whether all loops turn.
 pub fn is_alive(now: &Snapshot) -> bool {
-    now.stuck == 0
+    now.is_stuck == 0
 }
 
 /// What is in the way of serving.
-pub fn trouble(now: &Snapshot) -> Option<&str> {
-    match &now.redis.away {
+pub fn not_ready_reason(now: &Snapshot) -> Option<&str> {
+    match &now.redis.unavailable {
         _ if !is_alive(now) => Some("an event loop is stuck; restart the proxy"),
         _ if now.stopping => Some("the proxy is shutting down"),
         away => away.as_deref(),
@@ -27,39 +27,42 @@ pub fn trouble(now: &Snapshot) -> Option<&str> {
 }
 
 /// `/healthz`.
-pub fn alive(now: &Snapshot) -> String {
+pub fn healthz(now: &Snapshot) -> String {
     let status = if is_alive(now) { "ok" } else { "stuck" };
-    format!("{{\"status\":\"{status}\",\"workers\":{},\"stuck\":{}}}\n", now.workers, now.stuck)
+    format!("{{\"status\":\"{status}\",\"workers\":{},\"stuck\":{}}}\n", now.workers, now.is_stuck)
 }
 
 /// `/readyz`.
-pub fn ready(now: &Snapshot) -> String {
-    let trouble = trouble(now);
-    let reason = trouble.map_or("null".into(), string);
-    format!("{{\"ready\":{},\"reason\":{reason},\"freshness\":{}}}\n", trouble.is_none(), string(&now.redis.promise))
+pub fn readyz(now: &Snapshot) -> String {
+    let trouble = not_ready_reason(now);
+    let reason = trouble.map_or("null".into(), quote);
+    format!("{{\"ready\":{},\"reason\":{reason},\"freshness\":{}}}\n", trouble.is_none(), quote(&now.redis.freshness))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::RedisFigures;
+    use crate::metrics::RedisStatus;
 
     #[test]
     fn who_is_alive_may_not_be_ready_and_says_why() {
         let promise = "visible \"at once\"".to_owned();
-        let mut now =
-            Snapshot { workers: 2, redis: RedisFigures { promise, ..Default::default() }, ..Snapshot::default() };
+        let mut now = Snapshot {
+            workers: 2,
+            redis: RedisStatus { freshness: promise, ..Default::default() },
+            ..Snapshot::default()
+        };
         let freshness = r#""freshness":"visible \"at once\"""#;
-        assert_eq!(alive(&now), "{\"status\":\"ok\",\"workers\":2,\"stuck\":0}\n");
-        assert_eq!(ready(&now), format!("{{\"ready\":true,\"reason\":null,{freshness}}}\n"));
-        now.redis.away = Some("cannot connect".into());
+        assert_eq!(healthz(&now), "{\"status\":\"ok\",\"workers\":2,\"stuck\":0}\n");
+        assert_eq!(readyz(&now), format!("{{\"ready\":true,\"reason\":null,{freshness}}}\n"));
+        now.redis.unavailable = Some("cannot connect".into());
         assert!(is_alive(&now));
-        assert_eq!(ready(&now), format!("{{\"ready\":false,\"reason\":\"cannot connect\",{freshness}}}\n"));
+        assert_eq!(readyz(&now), format!("{{\"ready\":false,\"reason\":\"cannot connect\",{freshness}}}\n"));
         now.stopping = true;
-        assert_eq!(trouble(&now), Some("the proxy is shutting down"));
-        now.stuck = 1;
-        assert_eq!(alive(&now), "{\"status\":\"stuck\",\"workers\":2,\"stuck\":1}\n");
-        assert_eq!(trouble(&now), Some("an event loop is stuck; restart the proxy"));
+        assert_eq!(not_ready_reason(&now), Some("the proxy is shutting down"));
+        now.is_stuck = 1;
+        assert_eq!(healthz(&now), "{\"status\":\"stuck\",\"workers\":2,\"stuck\":1}\n");
+        assert_eq!(not_ready_reason(&now), Some("an event loop is stuck; restart the proxy"));
         assert_eq!((status(false), status(true)), (Status::ServiceUnavailable, Status::Ok));
     }
 }

@@ -1,8 +1,8 @@
 //! The reply to `INFO`: the figures of the loop that is asked, under the names that Redis' monitors know, where they mean the
 //! same.
 
-use crate::figures::{Figures, Process, Settings};
-use crate::protocol::resp::Sections;
+use crate::metrics::{InstanceInfo, ProcessStats, WorkerMetrics};
+use crate::protocol::resp::InfoSections;
 use std::fmt::Write;
 
 /// The version of Redis whose replies are given here. Libraries choose by it what they ask for.
@@ -12,7 +12,12 @@ const REDIS_VERSION: &str = "7.0.0";
 ///
 /// `figures` are those of the loop that answers, `process` those of the whole process. A field of
 /// Redis whose value is not known here is left out.
-pub fn text(figures: &Figures, process: &Process, settings: &Settings, sections: Sections) -> String {
+pub fn text(
+    figures: &WorkerMetrics,
+    process: &ProcessStats,
+    settings: &InstanceInfo,
+    sections: InfoSections,
+) -> String {
     let mut text = String::new();
     for name in sections.names() {
         if !text.is_empty() {
@@ -41,8 +46,8 @@ pub fn text(figures: &Figures, process: &Process, settings: &Settings, sections:
                 line("uptime_in_days", &(figures.uptime / 86_400_000));
             }
             "clients" => {
-                line("connected_clients", &figures.clients);
-                line("maxclients", &settings.most_clients);
+                line("connected_clients", &figures.connected_clients);
+                line("maxclients", &settings.max_connections);
                 // Clients in a blocking command. None is answered here.
                 line("blocked_clients", &0);
             }
@@ -68,7 +73,7 @@ pub fn text(figures: &Figures, process: &Process, settings: &Settings, sections:
                 line("aof_rewrite_in_progress", &0);
             }
             "stats" => {
-                line("total_connections_received", &figures.connections);
+                line("total_connections_received", &figures.accepted);
                 line("rejected_connections", &figures.rejected);
                 line("total_commands_processed", &figures.requests);
                 line("keyspace_hits", &figures.hits);
@@ -113,36 +118,36 @@ fn human(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    fn told(figures: &Figures, process: &Process, settings: &Settings, names: &[&str]) -> String {
-        text(figures, process, settings, Sections::named(names.iter().map(|name| name.as_bytes())))
+    fn told(figures: &WorkerMetrics, process: &ProcessStats, settings: &InstanceInfo, names: &[&str]) -> String {
+        text(figures, process, settings, InfoSections::named(names.iter().map(|name| name.as_bytes())))
     }
 
     #[test]
     fn each_section_has_its_title_and_its_lines() {
-        let figures = Figures { uptime: 61_999, clients: 3, entries: 2, ..Figures::default() };
-        let settings = Settings { database: 5, most_clients: 7, ..Settings::default() };
-        let shown = |names: &[&str]| told(&figures, &Process::default(), &settings, names);
+        let figures = WorkerMetrics { uptime: 61_999, connected_clients: 3, entries: 2, ..WorkerMetrics::default() };
+        let settings = InstanceInfo { database: 5, max_connections: 7, ..InstanceInfo::default() };
+        let shown = |names: &[&str]| told(&figures, &ProcessStats::default(), &settings, names);
         assert_eq!(shown(&["Clients"]), "# Clients\r\nconnected_clients:3\r\nmaxclients:7\r\nblocked_clients:0\r\n");
         assert_eq!(shown(&["keyspace"]), "# Keyspace\r\ndb5:keys=2,expires=2\r\n");
         assert!(shown(&["server"]).contains("\r\nuptime_in_seconds:61\r\n"));
         let two = shown(&["keyspace", "replication", "nothing"]);
         assert_eq!(two.matches("# ").count(), 2);
         assert!(two.starts_with("# Replication\r\n") && two.contains("\r\n\r\n# Keyspace\r\n"), "{two}");
-        let empty = told(&Figures::default(), &Process::default(), &settings, &["keyspace"]);
+        let empty = told(&WorkerMetrics::default(), &ProcessStats::default(), &settings, &["keyspace"]);
         assert_eq!(empty, "# Keyspace\r\n");
     }
 
     #[test]
     fn process_figures_keep_redis_units() {
         let (resident_bytes, peak_resident_bytes) = (19_398_656, 3 << 29);
-        let process = Process {
+        let process = ProcessStats {
             resident_bytes,
             peak_resident_bytes,
             cpu_seconds: 1.5,
             system_cpu_seconds: 0.25,
-            ..Process::default()
+            ..ProcessStats::default()
         };
-        let text = told(&Figures::default(), &process, &Settings::default(), &["cpu", "memory"]);
+        let text = told(&WorkerMetrics::default(), &process, &InstanceInfo::default(), &["cpu", "memory"]);
         let (memory, cpu) = text.split_once("\r\n\r\n# CPU\r\n").expect("two sections");
         assert!(memory.starts_with("# Memory\r\nused_memory:19398656\r\nused_memory_human:18.50M\r\n"), "{memory}");
         assert!(memory.contains("\r\nused_memory_peak:1610612736\r\nused_memory_peak_human:1.50G\r\n"), "{memory}");
@@ -153,7 +158,7 @@ mod tests {
     /// A zero would be a false figure, which a monitor could take for a restart.
     #[test]
     fn unread_memory_figures_are_left_out() {
-        let text = told(&Figures::default(), &Process::default(), &Settings::default(), &["memory"]);
+        let text = told(&WorkerMetrics::default(), &ProcessStats::default(), &InstanceInfo::default(), &["memory"]);
         assert_eq!(text, "# Memory\r\n");
     }
 }

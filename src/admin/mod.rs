@@ -1,25 +1,31 @@
 //! What the proxy tells of itself: figures for Prometheus, for scripts and for people, and whether it is well. Plain functions
 //! from figures to text.
 
+mod dashboard;
 mod health;
 mod info;
-mod metrics;
-mod page;
+mod prometheus;
 mod stats;
 
 pub use info::text as info;
 
-use crate::figures::{Settings, Snapshot};
-use crate::protocol::http::{Document, Status, Topic};
+use crate::metrics::{InstanceInfo, Snapshot};
+use crate::protocol::http::{AdminEndpoint, AdminResponse, Status};
 
 /// What is to be told of `topic`.
-pub fn document(topic: Topic, now: &Snapshot, settings: &Settings) -> Document {
+pub fn render(topic: AdminEndpoint, now: &Snapshot, settings: &InstanceInfo) -> AdminResponse {
     let (status, content_type, policy, body) = match topic {
-        Topic::Page => (Status::Ok, "text/html; charset=utf-8", page::POLICY, page::html(now, settings)),
-        Topic::Metrics => (Status::Ok, "text/plain; version=0.0.4; charset=utf-8", "", metrics::text(now, settings)),
-        Topic::Stats => (Status::Ok, "application/json", "", stats::json(now, settings)),
-        Topic::Alive => (health::status(health::is_alive(now)), "application/json", "", health::alive(now)),
-        Topic::Ready => (health::status(health::trouble(now).is_none()), "application/json", "", health::ready(now)),
+        AdminEndpoint::Dashboard => {
+            (Status::Ok, "text/html; charset=utf-8", dashboard::CONTENT_SECURITY_POLICY, dashboard::html(now, settings))
+        }
+        AdminEndpoint::Metrics => {
+            (Status::Ok, "text/plain; version=0.0.4; charset=utf-8", "", prometheus::text(now, settings))
+        }
+        AdminEndpoint::Stats => (Status::Ok, "application/json", "", stats::json(now, settings)),
+        AdminEndpoint::Healthz => (health::status(health::is_alive(now)), "application/json", "", health::healthz(now)),
+        AdminEndpoint::Readyz => {
+            (health::status(health::not_ready_reason(now).is_none()), "application/json", "", health::readyz(now))
+        }
     };
-    Document { status, content_type, policy, body }
+    AdminResponse { status, content_type, policy, body }
 }

@@ -1,26 +1,30 @@
 //! `/stats`: all figures as one JSON object, for the page and for scripts. Counts are since the start, times in seconds. What `figures`
 //! has are the texts of the page's table.
 
-use super::health::trouble;
-use super::page;
-use crate::figures::{BATCH_BOUNDS, Ending, Histogram, Protocol, Settings, Snapshot, TIME_BOUNDS, TimedOut, Tracking};
+use super::dashboard;
+use super::health::not_ready_reason;
+use crate::metrics::{
+    BATCH_SIZE_BUCKETS, Histogram, InstanceInfo, LATENCY_BUCKETS_US, Protocol, RequestOutcome, Snapshot, TimeoutKind,
+    TrackingState,
+};
 use crate::protocol::http::{Status, json};
-use crate::request::Failure;
+use crate::types::Failure;
 use std::fmt::Display;
 
 /// Microseconds in a second.
 const SECOND: f64 = 1e6;
 
 /// All of it.
-pub fn json(now: &Snapshot, settings: &Settings) -> String {
+pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
     let Snapshot { figures, redis, process, .. } = now;
-    let answers = |protocol: usize| object(Ending::NAMES.into_iter().zip(figures.answers[protocol]));
+    let answers =
+        |protocol: usize| object(RequestOutcome::NAMES.into_iter().zip(figures.requests_by_outcome[protocol]));
     let responses = Status::ALL.into_iter().zip(figures.responses).filter(|&(_, count)| count > 0);
     let latency = [
-        ("bounds", list(TIME_BOUNDS.map(|bound| bound as f64 / SECOND))),
-        ("hit", histogram(&figures.hit_times, SECOND)),
-        ("miss", histogram(&figures.miss_times, SECOND)),
-        ("tick", histogram(&figures.tick_times, SECOND)),
+        ("bounds", array(LATENCY_BUCKETS_US.map(|bound| bound as f64 / SECOND))),
+        ("hit", histogram(&figures.hit_latency, SECOND)),
+        ("miss", histogram(&figures.miss_latency, SECOND)),
+        ("tick", histogram(&figures.tick_duration, SECOND)),
     ];
     let cache = [
         ("entries", figures.entries as u64),
@@ -32,43 +36,43 @@ pub fn json(now: &Snapshot, settings: &Settings) -> String {
         ("invalidated", figures.invalidated),
     ];
     let clients = [
-        ("connected", figures.clients.to_string()),
-        ("most", settings.most_clients.to_string()),
-        ("accepted", figures.connections.to_string()),
+        ("connected", figures.connected_clients.to_string()),
+        ("most", settings.max_connections.to_string()),
+        ("accepted", figures.accepted.to_string()),
         ("rejected", figures.rejected.to_string()),
-        ("timed_out", object(TimedOut::NAMES.into_iter().zip(figures.timed_out))),
+        ("timed_out", object(TimeoutKind::NAMES.into_iter().zip(figures.timeouts))),
     ];
     let tracking = match redis.tracking {
-        Tracking::Off => "off",
-        Tracking::On => "on",
-        Tracking::Lost => "lost",
+        TrackingState::Off => "off",
+        TrackingState::On => "on",
+        TrackingState::Lost => "lost",
     };
     let redis = [
-        ("answers", redis.away.is_none().to_string()),
-        ("reason", redis.away.as_deref().map_or("null".into(), string)),
-        ("freshness", string(&redis.promise)),
-        ("tracking", string(tracking)),
-        ("epochs", figures.epochs.to_string()),
-        ("connections", redis.connections.to_string()),
-        ("in_flight", figures.in_flight.to_string()),
+        ("answers", redis.unavailable.is_none().to_string()),
+        ("reason", redis.unavailable.as_deref().map_or("null".into(), quote)),
+        ("freshness", quote(&redis.freshness)),
+        ("tracking", quote(tracking)),
+        ("epochs", figures.flushes.to_string()),
+        ("connections", redis.accepted.to_string()),
+        ("in_flight", figures.inflight_keys.to_string()),
         ("queued", redis.queued.to_string()),
         ("round_trips", redis.round_trips.to_string()),
     ];
-    let batches = [("bounds", list(BATCH_BOUNDS)), ("reads", histogram(&now.redis.batches, 1.0))];
+    let batches = [("bounds", array(BATCH_SIZE_BUCKETS)), ("reads", histogram(&now.redis.batch_sizes, 1.0))];
     let system = [
         ("resident_bytes", process.resident_bytes.to_string()),
         ("open_files", process.open_files.to_string()),
-        ("most_files", process.most_files.to_string()),
+        ("most_files", process.max_open_files.to_string()),
         ("cpu_seconds", process.cpu_seconds.to_string()),
     ];
-    let figures_of_page = page::figures(now, settings);
+    let figures_of_page = dashboard::summary_rows(now, settings);
     let all = [
-        ("version", string(env!("CARGO_PKG_VERSION"))),
+        ("version", quote(env!("CARGO_PKG_VERSION"))),
         ("uptime_seconds", (figures.uptime as f64 / 1e3).to_string()),
         ("workers", now.workers.to_string()),
-        ("stuck", now.stuck.to_string()),
-        ("ready", trouble(now).is_none().to_string()),
-        ("reason", trouble(now).map_or("null".into(), string)),
+        ("stuck", now.is_stuck.to_string()),
+        ("ready", not_ready_reason(now).is_none().to_string()),
+        ("reason", not_ready_reason(now).map_or("null".into(), quote)),
         ("requests", object(Protocol::NAMES.into_iter().zip([answers(0), answers(1)]))),
         ("responses", object(responses.map(|(status, count)| (status.code(), count)))),
         ("keys", object([("hits", figures.hits), ("misses", figures.misses), ("collapsed", figures.collapsed)])),
@@ -80,14 +84,14 @@ pub fn json(now: &Snapshot, settings: &Settings) -> String {
         ("batches", object(batches)),
         ("process", object(system)),
         ("log_lines_dropped", process.dropped_lines.to_string()),
-        ("figures", object(figures_of_page.iter().map(|(name, value)| (*name, string(value))))),
-        ("configuration", object(settings.configuration.iter().map(|(name, value)| (*name, string(value))))),
+        ("figures", object(figures_of_page.iter().map(|(name, value)| (*name, quote(value))))),
+        ("configuration", object(settings.configuration.iter().map(|(name, value)| (*name, quote(value))))),
     ];
     object(all) + "\n"
 }
 
 /// A JSON string.
-pub fn string(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     let mut quoted = vec![b'"'];
     json::escape(text.as_bytes(), &mut quoted);
     quoted.push(b'"');
@@ -101,28 +105,28 @@ fn object<'a>(members: impl IntoIterator<Item = (&'a str, impl Display)>) -> Str
     format!("{{{}}}", members.join(","))
 }
 
-fn list(elements: impl IntoIterator<Item = impl Display>) -> String {
+fn array(elements: impl IntoIterator<Item = impl Display>) -> String {
     let elements: Vec<String> = elements.into_iter().map(|element| element.to_string()).collect();
     format!("[{}]", elements.join(","))
 }
 
 fn histogram<const N: usize>(histogram: &Histogram<N>, unit: f64) -> String {
-    object([("counts", list(histogram.counts())), ("sum", (histogram.sum() as f64 / unit).to_string())])
+    object([("counts", array(histogram.counts())), ("sum", (histogram.sum() as f64 / unit).to_string())])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::Figures;
+    use crate::metrics::WorkerMetrics;
 
     #[test]
     fn figures_are_json() {
         let mut now = Snapshot { workers: 2, ..Snapshot::default() };
-        now.figures = Figures { uptime: 1500, hits: 3, ..Figures::default() };
-        now.figures.hit_times.observe(15, 2);
+        now.figures = WorkerMetrics { uptime: 1500, hits: 3, ..WorkerMetrics::default() };
+        now.figures.hit_latency.observe(15, 2);
         now.figures.responses[Status::NotFound as usize] = 4;
-        now.redis.away = Some("a \"reason\"".into());
-        let settings = Settings { configuration: vec![("REDIS_HOST", "a\nb".into())], ..Settings::default() };
+        now.redis.unavailable = Some("a \"reason\"".into());
+        let settings = InstanceInfo { configuration: vec![("REDIS_HOST", "a\nb".into())], ..InstanceInfo::default() };
         let text = json(&now, &settings);
         for part in [
             r#""uptime_seconds":1.5,"workers":2,"stuck":0,"ready":false,"reason":"a \"reason\"","requests":{"http":{"hit":0,"#,

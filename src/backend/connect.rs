@@ -1,20 +1,20 @@
 //! Getting a connection to Redis, and not trying too often: after a failure the next attempt waits, twice as long each
 //! time, and not all proxies the same, so that a Redis that comes back is not run over.
 
-use super::Settings;
+use super::BackendConfig;
 use super::handshake::Identity;
 use super::wire::Wire;
-use crate::request::Failure;
+use crate::types::Failure;
 use redis::{RedisError, RedisResult};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 /// Wait after the first failure.
-const FIRST_WAIT: Duration = Duration::from_millis(20);
+const MIN_BACKOFF: Duration = Duration::from_millis(20);
 
-/// Longest wait. What `Retry-After` tells clients: so much later Redis will have been tried again.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Longest wait. What `Retry-AfterReply` tells clients: so much later Redis will have been tried again.
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Opens connections, and says when the next attempt may be made.
 #[derive(Clone)]
@@ -25,30 +25,30 @@ pub(super) struct Connector {
     timeout: Duration,
     target: String,
     /// Where the last attempt that succeeded led.
-    last: Option<SocketAddr>,
+    last_good_address: Option<SocketAddr>,
     /// How long to wait after the next failure.
-    wait: Duration,
+    next_backoff: Duration,
     /// What the last attempt failed for, and when to try again.
-    refused: Option<(Failure, Instant)>,
+    backoff_state: Option<(Failure, Instant)>,
 }
 
 impl Connector {
-    pub(super) fn new(settings: &Settings) -> Connector {
+    pub(super) fn new(settings: &BackendConfig) -> Connector {
         Connector {
             host: settings.host.clone(),
             port: settings.port,
             identity: Identity::new(settings),
             timeout: settings.timeout,
             target: format!("{}:{}", settings.host, settings.port),
-            last: None,
-            wait: FIRST_WAIT,
-            refused: None,
+            last_good_address: None,
+            next_backoff: MIN_BACKOFF,
+            backoff_state: None,
         }
     }
 
     /// Until when no attempt may be made, and what to tell those who ask meanwhile.
-    pub(super) fn blocked(&self) -> Option<(Instant, Failure)> {
-        self.refused.as_ref().map(|(failure, until)| (*until, failure.clone()))
+    pub(super) fn backoff(&self) -> Option<(Instant, Failure)> {
+        self.backoff_state.as_ref().map(|(failure, until)| (*until, failure.clone()))
     }
 
     /// Host and port, for the log.
@@ -59,27 +59,27 @@ impl Connector {
     /// Connects, authenticates, selects the database, and does what `prepare` does. A failure sets the time of the next
     /// attempt.
     pub(super) fn connect(&mut self, prepare: impl FnOnce(&mut Wire) -> RedisResult<()>) -> RedisResult<Wire> {
-        self.refused = None;
+        self.backoff_state = None;
         let attempt = self.attempt().and_then(|mut wire| prepare(&mut wire).map(|()| wire));
-        attempt.inspect_err(|error| self.stand_back(outage_of(error)))
+        attempt.inspect_err(|error| self.back_off(connect_failure(error)))
     }
 
     /// Makes the next attempt wait, longer each time.
-    pub(super) fn stand_back(&mut self, failure: Failure) {
+    pub(super) fn back_off(&mut self, failure: Failure) {
         // Between half of the wait and all of it.
-        let jittered = self.wait / 2 + (self.wait / 2).mul_f64(random_fraction());
-        self.wait = (self.wait * 2).min(LONGEST_WAIT);
-        self.stand_back_for(failure, jittered);
+        let jittered = self.next_backoff / 2 + (self.next_backoff / 2).mul_f64(random_fraction());
+        self.next_backoff = (self.next_backoff * 2).min(MAX_BACKOFF);
+        self.back_off_for(failure, jittered);
     }
 
     /// Makes the next attempt wait for `wait`.
-    pub(super) fn stand_back_for(&mut self, failure: Failure, wait: Duration) {
-        self.refused = Some((failure, Instant::now() + wait));
+    pub(super) fn back_off_for(&mut self, failure: Failure, wait: Duration) {
+        self.backoff_state = Some((failure, Instant::now() + wait));
     }
 
     /// Takes note that a connection has proved good: the next failure is the first again.
-    pub(super) fn settled(&mut self) {
-        self.wait = FIRST_WAIT;
+    pub(super) fn reset_backoff(&mut self) {
+        self.next_backoff = MIN_BACKOFF;
     }
 
     /// The name is looked up here, and not by the crate, which would count that as a part of connecting: where it takes
@@ -87,7 +87,7 @@ impl Connector {
     fn attempt(&mut self) -> RedisResult<Wire> {
         let mut addresses: Vec<SocketAddr> = (self.host.as_str(), self.port).to_socket_addrs()?.collect();
         // The one that was there comes first: each that is dead costs the whole time-out.
-        addresses.sort_by_key(|&address| self.last != Some(address));
+        addresses.sort_by_key(|&address| self.last_good_address != Some(address));
         let mut failure = std::io::Error::other("REDIS_HOST resolves to no address").into();
         for address in addresses {
             match self.open(address) {
@@ -98,7 +98,7 @@ impl Connector {
                 }
                 result => {
                     if result.is_ok() {
-                        self.last = Some(address);
+                        self.last_good_address = Some(address);
                     }
                     return result;
                 }
@@ -116,13 +116,13 @@ impl Connector {
 }
 
 /// Whether Redis refuses a command as such: the user may not use it, or there is none.
-pub(super) fn is_refusal(error: &RedisError) -> bool {
+pub(super) fn is_command_denied(error: &RedisError) -> bool {
     let unknown = |text: &str| text.to_ascii_lowercase().starts_with("unknown ");
     error.code() == Some("NOPERM") || error.detail().is_some_and(unknown)
 }
 
 /// What an error is to those who wait for a key.
-pub(super) fn failure_of(error: &RedisError) -> Failure {
+pub(super) fn read_failure(error: &RedisError) -> Failure {
     if error.is_timeout() {
         Failure::Timeout
     } else if let Some(code) = error.code() {
@@ -137,14 +137,14 @@ pub(super) fn failure_of(error: &RedisError) -> Failure {
     } else if error.is_io_error() {
         Failure::Unavailable
     } else {
-        Failure::Redis(in_one_line(error))
+        Failure::Redis(single_line(error))
     }
 }
 
 /// Returns true if an answer to `PING` means that Redis does not serve reads. A Redis that refuses
 /// writes (MISCONF, NOREPLICAS), or that refuses this command, serves them.
 pub(super) fn is_outage(error: &RedisError) -> bool {
-    error.code().is_none_or(|code| code == "NOAUTH") || matches!(failure_of(error), Failure::NotReady(_))
+    error.code().is_none_or(|code| code == "NOAUTH") || matches!(read_failure(error), Failure::NotReady(_))
 }
 
 /// Returns true if Redis has as many clients as its `maxclients` allows.
@@ -178,7 +178,7 @@ pub(super) fn without_arguments(text: &str) -> &str {
 
 /// Returns the error's text, without arguments and control characters. The crate describes replies
 /// that are none in several lines.
-pub(super) fn in_one_line(error: &RedisError) -> String {
+pub(super) fn single_line(error: &RedisError) -> String {
     if error.code() == Some(PROTECTED) {
         return format!("{PROTECTED} {}", detail_of(error));
     }
@@ -187,8 +187,8 @@ pub(super) fn in_one_line(error: &RedisError) -> String {
 }
 
 /// What a failed attempt to connect is to those who wait: whatever Redis says to it, there is no Redis for them.
-pub(super) fn outage_of(error: &RedisError) -> Failure {
-    match failure_of(error) {
+pub(super) fn connect_failure(error: &RedisError) -> Failure {
+    match read_failure(error) {
         Failure::Redis(text) => Failure::Refused(text),
         failure => failure,
     }
@@ -204,15 +204,15 @@ pub(super) fn run_id(wire: &mut Wire) -> RedisResult<Option<String>> {
             Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned))
         }
         Ok(_) => Ok(None),
-        Err(error) if is_refusal(&error) => Ok(None),
+        Err(error) if is_command_denied(&error) => Ok(None),
         // It would tell later: a connection that leads to nobody knows whom might be read while another one tells of changes.
         Err(error) => Err(error),
     }
 }
 
 /// The error's text, and what to do about the ones that have a usual cause.
-pub(super) fn explain(error: &RedisError) -> String {
-    let text = in_one_line(error);
+pub(super) fn describe_error(error: &RedisError) -> String {
+    let text = single_line(error);
     if error.is_timeout() {
         // The system's word for it is that a resource is temporarily unavailable.
         return "no reply within REDIS_TIMEOUT".into();
@@ -268,7 +268,7 @@ mod tests {
     fn attempts_that_fail_come_ever_more_seldom_and_not_all_proxies_at_once() {
         // A port that was free a moment ago: nobody listens there.
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
-        let settings = Settings {
+        let settings = BackendConfig {
             host: "127.0.0.1".into(),
             port: free.port(),
             username: None,
@@ -281,13 +281,13 @@ mod tests {
             max_value_bytes: 1,
         };
         let mut connector = Connector::new(&settings);
-        assert!(connector.blocked().is_none());
+        assert!(connector.backoff().is_none());
         let mut jitters = Vec::new();
         for expected in [20, 40, 80, 160, 320, 640].into_iter().chain([1000; 10]) {
             let before = Instant::now();
             let Err(error) = connector.connect(|_| Ok(())) else { panic!("somebody listens there") };
-            let failure = failure_of(&error);
-            let (until, told) = connector.blocked().expect("a failed attempt blocks the next");
+            let failure = read_failure(&error);
+            let (until, told) = connector.backoff().expect("a failed attempt blocks the next");
             assert_eq!((&failure, told), (&Failure::Unavailable, Failure::Unavailable));
             assert!(until - before >= Duration::from_millis(expected / 2), "the next attempt comes too early");
             assert!(until <= Instant::now() + Duration::from_millis(expected), "the next attempt comes too late");

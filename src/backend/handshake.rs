@@ -6,11 +6,11 @@
 //! and reports only that the connection was closed. All commands are sent together, in an order in
 //! which the first reply is always one that counts.
 
-use super::Settings;
-use super::connect::{failure_of, without_arguments};
-use super::read::out_of_step;
+use super::BackendConfig;
+use super::connect::{read_failure, without_arguments};
+use super::reader::desync_error;
 use super::wire::Wire;
-use crate::request::Failure;
+use crate::types::Failure;
 use redis::{ErrorKind, RedisError, RedisResult, ServerError, ServerErrorKind, Value};
 
 /// Identity to take on a new connection.
@@ -23,7 +23,7 @@ pub(super) struct Identity {
 
 /// Commands of the handshake, by the consequence of an error reply.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum HandshakeStep {
     /// `AUTH`. Required.
     Authenticate,
     /// `SELECT`. Required.
@@ -35,8 +35,8 @@ enum Step {
 }
 
 impl Identity {
-    pub(super) fn new(settings: &Settings) -> Identity {
-        let Settings { username, password, database, .. } = settings;
+    pub(super) fn new(settings: &BackendConfig) -> Identity {
+        let BackendConfig { username, password, database, .. } = settings;
         Identity { username: username.clone(), password: password.clone(), database: *database }
     }
 
@@ -58,16 +58,19 @@ impl Identity {
                 _ => error,
             });
         }
-        let mut errors: Vec<(Step, ServerError)> = Vec::new();
+        let mut errors: Vec<(HandshakeStep, ServerError)> = Vec::new();
         for step in steps {
             match (step, wire.receive()) {
-                (Step::Introduce, Ok(_)) => {}
+                (HandshakeStep::Introduce, Ok(_)) => {}
                 (_, Ok(Value::ServerError(error))) => errors.push((step, error)),
-                (Step::Authenticate | Step::Select, Ok(Value::Okay)) | (Step::Probe, Ok(_)) => {}
-                (Step::Authenticate | Step::Select, Ok(_)) => return Err(out_of_step("AUTH and SELECT")),
+                (HandshakeStep::Authenticate | HandshakeStep::Select, Ok(Value::Okay))
+                | (HandshakeStep::Probe, Ok(_)) => {}
+                (HandshakeStep::Authenticate | HandshakeStep::Select, Ok(_)) => {
+                    return Err(desync_error("AUTH and SELECT"));
+                }
                 (_, Err(closed)) => {
                     // A Redis that closes has said why. One that falls silent has not, but for what is required.
-                    let says_why = |(step, _): &(Step, _)| !closed.is_timeout() || is_required(*step);
+                    let says_why = |(step, _): &(HandshakeStep, _)| !closed.is_timeout() || is_required(*step);
                     let first = errors.into_iter().next().filter(says_why);
                     return Err(first.map_or(closed, |(step, reason)| refusal_of(step, reason)));
                 }
@@ -80,45 +83,47 @@ impl Identity {
     }
 
     /// Packs the commands.
-    fn commands(&self, username: Option<&str>) -> (Vec<Step>, Vec<u8>) {
+    fn commands(&self, username: Option<&str>) -> (Vec<HandshakeStep>, Vec<u8>) {
         let (mut steps, mut packed) = (Vec::new(), Vec::new());
         let mut add = |step, command: &redis::Cmd| {
             steps.push(step);
             command.write_packed_command(&mut packed);
         };
         if let Some(password) = &self.password {
-            add(Step::Authenticate, redis::cmd("AUTH").arg(username).arg(password));
+            add(HandshakeStep::Authenticate, redis::cmd("AUTH").arg(username).arg(password));
         }
         if self.database != 0 {
-            add(Step::Select, redis::cmd("SELECT").arg(self.database));
+            add(HandshakeStep::Select, redis::cmd("SELECT").arg(self.database));
         }
-        add(Step::Probe, &redis::cmd("PING"));
+        add(HandshakeStep::Probe, &redis::cmd("PING"));
         for (name, value) in [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
-            add(Step::Introduce, redis::cmd("CLIENT").arg("SETINFO").arg(name).arg(value));
+            add(HandshakeStep::Introduce, redis::cmd("CLIENT").arg("SETINFO").arg(name).arg(value));
         }
         (steps, packed)
     }
 }
 
 /// Returns true if a connection is of no use where Redis answers a step with an error.
-fn is_required(step: Step) -> bool {
-    matches!(step, Step::Authenticate | Step::Select)
+fn is_required(step: HandshakeStep) -> bool {
+    matches!(step, HandshakeStep::Authenticate | HandshakeStep::Select)
 }
 
 /// Returns the error to report for an error reply: with the command that it refuses, unless its code
 /// says more, and without the arguments that Redis quotes, because a password is one of them.
-fn refusal_of(step: Step, reply: ServerError) -> RedisError {
+fn refusal_of(step: HandshakeStep, reply: ServerError) -> RedisError {
     let text = without_arguments(reply.details().unwrap_or_default());
     let error = RedisError::from(reply.clone());
     let says_more = matches!(error.code(), Some("DENIED" | "NOAUTH" | "NOPERM"))
-        || matches!(failure_of(&error), Failure::NotReady(_));
+        || matches!(read_failure(&error), Failure::NotReady(_));
     match step {
         _ if says_more => error,
-        Step::Authenticate => {
+        HandshakeStep::Authenticate => {
             (ErrorKind::AuthenticationFailed, "Redis rejected AUTH", format!("{} {text}", reply.code())).into()
         }
-        Step::Select => (ServerErrorKind::ResponseError.into(), "Redis rejected SELECT", text.to_owned()).into(),
-        Step::Probe | Step::Introduce => error,
+        HandshakeStep::Select => {
+            (ServerErrorKind::ResponseError.into(), "Redis rejected SELECT", text.to_owned()).into()
+        }
+        HandshakeStep::Probe | HandshakeStep::Introduce => error,
     }
 }
 
@@ -141,22 +146,22 @@ mod tests {
     #[test]
     fn refusals_name_command_without_arguments() {
         let quoted = "ERR unknown command 'AUTH', with args beginning with: 'user' 'topsecret' ";
-        let error = refusal_of(Step::Authenticate, reply(quoted));
+        let error = refusal_of(HandshakeStep::Authenticate, reply(quoted));
         assert!(!error.to_string().contains("topsecret") && !error.to_string().contains("user"), "{error}");
         assert!(
             error.to_string().contains("rejected AUTH") && error.to_string().contains("unknown command"),
             "{error}"
         );
         assert_eq!(error.kind(), ErrorKind::AuthenticationFailed);
-        let error = refusal_of(Step::Select, reply("ERR DB index is out of range"));
+        let error = refusal_of(HandshakeStep::Select, reply("ERR DB index is out of range"));
         assert!(error.to_string().contains("rejected SELECT"), "{error}");
-        assert_eq!(failure_of(&error), Failure::Redis("ERR DB index is out of range".into()));
+        assert_eq!(read_failure(&error), Failure::Redis("ERR DB index is out of range".into()));
         for text in ["NOAUTH Authentication required.", "NOPERM this user has no permissions"] {
-            assert_eq!(refusal_of(Step::Select, reply(text)).code(), text.split(' ').next(), "{text}");
+            assert_eq!(refusal_of(HandshakeStep::Select, reply(text)).code(), text.split(' ').next(), "{text}");
         }
         // These are about the connection, whatever is asked first.
         for text in ["ERR max number of clients reached", "DENIED protected mode", "LOADING", "BUSY"] {
-            let error = refusal_of(Step::Authenticate, reply(text));
+            let error = refusal_of(HandshakeStep::Authenticate, reply(text));
             assert_eq!(error.code(), text.split(' ').next(), "{error}");
         }
     }

@@ -5,31 +5,31 @@
 //! load the batches grow by themselves, and an idle proxy has no delay added. Every accepted job is completed exactly
 //! once, whatever happens to the helper. Locks are held only to move jobs and news, never while a thread does I/O.
 
-mod answers;
+mod availability;
+mod batch;
 mod connect;
-mod desk;
-mod fetch;
+mod fetcher;
+mod freshness;
 mod handshake;
-mod news;
-mod promise;
-mod read;
+mod inbox;
+mod reader;
 mod task;
-mod track;
+mod tracking;
 mod wire;
 
-use crate::figures::{RedisFigures, Seat, Tracking};
-use crate::request::{Change, Completion, Job};
-use fetch::Helper;
-use news::{MAX_CHANGES, News};
-use promise::{Noted, Promise};
-pub use read::Reading;
+use crate::metrics::{RedisStatus, TrackingState, WorkerSlot};
+use crate::types::{Completion, Invalidation, Job};
+use fetcher::Fetcher;
+use freshness::{Freshness, FreshnessUpdate};
+use inbox::{Inbox, MAX_PENDING_INVALIDATIONS};
+pub use reader::Reading;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use task::{Attempt, Task};
-use track::Tracker;
+use task::{ConnectOutcome, Task};
+use tracking::Tracker;
 
 /// Most jobs that wait for a helper. One for each of the 10,000 connections that a loop takes; what goes beyond it is
 /// refused at once, because it would wait longer than its client does.
@@ -40,20 +40,20 @@ pub const QUEUE_LIMIT: usize = 10_000;
 pub const MAX_BATCH: usize = 128;
 
 /// Changes that are added under one lock: some ten microseconds.
-const HEARD_AT_ONCE: usize = 1024;
+const INVALIDATIONS_PER_LOCK: usize = 1024;
 
 /// How long the log is silent after it has told of a lost connection: where each read is in vain, each costs one.
-const SILENCE: Duration = Duration::from_secs(10);
+const LOSS_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where nothing is read, Redis is asked so often whether it is still there, so that whoever asks the proxy is told what is so.
-const WATCH: Duration = Duration::from_secs(1);
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where Redis refuses to tell how long keys have left, it is asked again after so long: permissions may be mended.
-const EXPIRY_WAIT: Duration = Duration::from_secs(30);
+const TTL_RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// Where Redis is, and how to talk to it.
 #[derive(Clone)]
-pub struct Settings {
+pub struct BackendConfig {
     /// Host name or address.
     pub host: String,
     /// TCP port.
@@ -78,77 +78,81 @@ pub struct Settings {
 
 /// The helpers and what they share with the loop. Dropping it ends them once they are done with what they are at.
 pub struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolShared>,
     timeout: Duration,
 }
 
 /// A job, and when the client that it was begun for waits no longer.
-struct Queued {
+struct QueuedJob {
     job: Job,
     expires: Instant,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct PoolShared {
+    state: Mutex<PoolState>,
     /// A job waits, or the pool closes. Helpers that are connected wait here.
-    work: Condvar,
+    job_ready: Condvar,
     /// A job waits and no connected helper is idle, or the pool closes. Helpers that are not connected wait here.
-    too_much_work: Condvar,
+    all_busy: Condvar,
     /// The last connection is gone, or the pool closes. Helpers wait here that may not connect yet while others can
     /// serve: they must not take a job only to fail it.
-    all_lost: Condvar,
-    news: Mutex<News>,
+    none_connected: Condvar,
+    inbox: Mutex<Inbox>,
     /// Whether there are any. Changed under their lock.
-    has_news: AtomicBool,
+    inbox_ready: AtomicBool,
     /// Where others see how things are.
-    seat: Arc<Seat>,
+    slot: Arc<WorkerSlot>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
 #[derive(Default)]
-struct State {
-    queue: VecDeque<Queued>,
+struct PoolState {
+    queue: VecDeque<QueuedJob>,
     /// Helpers that have a connection, and how many of them wait for work.
     connected: usize,
     idle: usize,
     /// What the log says of connecting, so that it says it once.
-    told: Option<Attempt>,
-    promise: Promise,
+    logged_outcome: Option<ConnectOutcome>,
+    promise: Freshness,
     /// Which Redis the helper that has connected last reads from. Forgotten with each tracking connection, unless it was
     /// given up for not leading there.
-    server: Option<String>,
+    read_run_id: Option<String>,
     /// Which Redis tells of changes.
-    tracked: Option<String>,
+    tracking_run_id: Option<String>,
     /// When Redis was last asked anything.
-    asked: Option<Instant>,
+    last_request: Option<Instant>,
     /// Until when keys are read without asking how long they have left.
-    plain_until: Option<Instant>,
+    skip_ttl_until: Option<Instant>,
     /// When the log last told of a lost connection, and how many were lost since.
-    told_of_loss: Option<Instant>,
-    untold_losses: u64,
+    loss_logged_at: Option<Instant>,
+    suppressed_losses: u64,
     closed: bool,
 }
 
 impl Pool {
     /// Starts the helpers, which show in `seat` how things are. `wake` is called when there is news and the loop does not know of
     /// any; it must not block.
-    pub fn start(settings: &Settings, seat: Arc<Seat>, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Pool> {
-        let pool = Pool { shared: Arc::new(Shared::new(seat, wake)), timeout: settings.timeout };
-        let promise = Promise { cache_ttl: settings.cache_ttl, ..Promise::default() };
-        pool.shared.show(|redis| {
-            redis.away = Some("not connected to Redis yet".into());
-            redis.promise = promise.to_string();
-            redis.tracking = if settings.tracking { Tracking::Lost } else { Tracking::Off };
+    pub fn start(
+        settings: &BackendConfig,
+        seat: Arc<WorkerSlot>,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Pool> {
+        let pool = Pool { shared: Arc::new(PoolShared::new(seat, wake)), timeout: settings.timeout };
+        let promise = Freshness { cache_ttl: settings.cache_ttl, ..Freshness::default() };
+        pool.shared.update_status(|redis| {
+            redis.unavailable = Some("not connected to Redis yet".into());
+            redis.freshness = promise.to_string();
+            redis.tracking = if settings.tracking { TrackingState::Lost } else { TrackingState::Off };
         });
-        pool.shared.state().asked = Some(Instant::now());
+        pool.shared.state().last_request = Some(Instant::now());
         pool.shared.state().promise = promise.clone();
         for number in 0..settings.connections {
             // Where nobody is connected, one goes on trying.
-            let mut helper = Helper::new(settings, Arc::clone(&pool.shared), number == 0);
+            let mut helper = Fetcher::new(settings, Arc::clone(&pool.shared), number == 0);
             std::thread::Builder::new().name(format!("redis-{number}")).spawn(move || {
                 // One connects ahead, so that the log tells at start whether Redis is there.
                 if number == 0 {
-                    helper.connect_ahead();
+                    helper.preconnect();
                 }
                 helper.run();
             })?;
@@ -157,7 +161,7 @@ impl Pool {
             let mut tracker = Tracker::new(settings, Arc::clone(&pool.shared));
             std::thread::Builder::new().name("redis-tracking".into()).spawn(move || tracker.run())?;
         } else {
-            promise.tell();
+            promise.log();
         }
         Ok(pool)
     }
@@ -170,21 +174,21 @@ impl Pool {
         let expires = Instant::now() + self.timeout;
         let mut state = self.shared.state();
         let accepted = jobs.len().min(QUEUE_LIMIT.saturating_sub(state.queue.len()));
-        state.queue.extend(jobs.drain(..accepted).map(|job| Queued { job, expires }));
-        self.shared.show(|redis| redis.queued = state.queue.len());
-        self.shared.call_for_help(state);
+        state.queue.extend(jobs.drain(..accepted).map(|job| QueuedJob { job, expires }));
+        self.shared.update_status(|redis| redis.queued = state.queue.len());
+        self.shared.wake_fetcher(state);
     }
 
     /// Moves all completions that have come since the last call into `completions`, and up to `most` changes into
     /// `changes`. Says whether there is more: then the loop must come again without being woken.
-    pub fn take_news(&self, completions: &mut Vec<Completion>, changes: &mut Vec<Change>, most: usize) -> bool {
+    pub fn drain_inbox(&self, completions: &mut Vec<Completion>, changes: &mut Vec<Invalidation>, most: usize) -> bool {
         // The usual answer, of each tick, takes no lock.
-        if !self.shared.has_news.load(Ordering::Acquire) {
+        if !self.shared.inbox_ready.load(Ordering::Acquire) {
             return false;
         }
-        let mut news = self.shared.news();
-        let more = news.take(completions, changes, most);
-        self.shared.has_news.store(more, Ordering::Relaxed);
+        let mut news = self.shared.inbox();
+        let more = news.drain(completions, changes, most);
+        self.shared.inbox_ready.store(more, Ordering::Relaxed);
         more
     }
 }
@@ -192,105 +196,105 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.state().closed = true;
-        self.shared.work.notify_all();
-        self.shared.too_much_work.notify_all();
-        self.shared.all_lost.notify_all();
+        self.shared.job_ready.notify_all();
+        self.shared.all_busy.notify_all();
+        self.shared.none_connected.notify_all();
     }
 }
 
-impl Shared {
-    fn new(seat: Arc<Seat>, wake: impl Fn() + Send + Sync + 'static) -> Shared {
-        Shared {
+impl PoolShared {
+    fn new(seat: Arc<WorkerSlot>, wake: impl Fn() + Send + Sync + 'static) -> PoolShared {
+        PoolShared {
             state: Mutex::default(),
-            work: Condvar::new(),
-            too_much_work: Condvar::new(),
-            all_lost: Condvar::new(),
-            news: Mutex::default(),
-            has_news: AtomicBool::new(false),
-            seat,
+            job_ready: Condvar::new(),
+            all_busy: Condvar::new(),
+            none_connected: Condvar::new(),
+            inbox: Mutex::default(),
+            inbox_ready: AtomicBool::new(false),
+            slot: seat,
             wake: Box::new(wake),
         }
     }
 
     /// The state. A panic of another thread leaves it usable: it is changed by single moves only.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shows others how things are.
-    fn show(&self, change: impl FnOnce(&mut RedisFigures)) {
-        change(&mut self.seat.redis());
+    fn update_status(&self, change: impl FnOnce(&mut RedisStatus)) {
+        change(&mut self.slot.redis());
     }
 
     /// A helper has found its connection dead, and gets no other. What others hold may be dead as well: one of them is to look at
     /// once, and so on, until one is found that lives or none is left.
-    fn look_again(&self) {
-        self.state().asked = None;
-        self.work.notify_one();
+    fn probe_now(&self) {
+        self.state().last_request = None;
+        self.job_ready.notify_one();
     }
 
     /// Notes which Redis a helper has connected to; `None` when that is not known, or not any more.
-    fn note_server(&self, run_id: Option<String>) {
-        self.state().server = run_id;
+    fn set_read_run_id(&self, run_id: Option<String>) {
+        self.state().read_run_id = run_id;
     }
 
     /// Notes which Redis tells of changes; `None` when that is not known, or none does.
-    fn note_tracked(&self, run_id: Option<String>) {
-        self.state().tracked = run_id;
+    fn set_tracking_run_id(&self, run_id: Option<String>) {
+        self.state().tracking_run_id = run_id;
     }
 
     /// Whether another Redis than this one is known to tell of changes.
-    fn tracks_another_than(&self, run_id: Option<&str>) -> bool {
-        run_id.is_some_and(|this| is_another(this, &self.state().tracked))
+    fn tracking_mismatch(&self, run_id: Option<&str>) -> bool {
+        run_id.is_some_and(|this| is_another(this, &self.state().tracking_run_id))
     }
 
     /// Whether helpers are known to read from another Redis than this one.
-    fn reads_from_another_than(&self, run_id: Option<&str>) -> bool {
-        run_id.is_some_and(|this| is_another(this, &self.state().server))
+    fn reading_mismatch(&self, run_id: Option<&str>) -> bool {
+        run_id.is_some_and(|this| is_another(this, &self.state().read_run_id))
     }
 
     /// Whether helpers may ask how long keys have left.
-    fn asks_for_expiry(&self) -> bool {
-        self.state().plain_until.is_none_or(|until| until <= Instant::now())
+    fn reads_ttl(&self) -> bool {
+        self.state().skip_ttl_until.is_none_or(|until| until <= Instant::now())
     }
 
     /// Notes that Redis tells how long keys have left, or why it refuses.
-    fn note_expiry(&self, holds: Result<(), String>) {
-        self.note_promise(|state| {
-            state.plain_until = holds.is_err().then(|| Instant::now() + EXPIRY_WAIT);
-            state.promise.expiry.note(holds)
+    fn set_ttl_support(&self, holds: Result<(), String>) {
+        self.update_freshness(|state| {
+            state.skip_ttl_until = holds.is_err().then(|| Instant::now() + TTL_RETRY_DELAY);
+            state.promise.expiry.update(holds)
         });
     }
 
     /// Notes whether changes are heard of, or why not.
-    fn note_tracking(&self, holds: Result<(), String>) {
-        self.note_promise(|state| state.promise.tracking.note(holds));
+    fn set_tracking(&self, holds: Result<(), String>) {
+        self.update_freshness(|state| state.promise.tracking.update(holds));
     }
 
     /// Tells the promise if `note` says that it is another one; without the lock, which the loop takes too and must not
     /// wait for whoever reads the log.
-    fn note_promise(&self, note: impl FnOnce(&mut State) -> Noted) {
+    fn update_freshness(&self, note: impl FnOnce(&mut PoolState) -> FreshnessUpdate) {
         let mut state = self.state();
         let noted = note(&mut state);
-        if noted != Noted::Nothing {
-            self.show(|redis| state.promise.show(redis));
+        if noted != FreshnessUpdate::Unchanged {
+            self.update_status(|redis| state.promise.publish(redis));
         }
-        let news = (noted == Noted::News).then(|| state.promise.clone());
+        let news = (noted == FreshnessUpdate::Changed).then(|| state.promise.clone());
         drop(state);
         if let Some(promise) = news {
-            promise.tell();
+            promise.log();
         }
     }
 
     /// Waits until then, or not at all. Says whether to go on; not when the pool closes.
-    fn pause_until(&self, until: Option<Instant>) -> bool {
+    fn sleep_until(&self, until: Option<Instant>) -> bool {
         let mut state = self.state();
         while !state.closed {
             let left = time_until(until);
             if left.is_zero() {
                 return true;
             }
-            state = self.all_lost.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.none_connected.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         false
     }
@@ -299,19 +303,19 @@ impl Shared {
         self.state().closed
     }
 
-    fn news(&self) -> MutexGuard<'_, News> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn deliver(&self, completions: Vec<Completion>) {
-        let mut news = self.news();
-        let wake = news.complete(completions);
-        self.show_news(news, wake);
+        let mut news = self.inbox();
+        let wake = news.push_completions(completions);
+        self.notify_loop(news, wake);
     }
 
     /// Has the loop see what was added to the news.
-    fn show_news(&self, news: MutexGuard<'_, News>, wake: bool) {
-        self.has_news.store(true, Ordering::Release);
+    fn notify_loop(&self, news: MutexGuard<'_, Inbox>, wake: bool) {
+        self.inbox_ready.store(true, Ordering::Release);
         drop(news);
         if wake {
             (self.wake)();
@@ -319,18 +323,21 @@ impl Shared {
     }
 
     /// Adds changes to the news; more than can wait are one that stands for all.
-    fn hear(&self, mut changes: Vec<Change>) {
-        let mut overflowed = changes.len() > MAX_CHANGES;
+    fn push_invalidations(&self, mut changes: Vec<Invalidation>) {
+        let mut overflowed = changes.len() > MAX_PENDING_INVALIDATIONS;
         if overflowed {
-            changes = vec![Change::All];
+            changes = vec![Invalidation::All];
         }
         let mut changes = changes.into_iter();
         while changes.len() > 0 {
-            let mut news = self.news();
+            let mut news = self.inbox();
             // The loop waits for this lock: a few at a time, and nothing is logged as long as it is held.
-            changes.by_ref().take(HEARD_AT_ONCE).for_each(|change| overflowed |= news.change(change));
-            let wake = news.announce();
-            self.show_news(news, wake);
+            changes
+                .by_ref()
+                .take(INVALIDATIONS_PER_LOCK)
+                .for_each(|change| overflowed |= news.push_invalidation(change));
+            let wake = news.needs_wakeup();
+            self.notify_loop(news, wake);
         }
         if overflowed {
             log::warn!("invalidation backlog overflow: cache flushed");
@@ -351,8 +358,8 @@ fn is_another(this: &str, other: &Option<String>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Failure;
-    use promise::Held;
+    use crate::types::Failure;
+    use freshness::Guarantee;
     use std::sync::atomic::AtomicUsize;
     use std::thread::JoinHandle;
 
@@ -361,15 +368,15 @@ mod tests {
         let wake = move || {
             wakes.fetch_add(1, Ordering::Relaxed);
         };
-        Pool { shared: Arc::new(Shared::new(Arc::default(), wake)), timeout: Duration::from_secs(1) }
+        Pool { shared: Arc::new(PoolShared::new(Arc::default(), wake)), timeout: Duration::from_secs(1) }
     }
 
     pub(super) fn job(flight: usize) -> Job {
-        Job { flight, key: b"k"[..].into() }
+        Job { fetch_id: flight, key: b"k"[..].into() }
     }
 
     fn completion(flight: usize) -> Completion {
-        Completion { flight, result: Err(Failure::Timeout) }
+        Completion { fetch_id: flight, result: Err(Failure::Timeout) }
     }
 
     #[test]
@@ -381,7 +388,7 @@ mod tests {
             pool.shared.deliver(vec![completion(1), completion(2)]);
             pool.shared.deliver(vec![completion(3)]);
             assert_eq!(wakes.load(Ordering::Relaxed), round);
-            assert!(!pool.take_news(&mut taken, &mut Vec::new(), 1));
+            assert!(!pool.drain_inbox(&mut taken, &mut Vec::new(), 1));
             assert_eq!(taken.len(), round * 3);
         }
     }
@@ -392,11 +399,11 @@ mod tests {
         let mut jobs: Vec<Job> = (0..QUEUE_LIMIT + 3).map(job).collect();
         pool.submit(&mut jobs);
         assert_eq!(
-            jobs.iter().map(|job| job.flight).collect::<Vec<_>>(),
+            jobs.iter().map(|job| job.fetch_id).collect::<Vec<_>>(),
             [QUEUE_LIMIT, QUEUE_LIMIT + 1, QUEUE_LIMIT + 2]
         );
-        let Task::Serve(batch) = pool.shared.next_task(true, None, None) else { panic!("jobs wait") };
-        assert!(batch.iter().map(|queued| queued.job.flight).eq(0..MAX_BATCH));
+        let Task::Fetch(batch) = pool.shared.next_task(true, None, None) else { panic!("jobs wait") };
+        assert!(batch.iter().map(|queued| queued.job.fetch_id).eq(0..MAX_BATCH));
         pool.submit(&mut jobs);
         assert!(jobs.is_empty());
     }
@@ -422,26 +429,26 @@ mod tests {
 
     #[test]
     fn what_redis_refuses_to_tell_is_asked_for_again_after_a_while() {
-        let shared = Shared::new(Arc::default(), || ());
-        assert!(shared.asks_for_expiry());
-        shared.note_expiry(Err("NOPERM".into()));
-        assert!(!shared.asks_for_expiry());
-        assert!(matches!(shared.state().promise.expiry, Held::No { .. }));
-        let until = shared.state().plain_until.replace(Instant::now()).expect("it is known until when");
-        assert!(until > Instant::now() + EXPIRY_WAIT / 2);
-        assert!(shared.asks_for_expiry());
-        shared.note_expiry(Ok(()));
-        assert!(shared.asks_for_expiry());
-        assert_eq!(shared.state().promise.expiry, Held::Yes);
+        let shared = PoolShared::new(Arc::default(), || ());
+        assert!(shared.reads_ttl());
+        shared.set_ttl_support(Err("NOPERM".into()));
+        assert!(!shared.reads_ttl());
+        assert!(matches!(shared.state().promise.expiry, Guarantee::Inactive { .. }));
+        let until = shared.state().skip_ttl_until.replace(Instant::now()).expect("it is known until when");
+        assert!(until > Instant::now() + TTL_RETRY_DELAY / 2);
+        assert!(shared.reads_ttl());
+        shared.set_ttl_support(Ok(()));
+        assert!(shared.reads_ttl());
+        assert_eq!(shared.state().promise.expiry, Guarantee::Active);
     }
 
     #[test]
     fn a_pause_ends_with_the_pool() {
         let pool = idle_pool(Arc::default());
-        assert!(pool.shared.pause_until(None) && pool.shared.pause_until(Some(Instant::now())));
+        assert!(pool.shared.sleep_until(None) && pool.shared.sleep_until(Some(Instant::now())));
         let shared = Arc::clone(&pool.shared);
         let later = Instant::now() + Duration::from_secs(3600);
-        let pausing = std::thread::spawn(move || shared.pause_until(Some(later)));
+        let pausing = std::thread::spawn(move || shared.sleep_until(Some(later)));
         let_them_wait();
         drop(pool);
         assert!(!finished(pausing, "the pool is gone and somebody waits to connect"));

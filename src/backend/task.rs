@@ -4,32 +4,32 @@
 //! of them connects, and takes jobs once it is connected. Only where nobody is connected does it take them before, so that
 //! somebody tells the clients. Helpers look at the queue before they wait, and whoever leaves jobs behind calls another.
 
-use super::{MAX_BATCH, Queued, SILENCE, Shared, State, time_until};
+use super::{LOSS_LOG_INTERVAL, MAX_BATCH, PoolShared, PoolState, QueuedJob, time_until};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How an attempt to connect has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Attempt {
+pub(super) enum ConnectOutcome {
     Connected,
     /// Others are connected and go on.
-    NoMore,
+    Degraded,
     /// Nobody is connected.
-    Away,
+    Down,
 }
 
 /// What a helper is to do next.
 pub(super) enum Task {
-    Serve(Vec<Queued>),
+    Fetch(Vec<QueuedJob>),
     /// There is work for one more, but others are connected: they get the jobs until it is, too.
     Connect,
     /// Nothing was read for a while: it is to find out whether Redis is there.
-    LookAfter,
+    Probe,
     /// The pool closes.
-    End,
+    Exit,
 }
 
-impl Shared {
+impl PoolShared {
     /// Waits for jobs and takes them, up to [`MAX_BATCH`]; where there is a `watch`, no longer than until nothing was read for that
     /// time. A helper that has no connection leaves them to those that have one: when all of these are busy it connects, but not
     /// before `blocked_until`.
@@ -37,7 +37,7 @@ impl Shared {
         let mut state = self.state();
         loop {
             if state.closed {
-                return Task::End;
+                return Task::Exit;
             }
             let others_serve = !connected && state.connected > 0;
             let wanted = !state.queue.is_empty() && (!others_serve || state.idle == 0);
@@ -45,14 +45,14 @@ impl Shared {
             if !blocked.is_zero() {
                 // The call may have come to this helper: one that may connect has to hear it.
                 if wanted {
-                    self.too_much_work.notify_one();
+                    self.all_busy.notify_one();
                 }
-                state = self.all_lost.wait_timeout(state, blocked).unwrap_or_else(PoisonError::into_inner).0;
+                state = self.none_connected.wait_timeout(state, blocked).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
             if wanted && others_serve {
                 if state.queue.len() > MAX_BATCH {
-                    self.call_for_help(state);
+                    self.wake_fetcher(state);
                 }
                 return Task::Connect;
             }
@@ -63,77 +63,77 @@ impl Shared {
             let quiet = match watch.filter(|_| connected || state.connected == 0) {
                 // Whoever may not connect yet has nothing to find out.
                 Some(watch) => state
-                    .asked
+                    .last_request
                     .map_or(Duration::ZERO, |asked| watch.saturating_sub(asked.elapsed()))
                     .max(if connected { Duration::ZERO } else { time_until(blocked_until) }),
                 None => Duration::MAX,
             };
             if quiet.is_zero() {
-                state.asked = Some(Instant::now());
-                return Task::LookAfter;
+                state.last_request = Some(Instant::now());
+                return Task::Probe;
             }
             state.idle += usize::from(connected);
-            let event = if connected { &self.work } else { &self.too_much_work };
+            let event = if connected { &self.job_ready } else { &self.all_busy };
             state = event.wait_timeout(state, quiet).unwrap_or_else(PoisonError::into_inner).0;
             state.idle -= usize::from(connected);
         }
-        state.asked = Some(Instant::now());
+        state.last_request = Some(Instant::now());
         let count = state.queue.len().min(MAX_BATCH);
         let batch = state.queue.drain(..count).collect();
-        self.show(|redis| redis.queued = state.queue.len());
-        self.call_for_help(state);
-        Task::Serve(batch)
+        self.update_status(|redis| redis.queued = state.queue.len());
+        self.wake_fetcher(state);
+        Task::Fetch(batch)
     }
 
     /// Wakes somebody for the jobs that wait, if there are any. Helpers look at the queue before they wait: one that is busy needs
     /// no call.
-    pub(super) fn call_for_help(&self, state: MutexGuard<'_, State>) {
+    pub(super) fn wake_fetcher(&self, state: MutexGuard<'_, PoolState>) {
         let (waiting, idle) = (!state.queue.is_empty(), state.idle > 0);
         drop(state);
         if waiting {
-            if idle { &self.work } else { &self.too_much_work }.notify_one();
+            if idle { &self.job_ready } else { &self.all_busy }.notify_one();
         }
     }
 
     /// Notes whether an attempt to connect has succeeded. Says what that means if it is news.
-    pub(super) fn note_attempt(&self, connected: bool) -> Option<Attempt> {
+    pub(super) fn record_connect(&self, connected: bool) -> Option<ConnectOutcome> {
         let mut state = self.state();
         let attempt = match (connected, state.connected) {
-            (true, _) => Attempt::Connected,
-            (false, 0) => Attempt::Away,
-            (false, _) => Attempt::NoMore,
+            (true, _) => ConnectOutcome::Connected,
+            (false, 0) => ConnectOutcome::Down,
+            (false, _) => ConnectOutcome::Degraded,
         };
         state.connected += usize::from(connected);
-        self.show(|redis| {
-            redis.connections = state.connected;
-            redis.connects[usize::from(!connected)] += 1;
+        self.update_status(|redis| {
+            redis.accepted = state.connected;
+            redis.connect_attempts[usize::from(!connected)] += 1;
         });
-        (state.told.replace(attempt) != Some(attempt)).then_some(attempt)
+        (state.logged_outcome.replace(attempt) != Some(attempt)).then_some(attempt)
     }
 
     /// Notes that the log might tell of a lost connection. Says whether it is to, and of how many it has not told meanwhile.
-    pub(super) fn note_loss(&self, now: Instant) -> Option<u64> {
+    pub(super) fn should_log_loss(&self, now: Instant) -> Option<u64> {
         let mut state = self.state();
-        if state.told_of_loss.is_some_and(|told| now.saturating_duration_since(told) < SILENCE) {
-            state.untold_losses += 1;
+        if state.loss_logged_at.is_some_and(|told| now.saturating_duration_since(told) < LOSS_LOG_INTERVAL) {
+            state.suppressed_losses += 1;
             return None;
         }
-        state.told_of_loss = Some(now);
-        Some(std::mem::take(&mut state.untold_losses))
+        state.loss_logged_at = Some(now);
+        Some(std::mem::take(&mut state.suppressed_losses))
     }
 
     /// Notes that a helper has lost its connection.
-    pub(super) fn note_lost(&self) {
+    pub(super) fn record_disconnect(&self) {
         let mut state = self.state();
         state.connected -= 1;
-        self.show(|redis| {
-            redis.connections = state.connected;
-            redis.lost += 1;
+        self.update_status(|redis| {
+            redis.accepted = state.connected;
+            redis.disconnects += 1;
         });
         if state.connected == 0 {
-            self.all_lost.notify_all();
+            self.none_connected.notify_all();
             // One of those without a connection is to try again and again from now on.
-            self.too_much_work.notify_all();
+            self.all_busy.notify_all();
         }
     }
 }
@@ -149,8 +149,8 @@ mod tests {
     /// Which jobs a helper is to serve.
     fn flights(task: Task) -> Option<Vec<usize>> {
         match task {
-            Task::Serve(batch) => Some(batch.iter().map(|queued| queued.job.flight).collect()),
-            Task::Connect | Task::LookAfter | Task::End => None,
+            Task::Fetch(batch) => Some(batch.iter().map(|queued| queued.job.fetch_id).collect()),
+            Task::Connect | Task::Probe | Task::Exit => None,
         }
     }
 
@@ -163,34 +163,34 @@ mod tests {
     #[test]
     fn where_the_last_connection_is_lost_somebody_goes_on_trying() {
         let pool = idle_pool(Arc::default());
-        pool.shared.note_attempt(true);
+        pool.shared.record_connect(true);
         let shared = Arc::clone(&pool.shared);
         let trying = std::thread::spawn(move || shared.next_task(false, None, Some(Duration::ZERO)));
         let_them_wait();
         assert!(!trying.is_finished(), "others are connected, and look after it");
-        pool.shared.note_lost();
-        assert!(matches!(finished(trying, "nobody tries"), Task::LookAfter));
+        pool.shared.record_disconnect();
+        assert!(matches!(finished(trying, "nobody tries"), Task::Probe));
     }
 
     #[test]
     fn who_is_connected_looks_after_redis_where_nothing_is_read() {
         let pool = idle_pool(Arc::default());
-        pool.shared.note_attempt(true);
+        pool.shared.record_connect(true);
         let watch = Duration::from_millis(20);
         let next = || pool.shared.next_task(true, None, Some(watch));
-        assert!(matches!(next(), Task::LookAfter));
+        assert!(matches!(next(), Task::Probe));
         let begun = Instant::now();
-        assert!(matches!(next(), Task::LookAfter) && begun.elapsed() >= watch);
+        assert!(matches!(next(), Task::Probe) && begun.elapsed() >= watch);
         pool.submit(&mut vec![job(1)]);
         assert_eq!(flights(next()), Some(vec![1]));
         // One has found its connection dead: the next one looks at once.
         let waiting = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| pool.shared.next_task(true, None, Some(Duration::from_secs(3600))));
             let_them_wait();
-            pool.shared.look_again();
+            pool.shared.probe_now();
             waiting.join().expect("no panic")
         });
-        assert!(matches!(waiting, Task::LookAfter));
+        assert!(matches!(waiting, Task::Probe));
     }
 
     #[test]
@@ -208,8 +208,8 @@ mod tests {
     fn a_helper_that_may_not_connect_leaves_jobs_to_one_that_is_connected() {
         let pool = idle_pool(Arc::default());
         pool.submit(&mut vec![job(1)]);
-        let attempts = [true, true, false, false, true, false].map(|connected| pool.shared.note_attempt(connected));
-        let (connected, no_more) = (Some(Attempt::Connected), Some(Attempt::NoMore));
+        let attempts = [true, true, false, false, true, false].map(|connected| pool.shared.record_connect(connected));
+        let (connected, no_more) = (Some(ConnectOutcome::Connected), Some(ConnectOutcome::Degraded));
         assert_eq!(attempts, [connected, None, no_more, None, connected, no_more]);
         let blocked = waiting(&pool, false, Some(Instant::now() + Duration::from_secs(3600)));
         // One that may connect does so first.
@@ -219,8 +219,8 @@ mod tests {
         pool.submit(&mut vec![job(2), job(3)]);
         let_them_wait();
         // The connected one is lost too: somebody has to tell the clients.
-        (0..3).for_each(|_| pool.shared.note_lost());
-        assert_eq!(pool.shared.note_attempt(false), Some(Attempt::Away));
+        (0..3).for_each(|_| pool.shared.record_disconnect());
+        assert_eq!(pool.shared.record_connect(false), Some(ConnectOutcome::Down));
         assert_eq!(flights(finished(blocked, "clients wait and nobody tells them")), Some(vec![2, 3]));
     }
 
@@ -234,19 +234,19 @@ mod tests {
         let free = waiting(&pool, false, None);
         let_them_wait();
         // Another one has connected, and is busy.
-        pool.shared.note_attempt(true);
+        pool.shared.record_connect(true);
         pool.submit(&mut vec![job(1)]);
         assert!(matches!(finished(free, "the call is lost on who may not connect"), Task::Connect));
         drop(pool);
         for blocked in blocked {
-            assert!(matches!(finished(blocked, "the pool is gone and somebody waits to connect"), Task::End));
+            assert!(matches!(finished(blocked, "the pool is gone and somebody waits to connect"), Task::Exit));
         }
     }
 
     #[test]
     fn a_job_wakes_who_is_connected_and_only_if_all_are_busy_another() {
         let pool = idle_pool(Arc::default());
-        pool.shared.note_attempt(true);
+        pool.shared.record_connect(true);
         let (others, connected) = ([(); 3].map(|()| waiting(&pool, false, None)), waiting(&pool, true, None));
         let_them_wait();
         pool.submit(&mut vec![job(1)]);

@@ -1,18 +1,18 @@
 //! The recency list: a doubly linked list whose links are entry ids, so that it owns no memory and moves no data.
 
-use super::pages::Pages;
+use super::paged_vec::PagedVec;
 use super::{NIL, Node};
 
 /// Both ends of the list. The links live in the nodes: `newer` and `older`, [`NIL`] at the ends.
 #[derive(Debug)]
-pub(super) struct Recency {
+pub(super) struct LruList {
     newest: u32,
     oldest: u32,
 }
 
-impl Recency {
-    pub(super) fn new() -> Recency {
-        Recency { newest: NIL, oldest: NIL }
+impl LruList {
+    pub(super) fn new() -> LruList {
+        LruList { newest: NIL, oldest: NIL }
     }
 
     /// The entry that was used longest ago: the next to be evicted.
@@ -21,7 +21,7 @@ impl Recency {
     }
 
     /// Puts entry `id`, which must not be in the list, at its new end.
-    pub(super) fn push_newest(&mut self, nodes: &mut Pages<Node>, id: u32) {
+    pub(super) fn push_newest(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
         nodes[id as usize].newer = NIL;
         nodes[id as usize].older = self.newest;
         match self.newest {
@@ -32,7 +32,7 @@ impl Recency {
     }
 
     /// Takes entry `id` out.
-    pub(super) fn remove(&mut self, nodes: &mut Pages<Node>, id: u32) {
+    pub(super) fn remove(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
         let (newer, older) = (nodes[id as usize].newer, nodes[id as usize].older);
         match newer {
             NIL => self.newest = older,
@@ -45,7 +45,7 @@ impl Recency {
     }
 
     /// Marks entry `id` as just used.
-    pub(super) fn touch(&mut self, nodes: &mut Pages<Node>, id: u32) {
+    pub(super) fn touch(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
         if self.newest != id {
             self.remove(nodes, id);
             self.push_newest(nodes, id);
@@ -53,7 +53,7 @@ impl Recency {
     }
 
     /// Checks that both directions agree and that the list has `len` members. For tests; walks everything.
-    pub(super) fn validate(&self, nodes: &Pages<Node>, len: usize) -> Result<(), String> {
+    pub(super) fn validate(&self, nodes: &PagedVec<Node>, len: usize) -> Result<(), String> {
         let (mut id, mut newer, mut count) = (self.newest, NIL, 0);
         while id != NIL {
             let node = &nodes[id as usize];

@@ -13,22 +13,22 @@
 //! be it eviction, expiry, removal or replacement, goes through `release`, which takes it out of all four.
 //!
 //! An entry is fresh until its deadline, and then perhaps kept for a while, for the case that nothing better can be had.
-//! The heap has the moment at which it need not be kept any longer; without [`Limits::stale`] the two are the same.
+//! The heap has the moment at which it need not be kept any longer; without [`TimeoutConfig::stale`] the two are the same.
 //!
 //! Nodes and records are two arrays: a walk along a chain or a change of the recency list touches nodes only, and
 //! side by side they need no padding.
 
-mod deadlines;
+mod deadline_heap;
 mod lru;
-mod pages;
+mod paged_vec;
 mod record;
 mod table;
 
-pub use deadlines::Deadlines;
+pub use deadline_heap::DeadlineHeap;
 
-use crate::request::{Millis, Payload};
-use lru::Recency;
-use pages::Pages;
+use crate::types::{Millis, Payload};
+use lru::LruList;
+use paged_vec::PagedVec;
 use record::Record;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -42,20 +42,20 @@ pub const MAX_CAPACITY: usize = 2_000_000_000;
 
 /// Ids that a cache keeps room for when its last entry goes. With more it gives all of it back: an idle proxy whose
 /// million entries have expired holds none of their memory.
-const KEPT_IDS: usize = 1024;
+const MIN_RETAINED_IDS: usize = 1024;
 
 /// Removals that dropping a record of a discarded cache compares to: it takes out nothing, and often frees nothing.
-const DROPS_FOR_REMOVAL: usize = 16;
+const DROPS_PER_REMOVAL: usize = 16;
 
 /// Most entries that one insertion evicts: some ten microseconds of work. A long value may need the room of a million
 /// short ones; what is left to evict then is the sweep's, which has a budget too.
 const EVICTIONS_PER_INSERT: usize = 64;
 
 /// How much longer than it is fresh an entry is kept, its grace: 0, or a step each twice as long as the one before, of
-/// which the longest makes all of [`Limits::stale`]. An entry that Redis lets expire meanwhile gets the longest step that
+/// which the longest makes all of [`TimeoutConfig::stale`]. An entry that Redis lets expire meanwhile gets the longest step that
 /// is over by then: half of the time at least, unless that is short of the shortest step. The step is kept in the entry's
 /// mark, together with its generation, because a second deadline would cost five bytes an entry.
-const GRACE_BITS: u32 = record::MARK_BITS - 1;
+const GRACE_BITS: u32 = record::TAG_BITS - 1;
 const LONGEST_GRACE: u8 = (1 << GRACE_BITS) - 1;
 
 /// Everything about an entry but its key and value. 20 bytes.
@@ -94,7 +94,7 @@ pub struct Hit<'a> {
 
 /// An entry that is kept, as [`Cache::kept`] finds it.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept<'a> {
+pub struct MaybeStale<'a> {
     /// The value.
     pub payload: Payload<'a>,
     /// How much longer it is fresh; 0 when it has expired.
@@ -106,14 +106,14 @@ pub struct Kept<'a> {
 /// What is left of a cache that was emptied. Dropped piece by piece: all at once it held the loop up for 20 ms after
 /// ten million entries.
 #[derive(Debug)]
-struct Discarded {
-    nodes: Pages<Node>,
-    records: Pages<Record>,
-    heads: Pages<u32>,
-    deadlines: Deadlines,
+struct RetiredStorage {
+    nodes: PagedVec<Node>,
+    records: PagedVec<Record>,
+    heads: PagedVec<u32>,
+    deadlines: DeadlineHeap,
 }
 
-impl Discarded {
+impl RetiredStorage {
     /// Drops a page of what owns no memory, and up to `budget` records. Says whether anything is left.
     fn drop_some(&mut self, budget: usize) -> bool {
         self.nodes.drop_page();
@@ -137,16 +137,16 @@ pub struct Cache {
     /// The generation that new entries get, 0 or 1. Those of the other one, if there are any, have all expired.
     generation: u8,
     /// When they did; `None` where there can be none.
-    outdated_at: Option<Millis>,
+    previous_expired_at: Option<Millis>,
     /// Keyed by random, so that no client can choose keys that collide (std's SipHash-1-3).
     hasher: RandomState,
-    nodes: Pages<Node>,
-    records: Pages<Record>,
-    discarded: VecDeque<Discarded>,
+    nodes: PagedVec<Node>,
+    records: PagedVec<Record>,
+    retired: VecDeque<RetiredStorage>,
     free: u32,
     table: Table,
-    recency: Recency,
-    deadlines: Deadlines,
+    recency: LruList,
+    deadlines: DeadlineHeap,
     /// Entries that were removed because their time was over, and those that made room.
     expired: u64,
     evicted: u64,
@@ -161,15 +161,15 @@ impl Cache {
             limits,
             bytes: 0,
             generation: 0,
-            outdated_at: None,
+            previous_expired_at: None,
             hasher: RandomState::new(),
-            nodes: Pages::new(),
-            records: Pages::new(),
-            discarded: VecDeque::new(),
+            nodes: PagedVec::new(),
+            records: PagedVec::new(),
+            retired: VecDeque::new(),
             free: NIL,
             table: Table::new(),
-            recency: Recency::new(),
-            deadlines: Deadlines::new(),
+            recency: LruList::new(),
+            deadlines: DeadlineHeap::new(),
             expired: 0,
             evicted: 0,
         }
@@ -203,27 +203,27 @@ impl Cache {
     /// Looks `key` up and marks it as just used. An entry whose deadline has come is not returned, whether or not the
     /// sweep has reached it, and removed if it need not be kept. O(1) for a hit; O(log n) when it removes.
     pub fn get(&mut self, key: &[u8], now: Millis) -> Option<Hit<'_>> {
-        let kept = self.kept(key, now)?;
+        let kept = self.get_allow_stale(key, now)?;
         (kept.remaining > 0).then_some(Hit { payload: kept.payload, remaining: kept.remaining })
     }
 
     /// Looks `key` up as [`Cache::get`] does, but leaves it as recently used as it was.
     pub fn peek(&mut self, key: &[u8], now: Millis) -> Option<Hit<'_>> {
-        let (id, kept_until) = self.find_kept(key, now)?;
+        let (id, kept_until) = self.find_retained(key, now)?;
         let remaining = self.fresh_until(id, kept_until).saturating_sub(now);
         (remaining > 0).then(|| Hit { payload: self.records[id as usize].payload(), remaining })
     }
 
     /// Looks `key` up among all that is kept, expired or not, and marks it as just used.
-    pub fn kept(&mut self, key: &[u8], now: Millis) -> Option<Kept<'_>> {
-        let (id, kept_until) = self.find_kept(key, now)?;
+    pub fn get_allow_stale(&mut self, key: &[u8], now: Millis) -> Option<MaybeStale<'_>> {
+        let (id, kept_until) = self.find_retained(key, now)?;
         let fresh_until = self.fresh_until(id, kept_until);
         let (remaining, expired_for) = (fresh_until.saturating_sub(now), now.saturating_sub(fresh_until));
         if remaining == 0 && expired_for >= self.limits.stale {
             return None;
         }
         self.recency.touch(&mut self.nodes, id);
-        Some(Kept { payload: self.records[id as usize].payload(), remaining, expired_for })
+        Some(MaybeStale { payload: self.records[id as usize].payload(), remaining, expired_for })
     }
 
     /// Stores `value` until `deadline`, replacing what `key` had and evicting the least recently used entries of a full
@@ -237,14 +237,14 @@ impl Cache {
         }
         let grace = grace_within(self.limits.stale, ends.saturating_sub(deadline));
         let record = Record::new(key, value, self.generation << GRACE_BITS | grace);
-        if !self.make_room(record.bytes()) {
+        if !self.evict_for(record.bytes()) {
             return false;
         }
         self.bytes += record.bytes();
-        let id = self.claim(hash, record);
+        let id = self.allocate(hash, record);
         self.table.insert(&mut self.nodes, id);
         self.recency.push_newest(&mut self.nodes, id);
-        let (nodes, kept_until) = (&mut self.nodes, deadline.saturating_add(duration_of(grace, self.limits.stale)));
+        let (nodes, kept_until) = (&mut self.nodes, deadline.saturating_add(grace_millis(grace, self.limits.stale)));
         self.deadlines.push(kept_until, id, |id, position| nodes[id as usize].position = position);
         true
     }
@@ -261,43 +261,43 @@ impl Cache {
     /// Forgets everything. O(1); the sweep frees the memory.
     pub fn clear(&mut self) {
         self.bytes = 0;
-        self.outdated_at = None;
+        self.previous_expired_at = None;
         self.free = NIL;
-        self.recency = Recency::new();
+        self.recency = LruList::new();
         if self.nodes.len() == 0 {
             return;
         }
-        self.discarded.push_back(Discarded {
-            nodes: std::mem::replace(&mut self.nodes, Pages::new()),
-            records: std::mem::replace(&mut self.records, Pages::new()),
+        self.retired.push_back(RetiredStorage {
+            nodes: std::mem::replace(&mut self.nodes, PagedVec::new()),
+            records: std::mem::replace(&mut self.records, PagedVec::new()),
             heads: std::mem::replace(&mut self.table, Table::new()).into_heads(),
-            deadlines: std::mem::replace(&mut self.deadlines, Deadlines::new()),
+            deadlines: std::mem::replace(&mut self.deadlines, DeadlineHeap::new()),
         });
     }
 
     /// Makes everything expire now, for [`Cache::kept`] to find what may be kept longer. O(1).
     pub fn expire_all(&mut self, now: Millis) {
         // With two generations, none may be left of those that had expired so before: they would be fresh again.
-        if self.limits.stale == 0 || self.outdated_at.is_some() {
+        if self.limits.stale == 0 || self.previous_expired_at.is_some() {
             return self.clear();
         }
         self.generation ^= 1;
-        self.outdated_at = Some(now);
+        self.previous_expired_at = Some(now);
     }
 
     /// Removes up to `budget` entries that are kept no longer, the earliest first, and as many that are too much for
     /// the limit of bytes. Says whether there may be more to do.
     pub fn sweep(&mut self, now: Millis, budget: usize) -> bool {
-        if let Some(discarded) = self.discarded.front_mut()
-            && !discarded.drop_some(budget * DROPS_FOR_REMOVAL)
+        if let Some(discarded) = self.retired.front_mut()
+            && !discarded.drop_some(budget * DROPS_PER_REMOVAL)
         {
-            self.discarded.pop_front();
+            self.retired.pop_front();
         }
         self.evict_to(self.limits.bytes, budget);
         for _ in 0..budget {
             match self.deadlines.first() {
                 Some((deadline, id)) if deadline <= now => self.expire(id),
-                _ => return !self.discarded.is_empty() || self.bytes > self.limits.bytes,
+                _ => return !self.retired.is_empty() || self.bytes > self.limits.bytes,
             }
         }
         true
@@ -309,7 +309,7 @@ impl Cache {
     }
 
     /// The entry of `key`, fresh or kept, and until when it is kept. One that need not be kept any longer goes.
-    fn find_kept(&mut self, key: &[u8], now: Millis) -> Option<(u32, Millis)> {
+    fn find_retained(&mut self, key: &[u8], now: Millis) -> Option<(u32, Millis)> {
         let id = self.find(self.hash(key), key)?;
         let kept_until = self.deadlines.deadline_at(self.nodes[id as usize].position);
         if kept_until <= now {
@@ -329,16 +329,16 @@ impl Cache {
         if self.limits.stale == 0 {
             return kept_until;
         }
-        let mark = self.records[id as usize].mark();
-        let deadline = kept_until - duration_of(mark & LONGEST_GRACE, self.limits.stale);
-        match self.outdated_at {
+        let mark = self.records[id as usize].tag();
+        let deadline = kept_until - grace_millis(mark & LONGEST_GRACE, self.limits.stale);
+        match self.previous_expired_at {
             Some(time) if mark >> GRACE_BITS != self.generation => deadline.min(time),
             _ => deadline,
         }
     }
 
     /// Evicts for an entry of `size` bytes, and says whether it may be stored.
-    fn make_room(&mut self, size: usize) -> bool {
+    fn evict_for(&mut self, size: usize) -> bool {
         if size > self.limits.bytes {
             return false;
         }
@@ -379,7 +379,7 @@ impl Cache {
     }
 
     /// An id for a new entry: a free one, or one more.
-    fn claim(&mut self, hash: u32, record: Record) -> u32 {
+    fn allocate(&mut self, hash: u32, record: Record) -> u32 {
         let node = Node { chain: NIL, hash, newer: NIL, older: NIL, position: NIL };
         match self.free {
             NIL => {
@@ -408,7 +408,7 @@ impl Cache {
         self.nodes[id as usize].position = NIL;
         self.nodes[id as usize].chain = self.free;
         self.free = id;
-        if self.is_empty() && self.nodes.len() > KEPT_IDS {
+        if self.is_empty() && self.nodes.len() > MIN_RETAINED_IDS {
             self.clear();
         }
     }
@@ -458,11 +458,11 @@ impl Cache {
 
 /// The longest grace that is over after `room` milliseconds.
 fn grace_within(stale: Millis, room: Millis) -> u8 {
-    (1..=LONGEST_GRACE).rev().find(|&grace| duration_of(grace, stale) <= room).unwrap_or(0)
+    (1..=LONGEST_GRACE).rev().find(|&grace| grace_millis(grace, stale) <= room).unwrap_or(0)
 }
 
 /// A grace in milliseconds.
-fn duration_of(grace: u8, stale: Millis) -> Millis {
+fn grace_millis(grace: u8, stale: Millis) -> Millis {
     if grace == 0 { 0 } else { stale >> (LONGEST_GRACE - grace) }
 }
 

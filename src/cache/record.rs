@@ -1,17 +1,17 @@
 //! What an entry holds: its key, its value, the value's JSON form and a mark for the cache's own use, in one
 //! allocation where the value is short.
 
-use crate::request::{Form, MAX_KEY_BYTES, Payload, SHARED_VALUE_BYTES, Value};
+use crate::types::{JsonForm, MAX_KEY_BYTES, Payload, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
 
 /// Length of a short record's head: the key's length, the mark and the form in 24 bits. Three bytes, not four or eight,
 /// because malloc hands out steps of 16: a 16-byte key with a 100-byte value still fits a chunk of 128.
-const HEAD_BYTES: usize = 3;
+const HEADER_BYTES: usize = 3;
 
 /// Bits of a mark. With two for the form they leave 17 for the key's length.
-pub(super) const MARK_BITS: u32 = 5;
+pub(super) const TAG_BITS: u32 = 5;
 
-const _: () = assert!(MAX_KEY_BYTES << (MARK_BITS + 2) < 1 << (8 * HEAD_BYTES));
+const _: () = assert!(MAX_KEY_BYTES << (TAG_BITS + 2) < 1 << (8 * HEADER_BYTES));
 
 /// Key and value of one entry. 16 bytes, beside what it points to.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) enum Record {
 pub(super) struct SharedRecord {
     key: Box<[u8]>,
     value: Arc<Value>,
-    mark: u8,
+    tag: u8,
 }
 
 const _: () = assert!(size_of::<Record>() == 16);
@@ -38,54 +38,54 @@ impl Record {
         Record::Inline(Box::default())
     }
 
-    /// `mark` has [`MARK_BITS`] bits.
+    /// `mark` has [`TAG_BITS`] bits.
     pub(super) fn new(key: &[u8], value: Payload<'_>, mark: u8) -> Record {
         match value {
             Payload::Inline { bytes, form } => {
-                let mut record = Vec::with_capacity(HEAD_BYTES + key.len() + bytes.len());
-                let head = ((key.len() as u32) << MARK_BITS | u32::from(mark)) << 2 | form as u32;
-                record.extend_from_slice(&head.to_le_bytes()[..HEAD_BYTES]);
+                let mut record = Vec::with_capacity(HEADER_BYTES + key.len() + bytes.len());
+                let head = ((key.len() as u32) << TAG_BITS | u32::from(mark)) << 2 | form as u32;
+                record.extend_from_slice(&head.to_le_bytes()[..HEADER_BYTES]);
                 record.extend_from_slice(key);
                 record.extend_from_slice(bytes);
                 Record::Inline(record.into_boxed_slice())
             }
             Payload::Shared(value) => {
-                Record::Shared(Box::new(SharedRecord { key: key.into(), value: Arc::clone(value), mark }))
+                Record::Shared(Box::new(SharedRecord { key: key.into(), value: Arc::clone(value), tag: mark }))
             }
         }
     }
 
     /// Key length, mark and form of a short record. A vacant record has none and is never asked.
-    fn head(record: &[u8]) -> (usize, u8, Form) {
+    fn head(record: &[u8]) -> (usize, u8, JsonForm) {
         let head = u32::from_le_bytes([record[0], record[1], record[2], 0]);
         let form = match head & 3 {
-            0 => Form::Integer,
-            1 => Form::Plain,
-            2 => Form::Escaped,
-            _ => Form::Binary,
+            0 => JsonForm::Integer,
+            1 => JsonForm::Plain,
+            2 => JsonForm::Escaped,
+            _ => JsonForm::Binary,
         };
-        ((head >> (MARK_BITS + 2)) as usize, (head >> 2) as u8 & ((1 << MARK_BITS) - 1), form)
+        ((head >> (TAG_BITS + 2)) as usize, (head >> 2) as u8 & ((1 << TAG_BITS) - 1), form)
     }
 
     /// The mark it was made with.
-    pub(super) fn mark(&self) -> u8 {
+    pub(super) fn tag(&self) -> u8 {
         match self {
             Record::Inline(record) => Record::head(record).1,
-            Record::Shared(record) => record.mark,
+            Record::Shared(record) => record.tag,
         }
     }
 
     /// Length of key and value.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Record::Inline(record) => record.len() - HEAD_BYTES,
+            Record::Inline(record) => record.len() - HEADER_BYTES,
             Record::Shared(record) => record.key.len() + record.value.bytes.len(),
         }
     }
 
     pub(super) fn key(&self) -> &[u8] {
         match self {
-            Record::Inline(record) => &record[HEAD_BYTES..HEAD_BYTES + Record::head(record).0],
+            Record::Inline(record) => &record[HEADER_BYTES..HEADER_BYTES + Record::head(record).0],
             Record::Shared(record) => &record.key,
         }
     }
@@ -94,7 +94,7 @@ impl Record {
         match self {
             Record::Inline(record) => {
                 let (key_bytes, _, form) = Record::head(record);
-                Payload::Inline { bytes: &record[HEAD_BYTES + key_bytes..], form }
+                Payload::Inline { bytes: &record[HEADER_BYTES + key_bytes..], form }
             }
             Record::Shared(record) => Payload::Shared(&record.value),
         }
@@ -117,11 +117,11 @@ mod tests {
 
     #[test]
     fn a_record_gives_back_key_value_form_and_mark() {
-        for form in [Form::Integer, Form::Plain, Form::Escaped, Form::Binary] {
+        for form in [JsonForm::Integer, JsonForm::Plain, JsonForm::Escaped, JsonForm::Binary] {
             for key in [&b""[..], b"k", &[0; 255], &vec![7; MAX_KEY_BYTES]] {
                 for (value, mark) in [(&b""[..], 0), (b"12", 0b1_0101), (b"", 0b1_1111)] {
                     let record = Record::new(key, Payload::Inline { bytes: value, form }, mark);
-                    assert_eq!((record.key(), record.mark(), record.bytes()), (key, mark, key.len() + value.len()));
+                    assert_eq!((record.key(), record.tag(), record.bytes()), (key, mark, key.len() + value.len()));
                     let Payload::Inline { bytes, form: found } = record.payload() else { panic!("not inline") };
                     assert_eq!((bytes, found), (value, form));
                 }

@@ -9,34 +9,34 @@
 //!
 //! The table owns only the heads of its chains, four bytes a bucket. The links and the hashes live in the nodes.
 
-use super::pages::Pages;
+use super::paged_vec::PagedVec;
 use super::{NIL, Node};
 
 /// Buckets of an empty table: one cache line of heads.
-const FIRST_BUCKETS: usize = 16;
+const INITIAL_BUCKETS: usize = 16;
 
 /// Entries for each bucket, at most. At 2 a hit walks two nodes on average and a bucket costs an entry two bytes. Nodes
 /// hold the full hash, so that the walk touches no key but the one that is meant.
-const ENTRIES_FOR_BUCKET: usize = 2;
+const MAX_ENTRIES_PER_BUCKET: usize = 2;
 
 /// Heads of the chains. See the top of the file.
 #[derive(Debug)]
 pub(super) struct Table {
-    heads: Pages<u32>,
+    heads: PagedVec<u32>,
     len: usize,
 }
 
 impl Table {
     pub(super) fn new() -> Table {
-        let mut heads = Pages::new();
-        for _ in 0..FIRST_BUCKETS {
+        let mut heads = PagedVec::new();
+        for _ in 0..INITIAL_BUCKETS {
             heads.push(NIL);
         }
         Table { heads, len: 0 }
     }
 
     /// What is left of it when it is not needed any more.
-    pub(super) fn into_heads(self) -> Pages<u32> {
+    pub(super) fn into_heads(self) -> PagedVec<u32> {
         self.heads
     }
 
@@ -48,7 +48,7 @@ impl Table {
     }
 
     /// The first entry with this hash for which `is_it` holds.
-    pub(super) fn find(&self, nodes: &Pages<Node>, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+    pub(super) fn find(&self, nodes: &PagedVec<Node>, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let mut id = self.heads[self.bucket(hash)];
         while id != NIL {
             let node = &nodes[id as usize];
@@ -61,18 +61,18 @@ impl Table {
     }
 
     /// Adds entry `id`, whose node holds its hash. The key must not be in the table.
-    pub(super) fn insert(&mut self, nodes: &mut Pages<Node>, id: u32) {
+    pub(super) fn insert(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
         let bucket = self.bucket(nodes[id as usize].hash);
         nodes[id as usize].chain = self.heads[bucket];
         self.heads[bucket] = id;
         self.len += 1;
-        if self.len > self.heads.len() * ENTRIES_FOR_BUCKET {
+        if self.len > self.heads.len() * MAX_ENTRIES_PER_BUCKET {
             self.split(nodes);
         }
     }
 
     /// Takes entry `id` out.
-    pub(super) fn remove(&mut self, nodes: &mut Pages<Node>, id: u32) {
+    pub(super) fn remove(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
         let bucket = self.bucket(nodes[id as usize].hash);
         let after = nodes[id as usize].chain;
         if self.heads[bucket] == id {
@@ -88,7 +88,7 @@ impl Table {
     }
 
     /// Adds one bucket and moves to it what it has a claim to.
-    fn split(&mut self, nodes: &mut Pages<Node>) {
+    fn split(&mut self, nodes: &mut PagedVec<Node>) {
         let new = self.heads.len();
         let highest_bit = 1 << new.ilog2();
         let mask = highest_bit * 2 - 1;
@@ -105,7 +105,7 @@ impl Table {
     }
 
     /// Checks that every entry is in the chain of its bucket, once. For tests; walks everything.
-    pub(super) fn validate(&self, nodes: &Pages<Node>) -> Result<(), String> {
+    pub(super) fn validate(&self, nodes: &PagedVec<Node>) -> Result<(), String> {
         let mut seen = vec![false; nodes.len()];
         let mut count = 0;
         for (bucket, &head) in self.heads.iter().enumerate() {

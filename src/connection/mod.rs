@@ -1,30 +1,30 @@
 //! One client, without its socket: bytes that are not parsed yet, replies in the order of their requests, bytes that
 //! are not sent yet, and when it is over. The first line says which protocol it speaks.
 //!
-//! Backpressure: with [`MAX_OPEN_REPLIES`] requests or [`MAX_OPEN_KEYS`] keys waiting, or more than [`MAX_UNSENT_BYTES`]
+//! Backpressure: with [`MAX_PENDING_REPLIES`] requests or [`MAX_PENDING_KEYS`] keys waiting, or more than [`MAX_UNSENT_BYTES`]
 //! unsent, no further request is decoded. What has been read stays here, nothing more is read, and the caller tries again
 //! after every change.
 
-mod ending;
-mod over_http;
-mod over_resp;
-mod replies;
+mod close;
+mod http_conn;
+mod reply_queue;
+mod resp_conn;
 
-use crate::figures::{Ending, Ledger, Protocol as Wire};
-use crate::protocol::http::{self, Date, Document, Heads, Rules, Status, Topic};
-use crate::protocol::resp::{self, Gather, Session};
-use crate::protocol::{Outgoing, Sent, Shape, encode_reply};
-use crate::request::{Failure, Millis, Outcome, Reply, Source, Waiter};
-use over_http::Between;
-use replies::Replies;
+use crate::metrics::{Protocol as Wire, Recorder, RequestOutcome};
+use crate::protocol::http::{self, AdminEndpoint, AdminResponse, HeadDecoder, Policy, ResponseDate, Status};
+use crate::protocol::resp::{self, Session};
+use crate::protocol::{MultiReply, ReplyFormat, ReplySummary, SendBuffer, encode_reply};
+use crate::types::{Failure, KeyResult, Millis, Reply, RequestId, Source};
+use http_conn::HttpState;
+use reply_queue::ReplyQueue;
 
 /// Most replies of a connection that are not complete. Enough to keep a pipelining client's fetches together in one
 /// round trip; with the longest heads it bounds what one client can make the proxy hold.
-pub const MAX_OPEN_REPLIES: usize = 128;
+pub const MAX_PENDING_REPLIES: usize = 128;
 
 /// Most keys that are being read for a connection, also for replies that are of no use any more. A few round trips' worth,
 /// so that the helpers share them, and a tenth of the queue, so that one client does not fill it.
-pub const MAX_OPEN_KEYS: usize = 1024;
+pub const MAX_PENDING_KEYS: usize = 1024;
 
 /// Beyond that many unsent bytes no further request is decoded. Twice a usual socket buffer's worth. Replies to requests
 /// that are taken already may go over it: what they add are heads, and references to values that are not copied.
@@ -34,30 +34,30 @@ pub const MAX_UNSENT_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Connection {
     /// Counts connections, never reused: tells this one from others that had or will have its place.
-    pub generation: u64,
+    pub id: u64,
     /// The database that the Redis protocol can choose.
     database: u32,
     /// Its address, as the access log has it; empty where nobody wants to know.
     address: Box<str>,
     unparsed: Vec<u8>,
-    protocol: Protocol,
-    replies: Replies,
+    protocol: ProtocolState,
+    replies: ReplyQueue,
     /// Keys that are being read for it.
-    awaited: usize,
+    pending_keys: usize,
     /// Requests that were taken up before the present one began.
-    before: u64,
+    requests_before: u64,
     phase: Phase,
 }
 
 /// What a connection speaks.
 #[derive(Debug)]
-enum Protocol {
+enum ProtocolState {
     /// Its first line has not come whole.
-    Unknown,
+    Detecting,
     /// Its first line has not come whole, and whatever it is, the connection is one too many.
-    OneTooMany,
+    Rejecting,
     /// HTTP.
-    Http(Between),
+    Http(HttpState),
     /// The Redis protocol.
     Resp(Session),
 }
@@ -68,7 +68,7 @@ enum Phase {
     /// Requests are taken.
     Open,
     /// The last request is taken; its reply says so.
-    Last {
+    Closing {
         /// Whether the client may still be sending what nobody will read: closing at once would make its kernel throw
         /// the reply away (RFC 9112, section 9.6).
         unread: bool,
@@ -77,7 +77,7 @@ enum Phase {
 
 /// What [`Connection::decode`] found at the beginning of the bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step<'a> {
+pub enum DecodeStep<'a> {
     /// A request for a key. To be answered with `reply_now`, or noted with `wait`.
     Get {
         /// The key.
@@ -85,46 +85,46 @@ pub enum Step<'a> {
         /// Whether it becomes recently used thereby.
         touch: bool,
         /// How to answer.
-        answer: Answer,
+        answer: ReplyMode,
         /// Bytes that it took.
         consumed: usize,
     },
-    /// A question for how long a key will be served from memory. To be answered with `reply_remaining`.
-    Remaining {
+    /// A question for how long a key will be served from memory. To be answered with `reply_ttl`.
+    Ttl {
         /// The key.
         key: &'a [u8],
         /// How to answer.
-        shape: resp::Shape,
+        shape: resp::RespReplyFormat,
         /// Bytes that it took.
         consumed: usize,
     },
-    /// A question about the proxy itself, over HTTP. To be answered with `reply_document`.
-    About {
+    /// A question about the proxy itself, over HTTP. To be answered with `reply_admin`.
+    Admin {
         /// What about.
-        topic: Topic,
+        topic: AdminEndpoint,
         /// How to answer.
-        shape: http::Shape,
+        shape: http::HttpReplyFormat,
         /// Bytes that it took.
         consumed: usize,
     },
     /// A question for the proxy's figures, over the Redis protocol. To be answered with `reply_number` or `reply_text`.
-    Figures {
+    Info {
         /// How to answer.
-        shape: resp::Shape,
+        shape: resp::RespReplyFormat,
         /// Bytes that it took.
         consumed: usize,
     },
     /// Something that needs no look at a key, and is dealt with. Bytes that it took.
-    Passed(usize),
+    Consumed(usize),
     /// Nothing that can go on now: more bytes must come, or replies must leave, or it is over.
-    Stop,
+    Blocked,
 }
 
 /// How a request is to be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum ReplyMode {
     /// By a reply of its own.
-    Alone(Shape),
+    Single(ReplyFormat),
     /// As a part of a reply about several keys.
     Part,
 }
@@ -133,14 +133,14 @@ impl Connection {
     /// A connection that has just been accepted. `database` is the one that is served.
     pub fn new(generation: u64, database: u32) -> Connection {
         Connection {
-            generation,
+            id: generation,
             database,
             address: Box::default(),
             unparsed: Vec::new(),
-            protocol: Protocol::Unknown,
-            replies: Replies::default(),
-            awaited: 0,
-            before: 0,
+            protocol: ProtocolState::Detecting,
+            replies: ReplyQueue::default(),
+            pending_keys: 0,
+            requests_before: 0,
             phase: Phase::Open,
         }
     }
@@ -156,10 +156,10 @@ impl Connection {
     }
 
     /// Keeps bytes that were read and not consumed. After the last request there is nothing they could be.
-    pub fn keep(&mut self, bytes: Vec<u8>) {
+    pub fn store_unparsed(&mut self, bytes: Vec<u8>) {
         match &mut self.phase {
             Phase::Open => self.unparsed = bytes,
-            Phase::Last { unread } => *unread |= !bytes.is_empty(),
+            Phase::Closing { unread } => *unread |= !bytes.is_empty(),
         }
     }
 
@@ -169,13 +169,13 @@ impl Connection {
     }
 
     /// Whether a further request, or a further key of the present one, would be taken now.
-    pub fn takes_requests(&self) -> bool {
-        if self.phase != Phase::Open || self.awaited >= MAX_OPEN_KEYS {
+    pub fn can_take_request(&self) -> bool {
+        if self.phase != Phase::Open || self.pending_keys >= MAX_PENDING_KEYS {
             return false;
         }
         // What has begun must be able to end, whatever it holds: it has bounds of its own.
-        self.replies.gathering().is_some()
-            || (self.replies.open() < MAX_OPEN_REPLIES && self.replies.unsent() <= MAX_UNSENT_BYTES)
+        self.replies.open_multi().is_some()
+            || (self.replies.len() < MAX_PENDING_REPLIES && self.replies.unsent_bytes() <= MAX_UNSENT_BYTES)
     }
 
     /// Looks at the beginning of all bytes that are not consumed. What needs no look at a key is answered here; it goes the
@@ -183,160 +183,172 @@ impl Connection {
     pub fn decode<'a>(
         &mut self,
         input: &'a [u8],
-        rules: &Rules,
-        heads: &'a mut Heads,
-        date: &Date,
-        ledger: &mut Ledger,
-    ) -> Step<'a> {
-        if !self.takes_requests() || input.is_empty() {
-            return Step::Stop;
+        rules: &Policy,
+        heads: &'a mut HeadDecoder,
+        date: &ResponseDate,
+        ledger: &mut Recorder,
+    ) -> DecodeStep<'a> {
+        if !self.can_take_request() || input.is_empty() {
+            return DecodeStep::Blocked;
         }
-        if !self.is_amid() {
-            self.before = self.requests();
+        if !self.in_request() {
+            self.requests_before = self.request_count();
         }
         match self.protocol {
-            Protocol::Resp(_) => self.decode_resp(input, ledger),
-            Protocol::Http(_) => self.decode_http(input, rules, heads, date, ledger),
-            Protocol::OneTooMany => self.turn_away(input, rules, heads, date, ledger),
-            Protocol::Unknown => match resp::is_resp(input) {
+            ProtocolState::Resp(_) => self.decode_resp(input, ledger),
+            ProtocolState::Http(_) => self.decode_http(input, rules, heads, date, ledger),
+            ProtocolState::Rejecting => self.reject(input, rules, heads, date, ledger),
+            ProtocolState::Detecting => match resp::is_resp(input) {
                 Some(true) => {
-                    self.protocol = Protocol::Resp(Session::new(self.generation, self.database));
+                    self.protocol = ProtocolState::Resp(Session::new(self.id, self.database));
                     self.decode_resp(input, ledger)
                 }
                 Some(false) => {
-                    self.protocol = Protocol::Http(Between::NOTHING);
+                    self.protocol = ProtocolState::Http(HttpState::BETWEEN_REQUESTS);
                     self.decode_http(input, rules, heads, date, ledger)
                 }
-                None => Step::Stop,
+                None => DecodeStep::Blocked,
             },
         }
     }
 
     /// How many requests it has taken up so far.
-    pub fn requests(&self) -> u64 {
+    pub fn request_count(&self) -> u64 {
         self.replies.next_sequence()
     }
 
     /// Whom to answer if the reply to the request just decoded has to wait. `slot` is the connection's place.
-    pub fn waiter(&self, slot: usize) -> Waiter {
-        let (generation, next) = (self.generation, self.replies.next_sequence());
-        match self.replies.gathering() {
-            Some(gather) => Waiter { slot, generation, sequence: next - 1, part: gather.next_part() },
-            None => Waiter { slot, generation, sequence: next, part: 0 },
+    pub fn request_id(&self, slot: usize) -> RequestId {
+        let (generation, next) = (self.id, self.replies.next_sequence());
+        match self.replies.open_multi() {
+            Some(gather) => RequestId { slot, connection_id: generation, sequence: next - 1, part: gather.next_part() },
+            None => RequestId { slot, connection_id: generation, sequence: next, part: 0 },
         }
     }
 
     /// Replies to the request just decoded, which is for a key.
-    pub fn reply_now(&mut self, answer: Answer, reply: &Reply<'_>, date: &Date, ledger: &mut Ledger) {
+    pub fn reply_now(&mut self, answer: ReplyMode, reply: &Reply<'_>, date: &ResponseDate, ledger: &mut Recorder) {
         match answer {
-            Answer::Alone(shape) => {
-                let sent = self.replies.answer(|out| encode_reply(reply, shape, date, out));
-                let ending = ending_of(reply, sent, ledger);
-                ledger.answered(wire_of(shape), ending, sent);
+            ReplyMode::Single(shape) => {
+                let sent = self.replies.push(|out| encode_reply(reply, shape, date, out));
+                let ending = outcome_of(reply, sent, ledger);
+                ledger.record_reply(protocol_of(shape), ending, sent);
             }
-            Answer::Part => self.replies.gather(ledger, |gather| gather.add(reply)),
+            ReplyMode::Part => self.replies.update_open_multi(ledger, |gather| gather.push(reply)),
         }
     }
 
     /// Notes that the request just decoded will be replied to later.
-    pub fn wait(&mut self, answer: Answer, ledger: &mut Ledger) {
-        self.awaited += 1;
+    pub fn defer(&mut self, answer: ReplyMode, ledger: &mut Recorder) {
+        self.pending_keys += 1;
         match answer {
-            Answer::Alone(shape) => self.replies.wait(shape, ledger.note()),
-            Answer::Part => self.replies.gather(ledger, Gather::wait),
+            ReplyMode::Single(shape) => self.replies.push_pending(shape, ledger.request_info()),
+            ReplyMode::Part => self.replies.update_open_multi(ledger, MultiReply::push_pending),
         }
     }
 
     /// Tells how long a key will be served from memory.
-    pub fn reply_remaining(&mut self, shape: resp::Shape, remaining: Option<Millis>, ledger: &mut Ledger) {
-        self.replies.answer_resp(Ending::Other, ledger, |out| resp::encode_remaining(remaining, shape, out));
+    pub fn reply_ttl(&mut self, shape: resp::RespReplyFormat, remaining: Option<Millis>, ledger: &mut Recorder) {
+        self.replies.push_resp(RequestOutcome::Other, ledger, |out| resp::encode_remaining(remaining, shape, out));
     }
 
     /// Tells a figure of the proxy.
-    pub fn reply_number(&mut self, shape: resp::Shape, number: usize, ledger: &mut Ledger) {
-        self.replies.answer_resp(Ending::Other, ledger, |out| resp::encode_number(number, shape, out));
+    pub fn reply_number(&mut self, shape: resp::RespReplyFormat, number: usize, ledger: &mut Recorder) {
+        self.replies.push_resp(RequestOutcome::Other, ledger, |out| resp::encode_number(number, shape, out));
     }
 
     /// Tells of the proxy.
-    pub fn reply_text(&mut self, shape: resp::Shape, text: &str, ledger: &mut Ledger) {
-        self.replies.answer_resp(Ending::Other, ledger, |out| resp::encode_text(text, shape, out));
+    pub fn reply_text(&mut self, shape: resp::RespReplyFormat, text: &str, ledger: &mut Recorder) {
+        self.replies.push_resp(RequestOutcome::Other, ledger, |out| resp::encode_text(text, shape, out));
     }
 
     /// Tells of the proxy, over HTTP.
-    pub fn reply_document(&mut self, shape: http::Shape, document: &Document, date: &Date, ledger: &mut Ledger) {
-        let sent = self.replies.answer(|out| http::encode_document(document, shape, date, out));
-        ledger.answered(Wire::Http, Ending::Other, sent);
+    pub fn reply_admin(
+        &mut self,
+        shape: http::HttpReplyFormat,
+        document: &AdminResponse,
+        date: &ResponseDate,
+        ledger: &mut Recorder,
+    ) {
+        let sent = self.replies.push(|out| http::encode_document(document, shape, date, out));
+        ledger.record_reply(Wire::Http, RequestOutcome::Other, sent);
     }
 
     /// Replies to an earlier request, if it is one of this connection and was not replied to before. Says whether it was.
-    pub fn reply_later(&mut self, waiter: Waiter, reply: &Reply<'_>, date: &Date, ledger: &mut Ledger) -> bool {
-        if waiter.generation != self.generation {
+    pub fn reply_later(
+        &mut self,
+        waiter: RequestId,
+        reply: &Reply<'_>,
+        date: &ResponseDate,
+        ledger: &mut Recorder,
+    ) -> bool {
+        if waiter.connection_id != self.id {
             return false;
         }
         // Each of them is answered once, whether or not it is still of use.
-        self.awaited = self.awaited.saturating_sub(1);
+        self.pending_keys = self.pending_keys.saturating_sub(1);
         self.replies.reply_later(waiter, reply, date, ledger)
     }
 
     /// The bytes to send.
-    pub fn outgoing(&mut self) -> &mut Outgoing {
+    pub fn send_buffer(&mut self) -> &mut SendBuffer {
         &mut self.replies.outgoing
     }
 }
 
-fn wire_of(shape: Shape) -> Wire {
+fn protocol_of(shape: ReplyFormat) -> Wire {
     match shape {
-        Shape::Http(_) => Wire::Http,
-        Shape::Resp(_) => Wire::Resp,
+        ReplyFormat::Http(_) => Wire::Http,
+        ReplyFormat::Resp(_) => Wire::Resp,
     }
 }
 
 /// What became of a request for one key, of which this was sent.
-fn ending_of(reply: &Reply<'_>, sent: Sent, ledger: &mut Ledger) -> Ending {
+fn outcome_of(reply: &Reply<'_>, sent: ReplySummary, ledger: &mut Recorder) -> RequestOutcome {
     match (reply.outcome, reply.source) {
-        (Outcome::Missing, _) => Ending::Missing,
-        (Outcome::Failed(_), _) => Ending::Failed,
-        (Outcome::Value(_), _) if sent.status == Status::ServiceUnavailable => {
+        (KeyResult::Missing, _) => RequestOutcome::Missing,
+        (KeyResult::Failed(_), _) => RequestOutcome::Failed,
+        (KeyResult::Value(_), _) if sent.status == Status::ServiceUnavailable => {
             // There was no room for it on its way.
-            ledger.failed(&Failure::TooMuchHeld);
-            Ending::Failed
+            ledger.record_failure(&Failure::OutputMemoryFull);
+            RequestOutcome::Failed
         }
-        (_, Source::Cache { .. }) => Ending::Hit,
-        (_, Source::Stale { .. }) => Ending::Stale,
-        (_, Source::Redis { collapsed: true, .. }) => Ending::Collapsed,
-        (_, Source::Redis { collapsed: false, .. }) => Ending::Miss,
+        (_, Source::Cache { .. }) => RequestOutcome::Hit,
+        (_, Source::Stale { .. }) => RequestOutcome::Stale,
+        (_, Source::Redis { collapsed: true, .. }) => RequestOutcome::Collapsed,
+        (_, Source::Redis { collapsed: false, .. }) => RequestOutcome::Miss,
     }
 }
 
 #[cfg(test)]
 impl Connection {
-    /// Takes bytes in as [`crate::serve`] does, for a proxy whose keys have to be waited for, but for those that begin with
+    /// Takes bytes in as [`crate::dispatch`] does, for a proxy whose keys have to be waited for, but for those that begin with
     /// "hit", which are their own values. Gives back who waits for which. For the tests of this room.
-    fn receive(&mut self, bytes: &[u8], ledger: &mut Ledger) -> Vec<(Waiter, String)> {
-        use crate::request::{Form, Payload};
-        let (date, rules) = (Date::at(std::time::SystemTime::UNIX_EPOCH), Rules::default());
+    fn receive(&mut self, bytes: &[u8], ledger: &mut Recorder) -> Vec<(RequestId, String)> {
+        use crate::types::{JsonForm, Payload};
+        let (date, rules) = (ResponseDate::at(std::time::SystemTime::UNIX_EPOCH), Policy::default());
         let mut input = self.take_unparsed();
         input.extend_from_slice(bytes);
-        let (mut at, mut heads, mut asked) = (0, Heads::new(), Vec::new());
+        let (mut at, mut heads, mut asked) = (0, HeadDecoder::new(), Vec::new());
         loop {
             match self.decode(&input[at..], &rules, &mut heads, &date, ledger) {
-                Step::Stop => break,
-                Step::Passed(consumed) => at += consumed,
-                Step::Get { key, answer, consumed, .. } => {
+                DecodeStep::Blocked => break,
+                DecodeStep::Consumed(consumed) => at += consumed,
+                DecodeStep::Get { key, answer, consumed, .. } => {
                     at += consumed;
                     if key.starts_with(b"hit") {
-                        let outcome = Outcome::Value(Payload::Inline { bytes: key, form: Form::Plain });
-                        let reply = Reply { outcome, source: Source::Cache { remaining: 1000 }, tracked: false };
+                        let outcome = KeyResult::Value(Payload::Inline { bytes: key, form: JsonForm::Plain });
+                        let reply = Reply { outcome, source: Source::Cache { ttl: 1000 }, tracked: false };
                         self.reply_now(answer, &reply, &date, ledger);
                     } else {
-                        asked.push((self.waiter(0), String::from_utf8_lossy(key).into_owned()));
-                        self.wait(answer, ledger);
+                        asked.push((self.request_id(0), String::from_utf8_lossy(key).into_owned()));
+                        self.defer(answer, ledger);
                     }
                 }
                 other => panic!("{other:?} is about the proxy"),
             }
         }
-        self.keep(input.split_off(at));
+        self.store_unparsed(input.split_off(at));
         asked
     }
 }
@@ -344,42 +356,46 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Form, Outcome, Payload, Source};
+    use crate::types::{JsonForm, KeyResult, Payload, Source};
     use std::time::SystemTime;
 
     fn value(bytes: &[u8]) -> Reply<'_> {
-        let payload = Payload::Inline { bytes, form: Form::Plain };
-        Reply { outcome: Outcome::Value(payload), source: Source::Cache { remaining: 1000 }, tracked: false }
+        let payload = Payload::Inline { bytes, form: JsonForm::Plain };
+        Reply { outcome: KeyResult::Value(payload), source: Source::Cache { ttl: 1000 }, tracked: false }
     }
 
     /// A connection whose requests wait, except for keys that begin with "hit".
     struct Client {
         connection: Connection,
-        date: Date,
+        date: ResponseDate,
         asked: Vec<(u64, String)>,
     }
 
     impl Client {
         fn new() -> Client {
-            Client { connection: Connection::new(1, 0), date: Date::at(SystemTime::UNIX_EPOCH), asked: Vec::new() }
+            Client {
+                connection: Connection::new(1, 0),
+                date: ResponseDate::at(SystemTime::UNIX_EPOCH),
+                asked: Vec::new(),
+            }
         }
 
         fn receive(&mut self, bytes: &[u8]) {
-            let asked = self.connection.receive(bytes, &mut Ledger::default());
+            let asked = self.connection.receive(bytes, &mut Recorder::default());
             self.asked.extend(asked.into_iter().map(|(waiter, key)| (waiter.sequence, key)));
         }
 
         fn complete(&mut self, sequence: u64, bytes: &str) {
-            let waiter = Waiter { slot: 0, generation: 1, sequence, part: 0 };
-            let stranger = Waiter { generation: 2, ..waiter };
-            let ledger = &mut Ledger::default();
+            let waiter = RequestId { slot: 0, connection_id: 1, sequence, part: 0 };
+            let stranger = RequestId { connection_id: 2, ..waiter };
+            let ledger = &mut Recorder::default();
             assert!(!self.connection.reply_later(stranger, &value(b"for another"), &self.date, ledger));
             self.connection.reply_later(waiter, &value(bytes.as_bytes()), &self.date, ledger);
         }
 
         /// Bodies of the responses that can be sent.
         fn sent(&mut self) -> Vec<String> {
-            let text = String::from_utf8(self.connection.outgoing().drain(usize::MAX)).expect("text");
+            let text = String::from_utf8(self.connection.send_buffer().drain(usize::MAX)).expect("text");
             text.split("HTTP/1.1 ")
                 .skip(1)
                 .map(|one| one.split_once("\r\n\r\n").expect("a head").1.to_owned())
@@ -402,7 +418,7 @@ mod tests {
         assert!(client.sent().is_empty());
         client.complete(0, "A");
         assert_eq!(client.sent(), ["A", "hit1", "B", "hit2", "C"]);
-        assert!(client.connection.is_settled());
+        assert!(client.connection.is_flushed());
         client.receive(&get("d"));
         assert_eq!(client.asked[3], (5, "d".into()));
         client.complete(4, "late, twice");
@@ -415,18 +431,18 @@ mod tests {
     #[test]
     fn at_the_bound_of_open_replies_it_stops_and_goes_on_afterwards() {
         let mut client = Client::new();
-        let all: Vec<u8> = (0..MAX_OPEN_REPLIES + 50).flat_map(|number| get(&number.to_string())).collect();
+        let all: Vec<u8> = (0..MAX_PENDING_REPLIES + 50).flat_map(|number| get(&number.to_string())).collect();
         client.receive(&all);
-        assert_eq!(client.asked.len(), MAX_OPEN_REPLIES);
-        assert!(!client.connection.takes_requests() && client.connection.has_unparsed());
+        assert_eq!(client.asked.len(), MAX_PENDING_REPLIES);
+        assert!(!client.connection.can_take_request() && client.connection.has_unparsed());
         client.complete(0, "first");
         client.receive(b"");
-        assert_eq!(client.asked.len(), MAX_OPEN_REPLIES + 1);
-        for sequence in 1..MAX_OPEN_REPLIES as u64 + 1 {
+        assert_eq!(client.asked.len(), MAX_PENDING_REPLIES + 1);
+        for sequence in 1..MAX_PENDING_REPLIES as u64 + 1 {
             client.complete(sequence, "more");
         }
         client.receive(b"");
-        assert_eq!(client.asked.len(), MAX_OPEN_REPLIES + 50);
+        assert_eq!(client.asked.len(), MAX_PENDING_REPLIES + 50);
         assert!(!client.connection.has_unparsed());
     }
 
@@ -434,7 +450,7 @@ mod tests {
     fn with_much_unsent_it_stops_decoding() {
         let mut client = Client::new();
         let mut requests = 0;
-        while client.connection.takes_requests() {
+        while client.connection.can_take_request() {
             client.receive(&get(&format!("hit{}", "x".repeat(1000))));
             requests += 1;
             assert!(requests < 1000, "nothing bounds the unsent bytes");
@@ -451,7 +467,7 @@ mod tests {
         let mut client = Client::new();
         client.receive(&get("a"));
         let hit = get(&format!("hit{}", "x".repeat(8000)));
-        (0..MAX_OPEN_REPLIES / 2).for_each(|_| client.receive(&hit));
+        (0..MAX_PENDING_REPLIES / 2).for_each(|_| client.receive(&hit));
         assert!(client.connection.has_unparsed(), "hits pile up behind a miss");
         client.complete(0, "A");
         let mut replies = client.sent().len();
@@ -460,7 +476,7 @@ mod tests {
             client.receive(b"");
             replies += client.sent().len();
         }
-        assert_eq!(replies, 1 + MAX_OPEN_REPLIES / 2);
+        assert_eq!(replies, 1 + MAX_PENDING_REPLIES / 2);
     }
 
     #[test]
@@ -478,7 +494,7 @@ mod tests {
         whole.receive(&all);
         let expected = whole.sent();
         assert_eq!(expected.len(), 5, "{expected:?}");
-        assert!(whole.connection.has_ended() && whole.connection.leaves_unread());
+        assert!(whole.connection.is_closing() && whole.connection.needs_linger());
         for split in 1..all.len() {
             let mut client = Client::new();
             client.receive(&all[..split]);
@@ -508,13 +524,13 @@ mod tests {
             client.receive(&message.as_bytes()[..starts]);
             for number in 0..3 {
                 for byte in &message.as_bytes()[starts..message.len() - 1] {
-                    assert_eq!(client.connection.begun_request(), Some(number), "{message:?}");
+                    assert_eq!(client.connection.partial_request(), Some(number), "{message:?}");
                     client.receive(&[*byte]);
                 }
                 // The last byte comes with the first of the next.
                 client.receive(format!("{}{}", &message[message.len() - 1..], &message[..starts]).as_bytes());
             }
-            assert_eq!(client.connection.begun_request(), Some(3), "{message:?}");
+            assert_eq!(client.connection.partial_request(), Some(3), "{message:?}");
         }
     }
 
@@ -523,14 +539,14 @@ mod tests {
         let mut client = Client::new();
         client.receive(b"GET /raw/hit HTTP/1.0\r\n\r\n");
         assert_eq!(client.sent(), ["hit"]);
-        assert!(client.connection.has_ended() && !client.connection.leaves_unread());
+        assert!(client.connection.is_closing() && !client.connection.needs_linger());
         let mut client = Client::new();
         client.receive(b"GET /raw/hit HTTP/1.0\r\n\r\nGET /raw/hit HTTP/1.0\r\n\r\n");
         assert_eq!(client.sent(), ["hit"]);
-        assert!(client.connection.leaves_unread());
+        assert!(client.connection.needs_linger());
         let mut client = Client::new();
         client.receive(b"GET /raw/hit HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n");
         assert_eq!(client.sent(), ["hit"]);
-        assert!(client.connection.leaves_unread());
+        assert!(client.connection.needs_linger());
     }
 }

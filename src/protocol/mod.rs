@@ -6,19 +6,21 @@
 //! A decoder is handed all bytes of a connection that it has not consumed yet. That the rest of a message has still to
 //! come is a normal outcome, not an error.
 
-mod held;
 pub mod http;
-mod outgoing;
+mod multi;
+mod pinned;
 pub mod resp;
+mod send_buffer;
 
-pub use held::bound_held_values;
-pub use outgoing::{Outgoing, WRITE_SLICES};
+pub use multi::MultiReply;
+pub use pinned::set_pinned_limit;
+pub use send_buffer::{MAX_IOVECS, SendBuffer};
 
-use crate::request::{Failure, Outcome, Payload, Reply, SHARED_VALUE_BYTES, Value};
+use crate::types::{Failure, KeyResult, Payload, Reply, SHARED_VALUE_BYTES, Value};
 
 /// What a reply was, for the books.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
+pub struct ReplySummary {
     /// Its status; over the Redis protocol the one that it would have over HTTP.
     pub status: http::Status,
     /// Bytes of its body; over the Redis protocol of all of it.
@@ -27,32 +29,37 @@ pub struct Sent {
 
 /// How to reply to a request for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum ReplyFormat {
     /// As an HTTP response.
-    Http(http::Shape),
+    Http(http::HttpReplyFormat),
     /// As a reply of the Redis protocol.
-    Resp(resp::Shape),
+    Resp(resp::RespReplyFormat),
 }
 
-impl Shape {
+impl ReplyFormat {
     /// Whether so much of a shared value is sent that it is held until then.
-    fn holds(self, value: &Value) -> bool {
+    fn pins(self, value: &Value) -> bool {
         match self {
-            Shape::Http(shape) => !shape.head_only && shape.unmet.is_none(),
-            Shape::Resp(shape) => shape.holds(value.bytes.len()),
+            ReplyFormat::Http(shape) => !shape.head_only && shape.unmet.is_none(),
+            ReplyFormat::Resp(shape) => shape.holds(value.bytes.len()),
         }
     }
 }
 
 /// Appends the reply to a request for a key. Where there is no room for a value that would be held, a short one is copied, and a
 /// long one becomes a failure.
-pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mut Outgoing) -> Sent {
+pub fn encode_reply(
+    reply: &Reply<'_>,
+    shape: ReplyFormat,
+    date: &http::ResponseDate,
+    out: &mut SendBuffer,
+) -> ReplySummary {
     let without_room;
     let reply = match reply.outcome {
-        Outcome::Value(Payload::Shared(value)) if shape.holds(value) && !held::has_room_for(value) => {
+        KeyResult::Value(Payload::Shared(value)) if shape.pins(value) && !pinned::can_pin(value) => {
             let outcome = match value.bytes.len() {
-                0..=SHARED_VALUE_BYTES => Outcome::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
-                _ => Outcome::Failed(&Failure::TooMuchHeld),
+                0..=SHARED_VALUE_BYTES => KeyResult::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
+                _ => KeyResult::Failed(&Failure::OutputMemoryFull),
             };
             without_room = Reply { outcome, ..*reply };
             &without_room
@@ -60,11 +67,11 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &http::Date, out: &mu
         _ => reply,
     };
     match shape {
-        Shape::Http(shape) => http::encode_reply(reply, shape, date, out),
-        Shape::Resp(shape) => {
-            let before = out.unsent();
+        ReplyFormat::Http(shape) => http::encode_reply(reply, shape, date, out),
+        ReplyFormat::Resp(shape) => {
+            let before = out.unsent_bytes();
             resp::encode_reply(reply, shape, out);
-            Sent { status: http::status_of(reply.outcome), bytes: out.unsent() - before }
+            ReplySummary { status: http::status_of(reply.outcome), bytes: out.unsent_bytes() - before }
         }
     }
 }

@@ -8,12 +8,12 @@
 //! cancelled: four atomic operations for nothing, 2 % of a hit.
 
 use super::Scratch;
-use super::patience::{Limits, Patience, Standing, Verdict};
+use super::timeouts::{Activity, ClientTimer, TimeoutAction, TimeoutConfig};
 use crate::connection::Connection;
-use crate::figures::TimedOut;
-use crate::protocol::WRITE_SLICES;
-use crate::request::Millis;
-use crate::serve::Service;
+use crate::dispatch::Dispatcher;
+use crate::metrics::TimeoutKind;
+use crate::protocol::MAX_IOVECS;
+use crate::types::Millis;
 use mio::net::TcpStream;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
@@ -23,27 +23,27 @@ use std::time::Duration;
 
 /// Bytes sent in one turn, after which others go first: a value of 64 KiB and what goes with it, some ten microseconds. When it was
 /// 256 KiB, and one write could move more, a reader of 64 MiB made the p99.9 of hits four times as long.
-const SENT_PER_TURN: usize = 96 * 1024;
+const WRITE_BUDGET: usize = 96 * 1024;
 
 /// Bytes that are read and thrown away from a client that is told to stop and goes on sending: more than most have under way,
 /// as long as there is time.
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
 /// What a turn works with beside the client itself.
-pub(super) struct Turn<'a> {
-    pub(super) service: Service<'a>,
+pub(super) struct TurnContext<'a> {
+    pub(super) service: Dispatcher<'a>,
     pub(super) scratch: &'a mut Scratch,
     /// How long clients may take.
-    pub(super) limits: Limits,
+    pub(super) limits: TimeoutConfig,
 }
 
 /// What is to happen after a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum TurnResult {
     /// Nothing, until the socket or a completion wakes it.
     Wait,
     /// Another turn, after the others had theirs: no further edge will come for what is left.
-    Again,
+    Requeue,
     /// All is said; what the client still sends is thrown away for a while, so that it gets to read the last reply.
     Linger,
     /// It is over.
@@ -57,52 +57,52 @@ pub(super) struct Client {
     readable: bool,
     writable: bool,
     /// The kernel has told that the client's end is closed: reads must go on until they return nothing.
-    end_in_sight: bool,
+    peer_closing: bool,
     /// The client sends no more. It may still be reading.
-    end_read: bool,
+    read_eof: bool,
     /// Decoding stopped because too much was open, or enough was done, not because bytes were missing.
-    held_up: bool,
+    decode_paused: bool,
     /// Bytes that may still be thrown away.
     lingering: Option<usize>,
     /// It is here only to be told that it cannot be.
-    pub(super) turned_away: bool,
+    pub(super) rejected: bool,
     /// How long it may take.
-    pub(super) patience: Patience,
+    pub(super) timer_state: ClientTimer,
     /// Bytes sent in this turn.
-    sent: usize,
+    sent_this_turn: usize,
     /// Whether its time is up, and this turn decides.
-    on_trial: bool,
+    timeout_pending: bool,
     /// Whether it is in the queue of those who get a turn.
-    pub(super) queued: bool,
+    pub(super) in_ready_queue: bool,
     /// Where its deadline is among the timers.
     pub(super) timer: Option<u32>,
 }
 
 impl Client {
     pub(super) fn new(stream: TcpStream, connection: Connection, turned_away: bool, now: Millis) -> Client {
-        let standing = if turned_away { Standing::TurnedAway } else { Standing::Idle(0) };
+        let standing = if turned_away { Activity::Rejected } else { Activity::Idle(0) };
         Client {
             connection,
             stream,
             readable: false,
             // A new socket can be written to; its first edge says so too, later.
             writable: true,
-            end_in_sight: false,
-            end_read: false,
-            held_up: false,
+            peer_closing: false,
+            read_eof: false,
+            decode_paused: false,
             lingering: None,
-            turned_away,
-            patience: Patience::new(standing, now),
-            sent: 0,
-            on_trial: false,
-            queued: false,
+            rejected: turned_away,
+            timer_state: ClientTimer::new(standing, now),
+            sent_this_turn: 0,
+            timeout_pending: false,
+            in_ready_queue: false,
             timer: None,
         }
     }
 
     /// Whether its timer would go off too late, or not at all.
-    pub(super) fn wants_timer(&self, limits: Limits) -> bool {
-        self.patience.armed > self.patience.deadline(limits)
+    pub(super) fn needs_earlier_timer(&self, limits: TimeoutConfig) -> bool {
+        self.timer_state.timer_at > self.timer_state.deadline(limits)
     }
 
     pub(super) fn stream(&mut self) -> &mut TcpStream {
@@ -110,101 +110,105 @@ impl Client {
     }
 
     /// Takes note of what the kernel told.
-    pub(super) fn note(&mut self, event: &mio::event::Event) {
+    pub(super) fn on_event(&mut self, event: &mio::event::Event) {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable();
-        self.end_in_sight |= event.is_read_closed() || event.is_error();
+        self.peer_closing |= event.is_read_closed() || event.is_error();
     }
 
     /// One turn. `slot` is the client's place, for those who answer it later.
-    pub(super) fn turn(&mut self, slot: usize, turn: &mut Turn<'_>) -> Next {
+    pub(super) fn turn(&mut self, slot: usize, turn: &mut TurnContext<'_>) -> TurnResult {
         if self.lingering.is_some() {
-            let judged = std::mem::take(&mut self.on_trial)
-                && self.patience.judge(turn.limits, turn.service.now) == Verdict::Close;
-            return if judged { Next::Close } else { self.throw_away(&mut turn.scratch.read) };
+            let judged = std::mem::take(&mut self.timeout_pending)
+                && self.timer_state.on_deadline(turn.limits, turn.service.now) == TimeoutAction::Close;
+            return if judged { TurnResult::Close } else { self.discard_input(&mut turn.scratch.read) };
         }
-        self.sent = 0;
-        self.connection.outgoing().lend(&mut turn.scratch.write);
-        let next = self.work(slot, turn).unwrap_or(Next::Close);
-        self.connection.outgoing().take_back(&mut turn.scratch.write);
-        let (now, standing) = (turn.service.now, self.standing());
-        self.patience.note(standing, self.sent, now);
-        if next == Next::Close || !std::mem::take(&mut self.on_trial) {
+        self.sent_this_turn = 0;
+        self.connection.send_buffer().lend_tail(&mut turn.scratch.write);
+        let next = self.drive(slot, turn).unwrap_or(TurnResult::Close);
+        self.connection.send_buffer().reclaim_tail(&mut turn.scratch.write);
+        let (now, standing) = (turn.service.now, self.activity());
+        self.timer_state.update(standing, self.sent_this_turn, now);
+        if next == TurnResult::Close || !std::mem::take(&mut self.timeout_pending) {
             return next;
         }
-        let verdict = self.patience.judge(turn.limits, now);
-        if let Some(timed_out) = timed_out(verdict, standing).filter(|_| !turn.service.rules.stopping) {
-            turn.service.ledger.figures.timed_out[timed_out as usize] += 1;
+        let verdict = self.timer_state.on_deadline(turn.limits, now);
+        if let Some(timed_out) = timeout_kind(verdict, standing).filter(|_| !turn.service.policy.announce_close) {
+            turn.service.recorder.figures.timeouts[timed_out as usize] += 1;
         }
         match verdict {
-            Verdict::Stay => next,
-            Verdict::GiveUp => {
-                let before = self.connection.requests();
-                self.connection.give_up(turn.service.date, turn.service.ledger);
+            TimeoutAction::Keep => next,
+            TimeoutAction::RespondTimeout => {
+                let before = self.connection.request_count();
+                self.connection.time_out_request(turn.service.date, turn.service.recorder);
                 // One that has not come whole, and has its answer.
-                turn.service.ledger.figures.requests += self.connection.requests().saturating_sub(before);
-                Next::Again
+                turn.service.recorder.figures.requests += self.connection.request_count().saturating_sub(before);
+                TurnResult::Requeue
             }
-            Verdict::Close => Next::Close,
-            Verdict::Reset => {
+            TimeoutAction::Close => TurnResult::Close,
+            TimeoutAction::Reset => {
                 // If that fails, the kernel will give up some time.
                 let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
-                Next::Close
+                TurnResult::Close
             }
         }
     }
 
     /// Its time is up. What it does in its next turn decides: something may have come that the loop has not been told of, and that
     /// the kernel has some room, it tells only once there is a lot of it.
-    pub(super) fn put_on_trial(&mut self) {
-        (self.readable, self.writable, self.on_trial) = (true, true, true);
+    pub(super) fn begin_timeout_check(&mut self) {
+        (self.readable, self.writable, self.timeout_pending) = (true, true, true);
     }
 
     /// What it is at now.
-    fn standing(&mut self) -> Standing {
+    fn activity(&mut self) -> Activity {
         if self.lingering.is_some() {
-            if self.turned_away { Standing::SentAway } else { Standing::Leaving }
-        } else if !self.connection.outgoing().is_empty() {
-            Standing::Taking
-        } else if self.turned_away {
-            Standing::TurnedAway
-        } else if self.readable || self.held_up || !self.connection.is_settled() || !self.connection.takes_requests() {
-            Standing::Served
-        } else if let Some(request) = self.connection.begun_request() {
-            Standing::Asking(request)
+            if self.rejected { Activity::RejectedLinger } else { Activity::Linger }
+        } else if !self.connection.send_buffer().is_empty() {
+            Activity::WritingReply
+        } else if self.rejected {
+            Activity::Rejected
+        } else if self.readable
+            || self.decode_paused
+            || !self.connection.is_flushed()
+            || !self.connection.can_take_request()
+        {
+            Activity::Processing
+        } else if let Some(request) = self.connection.partial_request() {
+            Activity::ReadingRequest(request)
         } else {
-            Standing::Idle(self.connection.requests())
+            Activity::Idle(self.connection.request_count())
         }
     }
 
-    fn work(&mut self, slot: usize, turn: &mut Turn<'_>) -> io::Result<Next> {
+    fn drive(&mut self, slot: usize, turn: &mut TurnContext<'_>) -> io::Result<TurnResult> {
         // One read in each turn, or going on with what was read: some hundred requests, a tenth of a millisecond. With two of
         // a thousand, others waited ten times as long for a hit beside a client that floods as without.
         let mut has_read = false;
         loop {
-            self.send(SENT_PER_TURN.saturating_sub(self.sent))?;
-            let sent = self.sent;
-            if self.connection.is_settled() && (self.connection.has_ended() || self.end_read) {
-                return Ok(self.end());
+            self.send(WRITE_BUDGET.saturating_sub(self.sent_this_turn))?;
+            let sent = self.sent_this_turn;
+            if self.connection.is_flushed() && (self.connection.is_closing() || self.read_eof) {
+                return Ok(self.finish());
             }
-            if turn.service.rules.hurrying && matches!(self.standing(), Standing::Idle(_)) {
+            if turn.service.policy.hurrying && matches!(self.activity(), Activity::Idle(_)) {
                 // It may have sent something by now: it shall see the end, and not an error.
-                return Ok(self.say_goodbye());
+                return Ok(self.start_linger());
             }
-            if sent >= SENT_PER_TURN || has_read {
-                let more = (self.writable && !self.connection.outgoing().is_empty())
-                    || (self.connection.takes_requests() && (self.readable || self.held_up));
-                return Ok(if more { Next::Again } else { Next::Wait });
+            if sent >= WRITE_BUDGET || has_read {
+                let more = (self.writable && !self.connection.send_buffer().is_empty())
+                    || (self.connection.can_take_request() && (self.readable || self.decode_paused));
+                return Ok(if more { TurnResult::Requeue } else { TurnResult::Wait });
             }
-            if !self.connection.takes_requests() {
-                return Ok(Next::Wait);
+            if !self.connection.can_take_request() {
+                return Ok(TurnResult::Wait);
             }
-            if self.held_up {
-                self.held_up = turn.service.resume(&mut self.connection, slot);
+            if self.decode_paused {
+                self.decode_paused = turn.service.resume_input(&mut self.connection, slot);
             } else if self.readable {
                 self.read(slot, turn)?;
             } else {
-                return Ok(Next::Wait);
+                return Ok(TurnResult::Wait);
             }
             has_read = true;
         }
@@ -212,21 +216,21 @@ impl Client {
 
     /// Everything is sent that will be. With bytes unread, here or in the kernel, closing at once would make the client's
     /// kernel throw away what it has not read yet (RFC 9112, section 9.6).
-    fn end(&mut self) -> Next {
-        if self.end_read || !(self.readable || self.connection.leaves_unread()) {
-            return Next::Close;
+    fn finish(&mut self) -> TurnResult {
+        if self.read_eof || !(self.readable || self.connection.needs_linger()) {
+            return TurnResult::Close;
         }
-        self.say_goodbye()
+        self.start_linger()
     }
 
     /// Tells the client that nothing more comes, and throws away what it still sends.
-    fn say_goodbye(&mut self) -> Next {
+    fn start_linger(&mut self) -> TurnResult {
         match self.stream.shutdown(Shutdown::Write) {
             Ok(()) => {
                 self.lingering = Some(LINGER_BYTES);
-                Next::Linger
+                TurnResult::Linger
             }
-            Err(_) => Next::Close,
+            Err(_) => TurnResult::Close,
         }
     }
 
@@ -234,15 +238,15 @@ impl Client {
     fn send(&mut self, most: usize) -> io::Result<()> {
         let mut sent = 0;
         while self.writable && sent < most {
-            let (result, length) = match self.connection.outgoing().short() {
+            let (result, length) = match self.connection.send_buffer().contiguous() {
                 Some([]) => break,
                 Some(bytes) => {
                     let bytes = &bytes[..bytes.len().min(most - sent)];
                     (write(&self.stream, bytes), bytes.len())
                 }
                 None => {
-                    let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-                    let count = self.connection.outgoing().slices(&mut slices, most - sent);
+                    let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
+                    let count = self.connection.send_buffer().io_slices(&mut slices, most - sent);
                     let length = slices[..count].iter().map(|slice| slice.len()).sum();
                     // The queue is not empty, nothing in it is, and the first is rendered.
                     debug_assert!(length > 0);
@@ -253,9 +257,9 @@ impl Client {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(taken) => {
                     self.writable = taken == length;
-                    self.connection.outgoing().advance(taken);
+                    self.connection.send_buffer().advance(taken);
                     sent += taken;
-                    self.sent += taken;
+                    self.sent_this_turn += taken;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -266,11 +270,11 @@ impl Client {
     }
 
     /// Reads once into the loop's buffer; keeps only what could not be used.
-    fn read(&mut self, slot: usize, turn: &mut Turn<'_>) -> io::Result<()> {
+    fn read(&mut self, slot: usize, turn: &mut TurnContext<'_>) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut turn.scratch.read);
         let result = self.receive(&mut buffer);
         if let Ok(length @ 1..) = result {
-            self.held_up = turn.service.take_in(&mut self.connection, slot, &buffer[..length]);
+            self.decode_paused = turn.service.on_input(&mut self.connection, slot, &buffer[..length]);
         }
         turn.scratch.read = buffer;
         result.map(|_| ())
@@ -280,11 +284,11 @@ impl Client {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match read(&self.stream, buffer) {
             Ok(0) => {
-                (self.readable, self.end_read) = (false, true);
+                (self.readable, self.read_eof) = (false, true);
                 Ok(0)
             }
             Ok(length) => {
-                self.readable = length == buffer.len() || self.end_in_sight;
+                self.readable = length == buffer.len() || self.peer_closing;
                 Ok(length)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -297,17 +301,17 @@ impl Client {
     }
 
     /// Reads what nobody wants, until the client closes, or has had its bytes.
-    fn throw_away(&mut self, buffer: &mut [u8]) -> Next {
+    fn discard_input(&mut self, buffer: &mut [u8]) -> TurnResult {
         if self.readable {
             match (self.receive(buffer), &mut self.lingering) {
                 (Ok(length), Some(left)) if length < *left => *left -= length,
-                _ => return Next::Close,
+                _ => return TurnResult::Close,
             }
         }
-        match (self.end_read, self.readable) {
-            (true, _) => Next::Close,
-            (_, true) => Next::Again,
-            _ => Next::Wait,
+        match (self.read_eof, self.readable) {
+            (true, _) => TurnResult::Close,
+            (_, true) => TurnResult::Requeue,
+            _ => TurnResult::Wait,
         }
     }
 }
@@ -323,11 +327,11 @@ fn write(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// What a client was too slow for, if that is why it is closed.
-fn timed_out(verdict: Verdict, standing: Standing) -> Option<TimedOut> {
+fn timeout_kind(verdict: TimeoutAction, standing: Activity) -> Option<TimeoutKind> {
     match (verdict, standing) {
-        (Verdict::GiveUp, _) => Some(TimedOut::Request),
-        (Verdict::Reset, _) => Some(TimedOut::Reply),
-        (Verdict::Close, Standing::Idle(_)) => Some(TimedOut::Idle),
+        (TimeoutAction::RespondTimeout, _) => Some(TimeoutKind::Request),
+        (TimeoutAction::Reset, _) => Some(TimeoutKind::Reply),
+        (TimeoutAction::Close, Activity::Idle(_)) => Some(TimeoutKind::Idle),
         _ => None,
     }
 }
@@ -336,20 +340,20 @@ fn timed_out(verdict: Verdict, standing: Standing) -> Option<TimedOut> {
 mod tests {
     use super::*;
     use crate::cache;
-    use crate::figures::{Ledger, Register};
-    use crate::protocol::http::{Date, Heads, Rules};
-    use crate::proxy::{Decision, Proxy};
-    use crate::request::{Completion, Fetched, Value, Waiter};
-    use crate::serve::STEPS_AT_ONCE;
+    use crate::dispatch::MAX_STEPS_PER_TURN;
+    use crate::metrics::{MetricsRegistry, Recorder};
+    use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
+    use crate::read_through::{Lookup, ReadThrough};
+    use crate::types::{Completion, FetchedValue, RequestId, Value};
     use std::time::SystemTime;
 
-    const LIMITS: Limits = Limits { client: 10, idle: 1_000_000, taking: 1_000_000, leaving: 1_000_000 };
+    const LIMITS: TimeoutConfig = TimeoutConfig { request: 10, idle: 1_000_000, write: 1_000_000, linger: 1_000_000 };
 
     /// A client all of whose bytes have come, and what its turns need.
     struct Scene {
         client: Client,
         peer: std::net::TcpStream,
-        proxy: Proxy,
+        proxy: ReadThrough,
         scratch: Scratch,
     }
 
@@ -367,22 +371,34 @@ mod tests {
             stream.set_nonblocking(true).expect("an option can be set");
             let mut client = Client::new(TcpStream::from_std(stream), Connection::new(1, 0), false, 0);
             client.readable = true;
-            let mut proxy = Proxy::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
+            let mut proxy =
+                ReadThrough::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
             // The key "a" is cached.
-            let nobody = Waiter { slot: 0, generation: 0, sequence: 0, part: 0 };
-            let Decision::Fetch(job) = proxy.get(b"a", true, nobody, 0) else { panic!("it is in memory") };
-            let fetched = Fetched { value: Value::new(vec![b'x']), remaining: None };
-            proxy.complete(Completion { flight: job.flight, result: Ok(Some(fetched)) }, 0, |_, _| ());
+            let nobody = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
+            let Lookup::Fetch(job) = proxy.get(b"a", true, nobody, 0) else { panic!("it is in memory") };
+            let fetched = FetchedValue { value: Value::new(vec![b'x']), ttl: None };
+            proxy.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, 0, |_, _| ());
             Scene { client, peer, proxy, scratch: Scratch { read: vec![0; 64 * 1024], write: Vec::new() } }
         }
 
-        fn turn(&mut self, now: Millis) -> Next {
-            let (mut jobs, mut heads, mut ledger) = (Vec::new(), Heads::new(), Ledger::default());
-            let (rules, register, date) = (Rules::default(), Register::default(), Date::at(SystemTime::UNIX_EPOCH));
+        fn turn(&mut self, now: Millis) -> TurnResult {
+            let (mut jobs, mut heads, mut ledger) = (Vec::new(), HeadDecoder::new(), Recorder::default());
+            let (rules, register, date) =
+                (Policy::default(), MetricsRegistry::default(), ResponseDate::at(SystemTime::UNIX_EPOCH));
             let (proxy, jobs, heads, ledger) = (&mut self.proxy, &mut jobs, &mut heads, &mut ledger);
             let (rules, register, date) = (&rules, &register, &date);
-            let service = Service { proxy, jobs, heads, rules, date, ledger, register, number: 0, now };
-            self.client.turn(0, &mut Turn { service, scratch: &mut self.scratch, limits: LIMITS })
+            let service = Dispatcher {
+                proxy,
+                jobs,
+                head_decoder: heads,
+                policy: rules,
+                date,
+                recorder: ledger,
+                registry: register,
+                worker_index: 0,
+                now,
+            };
+            self.client.turn(0, &mut TurnContext { service, scratch: &mut self.scratch, limits: LIMITS })
         }
     }
 
@@ -394,21 +410,21 @@ mod tests {
         let mut scene = Scene::new(&b"*1\r\n$4\r\nPING\r\n".repeat(PINGS as usize));
         let mut turns = 0;
         loop {
-            let before = scene.client.connection.requests();
+            let before = scene.client.connection.request_count();
             let next = scene.turn(0);
-            let done = scene.client.connection.requests() - before;
-            assert!(done <= STEPS_AT_ONCE as u64, "{done} requests in one turn");
-            assert!(turns > 0 || next == Next::Again, "{next:?} with more to read");
+            let done = scene.client.connection.request_count() - before;
+            assert!(done <= MAX_STEPS_PER_TURN as u64, "{done} requests in one turn");
+            assert!(turns > 0 || next == TurnResult::Requeue, "{next:?} with more to read");
             turns += 1;
             match next {
-                Next::Again => {}
-                Next::Wait if scene.client.connection.requests() == PINGS => break,
+                TurnResult::Requeue => {}
+                TurnResult::Wait if scene.client.connection.request_count() == PINGS => break,
                 // The rest is on its way, and the kernel would tell.
-                Next::Wait => scene.client.readable = true,
+                TurnResult::Wait => scene.client.readable = true,
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(scene.client.standing(), Standing::Idle(PINGS));
+        assert_eq!(scene.client.activity(), Activity::Idle(PINGS));
     }
 
     /// What has come and waits for further turns is the proxy's time. Only what has not come is the client's.
@@ -429,14 +445,14 @@ mod tests {
             // Each turn comes when all of its time is over, and the first has to show that something has come at all.
             let given_up = loop {
                 let next = scene.turn(now);
-                now += LIMITS.client;
-                scene.client.put_on_trial();
+                now += LIMITS.request;
+                scene.client.begin_timeout_check();
                 turns += 1;
                 assert!(turns < 100, "it comes to no end");
-                if scene.client.connection.has_ended() {
+                if scene.client.connection.is_closing() {
                     break true;
                 }
-                if next == Next::Wait && turns > 20 {
+                if next == TurnResult::Wait && turns > 20 {
                     break false;
                 }
             };

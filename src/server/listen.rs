@@ -1,7 +1,7 @@
 //! The listening socket: bound so that several loops can share a port, and accepting in a way that survives running out
 //! of descriptors neither deaf nor spinning.
 
-use crate::request::Millis;
+use crate::types::Millis;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
@@ -14,33 +14,33 @@ const BACKLOG: i32 = 4096;
 
 /// Silence after which the kernel asks whether a client is still there, and how often it does then, nine times. Redis' own
 /// `tcp-keepalive` is 300 s.
-const KEEPALIVE: Duration = Duration::from_secs(300);
+const TCP_KEEPALIVE_TIME: Duration = Duration::from_secs(300);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long accepting rests when the system has no descriptors or memory for another connection and none of ours
 /// ends meanwhile.
-const REST: Millis = 100;
+const ACCEPT_BACKOFF: Millis = 100;
 
 /// How long the log is silent after it has told of such a failure: clients that come and go at the limit would fill it.
-const SILENCE: Millis = 10_000;
+const ERROR_LOG_INTERVAL: Millis = 10_000;
 
 /// Binds a listening socket. With `share_port` other loops may bind the same address; the kernel spreads connections.
 pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpListener> {
-    let socket = bound(address, share_port)?;
+    let socket = bind_socket(address, share_port)?;
     // Every connection accepted here inherits it (socket(7), tcp(7)): a client whose machine is gone without a word is noticed,
     // however long CLIENT_IDLE_TIMEOUT is.
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL))?;
     socket.set_nonblocking(true)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
 /// Fails where somebody listens at the address: who shares a port with his own loops only does not notice when he binds it.
-pub fn check_nobody_listens(address: SocketAddr) -> io::Result<()> {
-    bound(address, false).map(drop)
+pub fn check_port_free(address: SocketAddr) -> io::Result<()> {
+    bind_socket(address, false).map(drop)
 }
 
-fn bound(address: SocketAddr, share_port: bool) -> io::Result<Socket> {
+fn bind_socket(address: SocketAddr, share_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for connections of the last run to be forgotten.
     socket.set_reuse_address(true)?;
@@ -57,10 +57,10 @@ fn bound(address: SocketAddr, share_port: bool) -> io::Result<Socket> {
 
 /// Says in the log what is in the way of closing a socket without losing a connection, where others are to go on at its port. Tried
 /// at start, when there is time to mend it.
-pub fn check_handing_over(listener: &std::net::TcpListener) {
+pub fn check_port_handover(listener: &std::net::TcpListener) {
     let socket = SockRef::from(listener);
-    let tried = socket.attach_filter(&no_new_connections()).and_then(|()| socket.detach_filter());
-    let migrates = std::fs::read_to_string(MIGRATES).is_ok_and(|text| text.trim() == "1");
+    let tried = socket.attach_filter(&drop_syn_filter()).and_then(|()| socket.detach_filter());
+    let migrates = std::fs::read_to_string(TCP_MIGRATE_REQ).is_ok_and(|text| text.trim() == "1");
     if let (Err(error), false) = (tried, migrates) {
         log::warn!(
             "SHARE_PORT=on: on shutdown the kernel may reset new client connections not accepted yet ({error}); set the \
@@ -71,7 +71,7 @@ pub fn check_handing_over(listener: &std::net::TcpListener) {
 
 /// Where the kernel tells whether it hands connections that wait at a socket over to others at the same port (`tcp_migrate_req`,
 /// ip-sysctl.rst, Linux 5.14).
-const MIGRATES: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+const TCP_MIGRATE_REQ: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 
 /// For connections to a port that others listen on too: a program of the kernel's packet filter (filter.rst, classic BPF) that
 /// drops what asks for a new connection (SYN) and lets all else through. What it sees begins with the TCP header.
@@ -79,7 +79,7 @@ const MIGRATES: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 /// The kernel gives each new connection to one of the sockets at once, and whoever closes his takes those along that nobody
 /// has accepted yet. So first no more are let in, then all that are there are accepted, then it is closed. Whoever is not let in
 /// asks again a second later (RFC 6298, section 2), and finds the others.
-fn no_new_connections() -> [SockFilter; 4] {
+fn drop_syn_filter() -> [SockFilter; 4] {
     const LOAD_BYTE: u16 = 0x30;
     const JUMP_IF_ANY_BIT: u16 = 0x45;
     const RETURN: u16 = 0x06;
@@ -94,11 +94,11 @@ fn no_new_connections() -> [SockFilter; 4] {
 }
 
 /// What came of trying to accept.
-pub(super) enum Accepted {
+pub(super) enum AcceptResult {
     /// A connection, and from where.
     Stream(TcpStream, SocketAddr),
     /// Nothing that matters: a connection that was gone again.
-    Nothing,
+    Retry,
     /// No more for now.
     Stop,
 }
@@ -110,11 +110,11 @@ pub(super) struct Acceptor {
     /// Whether other proxies may listen at the port, and go on when this one stops (`SHARE_PORT`).
     is_shared: bool,
     /// Edge-triggered: once told, connections wait until the kernel says there are none left.
-    waiting: bool,
+    pending: bool,
     /// After a failure for want of resources: when to try again.
-    resting_until: Option<Millis>,
+    backoff_until: Option<Millis>,
     /// When such a failure may be logged again.
-    silent_until: Millis,
+    log_again_at: Millis,
 }
 
 impl Acceptor {
@@ -122,9 +122,9 @@ impl Acceptor {
         Acceptor {
             listener: Some(TcpListener::from_std(listener)),
             is_shared,
-            waiting: false,
-            resting_until: None,
-            silent_until: 0,
+            pending: false,
+            backoff_until: None,
+            log_again_at: 0,
         }
     }
 
@@ -138,16 +138,16 @@ impl Acceptor {
 
     /// The kernel says that connections wait.
     pub(super) fn notify(&mut self) {
-        self.waiting = true;
+        self.pending = true;
     }
 
     /// Lets no new connections begin where others may listen on the port. Those that have begun come to be accepted. Says whether it
     /// has come to that: where nobody else listens, who comes now had better be refused at once.
-    pub(super) fn let_no_more_begin(&mut self) -> bool {
+    pub(super) fn block_new_connections(&mut self) -> bool {
         let Some(listener) = &self.listener else { return false };
         // Some kernels (6.18 is one) want CAP_NET_ADMIN for that. What it means to do without has been said at start.
         if self.is_shared
-            && let Err(error) = SockRef::from(listener).attach_filter(&no_new_connections())
+            && let Err(error) = SockRef::from(listener).attach_filter(&drop_syn_filter())
         {
             log::debug!("cannot block new client connections during shutdown, the kernel may reset some: {error}");
         }
@@ -157,60 +157,60 @@ impl Acceptor {
     /// Closes the socket: others may have the port.
     pub(super) fn close(&mut self) {
         // The kernel forgets to watch it.
-        (self.listener, self.waiting) = (None, false);
+        (self.listener, self.pending) = (None, false);
     }
 
     /// Whether accepting rests for want of descriptors or memory.
-    pub(super) fn is_resting(&self, now: Millis) -> bool {
-        self.resting_until.is_some_and(|until| until > now)
+    pub(super) fn is_backing_off(&self, now: Millis) -> bool {
+        self.backoff_until.is_some_and(|until| until > now)
     }
 
     /// Whether connections may wait to be accepted.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.waiting
+    pub(super) fn has_pending(&self) -> bool {
+        self.pending
     }
 
     /// A connection has ended: there may be a descriptor for another.
     pub(super) fn resume(&mut self, now: Millis) {
-        if let Some(until) = &mut self.resting_until {
+        if let Some(until) = &mut self.backoff_until {
             *until = now;
         }
     }
 
     /// Whether to try now; if not, when.
-    pub(super) fn due(&self) -> Option<Millis> {
-        self.waiting.then(|| self.resting_until.unwrap_or(0))
+    pub(super) fn next_attempt(&self) -> Option<Millis> {
+        self.pending.then(|| self.backoff_until.unwrap_or(0))
     }
 
-    pub(super) fn accept(&mut self, now: Millis) -> Accepted {
-        if self.due().is_none_or(|due| due > now) {
-            return Accepted::Stop;
+    pub(super) fn accept(&mut self, now: Millis) -> AcceptResult {
+        if self.next_attempt().is_none_or(|due| due > now) {
+            return AcceptResult::Stop;
         }
-        let Some(listener) = &self.listener else { return Accepted::Stop };
+        let Some(listener) = &self.listener else { return AcceptResult::Stop };
         match listener.accept() {
             Ok((stream, address)) => {
-                self.resting_until = None;
-                Accepted::Stream(stream, address)
+                self.backoff_until = None;
+                AcceptResult::Stream(stream, address)
             }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => {
-                    self.waiting = false;
-                    Accepted::Stop
+                    self.pending = false;
+                    AcceptResult::Stop
                 }
                 io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {
-                    Accepted::Nothing
+                    AcceptResult::Retry
                 }
                 _ => {
                     // Out of descriptors or memory. The connection stays in the kernel's queue, and no new edge will
                     // tell of it: `waiting` stays true, and the deadline brings the loop back.
-                    self.resting_until = Some(now + REST);
-                    if now >= self.silent_until {
-                        self.silent_until = now + SILENCE;
+                    self.backoff_until = Some(now + ACCEPT_BACKOFF);
+                    if now >= self.log_again_at {
+                        self.log_again_at = now + ERROR_LOG_INTERVAL;
                         log::error!(
                             "cannot accept client connections, they wait in the kernel: {error}; raise the limit of open files (ulimit -n)"
                         );
                     }
-                    Accepted::Stop
+                    AcceptResult::Stop
                 }
             },
         }

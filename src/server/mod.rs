@@ -18,32 +18,33 @@
 
 mod client;
 mod clock;
+mod connection_limit;
 mod listen;
-mod patience;
-mod places;
-mod stopping;
-mod turns;
-mod watch;
+mod scheduler;
+mod shutdown;
+mod timeouts;
+mod watchdog;
 
-pub use listen::{bind, check_handing_over, check_nobody_listens};
-pub use places::{NoPlace, Places};
-pub use stopping::Stopper;
-pub use watch::{EVERY as LOOK_EVERY, Watch};
+pub use connection_limit::{ConnectionLimiter, FileLimitTooLow};
+pub use listen::{bind, check_port_free, check_port_handover};
+pub use shutdown::WorkerHandle;
+pub use watchdog::{WATCHDOG_INTERVAL, Watchdog};
 
-use crate::backend::{Pool, Settings};
-use crate::cache::{Deadlines, Limits};
+use crate::backend::{BackendConfig, Pool};
+use crate::cache::{DeadlineHeap, Limits};
 use crate::config::Config;
 use crate::connection::Connection;
-use crate::figures::{Ledger, Register};
-use crate::journal::Journal;
-use crate::protocol::http::{Date, Heads, Rules};
-use crate::proxy::Proxy;
-use crate::request::{Change, Completion, Failure, Job, Millis, Reply, Waiter};
-use crate::serve::update_figures;
+use crate::dispatch::sync_metrics;
+use crate::log_writer::LogWriter;
+use crate::metrics::{MetricsRegistry, Recorder};
+use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
+use crate::read_through::ReadThrough;
+use crate::types::{Completion, Failure, Invalidation, Job, Millis, Reply, RequestId};
 use client::Client;
 use clock::Clock;
-use listen::{Accepted, Acceptor};
+use listen::{AcceptResult, Acceptor};
 use mio::{Events, Interest, Poll, Token, Waker};
+use shutdown::ShutdownState;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
@@ -51,7 +52,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use stopping::Stopping;
 
 const LISTENER: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
@@ -75,7 +75,7 @@ const TIMERS_PER_TICK: usize = 256;
 const RESERVED_CLIENTS: usize = 64 * 1024;
 
 /// Changes in Redis that are followed in one tick: some hundred microseconds of work.
-const CHANGES_PER_TICK: usize = 1024;
+const INVALIDATIONS_PER_TICK: usize = 1024;
 
 /// The buffer that all reads go to: one usual socket buffer's worth.
 const READ_BYTES: usize = 64 * 1024;
@@ -84,10 +84,10 @@ const READ_BYTES: usize = 64 * 1024;
 const WRITE_BYTES: usize = 64 * 1024;
 
 /// Bytes of the access log that are handed over in the midst of a tick.
-const LOG_BYTES: usize = 64 * 1024;
+const ACCESS_LOG_FLUSH_BYTES: usize = 64 * 1024;
 
 /// The number of the next connection, of all loops: Redis clients are told theirs (`CLIENT ID`), and it is unique.
-static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+static NEXT_CONNECTION_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Buffers of the loop, shared by all clients, one at a time.
 struct Scratch {
@@ -96,79 +96,79 @@ struct Scratch {
 }
 
 /// The loop's books, and where the lines of the access log go.
-struct Books {
-    ledger: Ledger,
-    access_log: Option<Journal>,
+struct Telemetry {
+    ledger: Recorder,
+    access_log: Option<LogWriter>,
 }
 
-impl Books {
+impl Telemetry {
     /// Hands the lines of the access log over, if they are more than so many bytes.
-    fn hand_lines_over(&mut self, most: usize) {
+    fn flush_access_log(&mut self, most: usize) {
         if let Some(journal) = &self.access_log {
-            hand_lines_over(&mut self.ledger, journal, most);
+            flush_access_log(&mut self.ledger, journal, most);
         }
     }
 }
 
-fn hand_lines_over(ledger: &mut Ledger, journal: &Journal, most: usize) {
-    if let Some(lines) = ledger.lines().filter(|lines| lines.len() > most) {
-        journal.add_requests(lines);
+fn flush_access_log(ledger: &mut Recorder, journal: &LogWriter, most: usize) {
+    if let Some(lines) = ledger.access_log_lines().filter(|lines| lines.len() > most) {
+        journal.write_access_lines(lines);
         lines.clear();
-        lines.shrink_to(2 * LOG_BYTES);
+        lines.shrink_to(2 * ACCESS_LOG_FLUSH_BYTES);
     }
 }
 
 /// One complete proxy: loop, clients, cache, pool.
-pub struct Server {
+pub struct Worker {
     poll: Poll,
-    stopper: Stopper,
-    stopping: Option<Stopping>,
+    handle: WorkerHandle,
+    shutdown: Option<ShutdownState>,
     acceptor: Acceptor,
-    places: Places,
+    connection_limit: ConnectionLimiter,
     clients: Slab<Client>,
     /// Clients that get a turn, in order.
-    queue: VecDeque<usize>,
+    ready_queue: VecDeque<usize>,
     /// One for each client: until when it is to have done what it is at.
-    timers: Deadlines,
-    patience: patience::Limits,
-    rules: Rules,
-    proxy: Proxy,
+    timers: DeadlineHeap,
+    timeouts: timeouts::TimeoutConfig,
+    policy: Policy,
+    proxy: ReadThrough,
     pool: Pool,
     /// Fetches begun in this tick.
     jobs: Vec<Job>,
     completions: Vec<Completion>,
     /// How many completions this tick has had, most of which were stored.
-    stored: usize,
-    changes: Vec<Change>,
+    completed_this_tick: usize,
+    invalidations: Vec<Invalidation>,
     scratch: Scratch,
     /// What request heads are decoded with.
-    heads: Heads,
-    books: Books,
+    head_decoder: HeadDecoder,
+    telemetry: Telemetry,
     /// What loops show each other, and this one's number among them.
-    register: Arc<Register>,
-    number: usize,
+    registry: Arc<MetricsRegistry>,
+    worker_index: usize,
     clock: Clock,
     /// More is due than one tick may do.
-    more_due: bool,
+    timers_backlogged: bool,
     /// More changes wait than one tick may follow: nobody wakes the loop for them.
-    more_news: bool,
+    inbox_backlogged: bool,
 }
 
-impl Server {
+impl Worker {
     /// A proxy on a listening socket that does not block, with room for so many clients, the one of that number in the
     /// register. Its helper threads start at once.
     pub fn new(
         listener: std::net::TcpListener,
         config: &Config,
-        places: Places,
-        register: Arc<Register>,
+        places: ConnectionLimiter,
+        register: Arc<MetricsRegistry>,
         number: usize,
-    ) -> io::Result<Server> {
+    ) -> io::Result<Worker> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let mut acceptor = Acceptor::new(listener, config.share_port);
         acceptor.register(poll.registry(), LISTENER)?;
-        let settings = Settings {
+        let settings = BackendConfig {
             host: config.redis_host.clone(),
             port: config.redis_port,
             username: config.redis_username.clone(),
@@ -180,7 +180,7 @@ impl Server {
             tracking: config.redis_tracking,
             max_value_bytes: config.max_value_bytes,
         };
-        let seat = register.seats().get(number).map(Arc::clone).unwrap_or_default();
+        let seat = register.slots().get(number).map(Arc::clone).unwrap_or_default();
         let wake = Arc::clone(&waker);
         let pool = Pool::start(&settings, seat, move || {
             // Should the eventfd's counter ever be full, mio resets it.
@@ -195,111 +195,111 @@ impl Server {
         };
         let ttl = config.cache_ttl.as_millis() as Millis;
         let patience = config.redis_timeout.as_millis() as Millis;
-        Ok(Server {
+        Ok(Worker {
             poll,
-            stopper: Stopper::new(waker),
-            stopping: None,
+            handle: WorkerHandle::new(waker),
+            shutdown: None,
             acceptor,
-            clients: Slab::with_capacity(places.most().div_ceil(config.workers).min(RESERVED_CLIENTS)),
-            places,
-            queue: VecDeque::new(),
-            timers: Deadlines::new(),
-            patience: patience::Limits {
-                client: config.client_timeout.as_millis() as Millis,
+            clients: Slab::with_capacity(places.max_connections().div_ceil(config.workers).min(RESERVED_CLIENTS)),
+            connection_limit: places,
+            ready_queue: VecDeque::new(),
+            timers: DeadlineHeap::new(),
+            timeouts: timeouts::TimeoutConfig {
+                request: config.client_timeout.as_millis() as Millis,
                 idle: config.client_idle_timeout.as_millis() as Millis,
-                taking: config.client_idle_timeout.as_millis() as Millis,
-                leaving: patience::LINGER,
+                write: config.client_idle_timeout.as_millis() as Millis,
+                linger: timeouts::LINGER_TIMEOUT,
             },
-            rules: Rules { hosts: config.allowed_hosts.clone(), admin: config.admin, ..Rules::default() },
-            proxy: Proxy::new(limits, ttl, patience),
+            policy: Policy { allowed_hosts: config.allowed_hosts.clone(), admin: config.admin, ..Policy::default() },
+            proxy: ReadThrough::new(limits, ttl, patience),
             pool,
             jobs: Vec::new(),
             completions: Vec::new(),
-            stored: 0,
-            changes: Vec::new(),
+            completed_this_tick: 0,
+            invalidations: Vec::new(),
             scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES) },
-            heads: Heads::new(),
-            books: Books { ledger: Ledger::default(), access_log: None },
-            register,
-            number,
+            head_decoder: HeadDecoder::new(),
+            telemetry: Telemetry { ledger: Recorder::default(), access_log: None },
+            registry: register,
+            worker_index: number,
             clock: Clock::new(),
-            more_due: false,
-            more_news: false,
+            timers_backlogged: false,
+            inbox_backlogged: false,
         })
     }
 
     /// Has each request logged.
-    pub fn log_requests(&mut self, journal: Journal) {
-        self.books = Books { ledger: Ledger::new(true), access_log: Some(journal) };
+    pub fn log_requests(&mut self, journal: LogWriter) {
+        self.telemetry = Telemetry { ledger: Recorder::new(true), access_log: Some(journal) };
     }
 
     /// A handle that ends the loop.
-    pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
+    pub fn handle(&self) -> WorkerHandle {
+        self.handle.clone()
     }
 
     /// Runs until stopped. An error means that the kernel refuses to poll: nothing can go on.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS_PER_TICK);
-        while !self.is_over() {
-            match self.poll.poll(&mut events, self.sleep()) {
+        while !self.is_shut_down() {
+            match self.poll.poll(&mut events, self.poll_timeout()) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
             self.begin_tick();
-            self.note(&events);
+            self.dispatch_events(&events);
             self.accept();
-            self.take_news();
-            self.do_what_is_due();
-            self.give_turns();
+            self.drain_backend();
+            self.run_timers();
+            self.run_ready_clients();
             self.submit_jobs();
             self.end_tick();
         }
         // Those whom the grace was too short for.
-        self.clients.iter_mut().for_each(|(_, client)| client.connection.abort(&mut self.books.ledger));
-        self.books.hand_lines_over(0);
+        self.clients.iter_mut().for_each(|(_, client)| client.connection.abort(&mut self.telemetry.ledger));
+        self.telemetry.flush_access_log(0);
         Ok(())
     }
 
     fn begin_tick(&mut self) {
         if self.clock.tick() {
-            self.books.ledger.set_date(|| self.clock.date.in_log());
+            self.telemetry.ledger.set_date(|| self.clock.date.clf());
         }
-        self.books.ledger.tick(self.clock.micros);
-        self.stop_if_told();
+        self.telemetry.ledger.set_now(self.clock.micros);
+        self.poll_shutdown();
     }
 
     fn end_tick(&mut self) {
         // What the last turns have answered, or what was answered outside of them.
         let now = self.clock.micros();
-        self.books.ledger.settle(now);
-        self.books.ledger.figures.tick_times.observe(now - self.clock.micros, 1);
-        self.books.hand_lines_over(0);
+        self.telemetry.ledger.end_turns(now);
+        self.telemetry.ledger.figures.tick_duration.observe(now - self.clock.micros, 1);
+        self.telemetry.flush_access_log(0);
         // Whoever calls wants to see that the loop turns, and how it does.
-        if let Some(seat) = self.register.seats().get(self.number)
-            && !seat.has_answered()
+        if let Some(seat) = self.registry.slots().get(self.worker_index)
+            && !seat.has_responded()
         {
-            self.books.ledger.figures.clients = self.clients.len() - self.places.turned_away();
-            update_figures(&mut self.books.ledger, &self.proxy, self.clock.now);
-            seat.show(&self.books.ledger.figures);
+            self.telemetry.ledger.figures.connected_clients = self.clients.len() - self.connection_limit.rejecting();
+            sync_metrics(&mut self.telemetry.ledger, &self.proxy, self.clock.now);
+            seat.publish(&self.telemetry.ledger.figures);
         }
     }
 
     /// How long the next poll may sleep; `None` for as long as nothing happens.
-    fn sleep(&self) -> Option<Duration> {
-        if !self.queue.is_empty() || self.more_due || self.more_news {
+    fn poll_timeout(&self) -> Option<Duration> {
+        if !self.ready_queue.is_empty() || self.timers_backlogged || self.inbox_backlogged {
             return Some(Duration::ZERO);
         }
-        let accept = self.acceptor.due().filter(|_| self.places.has_room());
+        let accept = self.acceptor.next_attempt().filter(|_| self.connection_limit.can_accept());
         let timer = self.timers.first().map(|(deadline, _)| deadline);
-        let stop = self.stopping.as_ref().map(|stopping| stopping.next_deadline(self.clock.now));
+        let stop = self.shutdown.as_ref().map(|stopping| stopping.next_deadline(self.clock.now));
         // Asked in each tick: a chain of iterators over the four took as long as the rest of this.
         let or_never = |deadline: Option<Millis>| deadline.unwrap_or(Millis::MAX);
         let next = or_never(accept).min(or_never(timer)).min(or_never(stop)).min(or_never(self.proxy.next_deadline()));
         (next != Millis::MAX).then(|| Duration::from_millis(next.saturating_sub(self.clock.now)))
     }
 
-    fn note(&mut self, events: &Events) {
+    fn dispatch_events(&mut self, events: &Events) {
         for event in events {
             match event.token() {
                 LISTENER => self.acceptor.notify(),
@@ -307,8 +307,8 @@ impl Server {
                 WAKER => {}
                 Token(slot) => {
                     if let Some(client) = self.clients.get_mut(slot) {
-                        client.note(event);
-                        enqueue(&mut self.queue, client, slot);
+                        client.on_event(event);
+                        enqueue(&mut self.ready_queue, client, slot);
                     }
                 }
             }
@@ -317,91 +317,110 @@ impl Server {
 
     fn accept(&mut self) {
         for _ in 0..ACCEPTS_PER_TICK {
-            if !self.places.has_room() {
+            if !self.connection_limit.can_accept() {
                 return;
             }
             match self.acceptor.accept(self.clock.now) {
-                Accepted::Stream(stream, address) => self.welcome(stream, address.ip()),
-                Accepted::Nothing => {}
-                Accepted::Stop => return,
+                AcceptResult::Stream(stream, address) => self.add_client(stream, address.ip()),
+                AcceptResult::Retry => {}
+                AcceptResult::Stop => return,
             }
         }
     }
 
-    fn welcome(&mut self, stream: mio::net::TcpStream, address: IpAddr) {
+    fn add_client(&mut self, stream: mio::net::TcpStream, address: IpAddr) {
         // Replies are written whole: waiting to fill a segment would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             log::debug!("client connection closed before its first request: {error}");
             return;
         }
-        let turned_away = self.places.take();
-        let figures = &mut self.books.ledger.figures;
+        let turned_away = self.connection_limit.acquire();
+        let figures = &mut self.telemetry.ledger.figures;
         let mut connection = if turned_away {
             figures.rejected += 1;
-            Connection::one_too_many()
+            Connection::rejected()
         } else {
-            figures.connections += 1;
-            let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
-            Connection::new(generation, self.register.settings.database)
+            figures.accepted += 1;
+            let generation = NEXT_CONNECTION_ID.fetch_add(1, Ordering::Relaxed);
+            Connection::new(generation, self.registry.settings.database)
         };
-        if self.books.ledger.logs_requests() {
+        if self.telemetry.ledger.access_log_enabled() {
             connection.set_address(address.to_canonical().to_string());
         }
         let slot = self.clients.insert(Client::new(stream, connection, turned_away, self.clock.now));
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(self.clients[slot].stream(), Token(slot), interest) {
             log::error!("cannot register a client connection with epoll, closing it: {error}");
-            self.close(slot);
+            self.close_client(slot);
             return;
         }
-        self.set_timer(slot);
+        self.arm_timer(slot);
     }
 
     /// Changes first: what comes back at the same time and is known to be old need not be stored.
-    fn take_news(&mut self) {
-        self.more_news = self.pool.take_news(&mut self.completions, &mut self.changes, CHANGES_PER_TICK);
-        self.stored = self.completions.len();
-        if self.completions.is_empty() && self.changes.is_empty() {
+    fn drain_backend(&mut self) {
+        self.inbox_backlogged =
+            self.pool.drain_inbox(&mut self.completions, &mut self.invalidations, INVALIDATIONS_PER_TICK);
+        self.completed_this_tick = self.completions.len();
+        if self.completions.is_empty() && self.invalidations.is_empty() {
             return;
         }
-        for change in self.changes.drain(..) {
-            self.proxy.change(&change, self.clock.now);
+        for change in self.invalidations.drain(..) {
+            self.proxy.invalidate(&change, self.clock.now);
         }
         for completion in self.completions.drain(..) {
-            self.proxy.complete(completion, self.clock.now, |waiter, reply| {
-                answer(&mut self.clients, &mut self.queue, (waiter, reply), &self.clock.date, &mut self.books);
+            self.proxy.complete(completion, self.clock.now, |request_id, reply| {
+                deliver_reply(
+                    &mut self.clients,
+                    &mut self.ready_queue,
+                    (request_id, reply),
+                    &self.clock.date,
+                    &mut self.telemetry,
+                );
             });
         }
     }
 
-    fn close(&mut self, slot: usize) {
-        self.stop_timer(slot);
+    fn close_client(&mut self, slot: usize) {
+        self.disarm_timer(slot);
         // Dropping the stream closes it, and the kernel forgets to watch it.
         let mut client = self.clients.remove(slot);
-        client.connection.abort(&mut self.books.ledger);
-        self.places.leave(client.turned_away);
+        client.connection.abort(&mut self.telemetry.ledger);
+        self.connection_limit.release(client.rejected);
         self.acceptor.resume(self.clock.now);
     }
 
     fn submit_jobs(&mut self) {
         self.pool.submit(&mut self.jobs);
         for job in self.jobs.drain(..) {
-            let refused = Completion { flight: job.flight, result: Err(Failure::QueueFull) };
-            self.proxy.complete(refused, self.clock.now, |waiter, reply| {
-                answer(&mut self.clients, &mut self.queue, (waiter, reply), &self.clock.date, &mut self.books);
+            let refused = Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull) };
+            self.proxy.complete(refused, self.clock.now, |request_id, reply| {
+                deliver_reply(
+                    &mut self.clients,
+                    &mut self.ready_queue,
+                    (request_id, reply),
+                    &self.clock.date,
+                    &mut self.telemetry,
+                );
             });
         }
     }
 
-    fn do_what_is_due(&mut self) {
+    fn run_timers(&mut self) {
         let now = self.clock.now;
-        let budget = SWEEP_PER_TICK + self.stored + self.queue.len();
-        self.more_due = self.proxy.tick(now, budget, |waiter, reply| {
-            answer(&mut self.clients, &mut self.queue, (waiter, reply), &self.clock.date, &mut self.books);
+        let budget = SWEEP_PER_TICK + self.completed_this_tick + self.ready_queue.len();
+        self.timers_backlogged = self.proxy.tick(now, budget, |request_id, reply| {
+            deliver_reply(
+                &mut self.clients,
+                &mut self.ready_queue,
+                (request_id, reply),
+                &self.clock.date,
+                &mut self.telemetry,
+            );
         });
         for _ in 0..TIMERS_PER_TICK {
             match self.timers.first() {
-                Some((deadline, slot)) if deadline <= now => self.time_out(slot as usize),
+                Some((deadline, slot)) if deadline <= now => self.on_timer(slot as usize),
                 _ => return,
             }
         }
@@ -410,25 +429,25 @@ impl Server {
 
 /// Gives a client a turn, once.
 fn enqueue(queue: &mut VecDeque<usize>, client: &mut Client, slot: usize) {
-    if !std::mem::replace(&mut client.queued, true) {
+    if !std::mem::replace(&mut client.in_ready_queue, true) {
         queue.push_back(slot);
     }
 }
 
 /// Hands a reply to the connection that waits for it, if it is still that one, and gives it a turn. Also where the reply is of
 /// no use any more: what the connection has asked for since may have waited for that.
-fn answer(
+fn deliver_reply(
     clients: &mut Slab<Client>,
     queue: &mut VecDeque<usize>,
-    (waiter, reply): (Waiter, &Reply<'_>),
-    date: &Date,
-    books: &mut Books,
+    (waiter, reply): (RequestId, &Reply<'_>),
+    date: &ResponseDate,
+    books: &mut Telemetry,
 ) {
     if let Some(client) = clients.get_mut(waiter.slot)
-        && client.connection.generation == waiter.generation
+        && client.connection.id == waiter.connection_id
     {
         client.connection.reply_later(waiter, reply, date, &mut books.ledger);
         enqueue(queue, client, waiter.slot);
-        books.hand_lines_over(LOG_BYTES);
+        books.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
     }
 }

@@ -373,7 +373,7 @@ impl Http {
         self.response_to("GET")
     }
 
-    /// The next response; one to `HEAD` has no body.
+    /// The next response; one to `HEAD_PREFIX` has no body.
     pub fn response_to(&mut self, method: &str) -> Response {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {

@@ -67,7 +67,7 @@ fn a_client_at_the_bound_of_open_replies_goes_on_by_itself() {
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("REDIS_CONNECTIONS", "1")]);
     assert_eq!(proxy.get("/raw/other").status, 404);
     redis.freeze();
-    let count = segment_redis_proxy::connection::MAX_OPEN_REPLIES * 5 + 3;
+    let count = segment_redis_proxy::connection::MAX_PENDING_REPLIES * 5 + 3;
     let mut client = proxy.connect();
     client.send((0..count).map(|number| format!("GET /raw/n{number} HTTP/1.1\r\nHost: x\r\n\r\n")).collect::<String>());
     assert_eq!(proxy.get("/nothing").status, 404);
@@ -288,7 +288,7 @@ fn replies_that_wait_for_one_fetch_share_its_value() {
     assert_eq!(proxy.get("/raw/other").status, 404);
     redis.freeze();
     let before = proxy.memory("VmRSS");
-    let open = segment_redis_proxy::connection::MAX_OPEN_REPLIES;
+    let open = segment_redis_proxy::connection::MAX_PENDING_REPLIES;
     let mut clients: Vec<Http> = (0..40).map(|_| proxy.connect()).collect();
     for client in &mut clients {
         client.send("GET /key/control HTTP/1.1\r\nHost: x\r\n\r\n".repeat(open));

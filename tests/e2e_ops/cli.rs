@@ -19,7 +19,7 @@ fn help_and_version_are_there() {
     let (code, help, _) = run(&["--help"], &[]);
     assert_eq!(code, Some(0));
     for variable in segment_redis_proxy::config::VARIABLES {
-        assert!(help.contains(variable.name) && help.contains(variable.meaning), "{} is missing", variable.name);
+        assert!(help.contains(variable.name) && help.contains(variable.description), "{} is missing", variable.name);
     }
     let version = concat!("segment-redis-proxy ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(run(&["--version"], &[]), (Some(0), version.to_owned(), String::new()));

@@ -262,7 +262,7 @@ fn a_full_queue_answers_at_once() {
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000")]);
     assert_eq!(proxy.get("/raw/a").status, 404);
     redis.freeze();
-    let per_client = segment_redis_proxy::connection::MAX_OPEN_REPLIES;
+    let per_client = segment_redis_proxy::connection::MAX_PENDING_REPLIES;
     let capacity = segment_redis_proxy::backend::QUEUE_LIMIT + 4 * segment_redis_proxy::backend::MAX_BATCH;
     let mut clients: Vec<Http> = (0..capacity / per_client + 10).map(|_| proxy.connect()).collect();
     for (number, client) in clients.iter_mut().enumerate() {

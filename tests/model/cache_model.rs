@@ -4,7 +4,7 @@
 use crate::checks::reference::{Operation, Pair, bytes_of, insert_until};
 use proptest::prelude::*;
 use segment_redis_proxy::cache::{Cache, Limits};
-use segment_redis_proxy::request::Millis;
+use segment_redis_proxy::types::Millis;
 
 fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![

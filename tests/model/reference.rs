@@ -3,7 +3,7 @@
 //! they reach.
 
 use segment_redis_proxy::cache::{Cache, Limits};
-use segment_redis_proxy::request::{Form, Holders, Millis, Payload, SHARED_VALUE_BYTES, Value};
+use segment_redis_proxy::types::{JsonForm, Millis, Payload, PinCount, SHARED_VALUE_BYTES, Value};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -153,7 +153,7 @@ impl Pair {
                 agree(found, fresh(model.peek(&key_of(key), now)))?;
             }
             Operation::Kept(key) => {
-                let found = cache.kept(&key_of(key), now);
+                let found = cache.get_allow_stale(&key_of(key), now);
                 let found = found.map(|kept| (digest_of(kept.payload), kept.remaining, kept.expired_for));
                 let kept = model.kept(&key_of(key), now);
                 agree(found, kept.map(|(value, left, ago)| (expected(&value), left, ago)))?;
@@ -217,7 +217,7 @@ pub fn insert_until(cache: &mut Cache, key: &[u8], bytes: Vec<u8>, deadline: Mil
     let form = form_of(&bytes);
     if bytes.len() > SHARED_VALUE_BYTES {
         // `Value::new` would look at every byte, of which the fuzzer takes note.
-        let value = Arc::new(Value { escaped_bytes: bytes.len(), form, bytes, holders: Holders::default() });
+        let value = Arc::new(Value { escaped_bytes: bytes.len(), form, bytes, pins: PinCount::default() });
         cache.insert(key, Payload::Shared(&value), deadline, ends)
     } else {
         cache.insert(key, Payload::Inline { bytes: &bytes, form }, deadline, ends)
@@ -225,8 +225,8 @@ pub fn insert_until(cache: &mut Cache, key: &[u8], bytes: Vec<u8>, deadline: Mil
 }
 
 /// Values are one byte repeated, or short: the beginning has the form of the whole.
-fn form_of(value: &[u8]) -> Form {
-    Form::of(&value[..value.len().min(DIGEST_BYTES)])
+fn form_of(value: &[u8]) -> JsonForm {
+    JsonForm::of(&value[..value.len().min(DIGEST_BYTES)])
 }
 
 /// Key and value of the longest entry.
@@ -235,10 +235,10 @@ const LONGEST: usize = 3 * 255 + SHARED_VALUE_BYTES + 1;
 /// Bytes of a value that are compared.
 const DIGEST_BYTES: usize = 100;
 
-type Digest = (usize, Vec<u8>, Form);
+type Digest = (usize, Vec<u8>, JsonForm);
 
 /// A value for comparison: short ones whole, of long ones, which are of one byte repeated, their length.
-fn digest(value: &[u8], form: Form) -> Digest {
+fn digest(value: &[u8], form: JsonForm) -> Digest {
     (value.len(), value.iter().copied().take(DIGEST_BYTES).collect(), form)
 }
 
@@ -251,7 +251,7 @@ fn expected(value: &[u8]) -> Digest {
     digest(value, form_of(value))
 }
 
-pub fn bytes_of(payload: Payload<'_>) -> (Vec<u8>, Form) {
+pub fn bytes_of(payload: Payload<'_>) -> (Vec<u8>, JsonForm) {
     match payload {
         Payload::Inline { bytes, form } => (bytes.to_vec(), form),
         Payload::Shared(value) => (value.bytes.clone(), value.form),

@@ -2,7 +2,7 @@
 
 use crate::client::{Cause, Content, Part, Request, Response, Told};
 use crate::redis::{KEYS, Redis, Version};
-use segment_redis_proxy::request::{Millis, Outage, Source};
+use segment_redis_proxy::types::{Millis, Outage, Source};
 
 /// How old a reply may be.
 pub struct Rules {

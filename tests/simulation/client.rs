@@ -5,8 +5,8 @@ use crate::redis::KEYS;
 use crate::world::Moment;
 use crate::{http, resp};
 use segment_redis_proxy::connection::Connection;
-use segment_redis_proxy::protocol::WRITE_SLICES;
-use segment_redis_proxy::request::{Millis, Source};
+use segment_redis_proxy::protocol::MAX_IOVECS;
+use segment_redis_proxy::types::{Millis, Source};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::IoSlice;
@@ -198,13 +198,13 @@ impl Client {
     pub fn receive(&mut self, most: usize) -> Result<Vec<(Request, Response)>, String> {
         let mut left = most;
         while left > 0 {
-            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-            let count = self.connection.outgoing().slices(&mut slices, usize::MAX);
+            let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
+            let count = self.connection.send_buffer().io_slices(&mut slices, usize::MAX);
             let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).take(left).collect();
             if bytes.is_empty() {
                 break;
             }
-            self.connection.outgoing().advance(bytes.len());
+            self.connection.send_buffer().advance(bytes.len());
             left -= bytes.len();
             self.received.extend(bytes);
         }

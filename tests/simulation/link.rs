@@ -3,7 +3,7 @@
 
 use crate::random::Random;
 use crate::world::Moment;
-use segment_redis_proxy::request::{Change, Fetched, Job, Millis};
+use segment_redis_proxy::types::{FetchedValue, Invalidation, Job, Millis};
 use std::collections::VecDeque;
 
 /// A job that a helper has taken.
@@ -31,7 +31,7 @@ pub enum Step {
 #[derive(Debug)]
 pub enum Answer {
     /// Which version, and how it was read.
-    Read(usize, Option<Fetched>),
+    Read(usize, Option<FetchedValue>),
     Unavailable,
     TimedOut,
     /// Redis answered with an error that says nothing about the key.
@@ -49,7 +49,7 @@ pub enum Tracking {
 /// See the top of the file.
 pub struct Link {
     pub reads: Vec<Read>,
-    changes: VecDeque<(Millis, Change)>,
+    changes: VecDeque<(Millis, Invalidation)>,
     pub tracking: Tracking,
     /// Redis cannot be reached.
     pub outage: bool,
@@ -100,15 +100,15 @@ impl Link {
     }
 
     /// Redis tells of a change, if it does.
-    pub fn tell(&mut self, change: Change, now: Millis, random: &mut Random) {
+    pub fn tell(&mut self, change: Invalidation, now: Millis, random: &mut Random) {
         if self.tracking == Tracking::Up {
             // Now and then too much is to be told, and all is told to have changed.
-            let change = if random.percent(2) { Change::All } else { change };
+            let change = if random.percent(2) { Invalidation::All } else { change };
             self.send(change, now + random.between(0, self.hop));
         }
     }
 
-    fn send(&mut self, change: Change, at: Millis) {
+    fn send(&mut self, change: Invalidation, at: Millis) {
         let last = self.changes.back().map_or(0, |&(last, _)| last);
         self.changes.push_back((at.max(last), change));
     }
@@ -119,7 +119,7 @@ impl Link {
             self.tracking = Tracking::Down;
             let arrives = random.between(0, self.changes.len() as u64) as usize;
             self.changes.truncate(arrives);
-            self.send(Change::Unwatched, now + random.between(0, self.hop));
+            self.send(Invalidation::TrackingLost, now + random.between(0, self.hop));
         }
     }
 
@@ -127,12 +127,12 @@ impl Link {
     pub fn join(&mut self, now: Millis, random: &mut Random) {
         if self.tracking == Tracking::Down && !self.outage {
             self.tracking = Tracking::Up;
-            self.send(Change::All, now + random.between(0, self.hop));
+            self.send(Invalidation::All, now + random.between(0, self.hop));
         }
     }
 
     /// The next change that has arrived.
-    pub fn hear(&mut self, now: Millis) -> Option<Change> {
+    pub fn hear(&mut self, now: Millis) -> Option<Invalidation> {
         let (at, _) = self.changes.front()?;
         if *at <= now { self.changes.pop_front().map(|(_, change)| change) } else { None }
     }

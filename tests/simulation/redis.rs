@@ -2,7 +2,7 @@
 
 use crate::random::Random;
 use crate::world::Moment;
-use segment_redis_proxy::request::Millis;
+use segment_redis_proxy::types::Millis;
 
 /// Keys there are.
 pub const KEYS: usize = 6;

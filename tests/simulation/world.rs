@@ -7,12 +7,12 @@ use crate::random::Random;
 use crate::redis::{KEYS, Redis, Version};
 use segment_redis_proxy::backend::Reading;
 use segment_redis_proxy::cache::Limits;
-use segment_redis_proxy::connection::{MAX_OPEN_REPLIES, MAX_UNSENT_BYTES};
-use segment_redis_proxy::figures::{Ledger, Register};
-use segment_redis_proxy::protocol::http::{Date, Heads, Rules as HttpRules};
-use segment_redis_proxy::proxy::Proxy;
-use segment_redis_proxy::request::{Change, Completion, Failure, Job, Millis, Outcome, Reply, Source, Waiter};
-use segment_redis_proxy::serve::Service;
+use segment_redis_proxy::connection::{MAX_PENDING_REPLIES, MAX_UNSENT_BYTES};
+use segment_redis_proxy::dispatch::Dispatcher;
+use segment_redis_proxy::metrics::{MetricsRegistry, Recorder};
+use segment_redis_proxy::protocol::http::{HeadDecoder, Policy as HttpRules, ResponseDate};
+use segment_redis_proxy::read_through::ReadThrough;
+use segment_redis_proxy::types::{Completion, Failure, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source};
 use std::time::SystemTime;
 
 /// Counts what happens: within a millisecond too there is a before and an after.
@@ -86,10 +86,10 @@ pub struct World {
     random: Random,
     now: Millis,
     moment: Moment,
-    date: Date,
-    heads: Heads,
-    ledger: Ledger,
-    proxy: Proxy,
+    date: ResponseDate,
+    heads: HeadDecoder,
+    ledger: Recorder,
+    proxy: ReadThrough,
     limits: Limits,
     rules: Rules,
     redis: Redis,
@@ -126,10 +126,10 @@ impl World {
         World {
             now: random.below(1000),
             moment: 0,
-            date: Date::at(SystemTime::UNIX_EPOCH),
-            heads: Heads::new(),
-            ledger: Ledger::new(true),
-            proxy: Proxy::new(limits, rules.ttl, rules.patience),
+            date: ResponseDate::at(SystemTime::UNIX_EPOCH),
+            heads: HeadDecoder::new(),
+            ledger: Recorder::new(true),
+            proxy: ReadThrough::new(limits, rules.ttl, rules.patience),
             limits,
             redis: Redis::new(),
             link: Link::new(tracking, rules.patience, &mut random),
@@ -288,7 +288,7 @@ impl World {
                     Reading::Empty(fetched) | Reading::Value(fetched) => (*version, Some(fetched)),
                     Reading::Missing if value.is_some() => (current, None),
                     Reading::Missing => (*version, None),
-                    Reading::Longer => return None,
+                    Reading::Truncated => return None,
                 };
                 if fetched.is_some() && current > version {
                     self.seen.split += 1;
@@ -325,8 +325,8 @@ impl World {
             Answer::TimedOut => (Err(Failure::Timeout), Cause::Outage),
             Answer::Error => (Err(Failure::Redis("ERR of some kind".into())), Cause::Failed),
         };
-        self.note(format_args!("flight {} for k{key} comes back: {cause:?}", job.flight));
-        self.finish(Completion { flight: job.flight, result }, cause);
+        self.note(format_args!("flight {} for k{key} comes back: {cause:?}", job.fetch_id));
+        self.finish(Completion { fetch_id: job.fetch_id, result }, cause);
     }
 
     fn finish(&mut self, completion: Completion, cause: Cause) {
@@ -337,23 +337,23 @@ impl World {
         });
     }
 
-    fn hear(&mut self, change: &Change) {
+    fn hear(&mut self, change: &Invalidation) {
         self.note(format_args!("heard of {change:?}"));
         self.seen.changes += 1;
-        if *change == Change::Unwatched {
+        if *change == Invalidation::TrackingLost {
             self.unwatched = self.now;
         }
         let concerned = |key: usize| *change == key_change(key);
         for key in 0..KEYS {
-            if concerned(key) || *change != Change::Unwatched && !matches!(change, Change::Key(_)) {
+            if concerned(key) || *change != Invalidation::TrackingLost && !matches!(change, Invalidation::Key(_)) {
                 (self.floors[key], self.hard_floors[key]) = (self.moment, self.moment);
-            } else if *change == Change::Unwatched {
+            } else if *change == Invalidation::TrackingLost {
                 self.floors[key] = self.moment;
             }
             let reads = self.link.reads.iter().filter(|read| read.key == key && matches!(read.step, Step::Arrive(_)));
             self.seen.overtaken += if concerned(key) { reads.count() as u64 } else { 0 };
         }
-        self.proxy.change(change, self.now);
+        self.proxy.invalidate(change, self.now);
     }
 
     fn write(&mut self, key: usize) {
@@ -369,7 +369,7 @@ impl World {
     fn flush(&mut self) {
         self.note(format_args!("flush"));
         (0..KEYS).for_each(|key| self.redis.delete(key, self.moment));
-        self.link.tell(Change::All, self.now, &mut self.random);
+        self.link.tell(Invalidation::All, self.now, &mut self.random);
     }
 
     fn begin_outage(&mut self) {
@@ -392,7 +392,7 @@ impl World {
             let most = most.unwrap_or_else(|| self.random.one_of(&[0, 1, 7, 60, 1000, 100_000]));
             let client = &mut self.clients[slot];
             // Who may not ask more is not read.
-            if !client.connection.takes_requests() || client.held_up {
+            if !client.connection.can_take_request() || client.held_up {
                 continue;
             }
             let piece = client.piece(most);
@@ -407,21 +407,21 @@ impl World {
     fn serve(&mut self, slot: usize, piece: Option<&[u8]>) -> Result<(), String> {
         let mut jobs = Vec::new();
         let client = &mut self.clients[slot];
-        let first = client.connection.waiter(slot).sequence as usize;
-        let mut service = Service {
+        let first = client.connection.request_id(slot).sequence as usize;
+        let mut service = Dispatcher {
             proxy: &mut self.proxy,
             jobs: &mut jobs,
-            heads: &mut self.heads,
-            rules: &HttpRules::default(),
+            head_decoder: &mut self.heads,
+            policy: &HttpRules::default(),
             date: &self.date,
-            ledger: &mut self.ledger,
-            register: &Register::default(),
-            number: 0,
+            recorder: &mut self.ledger,
+            registry: &MetricsRegistry::default(),
+            worker_index: 0,
             now: self.now,
         };
         client.held_up = match piece {
-            Some(piece) => service.take_in(&mut client.connection, slot, piece),
-            None => service.resume(&mut client.connection, slot),
+            Some(piece) => service.on_input(&mut client.connection, slot, piece),
+            None => service.resume_input(&mut client.connection, slot),
         };
         self.note_what_was_asked(slot, first);
         for job in jobs {
@@ -430,11 +430,11 @@ impl World {
                 return Err(format!("a fetch for {text:?}, which nobody has asked for"));
             };
             if self.link.reads.len() < QUEUE {
-                self.note(format_args!("flight {} for k{key} begins", job.flight));
+                self.note(format_args!("flight {} for k{key} begins", job.fetch_id));
                 self.link.begin(job, key, (self.now, self.moment), &mut self.random);
             } else {
-                self.note(format_args!("flight {} for k{key} is refused", job.flight));
-                self.finish(Completion { flight: job.flight, result: Err(Failure::QueueFull) }, Cause::Failed);
+                self.note(format_args!("flight {} for k{key} is refused", job.fetch_id));
+                self.finish(Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull) }, Cause::Failed);
             }
         }
         Ok(())
@@ -444,7 +444,7 @@ impl World {
     fn note_what_was_asked(&mut self, slot: usize, first: usize) {
         let time = (self.now, self.moment);
         let client = &mut self.clients[slot];
-        let next = client.connection.waiter(slot);
+        let next = client.connection.request_id(slot);
         let (floors, hard_floors) = (&self.floors, &self.hard_floors);
         let mut kinds = Vec::new();
         for (number, request) in client.requests.iter_mut().enumerate().skip(first) {
@@ -493,11 +493,11 @@ impl World {
                 })?;
                 self.seen.count(&request, &response.content);
             }
-            while self.clients[slot].held_up && self.clients[slot].connection.takes_requests() {
+            while self.clients[slot].held_up && self.clients[slot].connection.can_take_request() {
                 self.serve(slot, None)?;
             }
             let client = &mut self.clients[slot];
-            if client.connection.has_ended() && client.connection.is_settled() {
+            if client.connection.is_closing() && client.connection.is_flushed() {
                 if client.replies == 0 || !client.requests[client.replies - 1].last {
                     return Err(format!("client {slot} was cut off before its last request"));
                 }
@@ -515,8 +515,8 @@ impl World {
             return Err(format!("{} bytes are cached", self.proxy.cache().bytes()));
         }
         for (slot, client) in self.clients.iter_mut().enumerate() {
-            let unsent = client.connection.outgoing().unsent();
-            if unsent > MAX_UNSENT_BYTES + MAX_OPEN_REPLIES * 21_000 {
+            let unsent = client.connection.send_buffer().unsent_bytes();
+            if unsent > MAX_UNSENT_BYTES + MAX_PENDING_REPLIES * 21_000 {
                 return Err(format!("client {slot} has {unsent} bytes unsent"));
             }
             // Of who has read all there is, what is missing is waited for.
@@ -525,7 +525,7 @@ impl World {
                 return Err(format!("client {slot} still waits at {} for what it asked at {waits_since:?}", self.now));
             }
             let open = client.open().count();
-            if unsent == 0 && open > MAX_OPEN_REPLIES {
+            if unsent == 0 && open > MAX_PENDING_REPLIES {
                 return Err(format!("client {slot} has {open} open replies"));
             }
         }
@@ -533,8 +533,8 @@ impl World {
     }
 }
 
-fn key_change(key: usize) -> Change {
-    Change::Key(format!("k{key}").into_bytes())
+fn key_change(key: usize) -> Invalidation {
+    Invalidation::Key(format!("k{key}").into_bytes())
 }
 
 /// Whether a client has got all that it has asked for.
@@ -545,15 +545,15 @@ fn is_served(client: &Client) -> bool {
 /// Hands a reply to whom it is for, as the server does.
 fn answer(
     clients: &mut [Client],
-    waiter: Waiter,
+    waiter: RequestId,
     reply: &Reply<'_>,
     cause: Cause,
-    (date, ledger): (&Date, &mut Ledger),
+    (date, ledger): (&ResponseDate, &mut Recorder),
     time: (Millis, Moment),
     seen: &mut Seen,
 ) {
     let client = &mut clients[waiter.slot];
-    let is_its_own = client.connection.generation == waiter.generation;
+    let is_its_own = client.connection.id == waiter.connection_id;
     let taken = client.connection.reply_later(waiter, reply, date, ledger);
     if !is_its_own {
         assert!(!taken, "a reply for one client was given to another");
@@ -569,5 +569,5 @@ fn answer(
     let was_cached = matches!(reply.source, Source::Cache { .. });
     assert!(!was_cached || [Cause::Outage, Cause::Overdue].contains(&cause), "a hit for somebody who waits");
     (part.answered, part.cause, part.source) = (time, Some(cause), Some(reply.source));
-    part.failed = taken && matches!(reply.outcome, Outcome::Failed(_));
+    part.failed = taken && matches!(reply.outcome, KeyResult::Failed(_));
 }

@@ -1,7 +1,7 @@
 //! Request bodies. No request that this program answers needs one, so they are skipped: exactly, because a byte too
 //! few or too many would make a request out of what a client only sent as data (RFC 9112, section 11.2).
 
-use super::{Refusal, Status, bad_request};
+use super::{HttpRefusal, Status, bad_request};
 
 /// Most bytes of one body that are skipped; a longer one ends the connection. No request needs a body at all.
 const MAX_SKIPPED_BYTES: u64 = 1024 * 1024;
@@ -20,12 +20,12 @@ pub enum Body {
     /// That many bytes (`Content-Length`).
     Length(u64),
     /// Chunks (RFC 9112, section 7.1), and how many bytes of them have been skipped.
-    Chunked(Place, u64),
+    Chunked(ChunkState, u64),
 }
 
 /// Where in the chunked coding the next byte stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ChunkState {
     /// In a chunk's size: digits so far, and their value.
     Size(u8, u64),
     /// In a chunk extension, with the chunk's size and how long the extensions are.
@@ -70,19 +70,19 @@ pub enum Trailer {
 
 /// Why a body cannot be skipped. Where it ends is not known, so that the connection must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum BodyError {
     /// It breaks the rules of the chunked coding.
     Malformed,
     /// It is longer than what is skipped.
     TooLong,
 }
 
-impl Fault {
+impl BodyError {
     /// What to tell the client.
-    pub fn refusal(self) -> Refusal {
+    pub fn refusal(self) -> HttpRefusal {
         match self {
-            Fault::Malformed => bad_request("malformed chunked request body (RFC 9112, section 7.1)"),
-            Fault::TooLong => Refusal {
+            BodyError::Malformed => bad_request("malformed chunked request body (RFC 9112, section 7.1)"),
+            BodyError::TooLong => HttpRefusal {
                 status: Status::ContentTooLarge,
                 message: "request body too long; no request to this proxy needs a body",
             },
@@ -92,7 +92,7 @@ impl Fault {
 
 impl Body {
     /// A chunked body that has still to begin.
-    pub const CHUNKED: Body = Body::Chunked(Place::Size(0, 0), 0);
+    pub const CHUNKED: Body = Body::Chunked(ChunkState::Size(0, 0), 0);
 
     /// Whether the body will be skipped, as far as can be told before it came.
     pub fn is_skippable(&self) -> bool {
@@ -100,8 +100,8 @@ impl Body {
     }
 
     /// Skips what of the body stands at the beginning of `input`; says how many bytes that was. Either the body is
-    /// [`Body::Done`] afterwards, or all of `input` belonged to it.
-    pub fn skip(&mut self, input: &[u8]) -> Result<usize, Fault> {
+    /// [`ValueBody::Done`] afterwards, or all of `input` belonged to it.
+    pub fn skip(&mut self, input: &[u8]) -> Result<usize, BodyError> {
         match self {
             Body::Done => Ok(0),
             Body::Length(left) => {
@@ -118,7 +118,7 @@ impl Body {
                 let (consumed, ended) = place.skip(&input[..input.len().min(room)])?;
                 *skipped += consumed as u64;
                 if *skipped > MAX_SKIPPED_BYTES {
-                    return Err(Fault::TooLong);
+                    return Err(BodyError::TooLong);
                 }
                 if ended {
                     *self = Body::Done;
@@ -129,15 +129,15 @@ impl Body {
     }
 }
 
-impl Place {
+impl ChunkState {
     /// Bytes that belong to the body, and whether it ended with them.
-    fn skip(&mut self, input: &[u8]) -> Result<(usize, bool), Fault> {
+    fn skip(&mut self, input: &[u8]) -> Result<(usize, bool), BodyError> {
         let mut at = 0;
         while at < input.len() {
-            if let Place::Data(left) = *self {
+            if let ChunkState::Data(left) = *self {
                 let step = left.min((input.len() - at) as u64);
                 at += step as usize;
-                *self = if left == step { Place::DataEnd } else { Place::Data(left - step) };
+                *self = if left == step { ChunkState::DataEnd } else { ChunkState::Data(left - step) };
                 continue;
             }
             match self.step(input[at])? {
@@ -150,33 +150,33 @@ impl Place {
     }
 
     /// Where the byte behind `byte` stands; `None` where `byte` was the last of the body.
-    fn step(self, byte: u8) -> Result<Option<Place>, Fault> {
+    fn step(self, byte: u8) -> Result<Option<ChunkState>, BodyError> {
         let next = match (self, byte) {
-            (Place::Size(digits, size), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < MAX_SIZE_DIGITS => {
-                let digit = char::from(byte).to_digit(16).ok_or(Fault::Malformed)?;
-                Place::Size(digits + 1, size * 16 + u64::from(digit))
+            (ChunkState::Size(digits, size), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < MAX_SIZE_DIGITS => {
+                let digit = char::from(byte).to_digit(16).ok_or(BodyError::Malformed)?;
+                ChunkState::Size(digits + 1, size * 16 + u64::from(digit))
             }
-            (Place::Size(1.., size), b'\r' | b';') if size > MAX_SKIPPED_BYTES => return Err(Fault::TooLong),
-            (Place::Size(1.., size), b'\r') => Place::SizeEnd(size),
-            (Place::Size(1.., size), b';') => Place::Extension(size, 0, Extension::NameBegins),
-            (Place::Extension(size, _, extension), b'\r') if extension.may_end() => Place::SizeEnd(size),
-            (Place::Extension(_, MAX_LINE_BYTES.., _), _) => return Err(Fault::TooLong),
-            (Place::Extension(size, length, extension), _) => {
-                Place::Extension(size, length + 1, extension.step(byte).ok_or(Fault::Malformed)?)
+            (ChunkState::Size(1.., size), b'\r' | b';') if size > MAX_SKIPPED_BYTES => return Err(BodyError::TooLong),
+            (ChunkState::Size(1.., size), b'\r') => ChunkState::SizeEnd(size),
+            (ChunkState::Size(1.., size), b';') => ChunkState::Extension(size, 0, Extension::NameBegins),
+            (ChunkState::Extension(size, _, extension), b'\r') if extension.may_end() => ChunkState::SizeEnd(size),
+            (ChunkState::Extension(_, MAX_LINE_BYTES.., _), _) => return Err(BodyError::TooLong),
+            (ChunkState::Extension(size, length, extension), _) => {
+                ChunkState::Extension(size, length + 1, extension.step(byte).ok_or(BodyError::Malformed)?)
             }
-            (Place::SizeEnd(0), b'\n') => Place::Trailer(0, Trailer::LineBegins),
-            (Place::SizeEnd(size), b'\n') => Place::Data(size),
-            (Place::DataEnd, b'\r') => Place::DataLineFeed,
-            (Place::DataLineFeed, b'\n') => Place::Size(0, 0),
-            (Place::Trailer(length, Trailer::LineBegins), b'\r') => Place::TrailerLineFeed(length, true),
-            (Place::Trailer(length, Trailer::Value), b'\r') => Place::TrailerLineFeed(length, false),
-            (Place::Trailer(MAX_LINE_BYTES.., _), _) => return Err(Fault::TooLong),
-            (Place::Trailer(length, trailer), _) => {
-                Place::Trailer(length + 1, trailer.step(byte).ok_or(Fault::Malformed)?)
+            (ChunkState::SizeEnd(0), b'\n') => ChunkState::Trailer(0, Trailer::LineBegins),
+            (ChunkState::SizeEnd(size), b'\n') => ChunkState::Data(size),
+            (ChunkState::DataEnd, b'\r') => ChunkState::DataLineFeed,
+            (ChunkState::DataLineFeed, b'\n') => ChunkState::Size(0, 0),
+            (ChunkState::Trailer(length, Trailer::LineBegins), b'\r') => ChunkState::TrailerLineFeed(length, true),
+            (ChunkState::Trailer(length, Trailer::Value), b'\r') => ChunkState::TrailerLineFeed(length, false),
+            (ChunkState::Trailer(MAX_LINE_BYTES.., _), _) => return Err(BodyError::TooLong),
+            (ChunkState::Trailer(length, trailer), _) => {
+                ChunkState::Trailer(length + 1, trailer.step(byte).ok_or(BodyError::Malformed)?)
             }
-            (Place::TrailerLineFeed(_, true), b'\n') => return Ok(None),
-            (Place::TrailerLineFeed(length, false), b'\n') => Place::Trailer(length, Trailer::LineBegins),
-            _ => return Err(Fault::Malformed),
+            (ChunkState::TrailerLineFeed(_, true), b'\n') => return Ok(None),
+            (ChunkState::TrailerLineFeed(length, false), b'\n') => ChunkState::Trailer(length, Trailer::LineBegins),
+            _ => return Err(BodyError::Malformed),
         };
         Ok(Some(next))
     }
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     /// Skips `input` in pieces of `step` bytes; says where the body ended.
-    fn skip(mut body: Body, input: &[u8], step: usize) -> Result<Option<usize>, Fault> {
+    fn skip(mut body: Body, input: &[u8], step: usize) -> Result<Option<usize>, BodyError> {
         let mut at = 0;
         while at < input.len() && body != Body::Done {
             at += body.skip(&input[at..(at + step).min(input.len())])?;
@@ -300,7 +300,7 @@ mod tests {
             for step in 1..=bytes.len() {
                 assert_eq!(
                     skip(Body::CHUNKED, bytes, step),
-                    Err(Fault::Malformed),
+                    Err(BodyError::Malformed),
                     "{:?}",
                     String::from_utf8_lossy(bytes)
                 );
@@ -313,14 +313,14 @@ mod tests {
         assert!(Body::Length(MAX_SKIPPED_BYTES).is_skippable());
         assert!(!Body::Length(MAX_SKIPPED_BYTES + 1).is_skippable());
         let chunk = [b"ffff\r\n".as_slice(), &[b'x'; 0xffff], b"\r\n"].concat();
-        assert_eq!(skip(Body::CHUNKED, &chunk.repeat(20), 1000), Err(Fault::TooLong));
+        assert_eq!(skip(Body::CHUNKED, &chunk.repeat(20), 1000), Err(BodyError::TooLong));
         assert_eq!(
             skip(Body::CHUNKED, &[b"0\r\n".as_slice(), &b"a: b\r\n".repeat(2000)].concat(), 10),
-            Err(Fault::TooLong)
+            Err(BodyError::TooLong)
         );
-        assert_eq!(skip(Body::CHUNKED, &[b"0;".as_slice(), &b"a".repeat(5000)].concat(), 10), Err(Fault::TooLong));
+        assert_eq!(skip(Body::CHUNKED, &[b"0;".as_slice(), &b"a".repeat(5000)].concat(), 10), Err(BodyError::TooLong));
         for size in [&b"100001\r\n"[..], b"100001;a\r\n", b"ffffffffffffffff\r\n"] {
-            assert_eq!(skip(Body::CHUNKED, size, 3), Err(Fault::TooLong));
+            assert_eq!(skip(Body::CHUNKED, size, 3), Err(BodyError::TooLong));
         }
     }
 }

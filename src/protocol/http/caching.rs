@@ -1,7 +1,7 @@
 //! Fields about caching: `Cache-Status`, what this cache did, and `Cache-Control`, what those in front
 //! may do.
 
-use crate::request::{Outage, Reply, Source};
+use crate::types::{Outage, Reply, Source};
 
 /// Nothing but a fresh value may be kept: an error or a missing key can be over at any time.
 pub const NO_STORE: &[u8] = b"Cache-Control: no-store\r\n";
@@ -33,7 +33,7 @@ impl Keeping {
 pub fn write_cache_fields(source: Source, keeping: Keeping, out: &mut Vec<u8>) {
     out.extend_from_slice(b"Cache-Status: segment-redis-proxy; ");
     let ttl = match source {
-        Source::Cache { remaining } => {
+        Source::Cache { ttl: remaining } => {
             out.extend_from_slice(b"hit; ttl=");
             Some(remaining)
         }

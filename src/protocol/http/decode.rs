@@ -6,11 +6,11 @@
 
 use super::super::Decoded;
 use super::fields::Fields;
-use super::known::{self, Found, KnownFields};
-use super::target::{Target, is_known};
+use super::header_cache::{self, HeaderCache, HeaderCacheHit};
+use super::target::{RequestTarget, is_known_method};
 use super::version::{VERSION_BYTES, is_later_minor, is_version, version_of};
-use super::{Body, Refusal, Rules, Shape, Status, Topic, View, bad_request};
-use crate::request::MAX_KEY_BYTES;
+use super::{AdminEndpoint, Body, HttpRefusal, HttpReplyFormat, Policy, Status, View, bad_request};
+use crate::types::MAX_KEY_BYTES;
 use std::mem::MaybeUninit;
 
 /// Longest request head, in bytes. Browsers send up to some 4 KiB; the buffer that HAProxy has for one is as long.
@@ -27,52 +27,52 @@ const _: () = assert!(MAX_TARGET_BYTES <= MAX_KEY_BYTES);
 
 /// What a request wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command<'a> {
+pub enum HttpOperation<'a> {
     /// The value of this key.
     Get(&'a [u8]),
     /// Something of the proxy itself.
-    About(Topic),
+    Admin(AdminEndpoint),
     /// What may be asked for.
     Options,
     /// Nothing that could be given.
-    Refuse(Refusal),
+    Refuse(HttpRefusal),
 }
 
 /// A request head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head<'a> {
     /// What it wants.
-    pub command: Command<'a>,
+    pub command: HttpOperation<'a>,
     /// How to answer.
-    pub shape: Shape,
+    pub shape: HttpReplyFormat,
     /// What follows it and must be skipped before the next head.
     pub body: Body,
     /// Whether the client waits for an answer before it sends the body.
-    pub expects_answer: bool,
+    pub expects_continue: bool,
     /// The request line.
-    pub line: &'a [u8],
+    pub request_line: &'a [u8],
 }
 
 /// What heads are decoded with, beside their bytes. Nothing that is decoded depends on what was decoded before.
 #[derive(Debug)]
-pub struct Heads {
+pub struct HeadDecoder {
     /// Room for a key that has to be unescaped.
     pub key: Vec<u8>,
-    pub(super) known: KnownFields,
+    pub(super) known: HeaderCache,
 }
 
-impl Heads {
+impl HeadDecoder {
     /// Nothing was decoded yet.
     #[allow(clippy::new_without_default, reason = "one way to make one is enough")]
-    pub fn new() -> Heads {
-        Heads { key: Vec::new(), known: KnownFields::new() }
+    pub fn new() -> HeadDecoder {
+        HeadDecoder { key: Vec::new(), known: HeaderCache::new() }
     }
 }
 
 /// Decodes the request head at the beginning of `input`. A key with percent-escapes is decoded into `heads`,
 /// any other is borrowed from `input`. An `Err` means that where the next request begins is not known: the
 /// connection must end. Whether and how a head is refused does not depend on how much of what follows is there.
-pub fn decode<'a>(input: &'a [u8], rules: &Rules, heads: &'a mut Heads) -> Decoded<Head<'a>, Refusal> {
+pub fn decode<'a>(input: &'a [u8], rules: &Policy, heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
     let empty_line = match input {
         [b'\r'] => return Decoded::Incomplete,
         [b'\r', b'\n', ..] => 2,
@@ -84,13 +84,13 @@ pub fn decode<'a>(input: &'a [u8], rules: &Rules, heads: &'a mut Heads) -> Decod
     }
     // What is behind the longest head does not make a difference.
     let input = &input[..input.len().min(MAX_HEAD_BYTES)];
-    if let Some(Found { target, fields, length }) = heads.known.find(input)
+    if let Some(HeaderCacheHit { target, fields, length }) = heads.known.find(input)
         && target.len() <= MAX_TARGET_BYTES
-        && let Some(parsed) = Target::parse(known::METHOD, target)
+        && let Some(parsed) = RequestTarget::parse(header_cache::METHOD, target)
     {
-        let line = request_line(input, known::METHOD, target);
+        let line = request_line(input, header_cache::METHOD, target);
         return Decoded::Complete(
-            interpret(known::METHOD, &parsed, line, (fields, false), rules, &mut heads.key),
+            interpret(header_cache::METHOD, &parsed, line, (fields, false), rules, &mut heads.key),
             empty_line + length,
         );
     }
@@ -110,7 +110,7 @@ pub fn decode<'a>(input: &'a [u8], rules: &Rules, heads: &'a mut Heads) -> Decod
         }
         Err(error) => return Decoded::Invalid(malformed(error, &request, input)),
     };
-    decoded(read(&input[..length], &request, rules, heads), empty_line + length)
+    decoded(parse_head(&input[..length], &request, rules, heads), empty_line + length)
 }
 
 /// Decodes a head of version 1.2 to 1.9, behind whose target `httparse` reads no further.
@@ -118,9 +118,9 @@ fn decode_later_minor<'a>(
     input: &'a [u8],
     empty_line: usize,
     request: &httparse::Request<'_, 'a>,
-    rules: &Rules,
-    heads: &'a mut Heads,
-) -> Decoded<Head<'a>, Refusal> {
+    rules: &Policy,
+    heads: &'a mut HeadDecoder,
+) -> Decoded<Head<'a>, HttpRefusal> {
     let behind_version = &version_of(request, input)[VERSION_BYTES..];
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let found = match behind_version {
@@ -137,11 +137,11 @@ fn decode_later_minor<'a>(
     let length = input.len() - behind_version.len() + "\r\n".len() + behind_line;
     let (method, path) = (request.method, request.path);
     let request = httparse::Request { method, path, version: Some(1), headers: &mut headers[..count] };
-    decoded(read(&input[..length], &request, rules, heads), empty_line + length)
+    decoded(parse_head(&input[..length], &request, rules, heads), empty_line + length)
 }
 
 /// Returns a head that took so many bytes, or its refusal.
-fn decoded(head: Result<Head<'_>, Refusal>, length: usize) -> Decoded<Head<'_>, Refusal> {
+fn decoded(head: Result<Head<'_>, HttpRefusal>, length: usize) -> Decoded<Head<'_>, HttpRefusal> {
     match head {
         Ok(head) => Decoded::Complete(head, length),
         Err(refusal) => Decoded::Invalid(refusal),
@@ -154,12 +154,12 @@ fn request_line<'a>(head: &'a [u8], method: &str, target: &[u8]) -> &'a [u8] {
 }
 
 /// Reads a head whose parts are found.
-fn read<'a>(
+fn parse_head<'a>(
     head: &'a [u8],
     request: &httparse::Request<'_, 'a>,
-    rules: &Rules,
-    heads: &'a mut Heads,
-) -> Result<Head<'a>, Refusal> {
+    rules: &Policy,
+    heads: &'a mut HeadDecoder,
+) -> Result<Head<'a>, HttpRefusal> {
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(bad_request("malformed request: not valid HTTP/1.1"));
     };
@@ -169,14 +169,14 @@ fn read<'a>(
     if !has_whole_line_ends(head, request.headers) {
         return Err(bad_request("malformed request: a line must end with CR and LF"));
     }
-    let Some(parsed) = Target::parse(method, target.as_bytes()) else {
+    let Some(parsed) = RequestTarget::parse(method, target.as_bytes()) else {
         return Err(bad_request("malformed request target; use a path or an http URL, in ASCII and percent-encoded"));
     };
     let version_1_0 = version == 0;
     let fields = Fields::read(request.headers, version_1_0)?;
     let line = request_line(head, method, target.as_bytes());
-    if method == known::METHOD && !version_1_0 {
-        heads.known.remember(&head[line.len() + "\r\n".len()..], &fields);
+    if method == header_cache::METHOD && !version_1_0 {
+        heads.known.insert(&head[line.len() + "\r\n".len()..], &fields);
     }
     Ok(interpret(method, &parsed, line, (fields, version_1_0), rules, &mut heads.key))
 }
@@ -184,21 +184,21 @@ fn read<'a>(
 /// What a head means whose parts are read.
 fn interpret<'a>(
     method: &str,
-    target: &Target<'a>,
+    target: &RequestTarget<'a>,
     line: &'a [u8],
     (fields, version_1_0): (Fields<'a>, bool),
-    rules: &Rules,
+    rules: &Policy,
     key_scratch: &'a mut Vec<u8>,
 ) -> Head<'a> {
     // What is no method that is known may be what is left of something else.
-    let keep_alive = fields.keep_alive && is_known(method) && method != "CONNECT";
-    let (view, command) = if rules.hosts.allow(target.host.unwrap_or(fields.host)) || target.is_about_health() {
+    let keep_alive = fields.keep_alive && is_known_method(method) && method != "CONNECT";
+    let (view, command) = if rules.allowed_hosts.allow(target.host.unwrap_or(fields.host)) || target.is_health_check() {
         target.interpret(method, rules.admin, key_scratch)
     } else {
-        (View::Json, Command::Refuse(MISDIRECTED))
+        (View::Json, HttpOperation::Refuse(MISDIRECTED))
     };
-    let shape = Shape { view, head_only: method == "HEAD", version_1_0, keep_alive, unmet: fields.unmet };
-    Head { command, shape, body: fields.body, expects_answer: fields.expects_answer, line }
+    let shape = HttpReplyFormat { view, head_only: method == "HEAD", version_1_0, keep_alive, unmet: fields.unmet };
+    Head { command, shape, body: fields.body, expects_continue: fields.expects_answer, request_line: line }
 }
 
 /// Whether each line of a head ends with a carriage return and a line feed. A line is followed by a field's name, or by the
@@ -211,33 +211,33 @@ fn has_whole_line_ends(head: &[u8], headers: &[httparse::Header<'_>]) -> bool {
     headers.iter().all(|header| before(header.name)) && head.ends_with(b"\r\n\r\n")
 }
 
-const MISDIRECTED: Refusal = Refusal {
+const MISDIRECTED: HttpRefusal = HttpRefusal {
     status: Status::MisdirectedRequest,
     message: "host not allowed; allowed hosts are set with ALLOWED_HOSTS",
 };
 
-const TARGET_TOO_LONG: Refusal =
-    Refusal { status: Status::UriTooLong, message: "request target too long; the limit is 8 KiB" };
+const TARGET_TOO_LONG: HttpRefusal =
+    HttpRefusal { status: Status::UriTooLong, message: "request target too long; the limit is 8 KiB" };
 
 /// Of a head that has not ended where the longest does.
-fn too_large(request: &httparse::Request<'_, '_>) -> Refusal {
+fn too_large(request: &httparse::Request<'_, '_>) -> HttpRefusal {
     if request.method.is_some() && request.path.is_none_or(|target| target.len() > MAX_TARGET_BYTES) {
         return TARGET_TOO_LONG;
     }
     TOO_LARGE
 }
 
-const TOO_LARGE: Refusal = Refusal {
+const TOO_LARGE: HttpRefusal = HttpRefusal {
     status: Status::HeaderFieldsTooLarge,
     message: "request head too large; the limit is 16 KiB and 100 header fields",
 };
 
 /// Of a head with a byte that cannot stand where it stands.
-fn malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input: &[u8]) -> Refusal {
+fn malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input: &[u8]) -> HttpRefusal {
     match error {
         httparse::Error::TooManyHeaders => TOO_LARGE,
         // A request of another version, or none at all.
-        httparse::Error::Version if is_version(version_of(request, input)) == Some(true) => Refusal {
+        httparse::Error::Version if is_version(version_of(request, input)) == Some(true) => HttpRefusal {
             status: Status::VersionNotSupported,
             message: "HTTP version not supported; use HTTP/1.0 or HTTP/1.1",
         },
@@ -249,16 +249,17 @@ fn malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input:
 mod tests {
     use super::*;
 
-    fn decode<'a>(input: &'a [u8], heads: &'a mut Heads) -> Decoded<Head<'a>, Refusal> {
-        super::decode(input, &Rules::default(), heads)
+    fn decode<'a>(input: &'a [u8], heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
+        super::decode(input, &Policy::default(), heads)
     }
 
     fn status_of(input: &[u8]) -> Status {
-        match decode(input, &mut Heads::new()) {
-            Decoded::Complete(Head { command: Command::Get(_) | Command::Options | Command::About(_), .. }, _) => {
-                Status::Ok
-            }
-            Decoded::Complete(Head { command: Command::Refuse(refusal), .. }, _) => refusal.status,
+        match decode(input, &mut HeadDecoder::new()) {
+            Decoded::Complete(
+                Head { command: HttpOperation::Get(_) | HttpOperation::Options | HttpOperation::Admin(_), .. },
+                _,
+            ) => Status::Ok,
+            Decoded::Complete(Head { command: HttpOperation::Refuse(refusal), .. }, _) => refusal.status,
             Decoded::Invalid(refusal) => refusal.status,
             Decoded::Incomplete => panic!("{:?} is incomplete", String::from_utf8_lossy(input)),
         }
@@ -266,8 +267,10 @@ mod tests {
 
     fn key_of(target: &str) -> Option<(View, Vec<u8>)> {
         let head = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
-        match decode(head.as_bytes(), &mut Heads::new()) {
-            Decoded::Complete(Head { command: Command::Get(key), shape, .. }, _) => Some((shape.view, key.to_vec())),
+        match decode(head.as_bytes(), &mut HeadDecoder::new()) {
+            Decoded::Complete(Head { command: HttpOperation::Get(key), shape, .. }, _) => {
+                Some((shape.view, key.to_vec()))
+            }
             _ => None,
         }
     }
@@ -295,13 +298,13 @@ mod tests {
     fn a_head_is_complete_only_with_its_last_byte_and_takes_nothing_of_what_follows() {
         let head = b"GET /key/%41bc HTTP/1.1\r\nHost: example\r\nContent-Length: 3\r\nConnection: close\r\n\r\n";
         for end in 0..head.len() {
-            assert_eq!(decode(&head[..end], &mut Heads::new()), Decoded::Incomplete, "{end}");
+            assert_eq!(decode(&head[..end], &mut HeadDecoder::new()), Decoded::Incomplete, "{end}");
         }
         for follows in [&b""[..], b"abc", b"GET / HTTP/1.1\r\n\r\n", b"\x00\xff"] {
-            let mut scratch = Heads::new();
+            let mut scratch = HeadDecoder::new();
             let all = [head, follows].concat();
             let Decoded::Complete(found, length) = decode(&all, &mut scratch) else { panic!("not complete") };
-            assert_eq!((found.command, found.body, length), (Command::Get(b"Abc"), Body::Length(3), head.len()));
+            assert_eq!((found.command, found.body, length), (HttpOperation::Get(b"Abc"), Body::Length(3), head.len()));
             assert!(!found.shape.keep_alive);
         }
     }
@@ -322,7 +325,7 @@ mod tests {
             ("1.0", "Connection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 10\r\n", true),
         ] {
             let head = format!("GET /key/a HTTP/{version}\r\nHost: x\r\n{field}\r\n");
-            let mut scratch = Heads::new();
+            let mut scratch = HeadDecoder::new();
             let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut scratch) else { panic!("{field}") };
             assert_eq!(head.shape.keep_alive, keep_alive, "{version} {field}");
         }
@@ -414,7 +417,7 @@ mod tests {
             let head = format!("GET /key/a {version}\r\nHost: a\r\n\r\n");
             assert_eq!(status_of(head.as_bytes()), Status::BadRequest, "{head:?}");
         }
-        assert_eq!(decode(b"GET /key/a HTTP/2", &mut Heads::new()), Decoded::Incomplete);
+        assert_eq!(decode(b"GET /key/a HTTP/2", &mut HeadDecoder::new()), Decoded::Incomplete);
         for version in ["HTTP/2.0", "HTTP/0.9", "HTTP/3.1"] {
             let head = format!("GET /key/a {version}\r\nHost: a\r\n\r\n");
             assert_eq!(status_of(head.as_bytes()), Status::VersionNotSupported, "{head:?}");
@@ -429,15 +432,15 @@ mod tests {
         let head = |version: &str| format!("GET /key/%41 {version}\r\nHost: x\r\nConnection: keep-alive\r\n\r\n");
         for minor in 2..=9 {
             let version = format!("HTTP/1.{minor}");
-            let (bytes, mut heads) = (head(&version), Heads::new());
+            let (bytes, mut heads) = (head(&version), HeadDecoder::new());
             for end in 0..bytes.len() {
                 let begun = decode(&bytes.as_bytes()[..end], &mut heads);
                 assert_eq!(begun, Decoded::Incomplete, "{version} to {end}");
             }
             let Decoded::Complete(found, length) = decode(bytes.as_bytes(), &mut heads) else { panic!("{version}") };
-            assert_eq!((found.command, length), (Command::Get(b"A"), bytes.len()));
+            assert_eq!((found.command, length), (HttpOperation::Get(b"A"), bytes.len()));
             assert!(found.shape.keep_alive && !found.shape.version_1_0);
-            assert_eq!(found.line, format!("GET /key/%41 {version}").as_bytes());
+            assert_eq!(found.request_line, format!("GET /key/%41 {version}").as_bytes());
         }
         // Chunked bodies are those of 1.1, and a Host field is as necessary.
         assert_eq!(status_of(b"GET /key/a HTTP/1.2\r\n\r\n"), Status::BadRequest);
@@ -463,7 +466,7 @@ mod tests {
             ("If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n", None),
         ] {
             let head = format!("GET /key/a HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
-            let mut heads = Heads::new();
+            let mut heads = HeadDecoder::new();
             let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut heads) else { panic!("{fields}") };
             assert_eq!(head.shape.unmet, unmet, "{fields}");
         }
@@ -492,7 +495,8 @@ mod tests {
             (many, Status::HeaderFieldsTooLarge),
         ] {
             assert_eq!(status_of(&head), status, "{}", head.len());
-            let first = (1..=head.len()).find(|&end| decode(&head[..end], &mut Heads::new()) != Decoded::Incomplete);
+            let first =
+                (1..=head.len()).find(|&end| decode(&head[..end], &mut HeadDecoder::new()) != Decoded::Incomplete);
             let first = first.expect("it is refused in pieces too");
             assert_eq!(status_of(&head[..first]), status, "{}, in pieces", head.len());
             assert!(first <= MAX_HEAD_BYTES);

@@ -2,9 +2,9 @@
 
 use super::caching::{Keeping, NO_STORE, write_cache_fields};
 use super::json::{self, Encoding};
-use super::{Refusal, Shape, Status, View};
-use crate::protocol::{Outgoing, Sent};
-use crate::request::{Failure, Form, Outcome, Payload, Reply, Source};
+use super::{HttpRefusal, HttpReplyFormat, Status, View};
+use crate::protocol::{ReplySummary, SendBuffer};
+use crate::types::{Failure, JsonForm, KeyResult, Payload, Reply, Source};
 use std::time::SystemTime;
 
 /// Seconds after which a client may try again when Redis is away or the queue is full. Reconnecting starts within
@@ -17,29 +17,29 @@ const UNMET: &str = "If-Match failed: values have no entity tags";
 /// What may be done with a key.
 const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
 
-/// What the heads of responses have of the time: the `Date` field's value (RFC 9110, section 6.6.1), and all that stands
+/// What the heads of responses have of the time: the `ResponseDate` field's value (RFC 9110, section 6.6.1), and all that stands
 /// before the length of a value. Rendered once for each second, not once for each response.
 #[derive(Clone, Debug)]
-pub struct Date {
+pub struct ResponseDate {
     text: String,
     /// By [`View`].
     before_length: [Vec<u8>; 2],
 }
 
-impl Date {
+impl ResponseDate {
     /// Renders a time.
-    pub fn at(time: SystemTime) -> Date {
+    pub fn at(time: SystemTime) -> ResponseDate {
         let text = httpdate::fmt_http_date(time);
         let before_length = ["application/json", "application/octet-stream"].map(|content_type| {
             let mut head = Vec::new();
             begin_head(Status::Ok, content_type, &text, &mut head);
             head
         });
-        Date { text, before_length }
+        ResponseDate { text, before_length }
     }
 
     /// As the Common Log Format has it: `06/Nov/1994:08:49:37 +0000`.
-    pub fn in_log(&self) -> String {
+    pub fn clf(&self) -> String {
         // "Sun, 06 Nov 1994 08:49:37 GMT"
         let mut parts = self.text.split(' ').skip(1);
         let mut next = || parts.next().unwrap_or_default();
@@ -49,7 +49,7 @@ impl Date {
 
 /// Something of the proxy itself, as it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Document {
+pub struct AdminResponse {
     /// The status.
     pub status: Status,
     /// The media type.
@@ -61,7 +61,7 @@ pub struct Document {
 }
 
 /// A value's body: its parts and how the middle one is rendered.
-struct Body<'a> {
+struct ValueBody<'a> {
     before: &'static str,
     payload: Payload<'a>,
     encoding: Encoding,
@@ -69,25 +69,25 @@ struct Body<'a> {
     end: &'static str,
 }
 
-impl<'a> Body<'a> {
-    fn new(payload: Payload<'a>, view: View, from_cache: bool) -> Body<'a> {
+impl<'a> ValueBody<'a> {
+    fn new(payload: Payload<'a>, view: View, from_cache: bool) -> ValueBody<'a> {
         let form = match payload {
             Payload::Inline { form, .. } => form,
             Payload::Shared(value) => value.form,
         };
         let (before, encoding, after) = match (view, form) {
             (View::Raw, _) => ("", Encoding::Raw, ""),
-            (View::Json, Form::Integer) => ("{\"value\":", Encoding::Raw, ""),
-            (View::Json, Form::Plain) => ("{\"value\":\"", Encoding::Raw, "\""),
-            (View::Json, Form::Escaped) => ("{\"value\":\"", Encoding::Escaped, "\""),
-            (View::Json, Form::Binary) => ("{\"value\":\"", Encoding::Base64, "\",\"encoding\":\"base64\""),
+            (View::Json, JsonForm::Integer) => ("{\"value\":", Encoding::Raw, ""),
+            (View::Json, JsonForm::Plain) => ("{\"value\":\"", Encoding::Raw, "\""),
+            (View::Json, JsonForm::Escaped) => ("{\"value\":\"", Encoding::Escaped, "\""),
+            (View::Json, JsonForm::Binary) => ("{\"value\":\"", Encoding::Base64, "\",\"encoding\":\"base64\""),
         };
         let end = match (view, from_cache) {
             (View::Raw, _) => "",
             (View::Json, true) => ",\"fromCache\":true}",
             (View::Json, false) => ",\"fromCache\":false}",
         };
-        Body { before, payload, encoding, after, end }
+        ValueBody { before, payload, encoding, after, end }
     }
 
     fn len(&self) -> usize {
@@ -100,7 +100,7 @@ impl<'a> Body<'a> {
         self.before.len() + rendered + self.after.len() + self.end.len()
     }
 
-    fn write(&self, out: &mut Outgoing) {
+    fn write(&self, out: &mut SendBuffer) {
         out.tail().extend_from_slice(self.before.as_bytes());
         match self.payload {
             Payload::Inline { bytes, .. } => json::render(bytes, self.encoding, out.tail()),
@@ -112,14 +112,19 @@ impl<'a> Body<'a> {
 }
 
 /// Appends the response to a request for a key.
-pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
+pub fn encode_reply(
+    reply: &Reply<'_>,
+    shape: HttpReplyFormat,
+    date: &ResponseDate,
+    out: &mut SendBuffer,
+) -> ReplySummary {
     let status = status_of(reply.outcome);
     match (reply.outcome, shape.unmet) {
-        (Outcome::Value(_), Some(Status::NotModified)) => encode_not_modified(Some(reply), shape, date, out),
-        (Outcome::Value(_), Some(status)) => encode_error(status, UNMET, Some(reply.source), "", shape, date, out),
-        (Outcome::Value(payload), None) => {
+        (KeyResult::Value(_), Some(Status::NotModified)) => encode_not_modified(Some(reply), shape, date, out),
+        (KeyResult::Value(_), Some(status)) => encode_error(status, UNMET, Some(reply.source), "", shape, date, out),
+        (KeyResult::Value(payload), None) => {
             let from_cache = !matches!(reply.source, Source::Redis { .. });
-            let body = Body::new(payload, shape.view, from_cache);
+            let body = ValueBody::new(payload, shape.view, from_cache);
             let head = out.tail();
             let bytes = body.len();
             head.extend_from_slice(&date.before_length[shape.view as usize]);
@@ -127,13 +132,13 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
             write_cache_fields(reply.source, Keeping::of(reply), head);
             end_head(shape, head);
             if shape.head_only {
-                return Sent { status, bytes: 0 };
+                return ReplySummary { status, bytes: 0 };
             }
             body.write(out);
-            Sent { status, bytes }
+            ReplySummary { status, bytes }
         }
-        (Outcome::Missing, _) => encode_error(status, "key not found", Some(reply.source), "", shape, date, out),
-        (Outcome::Failed(failure), _) => {
+        (KeyResult::Missing, _) => encode_error(status, "key not found", Some(reply.source), "", shape, date, out),
+        (KeyResult::Failed(failure), _) => {
             let extra = if status == Status::ServiceUnavailable { RETRY_AFTER } else { "" };
             encode_error(status, &failure.to_string(), Some(reply.source), extra, shape, date, out)
         }
@@ -141,7 +146,12 @@ pub fn encode_reply(reply: &Reply<'_>, shape: Shape, date: &Date, out: &mut Outg
 }
 
 /// Appends 304, without a body, with the fields of the response that it stands for (RFC 9110, section 15.4.5).
-fn encode_not_modified(reply: Option<&Reply<'_>>, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
+fn encode_not_modified(
+    reply: Option<&Reply<'_>>,
+    shape: HttpReplyFormat,
+    date: &ResponseDate,
+    out: &mut SendBuffer,
+) -> ReplySummary {
     let status = Status::NotModified;
     let out = out.tail();
     for part in ["HTTP/1.1 ", status.line(), "\r\nDate: ", &date.text, "\r\n"] {
@@ -152,18 +162,18 @@ fn encode_not_modified(reply: Option<&Reply<'_>>, shape: Shape, date: &Date, out
         None => out.extend_from_slice(NO_STORE),
     }
     end_head(shape, out);
-    Sent { status, bytes: 0 }
+    ReplySummary { status, bytes: 0 }
 }
 
 /// What there is to say about a key, to an HTTP client.
-pub fn status_of(outcome: Outcome<'_>) -> Status {
+pub fn status_of(outcome: KeyResult<'_>) -> Status {
     let failure = match outcome {
-        Outcome::Value(_) => return Status::Ok,
-        Outcome::Missing => return Status::NotFound,
-        Outcome::Failed(failure) => failure,
+        KeyResult::Value(_) => return Status::Ok,
+        KeyResult::Missing => return Status::NotFound,
+        KeyResult::Failed(failure) => failure,
     };
     match failure {
-        Failure::QueueFull | Failure::TooMuchHeld => Status::ServiceUnavailable,
+        Failure::QueueFull | Failure::OutputMemoryFull => Status::ServiceUnavailable,
         Failure::Unavailable | Failure::NotReady(_) => Status::ServiceUnavailable,
         Failure::Timeout => Status::GatewayTimeout,
         Failure::Refused(_) | Failure::TooLong | Failure::Redis(_) => Status::BadGateway,
@@ -173,7 +183,12 @@ pub fn status_of(outcome: Outcome<'_>) -> Status {
 }
 
 /// Appends the response to a request that asks for no key.
-pub fn encode_refusal(refusal: Refusal, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
+pub fn encode_refusal(
+    refusal: HttpRefusal,
+    shape: HttpReplyFormat,
+    date: &ResponseDate,
+    out: &mut SendBuffer,
+) -> ReplySummary {
     let extra = match refusal.status {
         Status::MethodNotAllowed => ALLOW,
         Status::ServiceUnavailable => RETRY_AFTER,
@@ -183,8 +198,13 @@ pub fn encode_refusal(refusal: Refusal, shape: Shape, date: &Date, out: &mut Out
 }
 
 /// Appends something of the proxy itself. Nobody is to keep it: it is of this moment.
-pub fn encode_document(document: &Document, shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
-    let Document { status, content_type, policy, body } = document;
+pub fn encode_document(
+    document: &AdminResponse,
+    shape: HttpReplyFormat,
+    date: &ResponseDate,
+    out: &mut SendBuffer,
+) -> ReplySummary {
+    let AdminResponse { status, content_type, policy, body } = document;
     match shape.unmet.filter(|_| *status == Status::Ok) {
         None => {}
         Some(Status::NotModified) => return encode_not_modified(None, shape, date, out),
@@ -201,21 +221,21 @@ pub fn encode_document(document: &Document, shape: Shape, date: &Date, out: &mut
     }
     end_head(shape, out);
     if shape.head_only {
-        return Sent { status: *status, bytes: 0 };
+        return ReplySummary { status: *status, bytes: 0 };
     }
     out.extend_from_slice(body.as_bytes());
-    Sent { status: *status, bytes: body.len() }
+    ReplySummary { status: *status, bytes: body.len() }
 }
 
 /// Appends the response to `OPTIONS` (RFC 9110, section 9.3.7). Nothing about other origins: what is here is not for the
 /// scripts of strangers' pages.
-pub fn encode_options(shape: Shape, date: &Date, out: &mut Outgoing) -> Sent {
+pub fn encode_options(shape: HttpReplyFormat, date: &ResponseDate, out: &mut SendBuffer) -> ReplySummary {
     let out = out.tail();
     for part in ["HTTP/1.1 ", Status::Ok.line(), "\r\nDate: ", &date.text, "\r\n", ALLOW, "Content-Length: 0\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
     end_head(shape, out);
-    Sent { status: Status::Ok, bytes: 0 }
+    ReplySummary { status: Status::Ok, bytes: 0 }
 }
 
 fn encode_error(
@@ -223,10 +243,10 @@ fn encode_error(
     message: &str,
     source: Option<Source>,
     extra: &str,
-    shape: Shape,
-    date: &Date,
-    out: &mut Outgoing,
-) -> Sent {
+    shape: HttpReplyFormat,
+    date: &ResponseDate,
+    out: &mut SendBuffer,
+) -> ReplySummary {
     const BEFORE: &str = "{\"error\":\"";
     const AFTER: &str = "\"}";
     let length = BEFORE.len() + json::rendered_len(message.as_bytes(), Encoding::Escaped) + AFTER.len();
@@ -240,12 +260,12 @@ fn encode_error(
     out.extend_from_slice(extra.as_bytes());
     end_head(shape, out);
     if shape.head_only {
-        return Sent { status, bytes: 0 };
+        return ReplySummary { status, bytes: 0 };
     }
     out.extend_from_slice(BEFORE.as_bytes());
     json::escape(message.as_bytes(), out);
     out.extend_from_slice(AFTER.as_bytes());
-    Sent { status, bytes: length }
+    ReplySummary { status, bytes: length }
 }
 
 /// All that stands before the length of the body.
@@ -261,7 +281,7 @@ fn write_length(length: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn end_head(shape: Shape, out: &mut Vec<u8>) {
+fn end_head(shape: HttpReplyFormat, out: &mut Vec<u8>) {
     let connection: &[u8] = match (shape.keep_alive, shape.version_1_0) {
         (true, false) => b"\r\n",
         (true, true) => b"Connection: keep-alive\r\n\r\n",
@@ -273,24 +293,25 @@ fn end_head(shape: Shape, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Outage, Value};
+    use crate::types::{Outage, Value};
     use std::sync::Arc;
     use std::time::Duration;
 
-    const OPEN: Shape = Shape { view: View::Json, head_only: false, version_1_0: false, keep_alive: true, unmet: None };
-    const HIT: Source = Source::Cache { remaining: 14_999 };
+    const OPEN: HttpReplyFormat =
+        HttpReplyFormat { view: View::Json, head_only: false, version_1_0: false, keep_alive: true, unmet: None };
+    const HIT: Source = Source::Cache { ttl: 14_999 };
 
-    fn text_of(encode: impl FnOnce(&Date, &mut Outgoing)) -> String {
-        let mut out = Outgoing::default();
-        encode(&Date::at(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)), &mut out);
+    fn text_of(encode: impl FnOnce(&ResponseDate, &mut SendBuffer)) -> String {
+        let mut out = SendBuffer::default();
+        encode(&ResponseDate::at(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)), &mut out);
         String::from_utf8(out.drain(usize::MAX)).expect("a response is text here")
     }
 
     fn body_of(bytes: &[u8], view: View, source: Source) -> String {
         let value = Arc::new(Value::new(bytes.to_vec()));
         let [inline, shared] = [Payload::Inline { bytes, form: value.form }, Payload::Shared(&value)].map(|payload| {
-            let reply = Reply { outcome: Outcome::Value(payload), source, tracked: false };
-            text_of(|date, out| _ = encode_reply(&reply, Shape { view, ..OPEN }, date, out))
+            let reply = Reply { outcome: KeyResult::Value(payload), source, tracked: false };
+            text_of(|date, out| _ = encode_reply(&reply, HttpReplyFormat { view, ..OPEN }, date, out))
         });
         assert_eq!(inline, shared, "a shared value looks different");
         let (head, body) = inline.split_once("\r\n\r\n").expect("a head ends");
@@ -301,7 +322,7 @@ mod tests {
     #[test]
     fn a_hit_to_the_byte() {
         let reply = Reply {
-            outcome: Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer }),
+            outcome: KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer }),
             source: HIT,
             tracked: false,
         };
@@ -341,7 +362,7 @@ mod tests {
                 "fwd=stale; detail=redis-unreachable; ttl=-3",
             ),
         ] {
-            let reply = Reply { outcome: Outcome::Missing, source, tracked: false };
+            let reply = Reply { outcome: KeyResult::Missing, source, tracked: false };
             let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
             assert!(response.contains(&format!("\r\nCache-Status: segment-redis-proxy; {text}\r\n")), "{response}");
         }
@@ -349,21 +370,21 @@ mod tests {
 
     #[test]
     fn caches_may_keep_fresh_values_only() {
-        let value = Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer });
+        let value = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
         let stored = |stored| Source::Redis { collapsed: false, stored };
         let stale = Source::Stale { expired_for: 1, outage: Outage::Unreachable };
         let max_age = "proxy-revalidate, stale-while-revalidate=0";
         for (outcome, source, tracked, control) in [
             (value, HIT, false, format!("max-age=14, {max_age}")),
-            (value, Source::Cache { remaining: 999 }, false, format!("max-age=0, {max_age}")),
+            (value, Source::Cache { ttl: 999 }, false, format!("max-age=0, {max_age}")),
             (value, stored(Some(2000)), false, format!("max-age=2, {max_age}")),
             (value, HIT, true, "no-cache".into()),
             (value, stored(Some(2000)), true, "no-cache".into()),
             (value, stored(None), false, "no-store".into()),
             (value, stored(None), true, "no-store".into()),
             (value, stale, false, "no-store".into()),
-            (Outcome::Missing, stored(None), true, "no-store".into()),
-            (Outcome::Failed(&Failure::Timeout), stored(None), false, "no-store".into()),
+            (KeyResult::Missing, stored(None), true, "no-store".into()),
+            (KeyResult::Failed(&Failure::Timeout), stored(None), false, "no-store".into()),
         ] {
             let reply = Reply { outcome, source, tracked };
             let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
@@ -374,10 +395,10 @@ mod tests {
 
     #[test]
     fn unmet_preconditions_change_successes_only() {
-        let value = Outcome::Value(Payload::Inline { bytes: b"1", form: Form::Integer });
+        let value = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
         let reply = |outcome| Reply { outcome, source: HIT, tracked: true };
         let asked = |outcome, unmet| {
-            let shape = Shape { unmet: Some(unmet), ..OPEN };
+            let shape = HttpReplyFormat { unmet: Some(unmet), ..OPEN };
             text_of(|date, out| _ = encode_reply(&reply(outcome), shape, date, out))
         };
         assert_eq!(
@@ -391,11 +412,11 @@ mod tests {
             "{failed}"
         );
         for unmet in [Status::NotModified, Status::PreconditionFailed] {
-            assert!(asked(Outcome::Missing, unmet).starts_with("HTTP/1.1 404 "));
-            assert!(asked(Outcome::Failed(&Failure::Timeout), unmet).starts_with("HTTP/1.1 504 "));
+            assert!(asked(KeyResult::Missing, unmet).starts_with("HTTP/1.1 404 "));
+            assert!(asked(KeyResult::Failed(&Failure::Timeout), unmet).starts_with("HTTP/1.1 504 "));
             let mut document =
-                Document { status: Status::Ok, content_type: "text/html", policy: "", body: String::new() };
-            let shape = Shape { unmet: Some(unmet), ..OPEN };
+                AdminResponse { status: Status::Ok, content_type: "text/html", policy: "", body: String::new() };
+            let shape = HttpReplyFormat { unmet: Some(unmet), ..OPEN };
             let mut told = |status| {
                 document.status = status;
                 text_of(|date, out| _ = encode_document(&document, shape, date, out))
@@ -409,7 +430,7 @@ mod tests {
     fn failures_say_what_to_do() {
         for (failure, status) in [
             (Failure::QueueFull, "503 "),
-            (Failure::TooMuchHeld, "503 "),
+            (Failure::OutputMemoryFull, "503 "),
             (Failure::Unavailable, "503 "),
             (Failure::Timeout, "504 "),
             (Failure::WrongType, "409 "),
@@ -420,7 +441,7 @@ mod tests {
             (Failure::Internal, "500 "),
         ] {
             let source = Source::Redis { collapsed: false, stored: None };
-            let reply = Reply { outcome: Outcome::Failed(&failure), source, tracked: false };
+            let reply = Reply { outcome: KeyResult::Failed(&failure), source, tracked: false };
             let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
             assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
             assert_eq!(response.contains("\r\nRetry-After: 1\r\n"), status == "503 ", "{response}");
@@ -432,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_document_is_not_kept_and_a_page_does_nothing_that_it_does_not_say() {
-        let mut document = Document {
+        let mut document = AdminResponse {
             status: Status::Ok,
             content_type: "text/html",
             policy: "default-src 'none'",
@@ -440,13 +461,13 @@ mod tests {
         };
         let page = text_of(|date, out| {
             let sent = encode_document(&document, OPEN, date, out);
-            assert_eq!(sent, Sent { status: Status::Ok, bytes: 5 });
+            assert_eq!(sent, ReplySummary { status: Status::Ok, bytes: 5 });
         });
         let policy = "\r\nCache-Control: no-store\r\nContent-Security-Policy: default-src 'none'\r\nReferrer-Policy: ";
         assert!(page.contains(policy) && page.contains("Length: 5\r\n") && page.ends_with("\r\n\r\n<p>é"), "{page}");
         (document.status, document.policy) = (Status::ServiceUnavailable, "");
         let head = text_of(|date, out| {
-            let sent = encode_document(&document, Shape { head_only: true, ..OPEN }, date, out);
+            let sent = encode_document(&document, HttpReplyFormat { head_only: true, ..OPEN }, date, out);
             assert_eq!(sent.bytes, 0);
         });
         assert!(head.starts_with("HTTP/1.1 503 ") && head.ends_with("Cache-Control: no-store\r\n\r\n"), "{head}");
@@ -454,19 +475,19 @@ mod tests {
 
     #[test]
     fn the_log_has_the_date_in_its_own_form() {
-        let date = Date::at(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
-        assert_eq!(date.in_log(), "06/Nov/1994:08:49:37 +0000");
+        let date = ResponseDate::at(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
+        assert_eq!(date.clf(), "06/Nov/1994:08:49:37 +0000");
     }
 
     #[test]
     fn a_head_request_gets_the_head_alone_and_closing_is_said() {
-        let reply = Reply { outcome: Outcome::Missing, source: HIT, tracked: false };
-        let shape = Shape { head_only: true, keep_alive: false, ..OPEN };
+        let reply = Reply { outcome: KeyResult::Missing, source: HIT, tracked: false };
+        let shape = HttpReplyFormat { head_only: true, keep_alive: false, ..OPEN };
         let response = text_of(|date, out| _ = encode_reply(&reply, shape, date, out));
         assert!(response.ends_with("Connection: close\r\n\r\n"), "{response}");
         assert!(response.contains("\r\nContent-Length: 25\r\n"), "{response}");
-        let refusal = Refusal { status: Status::MethodNotAllowed, message: "no" };
-        let shape = Shape { version_1_0: true, ..OPEN };
+        let refusal = HttpRefusal { status: Status::MethodNotAllowed, message: "no" };
+        let shape = HttpReplyFormat { version_1_0: true, ..OPEN };
         let response = text_of(|date, out| _ = encode_refusal(refusal, shape, date, out));
         assert!(
             response.contains("\r\nAllow: GET, HEAD, OPTIONS\r\nConnection: keep-alive\r\n\r\n{\"error\":\"no\"}"),

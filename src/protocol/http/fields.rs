@@ -1,8 +1,8 @@
 //! What the header fields of a request say about the message and the connection. Everything that two programs could read in
 //! two ways is refused, because one of them may stand in front of this one (RFC 9112, section 11.2).
 
-use super::host::host_of;
-use super::{Body, Refusal, Status, bad_request};
+use super::host::parse_authority;
+use super::{Body, HttpRefusal, Status, bad_request};
 
 /// See the top of the file.
 pub struct Fields<'a> {
@@ -20,7 +20,7 @@ pub struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// Reads them all. An `Err` means that where the request ends, or whom it is for, is not certain.
-    pub fn read(headers: &[httparse::Header<'a>], version_1_0: bool) -> Result<Fields<'a>, Refusal> {
+    pub fn read(headers: &[httparse::Header<'a>], version_1_0: bool) -> Result<Fields<'a>, HttpRefusal> {
         let (mut close, mut keep_alive, mut expects) = (false, false, false);
         let (mut host, mut length, mut coding) = (None, None, None);
         let mut conditions = Conditions::default();
@@ -45,7 +45,7 @@ impl<'a> Fields<'a> {
             }
         }
         let body = framing(length, coding, version_1_0)?;
-        let host = match host.map(host_of) {
+        let host = match host.map(parse_authority) {
             Some(Some(host)) => host,
             None if version_1_0 => b"",
             _ => {
@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
 }
 
 /// Takes note of a field that may be there only once. Two that agree are refused too: others may take either.
-fn once<'a>(field: &mut Option<&'a [u8]>, value: &'a [u8]) -> Result<(), Refusal> {
+fn once<'a>(field: &mut Option<&'a [u8]>, value: &'a [u8]) -> Result<(), HttpRefusal> {
     match field.replace(value) {
         None => Ok(()),
         Some(_) => Err(bad_request("Host, Content-Length and Transfer-Encoding must not be repeated")),
@@ -71,7 +71,7 @@ fn once<'a>(field: &mut Option<&'a [u8]>, value: &'a [u8]) -> Result<(), Refusal
 }
 
 /// How long the body is (RFC 9112, section 6.3).
-fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> Result<Body, Refusal> {
+fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> Result<Body, HttpRefusal> {
     match (length, coding) {
         (None, None) => Ok(Body::Done),
         (Some(length), None) => match parse_length(length)? {
@@ -84,7 +84,7 @@ fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> R
         (None, Some(coding)) if !ends_chunked(coding) => {
             Err(bad_request("Transfer-Encoding must end with chunked, otherwise the end of the body is unknown"))
         }
-        (None, Some(_)) => Err(Refusal {
+        (None, Some(_)) => Err(HttpRefusal {
             status: Status::NotImplemented,
             message: "transfer coding not supported; only chunked is supported",
         }),
@@ -99,7 +99,7 @@ fn ends_chunked(codings: &[u8]) -> bool {
 }
 
 /// Digits and nothing else (RFC 9110, section 8.6). 18 of them always fit.
-fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
+fn parse_length(value: &[u8]) -> Result<u64, HttpRefusal> {
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
         return Err(bad_request("Content-Length must be a number of bytes"));
     }
@@ -108,12 +108,12 @@ fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
 
 /// Reads a list of expectations, which may be empty (RFC 9110, sections 5.6.1 and 10.1.1). Returns true if 100-continue, the only
 /// one there is, is in it.
-fn expectation(value: &[u8]) -> Result<bool, Refusal> {
+fn expectation(value: &[u8]) -> Result<bool, HttpRefusal> {
     let mut expects = false;
     for expected in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|expected| !expected.is_empty()) {
         if !expected.eq_ignore_ascii_case(b"100-continue") {
             let message = "expectation not supported; only 100-continue is supported";
-            return Err(Refusal { status: Status::ExpectationFailed, message });
+            return Err(HttpRefusal { status: Status::ExpectationFailed, message });
         }
         expects = true;
     }

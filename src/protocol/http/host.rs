@@ -9,20 +9,20 @@ const PORT_DIGITS: usize = 5;
 /// The names that requests may be addressed to. A page in a browser can have its own name lead to this program's address
 /// and then read what is here as its own; it cannot choose what the browser says in Host (DNS rebinding).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hosts(Vec<Vec<u8>>);
+pub struct AllowedHosts(Vec<Vec<u8>>);
 
-impl Hosts {
+impl AllowedHosts {
     /// Reads a list with commas between the names, without ports or wildcards; spaces around them are of no matter. An empty list
     /// means that any name will do. `None` where one of them is neither a name of the DNS nor an address in brackets.
-    pub fn parse(list: &str) -> Option<Hosts> {
+    pub fn parse(list: &str) -> Option<AllowedHosts> {
         if list.trim().is_empty() {
-            return Some(Hosts::default());
+            return Some(AllowedHosts::default());
         }
         let names = list.split(',').map(|name| name.trim().as_bytes());
         names
-            .map(|name| (is_plain(name) && host_of(name) == Some(name)).then(|| name.to_vec()))
+            .map(|name| (is_dns_name_or_ipv6(name) && parse_authority(name) == Some(name)).then(|| name.to_vec()))
             .collect::<Option<_>>()
-            .map(Hosts)
+            .map(AllowedHosts)
     }
 
     /// Whether requests for that host are answered. Case is of no matter, nor is the dot that ends a full name. IPv6 addresses are
@@ -36,7 +36,7 @@ impl Hosts {
 /// The host in `host [":" port]`; `None` where it is malformed. An empty authority has an empty host: a client that has
 /// none says so (RFC 9112, section 3.2). A user in front of it is malformed: it only serves to deceive (RFC 9110, section
 /// 4.2.4).
-pub fn host_of(authority: &[u8]) -> Option<&[u8]> {
+pub fn parse_authority(authority: &[u8]) -> Option<&[u8]> {
     let end = match authority.first() {
         None => return Some(authority),
         Some(b'[') => authority.iter().position(|&byte| byte == b']')? + 1,
@@ -58,7 +58,7 @@ pub fn host_of(authority: &[u8]) -> Option<&[u8]> {
 }
 
 /// Whether it is a name as it stands in the DNS, or in brackets.
-fn is_plain(name: &[u8]) -> bool {
+fn is_dns_name_or_ipv6(name: &[u8]) -> bool {
     let labels = name.strip_suffix(b".").unwrap_or(name).split(|&byte| byte == b'.');
     let in_label = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-' || *byte == b'_';
     name.starts_with(b"[") || labels.into_iter().all(|label| !label.is_empty() && label.iter().all(in_label))
@@ -122,7 +122,7 @@ mod tests {
             ("a%20b", "a%20b"),
             ("[v1.a:b]:1", "[v1.a:b]"),
         ] {
-            assert_eq!(host_of(authority.as_bytes()), Some(host.as_bytes()), "{authority}");
+            assert_eq!(parse_authority(authority.as_bytes()), Some(host.as_bytes()), "{authority}");
         }
         for authority in [
             ":80",
@@ -166,25 +166,25 @@ mod tests {
             "<a>",
             "http://a",
         ] {
-            assert_eq!(host_of(authority.as_bytes()), None, "{authority}");
+            assert_eq!(parse_authority(authority.as_bytes()), None, "{authority}");
         }
     }
 
     #[test]
     fn a_list_of_hosts_allows_what_is_in_it() {
-        let hosts = Hosts::parse("one.example, TWO ,[::1],three.").expect("a list");
+        let hosts = AllowedHosts::parse("one.example, TWO ,[::1],three.").expect("a list");
         for host in ["one.example", "ONE.example", "one.example.", "two", "[::1]", "three", "three."] {
             assert!(hosts.allow(host.as_bytes()), "{host}");
         }
         for host in ["", ".", "example", "one.example.org", "xone.example", "one.example..", "[::2]", "::1"] {
             assert!(!hosts.allow(host.as_bytes()), "{host}");
         }
-        assert!(Hosts::parse("").is_some_and(|any| any.allow(b"whoever") && any.allow(b"")));
-        assert_eq!(Hosts::parse(" "), Some(Hosts::default()));
+        assert!(AllowedHosts::parse("").is_some_and(|any| any.allow(b"whoever") && any.allow(b"")));
+        assert_eq!(AllowedHosts::parse(" "), Some(AllowedHosts::default()));
         for list in
             [",", "a,", "a,,b", "a:80", "a b", "http://a", "*", "*.a", "a;b", "'a'", ".", "a..b", "é", "[a", "[::1]:80"]
         {
-            assert_eq!(Hosts::parse(list), None, "{list}");
+            assert_eq!(AllowedHosts::parse(list), None, "{list}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Values as JSON (RFC 8259): strings with what must be escaped, base64 for what is not UTF-8.
 
-use crate::request::{escaped_len, needs_escape};
+use crate::types::{escaped_len, needs_escape};
 use base64::prelude::*;
 
 /// How the bytes of a value are rendered on their way out.

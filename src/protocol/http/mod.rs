@@ -5,17 +5,19 @@ mod caching;
 mod decode;
 mod encode;
 mod fields;
+mod header_cache;
 mod host;
 pub mod json;
-mod known;
 mod target;
 mod version;
 
-pub use body::{Body, Fault};
-pub use decode::{Command, Head, Heads, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
-pub use encode::{Date, Document, encode_document, encode_options, encode_refusal, encode_reply, status_of};
-pub use host::Hosts;
-pub use target::may_be_about_the_proxy;
+pub use body::{Body, BodyError};
+pub use decode::{Head, HeadDecoder, HttpOperation, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
+pub use encode::{
+    AdminResponse, ResponseDate, encode_document, encode_options, encode_refusal, encode_reply, status_of,
+};
+pub use host::AllowedHosts;
+pub use target::may_be_admin_request;
 
 /// Which of its two representations of a value a client asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,38 +31,38 @@ pub enum View {
 
 /// What there is to know of the proxy itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Topic {
+pub enum AdminEndpoint {
     /// `/`: how it does, for people.
-    Page,
+    Dashboard,
     /// `/metrics`: figures, for Prometheus.
     Metrics,
     /// `/stats`: figures, for the page and for scripts.
     Stats,
     /// `/healthz`: whether it runs.
-    Alive,
+    Healthz,
     /// `/readyz`: whether it can serve.
-    Ready,
+    Readyz,
 }
 
 /// How clients are dealt with, beside what the standards say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
+pub struct Policy {
     /// The hosts that requests may be for.
-    pub hosts: Hosts,
+    pub allowed_hosts: AllowedHosts,
     /// Whether figures are shown, and not only health.
     pub admin: bool,
     /// Whether clients are to be told that a response is the last.
-    pub stopping: bool,
+    pub announce_close: bool,
     /// Whether connections are to end between two requests, told or not.
     pub hurrying: bool,
 }
 
 /// What of a request its response depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shape {
+pub struct HttpReplyFormat {
     /// JSON or bytes.
     pub view: View,
-    /// `HEAD`: everything but the body.
+    /// `HEAD_PREFIX`: everything but the body.
     pub head_only: bool,
     /// HTTP/1.0, where staying open has to be said.
     pub version_1_0: bool,
@@ -72,15 +74,15 @@ pub struct Shape {
 
 /// A response that depends on nothing but the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct HttpRefusal {
     /// The status code.
     pub status: Status,
     /// What is wrong and what would be right.
     pub message: &'static str,
 }
 
-const fn bad_request(message: &'static str) -> Refusal {
-    Refusal { status: Status::BadRequest, message }
+const fn bad_request(message: &'static str) -> HttpRefusal {
+    HttpRefusal { status: Status::BadRequest, message }
 }
 
 /// The status codes in use (RFC 9110, section 15).

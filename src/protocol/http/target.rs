@@ -1,18 +1,18 @@
 //! What a method and a request target ask for (RFC 9110, section 9; RFC 9112, section 3.2).
 
-use super::host::host_of;
-use super::{Command, Refusal, Status, Topic, View, bad_request};
+use super::host::parse_authority;
+use super::{AdminEndpoint, HttpOperation, HttpRefusal, Status, View, bad_request};
 
 /// Methods that this program knows and does not offer: those of RFC 9110, and PATCH (RFC 5789). All others it does not know.
-const NOT_OFFERED: [&str; 6] = ["POST", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
+const UNSUPPORTED_METHODS: [&str; 6] = ["POST", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
 
 /// Whether a method is offered, or one of those.
-pub fn is_known(method: &str) -> bool {
-    matches!(method, "GET" | "HEAD" | "OPTIONS") || NOT_OFFERED.contains(&method)
+pub fn is_known_method(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD" | "OPTIONS") || UNSUPPORTED_METHODS.contains(&method)
 }
 
 /// A request target, taken apart.
-pub struct Target<'a> {
+pub struct RequestTarget<'a> {
     /// The host in it, which goes before the Host field.
     pub host: Option<&'a [u8]>,
     path: Path<'a>,
@@ -27,7 +27,7 @@ const ESCAPE: u8 = 4;
 
 /// What each byte of a target tells. No byte that RFC 3986 knows is outside of the graphic ones of ASCII; '#' would begin what a
 /// client must not send. A table, and all of its bits found at once: it is asked with every request.
-const IN_TARGET: [u8; 256] = {
+const TARGET_BYTE_CLASS: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
     while byte < 256 {
@@ -49,124 +49,129 @@ enum Path<'a> {
     /// The server as a whole: `OPTIONS *`.
     Server,
     /// The other end of a tunnel: `CONNECT host:port`.
-    Elsewhere,
+    Tunnel,
     /// Something that is to be had only over a connection with TLS.
-    Secured,
+    HttpsScheme,
 }
 
 /// Whether `input`, the beginning of a request, may yet turn out to ask for something of the proxy itself. With its request
 /// line whole, it is certain.
-pub fn may_be_about_the_proxy(input: &[u8]) -> bool {
+pub fn may_be_admin_request(input: &[u8]) -> bool {
     let may_begin = |method: &str, path: &str| {
         let line = format!("{method} {path}");
         let line = line.as_bytes();
         // Behind the path there is a version, or a query.
         line.starts_with(input) || (input.starts_with(line) && matches!(input[line.len()], b' ' | b'?'))
     };
-    TOPICS.iter().any(|(path, _)| may_begin("GET", path) || may_begin("HEAD", path))
+    ADMIN_PATHS.iter().any(|(path, _)| may_begin("GET", path) || may_begin("HEAD", path))
 }
 
 /// What there is to know of the proxy, and where. Health is always there.
-const TOPICS: [(&str, Topic); 5] = [
-    ("/healthz", Topic::Alive),
-    ("/readyz", Topic::Ready),
-    ("/metrics", Topic::Metrics),
-    ("/stats", Topic::Stats),
-    ("/", Topic::Page),
+const ADMIN_PATHS: [(&str, AdminEndpoint); 5] = [
+    ("/healthz", AdminEndpoint::Healthz),
+    ("/readyz", AdminEndpoint::Readyz),
+    ("/metrics", AdminEndpoint::Metrics),
+    ("/stats", AdminEndpoint::Stats),
+    ("/", AdminEndpoint::Dashboard),
 ];
 
-impl Topic {
+impl AdminEndpoint {
     /// What a path is about, where figures are shown (`admin`) or where only health is.
-    fn of(path: &[u8], admin: bool) -> Option<Topic> {
-        let (_, topic) = TOPICS.into_iter().find(|(known, _)| known.as_bytes() == path)?;
-        (admin || matches!(topic, Topic::Alive | Topic::Ready)).then_some(topic)
+    fn of(path: &[u8], admin: bool) -> Option<AdminEndpoint> {
+        let (_, topic) = ADMIN_PATHS.into_iter().find(|(known, _)| known.as_bytes() == path)?;
+        (admin || matches!(topic, AdminEndpoint::Healthz | AdminEndpoint::Readyz)).then_some(topic)
     }
 }
 
-impl<'a> Target<'a> {
+impl<'a> RequestTarget<'a> {
     /// Takes a target apart. `None` where it is none, or none for that method.
-    pub fn parse(method: &str, target: &'a [u8]) -> Option<Target<'a>> {
-        let has = target.iter().fold(0, |has, &byte| has | IN_TARGET[usize::from(byte)]);
+    pub fn parse(method: &str, target: &'a [u8]) -> Option<RequestTarget<'a>> {
+        let has = target.iter().fold(0, |has, &byte| has | TARGET_BYTE_CLASS[usize::from(byte)]);
         if has & NEVER != 0 {
             return None;
         }
         let escaped = has & ESCAPE != 0;
         if method == "CONNECT" {
-            let host = host_of(target).filter(|host| !host.is_empty())?;
-            return Some(Target { host: Some(host), path: Path::Elsewhere, escaped });
+            let host = parse_authority(target).filter(|host| !host.is_empty())?;
+            return Some(RequestTarget { host: Some(host), path: Path::Tunnel, escaped });
         }
         if target == b"*" {
-            return (method == "OPTIONS").then_some(Target { host: None, path: Path::Server, escaped });
+            return (method == "OPTIONS").then_some(RequestTarget { host: None, path: Path::Server, escaped });
         }
         if target.starts_with(b"/") {
             let path = if has & QUERY == 0 { target } else { without_query(target) };
-            return Some(Target { host: None, path: Path::Resource(path), escaped });
+            return Some(RequestTarget { host: None, path: Path::Resource(path), escaped });
         }
         let (scheme, rest) = std::str::from_utf8(target).ok()?.split_once("://")?;
         if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
             return None;
         }
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        let host = host_of(authority.as_bytes()).filter(|host| !host.is_empty())?;
+        let host = parse_authority(authority.as_bytes()).filter(|host| !host.is_empty())?;
         let path = match without_query(rest.as_bytes()) {
-            _ if scheme.eq_ignore_ascii_case("https") => Path::Secured,
+            _ if scheme.eq_ignore_ascii_case("https") => Path::HttpsScheme,
             b"" if method == "OPTIONS" => Path::Server,
             b"" => Path::Resource(b"/"),
             path => Path::Resource(path),
         };
-        Some(Target { host: Some(host), path, escaped })
+        Some(RequestTarget { host: Some(host), path, escaped })
     }
 
     /// Whether it is about the proxy's health. Whoever looks after a server asks by its address, whatever its names are.
-    pub fn is_about_health(&self) -> bool {
-        matches!(self.path, Path::Resource(path) if Topic::of(path, false).is_some())
+    pub fn is_health_check(&self) -> bool {
+        matches!(self.path, Path::Resource(path) if AdminEndpoint::of(path, false).is_some())
     }
 
     /// What is asked for, where figures are shown (`admin`) or not. A key with percent-escapes is decoded into `key_scratch`.
-    pub fn interpret(&self, method: &str, admin: bool, key_scratch: &'a mut Vec<u8>) -> (View, Command<'a>) {
+    pub fn interpret(&self, method: &str, admin: bool, key_scratch: &'a mut Vec<u8>) -> (View, HttpOperation<'a>) {
         let (view, key, topic) = match self.path {
             Path::Resource(path) => match (path.strip_prefix(b"/key/"), path.strip_prefix(b"/raw/")) {
                 (Some(key), _) => (View::Json, Some(key), None),
                 (_, Some(key)) => (View::Raw, Some(key), None),
-                _ => (View::Json, None, Topic::of(path, admin)),
+                _ => (View::Json, None, AdminEndpoint::of(path, admin)),
             },
-            Path::Server | Path::Elsewhere | Path::Secured => (View::Json, None, None),
+            Path::Server | Path::Tunnel | Path::HttpsScheme => (View::Json, None, None),
         };
         let exists = key.is_some() || topic.is_some();
         let command = match (method, &self.path) {
-            (_, Path::Secured) => Command::Refuse(NOT_SECURED),
-            ("OPTIONS", Path::Server) => Command::Options,
-            ("OPTIONS", _) if exists => Command::Options,
+            (_, Path::HttpsScheme) => HttpOperation::Refuse(NOT_SECURED),
+            ("OPTIONS", Path::Server) => HttpOperation::Options,
+            ("OPTIONS", _) if exists => HttpOperation::Options,
             ("GET" | "HEAD", _) if exists => match (topic, key.unwrap_or_default()) {
-                (Some(topic), _) => Command::About(topic),
-                (None, key) if !self.escaped => Command::Get(key),
+                (Some(topic), _) => HttpOperation::Admin(topic),
+                (None, key) if !self.escaped => HttpOperation::Get(key),
                 (None, key) => match decode_percent(key, key_scratch) {
-                    Some(key) => Command::Get(key),
-                    None => Command::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits")),
+                    Some(key) => HttpOperation::Get(key),
+                    None => {
+                        HttpOperation::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits"))
+                    }
                 },
             },
-            ("GET" | "HEAD" | "OPTIONS", _) => Command::Refuse(NO_SUCH_PATH),
-            (method, Path::Resource(_)) if !exists && NOT_OFFERED.contains(&method) => Command::Refuse(NO_SUCH_PATH),
-            (method, _) if NOT_OFFERED.contains(&method) => Command::Refuse(Refusal {
+            ("GET" | "HEAD" | "OPTIONS", _) => HttpOperation::Refuse(NO_SUCH_PATH),
+            (method, Path::Resource(_)) if !exists && UNSUPPORTED_METHODS.contains(&method) => {
+                HttpOperation::Refuse(NO_SUCH_PATH)
+            }
+            (method, _) if UNSUPPORTED_METHODS.contains(&method) => HttpOperation::Refuse(HttpRefusal {
                 status: Status::MethodNotAllowed,
                 message: "method not allowed, the proxy is read-only; use GET or HEAD",
             }),
-            _ => {
-                Command::Refuse(Refusal { status: Status::NotImplemented, message: "unknown method; use GET or HEAD" })
-            }
+            _ => HttpOperation::Refuse(HttpRefusal {
+                status: Status::NotImplemented,
+                message: "unknown method; use GET or HEAD",
+            }),
         };
         (view, command)
     }
 }
 
 /// RFC 9110, section 7.4.
-const NOT_SECURED: Refusal = Refusal {
+const NOT_SECURED: HttpRefusal = HttpRefusal {
     status: Status::MisdirectedRequest,
     message: "the proxy does not serve https URLs; use an http URL or a path",
 };
 
-const NO_SUCH_PATH: Refusal =
-    Refusal { status: Status::NotFound, message: "no such path; use /key/{key} or /raw/{key}" };
+const NO_SUCH_PATH: HttpRefusal =
+    HttpRefusal { status: Status::NotFound, message: "no such path; use /key/{key} or /raw/{key}" };
 
 fn without_query(path: &[u8]) -> &[u8] {
     path.iter().position(|&byte| byte == b'?').map_or(path, |query| &path[..query])
@@ -196,12 +201,12 @@ mod tests {
     /// What comes of a request line's method and target: the status, or what a good one would get.
     fn asked(method: &str, target: &str) -> Result<String, Status> {
         let mut scratch = Vec::new();
-        let parsed = Target::parse(method, target.as_bytes()).ok_or(Status::BadRequest)?;
+        let parsed = RequestTarget::parse(method, target.as_bytes()).ok_or(Status::BadRequest)?;
         match parsed.interpret(method, true, &mut scratch) {
-            (view, Command::Get(key)) => Ok(format!("{view:?} {}", String::from_utf8_lossy(key))),
-            (_, Command::Options) => Ok("options".into()),
-            (_, Command::About(topic)) => Ok(format!("{topic:?}")),
-            (_, Command::Refuse(refusal)) => Err(refusal.status),
+            (view, HttpOperation::Get(key)) => Ok(format!("{view:?} {}", String::from_utf8_lossy(key))),
+            (_, HttpOperation::Options) => Ok("options".into()),
+            (_, HttpOperation::Admin(topic)) => Ok(format!("{topic:?}")),
+            (_, HttpOperation::Refuse(refusal)) => Err(refusal.status),
         }
     }
 
@@ -216,7 +221,7 @@ mod tests {
             ("OPTIONS", "http://a?b", Ok("options")),
             ("GET", "https://a/key/a", Err(Status::MisdirectedRequest)),
             ("OPTIONS", "/", Ok("options")),
-            ("GET", "/", Ok("Page")),
+            ("GET", "/", Ok("Dashboard")),
             ("HEAD", "/metrics?x", Ok("Metrics")),
             ("GET", "http://a/stats", Ok("Stats")),
             ("POST", "/readyz", Err(Status::MethodNotAllowed)),
@@ -226,8 +231,8 @@ mod tests {
             ("GET", "/Key/a", Err(Status::NotFound)),
             ("GET", "//key/a", Err(Status::NotFound)),
             ("GET", "/./key/a", Err(Status::NotFound)),
-            ("GET", "http://a", Ok("Page")),
-            ("GET", "http://a?x/key/b", Ok("Page")),
+            ("GET", "http://a", Ok("Dashboard")),
+            ("GET", "http://a?x/key/b", Ok("Dashboard")),
             ("POST", "/nothing", Err(Status::NotFound)),
             ("POST", "/key/a", Err(Status::MethodNotAllowed)),
             ("PUT", "/raw/a", Err(Status::MethodNotAllowed)),
@@ -272,12 +277,12 @@ mod tests {
             "GET / HTTP",
             "GET /?x",
         ] {
-            assert!(may_be_about_the_proxy(input.as_bytes()), "{input}");
+            assert!(may_be_admin_request(input.as_bytes()), "{input}");
         }
         for input in
             ["P", "get /", "GET  /", "GET /k", "GET /healthz2", "GET /raw/healthz", "GET http", "HEAD /key/a HTTP/1.1"]
         {
-            assert!(!may_be_about_the_proxy(input.as_bytes()), "{input}");
+            assert!(!may_be_admin_request(input.as_bytes()), "{input}");
         }
     }
 
@@ -286,17 +291,21 @@ mod tests {
         for (target, there) in
             [("/", false), ("/metrics", false), ("/stats", false), ("/healthz", true), ("/readyz", true)]
         {
-            let parsed = Target::parse("GET", target.as_bytes()).expect("a target");
+            let parsed = RequestTarget::parse("GET", target.as_bytes()).expect("a target");
             let mut scratch = Vec::new();
-            assert_eq!(matches!(parsed.interpret("GET", false, &mut scratch).1, Command::About(_)), there, "{target}");
-            assert_eq!(parsed.is_about_health(), there, "{target}");
+            assert_eq!(
+                matches!(parsed.interpret("GET", false, &mut scratch).1, HttpOperation::Admin(_)),
+                there,
+                "{target}"
+            );
+            assert_eq!(parsed.is_health_check(), there, "{target}");
         }
     }
 
     #[test]
     fn the_host_in_the_target_is_found() {
         let host = |target: &'static str| {
-            Target::parse("GET", target.as_bytes()).and_then(|target| target.host.map(<[u8]>::to_vec))
+            RequestTarget::parse("GET", target.as_bytes()).and_then(|target| target.host.map(<[u8]>::to_vec))
         };
         assert_eq!(host("http://One:80/key/a"), Some(b"One".to_vec()));
         assert_eq!(host("https://[::1]?x"), Some(b"[::1]".to_vec()));

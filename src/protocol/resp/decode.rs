@@ -10,18 +10,18 @@
 //! What is decoded does not depend on how the bytes are cut.
 
 use super::super::Decoded;
-use super::commands::{self, Known};
-use super::frame::{Arguments, MAX_BULK_BYTES, SHOWN_BYTES, Shown, Violation};
+use super::commands::{self, CommandSpec};
+use super::frame::{Arguments, MAX_BULK_BYTES, MAX_PRINTED_BYTES, Printable, ProtocolError};
 use super::frame::{argument_count, bulk_body, bulk_length, empty_line, whole_get};
 use super::inline;
-use crate::request::MAX_KEY_BYTES;
+use crate::types::MAX_KEY_BYTES;
 use std::fmt;
 
 /// Longest command that is kept until it is whole, without its name: one argument of the greatest length, and some more.
 const MAX_COMMAND_BYTES: usize = MAX_KEY_BYTES + 4096;
 
 /// Most arguments of such a command. `HELLO` with all it can have takes six; names for `COMMAND DOCS` may be more.
-pub const MAX_WORDS: i64 = 64;
+pub const MAX_ARGS: i64 = 64;
 
 /// Most keys of one command. What is kept of them until the reply is whole is 16 bytes for each, and its value.
 const MAX_KEYS: i64 = 64 * 1024;
@@ -31,22 +31,22 @@ const MAX_TOTAL_BYTES: usize = MAX_BULK_BYTES as usize;
 
 /// What the bytes of a connection hold.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event<'a> {
+pub enum DecodeEvent<'a> {
     /// Nothing that asks for an answer.
-    Nothing,
+    Skipped,
     /// A command that may have these arguments, as far as their number goes.
-    Command(&'static Known, Arguments<'a>),
+    Command(&'static CommandSpec, Arguments<'a>),
     /// The beginning of a command about so many keys. Each of them is an event of its own.
-    Many(&'static Known, u32),
+    MultiStart(&'static CommandSpec, u32),
     /// The next of these keys.
     Key(&'a [u8]),
     /// The end of a command that must not be carried out. If it is one about many keys, it has begun already.
-    Refuse(Refusal),
+    Refuse(RespRefusal),
 }
 
 /// Why a command is not carried out. The connection goes on. As text: the reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RespRefusal {
     /// There is no such command here. The beginning of its name.
     Unknown(Box<[u8]>),
     /// The command of this name takes another number of arguments.
@@ -59,25 +59,25 @@ pub enum Refusal {
     NotANumber,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for RespRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::Unknown(name) => {
+            RespRefusal::Unknown(name) => {
                 let is_transaction = TRANSACTIONS.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(name));
                 let hint = match is_transaction {
                     true => "transactions are not supported; use a pipeline without one (redis-py: transaction=False)",
                     false => READ_ONLY,
                 };
-                write!(f, "ERR unknown command '{}': {hint}", Shown(name))
+                write!(f, "ERR unknown command '{}': {hint}", Printable(name))
             }
-            Refusal::WrongNumber(name) => f.write_str(&wrong_number_for(name)),
-            Refusal::TooMany(name, most) => {
+            RespRefusal::WrongNumber(name) => f.write_str(&wrong_arity(name)),
+            RespRefusal::TooMany(name, most) => {
                 write!(f, "ERR too many arguments for '{name}' command; the limit is {most}")
             }
-            Refusal::TooLong => {
+            RespRefusal::TooLong => {
                 write!(f, "ERR argument too long; the limit is {MAX_KEY_BYTES} bytes")
             }
-            Refusal::NotANumber => f.write_str("ERR value is not an integer or out of range"),
+            RespRefusal::NotANumber => f.write_str("ERR value is not an integer or out of range"),
         }
     }
 }
@@ -86,7 +86,7 @@ impl fmt::Display for Refusal {
 pub const READ_ONLY: &str = "this proxy is read-only; COMMAND DOCS lists the supported commands";
 
 /// Redis' error for a command, or a subcommand, that takes another number of arguments.
-pub fn wrong_number_for(command: &str) -> String {
+pub fn wrong_arity(command: &str) -> String {
     format!("ERR wrong number of arguments for '{command}' command")
 }
 
@@ -96,24 +96,24 @@ const TRANSACTIONS: [&str; 5] = ["multi", "exec", "discard", "watch", "unwatch"]
 /// See the top of the file.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    place: Place,
+    place: DecodeState,
 }
 
 /// Where the next byte stands.
 #[derive(Debug, Default)]
-enum Place {
+enum DecodeState {
     /// At the beginning of a command.
     #[default]
     Start,
     /// At a key; so many keys are to come, and so many bytes have come.
     Keys { left: u32, total: usize },
     /// In what is read over.
-    Over(Box<Over>),
+    Over(Box<SkippedCommand>),
 }
 
 /// The rest of a command that is read over.
 #[derive(Debug)]
-struct Over {
+struct SkippedCommand {
     /// Bytes of the present argument that are to come.
     bytes: usize,
     /// How much of the CR and LF behind them is to come.
@@ -122,7 +122,7 @@ struct Over {
     left: i64,
     /// Bytes of all arguments, as far as known.
     total: usize,
-    refusal: Refusal,
+    refusal: RespRefusal,
 }
 
 /// Hands on what a frame has, unless there is nothing yet.
@@ -139,129 +139,140 @@ macro_rules! take {
 impl Decoder {
     /// The event at the beginning of all bytes that are not consumed. [`Decoded::Invalid`] means that there will
     /// never be another.
-    pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
+    pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         match &mut self.place {
-            Place::Start => self.command(input),
-            &mut Place::Keys { left, total } => self.key(input, left, total),
-            Place::Over(over) => {
+            DecodeState::Start => self.command(input),
+            &mut DecodeState::Keys { left, total } => self.key(input, left, total),
+            DecodeState::Over(over) => {
                 let (ended, consumed) = take!(over.read(input));
                 if !ended {
-                    return Decoded::Complete(Event::Nothing, consumed);
+                    return Decoded::Complete(DecodeEvent::Skipped, consumed);
                 }
                 let refusal = over.refusal.clone();
-                self.place = Place::Start;
-                Decoded::Complete(Event::Refuse(refusal), consumed)
+                self.place = DecodeState::Start;
+                Decoded::Complete(DecodeEvent::Refuse(refusal), consumed)
             }
         }
     }
 
     /// Whether a command has begun and not come whole, beside what is not consumed.
     pub fn is_amid_command(&self) -> bool {
-        !matches!(self.place, Place::Start)
+        !matches!(self.place, DecodeState::Start)
     }
 
-    fn command<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
+    fn command<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         // The usual one at a glance. It is what would be found below.
         if let Some((key, consumed)) = whole_get(input).filter(|(key, _)| key.len() <= MAX_KEY_BYTES) {
-            return Decoded::Complete(Event::Command(commands::get(), Arguments::one(key)), consumed);
+            return Decoded::Complete(DecodeEvent::Command(commands::get(), Arguments::one(key)), consumed);
         }
         if matches!(input.first(), Some(b'\r' | b'\n')) {
             let ((), consumed) = take!(empty_line(input));
-            return Decoded::Complete(Event::Nothing, consumed);
+            return Decoded::Complete(DecodeEvent::Skipped, consumed);
         }
         if !matches!(input.first(), None | Some(b'*')) {
             return match inline::decode(input) {
                 Decoded::Complete(Ok((known, words)), consumed) => {
-                    Decoded::Complete(Event::Command(known, words), consumed)
+                    Decoded::Complete(DecodeEvent::Command(known, words), consumed)
                 }
-                Decoded::Complete(Err(refusal), consumed) => Decoded::Complete(Event::Refuse(refusal), consumed),
+                Decoded::Complete(Err(refusal), consumed) => Decoded::Complete(DecodeEvent::Refuse(refusal), consumed),
                 Decoded::Incomplete => Decoded::Incomplete,
                 Decoded::Invalid(violation) => Decoded::Invalid(violation),
             };
         }
         let (count, head) = take!(argument_count(input));
         if count <= 0 {
-            return Decoded::Complete(Event::Nothing, head);
+            return Decoded::Complete(DecodeEvent::Skipped, head);
         }
         let name_frame = &input[head..];
         let (length, header) = take!(bulk_length(name_frame));
-        if length > SHOWN_BYTES {
-            let shown_end = header + SHOWN_BYTES;
+        if length > MAX_PRINTED_BYTES {
+            let shown_end = header + MAX_PRINTED_BYTES;
             let Some(shown) = name_frame.get(header..shown_end) else { return Decoded::Incomplete };
-            self.place = Place::Over(Box::new(Over {
-                bytes: length - SHOWN_BYTES,
+            self.place = DecodeState::Over(Box::new(SkippedCommand {
+                bytes: length - MAX_PRINTED_BYTES,
                 end: 2,
                 left: count - 1,
                 total: length,
-                refusal: Refusal::Unknown(shown.into()),
+                refusal: RespRefusal::Unknown(shown.into()),
             }));
-            return Decoded::Complete(Event::Nothing, head + shown_end);
+            return Decoded::Complete(DecodeEvent::Skipped, head + shown_end);
         }
         let (name, name_length) = take!(bulk_body(name_frame, length, header));
         let begun = head + name_length;
         let left = count - 1;
         let Some(known) = commands::find(name) else {
-            return self.read_over(left, Refusal::Unknown(name.into()), begun);
+            return self.skip_rest(left, RespRefusal::Unknown(name.into()), begun);
         };
-        if !known.takes(count) {
-            return self.read_over(left, Refusal::WrongNumber(known.text), begun);
+        if !known.accepts_arity(count) {
+            return self.skip_rest(left, RespRefusal::WrongNumber(known.text), begun);
         }
-        let most = if known.takes_many_keys() { MAX_KEYS } else { MAX_WORDS };
+        let most = if known.is_multi_key() { MAX_KEYS } else { MAX_ARGS };
         if left > most {
-            return self.read_over(left, Refusal::TooMany(known.text, most), begun);
+            return self.skip_rest(left, RespRefusal::TooMany(known.text, most), begun);
         }
-        if known.takes_many_keys() {
-            self.place = Place::Keys { left: left as u32, total: 0 };
-            return Decoded::Complete(Event::Many(known, left as u32), begun);
+        if known.is_multi_key() {
+            self.place = DecodeState::Keys { left: left as u32, total: 0 };
+            return Decoded::Complete(DecodeEvent::MultiStart(known, left as u32), begun);
         }
         let frames = &input[begun..];
         let mut at = 0;
         for _ in 0..left {
             let (length, header) = take!(bulk_length(&frames[at..]));
             if length > MAX_KEY_BYTES || at + header + length > MAX_COMMAND_BYTES {
-                return self.read_over(left, Refusal::TooLong, begun);
+                return self.skip_rest(left, RespRefusal::TooLong, begun);
             }
             at += take!(bulk_body(&frames[at..], length, header)).1;
         }
-        Decoded::Complete(Event::Command(known, Arguments::new(&frames[..at])), begun + at)
+        Decoded::Complete(DecodeEvent::Command(known, Arguments::new(&frames[..at])), begun + at)
     }
 
-    fn key<'a>(&mut self, input: &'a [u8], left: u32, total: usize) -> Decoded<Event<'a>, Violation> {
+    fn key<'a>(&mut self, input: &'a [u8], left: u32, total: usize) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         let (length, header) = take!(bulk_length(input));
         let (left, total) = (left - 1, total + length);
         if total > MAX_TOTAL_BYTES {
-            return Decoded::Invalid(Violation::BulkLength);
+            return Decoded::Invalid(ProtocolError::BulkLength);
         }
         if length > MAX_KEY_BYTES {
             let left = i64::from(left);
-            self.place = Place::Over(Box::new(Over { bytes: length, end: 2, left, total, refusal: Refusal::TooLong }));
-            return Decoded::Complete(Event::Nothing, header);
+            self.place = DecodeState::Over(Box::new(SkippedCommand {
+                bytes: length,
+                end: 2,
+                left,
+                total,
+                refusal: RespRefusal::TooLong,
+            }));
+            return Decoded::Complete(DecodeEvent::Skipped, header);
         }
         let (key, consumed) = take!(bulk_body(input, length, header));
-        self.place = if left == 0 { Place::Start } else { Place::Keys { left, total } };
-        Decoded::Complete(Event::Key(key), consumed)
+        self.place = if left == 0 { DecodeState::Start } else { DecodeState::Keys { left, total } };
+        Decoded::Complete(DecodeEvent::Key(key), consumed)
     }
 
     /// Reads over the rest of a command, `left` arguments, of which `consumed` bytes are decoded.
-    fn read_over<'a>(&mut self, left: i64, refusal: Refusal, consumed: usize) -> Decoded<Event<'a>, Violation> {
+    fn skip_rest<'a>(
+        &mut self,
+        left: i64,
+        refusal: RespRefusal,
+        consumed: usize,
+    ) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         if left == 0 {
-            return Decoded::Complete(Event::Refuse(refusal), consumed);
+            return Decoded::Complete(DecodeEvent::Refuse(refusal), consumed);
         }
-        self.place = Place::Over(Box::new(Over { bytes: 0, end: 0, left, total: 0, refusal }));
-        Decoded::Complete(Event::Nothing, consumed)
+        self.place = DecodeState::Over(Box::new(SkippedCommand { bytes: 0, end: 0, left, total: 0, refusal }));
+        Decoded::Complete(DecodeEvent::Skipped, consumed)
     }
 }
 
-impl Over {
+impl SkippedCommand {
     /// Reads over what there is. Says whether that was all of the command.
-    fn read(&mut self, input: &[u8]) -> Decoded<bool, Violation> {
+    fn read(&mut self, input: &[u8]) -> Decoded<bool, ProtocolError> {
         let mut at = 0;
         loop {
             let step = self.bytes.min(input.len() - at);
             (self.bytes, at) = (self.bytes - step, at + step);
             while self.bytes == 0 && self.end > 0 && at < input.len() {
                 if input[at] != if self.end == 2 { b'\r' } else { b'\n' } {
-                    return Decoded::Invalid(Violation::BulkEnd);
+                    return Decoded::Invalid(ProtocolError::BulkEnd);
                 }
                 (self.end, at) = (self.end - 1, at + 1);
             }
@@ -277,7 +288,7 @@ impl Over {
                 Decoded::Complete(length, header) => {
                     self.total += length;
                     if self.total > MAX_TOTAL_BYTES {
-                        return Decoded::Invalid(Violation::BulkLength);
+                        return Decoded::Invalid(ProtocolError::BulkLength);
                     }
                     (self.bytes, self.end, self.left) = (length, 2, self.left - 1);
                     at += header;
@@ -319,14 +330,14 @@ mod tests {
                         assert!(consumed > 0, "{event:?} out of nothing");
                         at += consumed;
                         match event {
-                            Event::Nothing => {}
-                            Event::Command(known, arguments) => {
+                            DecodeEvent::Skipped => {}
+                            DecodeEvent::Command(known, arguments) => {
                                 let words: Vec<_> = arguments.map(|word| word.escape_ascii().to_string()).collect();
                                 seen.push(format!("{} {}", known.text, words.join(" ")));
                             }
-                            Event::Many(known, keys) => seen.push(format!("{} of {keys}", known.text)),
-                            Event::Key(key) => seen.push(format!("key {}", key.escape_ascii())),
-                            Event::Refuse(refusal) => seen.push(refusal.to_string()),
+                            DecodeEvent::MultiStart(known, keys) => seen.push(format!("{} of {keys}", known.text)),
+                            DecodeEvent::Key(key) => seen.push(format!("key {}", key.escape_ascii())),
+                            DecodeEvent::Refuse(refusal) => seen.push(refusal.to_string()),
                         }
                     }
                 }
@@ -394,7 +405,7 @@ mod tests {
     fn a_key_may_be_as_long_as_http_cannot_make_it_but_no_longer() {
         let long = vec![b'k'; MAX_KEY_BYTES];
         let longer = vec![b'k'; MAX_KEY_BYTES + 1];
-        let too_long = Refusal::TooLong.to_string();
+        let too_long = RespRefusal::TooLong.to_string();
         let shown = String::from_utf8_lossy(&long).into_owned();
         check(&command(&[b"GET", &long]), &[&format!("get {shown}")]);
         check(&command(&[b"GET", &longer]), &[&too_long]);
@@ -444,8 +455,8 @@ mod tests {
         let chunk = vec![0; 1024 * 1024];
         let begin: [&[u8]; 2] = [b"*3\r\n$3\r\nSET\r\n", b"$536870912\r\n"];
         for bytes in begin.into_iter().chain(std::iter::repeat_n(chunk.as_slice(), 512)) {
-            assert_eq!(decoder.decode(bytes), Decoded::Complete(Event::Nothing, bytes.len()));
+            assert_eq!(decoder.decode(bytes), Decoded::Complete(DecodeEvent::Skipped, bytes.len()));
         }
-        assert_eq!(decoder.decode(b"\r\n$1\r\n"), Decoded::Invalid(Violation::BulkLength));
+        assert_eq!(decoder.decode(b"\r\n$1\r\n"), Decoded::Invalid(ProtocolError::BulkLength));
     }
 }

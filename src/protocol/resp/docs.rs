@@ -3,7 +3,7 @@
 //! The arguments are those of Redis wherever the proxy takes the same ones. `redis-cli` builds its
 //! `help` from them.
 
-use super::write::Writer;
+use super::writer::RespWriter;
 
 /// Argument of a command.
 #[derive(Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Argument {
         Argument { is_multiple: true, ..self }
     }
 
-    fn write(&self, out: &mut Writer<'_>) {
+    fn write(&self, out: &mut RespWriter<'_>) {
         let (kind, parts) = match self.kind {
             Kind::Key => ("key", None),
             Kind::String => ("string", None),
@@ -129,7 +129,7 @@ impl Subcommand {
     }
 
     /// Appends the subcommand's entry in the reply to `COMMAND DOCS`: its name and a map.
-    pub fn write(&self, command: &str, group: &str, out: &mut Writer<'_>) {
+    pub fn write(&self, command: &str, group: &str, out: &mut RespWriter<'_>) {
         out.bulk(self.full_name(command).as_bytes());
         write_head(self.summary, self.since, group, !self.arguments.is_empty(), out);
         write_arguments(self.arguments, out);
@@ -151,7 +151,7 @@ impl Syntax {
     }
 
     /// Appends the last field of the map that describes `command`, or nothing if it stands alone.
-    pub fn write(&self, command: &str, group: &str, out: &mut Writer<'_>) {
+    pub fn write(&self, command: &str, group: &str, out: &mut RespWriter<'_>) {
         match self {
             Syntax::Arguments(arguments) => write_arguments(arguments, out),
             Syntax::Subcommands(subcommands) => {
@@ -164,14 +164,14 @@ impl Syntax {
 }
 
 /// Appends the map that describes a command, up to its syntax.
-pub fn write_head(summary: &str, since: &str, group: &str, has_syntax: bool, out: &mut Writer<'_>) {
+pub fn write_head(summary: &str, since: &str, group: &str, has_syntax: bool, out: &mut RespWriter<'_>) {
     out.map(3 + usize::from(has_syntax));
     out.pair("summary", summary);
     out.pair("since", since);
     out.pair("group", group);
 }
 
-fn write_arguments(arguments: &[Argument], out: &mut Writer<'_>) {
+fn write_arguments(arguments: &[Argument], out: &mut RespWriter<'_>) {
     if !arguments.is_empty() {
         out.bulk(b"arguments");
         out.array(arguments.len());
@@ -263,14 +263,14 @@ const fn integer(name: &'static str) -> Argument {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::resp::write::Version;
+    use crate::protocol::resp::writer::RespVersion;
 
     /// A map says how many fields follow: only those that an argument has are counted and written.
     #[test]
     fn argument_writes_only_present_fields() {
         let written = |argument: Argument| {
             let mut bytes = Vec::new();
-            argument.write(&mut Writer::new(&mut bytes, Version::Resp3));
+            argument.write(&mut RespWriter::new(&mut bytes, RespVersion::Resp3));
             String::from_utf8(bytes).expect("text")
         };
         assert_eq!(written(integer("start")), "%2\r\n$4\r\nname\r\n$5\r\nstart\r\n$4\r\ntype\r\n$7\r\ninteger\r\n");

@@ -1,54 +1,54 @@
 //! Replies to requests for keys, and for figures.
 
-use super::decode::Refusal;
-use super::frame::Violation;
-use super::write::{Version, Writer};
-use super::{Form, Shape};
-use crate::protocol::Outgoing;
-use crate::request::{Failure, Millis, Outcome, Payload, Reply, SHARED_VALUE_BYTES};
+use super::decode::RespRefusal;
+use super::frame::ProtocolError;
+use super::writer::{RespVersion, RespWriter};
+use super::{ReplyKind, RespReplyFormat};
+use crate::protocol::SendBuffer;
+use crate::types::{Failure, KeyResult, Millis, Payload, Reply, SHARED_VALUE_BYTES};
 use std::ops::Range;
 
 /// What Redis says where it holds another type.
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
-impl Shape {
+impl RespReplyFormat {
     /// Whether a shared value of `length` bytes is held until the reply has been sent.
     pub fn holds(self, length: usize) -> bool {
         match self.form {
-            Form::Value => true,
-            Form::Range(start, end) => !is_copied(range_of(start, end, length).len(), length),
+            ReplyKind::Value => true,
+            ReplyKind::Range(start, end) => !is_copied(range_of(start, end, length).len(), length),
             _ => false,
         }
     }
 }
 
 /// Appends the reply to a command about a key.
-pub fn encode_reply(reply: &Reply<'_>, shape: Shape, out: &mut Outgoing) {
+pub fn encode_reply(reply: &Reply<'_>, shape: RespReplyFormat, out: &mut SendBuffer) {
     match (reply.outcome, shape.form) {
-        (Outcome::Failed(failure), _) => encode_error(&error_of(failure), out),
-        (Outcome::Missing, Form::Length) => writer(shape, out).integer(0),
-        (Outcome::Missing, Form::Range(..)) => writer(shape, out).bulk(b""),
-        (Outcome::Missing, _) => writer(shape, out).nothing(),
-        (Outcome::Value(payload), Form::Length) => writer(shape, out).integer(payload.bytes().len() as i64),
-        (Outcome::Value(payload), Form::Range(start, end)) => {
+        (KeyResult::Failed(failure), _) => encode_error(&error_of(failure), out),
+        (KeyResult::Missing, ReplyKind::Length) => writer(shape, out).integer(0),
+        (KeyResult::Missing, ReplyKind::Range(..)) => writer(shape, out).bulk(b""),
+        (KeyResult::Missing, _) => writer(shape, out).null(),
+        (KeyResult::Value(payload), ReplyKind::Length) => writer(shape, out).integer(payload.bytes().len() as i64),
+        (KeyResult::Value(payload), ReplyKind::Range(start, end)) => {
             encode_part(payload, range_of(start, end, payload.bytes().len()), shape.version, out);
         }
-        (Outcome::Value(payload), _) => encode_part(payload, 0..payload.bytes().len(), shape.version, out),
+        (KeyResult::Value(payload), _) => encode_part(payload, 0..payload.bytes().len(), shape.version, out),
     }
 }
 
 /// Appends a part of a value as a bulk string.
 #[inline]
-pub fn encode_part(payload: Payload<'_>, part: Range<usize>, version: Version, out: &mut Outgoing) {
+pub fn encode_part(payload: Payload<'_>, part: Range<usize>, version: RespVersion, out: &mut SendBuffer) {
     match payload {
-        Payload::Inline { bytes, .. } => Writer::new(out.tail(), version).bulk(&bytes[part]),
+        Payload::Inline { bytes, .. } => RespWriter::new(out.tail(), version).bulk(&bytes[part]),
         Payload::Shared(value) if is_copied(part.len(), value.bytes.len()) => {
-            Writer::new(out.tail(), version).bulk(&value.bytes[part]);
+            RespWriter::new(out.tail(), version).bulk(&value.bytes[part]);
         }
         Payload::Shared(value) => {
-            Writer::new(out.tail(), version).bulk_head(part.len());
-            out.push_part(value, part);
-            Writer::new(out.tail(), version).bulk_end();
+            RespWriter::new(out.tail(), version).bulk_head(part.len());
+            out.push_raw_range(value, part);
+            RespWriter::new(out.tail(), version).bulk_end();
         }
     }
 }
@@ -70,8 +70,8 @@ fn range_of(start: i64, end: i64, length: usize) -> Range<usize> {
 }
 
 /// Appends an error, which is the same in both versions.
-pub fn encode_error(text: &str, out: &mut Outgoing) {
-    Writer::new(out.tail(), Version::Resp2).error(text);
+pub fn encode_error(text: &str, out: &mut SendBuffer) {
+    RespWriter::new(out.tail(), RespVersion::Resp2).error(text);
 }
 
 /// The error that a failure is.
@@ -89,7 +89,7 @@ pub fn error_of(failure: &Failure) -> String {
         // it for what it would have met without the proxy, a lost connection. It reconnects then; so where the proxy has
         // too much to do already, it is TRYAGAIN.
         Failure::Unavailable | Failure::Timeout => format!("LOADING {failure}"),
-        Failure::QueueFull | Failure::TooMuchHeld => format!("TRYAGAIN {failure}"),
+        Failure::QueueFull | Failure::OutputMemoryFull => format!("TRYAGAIN {failure}"),
         Failure::Refused(_) | Failure::TooLong | Failure::Internal => format!("ERR {failure}"),
     }
 }
@@ -101,41 +101,41 @@ fn begins_with_code(text: &str) -> bool {
 }
 
 /// Appends the reply to `TTL` or `PTTL`: the time that is left, rounded to seconds as Redis rounds, or -2 for nothing.
-pub fn encode_remaining(remaining: Option<Millis>, shape: Shape, out: &mut Outgoing) {
+pub fn encode_remaining(remaining: Option<Millis>, shape: RespReplyFormat, out: &mut SendBuffer) {
     let time = |remaining: Millis| match shape.form {
-        Form::Seconds => remaining.saturating_add(500) / 1000,
+        ReplyKind::Seconds => remaining.saturating_add(500) / 1000,
         _ => remaining,
     };
     writer(shape, out).integer(remaining.map_or(-2, |remaining| time(remaining) as i64));
 }
 
 /// Appends a number, the reply to `DBSIZE`.
-pub fn encode_number(number: usize, shape: Shape, out: &mut Outgoing) {
+pub fn encode_number(number: usize, shape: RespReplyFormat, out: &mut SendBuffer) {
     writer(shape, out).integer(number as i64);
 }
 
 /// Appends a text for people, the reply to `INFO`.
-pub fn encode_text(text: &str, shape: Shape, out: &mut Outgoing) {
+pub fn encode_text(text: &str, shape: RespReplyFormat, out: &mut SendBuffer) {
     writer(shape, out).verbatim(text);
 }
 
 /// Appends the reply to a command that is not carried out.
-pub fn encode_refusal(refusal: &Refusal, out: &mut Outgoing) {
+pub fn encode_refusal(refusal: &RespRefusal, out: &mut SendBuffer) {
     encode_error(&refusal.to_string(), out);
 }
 
 /// Appends the only reply to a client that is one too many, in Redis' words.
-pub fn encode_too_many_clients(out: &mut Outgoing) {
+pub fn encode_too_many_clients(out: &mut SendBuffer) {
     encode_error("ERR max number of clients reached", out);
 }
 
 /// Appends the last reply to a client that does not speak the protocol.
-pub fn encode_violation(violation: Violation, out: &mut Outgoing) {
+pub fn encode_violation(violation: ProtocolError, out: &mut SendBuffer) {
     encode_error(&format!("ERR Protocol error: {violation}"), out);
 }
 
-fn writer(shape: Shape, out: &mut Outgoing) -> Writer<'_> {
-    Writer::new(out.tail(), shape.version)
+fn writer(shape: RespReplyFormat, out: &mut SendBuffer) -> RespWriter<'_> {
+    RespWriter::new(out.tail(), shape.version)
 }
 
 #[cfg(test)]
@@ -177,14 +177,14 @@ mod tests {
     #[test]
     fn the_time_that_is_left_is_rounded_as_redis_rounds_it() {
         for (remaining, form, expected) in [
-            (Some(1499), Form::Seconds, ":1\r\n"),
-            (Some(1500), Form::Seconds, ":2\r\n"),
-            (Some(1), Form::Seconds, ":0\r\n"),
-            (Some(1499), Form::Milliseconds, ":1499\r\n"),
-            (None, Form::Seconds, ":-2\r\n"),
+            (Some(1499), ReplyKind::Seconds, ":1\r\n"),
+            (Some(1500), ReplyKind::Seconds, ":2\r\n"),
+            (Some(1), ReplyKind::Seconds, ":0\r\n"),
+            (Some(1499), ReplyKind::Milliseconds, ":1499\r\n"),
+            (None, ReplyKind::Seconds, ":-2\r\n"),
         ] {
-            let mut out = Outgoing::default();
-            encode_remaining(remaining, Shape { version: Version::Resp2, form }, &mut out);
+            let mut out = SendBuffer::default();
+            encode_remaining(remaining, RespReplyFormat { version: RespVersion::Resp2, form }, &mut out);
             assert_eq!(out.drain(usize::MAX), expected.as_bytes());
         }
     }

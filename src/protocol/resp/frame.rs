@@ -18,7 +18,7 @@ pub const MAX_BULK_BYTES: i64 = 512 * 1024 * 1024;
 /// Why what a client sends is not the Redis protocol. Where the next command begins is not known then: the connection
 /// must end. The texts are Redis' own, where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Violation {
+pub enum ProtocolError {
     /// A command that begins with this byte.
     NoCommand(u8),
     /// An argument that begins with this byte.
@@ -35,29 +35,29 @@ pub enum Violation {
     Quotes,
 }
 
-impl fmt::Display for Violation {
+impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Violation::NoCommand(byte) => write!(f, "expected '*', got '{}'", Shown(&[*byte])),
-            Violation::NoBulk(byte) => write!(f, "expected '$', got '{}'", Shown(&[*byte])),
-            Violation::ArgumentCount => f.write_str("invalid multibulk length"),
-            Violation::BulkLength => f.write_str("invalid bulk length"),
-            Violation::BulkEnd => f.write_str("expected CR and LF after a bulk string"),
-            Violation::LineLength => f.write_str("too big inline request"),
-            Violation::Quotes => f.write_str("unbalanced quotes in request"),
+            ProtocolError::NoCommand(byte) => write!(f, "expected '*', got '{}'", Printable(&[*byte])),
+            ProtocolError::NoBulk(byte) => write!(f, "expected '$', got '{}'", Printable(&[*byte])),
+            ProtocolError::ArgumentCount => f.write_str("invalid multibulk length"),
+            ProtocolError::BulkLength => f.write_str("invalid bulk length"),
+            ProtocolError::BulkEnd => f.write_str("expected CR and LF after a bulk string"),
+            ProtocolError::LineLength => f.write_str("too big inline request"),
+            ProtocolError::Quotes => f.write_str("unbalanced quotes in request"),
         }
     }
 }
 
 /// A client's bytes in an error text: as many as fit there, and none that would break the line.
-pub struct Shown<'a>(pub &'a [u8]);
+pub struct Printable<'a>(pub &'a [u8]);
 
 /// Most bytes of a word that are told back.
-pub const SHOWN_BYTES: usize = 64;
+pub const MAX_PRINTED_BYTES: usize = 64;
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().take(SHOWN_BYTES).try_for_each(|&byte| match byte {
+        self.0.iter().take(MAX_PRINTED_BYTES).try_for_each(|&byte| match byte {
             b' '..=b'~' => write!(f, "{}", char::from(byte)),
             _ => write!(f, "{}", byte.escape_ascii()),
         })
@@ -65,40 +65,40 @@ impl fmt::Display for Shown<'_> {
 }
 
 /// Reads over an empty line, which Redis takes for no command. Only where one could begin.
-pub fn empty_line(input: &[u8]) -> Decoded<(), Violation> {
+pub fn empty_line(input: &[u8]) -> Decoded<(), ProtocolError> {
     match input {
         [b'\r'] => Decoded::Incomplete,
         [b'\r', b'\n', ..] => Decoded::Complete((), 2),
         [b'\n', ..] => Decoded::Complete((), 1),
-        [other, ..] => Decoded::Invalid(Violation::NoCommand(*other)),
+        [other, ..] => Decoded::Invalid(ProtocolError::NoCommand(*other)),
         [] => Decoded::Incomplete,
     }
 }
 
 /// The number of arguments at the beginning of a command. Zero and less mean that there is none, as in Redis.
-pub fn argument_count(input: &[u8]) -> Decoded<i64, Violation> {
+pub fn argument_count(input: &[u8]) -> Decoded<i64, ProtocolError> {
     match input.first() {
         None => Decoded::Incomplete,
         Some(b'*') => match number(&input[1..], MAX_ARGUMENTS) {
             Decoded::Complete(count, length) => Decoded::Complete(count, 1 + length),
             Decoded::Incomplete => Decoded::Incomplete,
-            Decoded::Invalid(()) => Decoded::Invalid(Violation::ArgumentCount),
+            Decoded::Invalid(()) => Decoded::Invalid(ProtocolError::ArgumentCount),
         },
-        Some(&other) => Decoded::Invalid(Violation::NoCommand(other)),
+        Some(&other) => Decoded::Invalid(ProtocolError::NoCommand(other)),
     }
 }
 
 /// The length of the argument at the beginning of `input`.
 #[inline]
-pub fn bulk_length(input: &[u8]) -> Decoded<usize, Violation> {
+pub fn bulk_length(input: &[u8]) -> Decoded<usize, ProtocolError> {
     match input.first() {
         None => Decoded::Incomplete,
         Some(b'$') => match number(&input[1..], MAX_BULK_BYTES) {
             Decoded::Complete(bytes @ 0.., length) => Decoded::Complete(bytes as usize, 1 + length),
             Decoded::Incomplete => Decoded::Incomplete,
-            Decoded::Complete(..) | Decoded::Invalid(()) => Decoded::Invalid(Violation::BulkLength),
+            Decoded::Complete(..) | Decoded::Invalid(()) => Decoded::Invalid(ProtocolError::BulkLength),
         },
-        Some(&other) => Decoded::Invalid(Violation::NoBulk(other)),
+        Some(&other) => Decoded::Invalid(ProtocolError::NoBulk(other)),
     }
 }
 
@@ -113,12 +113,12 @@ pub fn whole_get(input: &[u8]) -> Option<(&[u8], usize)> {
 }
 
 /// The argument at the beginning of `input`, its length known: `header` bytes of `$`, digits, CR and LF.
-pub fn bulk_body(input: &[u8], bytes: usize, header: usize) -> Decoded<&[u8], Violation> {
+pub fn bulk_body(input: &[u8], bytes: usize, header: usize) -> Decoded<&[u8], ProtocolError> {
     let end = header + bytes;
     match input.get(end..) {
         Some([b'\r', b'\n', ..]) => Decoded::Complete(&input[header..end], end + 2),
         None | Some([] | [b'\r']) => Decoded::Incomplete,
-        Some(_) => Decoded::Invalid(Violation::BulkEnd),
+        Some(_) => Decoded::Invalid(ProtocolError::BulkEnd),
     }
 }
 
@@ -241,20 +241,20 @@ mod tests {
             }
         }
         for text in ["*\r", "*a", "*1a", "*+1", "* 1", "*1 ", "*01", "*00", "*-0", "*--1", "*-\r", "*1\n", "*1\r\r"] {
-            assert_eq!(argument_count(text.as_bytes()), Decoded::Invalid(Violation::ArgumentCount), "{text:?}");
+            assert_eq!(argument_count(text.as_bytes()), Decoded::Invalid(ProtocolError::ArgumentCount), "{text:?}");
         }
         for text in ["*1048577", "*3000000000", "*99999999999999999999999", "*-99999999999999999999999", "*\0"] {
-            assert_eq!(argument_count(text.as_bytes()), Decoded::Invalid(Violation::ArgumentCount), "{text:?}");
+            assert_eq!(argument_count(text.as_bytes()), Decoded::Invalid(ProtocolError::ArgumentCount), "{text:?}");
         }
-        assert_eq!(argument_count(b"GET a\r\n"), Decoded::Invalid(Violation::NoCommand(b'G')));
+        assert_eq!(argument_count(b"GET a\r\n"), Decoded::Invalid(ProtocolError::NoCommand(b'G')));
         assert_eq!((empty_line(b"\r\n*"), empty_line(b"\r")), (Decoded::Complete((), 2), Decoded::Incomplete));
-        assert_eq!(empty_line(b"\r*"), Decoded::Invalid(Violation::NoCommand(b'\r')));
+        assert_eq!(empty_line(b"\r*"), Decoded::Invalid(ProtocolError::NoCommand(b'\r')));
         assert_eq!(empty_line(b"\n*"), Decoded::Complete((), 1));
         assert_eq!(bulk_length(b"$536870912\r\n"), Decoded::Complete(536_870_912, 12));
         for text in ["$536870913", "$-1\r\n", "$-10\r\n", "$blabla", "$\r", "$1\n"] {
-            assert_eq!(bulk_length(text.as_bytes()), Decoded::Invalid(Violation::BulkLength), "{text:?}");
+            assert_eq!(bulk_length(text.as_bytes()), Decoded::Invalid(ProtocolError::BulkLength), "{text:?}");
         }
-        assert_eq!(bulk_length(b"*1\r\n"), Decoded::Invalid(Violation::NoBulk(b'*')));
+        assert_eq!(bulk_length(b"*1\r\n"), Decoded::Invalid(ProtocolError::NoBulk(b'*')));
     }
 
     #[test]
@@ -266,7 +266,7 @@ mod tests {
         }
         for text in [&b"$1\r\nabc"[..], b"$1\r\na\n", b"$1\r\na\rb", b"$0\r\nx"] {
             let Decoded::Complete(bytes, header) = bulk_length(text) else { panic!("no length") };
-            assert_eq!(bulk_body(text, bytes, header), Decoded::Invalid(Violation::BulkEnd));
+            assert_eq!(bulk_body(text, bytes, header), Decoded::Invalid(ProtocolError::BulkEnd));
         }
         assert_eq!(Arguments::new(b"$1\r\na\r\n$0\r\n\r\n").collect::<Vec<_>>(), [&b"a"[..], b""]);
     }

@@ -6,9 +6,9 @@
 //! one without.
 
 use super::super::Decoded;
-use super::commands::{self, Known};
-use super::decode::{MAX_WORDS, Refusal};
-use super::frame::{Arguments, Violation};
+use super::commands::{self, CommandSpec};
+use super::decode::{MAX_ARGS, RespRefusal};
+use super::frame::{Arguments, ProtocolError};
 
 /// The commands, by which no method of HTTP begins.
 const COMMANDS: [&[u8]; 6] = [b"AUTH", b"CLIENT", b"HELLO", b"PING", b"QUIT", b"SELECT"];
@@ -35,14 +35,14 @@ fn ends_with_http_version(line: &[u8]) -> bool {
 }
 
 /// Decodes the inline command at the beginning of `input`, and how many bytes it took.
-pub fn decode(input: &[u8]) -> Decoded<Result<(&'static Known, Arguments<'_>), Refusal>, Violation> {
+pub fn decode(input: &[u8]) -> Decoded<Result<(&'static CommandSpec, Arguments<'_>), RespRefusal>, ProtocolError> {
     let (line, consumed) = match line(input) {
         Decoded::Complete(line, consumed) => (line, consumed),
         Decoded::Incomplete => return Decoded::Incomplete,
         Decoded::Invalid(violation) => return Decoded::Invalid(violation),
     };
     let (name, words) = line.split_at(word_end(line));
-    let Some(known) = commands::find(name) else { return Decoded::Invalid(Violation::NoCommand(line[0])) };
+    let Some(known) = commands::find(name) else { return Decoded::Invalid(ProtocolError::NoCommand(line[0])) };
     let (mut count, mut rest) = (1_i64, words);
     while let Some(next) = next_word(rest) {
         match next {
@@ -51,9 +51,9 @@ pub fn decode(input: &[u8]) -> Decoded<Result<(&'static Known, Arguments<'_>), R
         }
     }
     Decoded::Complete(
-        match known.takes(count) {
-            _ if count - 1 > MAX_WORDS => Err(Refusal::TooMany(known.text, MAX_WORDS)),
-            false => Err(Refusal::WrongNumber(known.text)),
+        match known.accepts_arity(count) {
+            _ if count - 1 > MAX_ARGS => Err(RespRefusal::TooMany(known.text, MAX_ARGS)),
+            false => Err(RespRefusal::WrongNumber(known.text)),
             true => Ok((known, Arguments::line(words))),
         },
         consumed,
@@ -61,7 +61,7 @@ pub fn decode(input: &[u8]) -> Decoded<Result<(&'static Known, Arguments<'_>), R
 }
 
 /// Finds the line that begins with one of the commands, without its end.
-fn line(input: &[u8]) -> Decoded<&[u8], Violation> {
+fn line(input: &[u8]) -> Decoded<&[u8], ProtocolError> {
     let Some(&first) = input.first() else { return Decoded::Incomplete };
     let word = &input[..word_end(input)];
     let is_whole = word.len() < input.len();
@@ -70,13 +70,13 @@ fn line(input: &[u8]) -> Decoded<&[u8], Violation> {
         false => command.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word)),
     };
     if !COMMANDS.iter().any(may_be) {
-        return Decoded::Invalid(Violation::NoCommand(first));
+        return Decoded::Invalid(ProtocolError::NoCommand(first));
     }
     let longest = &input[..input.len().min(MAX_LINE_BYTES)];
     match longest.iter().position(|&byte| byte == b'\n') {
         Some(end) => Decoded::Complete(&input[..end], end + 1),
         None if input.len() < MAX_LINE_BYTES => Decoded::Incomplete,
-        None => Decoded::Invalid(Violation::LineLength),
+        None => Decoded::Invalid(ProtocolError::LineLength),
     }
 }
 
@@ -93,7 +93,7 @@ pub struct Word<'a> {
 
 /// Finds the first word of a line. Quotes enclose whole words only, and a quote without its end is
 /// an error. Escapes in quotes are left as they are.
-pub fn next_word(line: &[u8]) -> Option<Result<Word<'_>, Violation>> {
+pub fn next_word(line: &[u8]) -> Option<Result<Word<'_>, ProtocolError>> {
     let line = line.trim_ascii_start();
     let quote = match line.first()? {
         quote @ (b'"' | b'\'') => *quote,
@@ -101,7 +101,7 @@ pub fn next_word(line: &[u8]) -> Option<Result<Word<'_>, Violation>> {
             let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
             let (word, behind) = line.split_at(end);
             let is_quoted_within = word.iter().any(|byte| matches!(byte, b'"' | b'\''));
-            return Some(if is_quoted_within { Err(Violation::Quotes) } else { Ok(Word { word, behind }) });
+            return Some(if is_quoted_within { Err(ProtocolError::Quotes) } else { Ok(Word { word, behind }) });
         }
     };
     let mut is_escaped = false;
@@ -109,13 +109,13 @@ pub fn next_word(line: &[u8]) -> Option<Result<Word<'_>, Violation>> {
         if byte == quote && !is_escaped {
             let (word, behind) = (&line[1..at], &line[at + 1..]);
             return Some(match behind.first() {
-                Some(byte) if !byte.is_ascii_whitespace() => Err(Violation::Quotes),
+                Some(byte) if !byte.is_ascii_whitespace() => Err(ProtocolError::Quotes),
                 _ => Ok(Word { word, behind }),
             });
         }
         is_escaped = byte == b'\\' && !is_escaped;
     }
-    Some(Err(Violation::Quotes))
+    Some(Err(ProtocolError::Quotes))
 }
 
 #[cfg(test)]

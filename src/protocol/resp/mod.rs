@@ -8,48 +8,45 @@
 //!                   not known is read over without being kept
 //!     inline        commands that are words on a line, with which some clients begin
 //!     session       what a connection has chosen, the commands about that, and what the others ask for
-//!     gather        MGET and EXISTS: one reply out of many
 //!     encode        replies
 //!     write         the types of both versions
 //!     sections      which parts of INFO are asked for
 //! ```
 
-mod commands;
+pub(super) mod commands;
 mod decode;
 mod docs;
-mod encode;
+pub(super) mod encode;
 mod frame;
-mod gather;
 mod inline;
 mod sections;
 mod session;
-mod write;
+pub(super) mod writer;
 
-pub use commands::Known;
-pub use decode::{Event, Refusal};
+pub use commands::CommandSpec;
+pub use decode::{DecodeEvent, RespRefusal};
 pub use encode::{
     encode_number, encode_refusal, encode_remaining, encode_reply, encode_text, encode_too_many_clients,
     encode_violation,
 };
-pub use frame::{Arguments, Violation};
-pub use gather::Gather;
+pub use frame::{Arguments, ProtocolError};
 pub use inline::is_resp;
-pub use sections::Sections;
-pub use session::{After, Meaning, Session};
-pub use write::Version;
+pub use sections::InfoSections;
+pub use session::{AfterReply, RespOperation, Session};
+pub use writer::RespVersion;
 
 /// What of a command its reply depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct RespReplyFormat {
     /// The version of the protocol when it was asked.
-    pub version: Version,
+    pub version: RespVersion,
     /// What is told of the key, or of the proxy.
-    pub form: Form,
+    pub form: ReplyKind,
 }
 
 /// What a command is answered with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum ReplyKind {
     /// `GET`: the value.
     Value,
     /// `STRLEN`: its length.
@@ -63,5 +60,5 @@ pub enum Form {
     /// `DBSIZE`.
     Entries,
     /// `INFO`.
-    Info(Sections),
+    Info(InfoSections),
 }

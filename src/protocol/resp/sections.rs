@@ -2,15 +2,15 @@
 
 /// Which sections are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sections(u16);
+pub struct InfoSections(u16);
 
 /// Their names, in the order in which they are told.
 const SECTIONS: [&str; 9] =
     ["server", "clients", "memory", "persistence", "stats", "replication", "cpu", "cluster", "keyspace"];
 
-impl Sections {
+impl InfoSections {
     /// Those that are named, in whatever case; all, where none is. A name that is not known stands for nothing.
-    pub fn named<'a>(names: impl Iterator<Item = &'a [u8]>) -> Sections {
+    pub fn named<'a>(names: impl Iterator<Item = &'a [u8]>) -> InfoSections {
         const ALL: u16 = (1 << SECTIONS.len()) - 1;
         let mut named = None;
         for name in names {
@@ -18,7 +18,7 @@ impl Sections {
             let place = SECTIONS.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(name));
             *named.get_or_insert(0) |= if all { ALL } else { place.map_or(0, |place| 1 << place) };
         }
-        Sections(named.unwrap_or(ALL))
+        InfoSections(named.unwrap_or(ALL))
     }
 
     /// The names of those that are asked for, in order.
@@ -34,7 +34,7 @@ mod tests {
     #[test]
     fn sections_are_those_that_are_named() {
         let named =
-            |names: &[&str]| Sections::named(names.iter().map(|name| name.as_bytes())).names().collect::<Vec<_>>();
+            |names: &[&str]| InfoSections::named(names.iter().map(|name| name.as_bytes())).names().collect::<Vec<_>>();
         assert_eq!(named(&["Clients"]), ["clients"]);
         assert_eq!(named(&["keyspace", "SERVER", "nothing"]), ["server", "keyspace"]);
         assert_eq!(named(&["cluster", "Memory", "CPU", "persistence"]), ["memory", "persistence", "cpu", "cluster"]);

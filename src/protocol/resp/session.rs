@@ -1,10 +1,10 @@
 //! What a connection has chosen, the commands that are about the connection alone, and what all others ask for.
 
-use super::commands::{self, Known, Name};
-use super::decode::{Decoder, Event, READ_ONLY, Refusal, wrong_number_for};
-use super::frame::{Arguments, Shown, Violation};
-use super::write::{Version, Writer};
-use super::{Form, Sections, Shape};
+use super::commands::{self, CommandName, CommandSpec};
+use super::decode::{DecodeEvent, Decoder, READ_ONLY, RespRefusal, wrong_arity};
+use super::frame::{Arguments, Printable, ProtocolError};
+use super::writer::{RespVersion, RespWriter};
+use super::{InfoSections, ReplyKind, RespReplyFormat};
 use crate::protocol::Decoded;
 
 /// Longest name that a client may give its connection, in bytes: that of a host, and something behind it. Redis has no
@@ -19,7 +19,7 @@ pub struct Session {
     id: u64,
     /// The one that `SELECT` may choose.
     database: u32,
-    version: Version,
+    version: RespVersion,
     /// What it looks up does not become recently used (`CLIENT NO-TOUCH`).
     no_touch: bool,
     name: Option<Box<[u8]>>,
@@ -27,24 +27,24 @@ pub struct Session {
 
 /// What a command comes to.
 #[derive(Debug)]
-pub enum Meaning<'a> {
+pub enum RespOperation<'a> {
     /// What Redis holds at a key, in this shape.
-    Get(&'a [u8], Shape),
+    Get(&'a [u8], RespReplyFormat),
     /// How long a key will be served from memory.
-    Remaining(&'a [u8], Shape),
+    Ttl(&'a [u8], RespReplyFormat),
     /// The proxy's figures.
-    Figures(Shape),
+    Info(RespReplyFormat),
     /// [`Session::answer`] answers it.
-    Own,
+    Local,
     /// It cannot be carried out.
-    Refuse(Refusal),
+    Refuse(RespRefusal),
 }
 
 /// What is to happen after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum After {
+pub enum AfterReply {
     /// The next command.
-    Next,
+    Continue,
     /// The end of the connection.
     Close,
 }
@@ -52,16 +52,16 @@ pub enum After {
 impl Session {
     /// A new connection's. `id` is unique, `database` the one that is served.
     pub fn new(id: u64, database: u32) -> Session {
-        Session { decoder: Decoder::default(), id, database, version: Version::Resp2, no_touch: false, name: None }
+        Session { decoder: Decoder::default(), id, database, version: RespVersion::Resp2, no_touch: false, name: None }
     }
 
     /// The version of the protocol that replies are written in.
-    pub fn version(&self) -> Version {
+    pub fn version(&self) -> RespVersion {
         self.version
     }
 
     /// The event at the beginning of all bytes that are not consumed.
-    pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<Event<'a>, Violation> {
+    pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         self.decoder.decode(input)
     }
 
@@ -71,55 +71,55 @@ impl Session {
     }
 
     /// Whether keys become recently used by being asked for.
-    pub fn touches(&self) -> bool {
+    pub fn updates_recency(&self) -> bool {
         !self.no_touch
     }
 
     /// What a command comes to.
     #[inline]
-    pub fn interpret<'a>(&self, known: &Known, mut arguments: Arguments<'a>) -> Meaning<'a> {
-        let shape = |form| Shape { version: self.version, form };
+    pub fn operation_of<'a>(&self, known: &CommandSpec, mut arguments: Arguments<'a>) -> RespOperation<'a> {
+        let shape = |form| RespReplyFormat { version: self.version, form };
         // The number of arguments has been looked at.
         let mut key = || arguments.next().unwrap_or_default();
         match known.name {
-            Name::Get => Meaning::Get(key(), shape(Form::Value)),
-            Name::StrLen => Meaning::Get(key(), shape(Form::Length)),
-            Name::GetRange => {
+            CommandName::Get => RespOperation::Get(key(), shape(ReplyKind::Value)),
+            CommandName::StrLen => RespOperation::Get(key(), shape(ReplyKind::Length)),
+            CommandName::GetRange => {
                 let key = key();
                 match (arguments.next().and_then(number), arguments.next().and_then(number)) {
-                    (Some(start), Some(end)) => Meaning::Get(key, shape(Form::Range(start, end))),
-                    _ => Meaning::Refuse(Refusal::NotANumber),
+                    (Some(start), Some(end)) => RespOperation::Get(key, shape(ReplyKind::Range(start, end))),
+                    _ => RespOperation::Refuse(RespRefusal::NotANumber),
                 }
             }
-            Name::Ttl => Meaning::Remaining(key(), shape(Form::Seconds)),
-            Name::PTtl => Meaning::Remaining(key(), shape(Form::Milliseconds)),
-            Name::DbSize => Meaning::Figures(shape(Form::Entries)),
-            Name::Info => Meaning::Figures(shape(Form::Info(Sections::named(arguments)))),
-            _ => Meaning::Own,
+            CommandName::Ttl => RespOperation::Ttl(key(), shape(ReplyKind::Seconds)),
+            CommandName::PTtl => RespOperation::Ttl(key(), shape(ReplyKind::Milliseconds)),
+            CommandName::DbSize => RespOperation::Info(shape(ReplyKind::Entries)),
+            CommandName::Info => RespOperation::Info(shape(ReplyKind::Info(InfoSections::named(arguments)))),
+            _ => RespOperation::Local,
         }
     }
 
     /// Carries out a command that is about the connection, or about nothing, and answers it.
-    pub fn answer(&mut self, known: &Known, arguments: Arguments<'_>, out: &mut Vec<u8>) -> After {
+    pub fn run_local(&mut self, known: &CommandSpec, arguments: Arguments<'_>, out: &mut Vec<u8>) -> AfterReply {
         let words: Vec<&[u8]> = arguments.collect();
         match known.name {
-            Name::Hello => self.hello(&words, out),
-            Name::Client => self.client(&words, &mut self.writer(out)),
-            Name::Reset => {
+            CommandName::Hello => self.hello(&words, out),
+            CommandName::Client => self.client(&words, &mut self.writer(out)),
+            CommandName::Reset => {
                 *self = Session::new(self.id, self.database);
                 self.writer(out).simple("RESET");
             }
-            Name::Quit => {
+            CommandName::Quit => {
                 self.writer(out).simple("OK");
-                return After::Close;
+                return AfterReply::Close;
             }
-            _ => answer_alike(known, &words, self.database, &mut self.writer(out)),
+            _ => run_stateless(known, &words, self.database, &mut self.writer(out)),
         }
-        After::Next
+        AfterReply::Continue
     }
 
-    fn writer<'a>(&self, out: &'a mut Vec<u8>) -> Writer<'a> {
-        Writer::new(out, self.version)
+    fn writer<'a>(&self, out: &'a mut Vec<u8>) -> RespWriter<'a> {
+        RespWriter::new(out, self.version)
     }
 
     /// `HELLO [version [AUTH user password] [SETNAME name]]`. Nothing is changed unless all of it can be.
@@ -137,7 +137,7 @@ impl Session {
         out.pair("server", env!("CARGO_PKG_NAME"));
         out.pair("version", env!("CARGO_PKG_VERSION"));
         out.bulk(b"proto");
-        out.integer(if self.version == Version::Resp3 { 3 } else { 2 });
+        out.integer(if self.version == RespVersion::Resp3 { 3 } else { 2 });
         out.bulk(b"id");
         out.integer(self.id as i64);
         out.pair("mode", "standalone");
@@ -148,13 +148,13 @@ impl Session {
     }
 
     /// `CLIENT`, and a word that says what.
-    fn client(&mut self, words: &[&[u8]], out: &mut Writer<'_>) {
+    fn client(&mut self, words: &[&[u8]], out: &mut RespWriter<'_>) {
         let Some((word, rest)) = words.split_first() else { return wrong_number("client", out) };
         match (word.to_ascii_lowercase().as_slice(), rest) {
             (b"id", []) => out.integer(self.id as i64),
             (b"getname", []) => match &self.name {
                 Some(name) => out.bulk(name),
-                None => out.nothing(),
+                None => out.null(),
             },
             (b"setname", [name]) => match self.set_name(name) {
                 Ok(()) => out.simple("OK"),
@@ -163,20 +163,20 @@ impl Session {
             // Nobody can ask for the library, so that it is not kept.
             (b"setinfo", [option, value]) => match option.to_ascii_lowercase().as_slice() {
                 b"lib-name" | b"lib-ver" if is_name(value) => out.simple("OK"),
-                b"lib-name" | b"lib-ver" => out.error(&format!("ERR {} {BAD_NAME}", Shown(option))),
-                _ => out.error(&format!("ERR Unrecognized option '{}'", Shown(option))),
+                b"lib-name" | b"lib-ver" => out.error(&format!("ERR {} {BAD_NAME}", Printable(option))),
+                _ => out.error(&format!("ERR Unrecognized option '{}'", Printable(option))),
             },
             // No client is ever evicted here.
-            (b"no-evict", [switch]) => _ = answer_switch(switch, out),
+            (b"no-evict", [switch]) => _ = parse_on_off(switch, out),
             (b"no-touch", [switch]) => {
-                if let Some(on) = answer_switch(switch, out) {
+                if let Some(on) = parse_on_off(switch, out) {
                     self.no_touch = on;
                 }
             }
             (b"id" | b"getname" | b"setname" | b"setinfo" | b"no-evict" | b"no-touch", _) => {
-                wrong_number(&format!("client|{}", Shown(&word.to_ascii_lowercase())), out);
+                wrong_number(&format!("client|{}", Printable(&word.to_ascii_lowercase())), out);
             }
-            _ => unknown_word("client", word, out),
+            _ => unknown_subcommand("client", word, out),
         }
     }
 
@@ -194,11 +194,11 @@ impl Session {
 }
 
 /// What the words of `HELLO` choose: a version, which is the `present` one where there is none, and a name. Or the error.
-fn hello_options<'a>(words: &[&'a [u8]], present: Version) -> Result<(Version, Option<&'a [u8]>), String> {
+fn hello_options<'a>(words: &[&'a [u8]], present: RespVersion) -> Result<(RespVersion, Option<&'a [u8]>), String> {
     let Some((wanted, mut options)) = words.split_first() else { return Ok((present, None)) };
     let version = match number(wanted) {
-        Some(2) => Version::Resp2,
-        Some(3) => Version::Resp3,
+        Some(2) => RespVersion::Resp2,
+        Some(3) => RespVersion::Resp3,
         Some(_) => return Err("NOPROTO unsupported protocol version".into()),
         None => return Err("ERR Protocol version is not an integer or out of range".into()),
     };
@@ -211,29 +211,29 @@ fn hello_options<'a>(words: &[&'a [u8]], present: Version) -> Result<(Version, O
                 name = Some(*given);
                 rest
             }
-            _ => return Err(format!("ERR Syntax error in HELLO option '{}'", Shown(option))),
+            _ => return Err(format!("ERR Syntax error in HELLO option '{}'", Printable(option))),
         };
     }
     Ok((version, name))
 }
 
 /// Answers a command whose answer is the same for every connection.
-fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<'_>) {
+fn run_stateless(known: &CommandSpec, words: &[&[u8]], database: u32, out: &mut RespWriter<'_>) {
     let first = words.first().map(|word| word.to_ascii_lowercase()).unwrap_or_default();
     match (known.name, words) {
-        (Name::Ping, []) => out.simple("PONG"),
-        (Name::Ping | Name::Echo, [text]) => out.bulk(text),
+        (CommandName::Ping, []) => out.simple("PONG"),
+        (CommandName::Ping | CommandName::Echo, [text]) => out.bulk(text),
         // Clients bring the password of the Redis behind. Nothing is protected here, so that all are right.
-        (Name::Auth, [_] | [_, _]) => out.simple("OK"),
-        (Name::Auth, _) => out.error("ERR syntax error"),
-        (Name::Select, [index]) => match number(index) {
+        (CommandName::Auth, [_] | [_, _]) => out.simple("OK"),
+        (CommandName::Auth, _) => out.error("ERR syntax error"),
+        (CommandName::Select, [index]) => match number(index) {
             Some(index) if index == i64::from(database) => out.simple("OK"),
             Some(_) => out.error(&format!(
                 "ERR this proxy serves only database {database}; set its REDIS_DB, or run another proxy"
             )),
-            None => out.error(&Refusal::NotANumber.to_string()),
+            None => out.error(&RespRefusal::NotANumber.to_string()),
         },
-        (Name::Config, [_, names @ ..]) if first == b"get" && !names.is_empty() => {
+        (CommandName::Config, [_, names @ ..]) if first == b"get" && !names.is_empty() => {
             let asked: Vec<_> = SETTINGS
                 .iter()
                 .filter(|(setting, _)| names.iter().any(|name| name.eq_ignore_ascii_case(setting.as_bytes())))
@@ -241,24 +241,24 @@ fn answer_alike(known: &Known, words: &[&[u8]], database: u32, out: &mut Writer<
             out.map(asked.len());
             asked.iter().for_each(|(setting, value)| out.pair(setting, value));
         }
-        (Name::Config, [_]) if first == b"get" => wrong_number("config|get", out),
-        (Name::Command, []) => commands::write_all(out),
-        (Name::Command, [_]) if first == b"count" => commands::write_count(out),
-        (Name::Command, [_]) if first == b"info" => commands::write_all(out),
-        (Name::Command, [_, names @ ..]) if first == b"info" => commands::write_some(names, out),
-        (Name::Command, [_, names @ ..]) if first == b"docs" => commands::write_docs(names, out),
-        (Name::Command, [_]) if first == b"list" => commands::write_names(out),
-        (Name::Command, [_, ..]) if first == b"list" => out.error("ERR COMMAND LIST FILTERBY is not supported"),
-        (Name::Command, [_, line @ ..]) if first == b"getkeys" && line.len() > 1 => {
+        (CommandName::Config, [_]) if first == b"get" => wrong_number("config|get", out),
+        (CommandName::Command, []) => commands::write_all(out),
+        (CommandName::Command, [_]) if first == b"count" => commands::write_count(out),
+        (CommandName::Command, [_]) if first == b"info" => commands::write_all(out),
+        (CommandName::Command, [_, names @ ..]) if first == b"info" => commands::write_named(names, out),
+        (CommandName::Command, [_, names @ ..]) if first == b"docs" => commands::write_docs(names, out),
+        (CommandName::Command, [_]) if first == b"list" => commands::write_names(out),
+        (CommandName::Command, [_, ..]) if first == b"list" => out.error("ERR COMMAND LIST FILTERBY is not supported"),
+        (CommandName::Command, [_, line @ ..]) if first == b"getkeys" && line.len() > 1 => {
             commands::write_keys(line, false, out);
         }
-        (Name::Command, [_, line @ ..]) if first == b"getkeysandflags" && line.len() > 1 => {
+        (CommandName::Command, [_, line @ ..]) if first == b"getkeysandflags" && line.len() > 1 => {
             commands::write_keys(line, true, out);
         }
-        (Name::Command, [_, ..]) if [&b"count"[..], b"getkeys", b"getkeysandflags"].contains(&&*first) => {
-            wrong_number(&format!("command|{}", Shown(&first)), out);
+        (CommandName::Command, [_, ..]) if [&b"count"[..], b"getkeys", b"getkeysandflags"].contains(&&*first) => {
+            wrong_number(&format!("command|{}", Printable(&first)), out);
         }
-        (Name::Command | Name::Config, [word, ..]) => unknown_word(known.text, word, out),
+        (CommandName::Command | CommandName::Config, [word, ..]) => unknown_subcommand(known.text, word, out),
         _ => wrong_number(known.text, out),
     }
 }
@@ -282,7 +282,7 @@ fn number(word: &[u8]) -> Option<i64> {
 }
 
 /// `ON` or `OFF`: says so, and which it was.
-fn answer_switch(word: &[u8], out: &mut Writer<'_>) -> Option<bool> {
+fn parse_on_off(word: &[u8], out: &mut RespWriter<'_>) -> Option<bool> {
     let on = word.eq_ignore_ascii_case(b"on");
     if !on && !word.eq_ignore_ascii_case(b"off") {
         out.error("ERR syntax error");
@@ -292,12 +292,12 @@ fn answer_switch(word: &[u8], out: &mut Writer<'_>) -> Option<bool> {
     Some(on)
 }
 
-fn wrong_number(command: &str, out: &mut Writer<'_>) {
-    out.error(&wrong_number_for(command));
+fn wrong_number(command: &str, out: &mut RespWriter<'_>) {
+    out.error(&wrong_arity(command));
 }
 
-fn unknown_word(command: &str, word: &[u8], out: &mut Writer<'_>) {
-    out.error(&format!("ERR unknown subcommand '{}' of '{command}': {READ_ONLY}", Shown(word)));
+fn unknown_subcommand(command: &str, word: &[u8], out: &mut RespWriter<'_>) {
+    out.error(&format!("ERR unknown subcommand '{}' of '{command}': {READ_ONLY}", Printable(word)));
 }
 
 #[cfg(test)]
@@ -325,7 +325,9 @@ mod tests {
             let input = format!("*{}\r\n{frames}", words.len());
             let mut out = Vec::new();
             match session.decode(input.as_bytes()) {
-                Decoded::Complete(Event::Command(known, arguments), _) => session.answer(known, arguments, &mut out),
+                Decoded::Complete(DecodeEvent::Command(known, arguments), _) => {
+                    session.run_local(known, arguments, &mut out)
+                }
                 _ => unreachable!("a whole command"),
             };
             String::from_utf8(out).expect("text")
@@ -351,9 +353,9 @@ mod tests {
         assert!(hello(&mut session, &[b"2", b"SETNAME", b"me"]).starts_with("*14\r\n"));
         for words in [&[&b"3"[..], b"SETNAME", b"a b"][..], &[b"3", b"SETNAME", b"you", b"x"], &[b"3", b"AUTH", b"x"]] {
             assert!(hello(&mut session, words).starts_with('-'));
-            assert_eq!((session.version, session.name.as_deref()), (Version::Resp2, Some(&b"me"[..])));
+            assert_eq!((session.version, session.name.as_deref()), (RespVersion::Resp2, Some(&b"me"[..])));
         }
         assert!(hello(&mut session, &[b"3", b"AUTH", b"x", b"y", b"SETNAME", b""]).starts_with("%7\r\n"));
-        assert_eq!((session.version, session.name.as_deref()), (Version::Resp3, None));
+        assert_eq!((session.version, session.name.as_deref()), (RespVersion::Resp3, None));
     }
 }

@@ -1,0 +1,259 @@
+//! `/metrics`: figures in Prometheus' text format, version 0.0.4, under names by its conventions (base units, `_total` for what
+//! only grows). Names are a promise: dashboards and alerts are made of them.
+
+use crate::metrics::{Histogram, InstanceInfo, Protocol, RequestOutcome, Snapshot, TimeoutKind};
+use crate::protocol::http::Status;
+use crate::types::Failure;
+use std::fmt::{Display, Write};
+
+/// Microseconds in a second.
+const SECOND: f64 = 1e6;
+
+/// The text as it grows.
+struct Exposition(String);
+
+impl Exposition {
+    /// Begins a metric. Its help has no line feed and no backslash.
+    fn begin(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing into a String cannot fail, here and below.
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
+        let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+
+    /// A metric of one sample. What ends in `_total` is a counter, everything else may go down.
+    fn gauge_or_counter(&mut self, name: &str, value: impl Display, help: &str) {
+        self.begin(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
+        self.sample(name, "", value);
+    }
+
+    /// A counter of several samples, each with its value of one label.
+    fn labelled_counter<'a>(
+        &mut self,
+        name: &str,
+        label: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (&'a str, u64)>,
+    ) {
+        self.begin(name, "counter", help);
+        for (value, count) in samples {
+            self.sample(name, &format!("{{{label}=\"{value}\"}}"), count);
+        }
+    }
+
+    /// A histogram whose values are told in `unit`s.
+    fn histogram<const N: usize>(&mut self, name: &str, histogram: &Histogram<N>, unit: f64, help: &str) {
+        self.begin(name, "histogram", help);
+        let bounds = histogram.bounds().iter().map(|&bound| (bound as f64 / unit).to_string());
+        let mut total = 0;
+        for (bound, count) in bounds.chain(["+Inf".to_owned()]).zip(histogram.counts()) {
+            total += count;
+            self.sample(&format!("{name}_bucket"), &format!("{{le=\"{bound}\"}}"), total);
+        }
+        self.sample(&format!("{name}_sum"), "", histogram.sum() as f64 / unit);
+        self.sample(&format!("{name}_count"), "", total);
+    }
+}
+
+/// All of them.
+pub fn text(now: &Snapshot, settings: &InstanceInfo) -> String {
+    let mut text = Exposition(String::with_capacity(16 * 1024));
+    requests(&mut text, now);
+    cache(&mut text, now, settings);
+    clients(&mut text, now, settings);
+    redis(&mut text, now);
+    process(&mut text, now);
+    text.0
+}
+
+fn requests(text: &mut Exposition, now: &Snapshot) {
+    let figures = &now.figures;
+    let name = "segment_requests_total";
+    text.begin(name, "counter", "Completed requests, by protocol and outcome.");
+    for (protocol, answers) in Protocol::NAMES.into_iter().zip(figures.requests_by_outcome) {
+        for (ending, count) in RequestOutcome::NAMES.into_iter().zip(answers) {
+            text.sample(name, &format!("{{protocol=\"{protocol}\",outcome=\"{ending}\"}}"), count);
+        }
+    }
+    let responses = Status::ALL.into_iter().map(Status::code).zip(figures.responses);
+    text.labelled_counter("segment_http_responses_total", "code", "HTTP responses, by status code.", responses);
+    let failures = Failure::KINDS.into_iter().zip(figures.failures);
+    text.labelled_counter("segment_errors_total", "kind", "Failed key reads, by kind of error.", failures);
+    text.histogram(
+        "segment_hit_seconds",
+        &figures.hit_latency,
+        SECOND,
+        "Time from receiving a request to the end of the event loop turn that answered it from the cache.",
+    );
+    text.histogram(
+        "segment_miss_seconds",
+        &figures.miss_latency,
+        SECOND,
+        "Time from receiving a request to its reply, for requests that waited for Redis.",
+    );
+    text.histogram(
+        "segment_tick_seconds",
+        &figures.tick_duration,
+        SECOND,
+        "Working time of an event loop tick; other clients of the loop wait meanwhile.",
+    );
+}
+
+fn cache(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
+    let figures = &now.figures;
+    text.gauge_or_counter("segment_hits_total", figures.hits, "Requested keys found in the cache.");
+    text.gauge_or_counter("segment_misses_total", figures.misses, "Requested keys not found in the cache.");
+    text.gauge_or_counter(
+        "segment_collapsed_total",
+        figures.collapsed,
+        "Misses that joined a fetch in flight for the same key.",
+    );
+    text.gauge_or_counter(
+        "segment_evictions_total",
+        figures.evicted,
+        "Entries evicted to stay within the cache capacity.",
+    );
+    text.gauge_or_counter("segment_expirations_total", figures.expired, "Entries removed because they expired.");
+    text.gauge_or_counter(
+        "segment_invalidations_total",
+        figures.invalidated,
+        "Entries removed by an invalidation from Redis.",
+    );
+    text.gauge_or_counter("segment_cache_entries", figures.entries, "Keys in the cache.");
+    text.gauge_or_counter("segment_cache_bytes", figures.bytes, "Bytes of keys and values in the cache.");
+    text.gauge_or_counter(
+        "segment_cache_capacity_entries",
+        settings.capacity,
+        "Cache capacity in keys, of all workers together.",
+    );
+    text.gauge_or_counter("segment_inflight_keys", figures.inflight_keys, "Keys with a fetch from Redis in flight.");
+}
+
+fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
+    let figures = &now.figures;
+    text.gauge_or_counter("segment_connections", figures.connected_clients, "Open client connections.");
+    text.gauge_or_counter(
+        "segment_connections_limit",
+        settings.max_connections,
+        "Connection limit: highest number of client connections.",
+    );
+    text.gauge_or_counter("segment_connections_accepted_total", figures.accepted, "Accepted client connections.");
+    text.gauge_or_counter(
+        "segment_connections_rejected_total",
+        figures.rejected,
+        "Client connections rejected because the connection limit was reached.",
+    );
+    text.labelled_counter(
+        "segment_client_timeouts_total",
+        "kind",
+        "Client connections closed by a timeout: incomplete request (request), no request (idle) or replies not read \
+         (reply).",
+        TimeoutKind::NAMES.into_iter().zip(figures.timeouts),
+    );
+}
+
+fn redis(text: &mut Exposition, now: &Snapshot) {
+    let Snapshot { figures, redis, .. } = now;
+    text.gauge_or_counter(
+        "segment_redis_up",
+        u8::from(redis.unavailable.is_none()),
+        "1 if Redis is available to all workers, else 0.",
+    );
+    text.gauge_or_counter("segment_redis_connections", redis.accepted, "Open connections of fetchers to Redis.");
+    let connects = ["ok", "failed"].into_iter().zip(redis.connect_attempts);
+    text.labelled_counter(
+        "segment_redis_connects_total",
+        "result",
+        "Attempts of fetchers to connect to Redis, by result.",
+        connects,
+    );
+    text.gauge_or_counter(
+        "segment_redis_connections_lost_total",
+        redis.disconnects,
+        "Connections of fetchers to Redis that were closed.",
+    );
+    text.gauge_or_counter(
+        "segment_redis_round_trips_total",
+        redis.round_trips,
+        "Round trips to Redis; a pipeline of commands counts once.",
+    );
+    text.histogram("segment_redis_batch_keys", &redis.batch_sizes, 1.0, "Keys read from Redis in one batch.");
+    text.gauge_or_counter("segment_queue_length", redis.queued, "Keys in the queue, waiting for a fetcher.");
+    text.gauge_or_counter(
+        "segment_tracking_wanted",
+        now.tracking_wanted,
+        "Workers configured for tracking (REDIS_TRACKING=on).",
+    );
+    text.gauge_or_counter(
+        "segment_tracking_active",
+        now.tracking,
+        "Workers with active tracking, which receive invalidations from Redis.",
+    );
+    text.gauge_or_counter(
+        "segment_tracking_epochs_total",
+        figures.flushes,
+        "Times that the whole cache was flushed or expired, because any key may have changed.",
+    );
+}
+
+fn process(text: &mut Exposition, now: &Snapshot) {
+    let Snapshot { figures, process, .. } = now;
+    text.begin("segment_build_info", "gauge", "Version of the proxy.");
+    text.sample("segment_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1);
+    text.gauge_or_counter("segment_workers", now.workers, "Event loops (workers).");
+    text.gauge_or_counter("segment_workers_stuck", now.is_stuck, "Event loops that are stuck.");
+    text.gauge_or_counter("segment_uptime_seconds", figures.uptime as f64 / 1e3, "Time since the start of the proxy.");
+    text.gauge_or_counter(
+        "segment_log_lines_dropped_total",
+        process.dropped_lines,
+        "Log lines lost because the log buffer was full or a write failed.",
+    );
+    text.gauge_or_counter("process_resident_memory_bytes", process.resident_bytes, "Resident memory.");
+    text.gauge_or_counter("process_open_fds", process.open_files, "Open file descriptors.");
+    text.gauge_or_counter("process_max_fds", process.max_open_files, "Limit of open file descriptors.");
+    text.gauge_or_counter("process_cpu_seconds_total", process.cpu_seconds, "User and system CPU time.");
+    text.gauge_or_counter(
+        "process_start_time_seconds",
+        process.started,
+        "Start time of the process, in seconds since the Unix epoch.",
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_is_cumulative_and_in_base_units() {
+        let mut now = Snapshot::default();
+        now.figures.hit_latency.observe(15, 2);
+        now.figures.hit_latency.observe(20_000_000, 1);
+        let text = text(&now, &InstanceInfo::default());
+        for line in [
+            "# TYPE segment_hit_seconds histogram",
+            "segment_hit_seconds_bucket{le=\"0.00001\"} 0",
+            "segment_hit_seconds_bucket{le=\"0.00002\"} 2",
+            "segment_hit_seconds_bucket{le=\"10\"} 2",
+            "segment_hit_seconds_bucket{le=\"+Inf\"} 3",
+            "segment_hit_seconds_sum 20.00003",
+            "segment_hit_seconds_count 3",
+            "segment_requests_total{protocol=\"resp\",outcome=\"other\"} 0",
+            "# TYPE segment_hits_total counter",
+            "# TYPE segment_cache_entries gauge",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in {text}");
+        }
+    }
+
+    #[test]
+    fn every_metric_is_told_once() {
+        let text = text(&Snapshot::default(), &InstanceInfo::default());
+        let mut names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!((names.len(), text.matches("# HELP ").count()), (count, count));
+    }
+}
