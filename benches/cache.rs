@@ -84,7 +84,7 @@ fn whole_hit(size: usize) -> f64 {
     let (rules, register, date) =
         (Policy::default(), MetricsRegistry::default(), ResponseDate::at(SystemTime::UNIX_EPOCH));
     let mut service = Dispatcher {
-        proxy: &mut proxy,
+        read_through: &mut proxy,
         jobs: &mut jobs,
         head_decoder: &mut heads,
         policy: &rules,
@@ -105,7 +105,7 @@ fn whole_hit(size: usize) -> f64 {
         connection.send_buffer().advance(length);
         connection.send_buffer().reclaim_tail(&mut lent);
     });
-    sync_metrics(service.recorder, service.proxy, 0);
+    sync_metrics(service.recorder, service.read_through, 0);
     assert_eq!(service.recorder.figures.hits, OPERATIONS as u64);
     time
 }

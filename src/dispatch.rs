@@ -24,7 +24,7 @@ const MAX_COPIED_PER_TURN: usize = MAX_UNSENT_BYTES;
 /// What requests are served with.
 pub struct Dispatcher<'a> {
     /// Cache and flights.
-    pub proxy: &'a mut ReadThrough,
+    pub read_through: &'a mut ReadThrough,
     /// Takes the fetches that have to be begun.
     pub jobs: &'a mut Vec<Job>,
     /// What request heads are decoded with.
@@ -86,7 +86,7 @@ impl Dispatcher<'_> {
                 DecodeStep::Consumed(consumed) => at += consumed,
                 DecodeStep::Get { key, touch, answer, consumed } => {
                     at += consumed;
-                    match self.proxy.get(key, touch, connection.request_id(slot), self.now) {
+                    match self.read_through.get(key, touch, connection.request_id(slot), self.now) {
                         Lookup::Reply(reply) => {
                             gathered += copied_bytes(answer, &reply);
                             connection.reply_now(answer, &reply, self.date, self.recorder);
@@ -100,12 +100,12 @@ impl Dispatcher<'_> {
                 }
                 DecodeStep::Ttl { key, shape, consumed } => {
                     at += consumed;
-                    connection.reply_ttl(shape, self.proxy.remaining_ttl(key, self.now), self.recorder);
+                    connection.reply_ttl(shape, self.read_through.remaining_ttl(key, self.now), self.recorder);
                 }
                 DecodeStep::Info { shape, consumed } => {
                     at += consumed;
                     steps += ADMIN_STEP_COST;
-                    sync_metrics(self.recorder, self.proxy, self.now);
+                    sync_metrics(self.recorder, self.read_through, self.now);
                     let figures = &self.recorder.figures;
                     match shape.form {
                         resp::ReplyKind::Info(sections) => {
@@ -119,7 +119,7 @@ impl Dispatcher<'_> {
                 DecodeStep::Admin { topic, shape, consumed } => {
                     at += consumed;
                     steps += ADMIN_STEP_COST + ADMIN_STEP_COST_PER_WORKER * self.registry.slots().len();
-                    sync_metrics(self.recorder, self.proxy, self.now);
+                    sync_metrics(self.recorder, self.read_through, self.now);
                     // What others see of this loop is as old as its last tick.
                     if let Some(seat) = self.registry.slots().get(self.worker_index) {
                         seat.publish(&self.recorder.figures);
@@ -169,7 +169,7 @@ mod tests {
             let (proxy, jobs, heads, ledger) = (&mut proxy, &mut jobs, &mut heads, &mut ledger);
             let (rules, register, date) = (&rules, &register, &date);
             let mut service = Dispatcher {
-                proxy,
+                read_through: proxy,
                 jobs,
                 head_decoder: heads,
                 policy: rules,
@@ -187,7 +187,7 @@ mod tests {
                 let bytes = vec![b'x'; if &*job.key == b"b" { 16 * 1024 } else { 1 }];
                 let fetched = FetchedValue { value: Value::new(bytes), ttl: None };
                 let completion = Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) };
-                service.proxy.complete(completion, 0, |request_id, reply| {
+                service.read_through.complete(completion, 0, |request_id, reply| {
                     assert!(connection.reply_later(request_id, reply, date, service.recorder));
                 });
             }

@@ -310,7 +310,7 @@ impl<'a> Driver<'a> {
 fn serve<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
     let Driver { proxy, jobs, heads, rules, date, ledger, register, .. } = driver;
     Dispatcher {
-        proxy,
+        read_through: proxy,
         jobs,
         head_decoder: heads,
         policy: rules,

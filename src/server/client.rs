@@ -388,7 +388,7 @@ mod tests {
             let (proxy, jobs, heads, ledger) = (&mut self.proxy, &mut jobs, &mut heads, &mut ledger);
             let (rules, register, date) = (&rules, &register, &date);
             let service = Dispatcher {
-                proxy,
+                read_through: proxy,
                 jobs,
                 head_decoder: heads,
                 policy: rules,

@@ -132,7 +132,7 @@ pub struct Worker {
     timers: DeadlineHeap,
     timeouts: timeouts::TimeoutConfig,
     policy: Policy,
-    proxy: ReadThrough,
+    read_through: ReadThrough,
     pool: Pool,
     /// Fetches begun in this tick.
     jobs: Vec<Job>,
@@ -211,7 +211,7 @@ impl Worker {
                 linger: timeouts::LINGER_TIMEOUT,
             },
             policy: Policy { allowed_hosts: config.allowed_hosts.clone(), admin: config.admin, ..Policy::default() },
-            proxy: ReadThrough::new(limits, ttl, patience),
+            read_through: ReadThrough::new(limits, ttl, patience),
             pool,
             jobs: Vec::new(),
             completions: Vec::new(),
@@ -280,7 +280,7 @@ impl Worker {
             && !seat.has_responded()
         {
             self.telemetry.ledger.figures.connected_clients = self.clients.len() - self.connection_limit.rejecting();
-            sync_metrics(&mut self.telemetry.ledger, &self.proxy, self.clock.now);
+            sync_metrics(&mut self.telemetry.ledger, &self.read_through, self.clock.now);
             seat.publish(&self.telemetry.ledger.figures);
         }
     }
@@ -295,7 +295,7 @@ impl Worker {
         let stop = self.shutdown.as_ref().map(|stopping| stopping.next_deadline(self.clock.now));
         // Asked in each tick: a chain of iterators over the four took as long as the rest of this.
         let or_never = |deadline: Option<Millis>| deadline.unwrap_or(Millis::MAX);
-        let next = or_never(accept).min(or_never(timer)).min(or_never(stop)).min(or_never(self.proxy.next_deadline()));
+        let next = or_never(accept).min(or_never(timer)).min(or_never(stop)).min(or_never(self.read_through.next_deadline()));
         (next != Millis::MAX).then(|| Duration::from_millis(next.saturating_sub(self.clock.now)))
     }
 
@@ -366,10 +366,10 @@ impl Worker {
             return;
         }
         for change in self.invalidations.drain(..) {
-            self.proxy.invalidate(&change, self.clock.now);
+            self.read_through.invalidate(&change, self.clock.now);
         }
         for completion in self.completions.drain(..) {
-            self.proxy.complete(completion, self.clock.now, |request_id, reply| {
+            self.read_through.complete(completion, self.clock.now, |request_id, reply| {
                 deliver_reply(
                     &mut self.clients,
                     &mut self.ready_queue,
@@ -394,7 +394,7 @@ impl Worker {
         self.pool.submit(&mut self.jobs);
         for job in self.jobs.drain(..) {
             let refused = Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull) };
-            self.proxy.complete(refused, self.clock.now, |request_id, reply| {
+            self.read_through.complete(refused, self.clock.now, |request_id, reply| {
                 deliver_reply(
                     &mut self.clients,
                     &mut self.ready_queue,
@@ -409,7 +409,7 @@ impl Worker {
     fn run_timers(&mut self) {
         let now = self.clock.now;
         let budget = SWEEP_PER_TICK + self.completed_this_tick + self.ready_queue.len();
-        self.timers_backlogged = self.proxy.tick(now, budget, |request_id, reply| {
+        self.timers_backlogged = self.read_through.tick(now, budget, |request_id, reply| {
             deliver_reply(
                 &mut self.clients,
                 &mut self.ready_queue,

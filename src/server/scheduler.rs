@@ -26,7 +26,7 @@ impl Worker {
     fn run_until_close(&mut self, left: &mut usize) -> Option<usize> {
         let Telemetry { ledger, access_log } = &mut self.telemetry;
         let service = Dispatcher {
-            proxy: &mut self.proxy,
+            read_through: &mut self.read_through,
             jobs: &mut self.jobs,
             head_decoder: &mut self.head_decoder,
             policy: &self.policy,

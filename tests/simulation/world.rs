@@ -409,7 +409,7 @@ impl World {
         let client = &mut self.clients[slot];
         let first = client.connection.request_id(slot).sequence as usize;
         let mut service = Dispatcher {
-            proxy: &mut self.proxy,
+            read_through: &mut self.proxy,
             jobs: &mut jobs,
             head_decoder: &mut self.heads,
             policy: &HttpRules::default(),
