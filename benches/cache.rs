@@ -106,7 +106,7 @@ fn whole_hit(size: usize) -> f64 {
         connection.send_buffer().reclaim_tail(&mut lent);
     });
     sync_metrics(service.recorder, service.read_through, 0);
-    assert_eq!(service.recorder.figures.hits, OPERATIONS as u64);
+    assert_eq!(service.recorder.metrics.hits, OPERATIONS as u64);
     time
 }
 

@@ -98,15 +98,15 @@ impl Dispatcher<'_> {
                         }
                     }
                 }
-                DecodeStep::Ttl { key, shape, consumed } => {
+                DecodeStep::Ttl { key, format: shape, consumed } => {
                     at += consumed;
                     connection.reply_ttl(shape, self.read_through.remaining_ttl(key, self.now), self.recorder);
                 }
-                DecodeStep::Info { shape, consumed } => {
+                DecodeStep::Info { format: shape, consumed } => {
                     at += consumed;
                     steps += ADMIN_STEP_COST;
                     sync_metrics(self.recorder, self.read_through, self.now);
-                    let figures = &self.recorder.figures;
+                    let figures = &self.recorder.metrics;
                     match shape.form {
                         resp::ReplyKind::Info(sections) => {
                             let MetricsRegistry { settings, .. } = self.registry;
@@ -116,28 +116,28 @@ impl Dispatcher<'_> {
                         _ => connection.reply_number(shape, figures.entries, self.recorder),
                     }
                 }
-                DecodeStep::Admin { topic, shape, consumed } => {
+                DecodeStep::Admin { topic, format: shape, consumed } => {
                     at += consumed;
                     steps += ADMIN_STEP_COST + ADMIN_STEP_COST_PER_WORKER * self.registry.slots().len();
                     sync_metrics(self.recorder, self.read_through, self.now);
                     // What others see of this loop is as old as its last tick.
                     if let Some(seat) = self.registry.slots().get(self.worker_index) {
-                        seat.publish(&self.recorder.figures);
+                        seat.publish(&self.recorder.metrics);
                     }
                     let document = admin::render(topic, &self.registry.snapshot(), &self.registry.settings);
                     connection.reply_admin(shape, &document, self.date, self.recorder);
                 }
             }
         };
-        self.recorder.figures.requests += connection.request_count() - before;
+        self.recorder.metrics.requests += connection.request_count() - before;
         (at, at < input.len() && enough && !connection.is_closing())
     }
 }
 
 /// Brings a loop's figures up to date with what its proxy knows. Whoever shows them does so before.
 pub fn sync_metrics(ledger: &mut Recorder, proxy: &ReadThrough, now: Millis) {
-    ledger.figures.uptime = now;
-    proxy.export_metrics(&mut ledger.figures);
+    ledger.metrics.uptime = now;
+    proxy.export_metrics(&mut ledger.metrics);
 }
 
 /// Bytes that are copied into a reply about several keys. Other replies are bounded by what may be unsent.
@@ -211,8 +211,8 @@ mod tests {
             assert!(connection.send_buffer().unsent_bytes() > keys && !connection.has_unparsed());
             connection.send_buffer().drain(usize::MAX);
         }
-        assert_eq!((ledger.figures.requests, connection.request_count()), (4, 4));
-        let many = ledger.figures.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Many as usize];
-        assert_eq!((many, ledger.figures.requests_by_outcome.as_flattened().iter().sum::<u64>()), (2, 4));
+        assert_eq!((ledger.metrics.requests, connection.request_count()), (4, 4));
+        let many = ledger.metrics.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Many as usize];
+        assert_eq!((many, ledger.metrics.requests_by_outcome.as_flattened().iter().sum::<u64>()), (2, 4));
     }
 }

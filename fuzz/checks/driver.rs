@@ -247,8 +247,8 @@ impl<'a> Driver<'a> {
         let may_keep = if self.held_up { self.wire.len() } else { self.world.most_kept };
         assert!(kept.len() <= may_keep, "{} bytes are kept", kept.len());
         self.connection.store_unparsed(kept);
-        self.proxy.export_metrics(&mut self.ledger.figures);
-        let open = self.ledger.figures.misses - self.answered;
+        self.proxy.export_metrics(&mut self.ledger.metrics);
+        let open = self.ledger.metrics.misses - self.answered;
         assert!(open <= MAX_PENDING_KEYS as u64, "{open} keys are waited for");
         // One reply may go over it, which is as long as its keys' values.
         let longest = LONGEST_REPLY * self.world.most_keys;
@@ -272,7 +272,7 @@ impl<'a> Driver<'a> {
         assert_eq!(self.proxy.validate(), Ok(()));
         // One about several keys may not be whole.
         let requests = self.connection.request_count();
-        let figures = &self.ledger.figures;
+        let figures = &self.ledger.metrics;
         assert_eq!(figures.requests, requests, "requests that are not counted");
         let answers: u64 = figures.requests_by_outcome.as_flattened().iter().sum();
         assert_eq!(answers, replies.len() as u64, "replies that are not counted");

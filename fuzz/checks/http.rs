@@ -38,7 +38,7 @@ fn check_head(wire: &[u8], choices: &mut Choices) {
     let mut ends: Vec<usize> = (0..=wire.len().min(ALL_PREFIXES)).collect();
     if let Decoded::Complete(head, length) = &whole {
         assert!((1..=wire.len().min(MAX_HEAD_BYTES + EMPTY_LINE_BYTES)).contains(length), "a head of {length} bytes");
-        if let HttpOperation::Get(key) = head.command {
+        if let HttpOperation::Get(key) = head.operation {
             assert!(key.len() < *length, "a key that is longer than its head");
         }
         check_length(head.body, &wire[*length..], choices);

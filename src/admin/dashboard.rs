@@ -43,7 +43,7 @@ pub fn html(now: &Snapshot, settings: &InstanceInfo) -> String {
 
 /// What the table of figures shows: names and texts.
 pub fn summary_rows(now: &Snapshot, settings: &InstanceInfo) -> Vec<(&'static str, String)> {
-    let Snapshot { figures, redis, process, .. } = now;
+    let Snapshot { metrics: figures, redis, process, .. } = now;
     let asked = figures.hits + figures.misses;
     let ratio = if asked == 0 { "-".into() } else { format!("{:.1} %", figures.hits as f64 * 100.0 / asked as f64) };
     let of = |some: usize, most: usize| format!("{} of {}", with_thousands(some as u64), with_thousands(most as u64));

@@ -69,7 +69,7 @@ pub fn text(now: &Snapshot, settings: &InstanceInfo) -> String {
 }
 
 fn requests(text: &mut Exposition, now: &Snapshot) {
-    let figures = &now.figures;
+    let figures = &now.metrics;
     let name = "segment_requests_total";
     text.begin(name, "counter", "Completed requests, by protocol and outcome.");
     for (protocol, answers) in Protocol::NAMES.into_iter().zip(figures.requests_by_outcome) {
@@ -102,7 +102,7 @@ fn requests(text: &mut Exposition, now: &Snapshot) {
 }
 
 fn cache(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
-    let figures = &now.figures;
+    let figures = &now.metrics;
     text.gauge_or_counter("segment_hits_total", figures.hits, "Requested keys found in the cache.");
     text.gauge_or_counter("segment_misses_total", figures.misses, "Requested keys not found in the cache.");
     text.gauge_or_counter(
@@ -132,7 +132,7 @@ fn cache(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
 }
 
 fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
-    let figures = &now.figures;
+    let figures = &now.metrics;
     text.gauge_or_counter("segment_connections", figures.connected_clients, "Open client connections.");
     text.gauge_or_counter(
         "segment_connections_limit",
@@ -155,7 +155,7 @@ fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
 }
 
 fn redis(text: &mut Exposition, now: &Snapshot) {
-    let Snapshot { figures, redis, .. } = now;
+    let Snapshot { metrics: figures, redis, .. } = now;
     text.gauge_or_counter(
         "segment_redis_up",
         u8::from(redis.unavailable.is_none()),
@@ -199,7 +199,7 @@ fn redis(text: &mut Exposition, now: &Snapshot) {
 }
 
 fn process(text: &mut Exposition, now: &Snapshot) {
-    let Snapshot { figures, process, .. } = now;
+    let Snapshot { metrics: figures, process, .. } = now;
     text.begin("segment_build_info", "gauge", "Version of the proxy.");
     text.sample("segment_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1);
     text.gauge_or_counter("segment_workers", now.workers, "Event loops (workers).");
@@ -228,8 +228,8 @@ mod tests {
     #[test]
     fn a_histogram_is_cumulative_and_in_base_units() {
         let mut now = Snapshot::default();
-        now.figures.hit_latency.observe(15, 2);
-        now.figures.hit_latency.observe(20_000_000, 1);
+        now.metrics.hit_latency.observe(15, 2);
+        now.metrics.hit_latency.observe(20_000_000, 1);
         let text = text(&now, &InstanceInfo::default());
         for line in [
             "# TYPE segment_hit_seconds histogram",

@@ -16,7 +16,7 @@ const SECOND: f64 = 1e6;
 
 /// All of it.
 pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
-    let Snapshot { figures, redis, process, .. } = now;
+    let Snapshot { metrics: figures, redis, process, .. } = now;
     let answers =
         |protocol: usize| object(RequestOutcome::NAMES.into_iter().zip(figures.requests_by_outcome[protocol]));
     let responses = Status::ALL.into_iter().zip(figures.responses).filter(|&(_, count)| count > 0);
@@ -122,9 +122,9 @@ mod tests {
     #[test]
     fn figures_are_json() {
         let mut now = Snapshot { workers: 2, ..Snapshot::default() };
-        now.figures = WorkerMetrics { uptime: 1500, hits: 3, ..WorkerMetrics::default() };
-        now.figures.hit_latency.observe(15, 2);
-        now.figures.responses[Status::NotFound as usize] = 4;
+        now.metrics = WorkerMetrics { uptime: 1500, hits: 3, ..WorkerMetrics::default() };
+        now.metrics.hit_latency.observe(15, 2);
+        now.metrics.responses[Status::NotFound as usize] = 4;
         now.redis.unavailable = Some("a \"reason\"".into());
         let settings = InstanceInfo { configuration: vec![("REDIS_HOST", "a\nb".into())], ..InstanceInfo::default() };
         let text = json(&now, &settings);

@@ -99,12 +99,12 @@ impl Fetcher {
     /// Finds out whether Redis is there. A connection that has ended meanwhile is replaced.
     fn probe(&mut self) {
         let Some(mut connection) = self.connection.take() else { return self.preconnect() };
-        self.note_question();
+        self.record_request();
         let result = connection.link.ping();
         self.count_round_trips(&mut connection.link);
         match result {
             Ok(trouble) => {
-                self.note_reached(trouble.as_deref());
+                self.record_contact(trouble.as_deref());
                 self.connection = Some(connection);
                 return;
             }
@@ -112,7 +112,7 @@ impl Fetcher {
             Err(error) => {
                 drop(connection);
                 let text = self.log_loss(&error);
-                self.note_reached(Some(&text));
+                self.record_contact(Some(&text));
             }
         }
         self.preconnect();
@@ -122,7 +122,7 @@ impl Fetcher {
     }
 
     /// Redis is about to be asked something.
-    fn note_question(&self) {
+    fn record_request(&self) {
         self.shared.update_status(|redis| redis.on_request(Instant::now()));
     }
 
@@ -132,7 +132,7 @@ impl Fetcher {
     }
 
     /// Redis was connected to, or asked for something else than keys.
-    fn note_reached(&self, trouble: Option<&str>) {
+    fn record_contact(&self, trouble: Option<&str>) {
         self.shared.update_status(|redis| redis.on_contact(trouble, Instant::now()));
     }
 
@@ -192,7 +192,7 @@ impl Fetcher {
         };
         let rules = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.shared.reads_ttl() };
         let keys = desk.pending_count() as u64;
-        self.note_question();
+        self.record_request();
         let result = connection.link.read(desk, rules);
         self.count_round_trips(&mut connection.link);
         self.shared.update_status(|redis| redis.batch_sizes.observe(keys, 1));
@@ -244,11 +244,11 @@ impl Fetcher {
         });
         let target = self.connector.target();
         match &result {
-            Ok(_) => self.note_reached(None),
+            Ok(_) => self.record_contact(None),
             // Others are connected, and what they see counts.
             Err(_) if self.shared.state().connected > 0 => {}
             Err(error) => {
-                self.note_reached(Some(&format!("cannot connect to Redis at {target}: {}", describe_error(error))))
+                self.record_contact(Some(&format!("cannot connect to Redis at {target}: {}", describe_error(error))))
             }
         }
         match (&result, news) {

@@ -32,7 +32,7 @@ pub(super) enum Guarantee {
     /// It was asked for and does not hold.
     Inactive {
         /// What stands in the way.
-        why: String,
+        reason: String,
     },
 }
 
@@ -51,7 +51,7 @@ impl Guarantee {
     pub(super) fn update(&mut self, holds: Result<(), String>) -> FreshnessUpdate {
         let now = match holds {
             Ok(()) => Guarantee::Active,
-            Err(why) => Guarantee::Inactive { why },
+            Err(why) => Guarantee::Inactive { reason: why },
         };
         let noted = match (&*self, &now) {
             (before, now) if before == now => FreshnessUpdate::Unchanged,
@@ -90,13 +90,13 @@ impl fmt::Display for Freshness {
         match &self.tracking {
             Guarantee::Active => f.write_str("changes visible at once (tracking active)")?,
             Guarantee::NotRequested => write!(f, "changes visible within CACHE_TTL={ttl} s")?,
-            Guarantee::Inactive { why } => {
+            Guarantee::Inactive { reason: why } => {
                 write!(f, "changes visible within CACHE_TTL={ttl} s (tracking inactive: {why})")?
             }
         }
         match &self.expiry {
             Guarantee::Active | Guarantee::NotRequested => f.write_str("; Redis expirations honoured"),
-            Guarantee::Inactive { why } => {
+            Guarantee::Inactive { reason: why } => {
                 write!(f, "; Redis expirations not honoured, keys may outlive them by up to CACHE_TTL={ttl} s ({why})")
             }
         }
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_promise_says_what_holds_and_why_not() {
-        let no = |why: &str| Guarantee::Inactive { why: why.into() };
+        let no = |why: &str| Guarantee::Inactive { reason: why.into() };
         for (tracking, expiry, parts) in [
             (Guarantee::NotRequested, Guarantee::Active, ["within CACHE_TTL=0.5 s;", "expirations honoured"]),
             (Guarantee::Active, Guarantee::NotRequested, ["at once (tracking active);", "expirations honoured"]),

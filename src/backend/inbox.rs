@@ -20,13 +20,13 @@ const MAX_PENDING_INVALIDATION_BYTES: usize = MAX_PENDING_INVALIDATIONS * 128;
 #[derive(Default)]
 pub(super) struct Inbox {
     completions: Vec<Completion>,
-    changes: VecDeque<Invalidation>,
+    invalidations: VecDeque<Invalidation>,
     /// Bytes of their keys.
-    change_bytes: usize,
+    invalidation_bytes: usize,
     /// Changes were dropped for want of room since the loop last took all of them.
     overflowed: bool,
     /// True if the tracking connection was lost, by the changes that were added last.
-    unwatched: bool,
+    tracking_lost: bool,
     /// The loop knows that there is something, and will come for it.
     wakeup_sent: bool,
 }
@@ -44,29 +44,29 @@ impl Inbox {
         match &change {
             // No such key is ever cached.
             Invalidation::Key(key) if key.len() > MAX_KEY_BYTES => return false,
-            Invalidation::Key(_) => self.change_bytes += change.bytes(),
+            Invalidation::Key(_) => self.invalidation_bytes += change.bytes(),
             Invalidation::All => {
-                self.unwatched = false;
+                self.tracking_lost = false;
                 self.clear_invalidations();
             }
             // What has changed before is known to have: it must go, not only expire with the rest.
-            Invalidation::TrackingLost => self.unwatched = true,
+            Invalidation::TrackingLost => self.tracking_lost = true,
         }
-        self.changes.push_back(change);
-        if self.changes.len() <= MAX_PENDING_INVALIDATIONS && self.change_bytes <= MAX_PENDING_INVALIDATION_BYTES {
+        self.invalidations.push_back(change);
+        if self.invalidations.len() <= MAX_PENDING_INVALIDATIONS && self.invalidation_bytes <= MAX_PENDING_INVALIDATION_BYTES {
             return false;
         }
         self.clear_invalidations();
-        self.changes.push_back(Invalidation::All);
-        if self.unwatched {
-            self.changes.push_back(Invalidation::TrackingLost);
+        self.invalidations.push_back(Invalidation::All);
+        if self.tracking_lost {
+            self.invalidations.push_back(Invalidation::TrackingLost);
         }
         !std::mem::replace(&mut self.overflowed, true)
     }
 
     /// Whether the loop must be woken for changes that were added.
     pub(super) fn needs_wakeup(&mut self) -> bool {
-        !self.changes.is_empty() && !std::mem::replace(&mut self.wakeup_sent, true)
+        !self.invalidations.is_empty() && !std::mem::replace(&mut self.wakeup_sent, true)
     }
 
     /// Moves all completions and up to `most` changes out. Says whether there is more to take.
@@ -77,24 +77,24 @@ impl Inbox {
         most: usize,
     ) -> bool {
         completions.append(&mut self.completions);
-        let count = self.changes.len().min(most);
-        for change in self.changes.drain(..count) {
-            self.change_bytes -= change.bytes();
+        let count = self.invalidations.len().min(most);
+        for change in self.invalidations.drain(..count) {
+            self.invalidation_bytes -= change.bytes();
             changes.push(change);
         }
-        self.wakeup_sent = !self.changes.is_empty();
+        self.wakeup_sent = !self.invalidations.is_empty();
         if !self.wakeup_sent {
             self.overflowed = false;
             // What a burst has taken is given back.
-            self.changes.shrink_to(most);
+            self.invalidations.shrink_to(most);
         }
         self.wakeup_sent
     }
 
     /// Drops what a change of everything makes needless.
     fn clear_invalidations(&mut self) {
-        self.change_bytes = 0;
-        self.changes.clear();
+        self.invalidation_bytes = 0;
+        self.invalidations.clear();
     }
 }
 
@@ -170,6 +170,6 @@ mod tests {
             |news: &mut Inbox| (0..3 * MAX_PENDING_INVALIDATIONS).filter(|_| news.push_invalidation(key("k"))).count();
         assert_eq!((flood(&mut news), flood(&mut news)), (1, 0));
         while taken(&mut news, 1000).1 {}
-        assert_eq!((news.change_bytes, flood(&mut news)), (0, 1));
+        assert_eq!((news.invalidation_bytes, flood(&mut news)), (0, 1));
     }
 }

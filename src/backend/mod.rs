@@ -113,7 +113,7 @@ struct PoolState {
     idle: usize,
     /// What the log says of connecting, so that it says it once.
     logged_outcome: Option<ConnectOutcome>,
-    promise: Freshness,
+    freshness: Freshness,
     /// Which Redis the helper that has connected last reads from. Forgotten with each tracking connection, unless it was
     /// given up for not leading there.
     read_run_id: Option<String>,
@@ -145,7 +145,7 @@ impl Pool {
             redis.tracking = if settings.tracking { TrackingState::Lost } else { TrackingState::Off };
         });
         pool.shared.state().last_request = Some(Instant::now());
-        pool.shared.state().promise = promise.clone();
+        pool.shared.state().freshness = promise.clone();
         for number in 0..settings.connections {
             // Where nobody is connected, one goes on trying.
             let mut helper = Fetcher::new(settings, Arc::clone(&pool.shared), number == 0);
@@ -262,13 +262,13 @@ impl PoolShared {
     fn set_ttl_support(&self, holds: Result<(), String>) {
         self.update_freshness(|state| {
             state.skip_ttl_until = holds.is_err().then(|| Instant::now() + TTL_RETRY_DELAY);
-            state.promise.expiry.update(holds)
+            state.freshness.expiry.update(holds)
         });
     }
 
     /// Notes whether changes are heard of, or why not.
     fn set_tracking(&self, holds: Result<(), String>) {
-        self.update_freshness(|state| state.promise.tracking.update(holds));
+        self.update_freshness(|state| state.freshness.tracking.update(holds));
     }
 
     /// Tells the promise if `note` says that it is another one; without the lock, which the loop takes too and must not
@@ -277,9 +277,9 @@ impl PoolShared {
         let mut state = self.state();
         let noted = note(&mut state);
         if noted != FreshnessUpdate::Unchanged {
-            self.update_status(|redis| state.promise.publish(redis));
+            self.update_status(|redis| state.freshness.publish(redis));
         }
-        let news = (noted == FreshnessUpdate::Changed).then(|| state.promise.clone());
+        let news = (noted == FreshnessUpdate::Changed).then(|| state.freshness.clone());
         drop(state);
         if let Some(promise) = news {
             promise.log();
@@ -433,13 +433,13 @@ mod tests {
         assert!(shared.reads_ttl());
         shared.set_ttl_support(Err("NOPERM".into()));
         assert!(!shared.reads_ttl());
-        assert!(matches!(shared.state().promise.expiry, Guarantee::Inactive { .. }));
+        assert!(matches!(shared.state().freshness.expiry, Guarantee::Inactive { .. }));
         let until = shared.state().skip_ttl_until.replace(Instant::now()).expect("it is known until when");
         assert!(until > Instant::now() + TTL_RETRY_DELAY / 2);
         assert!(shared.reads_ttl());
         shared.set_ttl_support(Ok(()));
         assert!(shared.reads_ttl());
-        assert_eq!(shared.state().promise.expiry, Guarantee::Active);
+        assert_eq!(shared.state().freshness.expiry, Guarantee::Active);
     }
 
     #[test]

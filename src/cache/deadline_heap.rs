@@ -14,7 +14,7 @@ const ARITY: usize = 4;
 
 /// The latest deadline that can be kept, 34 years after the start. A later one is kept as this: an entry may always
 /// go early.
-const LATEST: Millis = (1 << 40) - 1;
+const MAX_DEADLINE: Millis = (1 << 40) - 1;
 
 /// Deadline, in 40 bits, and member. Packed to 9 bytes: with 64 bits and padding a million slots would take 7 MB more.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ struct HeapSlot {
 
 impl HeapSlot {
     fn new(deadline: Millis, id: u32) -> HeapSlot {
-        let deadline = deadline.min(LATEST);
+        let deadline = deadline.min(MAX_DEADLINE);
         HeapSlot { low: deadline as u32, high: (deadline >> 32) as u8, id }
     }
 
@@ -153,9 +153,9 @@ mod tests {
     #[test]
     fn deadlines_are_kept_exactly_up_to_the_latest() {
         let mut heap = DeadlineHeap::new();
-        for (id, deadline) in [LATEST + 1, LATEST, LATEST - 1, 1 << 32, (1 << 32) - 1, 0].into_iter().enumerate() {
+        for (id, deadline) in [MAX_DEADLINE + 1, MAX_DEADLINE, MAX_DEADLINE - 1, 1 << 32, (1 << 32) - 1, 0].into_iter().enumerate() {
             heap.push(deadline, id as u32, |_, _| ());
-            assert_eq!(heap.first(), Some((deadline.min(LATEST), if id == 1 { 0 } else { id as u32 })));
+            assert_eq!(heap.first(), Some((deadline.min(MAX_DEADLINE), if id == 1 { 0 } else { id as u32 })));
         }
     }
 

@@ -56,7 +56,7 @@ const EVICTIONS_PER_INSERT: usize = 64;
 /// is over by then: half of the time at least, unless that is short of the shortest step. The step is kept in the entry's
 /// mark, together with its generation, because a second deadline would cost five bytes an entry.
 const GRACE_BITS: u32 = record::TAG_BITS - 1;
-const LONGEST_GRACE: u8 = (1 << GRACE_BITS) - 1;
+const MAX_GRACE: u8 = (1 << GRACE_BITS) - 1;
 
 /// Everything about an entry but its key and value. 20 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -330,7 +330,7 @@ impl Cache {
             return kept_until;
         }
         let mark = self.records[id as usize].tag();
-        let deadline = kept_until - grace_millis(mark & LONGEST_GRACE, self.limits.stale);
+        let deadline = kept_until - grace_millis(mark & MAX_GRACE, self.limits.stale);
         match self.previous_expired_at {
             Some(time) if mark >> GRACE_BITS != self.generation => deadline.min(time),
             _ => deadline,
@@ -458,12 +458,12 @@ impl Cache {
 
 /// The longest grace that is over after `room` milliseconds.
 fn grace_within(stale: Millis, room: Millis) -> u8 {
-    (1..=LONGEST_GRACE).rev().find(|&grace| grace_millis(grace, stale) <= room).unwrap_or(0)
+    (1..=MAX_GRACE).rev().find(|&grace| grace_millis(grace, stale) <= room).unwrap_or(0)
 }
 
 /// A grace in milliseconds.
 fn grace_millis(grace: u8, stale: Millis) -> Millis {
-    if grace == 0 { 0 } else { stale >> (LONGEST_GRACE - grace) }
+    if grace == 0 { 0 } else { stale >> (MAX_GRACE - grace) }
 }
 
 #[cfg(test)]

@@ -38,10 +38,10 @@ impl Connection {
             Decoded::Incomplete if may_be_answered => return DecodeStep::Blocked,
             Decoded::Complete(head, consumed) => {
                 ledger.begin_request(&self.address, |text| push_escaped(text, head.request_line));
-                if let HttpOperation::Admin(topic) = head.command {
+                if let HttpOperation::Admin(topic) = head.operation {
                     self.phase = Phase::Closing { unread: true };
-                    let shape = http::HttpReplyFormat { keep_alive: false, ..head.shape };
-                    return DecodeStep::Admin { topic, shape, consumed };
+                    let shape = http::HttpReplyFormat { keep_alive: false, ..head.format };
+                    return DecodeStep::Admin { topic, format: shape, consumed };
                 }
             }
             Decoded::Incomplete | Decoded::Invalid(_) => {
@@ -80,7 +80,7 @@ impl Connection {
         match &self.protocol {
             ProtocolState::Detecting | ProtocolState::Rejecting => false,
             ProtocolState::Http(between) => between.in_body(),
-            ProtocolState::Resp(session) => session.is_amid_command(),
+            ProtocolState::Resp(session) => session.in_command(),
         }
     }
 

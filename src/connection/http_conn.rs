@@ -18,7 +18,7 @@ pub(super) struct HttpState {
 #[derive(Debug)]
 struct DeferredGet {
     key: Vec<u8>,
-    shape: http::HttpReplyFormat,
+    format: http::HttpReplyFormat,
     request_info: RequestInfo,
 }
 
@@ -38,7 +38,7 @@ impl HttpState {
 
     /// Whether the request whose body is coming, and which has no reply, is one whose response has no body.
     pub(super) fn deferred_is_head(&self) -> bool {
-        self.deferred.as_ref().is_some_and(|deferred| deferred.shape.head_only)
+        self.deferred.as_ref().is_some_and(|deferred| deferred.format.head_only)
     }
 
     /// Whether that body belongs to a request that has its reply.
@@ -68,9 +68,9 @@ impl Connection {
             Decoded::Complete(mut head, consumed) => {
                 ledger.begin_request(&self.address, |text| push_escaped(text, head.request_line));
                 let told_to_go = rules.announce_close
-                    && head.shape.keep_alive
+                    && head.format.keep_alive
                     && !has_pipelined_input(&head, input.len() - consumed);
-                head.shape.keep_alive &= !told_to_go;
+                head.format.keep_alive &= !told_to_go;
                 let step = self.start_http_request(head, consumed, date, ledger);
                 if told_to_go && let Phase::Closing { unread } = &mut self.phase {
                     // It does not know yet, and may be sending its next request.
@@ -98,7 +98,7 @@ impl Connection {
             Ok(consumed) if *body == Body::Done => match deferred.take() {
                 Some(deferred) => {
                     ledger.resume_request(&deferred.request_info);
-                    if !deferred.shape.keep_alive {
+                    if !deferred.format.keep_alive {
                         // Whether it knows that was said with the head.
                         self.phase = Phase::Closing { unread: true };
                     }
@@ -106,7 +106,7 @@ impl Connection {
                     DecodeStep::Get {
                         key: &heads.key,
                         touch: true,
-                        answer: ReplyMode::Single(ReplyFormat::Http(deferred.shape)),
+                        answer: ReplyMode::Single(ReplyFormat::Http(deferred.format)),
                         consumed,
                     }
                 }
@@ -117,7 +117,7 @@ impl Connection {
                 match deferred.take() {
                     Some(deferred) => {
                         ledger.resume_request(&deferred.request_info);
-                        self.refuse_and_close(fault.refusal(), deferred.shape.head_only, date, ledger);
+                        self.refuse_and_close(fault.refusal(), deferred.format.head_only, date, ledger);
                     }
                     // The request that the body belongs to has its reply; a second one would answer nobody.
                     None => self.phase = Phase::Closing { unread: true },
@@ -135,13 +135,13 @@ impl Connection {
         date: &ResponseDate,
         ledger: &mut Recorder,
     ) -> DecodeStep<'a> {
-        let Head { command, shape, body, expects_continue: expects_answer, .. } = head;
+        let Head { operation: command, format: shape, body, expects_continue: expects_answer, .. } = head;
         let chunked = matches!(body, Body::Chunked(..));
         match command {
             // A client that waits for an answer before it sends the body gets it now.
             HttpOperation::Get(key) if chunked && !expects_answer => {
                 let deferred =
-                    Some(Box::new(DeferredGet { key: key.to_vec(), shape, request_info: ledger.request_info() }));
+                    Some(Box::new(DeferredGet { key: key.to_vec(), format: shape, request_info: ledger.request_info() }));
                 self.protocol = ProtocolState::Http(HttpState { body, deferred });
                 return DecodeStep::Consumed(consumed);
             }
@@ -156,7 +156,7 @@ impl Connection {
             HttpOperation::Get(key) => {
                 DecodeStep::Get { key, touch: true, answer: ReplyMode::Single(ReplyFormat::Http(shape)), consumed }
             }
-            HttpOperation::Admin(topic) => DecodeStep::Admin { topic, shape, consumed },
+            HttpOperation::Admin(topic) => DecodeStep::Admin { topic, format: shape, consumed },
             HttpOperation::Options => {
                 let sent = self.replies.push(|out| http::encode_options(shape, date, out));
                 ledger.record_reply(Wire::Http, RequestOutcome::Other, sent);

@@ -94,7 +94,7 @@ pub enum DecodeStep<'a> {
         /// The key.
         key: &'a [u8],
         /// How to answer.
-        shape: resp::RespReplyFormat,
+        format: resp::RespReplyFormat,
         /// Bytes that it took.
         consumed: usize,
     },
@@ -103,14 +103,14 @@ pub enum DecodeStep<'a> {
         /// What about.
         topic: AdminEndpoint,
         /// How to answer.
-        shape: http::HttpReplyFormat,
+        format: http::HttpReplyFormat,
         /// Bytes that it took.
         consumed: usize,
     },
     /// A question for the proxy's figures, over the Redis protocol. To be answered with `reply_number` or `reply_text`.
     Info {
         /// How to answer.
-        shape: resp::RespReplyFormat,
+        format: resp::RespReplyFormat,
         /// Bytes that it took.
         consumed: usize,
     },
@@ -292,7 +292,7 @@ impl Connection {
 
     /// The bytes to send.
     pub fn send_buffer(&mut self) -> &mut SendBuffer {
-        &mut self.replies.outgoing
+        &mut self.replies.send_buffer
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) struct ReplyQueue {
     slots: VecDeque<ReplySlot>,
     /// Bytes in the slots.
     queued_bytes: usize,
-    pub(super) outgoing: SendBuffer,
+    pub(super) send_buffer: SendBuffer,
 }
 
 /// A request whose reply cannot leave yet.
@@ -44,19 +44,19 @@ impl ReplyQueue {
 
     /// Bytes that wait to be sent, or for others to be sent before them.
     pub(super) fn unsent_bytes(&self) -> usize {
-        self.outgoing.unsent_bytes() + self.queued_bytes
+        self.send_buffer.unsent_bytes() + self.queued_bytes
     }
 
     /// Whether all is sent that ever will be, unless another request comes or the last one goes on.
     pub(super) fn is_settled(&self) -> bool {
-        self.outgoing.is_empty() && self.slots.len() == usize::from(self.open_multi().is_some())
+        self.send_buffer.is_empty() && self.slots.len() == usize::from(self.open_multi().is_some())
     }
 
     /// Puts the reply to the next request where it belongs: out, or behind those that wait.
     pub(super) fn push<T>(&mut self, encode: impl FnOnce(&mut SendBuffer) -> T) -> T {
         if self.slots.is_empty() {
             self.first_sequence += 1;
-            return encode(&mut self.outgoing);
+            return encode(&mut self.send_buffer);
         }
         let mut outgoing = SendBuffer::default();
         let result = encode(&mut outgoing);
@@ -203,7 +203,7 @@ impl ReplyQueue {
     /// The reply at `place` is there: it goes out, with those behind it that have waited for nothing else, or is kept.
     fn fill_slot<T>(&mut self, place: usize, encode: impl FnOnce(&mut SendBuffer) -> T) -> T {
         if place == 0 {
-            let result = encode(&mut self.outgoing);
+            let result = encode(&mut self.send_buffer);
             self.slots.pop_front();
             self.first_sequence += 1;
             self.flush_ready();
@@ -220,7 +220,7 @@ impl ReplyQueue {
     fn flush_ready(&mut self) {
         while let Some(ReplySlot::Ready(outgoing)) = self.slots.front_mut() {
             self.queued_bytes -= outgoing.unsent_bytes();
-            self.outgoing.append(std::mem::take(outgoing));
+            self.send_buffer.append(std::mem::take(outgoing));
             self.slots.pop_front();
             self.first_sequence += 1;
         }
@@ -398,7 +398,7 @@ mod tests {
             ledger.set_now(now);
             client.connection.reply_later(client.asked[number].0, &reply(KeyResult::Missing), &date(), &mut ledger);
         }
-        assert_eq!((ledger.figures.miss_latency.sum(), ledger.figures.miss_latency.counts().sum::<u64>()), (300, 1));
+        assert_eq!((ledger.metrics.miss_latency.sum(), ledger.metrics.miss_latency.counts().sum::<u64>()), (300, 1));
     }
 
     /// Or one client could fill the queue to Redis with commands that it breaks off.

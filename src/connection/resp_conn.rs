@@ -69,8 +69,8 @@ impl Connection {
                 let answer = ReplyMode::Single(ReplyFormat::Resp(shape));
                 return DecodeStep::Get { key, touch: session.updates_recency(), answer, consumed };
             }
-            RespOperation::Ttl(key, shape) => return DecodeStep::Ttl { key, shape, consumed },
-            RespOperation::Info(shape) => return DecodeStep::Info { shape, consumed },
+            RespOperation::Ttl(key, shape) => return DecodeStep::Ttl { key, format: shape, consumed },
+            RespOperation::Info(shape) => return DecodeStep::Info { format: shape, consumed },
             RespOperation::Refuse(refusal) => {
                 replies.push_resp(RequestOutcome::Refused, ledger, |out| resp::encode_refusal(&refusal, out));
             }

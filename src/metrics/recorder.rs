@@ -45,7 +45,7 @@ struct AccessLog {
 #[derive(Debug, Default)]
 pub struct Recorder {
     /// The figures.
-    pub figures: WorkerMetrics,
+    pub metrics: WorkerMetrics,
     /// When the loop last looked at the clock.
     now: Micros,
     /// Requests that were answered from memory in these turns.
@@ -130,7 +130,7 @@ impl Recorder {
         }
         self.count(protocol, ending, sent);
         let time = self.now.saturating_sub(note.started_at);
-        self.figures.miss_latency.observe(time, 1);
+        self.metrics.miss_latency.observe(time, 1);
         if let (Some(AccessLog { date, access_log_lines: lines, .. }), Some(asked)) =
             (self.access.as_deref_mut(), note.begin_request.as_deref())
         {
@@ -141,7 +141,7 @@ impl Recorder {
 
     /// The client of a request that was noted is gone.
     pub fn record_aborted(&mut self, note: &RequestInfo, protocol: Protocol) {
-        self.figures.requests_by_outcome[protocol as usize][RequestOutcome::Aborted as usize] += 1;
+        self.metrics.requests_by_outcome[protocol as usize][RequestOutcome::Aborted as usize] += 1;
         if let (Some(AccessLog { date, access_log_lines: lines, .. }), Some(asked)) =
             (self.access.as_deref_mut(), note.begin_request.as_deref())
         {
@@ -151,22 +151,22 @@ impl Recorder {
     }
 
     fn count(&mut self, protocol: Protocol, ending: RequestOutcome, sent: ReplySummary) {
-        self.figures.requests_by_outcome[protocol as usize][ending as usize] += 1;
+        self.metrics.requests_by_outcome[protocol as usize][ending as usize] += 1;
         if protocol == Protocol::Http {
-            self.figures.responses[sent.status as usize] += 1;
+            self.metrics.responses[sent.status as usize] += 1;
         }
     }
 
     /// A key could not be read.
     pub fn record_failure(&mut self, failure: &Failure) {
-        self.figures.failures[failure.kind()] += 1;
+        self.metrics.failures[failure.kind()] += 1;
     }
 
     /// Turns have ended, and the loop has looked at the clock.
     pub fn end_turns(&mut self, now: Micros) {
         let time = now.saturating_sub(self.now);
         if self.hits > 0 {
-            self.figures.hit_latency.observe(time, std::mem::take(&mut self.hits));
+            self.metrics.hit_latency.observe(time, std::mem::take(&mut self.hits));
         }
         if let Some(AccessLog { open, access_log_lines: lines, .. }) = self.access.as_deref_mut() {
             for line in open.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
@@ -247,7 +247,7 @@ mod tests {
         ledger.end_turns(1100);
         ledger.set_now(1300);
         ledger.record_deferred_reply(&note, Protocol::Resp, RequestOutcome::Miss, SENT);
-        let figures = &ledger.figures;
+        let figures = &ledger.metrics;
         assert_eq!((figures.hit_latency.sum(), figures.hit_latency.counts().nth(1)), (30, Some(2)));
         assert_eq!((figures.miss_latency.sum(), figures.miss_latency.counts().sum::<u64>()), (300, 1));
         assert_eq!(figures.requests_by_outcome[Protocol::Http as usize][RequestOutcome::Hit as usize], 2);
@@ -301,6 +301,6 @@ mod tests {
         assert!(taken(&mut ledger).starts_with("::1 - - [06/Nov/1994:08:49:37 +0000] \"GET \\x22"));
         ledger.record_aborted(&note, Protocol::Resp);
         assert!(taken(&mut ledger).ends_with(" RESP2\" 499 - aborted 300\n"));
-        assert_eq!(ledger.figures.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Aborted as usize], 1);
+        assert_eq!(ledger.metrics.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Aborted as usize], 1);
     }
 }

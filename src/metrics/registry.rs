@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// One loop's place in the register.
 #[derive(Debug, Default)]
 pub struct WorkerSlot {
-    figures: Mutex<WorkerMetrics>,
+    metrics: Mutex<WorkerMetrics>,
     redis: Mutex<RedisStatus>,
     /// How often the loop was called, and the last call that it has answered.
     pings: AtomicU64,
@@ -22,7 +22,7 @@ pub struct WorkerSlot {
 impl WorkerSlot {
     /// Shows the loop's figures as they stand, and that it turns.
     pub fn publish(&self, figures: &WorkerMetrics) {
-        lock(&self.figures).clone_from(figures);
+        lock(&self.metrics).clone_from(figures);
         let called = self.pings.load(Ordering::Relaxed);
         self.acked_pings.store(called, Ordering::Relaxed);
     }
@@ -104,7 +104,7 @@ pub struct MetricsRegistry {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Of all loops together.
-    pub figures: WorkerMetrics,
+    pub metrics: WorkerMetrics,
     /// Of all their helpers together.
     pub redis: RedisStatus,
     /// Of the process.
@@ -155,7 +155,7 @@ impl MetricsRegistry {
     pub fn snapshot(&self) -> Snapshot {
         let mut all = Snapshot { process: self.process(), workers: self.slots.len(), ..Snapshot::default() };
         for seat in &self.slots {
-            all.figures.add(&lock(&seat.figures));
+            all.metrics.add(&lock(&seat.metrics));
             let redis = seat.redis();
             all.tracking_wanted += usize::from(redis.tracking != super::TrackingState::Off);
             all.tracking += usize::from(redis.tracking == super::TrackingState::On);
@@ -190,7 +190,7 @@ mod tests {
         register.slots()[1].redis().unavailable = Some("gone".into());
         assert!(register.slots()[0].set_stuck(true) && !register.slots()[0].set_stuck(true));
         let all = register.snapshot();
-        assert_eq!((all.workers, all.is_stuck, all.figures.entries, all.redis.queued), (2, 1, 3, 4));
+        assert_eq!((all.workers, all.is_stuck, all.metrics.entries, all.redis.queued), (2, 1, 3, 4));
         assert_eq!((all.redis.unavailable.as_deref(), all.stopping), (Some("gone"), false));
         register.set_stopping();
         assert!(register.snapshot().stopping);

@@ -134,7 +134,7 @@ impl Client {
         }
         let verdict = self.timer_state.on_deadline(turn.limits, now);
         if let Some(timed_out) = timeout_kind(verdict, standing).filter(|_| !turn.service.policy.announce_close) {
-            turn.service.recorder.figures.timeouts[timed_out as usize] += 1;
+            turn.service.recorder.metrics.timeouts[timed_out as usize] += 1;
         }
         match verdict {
             TimeoutAction::Keep => next,
@@ -142,7 +142,7 @@ impl Client {
                 let before = self.connection.request_count();
                 self.connection.time_out_request(turn.service.date, turn.service.recorder);
                 // One that has not come whole, and has its answer.
-                turn.service.recorder.figures.requests += self.connection.request_count().saturating_sub(before);
+                turn.service.recorder.metrics.requests += self.connection.request_count().saturating_sub(before);
                 TurnResult::Requeue
             }
             TimeoutAction::Close => TurnResult::Close,
@@ -191,7 +191,7 @@ impl Client {
             if self.connection.is_flushed() && (self.connection.is_closing() || self.read_eof) {
                 return Ok(self.finish());
             }
-            if turn.service.policy.hurrying && matches!(self.activity(), Activity::Idle(_)) {
+            if turn.service.policy.draining && matches!(self.activity(), Activity::Idle(_)) {
                 // It may have sent something by now: it shall see the end, and not an error.
                 return Ok(self.start_linger());
             }

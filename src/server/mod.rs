@@ -97,7 +97,7 @@ struct Scratch {
 
 /// The loop's books, and where the lines of the access log go.
 struct Telemetry {
-    ledger: Recorder,
+    recorder: Recorder,
     access_log: Option<LogWriter>,
 }
 
@@ -105,7 +105,7 @@ impl Telemetry {
     /// Hands the lines of the access log over, if they are more than so many bytes.
     fn flush_access_log(&mut self, most: usize) {
         if let Some(journal) = &self.access_log {
-            flush_access_log(&mut self.ledger, journal, most);
+            flush_access_log(&mut self.recorder, journal, most);
         }
     }
 }
@@ -219,7 +219,7 @@ impl Worker {
             invalidations: Vec::new(),
             scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES) },
             head_decoder: HeadDecoder::new(),
-            telemetry: Telemetry { ledger: Recorder::default(), access_log: None },
+            telemetry: Telemetry { recorder: Recorder::default(), access_log: None },
             registry: register,
             worker_index: number,
             clock: Clock::new(),
@@ -230,7 +230,7 @@ impl Worker {
 
     /// Has each request logged.
     pub fn log_requests(&mut self, journal: LogWriter) {
-        self.telemetry = Telemetry { ledger: Recorder::new(true), access_log: Some(journal) };
+        self.telemetry = Telemetry { recorder: Recorder::new(true), access_log: Some(journal) };
     }
 
     /// A handle that ends the loop.
@@ -256,32 +256,32 @@ impl Worker {
             self.end_tick();
         }
         // Those whom the grace was too short for.
-        self.clients.iter_mut().for_each(|(_, client)| client.connection.abort(&mut self.telemetry.ledger));
+        self.clients.iter_mut().for_each(|(_, client)| client.connection.abort(&mut self.telemetry.recorder));
         self.telemetry.flush_access_log(0);
         Ok(())
     }
 
     fn begin_tick(&mut self) {
         if self.clock.tick() {
-            self.telemetry.ledger.set_date(|| self.clock.date.clf());
+            self.telemetry.recorder.set_date(|| self.clock.date.clf());
         }
-        self.telemetry.ledger.set_now(self.clock.micros);
+        self.telemetry.recorder.set_now(self.clock.micros);
         self.poll_shutdown();
     }
 
     fn end_tick(&mut self) {
         // What the last turns have answered, or what was answered outside of them.
         let now = self.clock.micros();
-        self.telemetry.ledger.end_turns(now);
-        self.telemetry.ledger.figures.tick_duration.observe(now - self.clock.micros, 1);
+        self.telemetry.recorder.end_turns(now);
+        self.telemetry.recorder.metrics.tick_duration.observe(now - self.clock.micros, 1);
         self.telemetry.flush_access_log(0);
         // Whoever calls wants to see that the loop turns, and how it does.
         if let Some(seat) = self.registry.slots().get(self.worker_index)
             && !seat.has_responded()
         {
-            self.telemetry.ledger.figures.connected_clients = self.clients.len() - self.connection_limit.rejecting();
-            sync_metrics(&mut self.telemetry.ledger, &self.read_through, self.clock.now);
-            seat.publish(&self.telemetry.ledger.figures);
+            self.telemetry.recorder.metrics.connected_clients = self.clients.len() - self.connection_limit.rejecting();
+            sync_metrics(&mut self.telemetry.recorder, &self.read_through, self.clock.now);
+            seat.publish(&self.telemetry.recorder.metrics);
         }
     }
 
@@ -335,7 +335,7 @@ impl Worker {
             return;
         }
         let turned_away = self.connection_limit.acquire();
-        let figures = &mut self.telemetry.ledger.figures;
+        let figures = &mut self.telemetry.recorder.metrics;
         let mut connection = if turned_away {
             figures.rejected += 1;
             Connection::rejected()
@@ -344,7 +344,7 @@ impl Worker {
             let generation = NEXT_CONNECTION_ID.fetch_add(1, Ordering::Relaxed);
             Connection::new(generation, self.registry.settings.database)
         };
-        if self.telemetry.ledger.access_log_enabled() {
+        if self.telemetry.recorder.access_log_enabled() {
             connection.set_address(address.to_canonical().to_string());
         }
         let slot = self.clients.insert(Client::new(stream, connection, turned_away, self.clock.now));
@@ -385,7 +385,7 @@ impl Worker {
         self.disarm_timer(slot);
         // Dropping the stream closes it, and the kernel forgets to watch it.
         let mut client = self.clients.remove(slot);
-        client.connection.abort(&mut self.telemetry.ledger);
+        client.connection.abort(&mut self.telemetry.recorder);
         self.connection_limit.release(client.rejected);
         self.acceptor.resume(self.clock.now);
     }
@@ -446,7 +446,7 @@ fn deliver_reply(
     if let Some(client) = clients.get_mut(waiter.slot)
         && client.connection.id == waiter.connection_id
     {
-        client.connection.reply_later(waiter, reply, date, &mut books.ledger);
+        client.connection.reply_later(waiter, reply, date, &mut books.recorder);
         enqueue(queue, client, waiter.slot);
         books.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
     }

@@ -14,7 +14,7 @@ const TURNS_PER_CLOCK_READ: usize = 4;
 impl Worker {
     /// Gives everybody in the queue a turn; who comes to be in it meanwhile waits for the next tick.
     pub(super) fn run_ready_clients(&mut self) {
-        self.telemetry.ledger.figures.connected_clients = self.clients.len() - self.connection_limit.rejecting();
+        self.telemetry.recorder.metrics.connected_clients = self.clients.len() - self.connection_limit.rejecting();
         let mut left = self.ready_queue.len();
         while let Some(slot) = self.run_until_close(&mut left) {
             self.close_client(slot);
@@ -24,7 +24,7 @@ impl Worker {
     /// Gives `left` turns, or so many of them that a client comes to its end. Says which one. What a turn works with is put
     /// together once.
     fn run_until_close(&mut self, left: &mut usize) -> Option<usize> {
-        let Telemetry { ledger, access_log } = &mut self.telemetry;
+        let Telemetry { recorder: ledger, access_log } = &mut self.telemetry;
         let service = Dispatcher {
             read_through: &mut self.read_through,
             jobs: &mut self.jobs,

@@ -100,7 +100,7 @@ impl Worker {
             }
             Some(ShutdownState { accept_until: listen_until, close_idle_at: hurry_at, .. }) => {
                 let (listen_until, hurry_at) = (*listen_until, *hurry_at);
-                if hurry_at <= now && !std::mem::replace(&mut self.policy.hurrying, true) {
+                if hurry_at <= now && !std::mem::replace(&mut self.policy.draining, true) {
                     self.timeouts.linger = DRAIN_LINGER;
                     self.rearm_timers();
                 }

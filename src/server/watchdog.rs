@@ -23,7 +23,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// See the top of the file.
 pub struct Watchdog {
-    register: Arc<MetricsRegistry>,
+    registry: Arc<MetricsRegistry>,
     handles: Vec<WorkerHandle>,
     /// When each loop was last called.
     pinged_at: Vec<Instant>,
@@ -35,7 +35,7 @@ impl Watchdog {
     /// Watches no loop yet.
     pub fn new(register: Arc<MetricsRegistry>) -> Watchdog {
         let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let watch = Watchdog { register, handles: Vec::new(), pinged_at: Vec::new(), started };
+        let watch = Watchdog { registry: register, handles: Vec::new(), pinged_at: Vec::new(), started };
         watch.publish_process(0);
         watch
     }
@@ -55,12 +55,12 @@ impl Watchdog {
 
     /// Publishes the figures of the process. `INFO` shows them also with `ADMIN=off`.
     fn publish_process(&self, dropped_lines: u64) {
-        self.register.set_process(ProcessStats { started: self.started, dropped_lines, ..read_process_stats() });
+        self.registry.set_process(ProcessStats { started: self.started, dropped_lines, ..read_process_stats() });
     }
 
     /// A Redis that takes its time is away, also where clients would wait for it for longer (`REDIS_TIMEOUT`).
     fn check_redis(&self, now: Instant) {
-        for seat in self.register.slots() {
+        for seat in self.registry.slots() {
             let mut redis = seat.redis();
             let late =
                 redis.unanswered_since.is_some_and(|asked| now.saturating_duration_since(asked) >= REDIS_SILENT_AFTER);
@@ -72,7 +72,7 @@ impl Watchdog {
 
     fn ping_workers(&mut self, now: Instant) {
         for (number, ((seat, stopper), called)) in
-            self.register.slots().iter().zip(&self.handles).zip(&mut self.pinged_at).enumerate()
+            self.registry.slots().iter().zip(&self.handles).zip(&mut self.pinged_at).enumerate()
         {
             if !seat.has_responded() {
                 if now.saturating_duration_since(*called) >= STUCK_AFTER && seat.set_stuck(true) {

@@ -42,9 +42,9 @@ pub enum HttpOperation<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head<'a> {
     /// What it wants.
-    pub command: HttpOperation<'a>,
+    pub operation: HttpOperation<'a>,
     /// How to answer.
-    pub shape: HttpReplyFormat,
+    pub format: HttpReplyFormat,
     /// What follows it and must be skipped before the next head.
     pub body: Body,
     /// Whether the client waits for an answer before it sends the body.
@@ -198,7 +198,7 @@ fn interpret<'a>(
         (View::Json, HttpOperation::Refuse(MISDIRECTED))
     };
     let shape = HttpReplyFormat { view, head_only: method == "HEAD", version_1_0, keep_alive, unmet: fields.unmet };
-    Head { command, shape, body: fields.body, expects_continue: fields.expects_answer, request_line: line }
+    Head { operation: command, format: shape, body: fields.body, expects_continue: fields.expects_answer, request_line: line }
 }
 
 /// Whether each line of a head ends with a carriage return and a line feed. A line is followed by a field's name, or by the
@@ -256,10 +256,10 @@ mod tests {
     fn status_of(input: &[u8]) -> Status {
         match decode(input, &mut HeadDecoder::new()) {
             Decoded::Complete(
-                Head { command: HttpOperation::Get(_) | HttpOperation::Options | HttpOperation::Admin(_), .. },
+                Head { operation: HttpOperation::Get(_) | HttpOperation::Options | HttpOperation::Admin(_), .. },
                 _,
             ) => Status::Ok,
-            Decoded::Complete(Head { command: HttpOperation::Refuse(refusal), .. }, _) => refusal.status,
+            Decoded::Complete(Head { operation: HttpOperation::Refuse(refusal), .. }, _) => refusal.status,
             Decoded::Invalid(refusal) => refusal.status,
             Decoded::Incomplete => panic!("{:?} is incomplete", String::from_utf8_lossy(input)),
         }
@@ -268,7 +268,7 @@ mod tests {
     fn key_of(target: &str) -> Option<(View, Vec<u8>)> {
         let head = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
         match decode(head.as_bytes(), &mut HeadDecoder::new()) {
-            Decoded::Complete(Head { command: HttpOperation::Get(key), shape, .. }, _) => {
+            Decoded::Complete(Head { operation: HttpOperation::Get(key), format: shape, .. }, _) => {
                 Some((shape.view, key.to_vec()))
             }
             _ => None,
@@ -304,8 +304,8 @@ mod tests {
             let mut scratch = HeadDecoder::new();
             let all = [head, follows].concat();
             let Decoded::Complete(found, length) = decode(&all, &mut scratch) else { panic!("not complete") };
-            assert_eq!((found.command, found.body, length), (HttpOperation::Get(b"Abc"), Body::Length(3), head.len()));
-            assert!(!found.shape.keep_alive);
+            assert_eq!((found.operation, found.body, length), (HttpOperation::Get(b"Abc"), Body::Length(3), head.len()));
+            assert!(!found.format.keep_alive);
         }
     }
 
@@ -327,7 +327,7 @@ mod tests {
             let head = format!("GET /key/a HTTP/{version}\r\nHost: x\r\n{field}\r\n");
             let mut scratch = HeadDecoder::new();
             let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut scratch) else { panic!("{field}") };
-            assert_eq!(head.shape.keep_alive, keep_alive, "{version} {field}");
+            assert_eq!(head.format.keep_alive, keep_alive, "{version} {field}");
         }
     }
 
@@ -438,8 +438,8 @@ mod tests {
                 assert_eq!(begun, Decoded::Incomplete, "{version} to {end}");
             }
             let Decoded::Complete(found, length) = decode(bytes.as_bytes(), &mut heads) else { panic!("{version}") };
-            assert_eq!((found.command, length), (HttpOperation::Get(b"A"), bytes.len()));
-            assert!(found.shape.keep_alive && !found.shape.version_1_0);
+            assert_eq!((found.operation, length), (HttpOperation::Get(b"A"), bytes.len()));
+            assert!(found.format.keep_alive && !found.format.version_1_0);
             assert_eq!(found.request_line, format!("GET /key/%41 {version}").as_bytes());
         }
         // Chunked bodies are those of 1.1, and a Host field is as necessary.
@@ -468,7 +468,7 @@ mod tests {
             let head = format!("GET /key/a HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
             let mut heads = HeadDecoder::new();
             let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut heads) else { panic!("{fields}") };
-            assert_eq!(head.shape.unmet, unmet, "{fields}");
+            assert_eq!(head.format.unmet, unmet, "{fields}");
         }
     }
 

@@ -54,7 +54,7 @@ pub struct Policy {
     /// Whether clients are to be told that a response is the last.
     pub announce_close: bool,
     /// Whether connections are to end between two requests, told or not.
-    pub hurrying: bool,
+    pub draining: bool,
 }
 
 /// What of a request its response depends on.

@@ -96,7 +96,7 @@ const TRANSACTIONS: [&str; 5] = ["multi", "exec", "discard", "watch", "unwatch"]
 /// See the top of the file.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    place: DecodeState,
+    state: DecodeState,
 }
 
 /// Where the next byte stands.
@@ -140,7 +140,7 @@ impl Decoder {
     /// The event at the beginning of all bytes that are not consumed. [`Decoded::Invalid`] means that there will
     /// never be another.
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
-        match &mut self.place {
+        match &mut self.state {
             DecodeState::Start => self.command(input),
             &mut DecodeState::Keys { left, total } => self.key(input, left, total),
             DecodeState::Over(over) => {
@@ -149,15 +149,15 @@ impl Decoder {
                     return Decoded::Complete(DecodeEvent::Skipped, consumed);
                 }
                 let refusal = over.refusal.clone();
-                self.place = DecodeState::Start;
+                self.state = DecodeState::Start;
                 Decoded::Complete(DecodeEvent::Refuse(refusal), consumed)
             }
         }
     }
 
     /// Whether a command has begun and not come whole, beside what is not consumed.
-    pub fn is_amid_command(&self) -> bool {
-        !matches!(self.place, DecodeState::Start)
+    pub fn in_command(&self) -> bool {
+        !matches!(self.state, DecodeState::Start)
     }
 
     fn command<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
@@ -188,7 +188,7 @@ impl Decoder {
         if length > MAX_PRINTED_BYTES {
             let shown_end = header + MAX_PRINTED_BYTES;
             let Some(shown) = name_frame.get(header..shown_end) else { return Decoded::Incomplete };
-            self.place = DecodeState::Over(Box::new(SkippedCommand {
+            self.state = DecodeState::Over(Box::new(SkippedCommand {
                 bytes: length - MAX_PRINTED_BYTES,
                 end: 2,
                 left: count - 1,
@@ -211,7 +211,7 @@ impl Decoder {
             return self.skip_rest(left, RespRefusal::TooMany(known.text, most), begun);
         }
         if known.is_multi_key() {
-            self.place = DecodeState::Keys { left: left as u32, total: 0 };
+            self.state = DecodeState::Keys { left: left as u32, total: 0 };
             return Decoded::Complete(DecodeEvent::MultiStart(known, left as u32), begun);
         }
         let frames = &input[begun..];
@@ -234,7 +234,7 @@ impl Decoder {
         }
         if length > MAX_KEY_BYTES {
             let left = i64::from(left);
-            self.place = DecodeState::Over(Box::new(SkippedCommand {
+            self.state = DecodeState::Over(Box::new(SkippedCommand {
                 bytes: length,
                 end: 2,
                 left,
@@ -244,7 +244,7 @@ impl Decoder {
             return Decoded::Complete(DecodeEvent::Skipped, header);
         }
         let (key, consumed) = take!(bulk_body(input, length, header));
-        self.place = if left == 0 { DecodeState::Start } else { DecodeState::Keys { left, total } };
+        self.state = if left == 0 { DecodeState::Start } else { DecodeState::Keys { left, total } };
         Decoded::Complete(DecodeEvent::Key(key), consumed)
     }
 
@@ -258,7 +258,7 @@ impl Decoder {
         if left == 0 {
             return Decoded::Complete(DecodeEvent::Refuse(refusal), consumed);
         }
-        self.place = DecodeState::Over(Box::new(SkippedCommand { bytes: 0, end: 0, left, total: 0, refusal }));
+        self.state = DecodeState::Over(Box::new(SkippedCommand { bytes: 0, end: 0, left, total: 0, refusal }));
         Decoded::Complete(DecodeEvent::Skipped, consumed)
     }
 }

@@ -66,8 +66,8 @@ impl Session {
     }
 
     /// Whether a command has begun and not come whole, beside what is not consumed.
-    pub fn is_amid_command(&self) -> bool {
-        self.decoder.is_amid_command()
+    pub fn in_command(&self) -> bool {
+        self.decoder.in_command()
     }
 
     /// Whether keys become recently used by being asked for.
