@@ -80,16 +80,16 @@ fn full_proxy(size: usize) -> ReadThrough {
 /// the socket.
 fn whole_hit(size: usize) -> f64 {
     let mut proxy = full_proxy(size);
-    let (mut jobs, mut heads, mut ledger) = (Vec::new(), HeadDecoder::new(), Recorder::default());
-    let (rules, register, date) =
+    let (mut jobs, mut heads, mut recorder) = (Vec::new(), HeadDecoder::new(), Recorder::default());
+    let (policy, register, date) =
         (Policy::default(), MetricsRegistry::default(), ResponseDate::at(SystemTime::UNIX_EPOCH));
     let mut service = Dispatcher {
         read_through: &mut proxy,
         jobs: &mut jobs,
         head_decoder: &mut heads,
-        policy: &rules,
+        policy: &policy,
         date: &date,
-        recorder: &mut ledger,
+        recorder: &mut recorder,
         registry: &register,
         worker_index: 0,
         now: 0,

@@ -75,9 +75,9 @@ impl Dispatcher<'_> {
     /// and whether there are more.
     fn consume(&mut self, connection: &mut Connection, slot: usize, input: &[u8]) -> (usize, bool) {
         let (mut at, before) = (0, connection.request_count());
-        let (mut steps, mut gathered) = (0, 0);
+        let (mut steps, mut copied) = (0, 0);
         let enough = loop {
-            if steps >= MAX_STEPS_PER_TURN || gathered > MAX_COPIED_PER_TURN {
+            if steps >= MAX_STEPS_PER_TURN || copied > MAX_COPIED_PER_TURN {
                 break true;
             }
             steps += 1;
@@ -88,7 +88,7 @@ impl Dispatcher<'_> {
                     at += consumed;
                     match self.read_through.get(key, touch, connection.request_id(slot), self.now) {
                         Lookup::Reply(reply) => {
-                            gathered += copied_bytes(answer, &reply);
+                            copied += copied_bytes(answer, &reply);
                             connection.reply_now(answer, &reply, self.date, self.recorder);
                         }
                         Lookup::Wait => connection.defer(answer, self.recorder),
@@ -106,14 +106,14 @@ impl Dispatcher<'_> {
                     at += consumed;
                     steps += ADMIN_STEP_COST;
                     sync_metrics(self.recorder, self.read_through, self.now);
-                    let figures = &self.recorder.metrics;
+                    let metrics = &self.recorder.metrics;
                     match shape.form {
                         resp::ReplyKind::Info(sections) => {
                             let MetricsRegistry { settings, .. } = self.registry;
-                            let text = admin::info(figures, &self.registry.process(), settings, sections);
+                            let text = admin::info(metrics, &self.registry.process(), settings, sections);
                             connection.reply_text(shape, &text, self.recorder);
                         }
-                        _ => connection.reply_number(shape, figures.entries, self.recorder),
+                        _ => connection.reply_number(shape, metrics.entries, self.recorder),
                     }
                 }
                 DecodeStep::Admin { topic, format: shape, consumed } => {
@@ -121,8 +121,8 @@ impl Dispatcher<'_> {
                     steps += ADMIN_STEP_COST + ADMIN_STEP_COST_PER_WORKER * self.registry.slots().len();
                     sync_metrics(self.recorder, self.read_through, self.now);
                     // What others see of this loop is as old as its last tick.
-                    if let Some(seat) = self.registry.slots().get(self.worker_index) {
-                        seat.publish(&self.recorder.metrics);
+                    if let Some(worker_slot) = self.registry.slots().get(self.worker_index) {
+                        worker_slot.publish(&self.recorder.metrics);
                     }
                     let document = admin::render(topic, &self.registry.snapshot(), &self.registry.settings);
                     connection.reply_admin(shape, &document, self.date, self.recorder);
@@ -135,9 +135,9 @@ impl Dispatcher<'_> {
 }
 
 /// Brings a loop's figures up to date with what its proxy knows. Whoever shows them does so before.
-pub fn sync_metrics(ledger: &mut Recorder, proxy: &ReadThrough, now: Millis) {
-    ledger.metrics.uptime = now;
-    proxy.export_metrics(&mut ledger.metrics);
+pub fn sync_metrics(recorder: &mut Recorder, read_through: &ReadThrough, now: Millis) {
+    recorder.metrics.uptime = now;
+    read_through.export_metrics(&mut recorder.metrics);
 }
 
 /// Bytes that are copied into a reply about several keys. Other replies are bounded by what may be unsent.
@@ -160,21 +160,21 @@ mod tests {
     #[test]
     fn what_is_done_at_once_is_bounded_by_keys_and_by_bytes() {
         let limits = Limits { entries: 10, bytes: usize::MAX, stale: 0 };
-        let (mut proxy, mut jobs) = (ReadThrough::new(limits, 1000, 1000), Vec::new());
-        let (mut ledger, mut heads, date) =
+        let (mut read_through, mut jobs) = (ReadThrough::new(limits, 1000, 1000), Vec::new());
+        let (mut recorder, mut heads, date) =
             (Recorder::default(), HeadDecoder::new(), ResponseDate::at(SystemTime::UNIX_EPOCH));
-        let (rules, register) = (Policy::default(), MetricsRegistry::default());
+        let (policy, register) = (Policy::default(), MetricsRegistry::default());
         let mut connection = Connection::new(1, 0);
         let mut serve = |connection: &mut Connection, input: Option<&[u8]>| {
-            let (proxy, jobs, heads, ledger) = (&mut proxy, &mut jobs, &mut heads, &mut ledger);
-            let (rules, register, date) = (&rules, &register, &date);
+            let (read_through, jobs, heads, recorder) = (&mut read_through, &mut jobs, &mut heads, &mut recorder);
+            let (policy, register, date) = (&policy, &register, &date);
             let mut service = Dispatcher {
-                read_through: proxy,
+                read_through,
                 jobs,
                 head_decoder: heads,
-                policy: rules,
+                policy,
                 date,
-                recorder: ledger,
+                recorder,
                 registry: register,
                 worker_index: 0,
                 now: 0,
@@ -211,8 +211,8 @@ mod tests {
             assert!(connection.send_buffer().unsent_bytes() > keys && !connection.has_unparsed());
             connection.send_buffer().drain(usize::MAX);
         }
-        assert_eq!((ledger.metrics.requests, connection.request_count()), (4, 4));
-        let many = ledger.metrics.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Many as usize];
-        assert_eq!((many, ledger.metrics.requests_by_outcome.as_flattened().iter().sum::<u64>()), (2, 4));
+        assert_eq!((recorder.metrics.requests, connection.request_count()), (4, 4));
+        let many = recorder.metrics.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Many as usize];
+        assert_eq!((many, recorder.metrics.requests_by_outcome.as_flattened().iter().sum::<u64>()), (2, 4));
     }
 }

@@ -82,39 +82,39 @@ impl Inflight {
 
     /// Makes `waiter` wait for `key`, until `deadline` at the latest.
     pub fn join_or_start(&mut self, key: &[u8], waiter: RequestId, now: Millis, deadline: Millis) -> Join {
-        if let Some(&flight) = self.by_key.get(key) {
-            self.fetches[flight].waiters.push(Waiter { waiter, collapsed: true, deadline });
-            self.arm_deadline(flight);
+        if let Some(&fetch) = self.by_key.get(key) {
+            self.fetches[fetch].waiters.push(Waiter { waiter, collapsed: true, deadline });
+            self.arm_deadline(fetch);
             return Join::Joined;
         }
         let key: Arc<[u8]> = key.into();
         let waiters = vec![Waiter { waiter, collapsed: false, deadline }];
-        let flight = self.fetches.insert(Fetch { key: Arc::clone(&key), started_at: now, waiters, position: None });
-        self.by_key.insert(Arc::clone(&key), flight);
-        self.arm_deadline(flight);
-        Join::Started(flight, key)
+        let fetch = self.fetches.insert(Fetch { key: Arc::clone(&key), started_at: now, waiters, position: None });
+        self.by_key.insert(Arc::clone(&key), fetch);
+        self.arm_deadline(fetch);
+        Join::Started(fetch, key)
     }
 
     /// Puts a flight with waiters into the heap, if it is not there.
-    fn arm_deadline(&mut self, flight: usize) {
+    fn arm_deadline(&mut self, fetch: usize) {
         let flights = &mut self.fetches;
-        if let Fetch { position: None, waiters, .. } = &flights[flight]
+        if let Fetch { position: None, waiters, .. } = &flights[fetch]
             && let Some(deadline) = waiters.first().map(|first| first.deadline)
         {
-            self.deadlines.push(deadline, flight as u32, |id, position| flights[id as usize].position = Some(position));
+            self.deadlines.push(deadline, fetch as u32, |id, position| flights[id as usize].position = Some(position));
         }
     }
 
     /// Ends a flight whose job has come back.
-    pub fn finish(&mut self, flight: usize) -> Option<FinishedFetch> {
-        self.clear_deadline(flight);
-        let Fetch { key, started_at: began, waiters: passengers, .. } = self.fetches.try_remove(flight)?;
+    pub fn finish(&mut self, fetch: usize) -> Option<FinishedFetch> {
+        self.clear_deadline(fetch);
+        let Fetch { key, started_at: began, waiters, .. } = self.fetches.try_remove(fetch)?;
         let joined = self.by_key.remove(&key);
-        let current = joined == Some(flight);
+        let current = joined == Some(fetch);
         if let Some(newer) = joined.filter(|_| !current) {
             self.by_key.insert(Arc::clone(&key), newer);
         }
-        Some(FinishedFetch { key, waiters: passengers, started_at: began, current })
+        Some(FinishedFetch { key, waiters, started_at: began, current })
     }
 
     /// The key has changed in Redis: its flight, if there is one, takes nobody aboard any more.
@@ -129,20 +129,20 @@ impl Inflight {
 
     /// Those who have waited until `now`, of one flight, and its key. The flight goes on without them.
     pub fn take_timed_out(&mut self, now: Millis) -> Option<(Arc<[u8]>, Vec<Waiter>)> {
-        let (_, flight) = self.deadlines.first().filter(|&(deadline, _)| deadline <= now)?;
-        let flight = flight as usize;
-        self.clear_deadline(flight);
-        let Fetch { key, waiters, .. } = &mut self.fetches[flight];
+        let (_, fetch) = self.deadlines.first().filter(|&(deadline, _)| deadline <= now)?;
+        let fetch = fetch as usize;
+        self.clear_deadline(fetch);
+        let Fetch { key, waiters, .. } = &mut self.fetches[fetch];
         let key = Arc::clone(key);
-        let patient = waiters.iter().position(|passenger| passenger.deadline > now).unwrap_or(waiters.len());
+        let patient = waiters.iter().position(|waiter| waiter.deadline > now).unwrap_or(waiters.len());
         let overdue = waiters.drain(..patient).collect();
-        self.arm_deadline(flight);
+        self.arm_deadline(fetch);
         Some((key, overdue))
     }
 
-    fn clear_deadline(&mut self, flight: usize) {
+    fn clear_deadline(&mut self, fetch: usize) {
         let flights = &mut self.fetches;
-        if let Some(position) = flights.get_mut(flight).and_then(|flight| flight.position.take()) {
+        if let Some(position) = flights.get_mut(fetch).and_then(|fetch| fetch.position.take()) {
             self.deadlines.remove(position, |id, position| flights[id as usize].position = Some(position));
         }
     }
@@ -150,17 +150,16 @@ impl Inflight {
     /// Checks that every flight with waiters has its deadline in the heap, and that only flights can be joined. For
     /// tests; walks everything.
     pub fn validate(&self) -> Result<(), String> {
-        let position = |id: u32| self.fetches.get(id as usize).and_then(|flight| flight.position).unwrap_or(u32::MAX);
+        let position = |id: u32| self.fetches.get(id as usize).and_then(|fetch| fetch.position).unwrap_or(u32::MAX);
         self.deadlines.validate(position)?;
-        for (flight, Fetch { key, waiters, position, .. }) in &self.fetches {
-            let first = waiters.iter().map(|passenger| passenger.deadline).min();
+        for (fetch, Fetch { key, waiters, position, .. }) in &self.fetches {
+            let first = waiters.iter().map(|waiter| waiter.deadline).min();
             if position.map(|position| self.deadlines.deadline_at(position)) != first {
-                return Err(format!("flight {flight} for {key:?} is not due when its first waiter is"));
+                return Err(format!("flight {fetch} for {key:?} is not due when its first waiter is"));
             }
         }
-        match self.by_key.iter().find(|&(key, &flight)| self.fetches.get(flight).is_none_or(|found| found.key != *key))
-        {
-            Some((key, flight)) => Err(format!("flight {flight} for {key:?} can be joined and is not there")),
+        match self.by_key.iter().find(|&(key, &fetch)| self.fetches.get(fetch).is_none_or(|found| found.key != *key)) {
+            Some((key, fetch)) => Err(format!("flight {fetch} for {key:?} can be joined and is not there")),
             None => Ok(()),
         }
     }
@@ -179,8 +178,8 @@ mod tests {
         RequestId { slot, connection_id: 7, sequence: 1, part: 0 }
     }
 
-    fn slots(passengers: &[Waiter]) -> Vec<(usize, bool)> {
-        passengers.iter().map(|passenger| (passenger.waiter.slot, passenger.collapsed)).collect()
+    fn slots(waiters: &[Waiter]) -> Vec<(usize, bool)> {
+        waiters.iter().map(|waiter| (waiter.waiter.slot, waiter.collapsed)).collect()
     }
 
     #[test]
@@ -189,9 +188,9 @@ mod tests {
         let Join::Started(a, _) = inflight.join_or_start(b"a", waiter(1), 7, 100) else { panic!("no flight for a") };
         let Join::Started(b, _) = inflight.join_or_start(b"b", waiter(2), 7, 100) else { panic!("no flight for b") };
         assert_eq!(inflight.join_or_start(b"a", waiter(3), 7, 150), Join::Joined);
-        let landed = inflight.finish(a).expect("a is in flight");
-        assert_eq!((&*landed.key, slots(&landed.waiters)), (&b"a"[..], vec![(1, false), (3, true)]));
-        assert_eq!((landed.started_at, landed.current), (7, true));
+        let finished = inflight.finish(a).expect("a is in flight");
+        assert_eq!((&*finished.key, slots(&finished.waiters)), (&b"a"[..], vec![(1, false), (3, true)]));
+        assert_eq!((finished.started_at, finished.current), (7, true));
         assert!(inflight.finish(a).is_none());
         assert!(matches!(inflight.join_or_start(b"a", waiter(4), 7, 200), Join::Started(..)));
         assert_eq!(slots(&inflight.finish(b).expect("b is in flight").waiters), [(2, false)]);
@@ -209,18 +208,18 @@ mod tests {
         };
         assert_eq!(inflight.join_or_start(b"a", waiter(4), 6, 106), Join::Joined);
         assert_eq!(inflight.validate(), Ok(()));
-        let landed = inflight.finish(old).expect("it is in flight");
-        assert_eq!((landed.current, slots(&landed.waiters)), (false, vec![(1, false)]));
+        let finished = inflight.finish(old).expect("it is in flight");
+        assert_eq!((finished.current, slots(&finished.waiters)), (false, vec![(1, false)]));
         assert_eq!(
             inflight.join_or_start(b"a", waiter(5), 7, 107),
             Join::Joined,
             "the old one took the new one's place"
         );
-        let landed = inflight.finish(new).expect("it is in flight");
-        assert_eq!((landed.current, landed.started_at), (true, 5));
-        assert_eq!(slots(&landed.waiters), [(3, false), (4, true), (5, true)]);
+        let finished = inflight.finish(new).expect("it is in flight");
+        assert_eq!((finished.current, finished.started_at), (true, 5));
+        assert_eq!(slots(&finished.waiters), [(3, false), (4, true), (5, true)]);
         inflight.detach_all();
-        assert_eq!(inflight.finish(other).map(|landed| landed.current), Some(false));
+        assert_eq!(inflight.finish(other).map(|finished| finished.current), Some(false));
         assert_eq!(inflight.validate(), Ok(()));
     }
 

@@ -57,10 +57,10 @@ impl LogWriter {
     pub fn start(target: LogTarget) -> io::Result<LogWriter> {
         let sink = open(&target)?;
         let shared = WriterShared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
-        let journal = LogWriter(Arc::new(shared));
-        let writer = journal.clone();
+        let log_writer = LogWriter(Arc::new(shared));
+        let writer = log_writer.clone();
         std::thread::Builder::new().name("log".into()).spawn(move || writer.write_all(sink, &target))?;
-        Ok(journal)
+        Ok(log_writer)
     }
 
     /// Adds whole lines about requests, or drops them.
@@ -100,10 +100,10 @@ impl LogWriter {
     }
 
     /// Waits until all is written, and opened anew if that was asked for, but no longer than this.
-    pub fn flush(&self, patience: Duration) {
+    pub fn flush(&self, timer: Duration) {
         let unwritten = |state: &mut WriterState| state.writing || state.reopen || !state.buffer.is_empty();
         // Who cannot write by then never will.
-        drop(self.0.done.wait_timeout_while(self.state(), patience, unwritten));
+        drop(self.0.done.wait_timeout_while(self.state(), timer, unwritten));
     }
 
     fn state(&self) -> MutexGuard<'_, WriterState> {
@@ -222,15 +222,15 @@ mod tests {
         std::fs::create_dir_all(&folder).expect("a folder");
         let (path, old) = (folder.join("log"), folder.join("log.1"));
         let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-        let journal = LogWriter::start(LogTarget::File(path.clone())).expect("a file");
-        journal.write_access_lines(b"one\n");
-        journal.flush(PATIENCE);
+        let log_writer = LogWriter::start(LogTarget::File(path.clone())).expect("a file");
+        log_writer.write_access_lines(b"one\n");
+        log_writer.flush(PATIENCE);
         std::fs::rename(&path, &old).expect("another name");
-        journal.write_access_lines(b"two\n");
-        journal.reopen();
-        journal.flush(PATIENCE);
-        journal.write_access_lines(b"three\n");
-        journal.flush(PATIENCE);
+        log_writer.write_access_lines(b"two\n");
+        log_writer.reopen();
+        log_writer.flush(PATIENCE);
+        log_writer.write_access_lines(b"three\n");
+        log_writer.flush(PATIENCE);
         assert_eq!((read(&old), read(&path)), ("one\ntwo\n".into(), "three\n".into()));
         std::fs::remove_dir_all(&folder).expect("it is ours");
         assert!(LogWriter::start(LogTarget::File(path)).is_err(), "there is no such folder");
@@ -265,13 +265,13 @@ mod tests {
     #[test]
     fn of_many_lines_at_once_those_are_taken_that_there_is_room_for() {
         let shared = WriterShared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
-        let journal = LogWriter(Arc::new(shared));
+        let log_writer = LogWriter(Arc::new(shared));
         let most = MAX_BUFFERED_BYTES - RESERVED_FOR_EVENTS;
-        journal.write_access_lines(&b"0123456\n".repeat(most / 8 + 3));
-        assert_eq!((journal.dropped(), journal.state().buffer.len()), (3, most));
+        log_writer.write_access_lines(&b"0123456\n".repeat(most / 8 + 3));
+        assert_eq!((log_writer.dropped(), log_writer.state().buffer.len()), (3, most));
         // An event among so many requests.
-        assert_eq!(journal.clone().write(b"what is the matter\n").expect("no error"), 19);
-        assert_eq!((journal.dropped(), journal.state().buffer.len()), (3, most + 19));
+        assert_eq!(log_writer.clone().write(b"what is the matter\n").expect("no error"), 19);
+        assert_eq!((log_writer.dropped(), log_writer.state().buffer.len()), (3, most + 19));
     }
 
     #[test]
@@ -279,16 +279,16 @@ mod tests {
         // A pipe that nobody reads holds 64 KiB.
         let (reader, writer) = io::pipe().expect("a pipe");
         let shared = WriterShared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
-        let journal = LogWriter(Arc::new(shared));
-        let thread = journal.clone();
+        let log_writer = LogWriter(Arc::new(shared));
+        let thread = log_writer.clone();
         std::thread::spawn(move || thread.write_all(Box::new(writer), &LogTarget::Error));
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
         for _ in 0..12 * 1024 {
-            journal.write_access_lines(&line);
+            log_writer.write_access_lines(&line);
         }
-        assert!(journal.dropped() > 1024 && journal.dropped() < 12 * 1024, "{}", journal.dropped());
-        assert!(journal.state().buffer.len() <= MAX_BUFFERED_BYTES);
-        journal.flush(Duration::from_millis(10));
+        assert!(log_writer.dropped() > 1024 && log_writer.dropped() < 12 * 1024, "{}", log_writer.dropped());
+        assert!(log_writer.state().buffer.len() <= MAX_BUFFERED_BYTES);
+        log_writer.flush(Duration::from_millis(10));
         drop(reader);
     }
 }

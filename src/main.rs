@@ -75,9 +75,9 @@ impl Logs {
     }
 
     /// Waits for the last lines, but no longer than this for all of them.
-    fn flush(&self, patience: Duration) {
-        let until = Instant::now() + patience;
-        self.all().for_each(|journal| journal.flush(until.saturating_duration_since(Instant::now())));
+    fn flush(&self, timer: Duration) {
+        let until = Instant::now() + timer;
+        self.all().for_each(|log_writer| log_writer.flush(until.saturating_duration_since(Instant::now())));
     }
 }
 
@@ -127,14 +127,14 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
     let (sender, events) = mpsc::channel();
     catch_signals(sender.clone(), logs)
         .map_err(|error| ExitError(1, format!("cannot install the signal handlers: {error}")))?;
-    let places = ConnectionLimiter::from_config(config)?;
+    let connection_limiter = ConnectionLimiter::from_config(config)?;
     set_pinned_limit(config.client_bytes);
     let listeners = listen(config)?;
-    let register = Arc::new(MetricsRegistry::new(settings(config, &places, &listeners), config.workers));
+    let register = Arc::new(MetricsRegistry::new(settings(config, &connection_limiter, &listeners), config.workers));
     let mut watch = Watchdog::new(Arc::clone(&register));
     let mut stoppers = Vec::new();
     for (number, listener) in listeners.into_iter().enumerate() {
-        let server = Worker::new(listener, config, places.clone(), Arc::clone(&register), number);
+        let server = Worker::new(listener, config, connection_limiter.clone(), Arc::clone(&register), number);
         let stopper = start_worker(number, server, logs, sender.clone())?;
         watch.push_loop(stopper.clone());
         stoppers.push(stopper);
@@ -179,13 +179,13 @@ fn start_logs(config: &Config) -> Result<Logs, ExitError> {
     Ok(Logs { events, requests })
 }
 
-fn settings(config: &Config, places: &ConnectionLimiter, listeners: &[TcpListener]) -> InstanceInfo {
+fn settings(config: &Config, connection_limiter: &ConnectionLimiter, listeners: &[TcpListener]) -> InstanceInfo {
     let port = listeners.first().and_then(|listener| listener.local_addr().ok()).map_or(0, |address| address.port());
     InstanceInfo {
         admin: config.admin,
         capacity: config.cache_size * config.workers,
         capacity_bytes: config.cache_bytes.unwrap_or(0) * config.workers,
-        max_connections: places.max_connections(),
+        max_connections: connection_limiter.max_connections(),
         process_id: std::process::id(),
         port,
         database: config.redis_db,

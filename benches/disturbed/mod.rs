@@ -17,8 +17,8 @@ pub struct Rounds([[Vec<Duration>; 4]; 2]);
 impl Rounds {
     /// A pair of rounds.
     pub fn add(&mut self, undisturbed: Vec<Duration>, meanwhile: Vec<Duration>) {
-        for (figures, mut hits) in self.0.iter_mut().zip([undisturbed, meanwhile]) {
-            for (figure, share) in figures.iter_mut().zip(SHARES) {
+        for (metrics, mut hits) in self.0.iter_mut().zip([undisturbed, meanwhile]) {
+            for (figure, share) in metrics.iter_mut().zip(SHARES) {
                 figure.push(percentile(&mut hits, share));
             }
         }
@@ -29,7 +29,7 @@ impl Rounds {
     pub fn columns(&self) -> String {
         let micros = |share: f64| {
             let of = |mut figure: Vec<Duration>| percentile(&mut figure, share).as_nanos() as f64 / 1000.0;
-            self.0.clone().map(|figures| figures.map(of))
+            self.0.clone().map(|metrics| metrics.map(of))
         };
         let (median, quietest) = (micros(0.5), micros(0.0));
         let [before, during] =

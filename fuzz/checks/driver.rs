@@ -84,10 +84,10 @@ pub struct Driver<'a> {
     held_up: bool,
     jobs: Vec<Job>,
     heads: HeadDecoder,
-    rules: Policy,
+    policy: Policy,
     lent: Vec<u8>,
     date: ResponseDate,
-    ledger: Recorder,
+    recorder: Recorder,
     register: MetricsRegistry,
     /// Keys that were waited for and have come, those of the other client too.
     answered: u64,
@@ -116,10 +116,10 @@ impl<'a> Driver<'a> {
             held_up: false,
             jobs: Vec::new(),
             heads: HeadDecoder::new(),
-            rules: Policy::default(),
+            policy: Policy::default(),
             lent: Vec::with_capacity(1024),
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
-            ledger: Recorder::new(true),
+            recorder: Recorder::new(true),
             register: MetricsRegistry::default(),
             answered: 0,
             writes: 0,
@@ -140,7 +140,7 @@ impl<'a> Driver<'a> {
             self.proxy.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, NOW, |_, _| ());
             self.answered += 1;
         }
-        self.ledger = Recorder::new(true);
+        self.recorder = Recorder::new(true);
     }
 
     /// Whole, at once, and every fetch comes back before anything else happens.
@@ -234,10 +234,10 @@ impl<'a> Driver<'a> {
     fn complete(&mut self, place: usize) {
         let job = self.jobs.remove(place);
         let completion = Completion { fetch_id: job.fetch_id, result: self.world.fetch(&job.key) };
-        let Driver { proxy, connection, date, ledger, answered, .. } = self;
+        let Driver { proxy, connection, date, recorder, answered, .. } = self;
         proxy.complete(completion, NOW, |waiter, reply| {
             *answered += 1;
-            connection.reply_later(waiter, reply, date, ledger);
+            connection.reply_later(waiter, reply, date, recorder);
         });
     }
 
@@ -247,8 +247,8 @@ impl<'a> Driver<'a> {
         let may_keep = if self.held_up { self.wire.len() } else { self.world.most_kept };
         assert!(kept.len() <= may_keep, "{} bytes are kept", kept.len());
         self.connection.store_unparsed(kept);
-        self.proxy.export_metrics(&mut self.ledger.metrics);
-        let open = self.ledger.metrics.misses - self.answered;
+        self.proxy.export_metrics(&mut self.recorder.metrics);
+        let open = self.recorder.metrics.misses - self.answered;
         assert!(open <= MAX_PENDING_KEYS as u64, "{open} keys are waited for");
         // One reply may go over it, which is as long as its keys' values.
         let longest = LONGEST_REPLY * self.world.most_keys;
@@ -272,9 +272,9 @@ impl<'a> Driver<'a> {
         assert_eq!(self.proxy.validate(), Ok(()));
         // One about several keys may not be whole.
         let requests = self.connection.request_count();
-        let figures = &self.ledger.metrics;
-        assert_eq!(figures.requests, requests, "requests that are not counted");
-        let answers: u64 = figures.requests_by_outcome.as_flattened().iter().sum();
+        let metrics = &self.recorder.metrics;
+        assert_eq!(metrics.requests, requests, "requests that are not counted");
+        let answers: u64 = metrics.requests_by_outcome.as_flattened().iter().sum();
         assert_eq!(answers, replies.len() as u64, "replies that are not counted");
         self.check_lines(answers);
         let unfinished = requests - replies.len() as u64;
@@ -284,8 +284,8 @@ impl<'a> Driver<'a> {
 
     /// Each reply leaves a line in the access log, of printable characters.
     fn check_lines(&mut self, answers: u64) {
-        self.ledger.end_turns(0);
-        let lines = self.ledger.access_log_lines().map(std::mem::take).unwrap_or_default();
+        self.recorder.end_turns(0);
+        let lines = self.recorder.access_log_lines().map(std::mem::take).unwrap_or_default();
         assert!(lines.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n')), "{}", lines.escape_ascii());
         let lines: Vec<&[u8]> = lines.split_inclusive(|&byte| byte == b'\n').collect();
         assert_eq!(lines.len() as u64, answers, "lines");
@@ -308,14 +308,14 @@ impl<'a> Driver<'a> {
 
 /// The one place that knows what a service is made of.
 fn serve<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
-    let Driver { proxy, jobs, heads, rules, date, ledger, register, .. } = driver;
+    let Driver { proxy, jobs, heads, policy, date, recorder, register, .. } = driver;
     Dispatcher {
         read_through: proxy,
         jobs,
         head_decoder: heads,
-        policy: rules,
+        policy,
         date,
-        recorder: ledger,
+        recorder,
         registry: register,
         worker_index: 0,
         now: NOW,

@@ -27,9 +27,9 @@ pub fn check(input: &[u8]) {
 
 /// The one place that knows how heads are decoded. Requests for any other host than `x` are refused.
 fn decode<'a>(wire: &'a [u8], heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
-    let rules =
+    let policy =
         Policy { allowed_hosts: AllowedHosts::parse("x").unwrap_or_default(), admin: true, ..Policy::default() };
-    http::decode(wire, &rules, heads)
+    http::decode(wire, &policy, heads)
 }
 
 fn check_head(wire: &[u8], choices: &mut Choices) {

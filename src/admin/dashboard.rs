@@ -20,9 +20,9 @@ pub const CONTENT_SECURITY_POLICY: &str = concat!(
 
 /// The page, with the figures of this moment.
 pub fn html(now: &Snapshot, settings: &InstanceInfo) -> String {
-    let figures = summary_rows(now, settings).into_iter().map(|(name, value)| row(name, &value)).collect::<String>();
+    let metrics = summary_rows(now, settings).into_iter().map(|(name, value)| row(name, &value)).collect::<String>();
     let configuration = settings.configuration.iter().map(|(name, value)| row(name, value)).collect::<String>();
-    let mut page = String::with_capacity(PAGE.len() + STYLE.len() + SCRIPT.len() + figures.len() + configuration.len());
+    let mut page = String::with_capacity(PAGE.len() + STYLE.len() + SCRIPT.len() + metrics.len() + configuration.len());
     // In one pass: what is put in may look like a mark.
     let mut pieces = PAGE.split("<!--");
     page.push_str(pieces.next().unwrap_or_default());
@@ -31,7 +31,7 @@ pub fn html(now: &Snapshot, settings: &InstanceInfo) -> String {
         for part in match mark {
             "style" => ["<style>", STYLE, "</style>"],
             "script" => ["<script>", SCRIPT, "</script>"],
-            "figures" => ["", &figures, ""],
+            "figures" => ["", &metrics, ""],
             _ => ["", &configuration, ""],
         } {
             page.push_str(part);
@@ -43,36 +43,36 @@ pub fn html(now: &Snapshot, settings: &InstanceInfo) -> String {
 
 /// What the table of figures shows: names and texts.
 pub fn summary_rows(now: &Snapshot, settings: &InstanceInfo) -> Vec<(&'static str, String)> {
-    let Snapshot { metrics: figures, redis, process, .. } = now;
-    let asked = figures.hits + figures.misses;
-    let ratio = if asked == 0 { "-".into() } else { format!("{:.1} %", figures.hits as f64 * 100.0 / asked as f64) };
+    let Snapshot { metrics, redis, process, .. } = now;
+    let asked = metrics.hits + metrics.misses;
+    let ratio = if asked == 0 { "-".into() } else { format!("{:.1} %", metrics.hits as f64 * 100.0 / asked as f64) };
     let of = |some: usize, most: usize| format!("{} of {}", with_thousands(some as u64), with_thousands(most as u64));
     let all = |counts: &[u64]| with_thousands(counts.iter().sum());
     vec![
         ("Version", env!("CARGO_PKG_VERSION").into()),
-        ("Uptime", duration(figures.uptime / 1000)),
+        ("Uptime", duration(metrics.uptime / 1000)),
         ("Workers", with_thousands(now.workers as u64)),
-        ("HTTP requests", all(&figures.requests_by_outcome[0])),
-        ("RESP requests", all(&figures.requests_by_outcome[1])),
+        ("HTTP requests", all(&metrics.requests_by_outcome[0])),
+        ("RESP requests", all(&metrics.requests_by_outcome[1])),
         ("Hit ratio", ratio),
-        ("Hits", with_thousands(figures.hits)),
-        ("Misses", with_thousands(figures.misses)),
-        ("Collapsed misses", with_thousands(figures.collapsed)),
-        ("Entries", of(figures.entries, settings.capacity)),
-        ("Cached bytes (keys and values)", with_thousands(figures.bytes as u64)),
-        ("Evicted", with_thousands(figures.evicted)),
-        ("Expired", with_thousands(figures.expired)),
-        ("Invalidated", with_thousands(figures.invalidated)),
+        ("Hits", with_thousands(metrics.hits)),
+        ("Misses", with_thousands(metrics.misses)),
+        ("Collapsed misses", with_thousands(metrics.collapsed)),
+        ("Entries", of(metrics.entries, settings.capacity)),
+        ("Cached bytes (keys and values)", with_thousands(metrics.bytes as u64)),
+        ("Evicted", with_thousands(metrics.evicted)),
+        ("Expired", with_thousands(metrics.expired)),
+        ("Invalidated", with_thousands(metrics.invalidated)),
         ("Redis", redis.unavailable.clone().unwrap_or("available".into())),
         ("Freshness guarantee", redis.freshness.clone()),
         ("Redis connections", with_thousands(redis.accepted as u64)),
         ("Redis round trips", with_thousands(redis.round_trips)),
-        ("Keys in flight", with_thousands(figures.inflight_keys as u64)),
+        ("Keys in flight", with_thousands(metrics.inflight_keys as u64)),
         ("Queued keys", with_thousands(redis.queued as u64)),
-        ("Failed key reads", all(&figures.failures)),
-        ("Client connections", of(figures.connected_clients, settings.max_connections)),
-        ("Rejected connections", with_thousands(figures.rejected)),
-        ("Client timeouts", all(&figures.timeouts)),
+        ("Failed key reads", all(&metrics.failures)),
+        ("Client connections", of(metrics.connected_clients, settings.max_connections)),
+        ("Rejected connections", with_thousands(metrics.rejected)),
+        ("Client timeouts", all(&metrics.timeouts)),
         ("Resident memory", format!("{:.1} MiB", process.resident_bytes as f64 / 1_048_576.0)),
         ("Open files", of(process.open_files as usize, process.max_open_files as usize)),
         ("CPU time", format!("{:.1} s", process.cpu_seconds)),

@@ -46,12 +46,9 @@ mod tests {
 
     #[test]
     fn who_is_alive_may_not_be_ready_and_says_why() {
-        let promise = "visible \"at once\"".to_owned();
-        let mut now = Snapshot {
-            workers: 2,
-            redis: RedisStatus { freshness: promise, ..Default::default() },
-            ..Snapshot::default()
-        };
+        let freshness = "visible \"at once\"".to_owned();
+        let mut now =
+            Snapshot { workers: 2, redis: RedisStatus { freshness, ..Default::default() }, ..Snapshot::default() };
         let freshness = r#""freshness":"visible \"at once\"""#;
         assert_eq!(healthz(&now), "{\"status\":\"ok\",\"workers\":2,\"stuck\":0}\n");
         assert_eq!(readyz(&now), format!("{{\"ready\":true,\"reason\":null,{freshness}}}\n"));

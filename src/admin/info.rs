@@ -13,7 +13,7 @@ const REDIS_VERSION: &str = "7.0.0";
 /// `figures` are those of the loop that answers, `process` those of the whole process. A field of
 /// Redis whose value is not known here is left out.
 pub fn text(
-    figures: &WorkerMetrics,
+    metrics: &WorkerMetrics,
     process: &ProcessStats,
     settings: &InstanceInfo,
     sections: InfoSections,
@@ -42,11 +42,11 @@ pub fn text(
                 line("arch_bits", &usize::BITS);
                 line("process_id", &settings.process_id);
                 line("tcp_port", &settings.port);
-                line("uptime_in_seconds", &(figures.uptime / 1000));
-                line("uptime_in_days", &(figures.uptime / 86_400_000));
+                line("uptime_in_seconds", &(metrics.uptime / 1000));
+                line("uptime_in_days", &(metrics.uptime / 86_400_000));
             }
             "clients" => {
-                line("connected_clients", &figures.connected_clients);
+                line("connected_clients", &metrics.connected_clients);
                 line("maxclients", &settings.max_connections);
                 // Clients in a blocking command. None is answered here.
                 line("blocked_clients", &0);
@@ -73,15 +73,15 @@ pub fn text(
                 line("aof_rewrite_in_progress", &0);
             }
             "stats" => {
-                line("total_connections_received", &figures.accepted);
-                line("rejected_connections", &figures.rejected);
-                line("total_commands_processed", &figures.requests);
-                line("keyspace_hits", &figures.hits);
-                line("keyspace_misses", &figures.misses);
-                line("collapsed_misses", &figures.collapsed);
-                line("expired_keys", &figures.expired);
-                line("evicted_keys", &figures.evicted);
-                line("invalidated_keys", &figures.invalidated);
+                line("total_connections_received", &metrics.accepted);
+                line("rejected_connections", &metrics.rejected);
+                line("total_commands_processed", &metrics.requests);
+                line("keyspace_hits", &metrics.hits);
+                line("keyspace_misses", &metrics.misses);
+                line("collapsed_misses", &metrics.collapsed);
+                line("expired_keys", &metrics.expired);
+                line("evicted_keys", &metrics.evicted);
+                line("invalidated_keys", &metrics.invalidated);
             }
             "replication" => {
                 // As `HELLO` has it.
@@ -94,9 +94,9 @@ pub fn text(
                 line("used_cpu_user", &format_args!("{user:.6}"));
             }
             "cluster" => line("cluster_enabled", &0),
-            _ if figures.entries > 0 => {
+            _ if metrics.entries > 0 => {
                 // Everything that is cached expires.
-                let keys = figures.entries;
+                let keys = metrics.entries;
                 line(&format!("db{}", settings.database), &format_args!("keys={keys},expires={keys}"));
             }
             _ => {}
@@ -118,15 +118,15 @@ fn human(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    fn told(figures: &WorkerMetrics, process: &ProcessStats, settings: &InstanceInfo, names: &[&str]) -> String {
-        text(figures, process, settings, InfoSections::named(names.iter().map(|name| name.as_bytes())))
+    fn told(metrics: &WorkerMetrics, process: &ProcessStats, settings: &InstanceInfo, names: &[&str]) -> String {
+        text(metrics, process, settings, InfoSections::named(names.iter().map(|name| name.as_bytes())))
     }
 
     #[test]
     fn each_section_has_its_title_and_its_lines() {
-        let figures = WorkerMetrics { uptime: 61_999, connected_clients: 3, entries: 2, ..WorkerMetrics::default() };
+        let metrics = WorkerMetrics { uptime: 61_999, connected_clients: 3, entries: 2, ..WorkerMetrics::default() };
         let settings = InstanceInfo { database: 5, max_connections: 7, ..InstanceInfo::default() };
-        let shown = |names: &[&str]| told(&figures, &ProcessStats::default(), &settings, names);
+        let shown = |names: &[&str]| told(&metrics, &ProcessStats::default(), &settings, names);
         assert_eq!(shown(&["Clients"]), "# Clients\r\nconnected_clients:3\r\nmaxclients:7\r\nblocked_clients:0\r\n");
         assert_eq!(shown(&["keyspace"]), "# Keyspace\r\ndb5:keys=2,expires=2\r\n");
         assert!(shown(&["server"]).contains("\r\nuptime_in_seconds:61\r\n"));

@@ -69,80 +69,80 @@ pub fn text(now: &Snapshot, settings: &InstanceInfo) -> String {
 }
 
 fn requests(text: &mut Exposition, now: &Snapshot) {
-    let figures = &now.metrics;
+    let metrics = &now.metrics;
     let name = "segment_requests_total";
     text.begin(name, "counter", "Completed requests, by protocol and outcome.");
-    for (protocol, answers) in Protocol::NAMES.into_iter().zip(figures.requests_by_outcome) {
+    for (protocol, answers) in Protocol::NAMES.into_iter().zip(metrics.requests_by_outcome) {
         for (ending, count) in RequestOutcome::NAMES.into_iter().zip(answers) {
             text.sample(name, &format!("{{protocol=\"{protocol}\",outcome=\"{ending}\"}}"), count);
         }
     }
-    let responses = Status::ALL.into_iter().map(Status::code).zip(figures.responses);
+    let responses = Status::ALL.into_iter().map(Status::code).zip(metrics.responses);
     text.labelled_counter("segment_http_responses_total", "code", "HTTP responses, by status code.", responses);
-    let failures = Failure::KINDS.into_iter().zip(figures.failures);
+    let failures = Failure::KINDS.into_iter().zip(metrics.failures);
     text.labelled_counter("segment_errors_total", "kind", "Failed key reads, by kind of error.", failures);
     text.histogram(
         "segment_hit_seconds",
-        &figures.hit_latency,
+        &metrics.hit_latency,
         SECOND,
         "Time from receiving a request to the end of the event loop turn that answered it from the cache.",
     );
     text.histogram(
         "segment_miss_seconds",
-        &figures.miss_latency,
+        &metrics.miss_latency,
         SECOND,
         "Time from receiving a request to its reply, for requests that waited for Redis.",
     );
     text.histogram(
         "segment_tick_seconds",
-        &figures.tick_duration,
+        &metrics.tick_duration,
         SECOND,
         "Working time of an event loop tick; other clients of the loop wait meanwhile.",
     );
 }
 
 fn cache(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
-    let figures = &now.metrics;
-    text.gauge_or_counter("segment_hits_total", figures.hits, "Requested keys found in the cache.");
-    text.gauge_or_counter("segment_misses_total", figures.misses, "Requested keys not found in the cache.");
+    let metrics = &now.metrics;
+    text.gauge_or_counter("segment_hits_total", metrics.hits, "Requested keys found in the cache.");
+    text.gauge_or_counter("segment_misses_total", metrics.misses, "Requested keys not found in the cache.");
     text.gauge_or_counter(
         "segment_collapsed_total",
-        figures.collapsed,
+        metrics.collapsed,
         "Misses that joined a fetch in flight for the same key.",
     );
     text.gauge_or_counter(
         "segment_evictions_total",
-        figures.evicted,
+        metrics.evicted,
         "Entries evicted to stay within the cache capacity.",
     );
-    text.gauge_or_counter("segment_expirations_total", figures.expired, "Entries removed because they expired.");
+    text.gauge_or_counter("segment_expirations_total", metrics.expired, "Entries removed because they expired.");
     text.gauge_or_counter(
         "segment_invalidations_total",
-        figures.invalidated,
+        metrics.invalidated,
         "Entries removed by an invalidation from Redis.",
     );
-    text.gauge_or_counter("segment_cache_entries", figures.entries, "Keys in the cache.");
-    text.gauge_or_counter("segment_cache_bytes", figures.bytes, "Bytes of keys and values in the cache.");
+    text.gauge_or_counter("segment_cache_entries", metrics.entries, "Keys in the cache.");
+    text.gauge_or_counter("segment_cache_bytes", metrics.bytes, "Bytes of keys and values in the cache.");
     text.gauge_or_counter(
         "segment_cache_capacity_entries",
         settings.capacity,
         "Cache capacity in keys, of all workers together.",
     );
-    text.gauge_or_counter("segment_inflight_keys", figures.inflight_keys, "Keys with a fetch from Redis in flight.");
+    text.gauge_or_counter("segment_inflight_keys", metrics.inflight_keys, "Keys with a fetch from Redis in flight.");
 }
 
 fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
-    let figures = &now.metrics;
-    text.gauge_or_counter("segment_connections", figures.connected_clients, "Open client connections.");
+    let metrics = &now.metrics;
+    text.gauge_or_counter("segment_connections", metrics.connected_clients, "Open client connections.");
     text.gauge_or_counter(
         "segment_connections_limit",
         settings.max_connections,
         "Connection limit: highest number of client connections.",
     );
-    text.gauge_or_counter("segment_connections_accepted_total", figures.accepted, "Accepted client connections.");
+    text.gauge_or_counter("segment_connections_accepted_total", metrics.accepted, "Accepted client connections.");
     text.gauge_or_counter(
         "segment_connections_rejected_total",
-        figures.rejected,
+        metrics.rejected,
         "Client connections rejected because the connection limit was reached.",
     );
     text.labelled_counter(
@@ -150,12 +150,12 @@ fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
         "kind",
         "Client connections closed by a timeout: incomplete request (request), no request (idle) or replies not read \
          (reply).",
-        TimeoutKind::NAMES.into_iter().zip(figures.timeouts),
+        TimeoutKind::NAMES.into_iter().zip(metrics.timeouts),
     );
 }
 
 fn redis(text: &mut Exposition, now: &Snapshot) {
-    let Snapshot { metrics: figures, redis, .. } = now;
+    let Snapshot { metrics, redis, .. } = now;
     text.gauge_or_counter(
         "segment_redis_up",
         u8::from(redis.unavailable.is_none()),
@@ -193,18 +193,18 @@ fn redis(text: &mut Exposition, now: &Snapshot) {
     );
     text.gauge_or_counter(
         "segment_tracking_epochs_total",
-        figures.flushes,
+        metrics.flushes,
         "Times that the whole cache was flushed or expired, because any key may have changed.",
     );
 }
 
 fn process(text: &mut Exposition, now: &Snapshot) {
-    let Snapshot { metrics: figures, process, .. } = now;
+    let Snapshot { metrics, process, .. } = now;
     text.begin("segment_build_info", "gauge", "Version of the proxy.");
     text.sample("segment_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1);
     text.gauge_or_counter("segment_workers", now.workers, "Event loops (workers).");
     text.gauge_or_counter("segment_workers_stuck", now.is_stuck, "Event loops that are stuck.");
-    text.gauge_or_counter("segment_uptime_seconds", figures.uptime as f64 / 1e3, "Time since the start of the proxy.");
+    text.gauge_or_counter("segment_uptime_seconds", metrics.uptime as f64 / 1e3, "Time since the start of the proxy.");
     text.gauge_or_counter(
         "segment_log_lines_dropped_total",
         process.dropped_lines,

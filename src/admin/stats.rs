@@ -16,31 +16,31 @@ const SECOND: f64 = 1e6;
 
 /// All of it.
 pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
-    let Snapshot { metrics: figures, redis, process, .. } = now;
+    let Snapshot { metrics, redis, process, .. } = now;
     let answers =
-        |protocol: usize| object(RequestOutcome::NAMES.into_iter().zip(figures.requests_by_outcome[protocol]));
-    let responses = Status::ALL.into_iter().zip(figures.responses).filter(|&(_, count)| count > 0);
+        |protocol: usize| object(RequestOutcome::NAMES.into_iter().zip(metrics.requests_by_outcome[protocol]));
+    let responses = Status::ALL.into_iter().zip(metrics.responses).filter(|&(_, count)| count > 0);
     let latency = [
         ("bounds", array(LATENCY_BUCKETS_US.map(|bound| bound as f64 / SECOND))),
-        ("hit", histogram(&figures.hit_latency, SECOND)),
-        ("miss", histogram(&figures.miss_latency, SECOND)),
-        ("tick", histogram(&figures.tick_duration, SECOND)),
+        ("hit", histogram(&metrics.hit_latency, SECOND)),
+        ("miss", histogram(&metrics.miss_latency, SECOND)),
+        ("tick", histogram(&metrics.tick_duration, SECOND)),
     ];
     let cache = [
-        ("entries", figures.entries as u64),
-        ("bytes", figures.bytes as u64),
+        ("entries", metrics.entries as u64),
+        ("bytes", metrics.bytes as u64),
         ("capacity", settings.capacity as u64),
         ("capacity_bytes", settings.capacity_bytes as u64),
-        ("evicted", figures.evicted),
-        ("expired", figures.expired),
-        ("invalidated", figures.invalidated),
+        ("evicted", metrics.evicted),
+        ("expired", metrics.expired),
+        ("invalidated", metrics.invalidated),
     ];
     let clients = [
-        ("connected", figures.connected_clients.to_string()),
+        ("connected", metrics.connected_clients.to_string()),
         ("most", settings.max_connections.to_string()),
-        ("accepted", figures.accepted.to_string()),
-        ("rejected", figures.rejected.to_string()),
-        ("timed_out", object(TimeoutKind::NAMES.into_iter().zip(figures.timeouts))),
+        ("accepted", metrics.accepted.to_string()),
+        ("rejected", metrics.rejected.to_string()),
+        ("timed_out", object(TimeoutKind::NAMES.into_iter().zip(metrics.timeouts))),
     ];
     let tracking = match redis.tracking {
         TrackingState::Off => "off",
@@ -52,9 +52,9 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("reason", redis.unavailable.as_deref().map_or("null".into(), quote)),
         ("freshness", quote(&redis.freshness)),
         ("tracking", quote(tracking)),
-        ("epochs", figures.flushes.to_string()),
+        ("epochs", metrics.flushes.to_string()),
         ("connections", redis.accepted.to_string()),
-        ("in_flight", figures.inflight_keys.to_string()),
+        ("in_flight", metrics.inflight_keys.to_string()),
         ("queued", redis.queued.to_string()),
         ("round_trips", redis.round_trips.to_string()),
     ];
@@ -68,18 +68,18 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
     let figures_of_page = dashboard::summary_rows(now, settings);
     let all = [
         ("version", quote(env!("CARGO_PKG_VERSION"))),
-        ("uptime_seconds", (figures.uptime as f64 / 1e3).to_string()),
+        ("uptime_seconds", (metrics.uptime as f64 / 1e3).to_string()),
         ("workers", now.workers.to_string()),
         ("stuck", now.is_stuck.to_string()),
         ("ready", not_ready_reason(now).is_none().to_string()),
         ("reason", not_ready_reason(now).map_or("null".into(), quote)),
         ("requests", object(Protocol::NAMES.into_iter().zip([answers(0), answers(1)]))),
         ("responses", object(responses.map(|(status, count)| (status.code(), count)))),
-        ("keys", object([("hits", figures.hits), ("misses", figures.misses), ("collapsed", figures.collapsed)])),
+        ("keys", object([("hits", metrics.hits), ("misses", metrics.misses), ("collapsed", metrics.collapsed)])),
         ("cache", object(cache)),
         ("clients", object(clients)),
         ("redis", object(redis)),
-        ("errors", object(Failure::KINDS.into_iter().zip(figures.failures))),
+        ("errors", object(Failure::KINDS.into_iter().zip(metrics.failures))),
         ("latency", object(latency)),
         ("batches", object(batches)),
         ("process", object(system)),

@@ -109,9 +109,9 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::time::Duration;
 
-    fn batch(count: usize) -> Vec<QueuedJob> {
+    fn queued_jobs(count: usize) -> Vec<QueuedJob> {
         let expires = Instant::now() + Duration::from_secs(1);
-        (0..count).map(|flight| QueuedJob { job: Job { fetch_id: flight, key: b"k"[..].into() }, expires }).collect()
+        (0..count).map(|fetch| QueuedJob { job: Job { fetch_id: fetch, key: b"k"[..].into() }, expires }).collect()
     }
 
     fn delivered(shared: &PoolShared) -> Vec<(usize, FetchResult)> {
@@ -123,30 +123,30 @@ mod tests {
     #[test]
     fn every_job_is_completed_once_even_when_the_helper_panics() {
         let shared = Arc::new(PoolShared::new(Arc::default(), || ()));
-        let mut desk = Batch::new(Arc::clone(&shared), batch(3));
-        desk.complete(1, Ok(None));
-        desk.complete(1, Err(Failure::Timeout));
+        let mut batch = Batch::new(Arc::clone(&shared), queued_jobs(3));
+        batch.complete(1, Ok(None));
+        batch.complete(1, Err(Failure::Timeout));
         assert!(delivered(&shared).is_empty());
-        desk.deliver();
+        batch.deliver();
         assert_eq!(delivered(&shared), [(1, Ok(None))]);
-        let helper = catch_unwind(AssertUnwindSafe(move || {
-            desk.complete(2, Ok(None));
-            assert_eq!(desk.pending().len(), 7, "on purpose");
+        let fetcher = catch_unwind(AssertUnwindSafe(move || {
+            batch.complete(2, Ok(None));
+            assert_eq!(batch.pending().len(), 7, "on purpose");
         }));
-        assert!(helper.is_err());
+        assert!(fetcher.is_err());
         assert_eq!(delivered(&shared), [(2, Ok(None)), (0, Err(Failure::Internal))]);
     }
 
     #[test]
     fn jobs_go_back_to_the_front_of_the_queue_while_others_can_serve_them() {
         let shared = Arc::new(PoolShared::new(Arc::default(), || ()));
-        let mut desk = Batch::new(Arc::clone(&shared), batch(4));
-        assert!(!desk.requeue(), "nobody is there to take them");
-        shared.state().queue.extend(batch(10).split_off(9));
+        let mut batch = Batch::new(Arc::clone(&shared), queued_jobs(4));
+        assert!(!batch.requeue(), "nobody is there to take them");
+        shared.state().queue.extend(queued_jobs(10).split_off(9));
         shared.record_connect(true);
-        desk.complete(1, Ok(None));
-        assert!(desk.requeue());
-        drop(desk);
+        batch.complete(1, Ok(None));
+        assert!(batch.requeue());
+        drop(batch);
         assert_eq!(delivered(&shared), [(1, Ok(None))]);
         let flights: Vec<usize> = shared.state().queue.iter().map(|queued| queued.job.fetch_id).collect();
         assert_eq!(flights, [0, 2, 3, 9]);
@@ -155,15 +155,15 @@ mod tests {
     #[test]
     fn who_has_waited_long_enough_is_not_asked_for() {
         let shared = Arc::new(PoolShared::new(Arc::default(), || ()));
-        let mut jobs = batch(3);
+        let mut jobs = queued_jobs(3);
         let now = Instant::now();
         jobs[1].expires = now;
-        let mut desk = Batch::new(Arc::clone(&shared), jobs);
-        desk.fail_expired(now);
-        assert_eq!(desk.pending().iter().map(|&(place, _)| place).collect::<Vec<_>>(), [0, 2]);
-        assert_eq!(desk.fail_pending(&Failure::Unavailable), 2);
-        drop(desk);
-        let failed = |flight, failure| (flight, Err(failure));
+        let mut batch = Batch::new(Arc::clone(&shared), jobs);
+        batch.fail_expired(now);
+        assert_eq!(batch.pending().iter().map(|&(place, _)| place).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(batch.fail_pending(&Failure::Unavailable), 2);
+        drop(batch);
+        let failed = |fetch, failure| (fetch, Err(failure));
         let expected = [failed(1, Failure::Timeout), failed(0, Failure::Unavailable), failed(2, Failure::Unavailable)];
         assert_eq!(delivered(&shared), expected);
     }

@@ -82,8 +82,8 @@ impl Fetcher {
             let watch = (self.retries_idle || self.connection.is_some()).then_some(PROBE_INTERVAL);
             let done = match self.shared.next_task(self.connection.is_some(), blocked_until, watch) {
                 Task::Fetch(batch) => {
-                    let mut desk = Batch::new(Arc::clone(&self.shared), batch);
-                    catch_unwind(AssertUnwindSafe(|| self.serve(&mut desk)))
+                    let mut batch = Batch::new(Arc::clone(&self.shared), batch);
+                    catch_unwind(AssertUnwindSafe(|| self.serve(&mut batch)))
                 }
                 Task::Connect => catch_unwind(AssertUnwindSafe(|| self.preconnect())),
                 Task::Probe => catch_unwind(AssertUnwindSafe(|| self.probe())),
@@ -148,18 +148,18 @@ impl Fetcher {
     }
 
     /// Completes every job of a batch: what was read before an error counts, the rest fails with it.
-    fn serve(&mut self, desk: &mut Batch) {
-        desk.fail_expired(Instant::now());
-        if desk.pending_count() == 0 {
+    fn serve(&mut self, batch: &mut Batch) {
+        batch.fail_expired(Instant::now());
+        if batch.pending_count() == 0 {
             return;
         }
         loop {
             // After an error there is no connection: only one that may have been closed while it was idle is worth another attempt.
             let was_idle = self.connection.is_some();
             let asked = Instant::now();
-            let failure = match self.read(desk, was_idle) {
+            let failure = match self.read(batch, was_idle) {
                 Ok(()) => return,
-                Err(BatchError::Connecting(_)) if desk.requeue() => return,
+                Err(BatchError::Connecting(_)) if batch.requeue() => return,
                 Err(BatchError::Connecting(failure)) => failure,
                 Err(BatchError::Reading(error)) if was_idle && error.is_connection_dropped() => {
                     log::debug!(
@@ -171,34 +171,34 @@ impl Fetcher {
                 Err(BatchError::Reading(error)) => {
                     let text = self.log_loss(&error);
                     // Replies come in order: it is the first of those that are open.
-                    if let Some((_, key)) = desk.pending().first() {
+                    if let Some((_, key)) = batch.pending().first() {
                         self.shared.update_status(|redis| redis.on_read_failed(&text, key, asked, Instant::now()));
                     }
                     read_failure(&error)
                 }
             };
-            desk.fail_pending(&failure);
+            batch.fail_pending(&failure);
             return;
         }
     }
 
     /// Reads what is open, on a new connection where there is none; after an error there is none. `was_idle` says whether there
     /// was one before.
-    fn read(&mut self, desk: &mut Batch, was_idle: bool) -> Result<(), BatchError> {
+    fn read(&mut self, batch: &mut Batch, was_idle: bool) -> Result<(), BatchError> {
         let mut connection = match self.connection.take() {
             // The name may have come to lead to another Redis, and changes of this one are not heard of any more.
             Some(connection) if !self.shared.tracking_mismatch(connection.server.as_deref()) => connection,
             _ => self.connect().map_err(BatchError::Connecting)?,
         };
-        let rules = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.shared.reads_ttl() };
-        let keys = desk.pending_count() as u64;
+        let policy = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.shared.reads_ttl() };
+        let keys = batch.pending_count() as u64;
         self.record_request();
-        let result = connection.link.read(desk, rules);
+        let result = connection.link.read(batch, policy);
         self.count_round_trips(&mut connection.link);
         self.shared.update_status(|redis| redis.batch_sizes.observe(keys, 1));
         match result {
             Ok(told) => {
-                self.shared.update_status(|redis| redis.on_read(desk.not_ready(), Instant::now()));
+                self.shared.update_status(|redis| redis.on_read(batch.not_ready(), Instant::now()));
                 if let Some(told) = told {
                     self.shared.set_ttl_support(told);
                 }

@@ -53,13 +53,13 @@ impl Guarantee {
             Ok(()) => Guarantee::Active,
             Err(why) => Guarantee::Inactive { reason: why },
         };
-        let noted = match (&*self, &now) {
+        let update = match (&*self, &now) {
             (before, now) if before == now => FreshnessUpdate::Unchanged,
             (Guarantee::Inactive { .. }, Guarantee::Inactive { .. }) => FreshnessUpdate::ReasonChanged,
             _ => FreshnessUpdate::Changed,
         };
         *self = now;
-        noted
+        update
     }
 }
 

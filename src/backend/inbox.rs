@@ -53,7 +53,9 @@ impl Inbox {
             Invalidation::TrackingLost => self.tracking_lost = true,
         }
         self.invalidations.push_back(change);
-        if self.invalidations.len() <= MAX_PENDING_INVALIDATIONS && self.invalidation_bytes <= MAX_PENDING_INVALIDATION_BYTES {
+        if self.invalidations.len() <= MAX_PENDING_INVALIDATIONS
+            && self.invalidation_bytes <= MAX_PENDING_INVALIDATION_BYTES
+        {
             return false;
         }
         self.clear_invalidations();

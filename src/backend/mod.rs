@@ -134,34 +134,34 @@ impl Pool {
     /// any; it must not block.
     pub fn start(
         settings: &BackendConfig,
-        seat: Arc<WorkerSlot>,
+        worker_slot: Arc<WorkerSlot>,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Pool> {
-        let pool = Pool { shared: Arc::new(PoolShared::new(seat, wake)), timeout: settings.timeout };
-        let promise = Freshness { cache_ttl: settings.cache_ttl, ..Freshness::default() };
+        let pool = Pool { shared: Arc::new(PoolShared::new(worker_slot, wake)), timeout: settings.timeout };
+        let freshness = Freshness { cache_ttl: settings.cache_ttl, ..Freshness::default() };
         pool.shared.update_status(|redis| {
             redis.unavailable = Some("not connected to Redis yet".into());
-            redis.freshness = promise.to_string();
+            redis.freshness = freshness.to_string();
             redis.tracking = if settings.tracking { TrackingState::Lost } else { TrackingState::Off };
         });
         pool.shared.state().last_request = Some(Instant::now());
-        pool.shared.state().freshness = promise.clone();
+        pool.shared.state().freshness = freshness.clone();
         for number in 0..settings.connections {
             // Where nobody is connected, one goes on trying.
-            let mut helper = Fetcher::new(settings, Arc::clone(&pool.shared), number == 0);
+            let mut fetcher = Fetcher::new(settings, Arc::clone(&pool.shared), number == 0);
             std::thread::Builder::new().name(format!("redis-{number}")).spawn(move || {
                 // One connects ahead, so that the log tells at start whether Redis is there.
                 if number == 0 {
-                    helper.preconnect();
+                    fetcher.preconnect();
                 }
-                helper.run();
+                fetcher.run();
             })?;
         }
         if settings.tracking {
             let mut tracker = Tracker::new(settings, Arc::clone(&pool.shared));
             std::thread::Builder::new().name("redis-tracking".into()).spawn(move || tracker.run())?;
         } else {
-            promise.log();
+            freshness.log();
         }
         Ok(pool)
     }
@@ -203,7 +203,7 @@ impl Drop for Pool {
 }
 
 impl PoolShared {
-    fn new(seat: Arc<WorkerSlot>, wake: impl Fn() + Send + Sync + 'static) -> PoolShared {
+    fn new(worker_slot: Arc<WorkerSlot>, wake: impl Fn() + Send + Sync + 'static) -> PoolShared {
         PoolShared {
             state: Mutex::default(),
             job_ready: Condvar::new(),
@@ -211,7 +211,7 @@ impl PoolShared {
             none_connected: Condvar::new(),
             inbox: Mutex::default(),
             inbox_ready: AtomicBool::new(false),
-            slot: seat,
+            slot: worker_slot,
             wake: Box::new(wake),
         }
     }
@@ -275,14 +275,14 @@ impl PoolShared {
     /// wait for whoever reads the log.
     fn update_freshness(&self, note: impl FnOnce(&mut PoolState) -> FreshnessUpdate) {
         let mut state = self.state();
-        let noted = note(&mut state);
-        if noted != FreshnessUpdate::Unchanged {
+        let update = note(&mut state);
+        if update != FreshnessUpdate::Unchanged {
             self.update_status(|redis| state.freshness.publish(redis));
         }
-        let news = (noted == FreshnessUpdate::Changed).then(|| state.freshness.clone());
+        let news = (update == FreshnessUpdate::Changed).then(|| state.freshness.clone());
         drop(state);
-        if let Some(promise) = news {
-            promise.log();
+        if let Some(freshness) = news {
+            freshness.log();
         }
     }
 
@@ -371,12 +371,12 @@ mod tests {
         Pool { shared: Arc::new(PoolShared::new(Arc::default(), wake)), timeout: Duration::from_secs(1) }
     }
 
-    pub(super) fn job(flight: usize) -> Job {
-        Job { fetch_id: flight, key: b"k"[..].into() }
+    pub(super) fn job(fetch: usize) -> Job {
+        Job { fetch_id: fetch, key: b"k"[..].into() }
     }
 
-    fn completion(flight: usize) -> Completion {
-        Completion { fetch_id: flight, result: Err(Failure::Timeout) }
+    fn completion(fetch: usize) -> Completion {
+        Completion { fetch_id: fetch, result: Err(Failure::Timeout) }
     }
 
     #[test]

@@ -180,23 +180,23 @@ impl KeyReader {
     /// Reads all open keys of a batch. Says whether Redis tells how long keys have left, or why it refuses that but not
     /// `GET`, if this batch shows it. After an error the connection is of no use any more; what was completed before it
     /// counts.
-    pub(super) fn read(&mut self, desk: &mut Batch, rules: ReadOptions) -> RedisResult<Option<Result<(), String>>> {
-        let open = desk.pending();
+    pub(super) fn read(&mut self, batch: &mut Batch, policy: ReadOptions) -> RedisResult<Option<Result<(), String>>> {
+        let open = batch.pending();
         if open.is_empty() {
             return Ok(None);
         }
-        if !rules.with_ttl {
-            self.read_with_get(&open, desk, rules)?;
+        if !policy.with_ttl {
+            self.read_with_get(&open, batch, policy)?;
             return Ok(None);
         }
-        let limit = FIRST_READ_BYTES.min(rules.max_value_bytes);
+        let limit = FIRST_READ_BYTES.min(policy.max_value_bytes);
         let (mut long, mut empty, mut refused, mut told) = (Vec::new(), Vec::new(), Vec::new(), None);
         self.send(&values_and_ttls(&open, Some(limit)))?;
         for (place, key) in open {
             let reading = match self.value_and_ttl(limit)? {
                 TxReply::Read(reading) => reading,
                 TxReply::Failed(failure) => {
-                    desk.complete(place, Err(failure));
+                    batch.complete(place, Err(failure));
                     continue;
                 }
                 TxReply::Refused(error) => {
@@ -207,53 +207,53 @@ impl KeyReader {
             };
             told = told.or(Some(Ok(())));
             match reading {
-                Reading::Missing => desk.complete(place, Ok(None)),
-                Reading::Value(fetched) => desk.complete(place, Ok(Some(fetched))),
+                Reading::Missing => batch.complete(place, Ok(None)),
+                Reading::Value(fetched) => batch.complete(place, Ok(Some(fetched))),
                 Reading::Truncated => long.push((place, key)),
                 Reading::Empty(_) => empty.push((place, key)),
             }
         }
         // Nobody waits for longer values or for second questions but those who asked for them.
-        desk.deliver();
+        batch.deliver();
         // A key that cannot be read at all says nothing about others.
-        if !refused.is_empty() && !self.read_with_get(&refused, desk, rules)? {
+        if !refused.is_empty() && !self.read_with_get(&refused, batch, policy)? {
             told = None;
         }
-        self.read_empty(&empty, desk, rules)?;
-        self.read_long_values(&long, desk, rules)?;
+        self.read_empty(&empty, batch, policy)?;
+        self.read_long_values(&long, batch, policy)?;
         Ok(told)
     }
 
     /// Reads by `GET`. Says whether any key could be read so. Where Redis refuses `STRLEN`, a value that is
     /// too long arrives whole before it is refused.
-    fn read_with_get(&mut self, keys: &[BatchKey], desk: &mut Batch, rules: ReadOptions) -> RedisResult<bool> {
-        let fitting = self.drop_too_long(keys, desk, rules)?;
+    fn read_with_get(&mut self, keys: &[BatchKey], batch: &mut Batch, policy: ReadOptions) -> RedisResult<bool> {
+        let fitting = self.drop_too_long(keys, batch, policy)?;
         let mut readable = false;
         if !fitting.is_empty() {
             self.send(&commands("GET", &fitting))?;
         }
         for (place, _) in fitting {
-            let outcome = self.recv_get(rules.max_value_bytes)?;
+            let outcome = self.recv_get(policy.max_value_bytes)?;
             readable |= outcome.is_ok();
-            desk.complete(place, outcome);
+            batch.complete(place, outcome);
         }
         Ok(readable)
     }
 
     /// Reads values that are longer than [`FIRST_READ_BYTES`], one by one, those that are not too long.
-    fn read_long_values(&mut self, keys: &[BatchKey], desk: &mut Batch, rules: ReadOptions) -> RedisResult<()> {
-        let limit = rules.max_value_bytes;
+    fn read_long_values(&mut self, keys: &[BatchKey], batch: &mut Batch, policy: ReadOptions) -> RedisResult<()> {
+        let limit = policy.max_value_bytes;
         if limit <= FIRST_READ_BYTES {
-            keys.iter().for_each(|&(place, _)| desk.complete(place, Err(Failure::TooLong)));
+            keys.iter().for_each(|&(place, _)| batch.complete(place, Err(Failure::TooLong)));
             return Ok(());
         }
-        for (place, key) in self.drop_too_long(keys, desk, rules)? {
-            desk.deliver();
+        for (place, key) in self.drop_too_long(keys, batch, policy)? {
+            batch.deliver();
             let asked = [(place, key)];
             self.send(&values_and_ttls(&asked, Some(limit)))?;
             match self.value_and_ttl(limit)? {
-                TxReply::Read(Reading::Empty(_)) => self.read_empty(&asked, desk, rules)?,
-                answer => desk.complete(place, answer.outcome()),
+                TxReply::Read(Reading::Empty(_)) => self.read_empty(&asked, batch, policy)?,
+                answer => batch.complete(place, answer.outcome()),
             }
         }
         Ok(())
@@ -261,40 +261,45 @@ impl KeyReader {
 
     /// Reads keys by `GET`, which tells an empty value from a missing key, after another look at the
     /// length. A value that was written since and is too long ends the connection.
-    fn read_empty(&mut self, keys: &[BatchKey], desk: &mut Batch, rules: ReadOptions) -> RedisResult<()> {
+    fn read_empty(&mut self, keys: &[BatchKey], batch: &mut Batch, policy: ReadOptions) -> RedisResult<()> {
         if keys.is_empty() {
             return Ok(());
         }
-        desk.deliver();
-        let keys = self.drop_too_long(keys, desk, rules)?;
-        self.wire.set_longest_reply(rules.max_value_bytes);
+        batch.deliver();
+        let keys = self.drop_too_long(keys, batch, policy)?;
+        self.wire.set_longest_reply(policy.max_value_bytes);
         if !keys.is_empty() {
             self.send(&values_and_ttls(&keys, None))?;
         }
         for (place, _) in keys {
-            let answer = self.value_and_ttl(rules.max_value_bytes)?;
-            desk.complete(place, answer.outcome());
+            let answer = self.value_and_ttl(policy.max_value_bytes)?;
+            batch.complete(place, answer.outcome());
         }
         self.wire.set_longest_reply(usize::MAX);
         Ok(())
     }
 
     /// Those keys whose values are not too long, as far as Redis tells.
-    fn drop_too_long(&mut self, keys: &[BatchKey], desk: &mut Batch, rules: ReadOptions) -> RedisResult<Vec<BatchKey>> {
+    fn drop_too_long(
+        &mut self,
+        keys: &[BatchKey],
+        batch: &mut Batch,
+        policy: ReadOptions,
+    ) -> RedisResult<Vec<BatchKey>> {
         let mut fitting = Vec::with_capacity(keys.len());
         if !keys.is_empty() {
             self.send(&commands("STRLEN", keys))?;
         }
         for &(place, ref key) in keys {
             match self.recv()? {
-                redis::Value::Int(length) if length > rules.max_value_bytes as i64 => {
-                    desk.complete(place, Err(Failure::TooLong));
+                redis::Value::Int(length) if length > policy.max_value_bytes as i64 => {
+                    batch.complete(place, Err(Failure::TooLong));
                 }
                 redis::Value::Int(_) => fitting.push((place, Arc::clone(key))),
                 redis::Value::ServerError(error) if is_command_denied(&error.clone().into()) => {
                     fitting.push((place, Arc::clone(key)));
                 }
-                redis::Value::ServerError(error) => desk.complete(place, Err(failure_in(error))),
+                redis::Value::ServerError(error) => batch.complete(place, Err(failure_in(error))),
                 _ => return Err(desync_error("STRLEN")),
             }
         }

@@ -196,11 +196,11 @@ mod tests {
     #[test]
     fn more_jobs_than_a_batch_wake_more_than_one_helper() {
         let pool = idle_pool(Arc::default());
-        let helpers = [(); 2].map(|()| waiting(&pool, true, None));
+        let fetchers = [(); 2].map(|()| waiting(&pool, true, None));
         let_them_wait();
         pool.submit(&mut (0..MAX_BATCH + 1).map(job).collect());
-        for helper in helpers {
-            assert!(flights(finished(helper, "a job waits and nobody was woken for it")).is_some());
+        for fetcher in fetchers {
+            assert!(flights(finished(fetcher, "a job waits and nobody was woken for it")).is_some());
         }
     }
 

@@ -153,7 +153,9 @@ mod tests {
     #[test]
     fn deadlines_are_kept_exactly_up_to_the_latest() {
         let mut heap = DeadlineHeap::new();
-        for (id, deadline) in [MAX_DEADLINE + 1, MAX_DEADLINE, MAX_DEADLINE - 1, 1 << 32, (1 << 32) - 1, 0].into_iter().enumerate() {
+        for (id, deadline) in
+            [MAX_DEADLINE + 1, MAX_DEADLINE, MAX_DEADLINE - 1, 1 << 32, (1 << 32) - 1, 0].into_iter().enumerate()
+        {
             heap.push(deadline, id as u32, |_, _| ());
             assert_eq!(heap.first(), Some((deadline.min(MAX_DEADLINE), if id == 1 { 0 } else { id as u32 })));
         }

@@ -27,17 +27,17 @@ impl Connection {
     pub(super) fn reject<'a>(
         &mut self,
         input: &[u8],
-        rules: &Policy,
+        policy: &Policy,
         heads: &mut HeadDecoder,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) -> DecodeStep<'a> {
         let Some(is_resp) = resp::is_resp(input) else { return DecodeStep::Blocked };
         let may_be_answered = http::may_be_admin_request(input);
-        match http::decode(input, rules, heads) {
+        match http::decode(input, policy, heads) {
             Decoded::Incomplete if may_be_answered => return DecodeStep::Blocked,
             Decoded::Complete(head, consumed) => {
-                ledger.begin_request(&self.address, |text| push_escaped(text, head.request_line));
+                recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
                 if let HttpOperation::Admin(topic) = head.operation {
                     self.phase = Phase::Closing { unread: true };
                     let shape = http::HttpReplyFormat { keep_alive: false, ..head.format };
@@ -45,17 +45,17 @@ impl Connection {
                 }
             }
             Decoded::Incomplete | Decoded::Invalid(_) => {
-                ledger.begin_request(&self.address, |text| log_malformed(text, input));
+                recorder.begin_request(&self.address, |text| log_malformed(text, input));
             }
         }
         if is_resp {
             self.phase = Phase::Closing { unread: true };
-            self.replies.push_resp(RequestOutcome::Refused, ledger, resp::encode_too_many_clients);
+            self.replies.push_resp(RequestOutcome::Refused, recorder, resp::encode_too_many_clients);
         } else if HEAD_PREFIX.starts_with(input) && input != HEAD_PREFIX {
             // It may become a request whose response has no body.
             return DecodeStep::Blocked;
         } else {
-            self.refuse_and_close(TOO_MANY_CONNECTIONS, is_head(input), date, ledger);
+            self.refuse_and_close(TOO_MANY_CONNECTIONS, is_head(input), date, recorder);
         }
         DecodeStep::Consumed(input.len())
     }
@@ -85,13 +85,13 @@ impl Connection {
     }
 
     /// Its client is gone, or is cut off: what waits for an answer gets none.
-    pub fn abort(&mut self, ledger: &mut Recorder) {
-        self.replies.abort(ledger);
+    pub fn abort(&mut self, recorder: &mut Recorder) {
+        self.replies.abort(recorder);
     }
 
     /// Ends it because its client has not sent the rest of a request. Over HTTP the client is told, if it was one that
     /// would be answered; Redis closes such connections without a word.
-    pub fn time_out_request(&mut self, date: &ResponseDate, ledger: &mut Recorder) {
+    pub fn time_out_request(&mut self, date: &ResponseDate, recorder: &mut Recorder) {
         if matches!(self.protocol, ProtocolState::Detecting) {
             // A first line that has no end yet may be one of either protocol.
             self.protocol = ProtocolState::Http(HttpState::BETWEEN_REQUESTS);
@@ -100,15 +100,15 @@ impl Connection {
             ProtocolState::Http(between) if !between.body_is_leftover() => {
                 let head_only = between.deferred_is_head() || is_head(&self.unparsed);
                 match between.request_info() {
-                    Some(note) => ledger.resume_request(note),
-                    None => ledger.begin_request(&self.address, |text| log_malformed(text, &self.unparsed)),
+                    Some(note) => recorder.resume_request(note),
+                    None => recorder.begin_request(&self.address, |text| log_malformed(text, &self.unparsed)),
                 }
-                self.refuse_and_close(REQUEST_TIMED_OUT, head_only, date, ledger);
+                self.refuse_and_close(REQUEST_TIMED_OUT, head_only, date, recorder);
             }
             _ => {
                 self.phase = Phase::Closing { unread: true };
                 if let Some(note) = self.replies.discard_open_multi() {
-                    ledger.record_aborted(&note, Wire::Resp);
+                    recorder.record_aborted(&note, Wire::Resp);
                 }
             }
         }

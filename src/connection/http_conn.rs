@@ -52,26 +52,26 @@ impl Connection {
     pub(super) fn decode_http<'a>(
         &mut self,
         input: &'a [u8],
-        rules: &Policy,
+        policy: &Policy,
         heads: &'a mut HeadDecoder,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) -> DecodeStep<'a> {
         match &mut self.protocol {
             ProtocolState::Http(between) if between.in_body() => {
-                return self.skip_body(input, heads, date, ledger);
+                return self.skip_body(input, heads, date, recorder);
             }
             _ => {}
         }
-        match http::decode(input, rules, heads) {
+        match http::decode(input, policy, heads) {
             Decoded::Incomplete => DecodeStep::Blocked,
             Decoded::Complete(mut head, consumed) => {
-                ledger.begin_request(&self.address, |text| push_escaped(text, head.request_line));
-                let told_to_go = rules.announce_close
+                recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
+                let told_to_go = policy.announce_close
                     && head.format.keep_alive
                     && !has_pipelined_input(&head, input.len() - consumed);
                 head.format.keep_alive &= !told_to_go;
-                let step = self.start_http_request(head, consumed, date, ledger);
+                let step = self.start_http_request(head, consumed, date, recorder);
                 if told_to_go && let Phase::Closing { unread } = &mut self.phase {
                     // It does not know yet, and may be sending its next request.
                     *unread = true;
@@ -79,8 +79,8 @@ impl Connection {
                 step
             }
             Decoded::Invalid(refusal) => {
-                ledger.begin_request(&self.address, |text| log_malformed(text, input));
-                self.refuse_and_close(refusal, is_head(input), date, ledger);
+                recorder.begin_request(&self.address, |text| log_malformed(text, input));
+                self.refuse_and_close(refusal, is_head(input), date, recorder);
                 DecodeStep::Consumed(input.len())
             }
         }
@@ -91,13 +91,13 @@ impl Connection {
         input: &'a [u8],
         heads: &'a mut HeadDecoder,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) -> DecodeStep<'a> {
         let ProtocolState::Http(HttpState { body, deferred }) = &mut self.protocol else { return DecodeStep::Blocked };
         match body.skip(input) {
             Ok(consumed) if *body == Body::Done => match deferred.take() {
                 Some(deferred) => {
-                    ledger.resume_request(&deferred.request_info);
+                    recorder.resume_request(&deferred.request_info);
                     if !deferred.format.keep_alive {
                         // Whether it knows that was said with the head.
                         self.phase = Phase::Closing { unread: true };
@@ -116,8 +116,8 @@ impl Connection {
             Err(fault) => {
                 match deferred.take() {
                     Some(deferred) => {
-                        ledger.resume_request(&deferred.request_info);
-                        self.refuse_and_close(fault.refusal(), deferred.format.head_only, date, ledger);
+                        recorder.resume_request(&deferred.request_info);
+                        self.refuse_and_close(fault.refusal(), deferred.format.head_only, date, recorder);
                     }
                     // The request that the body belongs to has its reply; a second one would answer nobody.
                     None => self.phase = Phase::Closing { unread: true },
@@ -133,15 +133,18 @@ impl Connection {
         head: Head<'a>,
         consumed: usize,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) -> DecodeStep<'a> {
         let Head { operation: command, format: shape, body, expects_continue: expects_answer, .. } = head;
         let chunked = matches!(body, Body::Chunked(..));
         match command {
             // A client that waits for an answer before it sends the body gets it now.
             HttpOperation::Get(key) if chunked && !expects_answer => {
-                let deferred =
-                    Some(Box::new(DeferredGet { key: key.to_vec(), format: shape, request_info: ledger.request_info() }));
+                let deferred = Some(Box::new(DeferredGet {
+                    key: key.to_vec(),
+                    format: shape,
+                    request_info: recorder.request_info(),
+                }));
                 self.protocol = ProtocolState::Http(HttpState { body, deferred });
                 return DecodeStep::Consumed(consumed);
             }
@@ -159,11 +162,11 @@ impl Connection {
             HttpOperation::Admin(topic) => DecodeStep::Admin { topic, format: shape, consumed },
             HttpOperation::Options => {
                 let sent = self.replies.push(|out| http::encode_options(shape, date, out));
-                ledger.record_reply(Wire::Http, RequestOutcome::Other, sent);
+                recorder.record_reply(Wire::Http, RequestOutcome::Other, sent);
                 DecodeStep::Consumed(consumed)
             }
             HttpOperation::Refuse(refusal) => {
-                self.refuse_http(refusal, shape, date, ledger);
+                self.refuse_http(refusal, shape, date, recorder);
                 DecodeStep::Consumed(consumed)
             }
         }
@@ -175,11 +178,11 @@ impl Connection {
         refusal: HttpRefusal,
         head_only: bool,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) {
         self.phase = Phase::Closing { unread: true };
         let shape = http::HttpReplyFormat { head_only, keep_alive: false, ..http::HttpReplyFormat::default() };
-        self.refuse_http(refusal, shape, date, ledger);
+        self.refuse_http(refusal, shape, date, recorder);
     }
 
     fn refuse_http(
@@ -187,10 +190,10 @@ impl Connection {
         refusal: HttpRefusal,
         shape: http::HttpReplyFormat,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) {
         let sent = self.replies.push(|out| http::encode_refusal(refusal, shape, date, out));
-        ledger.record_reply(Wire::Http, RequestOutcome::Refused, sent);
+        recorder.record_reply(Wire::Http, RequestOutcome::Refused, sent);
     }
 }
 

@@ -183,10 +183,10 @@ impl Connection {
     pub fn decode<'a>(
         &mut self,
         input: &'a [u8],
-        rules: &Policy,
+        policy: &Policy,
         heads: &'a mut HeadDecoder,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) -> DecodeStep<'a> {
         if !self.can_take_request() || input.is_empty() {
             return DecodeStep::Blocked;
@@ -195,17 +195,17 @@ impl Connection {
             self.requests_before = self.request_count();
         }
         match self.protocol {
-            ProtocolState::Resp(_) => self.decode_resp(input, ledger),
-            ProtocolState::Http(_) => self.decode_http(input, rules, heads, date, ledger),
-            ProtocolState::Rejecting => self.reject(input, rules, heads, date, ledger),
+            ProtocolState::Resp(_) => self.decode_resp(input, recorder),
+            ProtocolState::Http(_) => self.decode_http(input, policy, heads, date, recorder),
+            ProtocolState::Rejecting => self.reject(input, policy, heads, date, recorder),
             ProtocolState::Detecting => match resp::is_resp(input) {
                 Some(true) => {
                     self.protocol = ProtocolState::Resp(Session::new(self.id, self.database));
-                    self.decode_resp(input, ledger)
+                    self.decode_resp(input, recorder)
                 }
                 Some(false) => {
                     self.protocol = ProtocolState::Http(HttpState::BETWEEN_REQUESTS);
-                    self.decode_http(input, rules, heads, date, ledger)
+                    self.decode_http(input, policy, heads, date, recorder)
                 }
                 None => DecodeStep::Blocked,
             },
@@ -221,45 +221,45 @@ impl Connection {
     pub fn request_id(&self, slot: usize) -> RequestId {
         let (generation, next) = (self.id, self.replies.next_sequence());
         match self.replies.open_multi() {
-            Some(gather) => RequestId { slot, connection_id: generation, sequence: next - 1, part: gather.next_part() },
+            Some(multi) => RequestId { slot, connection_id: generation, sequence: next - 1, part: multi.next_part() },
             None => RequestId { slot, connection_id: generation, sequence: next, part: 0 },
         }
     }
 
     /// Replies to the request just decoded, which is for a key.
-    pub fn reply_now(&mut self, answer: ReplyMode, reply: &Reply<'_>, date: &ResponseDate, ledger: &mut Recorder) {
+    pub fn reply_now(&mut self, answer: ReplyMode, reply: &Reply<'_>, date: &ResponseDate, recorder: &mut Recorder) {
         match answer {
             ReplyMode::Single(shape) => {
                 let sent = self.replies.push(|out| encode_reply(reply, shape, date, out));
-                let ending = outcome_of(reply, sent, ledger);
-                ledger.record_reply(protocol_of(shape), ending, sent);
+                let ending = outcome_of(reply, sent, recorder);
+                recorder.record_reply(protocol_of(shape), ending, sent);
             }
-            ReplyMode::Part => self.replies.update_open_multi(ledger, |gather| gather.push(reply)),
+            ReplyMode::Part => self.replies.update_open_multi(recorder, |multi| multi.push(reply)),
         }
     }
 
     /// Notes that the request just decoded will be replied to later.
-    pub fn defer(&mut self, answer: ReplyMode, ledger: &mut Recorder) {
+    pub fn defer(&mut self, answer: ReplyMode, recorder: &mut Recorder) {
         self.pending_keys += 1;
         match answer {
-            ReplyMode::Single(shape) => self.replies.push_pending(shape, ledger.request_info()),
-            ReplyMode::Part => self.replies.update_open_multi(ledger, MultiReply::push_pending),
+            ReplyMode::Single(shape) => self.replies.push_pending(shape, recorder.request_info()),
+            ReplyMode::Part => self.replies.update_open_multi(recorder, MultiReply::push_pending),
         }
     }
 
     /// Tells how long a key will be served from memory.
-    pub fn reply_ttl(&mut self, shape: resp::RespReplyFormat, remaining: Option<Millis>, ledger: &mut Recorder) {
-        self.replies.push_resp(RequestOutcome::Other, ledger, |out| resp::encode_remaining(remaining, shape, out));
+    pub fn reply_ttl(&mut self, shape: resp::RespReplyFormat, remaining: Option<Millis>, recorder: &mut Recorder) {
+        self.replies.push_resp(RequestOutcome::Other, recorder, |out| resp::encode_remaining(remaining, shape, out));
     }
 
     /// Tells a figure of the proxy.
-    pub fn reply_number(&mut self, shape: resp::RespReplyFormat, number: usize, ledger: &mut Recorder) {
-        self.replies.push_resp(RequestOutcome::Other, ledger, |out| resp::encode_number(number, shape, out));
+    pub fn reply_number(&mut self, shape: resp::RespReplyFormat, number: usize, recorder: &mut Recorder) {
+        self.replies.push_resp(RequestOutcome::Other, recorder, |out| resp::encode_number(number, shape, out));
     }
 
     /// Tells of the proxy.
-    pub fn reply_text(&mut self, shape: resp::RespReplyFormat, text: &str, ledger: &mut Recorder) {
-        self.replies.push_resp(RequestOutcome::Other, ledger, |out| resp::encode_text(text, shape, out));
+    pub fn reply_text(&mut self, shape: resp::RespReplyFormat, text: &str, recorder: &mut Recorder) {
+        self.replies.push_resp(RequestOutcome::Other, recorder, |out| resp::encode_text(text, shape, out));
     }
 
     /// Tells of the proxy, over HTTP.
@@ -268,10 +268,10 @@ impl Connection {
         shape: http::HttpReplyFormat,
         document: &AdminResponse,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) {
         let sent = self.replies.push(|out| http::encode_document(document, shape, date, out));
-        ledger.record_reply(Wire::Http, RequestOutcome::Other, sent);
+        recorder.record_reply(Wire::Http, RequestOutcome::Other, sent);
     }
 
     /// Replies to an earlier request, if it is one of this connection and was not replied to before. Says whether it was.
@@ -280,14 +280,14 @@ impl Connection {
         waiter: RequestId,
         reply: &Reply<'_>,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) -> bool {
         if waiter.connection_id != self.id {
             return false;
         }
         // Each of them is answered once, whether or not it is still of use.
         self.pending_keys = self.pending_keys.saturating_sub(1);
-        self.replies.reply_later(waiter, reply, date, ledger)
+        self.replies.reply_later(waiter, reply, date, recorder)
     }
 
     /// The bytes to send.
@@ -304,13 +304,13 @@ fn protocol_of(shape: ReplyFormat) -> Wire {
 }
 
 /// What became of a request for one key, of which this was sent.
-fn outcome_of(reply: &Reply<'_>, sent: ReplySummary, ledger: &mut Recorder) -> RequestOutcome {
+fn outcome_of(reply: &Reply<'_>, sent: ReplySummary, recorder: &mut Recorder) -> RequestOutcome {
     match (reply.outcome, reply.source) {
         (KeyResult::Missing, _) => RequestOutcome::Missing,
         (KeyResult::Failed(_), _) => RequestOutcome::Failed,
         (KeyResult::Value(_), _) if sent.status == Status::ServiceUnavailable => {
             // There was no room for it on its way.
-            ledger.record_failure(&Failure::OutputMemoryFull);
+            recorder.record_failure(&Failure::OutputMemoryFull);
             RequestOutcome::Failed
         }
         (_, Source::Cache { .. }) => RequestOutcome::Hit,
@@ -324,14 +324,14 @@ fn outcome_of(reply: &Reply<'_>, sent: ReplySummary, ledger: &mut Recorder) -> R
 impl Connection {
     /// Takes bytes in as [`crate::dispatch`] does, for a proxy whose keys have to be waited for, but for those that begin with
     /// "hit", which are their own values. Gives back who waits for which. For the tests of this room.
-    fn receive(&mut self, bytes: &[u8], ledger: &mut Recorder) -> Vec<(RequestId, String)> {
+    fn receive(&mut self, bytes: &[u8], recorder: &mut Recorder) -> Vec<(RequestId, String)> {
         use crate::types::{JsonForm, Payload};
-        let (date, rules) = (ResponseDate::at(std::time::SystemTime::UNIX_EPOCH), Policy::default());
+        let (date, policy) = (ResponseDate::at(std::time::SystemTime::UNIX_EPOCH), Policy::default());
         let mut input = self.take_unparsed();
         input.extend_from_slice(bytes);
         let (mut at, mut heads, mut asked) = (0, HeadDecoder::new(), Vec::new());
         loop {
-            match self.decode(&input[at..], &rules, &mut heads, &date, ledger) {
+            match self.decode(&input[at..], &policy, &mut heads, &date, recorder) {
                 DecodeStep::Blocked => break,
                 DecodeStep::Consumed(consumed) => at += consumed,
                 DecodeStep::Get { key, answer, consumed, .. } => {
@@ -339,10 +339,10 @@ impl Connection {
                     if key.starts_with(b"hit") {
                         let outcome = KeyResult::Value(Payload::Inline { bytes: key, form: JsonForm::Plain });
                         let reply = Reply { outcome, source: Source::Cache { ttl: 1000 }, tracked: false };
-                        self.reply_now(answer, &reply, &date, ledger);
+                        self.reply_now(answer, &reply, &date, recorder);
                     } else {
                         asked.push((self.request_id(0), String::from_utf8_lossy(key).into_owned()));
-                        self.defer(answer, ledger);
+                        self.defer(answer, recorder);
                     }
                 }
                 other => panic!("{other:?} is about the proxy"),
@@ -388,9 +388,9 @@ mod tests {
         fn complete(&mut self, sequence: u64, bytes: &str) {
             let waiter = RequestId { slot: 0, connection_id: 1, sequence, part: 0 };
             let stranger = RequestId { connection_id: 2, ..waiter };
-            let ledger = &mut Recorder::default();
-            assert!(!self.connection.reply_later(stranger, &value(b"for another"), &self.date, ledger));
-            self.connection.reply_later(waiter, &value(bytes.as_bytes()), &self.date, ledger);
+            let recorder = &mut Recorder::default();
+            assert!(!self.connection.reply_later(stranger, &value(b"for another"), &self.date, recorder));
+            self.connection.reply_later(waiter, &value(bytes.as_bytes()), &self.date, recorder);
         }
 
         /// Bodies of the responses that can be sent.

@@ -58,10 +58,10 @@ impl ReplyQueue {
             self.first_sequence += 1;
             return encode(&mut self.send_buffer);
         }
-        let mut outgoing = SendBuffer::default();
-        let result = encode(&mut outgoing);
-        self.queued_bytes += outgoing.unsent_bytes();
-        self.slots.push_back(ReplySlot::Ready(outgoing));
+        let mut send_buffer = SendBuffer::default();
+        let result = encode(&mut send_buffer);
+        self.queued_bytes += send_buffer.unsent_bytes();
+        self.slots.push_back(ReplySlot::Ready(send_buffer));
         result
     }
 
@@ -69,7 +69,7 @@ impl ReplyQueue {
     pub(super) fn push_resp<T>(
         &mut self,
         ending: RequestOutcome,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
         encode: impl FnOnce(&mut SendBuffer) -> T,
     ) -> T {
         let (result, bytes, is_error) = self.push(|out| {
@@ -79,7 +79,7 @@ impl ReplyQueue {
         });
         let ending = if is_error { RequestOutcome::Refused } else { ending };
         let status = if ending == RequestOutcome::Refused { Status::BadRequest } else { Status::Ok };
-        ledger.record_reply(Wire::Resp, ending, ReplySummary { status, bytes });
+        recorder.record_reply(Wire::Resp, ending, ReplySummary { status, bytes });
         result
     }
 
@@ -89,23 +89,23 @@ impl ReplyQueue {
     }
 
     /// Notes that the next request is one whose reply is put together.
-    pub(super) fn push_multi(&mut self, gather: MultiReply, note: RequestInfo) {
-        self.slots.push_back(ReplySlot::Multi(Box::new(gather), note));
+    pub(super) fn push_multi(&mut self, multi: MultiReply, note: RequestInfo) {
+        self.slots.push_back(ReplySlot::Multi(Box::new(multi), note));
     }
 
     /// The last request's reply, as long as keys for it are to come.
     pub(super) fn open_multi(&self) -> Option<&MultiReply> {
         match self.slots.back() {
-            Some(ReplySlot::Multi(gather, _)) if gather.expects_keys() => Some(gather),
+            Some(ReplySlot::Multi(multi, _)) if multi.expects_keys() => Some(multi),
             _ => None,
         }
     }
 
     /// Does something to the reply that is put together last, while keys for it are to come.
-    pub(super) fn update_open_multi(&mut self, ledger: &mut Recorder, change: impl FnOnce(&mut MultiReply)) {
+    pub(super) fn update_open_multi(&mut self, recorder: &mut Recorder, change: impl FnOnce(&mut MultiReply)) {
         if self.open_multi().is_some() {
-            self.update_multi(self.slots.len() - 1, ledger, None, |gather| {
-                change(gather);
+            self.update_multi(self.slots.len() - 1, recorder, None, |multi| {
+                change(multi);
                 true
             });
         }
@@ -129,7 +129,7 @@ impl ReplyQueue {
         waiter: RequestId,
         reply: &Reply<'_>,
         date: &ResponseDate,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) -> bool {
         let Some(place) = waiter.sequence.checked_sub(self.first_sequence) else { return false };
         let place = place as usize;
@@ -138,25 +138,25 @@ impl ReplyQueue {
                 let (shape, note) = (*shape, std::mem::take(note));
                 let sent = self.fill_slot(place, |out| encode_reply(reply, shape, date, out));
                 if let Some(failure) = failure_of(reply) {
-                    ledger.record_failure(failure);
+                    recorder.record_failure(failure);
                 }
-                let ending = outcome_of(reply, sent, ledger);
-                ledger.record_deferred_reply(&note, protocol_of(shape), ending, sent);
+                let ending = outcome_of(reply, sent, recorder);
+                recorder.record_deferred_reply(&note, protocol_of(shape), ending, sent);
                 true
             }
             Some(ReplySlot::Multi(..)) => {
-                self.update_multi(place, ledger, failure_of(reply), |gather| gather.complete_part(waiter.part, reply))
+                self.update_multi(place, recorder, failure_of(reply), |multi| multi.complete_part(waiter.part, reply))
             }
             Some(ReplySlot::Ready(_)) | None => false,
         }
     }
 
     /// The client is gone: nobody takes the replies that are missing.
-    pub(super) fn abort(&mut self, ledger: &mut Recorder) {
+    pub(super) fn abort(&mut self, recorder: &mut Recorder) {
         for slot in self.slots.drain(..) {
             match slot {
-                ReplySlot::Pending(shape, note) => ledger.record_aborted(&note, protocol_of(shape)),
-                ReplySlot::Multi(_, note) => ledger.record_aborted(&note, Wire::Resp),
+                ReplySlot::Pending(shape, note) => recorder.record_aborted(&note, protocol_of(shape)),
+                ReplySlot::Multi(_, note) => recorder.record_aborted(&note, Wire::Resp),
                 ReplySlot::Ready(_) => {}
             }
         }
@@ -167,35 +167,35 @@ impl ReplyQueue {
     fn update_multi(
         &mut self,
         place: usize,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
         failure: Option<&Failure>,
         change: impl FnOnce(&mut MultiReply) -> bool,
     ) -> bool {
-        let Some(ReplySlot::Multi(gather, note)) = self.slots.get_mut(place) else { return false };
-        self.queued_bytes -= gather.memory_bytes();
-        let (was_open, had_failed) = (gather.expects_keys(), gather.has_failed());
-        let changed = change(gather);
+        let Some(ReplySlot::Multi(multi, note)) = self.slots.get_mut(place) else { return false };
+        self.queued_bytes -= multi.memory_bytes();
+        let (was_open, had_failed) = (multi.expects_keys(), multi.has_failed());
+        let changed = change(multi);
         // Not every failure of a key is one of the reply: another type is no value to some commands.
-        if gather.has_failed() && !had_failed {
-            ledger.record_failure(failure.unwrap_or(&Failure::OutputMemoryFull));
+        if multi.has_failed() && !had_failed {
+            recorder.record_failure(failure.unwrap_or(&Failure::OutputMemoryFull));
         }
         if was_open {
             // Its client takes the time that it takes to say which keys.
-            ledger.restart_timer(note);
+            recorder.restart_timer(note);
         }
-        if !gather.is_complete() {
-            self.queued_bytes += gather.memory_bytes();
+        if !multi.is_complete() {
+            self.queued_bytes += multi.memory_bytes();
             return changed;
         }
-        if let ReplySlot::Multi(gather, note) =
+        if let ReplySlot::Multi(multi, note) =
             std::mem::replace(&mut self.slots[place], ReplySlot::Ready(SendBuffer::default()))
         {
-            let (ending, status) = match gather.has_failed() {
+            let (ending, status) = match multi.has_failed() {
                 true => (RequestOutcome::Failed, Status::ServiceUnavailable),
                 false => (RequestOutcome::Many, Status::Ok),
             };
-            let ((), bytes) = self.fill_slot(place, |out| measured(out, |out| gather.encode(out)));
-            ledger.record_deferred_reply(&note, Wire::Resp, ending, ReplySummary { status, bytes });
+            let ((), bytes) = self.fill_slot(place, |out| measured(out, |out| multi.encode(out)));
+            recorder.record_deferred_reply(&note, Wire::Resp, ending, ReplySummary { status, bytes });
         }
         changed
     }
@@ -209,18 +209,18 @@ impl ReplyQueue {
             self.flush_ready();
             return result;
         }
-        let mut outgoing = SendBuffer::default();
-        let result = encode(&mut outgoing);
-        self.queued_bytes += outgoing.unsent_bytes();
-        self.slots[place] = ReplySlot::Ready(outgoing);
+        let mut send_buffer = SendBuffer::default();
+        let result = encode(&mut send_buffer);
+        self.queued_bytes += send_buffer.unsent_bytes();
+        self.slots[place] = ReplySlot::Ready(send_buffer);
         result
     }
 
     /// Sends off all replies that have none missing before them.
     fn flush_ready(&mut self) {
-        while let Some(ReplySlot::Ready(outgoing)) = self.slots.front_mut() {
-            self.queued_bytes -= outgoing.unsent_bytes();
-            self.send_buffer.append(std::mem::take(outgoing));
+        while let Some(ReplySlot::Ready(send_buffer)) = self.slots.front_mut() {
+            self.queued_bytes -= send_buffer.unsent_bytes();
+            self.send_buffer.append(std::mem::take(send_buffer));
             self.slots.pop_front();
             self.first_sequence += 1;
         }
@@ -291,8 +291,8 @@ mod tests {
             self.receive_with(text, &mut Recorder::default());
         }
 
-        fn receive_with(&mut self, text: &str, ledger: &mut Recorder) {
-            self.asked.extend(self.connection.receive(text.as_bytes(), ledger));
+        fn receive_with(&mut self, text: &str, recorder: &mut Recorder) {
+            self.asked.extend(self.connection.receive(text.as_bytes(), recorder));
         }
 
         /// Completes the `number`th key that was asked for.
@@ -389,16 +389,19 @@ mod tests {
     /// Its client takes the time that it takes to say which keys; the rest is the proxy's.
     #[test]
     fn a_command_takes_from_its_end_to_its_last_key() {
-        let (mut client, mut ledger) = (Client::new(), Recorder::default());
-        ledger.set_now(1000);
-        client.receive_with("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n", &mut ledger);
-        ledger.set_now(5000);
-        client.receive_with("$1\r\nb\r\n", &mut ledger);
+        let (mut client, mut recorder) = (Client::new(), Recorder::default());
+        recorder.set_now(1000);
+        client.receive_with("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n", &mut recorder);
+        recorder.set_now(5000);
+        client.receive_with("$1\r\nb\r\n", &mut recorder);
         for (number, now) in [(1, 5200), (0, 5300)] {
-            ledger.set_now(now);
-            client.connection.reply_later(client.asked[number].0, &reply(KeyResult::Missing), &date(), &mut ledger);
+            recorder.set_now(now);
+            client.connection.reply_later(client.asked[number].0, &reply(KeyResult::Missing), &date(), &mut recorder);
         }
-        assert_eq!((ledger.metrics.miss_latency.sum(), ledger.metrics.miss_latency.counts().sum::<u64>()), (300, 1));
+        assert_eq!(
+            (recorder.metrics.miss_latency.sum(), recorder.metrics.miss_latency.counts().sum::<u64>()),
+            (300, 1)
+        );
     }
 
     /// Or one client could fill the queue to Redis with commands that it breaks off.

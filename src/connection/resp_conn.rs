@@ -7,7 +7,7 @@ use crate::protocol::{Decoded, MultiReply, ReplyFormat};
 
 impl Connection {
     /// The next step at the beginning of `input`, which is not empty.
-    pub(super) fn decode_resp<'a>(&mut self, input: &'a [u8], ledger: &mut Recorder) -> DecodeStep<'a> {
+    pub(super) fn decode_resp<'a>(&mut self, input: &'a [u8], recorder: &mut Recorder) -> DecodeStep<'a> {
         let Connection { protocol: ProtocolState::Resp(session), replies, phase, address, .. } = self else {
             return DecodeStep::Blocked;
         };
@@ -18,35 +18,35 @@ impl Connection {
                 *phase = Phase::Closing { unread: true };
                 replies.discard_open_multi();
                 // Not what it has sent: there may be a password in it.
-                ledger.begin_request(address, |text| push_escaped(text, violation.to_string().as_bytes()));
-                replies.push_resp(RequestOutcome::Refused, ledger, |out| resp::encode_violation(violation, out));
+                recorder.begin_request(address, |text| push_escaped(text, violation.to_string().as_bytes()));
+                replies.push_resp(RequestOutcome::Refused, recorder, |out| resp::encode_violation(violation, out));
                 return DecodeStep::Consumed(input.len());
             }
         };
         match event {
             DecodeEvent::Skipped => {}
             DecodeEvent::MultiStart(known, keys) => {
-                ledger.begin_request(address, |text| {
+                recorder.begin_request(address, |text| {
                     log_command(text, known, Some(format!("({keys})").as_bytes()), session)
                 });
-                replies.push_multi(MultiReply::new(known, keys, session.version()), ledger.request_info());
+                replies.push_multi(MultiReply::new(known, keys, session.version()), recorder.request_info());
             }
             DecodeEvent::Key(_) if replies.open_multi().is_none_or(MultiReply::has_failed) => {
-                replies.update_open_multi(ledger, MultiReply::skip_key);
+                replies.update_open_multi(recorder, MultiReply::skip_key);
             }
             DecodeEvent::Key(key) => {
                 return DecodeStep::Get { key, touch: session.updates_recency(), answer: ReplyMode::Part, consumed };
             }
             DecodeEvent::Refuse(refusal) => {
                 replies.discard_open_multi();
-                ledger.begin_request(address, |text| push_escaped(text, refusal.to_string().as_bytes()));
-                replies.push_resp(RequestOutcome::Refused, ledger, |out| resp::encode_refusal(&refusal, out));
+                recorder.begin_request(address, |text| push_escaped(text, refusal.to_string().as_bytes()));
+                replies.push_resp(RequestOutcome::Refused, recorder, |out| resp::encode_refusal(&refusal, out));
             }
             DecodeEvent::Command(known, arguments) => {
                 // Keys, and nothing else: there are passwords among other arguments.
                 let key = || { arguments }.next().filter(|_| known.has_key());
-                ledger.begin_request(address, |text| log_command(text, known, key(), session));
-                return self.run_command(known, arguments, consumed, consumed < input.len(), ledger);
+                recorder.begin_request(address, |text| log_command(text, known, key(), session));
+                return self.run_command(known, arguments, consumed, consumed < input.len(), recorder);
             }
         }
         DecodeStep::Consumed(consumed)
@@ -59,7 +59,7 @@ impl Connection {
         arguments: Arguments<'a>,
         consumed: usize,
         unread: bool,
-        ledger: &mut Recorder,
+        recorder: &mut Recorder,
     ) -> DecodeStep<'a> {
         let Connection { protocol: ProtocolState::Resp(session), replies, phase, .. } = self else {
             return DecodeStep::Blocked;
@@ -72,11 +72,11 @@ impl Connection {
             RespOperation::Ttl(key, shape) => return DecodeStep::Ttl { key, format: shape, consumed },
             RespOperation::Info(shape) => return DecodeStep::Info { format: shape, consumed },
             RespOperation::Refuse(refusal) => {
-                replies.push_resp(RequestOutcome::Refused, ledger, |out| resp::encode_refusal(&refusal, out));
+                replies.push_resp(RequestOutcome::Refused, recorder, |out| resp::encode_refusal(&refusal, out));
             }
             RespOperation::Local => {
                 let answer = |out: &mut crate::protocol::SendBuffer| session.run_local(known, arguments, out.tail());
-                if replies.push_resp(RequestOutcome::Other, ledger, answer) == AfterReply::Close {
+                if replies.push_resp(RequestOutcome::Other, recorder, answer) == AfterReply::Close {
                     *phase = Phase::Closing { unread };
                 }
             }

@@ -258,30 +258,30 @@ mod tests {
         assert!(sum.counters().enumerate().all(|(place, count)| *count == 2 * place as u64));
         assert_eq!((sum.hit_latency.sum(), sum.hit_latency.counts().next()), (42, Some(6)));
 
-        let promise = |tracking, promise: &str| RedisStatus {
+        let freshness = |tracking, freshness: &str| RedisStatus {
             tracking,
-            freshness: promise.into(),
+            freshness: freshness.into(),
             unmet_guarantees: usize::from(tracking == TrackingState::Lost),
             ..Default::default()
         };
         let mut sum = RedisStatus::default();
-        for figures in [
-            promise(TrackingState::On, "at once"),
-            promise(TrackingState::Lost, "later"),
-            promise(TrackingState::On, "at once"),
+        for metrics in [
+            freshness(TrackingState::On, "at once"),
+            freshness(TrackingState::Lost, "later"),
+            freshness(TrackingState::On, "at once"),
         ] {
-            sum.add(&figures);
+            sum.add(&metrics);
         }
-        assert_eq!(sum, promise(TrackingState::Lost, "later"));
+        assert_eq!(sum, freshness(TrackingState::Lost, "later"));
         sum.add(&RedisStatus {
             unavailable: Some("gone".into()),
             accepted: 1,
-            ..promise(TrackingState::On, "at once")
+            ..freshness(TrackingState::On, "at once")
         });
         sum.add(&RedisStatus {
             unavailable: Some("slow".into()),
             accepted: 2,
-            ..promise(TrackingState::On, "at once")
+            ..freshness(TrackingState::On, "at once")
         });
         assert_eq!((sum.unavailable.as_deref(), sum.accepted), (Some("gone"), 3));
     }

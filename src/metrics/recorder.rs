@@ -229,30 +229,30 @@ mod tests {
 
     const SENT: ReplySummary = ReplySummary { status: Status::Ok, bytes: 28 };
 
-    fn taken(ledger: &mut Recorder) -> String {
-        let lines = ledger.access_log_lines().map(std::mem::take).unwrap_or_default();
+    fn taken(recorder: &mut Recorder) -> String {
+        let lines = recorder.access_log_lines().map(std::mem::take).unwrap_or_default();
         String::from_utf8(lines).expect("ASCII")
     }
 
     #[test]
     fn hits_of_a_turn_take_as_long_as_the_turn_and_what_waits_until_it_has_its_answer() {
-        let mut ledger = Recorder::new(false);
-        ledger.set_now(1000);
-        ledger.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
-        ledger.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
-        ledger.record_reply(Protocol::Resp, RequestOutcome::Other, SENT);
-        let note = ledger.request_info();
-        ledger.end_turns(1015);
-        assert!(ledger.access_log_lines().is_none());
-        ledger.end_turns(1100);
-        ledger.set_now(1300);
-        ledger.record_deferred_reply(&note, Protocol::Resp, RequestOutcome::Miss, SENT);
-        let figures = &ledger.metrics;
-        assert_eq!((figures.hit_latency.sum(), figures.hit_latency.counts().nth(1)), (30, Some(2)));
-        assert_eq!((figures.miss_latency.sum(), figures.miss_latency.counts().sum::<u64>()), (300, 1));
-        assert_eq!(figures.requests_by_outcome[Protocol::Http as usize][RequestOutcome::Hit as usize], 2);
-        assert_eq!(figures.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Miss as usize], 1);
-        assert_eq!((figures.responses[Status::Ok as usize], figures.responses.iter().sum()), (2, 2));
+        let mut recorder = Recorder::new(false);
+        recorder.set_now(1000);
+        recorder.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
+        recorder.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
+        recorder.record_reply(Protocol::Resp, RequestOutcome::Other, SENT);
+        let note = recorder.request_info();
+        recorder.end_turns(1015);
+        assert!(recorder.access_log_lines().is_none());
+        recorder.end_turns(1100);
+        recorder.set_now(1300);
+        recorder.record_deferred_reply(&note, Protocol::Resp, RequestOutcome::Miss, SENT);
+        let metrics = &recorder.metrics;
+        assert_eq!((metrics.hit_latency.sum(), metrics.hit_latency.counts().nth(1)), (30, Some(2)));
+        assert_eq!((metrics.miss_latency.sum(), metrics.miss_latency.counts().sum::<u64>()), (300, 1));
+        assert_eq!(metrics.requests_by_outcome[Protocol::Http as usize][RequestOutcome::Hit as usize], 2);
+        assert_eq!(metrics.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Miss as usize], 1);
+        assert_eq!((metrics.responses[Status::Ok as usize], metrics.responses.iter().sum()), (2, 2));
     }
 
     #[test]
@@ -269,22 +269,22 @@ mod tests {
 
     #[test]
     fn each_request_leaves_a_line_that_it_cannot_forge() {
-        let mut ledger = Recorder::new(true);
-        ledger.set_date(|| "06/Nov/1994:08:49:37 +0000".into());
-        ledger.set_now(100);
-        ledger.begin_request("127.0.0.1", |text| push_escaped(text, b"GET /key/a HTTP/1.1"));
-        ledger.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
-        ledger.begin_request("::1", |text| push_escaped(text, b"GET \"\\\r\n\x7f\xff RESP2"));
-        let note = ledger.request_info();
-        ledger.begin_request("::1", |text| push_escaped(text, &[b'x'; 600]));
-        ledger.record_reply(
+        let mut recorder = Recorder::new(true);
+        recorder.set_date(|| "06/Nov/1994:08:49:37 +0000".into());
+        recorder.set_now(100);
+        recorder.begin_request("127.0.0.1", |text| push_escaped(text, b"GET /key/a HTTP/1.1"));
+        recorder.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
+        recorder.begin_request("::1", |text| push_escaped(text, b"GET \"\\\r\n\x7f\xff RESP2"));
+        let note = recorder.request_info();
+        recorder.begin_request("::1", |text| push_escaped(text, &[b'x'; 600]));
+        recorder.record_reply(
             Protocol::Http,
             RequestOutcome::Refused,
             ReplySummary { status: Status::BadRequest, bytes: 0 },
         );
-        ledger.end_turns(107);
-        ledger.set_now(400);
-        ledger.record_deferred_reply(&note, Protocol::Resp, RequestOutcome::Miss, SENT);
+        recorder.end_turns(107);
+        recorder.set_now(400);
+        recorder.record_deferred_reply(&note, Protocol::Resp, RequestOutcome::Miss, SENT);
         let long = "x".repeat(MAX_LOGGED_BYTES);
         let date = "[06/Nov/1994:08:49:37 +0000]";
         let expected = format!(
@@ -292,15 +292,15 @@ mod tests {
              ::1 - - {date} \"{long}...\" 400 - refused 7\n\
              ::1 - - {date} \"GET \\x22\\x5c\\x0d\\x0a\\x7f\\xff RESP2\" 200 28 miss 300\n"
         );
-        assert_eq!(taken(&mut ledger), expected);
-        assert_eq!(taken(&mut ledger), "");
+        assert_eq!(taken(&mut recorder), expected);
+        assert_eq!(taken(&mut recorder), "");
         // A request whose body had to come first.
-        ledger.resume_request(&note);
-        ledger.record_reply(Protocol::Http, RequestOutcome::Other, SENT);
-        ledger.end_turns(400);
-        assert!(taken(&mut ledger).starts_with("::1 - - [06/Nov/1994:08:49:37 +0000] \"GET \\x22"));
-        ledger.record_aborted(&note, Protocol::Resp);
-        assert!(taken(&mut ledger).ends_with(" RESP2\" 499 - aborted 300\n"));
-        assert_eq!(ledger.metrics.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Aborted as usize], 1);
+        recorder.resume_request(&note);
+        recorder.record_reply(Protocol::Http, RequestOutcome::Other, SENT);
+        recorder.end_turns(400);
+        assert!(taken(&mut recorder).starts_with("::1 - - [06/Nov/1994:08:49:37 +0000] \"GET \\x22"));
+        recorder.record_aborted(&note, Protocol::Resp);
+        assert!(taken(&mut recorder).ends_with(" RESP2\" 499 - aborted 300\n"));
+        assert_eq!(recorder.metrics.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Aborted as usize], 1);
     }
 }

@@ -21,8 +21,8 @@ pub struct WorkerSlot {
 
 impl WorkerSlot {
     /// Shows the loop's figures as they stand, and that it turns.
-    pub fn publish(&self, figures: &WorkerMetrics) {
-        lock(&self.metrics).clone_from(figures);
+    pub fn publish(&self, metrics: &WorkerMetrics) {
+        lock(&self.metrics).clone_from(metrics);
         let called = self.pings.load(Ordering::Relaxed);
         self.acked_pings.store(called, Ordering::Relaxed);
     }
@@ -154,13 +154,13 @@ impl MetricsRegistry {
     /// All of it, added up.
     pub fn snapshot(&self) -> Snapshot {
         let mut all = Snapshot { process: self.process(), workers: self.slots.len(), ..Snapshot::default() };
-        for seat in &self.slots {
-            all.metrics.add(&lock(&seat.metrics));
-            let redis = seat.redis();
+        for worker_slot in &self.slots {
+            all.metrics.add(&lock(&worker_slot.metrics));
+            let redis = worker_slot.redis();
             all.tracking_wanted += usize::from(redis.tracking != super::TrackingState::Off);
             all.tracking += usize::from(redis.tracking == super::TrackingState::On);
             all.redis.add(&redis);
-            all.is_stuck += usize::from(seat.is_stuck.load(Ordering::Relaxed));
+            all.is_stuck += usize::from(worker_slot.is_stuck.load(Ordering::Relaxed));
         }
         all.stopping = self.stopping.load(Ordering::Relaxed);
         all
@@ -179,13 +179,13 @@ mod tests {
     #[test]
     fn a_snapshot_has_all_loops_and_a_loop_that_shows_itself_has_answered() {
         let register = MetricsRegistry::new(InstanceInfo::default(), 2);
-        for (number, seat) in register.slots().iter().enumerate() {
-            assert!(seat.has_responded());
-            seat.ping();
-            assert!(!seat.has_responded());
-            seat.publish(&WorkerMetrics { entries: 1 + number, ..WorkerMetrics::default() });
-            assert!(seat.has_responded());
-            seat.redis().queued = 2;
+        for (number, worker_slot) in register.slots().iter().enumerate() {
+            assert!(worker_slot.has_responded());
+            worker_slot.ping();
+            assert!(!worker_slot.has_responded());
+            worker_slot.publish(&WorkerMetrics { entries: 1 + number, ..WorkerMetrics::default() });
+            assert!(worker_slot.has_responded());
+            worker_slot.redis().queued = 2;
         }
         register.slots()[1].redis().unavailable = Some("gone".into());
         assert!(register.slots()[0].set_stuck(true) && !register.slots()[0].set_stuck(true));

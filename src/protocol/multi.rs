@@ -330,7 +330,7 @@ mod tests {
         let mget = commands::find(b"mget").expect("it is there");
         let long = Arc::new(Value::new(vec![b'l'; 1_000_000]));
         let text = vec![b's'; 16_000];
-        let add = |gather: &mut MultiReply, outcome| gather.push(&reply(outcome));
+        let add = |multi: &mut MultiReply, outcome| multi.push(&reply(outcome));
         let short = || KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain });
 
         let mut absent = MultiReply::new(mget, 10_000, RespVersion::Resp2);
@@ -338,29 +338,28 @@ mod tests {
         (0..5000).for_each(|_| absent.push_pending());
         assert_eq!((absent.charged_bytes, absent.memory_bytes()), (160_000 / SEGMENT_BYTES * SEGMENT_BYTES, 160_000));
 
-        let mut gather = MultiReply::new(mget, 1000, RespVersion::Resp2);
-        (0..4).for_each(|_| add(&mut gather, short()));
-        add(&mut gather, KeyResult::Value(Payload::Shared(&long)));
-        assert_eq!(gather.charged_bytes, 0, "a segment is free, and long values are in another book");
-        (0..200).for_each(|_| add(&mut gather, short()));
-        let rooms: Vec<usize> =
-            gather.segments.iter().map(|segment| segment.bytes.capacity() / SEGMENT_BYTES).collect();
+        let mut multi = MultiReply::new(mget, 1000, RespVersion::Resp2);
+        (0..4).for_each(|_| add(&mut multi, short()));
+        add(&mut multi, KeyResult::Value(Payload::Shared(&long)));
+        assert_eq!(multi.charged_bytes, 0, "a segment is free, and long values are in another book");
+        (0..200).for_each(|_| add(&mut multi, short()));
+        let rooms: Vec<usize> = multi.segments.iter().map(|segment| segment.bytes.capacity() / SEGMENT_BYTES).collect();
         assert_eq!(rooms[1..], [2, 4, 8, 16, 16, 16], "freed, the pieces must be long enough to be used again");
-        add(&mut gather, KeyResult::Value(Payload::Shared(&long)));
+        add(&mut multi, KeyResult::Value(Payload::Shared(&long)));
         let holds = 62 * SEGMENT_BYTES + 206 * 16;
-        assert_eq!(gather.charged_bytes, holds / SEGMENT_BYTES * SEGMENT_BYTES);
+        assert_eq!(multi.charged_bytes, holds / SEGMENT_BYTES * SEGMENT_BYTES);
         // What is rendered is not held.
-        gather.keys_left = 0;
+        multi.keys_left = 0;
         let mut out = SendBuffer::default();
         let mut charges = Vec::new();
-        while !gather.is_rendered() {
-            gather.render(500_000, &mut out);
+        while !multi.is_rendered() {
+            multi.render(500_000, &mut out);
             out.drain(usize::MAX);
-            charges.push(gather.charged_bytes);
+            charges.push(multi.charged_bytes);
         }
         assert!(charges.is_sorted_by(|one, next| one >= next) && charges.len() > 5, "{charges:?}");
-        assert_eq!((charges.last(), gather.segment_bytes, gather.memory_bytes()), (Some(&0), 0, 0));
-        assert!(gather.segments.iter().all(|segment| segment.bytes.capacity() == 0));
+        assert_eq!((charges.last(), multi.segment_bytes, multi.memory_bytes()), (Some(&0), 0, 0));
+        assert!(multi.segments.iter().all(|segment| segment.bytes.capacity() == 0));
         assert_eq!(Arc::strong_count(&long), 1);
 
         let mut two = MultiReply::new(mget, 2, RespVersion::Resp2);
@@ -387,7 +386,7 @@ mod tests {
             let mget = commands::find(b"mget").expect("it is there");
             let long = Arc::new(Value::new(vec![b'l'; 20_000]));
             let lengths = [0, 10, 3000, 16_384];
-            let (mut gather, mut late) = (MultiReply::new(mget, parts.len() as u32, RespVersion::Resp2), Vec::new());
+            let (mut multi, mut late) = (MultiReply::new(mget, parts.len() as u32, RespVersion::Resp2), Vec::new());
             let mut expected = format!("*{}\r\n", parts.len()).into_bytes();
             for (number, &(kind, length)) in parts.iter().enumerate() {
                 let text = vec![b'a' + number as u8 % 26; lengths[length]];
@@ -404,9 +403,9 @@ mod tests {
                     _ => expected.extend(b"$-1\r\n"),
                 }
                 if kind < 5 {
-                    gather.push(&reply(outcome));
+                    multi.push(&reply(outcome));
                 } else {
-                    gather.push_pending();
+                    multi.push_pending();
                     late.push((number as u32, text));
                 }
             }
@@ -414,11 +413,11 @@ mod tests {
             late.sort_by_key(|(part, _)| u64::from(*part).wrapping_mul(order | 1) >> 7);
             for (part, text) in &late {
                 let outcome = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
-                prop_assert!(gather.complete_part(*part, &reply(outcome)) && !gather.complete_part(*part, &reply(outcome)));
+                prop_assert!(multi.complete_part(*part, &reply(outcome)) && !multi.complete_part(*part, &reply(outcome)));
             }
-            prop_assert!(gather.is_complete());
+            prop_assert!(multi.is_complete());
             let mut out = SendBuffer::default();
-            Box::new(gather).encode(&mut out);
+            Box::new(multi).encode(&mut out);
             prop_assert_eq!(out.drain(step), expected);
             prop_assert_eq!((out.unsent_bytes(), Arc::strong_count(&long)), (0, 1));
         }
@@ -431,21 +430,20 @@ mod tests {
         for version in [RespVersion::Resp2, RespVersion::Resp3] {
             let lengths = [0, 1, 16_384, 100, 16_384, 16_383, 5000, 16_384, 16_384, 3, 70];
             let keys = 5 * lengths.len() as u32;
-            let (mut gather, mut expected) =
-                (MultiReply::new(mget, keys, version), format!("*{keys}\r\n").into_bytes());
+            let (mut multi, mut expected) = (MultiReply::new(mget, keys, version), format!("*{keys}\r\n").into_bytes());
             let mut late = Vec::new();
             for part in 0..keys {
                 let text = vec![b'a' + (part % 26) as u8; lengths[part as usize % lengths.len()]];
                 let outcome = KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain });
-                assert_eq!(gather.next_part(), part);
+                assert_eq!(multi.next_part(), part);
                 match part % 5 {
-                    0 => gather.push(&reply(KeyResult::Missing)),
-                    1 => gather.push(&reply(KeyResult::Value(Payload::Shared(&long)))),
+                    0 => multi.push(&reply(KeyResult::Missing)),
+                    1 => multi.push(&reply(KeyResult::Value(Payload::Shared(&long)))),
                     2 => {
                         late.push((part, text.clone()));
-                        gather.push_pending();
+                        multi.push_pending();
                     }
-                    _ => gather.push(&reply(outcome)),
+                    _ => multi.push(&reply(outcome)),
                 }
                 let nothing: &[u8] = if version == RespVersion::Resp3 { b"_\r\n" } else { b"$-1\r\n" };
                 match part % 5 {
@@ -454,19 +452,19 @@ mod tests {
                     _ => expected.extend([format!("${}\r\n", text.len()).as_bytes(), &text, b"\r\n"].concat()),
                 }
             }
-            assert!(!gather.expects_keys() && !gather.is_complete() && gather.pending == late.len());
+            assert!(!multi.expects_keys() && !multi.is_complete() && multi.pending == late.len());
             for (part, text) in late.iter().rev() {
                 let outcome = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
                 assert!(
-                    gather.complete_part(*part, &reply(outcome))
-                        && !gather.complete_part(*part, &reply(KeyResult::Missing))
+                    multi.complete_part(*part, &reply(outcome))
+                        && !multi.complete_part(*part, &reply(KeyResult::Missing))
                 );
             }
-            assert!(gather.is_complete());
-            let held = gather.memory_bytes();
+            assert!(multi.is_complete());
+            let held = multi.memory_bytes();
             let mut out = SendBuffer::default();
             out.tail().extend_from_slice(b"before");
-            Box::new(gather).encode(&mut out);
+            Box::new(multi).encode(&mut out);
             // Nothing overtakes it, be it short or another one of its kind.
             let other = vec![b'o'; 16_384];
             let mut next = MultiReply::new(mget, 4, version);

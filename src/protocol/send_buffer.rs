@@ -81,17 +81,17 @@ impl SendBuffer {
     }
 
     /// Queues the parts of a complete reply, to be rendered when it is their turn.
-    pub fn push_multi(&mut self, mut gather: Box<MultiReply>) {
-        if gather.memory_bytes() <= RENDER_WINDOW_BYTES {
+    pub fn push_multi(&mut self, mut multi: Box<MultiReply>) {
+        if multi.memory_bytes() <= RENDER_WINDOW_BYTES {
             // Short: at once, without a turn of its own.
-            while !gather.is_rendered() {
-                gather.render(usize::MAX, self);
+            while !multi.is_rendered() {
+                multi.render(usize::MAX, self);
             }
             return;
         }
         self.seal_tail();
-        self.queued_bytes += gather.memory_bytes();
-        self.queue.push_back(Chunk::Multi(gather));
+        self.queued_bytes += multi.memory_bytes();
+        self.queue.push_back(Chunk::Multi(multi));
     }
 
     /// Puts all of `later` behind what is here.
@@ -206,12 +206,12 @@ impl SendBuffer {
                 }
                 self.queue.push_front(Chunk::Bytes { bytes: window.into(), sent: 0 });
             }
-            Some(Chunk::Multi(gather)) => {
-                let (held, mut window) = (gather.memory_bytes(), SendBuffer::default());
-                gather.render(RENDER_WINDOW_BYTES, &mut window);
+            Some(Chunk::Multi(multi)) => {
+                let (held, mut window) = (multi.memory_bytes(), SendBuffer::default());
+                multi.render(RENDER_WINDOW_BYTES, &mut window);
                 window.seal_tail();
-                self.queued_bytes = self.queued_bytes - held + gather.memory_bytes() + window.queued_bytes;
-                if gather.is_rendered() {
+                self.queued_bytes = self.queued_bytes - held + multi.memory_bytes() + window.queued_bytes;
+                if multi.is_rendered() {
                     self.queue.pop_front();
                 }
                 window.queue.into_iter().rev().for_each(|chunk| self.queue.push_front(chunk));
@@ -260,7 +260,7 @@ impl SendBuffer {
             let queued = self.queue.iter().map(|chunk| match chunk {
                 Chunk::Bytes { bytes, sent } => bytes.len() - sent,
                 Chunk::Value { sent, end, .. } => end - sent,
-                Chunk::Multi(gather) => gather.memory_bytes(),
+                Chunk::Multi(multi) => multi.memory_bytes(),
             });
             assert_eq!(self.queued_bytes, queued.sum(), "the count of what is queued is wrong");
             let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
@@ -281,22 +281,22 @@ mod tests {
 
     #[test]
     fn a_socket_that_never_takes_all_leaves_no_more_than_waits() {
-        let mut outgoing = SendBuffer::default();
+        let mut send_buffer = SendBuffer::default();
         let mut lent = Vec::with_capacity(100);
         for turn in 0..10_000 {
-            outgoing.lend_tail(&mut lent);
+            send_buffer.lend_tail(&mut lent);
             let reply = if turn == 0 { 50_000 } else { 5000 };
-            outgoing.tail().extend(std::iter::repeat_n(b'x', reply));
-            outgoing.advance(5000);
-            outgoing.reclaim_tail(&mut lent);
-            assert_eq!(outgoing.unsent_bytes(), 45_000);
-            assert!(outgoing.tail.capacity() <= 4 * 45_000, "{} bytes are kept", outgoing.tail.capacity());
+            send_buffer.tail().extend(std::iter::repeat_n(b'x', reply));
+            send_buffer.advance(5000);
+            send_buffer.reclaim_tail(&mut lent);
+            assert_eq!(send_buffer.unsent_bytes(), 45_000);
+            assert!(send_buffer.tail.capacity() <= 4 * 45_000, "{} bytes are kept", send_buffer.tail.capacity());
         }
         // Nor does what stands behind a long value keep the room of what stands before it.
-        outgoing.push_value(&Arc::new(Value::new(vec![b'x'; 20_000])), Encoding::Raw);
-        outgoing.tail().extend_from_slice(b"\r\n");
-        outgoing.reclaim_tail(&mut lent);
-        assert_eq!((outgoing.unsent_bytes(), outgoing.tail.capacity() < 100), (65_002, true));
+        send_buffer.push_value(&Arc::new(Value::new(vec![b'x'; 20_000])), Encoding::Raw);
+        send_buffer.tail().extend_from_slice(b"\r\n");
+        send_buffer.reclaim_tail(&mut lent);
+        assert_eq!((send_buffer.unsent_bytes(), send_buffer.tail.capacity() < 100), (65_002, true));
     }
 
     #[test]
@@ -311,28 +311,32 @@ mod tests {
         expected.extend(BASE64_STANDARD.encode(&binary.bytes).into_bytes());
         expected.extend_from_slice(b"three");
         for step in [1, 7, 1000, 70_000, usize::MAX] {
-            let mut outgoing = SendBuffer::default();
+            let mut send_buffer = SendBuffer::default();
             let mut lent = Vec::with_capacity(100);
-            outgoing.lend_tail(&mut lent);
-            outgoing.tail().extend_from_slice(b"one");
-            outgoing.push_value(&plain, Encoding::Raw);
-            outgoing.tail().extend_from_slice(b"two");
-            outgoing.push_raw_range(&plain, 99_990..99_999);
-            outgoing.push_raw_range(&plain, 7..7);
-            outgoing.push_value(&quoted, Encoding::Escaped);
+            send_buffer.lend_tail(&mut lent);
+            send_buffer.tail().extend_from_slice(b"one");
+            send_buffer.push_value(&plain, Encoding::Raw);
+            send_buffer.tail().extend_from_slice(b"two");
+            send_buffer.push_raw_range(&plain, 99_990..99_999);
+            send_buffer.push_raw_range(&plain, 7..7);
+            send_buffer.push_value(&quoted, Encoding::Escaped);
             let mut later = SendBuffer::default();
             later.push_value(&binary, Encoding::Base64);
             later.tail().extend_from_slice(b"three");
-            outgoing.append(later);
-            outgoing.reclaim_tail(&mut lent);
+            send_buffer.append(later);
+            send_buffer.reclaim_tail(&mut lent);
             assert_eq!(lent.capacity(), 100);
             if step > 1 {
-                assert_eq!(outgoing.unsent_bytes(), 3 + 100_000 + 12 + 100_000 + 100_001 + 5);
+                assert_eq!(send_buffer.unsent_bytes(), 3 + 100_000 + 12 + 100_000 + 100_001 + 5);
             }
-            assert_eq!(outgoing.drain(step), expected, "in steps of {step}");
-            outgoing.lend_tail(&mut lent);
-            outgoing.reclaim_tail(&mut lent);
-            assert_eq!(outgoing.tail.capacity() + outgoing.queue.capacity(), 0, "an idle connection owns a buffer");
+            assert_eq!(send_buffer.drain(step), expected, "in steps of {step}");
+            send_buffer.lend_tail(&mut lent);
+            send_buffer.reclaim_tail(&mut lent);
+            assert_eq!(
+                send_buffer.tail.capacity() + send_buffer.queue.capacity(),
+                0,
+                "an idle connection owns a buffer"
+            );
             assert_eq!(lent.capacity(), 100);
         }
     }

@@ -353,7 +353,7 @@ mod tests {
     struct Scene {
         client: Client,
         peer: std::net::TcpStream,
-        proxy: ReadThrough,
+        read_through: ReadThrough,
         scratch: Scratch,
     }
 
@@ -371,29 +371,29 @@ mod tests {
             stream.set_nonblocking(true).expect("an option can be set");
             let mut client = Client::new(TcpStream::from_std(stream), Connection::new(1, 0), false, 0);
             client.readable = true;
-            let mut proxy =
+            let mut read_through =
                 ReadThrough::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
             // The key "a" is cached.
             let nobody = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
-            let Lookup::Fetch(job) = proxy.get(b"a", true, nobody, 0) else { panic!("it is in memory") };
+            let Lookup::Fetch(job) = read_through.get(b"a", true, nobody, 0) else { panic!("it is in memory") };
             let fetched = FetchedValue { value: Value::new(vec![b'x']), ttl: None };
-            proxy.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, 0, |_, _| ());
-            Scene { client, peer, proxy, scratch: Scratch { read: vec![0; 64 * 1024], write: Vec::new() } }
+            read_through.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, 0, |_, _| ());
+            Scene { client, peer, read_through, scratch: Scratch { read: vec![0; 64 * 1024], write: Vec::new() } }
         }
 
         fn turn(&mut self, now: Millis) -> TurnResult {
-            let (mut jobs, mut heads, mut ledger) = (Vec::new(), HeadDecoder::new(), Recorder::default());
-            let (rules, register, date) =
+            let (mut jobs, mut heads, mut recorder) = (Vec::new(), HeadDecoder::new(), Recorder::default());
+            let (policy, register, date) =
                 (Policy::default(), MetricsRegistry::default(), ResponseDate::at(SystemTime::UNIX_EPOCH));
-            let (proxy, jobs, heads, ledger) = (&mut self.proxy, &mut jobs, &mut heads, &mut ledger);
-            let (rules, register, date) = (&rules, &register, &date);
+            let (read_through, jobs, heads, recorder) = (&mut self.read_through, &mut jobs, &mut heads, &mut recorder);
+            let (policy, register, date) = (&policy, &register, &date);
             let service = Dispatcher {
-                read_through: proxy,
+                read_through,
                 jobs,
                 head_decoder: heads,
-                policy: rules,
+                policy,
                 date,
-                recorder: ledger,
+                recorder,
                 registry: register,
                 worker_index: 0,
                 now,

@@ -61,16 +61,16 @@ impl ConnectionLimiter {
         let wanted = ConnectionLimiter::for_file_limit(usize::MAX, config)?;
         let needed = reserved_files(config) + wanted.max_connections + wanted.max_rejecting * config.workers;
         let files = raise_file_limit(needed);
-        let places = ConnectionLimiter::for_file_limit(files, config)?;
-        if places.max_connections < wanted.max_connections {
+        let connection_limiter = ConnectionLimiter::for_file_limit(files, config)?;
+        if connection_limiter.max_connections < wanted.max_connections {
             log::warn!(
                 "MAX_CONNECTIONS={} needs {needed} open files, but the system allows {files}: connection limit lowered to \
                  {}; raise the limit of open files (ulimit -Hn, or LimitNOFILE= in systemd)",
                 wanted.max_connections,
-                places.max_connections
+                connection_limiter.max_connections
             );
         }
-        Ok(places)
+        Ok(connection_limiter)
     }
 
     /// What there is room for in so many open files.
@@ -161,19 +161,22 @@ mod tests {
     #[test]
     fn few_files_mean_few_clients_and_none_is_an_error() {
         let defaults = config(&[]);
-        let places = |files| {
+        let connection_limiter = |files| {
             ConnectionLimiter::for_file_limit(files, &defaults)
-                .map(|places| (places.max_connections, places.max_rejecting))
+                .map(|connection_limiter| (connection_limiter.max_connections, connection_limiter.max_rejecting))
         };
-        assert_eq!(places(20_000), Ok((10_000, 256)));
-        assert_eq!(places(64), Ok((30, 4)));
-        assert_eq!(places(32), Ok((1, 1)));
-        assert_eq!(places(31), Err(FileLimitTooLow { files: 31, needed: 32 }));
+        assert_eq!(connection_limiter(20_000), Ok((10_000, 256)));
+        assert_eq!(connection_limiter(64), Ok((30, 4)));
+        assert_eq!(connection_limiter(32), Ok((1, 1)));
+        assert_eq!(connection_limiter(31), Err(FileLimitTooLow { files: 31, needed: 32 }));
         let many = config(&[("WORKERS", "4"), ("MAX_CONNECTIONS", "50")]);
-        let places = ConnectionLimiter::for_file_limit(1000, &many).expect("room");
-        assert_eq!((places.max_connections, places.max_rejecting), (50, 29));
+        let connection_limiter = ConnectionLimiter::for_file_limit(1000, &many).expect("room");
+        assert_eq!((connection_limiter.max_connections, connection_limiter.max_rejecting), (50, 29));
         let many = config(&[("WORKERS", "4")]);
-        let places = ConnectionLimiter::for_file_limit(200, &many).expect("room");
-        assert_eq!(places.max_connections + 4 * places.max_rejecting, 200 - reserved_files(&many));
+        let connection_limiter = ConnectionLimiter::for_file_limit(200, &many).expect("room");
+        assert_eq!(
+            connection_limiter.max_connections + 4 * connection_limiter.max_rejecting,
+            200 - reserved_files(&many)
+        );
     }
 }

@@ -104,15 +104,15 @@ struct Telemetry {
 impl Telemetry {
     /// Hands the lines of the access log over, if they are more than so many bytes.
     fn flush_access_log(&mut self, most: usize) {
-        if let Some(journal) = &self.access_log {
-            flush_access_log(&mut self.recorder, journal, most);
+        if let Some(log_writer) = &self.access_log {
+            flush_access_log(&mut self.recorder, log_writer, most);
         }
     }
 }
 
-fn flush_access_log(ledger: &mut Recorder, journal: &LogWriter, most: usize) {
-    if let Some(lines) = ledger.access_log_lines().filter(|lines| lines.len() > most) {
-        journal.write_access_lines(lines);
+fn flush_access_log(recorder: &mut Recorder, log_writer: &LogWriter, most: usize) {
+    if let Some(lines) = recorder.access_log_lines().filter(|lines| lines.len() > most) {
+        log_writer.write_access_lines(lines);
         lines.clear();
         lines.shrink_to(2 * ACCESS_LOG_FLUSH_BYTES);
     }
@@ -160,7 +160,7 @@ impl Worker {
     pub fn new(
         listener: std::net::TcpListener,
         config: &Config,
-        places: ConnectionLimiter,
+        connection_limiter: ConnectionLimiter,
         register: Arc<MetricsRegistry>,
         number: usize,
     ) -> io::Result<Worker> {
@@ -180,9 +180,9 @@ impl Worker {
             tracking: config.redis_tracking,
             max_value_bytes: config.max_value_bytes,
         };
-        let seat = register.slots().get(number).map(Arc::clone).unwrap_or_default();
+        let worker_slot = register.slots().get(number).map(Arc::clone).unwrap_or_default();
         let wake = Arc::clone(&waker);
-        let pool = Pool::start(&settings, seat, move || {
+        let pool = Pool::start(&settings, worker_slot, move || {
             // Should the eventfd's counter ever be full, mio resets it.
             if let Err(error) = wake.wake() {
                 log::error!("cannot wake the event loop, replies from Redis may be late: {error}");
@@ -194,14 +194,16 @@ impl Worker {
             stale: config.stale_if_error.as_millis() as Millis,
         };
         let ttl = config.cache_ttl.as_millis() as Millis;
-        let patience = config.redis_timeout.as_millis() as Millis;
+        let timer = config.redis_timeout.as_millis() as Millis;
         Ok(Worker {
             poll,
             handle: WorkerHandle::new(waker),
             shutdown: None,
             acceptor,
-            clients: Slab::with_capacity(places.max_connections().div_ceil(config.workers).min(RESERVED_CLIENTS)),
-            connection_limit: places,
+            clients: Slab::with_capacity(
+                connection_limiter.max_connections().div_ceil(config.workers).min(RESERVED_CLIENTS),
+            ),
+            connection_limit: connection_limiter,
             ready_queue: VecDeque::new(),
             timers: DeadlineHeap::new(),
             timeouts: timeouts::TimeoutConfig {
@@ -211,7 +213,7 @@ impl Worker {
                 linger: timeouts::LINGER_TIMEOUT,
             },
             policy: Policy { allowed_hosts: config.allowed_hosts.clone(), admin: config.admin, ..Policy::default() },
-            read_through: ReadThrough::new(limits, ttl, patience),
+            read_through: ReadThrough::new(limits, ttl, timer),
             pool,
             jobs: Vec::new(),
             completions: Vec::new(),
@@ -229,8 +231,8 @@ impl Worker {
     }
 
     /// Has each request logged.
-    pub fn log_requests(&mut self, journal: LogWriter) {
-        self.telemetry = Telemetry { recorder: Recorder::new(true), access_log: Some(journal) };
+    pub fn log_requests(&mut self, log_writer: LogWriter) {
+        self.telemetry = Telemetry { recorder: Recorder::new(true), access_log: Some(log_writer) };
     }
 
     /// A handle that ends the loop.
@@ -276,12 +278,12 @@ impl Worker {
         self.telemetry.recorder.metrics.tick_duration.observe(now - self.clock.micros, 1);
         self.telemetry.flush_access_log(0);
         // Whoever calls wants to see that the loop turns, and how it does.
-        if let Some(seat) = self.registry.slots().get(self.worker_index)
-            && !seat.has_responded()
+        if let Some(worker_slot) = self.registry.slots().get(self.worker_index)
+            && !worker_slot.has_responded()
         {
             self.telemetry.recorder.metrics.connected_clients = self.clients.len() - self.connection_limit.rejecting();
             sync_metrics(&mut self.telemetry.recorder, &self.read_through, self.clock.now);
-            seat.publish(&self.telemetry.recorder.metrics);
+            worker_slot.publish(&self.telemetry.recorder.metrics);
         }
     }
 
@@ -295,7 +297,8 @@ impl Worker {
         let stop = self.shutdown.as_ref().map(|stopping| stopping.next_deadline(self.clock.now));
         // Asked in each tick: a chain of iterators over the four took as long as the rest of this.
         let or_never = |deadline: Option<Millis>| deadline.unwrap_or(Millis::MAX);
-        let next = or_never(accept).min(or_never(timer)).min(or_never(stop)).min(or_never(self.read_through.next_deadline()));
+        let next =
+            or_never(accept).min(or_never(timer)).min(or_never(stop)).min(or_never(self.read_through.next_deadline()));
         (next != Millis::MAX).then(|| Duration::from_millis(next.saturating_sub(self.clock.now)))
     }
 
@@ -335,12 +338,12 @@ impl Worker {
             return;
         }
         let turned_away = self.connection_limit.acquire();
-        let figures = &mut self.telemetry.recorder.metrics;
+        let metrics = &mut self.telemetry.recorder.metrics;
         let mut connection = if turned_away {
-            figures.rejected += 1;
+            metrics.rejected += 1;
             Connection::rejected()
         } else {
-            figures.accepted += 1;
+            metrics.accepted += 1;
             let generation = NEXT_CONNECTION_ID.fetch_add(1, Ordering::Relaxed);
             Connection::new(generation, self.registry.settings.database)
         };

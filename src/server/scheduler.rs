@@ -24,14 +24,14 @@ impl Worker {
     /// Gives `left` turns, or so many of them that a client comes to its end. Says which one. What a turn works with is put
     /// together once.
     fn run_until_close(&mut self, left: &mut usize) -> Option<usize> {
-        let Telemetry { recorder: ledger, access_log } = &mut self.telemetry;
+        let Telemetry { recorder, access_log } = &mut self.telemetry;
         let service = Dispatcher {
             read_through: &mut self.read_through,
             jobs: &mut self.jobs,
             head_decoder: &mut self.head_decoder,
             policy: &self.policy,
             date: &self.clock.date,
-            recorder: ledger,
+            recorder,
             registry: &self.registry,
             worker_index: self.worker_index,
             now: self.clock.now,
@@ -48,8 +48,8 @@ impl Worker {
             if (*left > 0 && (*left).is_multiple_of(TURNS_PER_CLOCK_READ)) || access_log.is_some() {
                 turn.service.recorder.end_turns(self.clock.micros());
             }
-            if let Some(journal) = access_log {
-                flush_access_log(turn.service.recorder, journal, ACCESS_LOG_FLUSH_BYTES);
+            if let Some(log_writer) = access_log {
+                flush_access_log(turn.service.recorder, log_writer, ACCESS_LOG_FLUSH_BYTES);
             }
             match next {
                 TurnResult::Close => return Some(slot),

@@ -173,8 +173,8 @@ mod tests {
 
     #[test]
     fn only_what_is_done_completely_moves_the_deadline() {
-        let mut patience = ClientTimer::new(Activity::Idle(0), 0);
-        assert_eq!(patience.deadline(LIMITS), 60);
+        let mut timer = ClientTimer::new(Activity::Idle(0), 0);
+        assert_eq!(timer.deadline(LIMITS), 60);
         for (standing, now, deadline) in [
             (Activity::Idle(7), 50, 110),
             (Activity::Idle(7), 51, 110),
@@ -200,23 +200,23 @@ mod tests {
             (Activity::Linger, 119, 119 + LINGER_TIMEOUT),
             (Activity::Linger, 120, 119 + LINGER_TIMEOUT),
         ] {
-            patience.update(standing, 1, now);
-            assert_eq!(patience.deadline(LIMITS), deadline, "{standing:?} at {now}");
+            timer.update(standing, 1, now);
+            assert_eq!(timer.deadline(LIMITS), deadline, "{standing:?} at {now}");
         }
     }
 
     #[test]
     fn who_takes_replies_must_take_enough_of_them() {
-        let mut patience = ClientTimer::new(Activity::Idle(0), 0);
+        let mut timer = ClientTimer::new(Activity::Idle(0), 0);
         // What was sent before it had to wait does not count.
-        patience.update(Activity::WritingReply, 1_000_000, 5);
-        patience.update(Activity::WritingReply, MIN_WRITE_PROGRESS - 1, 6);
+        timer.update(Activity::WritingReply, 1_000_000, 5);
+        timer.update(Activity::WritingReply, MIN_WRITE_PROGRESS - 1, 6);
         assert_eq!(
-            (patience.on_deadline(LIMITS, 64), patience.on_deadline(LIMITS, 65)),
+            (timer.on_deadline(LIMITS, 64), timer.on_deadline(LIMITS, 65)),
             (TimeoutAction::Keep, TimeoutAction::Reset)
         );
-        patience.update(Activity::WritingReply, 1, 65);
-        assert_eq!((patience.on_deadline(LIMITS, 65), patience.deadline(LIMITS)), (TimeoutAction::Keep, 125));
-        assert_eq!(patience.on_deadline(LIMITS, 125), TimeoutAction::Reset, "what was taken counts twice");
+        timer.update(Activity::WritingReply, 1, 65);
+        assert_eq!((timer.on_deadline(LIMITS, 65), timer.deadline(LIMITS)), (TimeoutAction::Keep, 125));
+        assert_eq!(timer.on_deadline(LIMITS, 125), TimeoutAction::Reset, "what was taken counts twice");
     }
 }

@@ -60,8 +60,8 @@ impl Watchdog {
 
     /// A Redis that takes its time is away, also where clients would wait for it for longer (`REDIS_TIMEOUT`).
     fn check_redis(&self, now: Instant) {
-        for seat in self.registry.slots() {
-            let mut redis = seat.redis();
+        for worker_slot in self.registry.slots() {
+            let mut redis = worker_slot.redis();
             let late =
                 redis.unanswered_since.is_some_and(|asked| now.saturating_duration_since(asked) >= REDIS_SILENT_AFTER);
             if late && redis.unavailable.is_none() {
@@ -71,11 +71,11 @@ impl Watchdog {
     }
 
     fn ping_workers(&mut self, now: Instant) {
-        for (number, ((seat, stopper), called)) in
+        for (number, ((worker_slot, stopper), called)) in
             self.registry.slots().iter().zip(&self.handles).zip(&mut self.pinged_at).enumerate()
         {
-            if !seat.has_responded() {
-                if now.saturating_duration_since(*called) >= STUCK_AFTER && seat.set_stuck(true) {
+            if !worker_slot.has_responded() {
+                if now.saturating_duration_since(*called) >= STUCK_AFTER && worker_slot.set_stuck(true) {
                     log::error!(
                         "event loop {number} is stuck (no tick for {} s): its clients get no replies; restart the proxy and \
                          please report this",
@@ -84,11 +84,11 @@ impl Watchdog {
                 }
                 continue;
             }
-            if seat.set_stuck(false) {
+            if worker_slot.set_stuck(false) {
                 log::warn!("event loop {number} is no longer stuck");
             }
             *called = now;
-            seat.ping();
+            worker_slot.ping();
             stopper.wake();
         }
     }

@@ -154,8 +154,8 @@ fn figures_of_all_workers_are_added() {
 fn readiness_tells_the_promise_in_force() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TRACKING", "on"), ("ALLOWED_HOSTS", "example.org")]);
-    let promise = "\"freshness\":\"changes visible at once (tracking active); Redis expirations honoured\"";
-    until("tracking is in force", || until_ready(&proxy).contains(promise).then_some(()));
+    let freshness = "\"freshness\":\"changes visible at once (tracking active); Redis expirations honoured\"";
+    until("tracking is in force", || until_ready(&proxy).contains(freshness).then_some(()));
     // Whoever looks after a server asks by its address; everybody else has to know its name.
     assert_eq!(proxy.get("/metrics").status, 421);
     let mut client = proxy.connect();

@@ -16,7 +16,7 @@ fn what_redis_does_not_allow_is_done_without() {
     redis.run(&["RPUSH", "list", "1"]);
     redis.run(&["SETRANGE", "long", "99999", "x"]);
     let mut proxies = Vec::new();
-    for (number, (rules, expires, told)) in [
+    for (number, (policy, expires, told)) in [
         (&["+@all", "&*"][..], true, &["at once (tracking active); Redis expirations honoured"][..]),
         // No channels, so no messages about changes.
         (&["+@all", "resetchannels"], true, &["tracking inactive", "expirations honoured"]),
@@ -34,31 +34,31 @@ fn what_redis_does_not_allow_is_done_without() {
     .enumerate()
     {
         let user = format!("reader{number}");
-        redis.run(&[&["ACL", "SETUSER", &user, "reset", "on", ">word", "~*"], rules].concat());
+        redis.run(&[&["ACL", "SETUSER", &user, "reset", "on", ">word", "~*"], policy].concat());
         let variables = [("REDIS_USERNAME", user.as_str()), ("REDIS_PASSWORD", "word"), ("REDIS_TRACKING", "on")];
         let proxy = Proxy::start(&redis, &[&variables[..], &[("CACHE_TTL", "600")]].concat());
         let mut client = proxy.connect();
-        let tracking = if rules.contains(&"&*") { "at once (tracking active)" } else { "tracking inactive" };
+        let tracking = if policy.contains(&"&*") { "at once (tracking active)" } else { "tracking inactive" };
         until("the log tells", || proxy.log().contains(tracking).then_some(()));
         let response = client.get("/raw/short");
         let told_ttl = response.field("cache-status").strip_prefix("segment-redis-proxy; fwd=miss; stored; ttl=");
         let ttl: u64 = told_ttl.and_then(|ttl| ttl.parse().ok()).expect("it is stored");
-        assert_eq!((response.status, ttl < 60, ttl == 600), (200, expires, !expires), "{rules:?}: {ttl}");
-        assert!(ttl >= 30, "{rules:?}: {ttl}");
+        assert_eq!((response.status, ttl < 60, ttl == 600), (200, expires, !expires), "{policy:?}: {ttl}");
+        assert!(ttl >= 30, "{policy:?}: {ttl}");
         assert!(is_hit(&client.get("/raw/short")));
-        assert_eq!(client.get("/raw/missing").status, 404, "{rules:?}");
-        assert_eq!(client.get("/raw/list").status, 409, "{rules:?}");
+        assert_eq!(client.get("/raw/missing").status, 404, "{policy:?}");
+        assert_eq!(client.get("/raw/list").status, 409, "{policy:?}");
         (0..20).for_each(|number| assert_eq!(client.get(&format!("/raw/none{number}")).status, 404));
-        assert_eq!(client.get("/raw/long").body.len(), 100_000, "{rules:?}");
-        proxies.push((proxy, client, rules, told));
+        assert_eq!(client.get("/raw/long").body.len(), 100_000, "{policy:?}");
+        proxies.push((proxy, client, policy, told));
     }
     // All of them at once: long enough for what is done now and then, such as asking a silent Redis whether it is there.
     std::thread::sleep(Duration::from_millis(2500));
-    for (proxy, mut client, rules, told) in proxies {
-        assert!(is_hit(&client.get("/raw/short")), "{rules:?} does not last: {}", proxy.log());
+    for (proxy, mut client, policy, told) in proxies {
+        assert!(is_hit(&client.get("/raw/short")), "{policy:?} does not last: {}", proxy.log());
         let log = proxy.log();
-        assert!(told.iter().all(|part| log.contains(part)), "{rules:?} is not told: {log}");
-        assert!(log.matches("freshness:").count() <= 2, "{rules:?} is told again and again: {log}");
+        assert!(told.iter().all(|part| log.contains(part)), "{policy:?} is not told: {log}");
+        assert!(log.matches("freshness:").count() <= 2, "{policy:?} is told again and again: {log}");
     }
 }
 

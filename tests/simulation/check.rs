@@ -8,7 +8,7 @@ use segment_redis_proxy::types::{Millis, Outage, Source};
 pub struct Rules {
     pub ttl: Millis,
     pub stale: Millis,
-    pub patience: Millis,
+    pub timer: Millis,
 }
 
 /// What has happened.
@@ -34,7 +34,7 @@ impl Part {
 }
 
 /// Whether a response is one that its request may have.
-pub fn check(request: &Request, response: &Response, history: &History<'_>, rules: &Rules) -> Result<(), String> {
+pub fn check(request: &Request, response: &Response, history: &History<'_>, policy: &Rules) -> Result<(), String> {
     if request.asked.is_none() {
         return Err("replied to a request that was not taken up".into());
     }
@@ -47,7 +47,7 @@ pub fn check(request: &Request, response: &Response, history: &History<'_>, rule
         Content::Violation => expect(request.last, "a request was taken for garbage"),
         Content::Other => expect(parts.is_empty(), "no word of the keys"),
         Content::Remaining(time) => {
-            expect(*time == -2 || (1..=rules.ttl as i64).contains(time), "longer than CACHE_TTL")
+            expect(*time == -2 || (1..=policy.ttl as i64).contains(time), "longer than CACHE_TTL")
         }
         Content::Error { timed_out } => {
             let Some(cause) = failure.and_then(|part| part.cause) else { return Err("an error out of nothing".into()) };
@@ -62,11 +62,11 @@ pub fn check(request: &Request, response: &Response, history: &History<'_>, rule
             expect(told.len() == parts.len(), "a reply about other keys")?;
             parts.iter().zip(told).try_for_each(|(part, told)| {
                 let status = response.status.clone().unwrap_or_else(|| part.status());
-                check_part(part, told, &status, history, rules)
+                check_part(part, told, &status, history, policy)
             })
         }
         Content::Count(count) => {
-            let may_be = |part: &&Part, told| check_part(part, &told, &part.status(), history, rules).is_ok();
+            let may_be = |part: &&Part, told| check_part(part, &told, &part.status(), history, policy).is_ok();
             let least = parts.iter().filter(|part| !may_be(part, Told::Absent)).count();
             let most = parts.iter().filter(|part| may_be(part, Told::Present)).count();
             expect((least..=most).contains(count), "a count that cannot be")
@@ -75,7 +75,7 @@ pub fn check(request: &Request, response: &Response, history: &History<'_>, rule
 }
 
 /// Whether `told` may be the answer to one key, where `status` says it comes from.
-fn check_part(part: &Part, told: &Told, status: &str, history: &History<'_>, rules: &Rules) -> Result<(), String> {
+fn check_part(part: &Part, told: &Told, status: &str, history: &History<'_>, policy: &Rules) -> Result<(), String> {
     let versions = &history.redis.keys[part.key];
     if let Told::Value(text) = told
         && !text.is_empty()
@@ -102,7 +102,7 @@ fn check_part(part: &Part, told: &Told, status: &str, history: &History<'_>, rul
             Told::Part(text) => value.contains(text),
         });
         if fits {
-            last = check_version(part, number, version, status, history, rules);
+            last = check_version(part, number, version, status, history, policy);
             if last.is_ok() {
                 break;
             }
@@ -127,7 +127,7 @@ fn check_version(
     version: &Version,
     status: &str,
     history: &History<'_>,
-    rules: &Rules,
+    policy: &Rules,
 ) -> Result<(), String> {
     let Some((asked, asked_moment)) = part.asked else { return Err("a value for a key that was not asked for".into()) };
     let (answered, answered_moment) = part.answered;
@@ -140,20 +140,20 @@ fn check_version(
     if status.starts_with("hit") {
         let at_last = [Some(Cause::Outage), Some(Cause::Overdue)].contains(&part.cause);
         expect(part.cause.is_none() || at_last, "a hit that had to wait")?;
-        expect(answered < brought + rules.ttl, "a hit that is older than CACHE_TTL")?;
+        expect(answered < brought + policy.ttl, "a hit that is older than CACHE_TTL")?;
         expect(answered < expires, "a hit that Redis has let expire")?;
         expect(version.until > part.floor, "a hit of what was known to have changed")
     } else if status.starts_with("fwd=stale") {
         let by_cause = match part.cause {
-            Some(Cause::Overdue) => answered >= asked + rules.patience && status.contains("redis-timed-out"),
+            Some(Cause::Overdue) => answered >= asked + policy.timer && status.contains("redis-timed-out"),
             cause => cause == Some(Cause::Outage),
         };
         expect(by_cause, "an expired value although Redis is there")?;
-        expect(answered < brought + rules.ttl + rules.stale, "a value that expired too long ago")?;
+        expect(answered < brought + policy.ttl + policy.stale, "a value that expired too long ago")?;
         // One that came at the same time may be of before or after.
         let outdated = brought < history.unwatched && history.unwatched <= answered;
         expect(
-            !outdated || answered < history.unwatched + rules.stale,
+            !outdated || answered < history.unwatched + policy.stale,
             "a value that expired with all others too long ago",
         )?;
         expect(answered < expires, "an expired value that Redis itself has let expire")?;

@@ -56,14 +56,14 @@ pub struct Link {
     /// Longest that a change takes.
     hop: Millis,
     /// Longest that a helper waits for an answer.
-    patience: Millis,
+    timer: Millis,
 }
 
 impl Link {
-    pub fn new(tracking: bool, patience: Millis, random: &mut Random) -> Link {
+    pub fn new(tracking: bool, timer: Millis, random: &mut Random) -> Link {
         let tracking = if tracking { Tracking::Down } else { Tracking::Off };
         let hop = random.one_of(&[0, 1, 5, 40]);
-        Link { reads: Vec::new(), changes: VecDeque::new(), tracking, outage: false, hop, patience }
+        Link { reads: Vec::new(), changes: VecDeque::new(), tracking, outage: false, hop, timer }
     }
 
     /// A helper takes a job.
@@ -76,8 +76,8 @@ impl Link {
         match random.below(10) {
             0..4 => 0,
             4..8 => random.between(1, 10),
-            8 => random.between(1, self.patience),
-            _ => random.between(1, 3 * self.patience),
+            8 => random.between(1, self.timer),
+            _ => random.between(1, 3 * self.timer),
         }
     }
 
@@ -85,8 +85,8 @@ impl Link {
     pub fn answer(&self, answer: Answer, now: Millis, random: &mut Random) -> (Step, Millis) {
         let (answer, delay) = match random.below(100) {
             _ if self.outage && random.percent(70) => (Answer::Unavailable, random.below(3)),
-            _ if self.outage => (Answer::TimedOut, self.patience),
-            0..2 => (Answer::TimedOut, self.patience),
+            _ if self.outage => (Answer::TimedOut, self.timer),
+            0..2 => (Answer::TimedOut, self.timer),
             2..4 => (Answer::Unavailable, 0),
             4..6 => (Answer::Error, self.delay(random)),
             _ => (answer, self.delay(random)),

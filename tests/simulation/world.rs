@@ -40,7 +40,7 @@ pub struct Seen {
     pub changes: u64,
     pub cuts: u64,
     /// Replies about several keys, not all of which were there at once.
-    pub gathered: u64,
+    pub copied: u64,
     /// Values that were read before a write, and their lifetime after it.
     pub split: u64,
     /// Empty values, which may be missing keys.
@@ -50,10 +50,10 @@ pub struct Seen {
 impl Seen {
     fn all(&mut self) -> [&mut u64; 14] {
         let Seen { replies, hits, stale, collapsed, errors, overdue, orphans, .. } = self;
-        let Seen { overtaken, resets, changes, cuts, gathered, split, empty, .. } = self;
+        let Seen { overtaken, resets, changes, cuts, copied, split, empty, .. } = self;
         [
-            replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts, gathered,
-            split, empty,
+            replies, hits, stale, collapsed, errors, overdue, orphans, overtaken, resets, changes, cuts, copied, split,
+            empty,
         ]
     }
 
@@ -73,7 +73,7 @@ impl Seen {
             self.overdue += some(part.cause == Some(Cause::Overdue));
         }
         let waited = request.parts.iter().filter(|part| part.cause.is_some()).count();
-        self.gathered += some(waited > 0 && waited < request.parts.len() && !matches!(content, Content::Error { .. }));
+        self.copied += some(waited > 0 && waited < request.parts.len() && !matches!(content, Content::Error { .. }));
     }
 
     pub fn assert_everything_was_seen(&self) {
@@ -88,10 +88,10 @@ pub struct World {
     moment: Moment,
     date: ResponseDate,
     heads: HeadDecoder,
-    ledger: Recorder,
+    recorder: Recorder,
     proxy: ReadThrough,
     limits: Limits,
-    rules: Rules,
+    policy: Rules,
     redis: Redis,
     link: Link,
     clients: Vec<Client>,
@@ -116,7 +116,7 @@ impl World {
         let stale = random.one_of(&[0, 0, 40, 300]);
         let bytes = random.one_of(&[usize::MAX, usize::MAX, 40, 300, 3000, 25_000]);
         let limits = Limits { entries: random.between(1, KEYS as u64 + 1) as usize, bytes, stale };
-        let rules = Rules { ttl: random.one_of(&[1, 20, 100, 1000]), stale, patience: random.one_of(&[10, 50, 200]) };
+        let policy = Rules { ttl: random.one_of(&[1, 20, 100, 1000]), stale, timer: random.one_of(&[10, 50, 200]) };
         let tracking = random.percent(60);
         let mut generation = 0;
         let clients = std::array::from_fn::<_, CLIENTS, _>(|_| {
@@ -128,12 +128,12 @@ impl World {
             moment: 0,
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
             heads: HeadDecoder::new(),
-            ledger: Recorder::new(true),
-            proxy: ReadThrough::new(limits, rules.ttl, rules.patience),
+            recorder: Recorder::new(true),
+            proxy: ReadThrough::new(limits, policy.ttl, policy.timer),
             limits,
             redis: Redis::new(),
-            link: Link::new(tracking, rules.patience, &mut random),
-            rules,
+            link: Link::new(tracking, policy.timer, &mut random),
+            policy,
             clients: clients.into(),
             generation,
             floors: [0; KEYS],
@@ -330,10 +330,10 @@ impl World {
     }
 
     fn finish(&mut self, completion: Completion, cause: Cause) {
-        let World { proxy, clients, date, ledger, seen, .. } = self;
+        let World { proxy, clients, date, recorder, seen, .. } = self;
         let time = (self.now, self.moment);
         proxy.complete(completion, self.now, |waiter, reply| {
-            answer(clients, waiter, reply, cause, (date, ledger), time, seen);
+            answer(clients, waiter, reply, cause, (date, recorder), time, seen);
         });
     }
 
@@ -414,7 +414,7 @@ impl World {
             head_decoder: &mut self.heads,
             policy: &HttpRules::default(),
             date: &self.date,
-            recorder: &mut self.ledger,
+            recorder: &mut self.recorder,
             registry: &MetricsRegistry::default(),
             worker_index: 0,
             now: self.now,
@@ -471,10 +471,10 @@ impl World {
 
     fn do_what_is_due(&mut self) {
         self.let_things_arrive();
-        let World { proxy, clients, date, ledger, seen, random, .. } = self;
+        let World { proxy, clients, date, recorder, seen, random, .. } = self;
         let time = (self.now, self.moment);
         while proxy.tick(self.now, random.between(1, 4) as usize, |waiter, reply| {
-            answer(clients, waiter, reply, Cause::Overdue, (date, ledger), time, seen);
+            answer(clients, waiter, reply, Cause::Overdue, (date, recorder), time, seen);
         }) {}
     }
 
@@ -485,7 +485,7 @@ impl World {
             for (request, response) in replies {
                 self.note(format_args!("client {slot} gets {:?} {:?}", response.content, response.status));
                 let history = History { redis: &self.redis, brought: &self.brought, unwatched: self.unwatched };
-                check(&request, &response, &history, &self.rules).map_err(|what| {
+                check(&request, &response, &history, &self.policy).map_err(|what| {
                     format!(
                         "client {slot} at {}: {what}\n{request:?}\n{response:?}\nfloors {:?}",
                         self.now, self.floors
@@ -521,7 +521,7 @@ impl World {
             }
             // Of who has read all there is, what is missing is waited for.
             let waits_since = client.open().filter_map(|request| request.asked).min().filter(|_| unsent == 0);
-            if waits_since.is_some_and(|asked| asked + self.rules.patience <= self.now) {
+            if waits_since.is_some_and(|asked| asked + self.policy.timer <= self.now) {
                 return Err(format!("client {slot} still waits at {} for what it asked at {waits_since:?}", self.now));
             }
             let open = client.open().count();
@@ -548,13 +548,13 @@ fn answer(
     waiter: RequestId,
     reply: &Reply<'_>,
     cause: Cause,
-    (date, ledger): (&ResponseDate, &mut Recorder),
+    (date, recorder): (&ResponseDate, &mut Recorder),
     time: (Millis, Moment),
     seen: &mut Seen,
 ) {
     let client = &mut clients[waiter.slot];
     let is_its_own = client.connection.id == waiter.connection_id;
-    let taken = client.connection.reply_later(waiter, reply, date, ledger);
+    let taken = client.connection.reply_later(waiter, reply, date, recorder);
     if !is_its_own {
         assert!(!taken, "a reply for one client was given to another");
         seen.orphans += 1;

@@ -72,7 +72,7 @@ impl HeadDecoder {
 /// Decodes the request head at the beginning of `input`. A key with percent-escapes is decoded into `heads`,
 /// any other is borrowed from `input`. An `Err` means that where the next request begins is not known: the
 /// connection must end. Whether and how a head is refused does not depend on how much of what follows is there.
-pub fn decode<'a>(input: &'a [u8], rules: &Policy, heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
+pub fn decode<'a>(input: &'a [u8], policy: &Policy, heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
     let empty_line = match input {
         [b'\r'] => return Decoded::Incomplete,
         [b'\r', b'\n', ..] => 2,
@@ -90,7 +90,7 @@ pub fn decode<'a>(input: &'a [u8], rules: &Policy, heads: &'a mut HeadDecoder) -
     {
         let line = request_line(input, header_cache::METHOD, target);
         return Decoded::Complete(
-            interpret(header_cache::METHOD, &parsed, line, (fields, false), rules, &mut heads.key),
+            interpret(header_cache::METHOD, &parsed, line, (fields, false), policy, &mut heads.key),
             empty_line + length,
         );
     }
@@ -101,7 +101,7 @@ pub fn decode<'a>(input: &'a [u8], rules: &Policy, heads: &'a mut HeadDecoder) -
         Ok(httparse::Status::Partial) if input.len() < MAX_HEAD_BYTES => return Decoded::Incomplete,
         Ok(httparse::Status::Partial) => return Decoded::Invalid(too_large(&request)),
         Err(httparse::Error::Version) if is_later_minor(version_of(&request, input)) => {
-            return decode_later_minor(input, empty_line, &request, rules, heads);
+            return decode_later_minor(input, empty_line, &request, policy, heads);
         }
         Err(httparse::Error::Version)
             if is_version(version_of(&request, input)).is_none() && input.len() < MAX_HEAD_BYTES =>
@@ -110,7 +110,7 @@ pub fn decode<'a>(input: &'a [u8], rules: &Policy, heads: &'a mut HeadDecoder) -
         }
         Err(error) => return Decoded::Invalid(malformed(error, &request, input)),
     };
-    decoded(parse_head(&input[..length], &request, rules, heads), empty_line + length)
+    decoded(parse_head(&input[..length], &request, policy, heads), empty_line + length)
 }
 
 /// Decodes a head of version 1.2 to 1.9, behind whose target `httparse` reads no further.
@@ -118,7 +118,7 @@ fn decode_later_minor<'a>(
     input: &'a [u8],
     empty_line: usize,
     request: &httparse::Request<'_, 'a>,
-    rules: &Policy,
+    policy: &Policy,
     heads: &'a mut HeadDecoder,
 ) -> Decoded<Head<'a>, HttpRefusal> {
     let behind_version = &version_of(request, input)[VERSION_BYTES..];
@@ -137,7 +137,7 @@ fn decode_later_minor<'a>(
     let length = input.len() - behind_version.len() + "\r\n".len() + behind_line;
     let (method, path) = (request.method, request.path);
     let request = httparse::Request { method, path, version: Some(1), headers: &mut headers[..count] };
-    decoded(parse_head(&input[..length], &request, rules, heads), empty_line + length)
+    decoded(parse_head(&input[..length], &request, policy, heads), empty_line + length)
 }
 
 /// Returns a head that took so many bytes, or its refusal.
@@ -157,7 +157,7 @@ fn request_line<'a>(head: &'a [u8], method: &str, target: &[u8]) -> &'a [u8] {
 fn parse_head<'a>(
     head: &'a [u8],
     request: &httparse::Request<'_, 'a>,
-    rules: &Policy,
+    policy: &Policy,
     heads: &'a mut HeadDecoder,
 ) -> Result<Head<'a>, HttpRefusal> {
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
@@ -178,7 +178,7 @@ fn parse_head<'a>(
     if method == header_cache::METHOD && !version_1_0 {
         heads.known.insert(&head[line.len() + "\r\n".len()..], &fields);
     }
-    Ok(interpret(method, &parsed, line, (fields, version_1_0), rules, &mut heads.key))
+    Ok(interpret(method, &parsed, line, (fields, version_1_0), policy, &mut heads.key))
 }
 
 /// What a head means whose parts are read.
@@ -187,18 +187,25 @@ fn interpret<'a>(
     target: &RequestTarget<'a>,
     line: &'a [u8],
     (fields, version_1_0): (Fields<'a>, bool),
-    rules: &Policy,
+    policy: &Policy,
     key_scratch: &'a mut Vec<u8>,
 ) -> Head<'a> {
     // What is no method that is known may be what is left of something else.
     let keep_alive = fields.keep_alive && is_known_method(method) && method != "CONNECT";
-    let (view, command) = if rules.allowed_hosts.allow(target.host.unwrap_or(fields.host)) || target.is_health_check() {
-        target.interpret(method, rules.admin, key_scratch)
+    let (view, command) = if policy.allowed_hosts.allow(target.host.unwrap_or(fields.host)) || target.is_health_check()
+    {
+        target.interpret(method, policy.admin, key_scratch)
     } else {
         (View::Json, HttpOperation::Refuse(MISDIRECTED))
     };
     let shape = HttpReplyFormat { view, head_only: method == "HEAD", version_1_0, keep_alive, unmet: fields.unmet };
-    Head { operation: command, format: shape, body: fields.body, expects_continue: fields.expects_answer, request_line: line }
+    Head {
+        operation: command,
+        format: shape,
+        body: fields.body,
+        expects_continue: fields.expects_answer,
+        request_line: line,
+    }
 }
 
 /// Whether each line of a head ends with a carriage return and a line feed. A line is followed by a field's name, or by the
@@ -304,7 +311,10 @@ mod tests {
             let mut scratch = HeadDecoder::new();
             let all = [head, follows].concat();
             let Decoded::Complete(found, length) = decode(&all, &mut scratch) else { panic!("not complete") };
-            assert_eq!((found.operation, found.body, length), (HttpOperation::Get(b"Abc"), Body::Length(3), head.len()));
+            assert_eq!(
+                (found.operation, found.body, length),
+                (HttpOperation::Get(b"Abc"), Body::Length(3), head.len())
+            );
             assert!(!found.format.keep_alive);
         }
     }

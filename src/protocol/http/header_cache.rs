@@ -156,8 +156,8 @@ mod tests {
             decode(HEAD, &Policy::default(), &mut heads);
             let shown = input.escape_ascii();
             found += usize::from(heads.known.find(&input).is_some());
-            let (rules, mut new) = (Policy::default(), HeadDecoder::new());
-            assert_eq!(decode(&input, &rules, &mut heads), decode(&input, &rules, &mut new), "{shown}");
+            let (policy, mut new) = (Policy::default(), HeadDecoder::new());
+            assert_eq!(decode(&input, &policy, &mut heads), decode(&input, &policy, &mut new), "{shown}");
         }
         assert!(found > 1000, "{found} of them were known");
     }
