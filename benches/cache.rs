@@ -1,8 +1,10 @@
-//! How a hit and the cache's operations grow from a thousand to ten million entries, and what an entry costs in memory.
-//! `cargo bench --bench cache` prints two Markdown tables, after a minute. Read the ratios between the rows: the
-//! nanoseconds are this machine's, now.
+//! Benchmark of a full hit and of the cache's operations, from a thousand to ten million entries,
+//! and of an entry's memory.
+//!
+//! `cargo bench --bench cache` prints two Markdown tables within a minute. Compare the ratios
+//! between the rows: absolute times depend on the machine and its other load.
 
-#![allow(clippy::expect_used, reason = "a benchmark may stop at what it did not expect")]
+#![allow(clippy::expect_used, reason = "a failed expectation ends the benchmark")]
 
 use segment_redis_proxy::cache::{Cache, Limits};
 use segment_redis_proxy::connection::Connection;
@@ -15,7 +17,7 @@ use std::hint::black_box;
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
 
-/// What the program uses.
+/// Allocator of the program.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -23,10 +25,10 @@ const SIZES: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 /// Operations for each figure, so that a thousand entries are measured as long as ten million.
 const OPERATIONS: usize = 2_000_000;
 const VALUE: [u8; 100] = [b'x'; 100];
-/// What the server does at most for each tick.
+/// Maximum of entries that a worker sweeps in one tick.
 const SWEEP: usize = segment_redis_proxy::server::SWEEP_PER_TICK;
 
-/// A 16-byte key for each number.
+/// Returns the 16-byte key with a number.
 fn key(number: usize) -> [u8; 16] {
     let mut key = [b'0'; 16];
     key[..8].copy_from_slice(&number.to_le_bytes());
@@ -37,8 +39,9 @@ fn insert(cache: &mut Cache, number: usize, deadline: Millis) {
     cache.insert(&key(number), Payload::Inline { bytes: &VALUE, form: JsonForm::Plain }, deadline, Millis::MAX);
 }
 
-/// Full-period pseudo-random walk: the processor cannot guess the next entry.
-fn scramble(state: &mut u64, below: usize) -> usize {
+/// Returns the next number of a full-period pseudo-random sequence, so that the CPU cannot predict
+/// the next entry.
+fn next_random(state: &mut u64, below: usize) -> usize {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     ((u128::from(*state) * below as u128) >> 64) as usize
 }
@@ -51,19 +54,19 @@ fn full_cache(size: usize) -> Cache {
     cache
 }
 
-/// Begins every request, and stands before 16 digits and [`ACCEPT_BACKOFF`].
-const LINE: &[u8] = b"GET /key/";
-const REST: &[u8] = b" HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
+/// Bytes of a request before and after the 16 digits of its key.
+const BEFORE_KEY: &[u8] = b"GET /key/";
+const AFTER_KEY: &[u8] = b" HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
 
-/// A key of 16 bytes that can stand in a target.
-fn write_digits(number: usize, mut place: &mut [u8]) {
-    write!(place, "{number:016x}").expect("there is room for them");
+/// Writes a key of 16 hexadecimal digits, which needs no escaping in a target.
+fn write_digits(number: usize, mut out: &mut [u8]) {
+    write!(out, "{number:016x}").expect("space for 16 bytes");
 }
 
-/// A proxy that holds so many keys, which have come in as misses.
-fn full_proxy(size: usize) -> ReadThrough {
-    let mut proxy = ReadThrough::new(Limits { entries: size, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
-    let nobody = Connection::new(0, 0).request_id(0);
+/// Returns a proxy with this many entries, each stored by a miss.
+fn full_proxy(size: usize) -> Proxy {
+    let mut proxy = Proxy::new(Limits { entries: size, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
+    let nobody = Connection::new(0, 0).waiter(0);
     let mut key = [0; 16];
     for number in 0..size {
         write_digits(number, &mut key);
@@ -76,9 +79,9 @@ fn full_proxy(size: usize) -> ReadThrough {
     proxy
 }
 
-/// Nanoseconds for a whole hit among so many keys: from the bytes of a request over HTTP to those of its response, all of it but
-/// the socket.
-fn whole_hit(size: usize) -> f64 {
+/// Returns the nanoseconds of a full HTTP hit among this many entries: from request bytes to
+/// response bytes, without the socket.
+fn measure_full_hit(size: usize) -> f64 {
     let mut proxy = full_proxy(size);
     let (mut jobs, mut heads, mut recorder) = (Vec::new(), HeadDecoder::new(), Recorder::default());
     let (policy, register, date) =
@@ -95,22 +98,22 @@ fn whole_hit(size: usize) -> f64 {
         now: 0,
     };
     let (mut connection, mut lent) = (Connection::new(1, 0), Vec::with_capacity(4096));
-    let mut request = [LINE, &[b'0'; 16], REST].concat();
+    let mut request = [BEFORE_KEY, &[b'0'; 16], AFTER_KEY].concat();
     let mut random = 1;
     let (time, _) = measure(OPERATIONS, |_| {
-        write_digits(scramble(&mut random, size), &mut request[LINE.len()..][..16]);
-        connection.send_buffer().lend_tail(&mut lent);
-        service.on_input(&mut connection, 0, &request);
-        let length = black_box(connection.send_buffer().contiguous()).map_or(0, <[u8]>::len);
-        connection.send_buffer().advance(length);
-        connection.send_buffer().reclaim_tail(&mut lent);
+        write_digits(next_random(&mut random, size), &mut request[BEFORE_KEY.len()..][..16]);
+        connection.outgoing().lend(&mut lent);
+        service.take_in(&mut connection, 0, &request);
+        let length = black_box(connection.outgoing().short()).map_or(0, <[u8]>::len);
+        connection.outgoing().advance(length);
+        connection.outgoing().take_back(&mut lent);
     });
     sync_metrics(service.recorder, service.read_through, 0);
     assert_eq!(service.recorder.metrics.hits, OPERATIONS as u64);
     time
 }
 
-/// Nanoseconds for each operation, and the longest single one in microseconds.
+/// Returns the nanoseconds of each operation, and the microseconds of the longest group of 16.
 fn measure(count: usize, mut operation: impl FnMut(usize)) -> (f64, f64) {
     let start = Instant::now();
     let mut longest = Duration::ZERO;
@@ -126,47 +129,47 @@ fn measure(count: usize, mut operation: impl FnMut(usize)) -> (f64, f64) {
     (start.elapsed().as_nanos() as f64 / count as f64, longest.as_nanos() as f64 / 1000.0)
 }
 
-/// Resident memory of this process in bytes.
-fn resident() -> f64 {
+/// Returns the resident memory of this process in bytes.
+fn read_resident() -> f64 {
     let pages: f64 = std::fs::read_to_string("/proc/self/statm")
         .ok()
         .and_then(|line| line.split(' ').nth(1)?.parse().ok())
-        .expect("/proc/self/statm has the resident pages second");
+        .expect("resident pages in the second field of /proc/self/statm");
     pages * 4096.0
 }
 
-/// What an entry adds to a process that had none. In a process of its own: memory that an allocator keeps from earlier
-/// would be taken for nothing.
-fn memory(entries: usize) {
-    let before = resident();
+/// Prints the memory of each entry. Runs in a new process: pages that the allocator kept from
+/// earlier would count as free memory.
+fn print_memory(entries: usize) {
+    let before = read_resident();
     let cache = full_cache(entries);
-    let each = (resident() - before) / entries as f64;
+    let each = (read_resident() - before) / entries as f64;
     println!("| {entries} | {each:.1} | {:.1} |", each - 116.0);
     drop(cache);
 }
 
 fn main() {
     if std::env::var_os("BENCH_MEMORY").is_some() {
-        return memory(1_000_000);
+        return print_memory(1_000_000);
     }
-    println!("| entries | resident bytes for each | beside 16-byte key and 100-byte value |");
+    println!("| entries | resident bytes per entry | overhead beside 16-byte key and 100-byte value |");
     println!("|---|---|---|");
-    let this = std::env::current_exe().expect("a program knows its path");
+    let this = std::env::current_exe().expect("path of this executable");
     let status = std::process::Command::new(this).env("BENCH_MEMORY", "1").status();
-    assert!(status.expect("it can be started again").success());
+    assert!(status.expect("restart for a fresh heap").success());
     println!();
     println!(
-        "| entries | whole hit ns | get ns | get, missing ns | insert with eviction ns | expiry ns | growing insert ns | longest 16 growing inserts us | longest sweep of {SWEEP} us |"
+        "| entries | full hit ns | get ns | get, missing ns | insert with eviction ns | expiry ns | growing insert ns | longest 16 growing inserts us | longest sweep of {SWEEP} us |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     for size in SIZES {
-        let hit = whole_hit(size);
+        let hit = measure_full_hit(size);
         let mut cache = Cache::new(Limits { entries: size, bytes: usize::MAX, stale: 0 });
         let (growing, longest_growth) =
             measure(size, |number| insert(&mut cache, number, 1_000_000 + number as Millis / 1000));
         let mut random = 1;
         let (get, _) = measure(OPERATIONS, |_| {
-            black_box(cache.get(&key(scramble(&mut random, size)), 0).is_some());
+            black_box(cache.get(&key(next_random(&mut random, size)), 0).is_some());
         });
         let (missing, _) = measure(OPERATIONS, |number| {
             black_box(cache.get(&key(number + size), 0).is_some());

@@ -1,10 +1,11 @@
-//! The floor under what an HTTP server of one thread can cost: reads, answers with what it was given, parses nothing.
-//! `scripts/bench.sh` builds it as an example and measures the proxy against it; `cargo bench` leaves it alone.
+//! Lower bound for the CPU time of a single-threaded server: reads, writes fixed bytes, parses
+//! nothing.
 //!
-//! It answers each read with the bytes of one file, on a port of 127.0.0.1 that it prints. So its client must send each
-//! time as much as one read brings and wait for the whole answer, as `wrk` does.
+//! `scripts/bench.sh` builds it as an example and compares the proxy with it; `cargo bench` skips
+//! it. It answers each read with the contents of one file, and prints its port of 127.0.0.1. The
+//! client must send at most one buffer at a time and wait for the whole reply, as `wrk` does.
 
-#![allow(clippy::expect_used, reason = "a benchmark may stop at what it did not expect")]
+#![allow(clippy::expect_used, reason = "a failed expectation ends the benchmark")]
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
@@ -13,25 +14,25 @@ use std::io::{self, Read, Write};
 
 const LISTENER: Token = Token(usize::MAX);
 
-/// One client, and how many bytes of an answer it has still to take.
+/// One client, with the number of reply bytes not yet sent to it.
 struct Client {
     stream: TcpStream,
     unsent: usize,
 }
 
 impl Client {
-    /// Reads once and answers. An error means that it is gone.
-    fn turn(&mut self, buffer: &mut [u8], answer: &[u8]) -> io::Result<()> {
+    /// Reads once and sends the reply. An error means that the connection has ended.
+    fn drive(&mut self, buffer: &mut [u8], reply: &[u8]) -> io::Result<()> {
         if self.unsent == 0 {
             match self.stream.read(buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => self.unsent = answer.len(),
+                Ok(_) => self.unsent = reply.len(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
         while self.unsent > 0 {
-            match self.stream.write(&answer[answer.len() - self.unsent..]) {
+            match self.stream.write(&reply[reply.len() - self.unsent..]) {
                 Ok(sent) => self.unsent -= sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
@@ -42,8 +43,8 @@ impl Client {
 }
 
 fn main() -> io::Result<()> {
-    let path = std::env::args().nth(1).expect("the argument is a file that holds the answer");
-    let answer = std::fs::read(path)?;
+    let path = std::env::args().nth(1).expect("argument: a file with the reply");
+    let reply = std::fs::read(path)?;
     let mut listener = TcpListener::bind("127.0.0.1:0".parse().expect("an address"))?;
     println!("{}", listener.local_addr()?.port());
     let mut poll = Poll::new()?;
@@ -64,7 +65,7 @@ fn main() -> io::Result<()> {
                 continue;
             }
             let Token(slot) = event.token();
-            if clients.get_mut(slot).is_some_and(|client| client.turn(&mut buffer, &answer).is_err()) {
+            if clients.get_mut(slot).is_some_and(|client| client.drive(&mut buffer, &reply).is_err()) {
                 clients.remove(slot);
             }
         }

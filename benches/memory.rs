@@ -1,12 +1,14 @@
-//! What the program takes of the system's memory: at start, for each connection that does nothing, for each entry.
-//! `cargo bench --bench memory` prints a Markdown table, after a minute and a half; `-- idle` only the rows with that in
-//! their name. Where fewer files may be open than it has connections, it makes fewer; how many it made stands below.
+//! Benchmark of the proxy's resident memory: at start, for each idle connection, for each entry.
 //!
-//! Memory is what is resident of the process (`Rss`); what the kernel keeps for a socket is not in it. Each row has a proxy
-//! of its own, because an allocator keeps pages from earlier that would be taken for nothing, and is looked at once
-//! what goes back by itself has gone.
+//! `cargo bench --bench memory` prints a Markdown table within a minute and a half; `-- idle`
+//! prints only the rows with that in their name. If the limit of open files is too low it uses
+//! fewer connections; the line below the table has their number.
+//!
+//! Memory is the resident set (`Rss`), without what the kernel keeps for a socket. Each row has its
+//! own proxy, because pages that the allocator kept from earlier would count as free memory. Rows
+//! with a difference wait until the allocator has returned its unused pages.
 
-#![allow(clippy::expect_used, reason = "a benchmark may stop at what it did not expect")]
+#![allow(clippy::expect_used, reason = "a failed expectation ends the benchmark")]
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -18,109 +20,112 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
 
-/// Connections that are open once all are counted.
+/// Open connections in total.
 const CONNECTIONS: usize = 9_000;
 
-/// Connections that are open, and have asked, before any is counted: what the first of them bring into memory, of the program and
-/// of its buffers, is no matter of connections.
-const BEFORE: usize = 100;
+/// Connections that have sent a request before the first reading. The first ones load pages of the
+/// program and its buffers, which are no cost of a connection.
+const FIRST_CONNECTIONS: usize = 100;
 
-/// Open files that this program and the proxy have for other things.
+/// Open files of this program and of the proxy that are no connections.
 const OTHER_FILES: usize = 200;
 
 const ENTRIES: usize = 1_000_000;
 
-/// How long jemalloc takes to give back what nobody uses (`dirty_decay_ms`), and some more.
+/// Time after which jemalloc has returned unused pages: `dirty_decay_ms` plus a margin.
 const DECAY: Duration = Duration::from_millis(11_000);
 
-/// An hour, for what is to stay.
+/// Time to live of entries that must not expire.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What is measured: bytes, of a proxy in front of this Redis.
+/// Function that returns bytes, for a proxy in front of this Redis.
 type Row = fn(&Redis) -> f64;
 
 const ROWS: [(&str, Row); 4] = [
-    ("at start", at_start),
-    ("an idle HTTP connection", |redis| connection(redis, b"GET /raw/hot HTTP/1.1\r\nHost: x\r\n\r\n")),
-    ("an idle RESP connection", |redis| connection(redis, &command(&["GET", "hot"]))),
-    ("an entry of 16 + 100 bytes", entry),
+    ("at start", measure_start),
+    ("idle HTTP connection", |redis| measure_connection(redis, b"GET /raw/hot HTTP/1.1\r\nHost: x\r\n\r\n")),
+    ("idle RESP connection", |redis| measure_connection(redis, &command(&["GET", "hot"]))),
+    ("entry of 16 + 100 bytes", measure_entry),
 ];
 
-/// One that drops nothing and nobody meanwhile, once it is ready to serve.
+/// Starts a proxy that neither evicts entries nor closes idle clients, and waits until it is ready.
 fn start(redis: &Redis) -> Proxy {
     let size = ENTRIES.to_string();
     let proxy = Proxy::start(redis, &[("CACHE_TTL", "3600"), ("CLIENT_IDLE_TIMEOUT", "3600"), ("CACHE_SIZE", &size)]);
-    until("it is connected to Redis", || (proxy.get("/readyz").status == 200).then_some(()));
+    until("the proxy is ready", || (proxy.get("/readyz").status == 200).then_some(()));
     proxy.settled_descriptors();
     proxy
 }
 
-/// Resident bytes. Page by page, because `VmRSS` is off by what each processor has not added to it yet.
-fn resident(proxy: &Proxy) -> f64 {
+/// Returns the resident bytes. `smaps_rollup` counts pages; `VmRSS` lacks what each CPU has not
+/// added to it yet.
+fn read_resident(proxy: &Proxy) -> f64 {
     let path = format!("/proc/{}/smaps_rollup", proxy.id());
-    let text = std::fs::read_to_string(path).expect("it runs");
+    let text = std::fs::read_to_string(path).expect("a running process");
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:")?.strip_suffix("kB"));
     line.expect("a figure in KiB").trim().parse::<f64>().expect("a number") * 1024.0
 }
 
-/// The same, when what is not used any more has gone back.
-fn settled(proxy: &Proxy) -> f64 {
+/// Returns the resident bytes after the allocator has returned unused pages.
+fn read_settled(proxy: &Proxy) -> f64 {
     std::thread::sleep(DECAY);
-    resident(proxy)
+    read_resident(proxy)
 }
 
-fn at_start(redis: &Redis) -> f64 {
-    resident(&start(redis))
+/// Returns the memory of a proxy without connections and entries.
+fn measure_start(redis: &Redis) -> f64 {
+    read_resident(&start(redis))
 }
 
-/// Connects, asks once each and is answered.
+/// Opens connections, each with one request and its response.
 fn connect(proxy: &Proxy, count: usize, request: &[u8]) -> Vec<TcpStream> {
     let ask = |_| {
-        let mut stream = until("it is accepted", || TcpStream::connect(proxy.address).ok());
+        let mut stream = until("the proxy accepts a connection", || TcpStream::connect(proxy.address).ok());
         stream.write_all(request).expect("the proxy reads");
-        assert!(stream.read(&mut [0; 1024]).expect("an answer comes") > 0, "the connection has ended");
+        assert!(stream.read(&mut [0; 1024]).expect("a response") > 0, "the proxy closed the connection");
         stream
     };
     (0..count).map(ask).collect()
 }
 
-/// What a connection adds beside as many that do nothing either.
-fn connection(redis: &Redis, request: &[u8]) -> f64 {
+/// Returns the memory of each idle connection beyond the first ones.
+fn measure_connection(redis: &Redis, request: &[u8]) -> f64 {
     let proxy = start(redis);
-    let first = connect(&proxy, BEFORE, request);
-    let before = settled(&proxy);
-    let others = connect(&proxy, connections() - BEFORE, request);
-    let each = (settled(&proxy) - before) / others.len() as f64;
-    assert!(proxy.descriptors() > first.len() + others.len(), "some were closed");
+    let first = connect(&proxy, FIRST_CONNECTIONS, request);
+    let before = read_settled(&proxy);
+    let others = connect(&proxy, connection_count() - FIRST_CONNECTIONS, request);
+    let each = (read_settled(&proxy) - before) / others.len() as f64;
+    assert!(proxy.descriptors() > first.len() + others.len(), "the proxy closed connections");
     each
 }
 
-/// How many there can be: each is an open file of this program and of the proxy.
-fn connections() -> usize {
-    let limit = rlimit::increase_nofile_limit(rlimit::INFINITY).expect("a limit");
-    CONNECTIONS.min((limit as usize).saturating_sub(OTHER_FILES)).max(2 * BEFORE)
+/// Returns the number of connections. Each is an open file in this program and in the proxy, and
+/// both have the same limit.
+fn connection_count() -> usize {
+    let limit = rlimit::increase_nofile_limit(rlimit::INFINITY).expect("limit of open files");
+    CONNECTIONS.min((limit as usize).saturating_sub(OTHER_FILES)).max(2 * FIRST_CONNECTIONS)
 }
 
-/// What each of a million adds, its key and value included.
-fn entry(redis: &Redis) -> f64 {
-    // Before there is a proxy: Redis answers nobody meanwhile.
+/// Returns the memory of each of a million entries, with key and value.
+fn measure_entry(redis: &Redis) -> f64 {
+    // Before the proxy starts: Redis does not reply meanwhile.
     seed(redis, ENTRIES, SystemTime::now() + LONG);
     let proxy = start(redis);
-    // All that is touched by the first keys is there before the others.
+    // The first keys load everything that all entries share.
     let first = ENTRIES / 100;
     read(&proxy, first);
-    let before = settled(&proxy);
+    let before = read_settled(&proxy);
     read(&proxy, ENTRIES);
-    (settled(&proxy) - before) / (ENTRIES - first) as f64
+    (read_settled(&proxy) - before) / (ENTRIES - first) as f64
 }
 
 fn main() {
     let redis = Redis::start();
     redis.set("hot", "value");
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     println!("| what | bytes |\n|---|---|");
-    for (name, row) in ROWS.into_iter().filter(|(name, _)| name.contains(&wanted)) {
+    for (name, row) in ROWS.into_iter().filter(|(name, _)| name.contains(&filter)) {
         println!("| {name} | {:.0} |", row(&redis));
     }
-    println!("\nConnections: {}, entries: {ENTRIES}.", connections());
+    println!("\nConnections: {}, entries: {ENTRIES}.", connection_count());
 }

@@ -1,19 +1,22 @@
+# Function that installs missing Debian packages, sourced by the other scripts.
+#
 # shellcheck shell=bash
-# Sourced by the other scripts.
 
-# need COMMAND:PACKAGE...: installs the Debian packages of those commands that are not there; /path/to/file:PACKAGE of what is
-# no command. As root, or by sudo.
+#     need COMMAND:PACKAGE...
+#     need /PATH/TO/FILE:PACKAGE...
+#
+# Installs the package of each command or file that is missing, as root or with sudo.
 need() {
     local pair packages=() as_root=()
     for pair in "$@"; do
-        # Not everybody's PATH has the programs of administrators.
+        # PATH may lack /usr/sbin.
         command -v "${pair%%:*}" >/dev/null || [ -x "/usr/sbin/${pair%%:*}" ] || [[ $pair == /* && -e ${pair%%:*} ]] ||
             packages+=("${pair##*:}")
     done
     [ "${#packages[@]}" -gt 0 ] || return 0
     [ "$(id -u)" = 0 ] || as_root=(sudo)
     if [ "${#as_root[@]}" -gt 0 ] && ! command -v sudo >/dev/null; then
-        echo "to be installed, by root: apt-get install ${packages[*]}" >&2
+        echo "missing packages, to be installed by root: apt-get install ${packages[*]}" >&2
         return 1
     fi
     "${as_root[@]}" apt-get update

@@ -1,14 +1,16 @@
--- In nginx: the cache that people write with lua_shared_dict, reading through to Redis. Values are plain text and need no
--- escaping; whoever could not be sure of that would have to do more. peers.py puts in the port.
+-- Read-through cache in nginx, on lua_shared_dict, as users of OpenResty write it.
+--
+-- It writes values without escaping, which is enough for the plain text of the benchmark. servers.py
+-- replaces the port between @.
 
-local lifetime, pooled, patience = 3600, 1000, 5000
+local ttl_seconds, pool_size, pool_idle_ms, timeout_ms = 3600, 1000, 60000, 5000
 
 local key = ngx.var.uri:sub(#"/key/" + 1)
 local cache = ngx.shared.cache
 local value, from_cache = cache:get(key), "true"
 if not value then
     local redis = require("nginx.redis"):new()
-    redis:set_timeout(patience)
+    redis:set_timeout(timeout_ms)
     local connected, problem = redis:connect("127.0.0.1", @REDIS@)
     if not connected then
         ngx.log(ngx.ERR, problem)
@@ -21,11 +23,11 @@ if not value then
     elseif value == ngx.null then
         return ngx.exit(404)
     end
-    redis:set_keepalive(60000, pooled)
-    cache:set(key, value, lifetime)
+    redis:set_keepalive(pool_idle_ms, pool_size)
+    cache:set(key, value, ttl_seconds)
     from_cache = "false"
 end
 local body = '{"value":"' .. value .. '","fromCache":' .. from_cache .. "}"
--- Otherwise it would come in chunks, which costs more.
+-- Without this header nginx would send chunks, which costs more.
 ngx.header["Content-Length"] = #body
 ngx.print(body)

@@ -1,5 +1,9 @@
-"""Writes DIR/report.md (and to standard output) and DIR/bench.svg. Arguments: DIR, and the directory that holds results.json and what
-`cargo bench` has printed, if it was asked.
+"""Writes the report of a benchmark.
+
+    report.py DIR LOGS
+
+Reads LOGS/results.json, and the output of `cargo bench` in LOGS if there is any. Writes
+DIR/report.md, also to standard output, and DIR/bench.svg.
 """
 
 import json
@@ -12,11 +16,12 @@ import textwrap
 import cases
 import chart
 import goals
-from processors import ALLOWED
-from tables import table, time_text
+from cpu import ALLOWED
+from markdown import format_table, format_time
 
 PACKAGES = ["nginx", "libnginx-mod-http-lua", "webdis", "redis-server", "wrk"]
 
+# Markdown at 100 columns: scripts/style.py checks the published copy.
 HOW_TO_READ = """\
 Absolute figures are noise on a shared machine; only ratios within one run hold. The servers of a
 case run their rounds alternately, and ratios are taken within each round. All figures are medians
@@ -41,87 +46,104 @@ bytes have values of 100 bytes unless the case says otherwise.
   it is the time of all 16."""
 
 
-def command(*arguments):
-    """What it prints, or nothing."""
+def run(*command):
+    """Returns the output of a command, or an empty string if it fails."""
     try:
-        done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def machine():
-    model = "a processor that does not tell its name"
+def describe_machine():
+    """Returns processor, kernel, versions of the peers and commit of the proxy."""
+    model = "unknown processor"
     with open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
                 break
-    versions = [(package, command("dpkg-query", "-W", "-f", "${Version}", package)) for package in PACKAGES]
-    commit = command("git", "describe", "--always", "--dirty", "--exclude", "*")
-    return "%s, %d processors, Linux %s; %s; the proxy%s." % (
-        model, len(ALLOWED), platform.release(), ", ".join("%s %s" % (package, version or "?") for package, version in versions),
-        " as of commit " + commit if commit else "")
+    versions = [(package, run("dpkg-query", "-W", "-f", "${Version}", package)) for package in PACKAGES]
+    commit = run("git", "describe", "--always", "--dirty", "--exclude", "*")
+    return "%s, %d processors, Linux %s; %s%s." % (
+        model, len(ALLOWED), platform.release(),
+        ", ".join("%s %s" % (package, version or "?") for package, version in versions),
+        "; proxy at commit " + commit if commit else "")
 
 
-def goal_rows(measured, inside):
+def make_goal_rows(measured, benches):
+    """Returns the rows of the table of goals."""
     rows = []
-    for what, kind, limit, find in goals.GOALS:
-        figure = find(measured, inside)
-        rows.append([what, "at %s %g" % (kind, limit), "-" if figure is None else ("%.3f" if limit < 1 else "%.2f" if limit < 10 else "%.3g") % figure,
-                     "-" if figure is None else "yes" if goals.reached(kind, limit, figure) else "no"])
+    for title, kind, limit, find in goals.GOALS:
+        figure = find(measured, benches)
+        text, is_reached = "-", "-"
+        if figure is not None:
+            text = ("%.3f" if limit < 1 else "%.2f" if limit < 10 else "%.3g") % figure
+            is_reached = "yes" if goals.is_reached(kind, limit, figure) else "no"
+        rows.append([title, "at %s %g" % (kind, limit), text, is_reached])
     return rows
 
 
-def peer_rows(measured):
+def make_peer_rows(measured):
+    """Returns the rows of the table of servers."""
     rows = []
     for case in cases.CASES:
         for name, rounds in measured.get(case.name, {}).items():
-            ratios = [goals.ratio(measured, case.name, name, figure) for figure in (goals.cpu, goals.rate)]
-            # Said once; the rows below it are of the same case.
-            rows.append([case.title if name == case.servers[0] else "", cases.NAMES[name], "{:,.0f}".format(goals.median(rounds, goals.rate)),
-                         "%.0f %%" % (100 * goals.median(rounds, lambda one: one["cpu"] / one["seconds"])),
-                         "%.2f" % goals.median(rounds, goals.cpu)]
-                        + [time_text(goals.median(rounds, lambda one: one[field])) for field in ("p50", "p99", "p999")]
+            ratios = [goals.compute_ratio(measured, case.name, name, figure)
+                      for figure in (goals.compute_cpu_us, goals.compute_rate)]
+            # The title stands in the first row of a case only.
+            rows.append([case.title if name == case.servers[0] else "", cases.NAMES[name],
+                         "{:,.0f}".format(goals.compute_median(rounds, goals.compute_rate)),
+                         "%.0f %%" % (100 * goals.compute_median(rounds, lambda one: one["cpu"] / one["seconds"])),
+                         "%.2f" % goals.compute_median(rounds, goals.compute_cpu_us)]
+                        + [format_time(goals.compute_median(rounds, lambda one: one[field]))
+                           for field in ("p50", "p99", "p999")]
                         + ["" if name == "proxy" else "-" if ratio is None else "%.2f" % ratio for ratio in ratios])
     return rows
 
 
-def mixed(measured):
-    """Returns the share of the mixed load that each cache answered itself."""
-    shares = ["%s %.1f %%" % (cases.NAMES[name], 100 * (1 - goals.median(rounds, lambda one: one["asks"])))
-              for name, rounds in measured.get("mixed", {}).items() if name != "webdis"]
-    return ["", "Answered from memory in the mixed load: %s." % ", ".join(shares)] if shares else []
+def format_hit_ratios(measured):
+    """Returns a sentence about the share of the mixed load that each cache answered itself."""
+    ratios = []
+    for name, rounds in measured.get("mixed", {}).items():
+        if name != "webdis":
+            ratio = 1 - goals.compute_median(rounds, lambda one: one["redis_share"])
+            ratios.append("%s %.1f %%" % (cases.NAMES[name], 100 * ratio))
+    return ["", "Answered from memory in the mixed load: %s." % ", ".join(ratios)] if ratios else []
 
 
 def main():
+    """Writes the report."""
     directory, logs = sys.argv[1:]
     with open(os.path.join(logs, "results.json")) as file:
         results = json.load(file)
-    measured, inside = results["cases"], dict.fromkeys(goals.INSIDE, "")
-    for name in goals.INSIDE:
+    measured, benches = results["cases"], dict.fromkeys(goals.CARGO_BENCHES, "")
+    for name in goals.CARGO_BENCHES:
         path = os.path.join(logs, name + ".md")
         if os.path.exists(path):
             with open(path) as file:
-                inside[name] = file.read().strip()
-    written = "Written by `scripts/bench.sh` (--rounds %d --seconds %d) on %s" % (results["rounds"], results["seconds"], machine())
+                benches[name] = file.read().strip()
+    source = "Written by `scripts/bench.sh` (--rounds %d --seconds %d) on %s" % (
+        results["rounds"], results["seconds"], describe_machine())
     lines = ["# Benchmarks", "", "What does a request cost, beside other servers and inside the proxy?", ""]
-    lines += textwrap.wrap(written, 100, break_long_words=False, break_on_hyphens=False)
-    lines += ["", HOW_TO_READ, "", "## Goals", "", "Ratios are the proxy's figure divided by that of the other server.", ""]
-    lines += table(["goal", "limit", "figure", "reached"], goal_rows(measured, inside), words=2)
-    lines += ["", "## The proxy and its peers", "", "Ratios are the proxy's figure divided by that of the server in the row. Below 1 is better for CPU,",
+    lines += textwrap.wrap(source, 100, break_long_words=False, break_on_hyphens=False)
+    lines += ["", HOW_TO_READ, "", "## Goals", "",
+              "Ratios are the proxy's figure divided by that of the other server.", ""]
+    lines += format_table(["goal", "limit", "figure", "reached"], make_goal_rows(measured, benches), words=2)
+    lines += ["", "## The proxy and its peers", "",
+              "Ratios are the proxy's figure divided by that of the server in the row. Below 1 is better for CPU,",
               "above 1 for requests/s.", ""]
-    lines += table(["case", "server", "requests/s", "busy", "CPU us", "p50", "p99", "p99.9", "CPU ratio", "requests/s ratio"],
-                   peer_rows(measured), words=2)
-    lines += mixed(measured) + ["", "![Processor time for each request](bench.svg)"]
-    for name, heading in goals.INSIDE.items():
-        if inside[name]:
-            lines += ["", "## " + heading, "", "By `cargo bench --bench %s`." % name, "", inside[name]]
+    head = ["case", "server", "requests/s", "busy", "CPU us", "p50", "p99", "p99.9", "CPU ratio", "requests/s ratio"]
+    lines += format_table(head, make_peer_rows(measured), words=2)
+    lines += format_hit_ratios(measured) + ["", "![CPU time for each request](bench.svg)"]
+    for name, heading in goals.CARGO_BENCHES.items():
+        if benches[name]:
+            lines += ["", "## " + heading, "", "By `cargo bench --bench %s`." % name, "", benches[name]]
     text = "\n".join(lines) + "\n"
     with open(os.path.join(directory, "report.md"), "w") as file:
         file.write(text)
     with open(os.path.join(directory, "bench.svg"), "w") as file:
-        file.write(chart.svg(measured))
+        file.write(chart.draw_svg(measured))
     print(text, end="")
 
 

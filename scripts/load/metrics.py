@@ -1,4 +1,4 @@
-"""Reads the proxy's /metrics: Prometheus' text format, and what happened between two readings of it."""
+"""Reads the proxy's /metrics (Prometheus' text format) and computes figures from two readings."""
 
 import http.client
 import math
@@ -10,29 +10,29 @@ ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 
 
 class Unreadable(Exception):
-    """The page could not be had, or is not what it must be. `gone` says that nobody listens there any more."""
+    """Failure to read or parse the page. `is_refused` is true if no process listens on the port."""
 
-    def __init__(self, text, gone=False):
+    def __init__(self, text, is_refused=False):
         super().__init__(text)
-        self.gone = gone
+        self.is_refused = is_refused
 
 
 def parse_line(line):
-    """Name, labels and value of one series."""
+    """Returns name, labels and value of one series."""
     name = NAME.match(line)
     if not name:
         raise Unreadable("no metric: %r" % line[:100])
     rest, labels = line[name.end():], []
     if rest.startswith("{"):
-        place = 1
-        while not rest.startswith("}", place):
-            label = LABEL.match(rest, place)
+        at = 1
+        while not rest.startswith("}", at):
+            label = LABEL.match(rest, at)
             if not label:
                 raise Unreadable("no label: %r" % line[:100])
             labels.append((label.group(1), re.sub(r'\\[\\"n]', lambda found: ESCAPES[found.group()], label.group(2))))
-            place = label.end()
-        rest = rest[place + 1:]
-    # A time may stand behind the value.
+            at = label.end()
+        rest = rest[at + 1:]
+    # A timestamp may follow the value.
     words = rest.split()
     if not 1 <= len(words) <= 2:
         raise Unreadable("no value: %r" % line[:100])
@@ -43,11 +43,11 @@ def parse_line(line):
 
 
 class Page:
-    """One reading."""
+    """One reading of all metrics."""
 
     def __init__(self, text):
         if not text.endswith("\n"):
-            raise Unreadable("the page does not end with a line feed: it is cut off")
+            raise Unreadable("the page is cut off: it does not end with a line feed")
         self.series = {}
         for line in text.split("\n"):
             if not line.strip() or line.startswith("#"):
@@ -55,27 +55,31 @@ class Page:
             name, labels, value = parse_line(line)
             of_name = self.series.setdefault(name, {})
             if labels in of_name:
-                raise Unreadable("twice: %s %s" % (name, labels))
+                raise Unreadable("duplicate series: %s %s" % (name, labels))
             of_name[labels] = value
 
-    def value(self, name):
-        """Of a metric: the sum over its labels."""
+    def get_value(self, name):
+        """Returns the sum of a metric over its labels."""
         if name not in self.series:
             raise Unreadable("%s is missing" % name)
         return sum(self.series[name].values())
 
-    def buckets(self, name):
-        """Bounds and cumulative counts of a histogram, in ascending order."""
+    def get_buckets(self, name):
+        """Returns bounds and cumulative counts of a histogram, in ascending order."""
         result = sorted((float(dict(labels)["le"]), count) for labels, count in self.series[name + "_bucket"].items()) \
             if name + "_bucket" in self.series else []
         counts = [count for _, count in result]
-        if not result or result[-1][0] != math.inf or counts != sorted(counts) or counts[-1] != self.value(name + "_count"):
+        is_complete = bool(result) and result[-1][0] == math.inf and counts[-1] == self.get_value(name + "_count")
+        if not is_complete or counts != sorted(counts):
             raise Unreadable("%s is no histogram" % name)
         return result
 
 
-def quantile(share, before, after):
-    """Of what a histogram counted between two readings, interpolated within the bucket; None if that is nothing."""
+def compute_quantile(share, before, after):
+    """Returns a quantile of what a histogram counted between two readings, or None without counts.
+
+    Interpolates within the bucket.
+    """
     counts = [(bound, now - then) for (bound, now), (_, then) in zip(after, before)]
     wanted = share * counts[-1][1]
     if counts[-1][1] <= 0:
@@ -83,7 +87,7 @@ def quantile(share, before, after):
     lower, below = 0.0, 0
     for bound, count in counts:
         if count >= wanted and count > below:
-            # Nobody knows how far above the last bound.
+            # The last bucket has no upper bound to interpolate to.
             return lower if bound == math.inf else lower + (bound - lower) * (wanted - below) / (count - below)
         if bound != math.inf:
             lower = bound
@@ -92,46 +96,47 @@ def quantile(share, before, after):
 
 
 class Reader:
-    """Asks for the page over one connection, so that asking changes nothing in the number of descriptors."""
+    """Client that reads the page over one connection, which keeps the descriptor count stable."""
 
-    # Seconds for one answer: far more than a busy machine takes.
-    PATIENCE = 20
+    # Seconds for one response: far longer than a busy machine takes.
+    TIMEOUT_SECONDS = 20
 
     def __init__(self, host, port):
-        self.connection = http.client.HTTPConnection(host, port, timeout=self.PATIENCE)
+        self.connection = http.client.HTTPConnection(host, port, timeout=self.TIMEOUT_SECONDS)
 
     def read(self):
+        """Returns the page as it is now."""
         try:
             self.connection.request("GET", "/metrics")
-            answer = self.connection.getresponse()
-            body = answer.read()
+            response = self.connection.getresponse()
+            body = response.read()
         except (OSError, http.client.HTTPException) as error:
             self.connection.close()
-            gone = isinstance(error, ConnectionRefusedError)
-            raise Unreadable("/metrics: %s" % (str(error) or type(error).__name__), gone) from None
-        if answer.status != 200:
-            raise Unreadable("/metrics answers %d" % answer.status)
+            is_refused = isinstance(error, ConnectionRefusedError)
+            raise Unreadable("/metrics: %s" % (str(error) or type(error).__name__), is_refused) from None
+        if response.status != 200:
+            raise Unreadable("/metrics answered with status %d" % response.status)
         return Page(body.decode())
 
 
-def difference(before, after, seconds):
-    """What a reading says, and what happened since the one before it."""
-    def counted(name):
-        return after.value(name) - before.value(name)
+def compute_sample(before, after, seconds):
+    """Returns the gauges of the second reading, and rates since the first."""
+    def count(name):
+        return after.get_value(name) - before.get_value(name)
 
     sample = {
-        "requests_per_second": counted("segment_requests_total") / seconds,
-        "memory": after.value("process_resident_memory_bytes"),
-        "descriptors": after.value("process_open_fds"),
-        "entries": after.value("segment_cache_entries"),
-        "queue": after.value("segment_queue_length"),
-        "evictions_per_second": counted("segment_evictions_total") / seconds,
+        "requests_per_second": count("segment_requests_total") / seconds,
+        "memory": after.get_value("process_resident_memory_bytes"),
+        "descriptors": after.get_value("process_open_fds"),
+        "entries": after.get_value("segment_cache_entries"),
+        "queue": after.get_value("segment_queue_length"),
+        "evictions_per_second": count("segment_evictions_total") / seconds,
     }
-    hits = counted("segment_hits_total")
-    # Those that were being read already are among the misses.
-    keys = hits + counted("segment_misses_total")
+    hits = count("segment_hits_total")
+    # Requests that joined a fetch in flight are among the misses.
+    keys = hits + count("segment_misses_total")
     sample["hit_ratio"] = hits / keys if keys > 0 else None
     for name, share, histogram in [("hit_p50", 0.5, "segment_hit_seconds"), ("hit_p99", 0.99, "segment_hit_seconds"),
                                    ("miss_p99", 0.99, "segment_miss_seconds")]:
-        sample[name] = quantile(share, before.buckets(histogram), after.buckets(histogram))
+        sample[name] = compute_quantile(share, before.get_buckets(histogram), after.get_buckets(histogram))
     return sample

@@ -1,16 +1,18 @@
-"""Draws what was sampled: small panels over one axis of time, as SVG with its own background, so that it reads the same
-in light and dark surroundings."""
+"""Draws the samples of a run as SVG: small panels above one time axis.
+
+The image has its own background, so that it reads the same on light and dark pages.
+"""
 
 import math
 
 WIDTH, LEFT, RIGHT, TOP = 900, 90, 20, 44
 PANEL, GAP, BOTTOM = 110, 34, 44
-# Points of a line: more than that would not be seen.
-POINTS = 400
+# Maximum of points in a line: more cannot be seen.
+MAX_POINTS = 400
 INK, FAINT, GRID, PAPER = "#1f2933", "#616e7c", "#e1e6eb", "#ffffff"
 BLUE, ORANGE = "#0b6bcb", "#c2570c"
 
-# Title, unit behind the numbers, lines (label, field, colour), factor, whether the axis is logarithmic.
+# Title, unit of the numbers, lines (label, field, colour), factor, true if the axis is logarithmic.
 PANELS = [
     ("requests per second", "", [("", "requests_per_second", BLUE)], 1, False),
     ("hit ratio", " %", [("", "hit_ratio", BLUE)], 100, False),
@@ -20,11 +22,11 @@ PANELS = [
 ]
 
 
-def thinned(points):
-    """No more points than can be seen: of neighbours the highest and the lowest, so that no peak is lost."""
-    if len(points) <= POINTS:
+def thin_points(points):
+    """Returns at most MAX_POINTS: the lowest and highest of each group, so that peaks remain."""
+    if len(points) <= MAX_POINTS:
         return points
-    size = math.ceil(len(points) / (POINTS / 2))
+    size = math.ceil(len(points) / (MAX_POINTS / 2))
     result = []
     for start in range(0, len(points), size):
         group = points[start:start + size]
@@ -32,65 +34,74 @@ def thinned(points):
     return result
 
 
-def step(span, count):
-    """A round distance between marks, so that about `count` fit."""
+def choose_step(span, count):
+    """Returns a round distance between ticks, so that about `count` of them fit."""
     raw = span / count
     power = 10 ** math.floor(math.log10(raw))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
 
 
-def marks(low, high, logarithmic):
-    """Where the marks of an axis are; the first and the last are its ends."""
+def choose_ticks(low, high, logarithmic):
+    """Returns the ticks of an axis. The first and the last are its ends."""
     if logarithmic:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         return [10.0 ** power for power in range(first, max(last, first + 1) + 1)]
-    distance = step(high - low or high or 1, 3)
+    distance = choose_step(high - low or high or 1, 3)
     first = math.floor(low / distance)
     count = max(1, math.ceil(high / distance - 1e-9) - first)
     return [(first + number) * distance for number in range(count + 1)]
 
 
-def number(value):
+def format_number(value):
+    """Returns a short form of a number."""
     if value >= 10_000:
         return "%gk" % (value / 1000)
     return "%g" % round(value, 6)
 
 
-def text(x, y, content, anchor="start", colour=INK, size=12, weight="normal"):
+def draw_text(x, y, content, anchor="start", colour=INK, size=12, weight="normal"):
+    """Returns a text element."""
     return '<text x="%.1f" y="%.1f" text-anchor="%s" fill="%s" font-size="%d" font-weight="%s">%s</text>' % (
         x, y, anchor, colour, size, weight, content)
 
 
-def panel(top, title, unit, lines, logarithmic, across):
-    """One panel; `lines` are label, colour and points, `across` makes seconds to a place."""
-    parts = [text(LEFT, top - 8, title, weight="bold")]
+def draw_panel(top, title, unit, lines, logarithmic, to_x):
+    """Returns the elements of one panel.
+
+    `lines` holds label, colour and points of each line; `to_x` converts seconds to a coordinate.
+    """
+    parts = [draw_text(LEFT, top - 8, title, weight="bold")]
     heights = [value for _, _, points in lines for _, value in points if value > 0 or not logarithmic]
     if not heights:
-        return parts + [text(LEFT, top + PANEL / 2, "nothing was seen", colour=FAINT)]
-    at = marks(min(heights) if logarithmic else 0, max(heights), logarithmic)
+        return parts + [draw_text(LEFT, top + PANEL / 2, "no data", colour=FAINT)]
+    ticks = choose_ticks(min(heights) if logarithmic else 0, max(heights), logarithmic)
     scale = math.log10 if logarithmic else float
-    low, high = scale(at[0]), scale(at[-1])
+    low, high = scale(ticks[0]), scale(ticks[-1])
 
-    def up(value):
-        return top + PANEL - (scale(max(value, at[0])) - low) / (high - low) * PANEL
+    def to_y(value):
+        return top + PANEL - (scale(max(value, ticks[0])) - low) / (high - low) * PANEL
 
-    for mark in at:
-        parts.append('<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="%s"/>' % (LEFT, WIDTH - RIGHT, up(mark), up(mark), GRID))
-        parts.append(text(LEFT - 8, up(mark) + 4, number(mark) + unit, "end", FAINT, 11))
-    for place, (label, colour, points) in enumerate(lines):
-        path = " ".join("%.1f,%.1f" % (across(second), up(value)) for second, value in thinned(points))
-        parts.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="1.5" stroke-linejoin="round"/>' % (path, colour))
+    for tick in ticks:
+        y = to_y(tick)
+        parts.append('<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="%s"/>' % (LEFT, WIDTH - RIGHT, y, y, GRID))
+        parts.append(draw_text(LEFT - 8, y + 4, format_number(tick) + unit, "end", FAINT, 11))
+    for index, (label, colour, points) in enumerate(lines):
+        path = " ".join("%.1f,%.1f" % (to_x(second), to_y(value)) for second, value in thin_points(points))
+        parts.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="1.5" stroke-linejoin="round"/>'
+                     % (path, colour))
         if label:
-            parts.append(text(WIDTH - RIGHT - 70 * (len(lines) - 1 - place), top - 8, label, "end", colour, weight="bold"))
+            x = WIDTH - RIGHT - 70 * (len(lines) - 1 - index)
+            parts.append(draw_text(x, top - 8, label, "end", colour, weight="bold"))
     return parts
 
 
-def svg(samples):
+def draw_svg(samples):
+    """Returns the whole image."""
     longest = max([sample["at"] for sample in samples] or [1])
     minutes = longest > 180
     height = TOP + len(PANELS) * (PANEL + GAP) - GAP + BOTTOM
 
-    def across(second):
+    def to_x(second):
         return LEFT + second / longest * (WIDTH - LEFT - RIGHT)
 
     parts = ['<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" '
@@ -99,14 +110,18 @@ def svg(samples):
              '<rect width="100%%" height="100%%" rx="6" fill="%s"/>' % PAPER]
     top = TOP
     for title, unit, lines, factor, logarithmic in PANELS:
-        drawn = [(label, colour, [(sample["at"], sample[field] * factor) for sample in samples if sample[field] is not None])
-                 for label, field, colour in lines]
-        parts.extend(panel(top, title, unit, drawn, logarithmic, across))
+        drawn = []
+        for label, field, colour in lines:
+            known = [sample for sample in samples if sample[field] is not None]
+            drawn.append((label, colour, [(sample["at"], sample[field] * factor) for sample in known]))
+        parts.extend(draw_panel(top, title, unit, drawn, logarithmic, to_x))
         top += PANEL + GAP
     bottom = top - GAP
     unit = 60 if minutes else 1
-    distance = step(longest / unit, 8)
-    for place in range(int(longest / unit / distance) + 1):
-        parts.append(text(across(place * distance * unit), bottom + 16, number(place * distance), "middle", FAINT, 11))
-    parts.append(text((LEFT + WIDTH - RIGHT) / 2, bottom + 34, "minutes" if minutes else "seconds", "middle", FAINT))
+    distance = choose_step(longest / unit, 8)
+    for index in range(int(longest / unit / distance) + 1):
+        label = format_number(index * distance)
+        parts.append(draw_text(to_x(index * distance * unit), bottom + 16, label, "middle", FAINT, 11))
+    label = "minutes" if minutes else "seconds"
+    parts.append(draw_text((LEFT + WIDTH - RIGHT) / 2, bottom + 34, label, "middle", FAINT))
     return "\n".join(parts + ["</svg>"]) + "\n"

@@ -1,7 +1,10 @@
-"""Writes DIR/report.md (and to standard output) and DIR/load.svg from DIR/results.json; the exit code is the verdict.
+"""Writes the report of a soak test and exits with its verdict.
 
-Arguments: DIR, the directory that holds results.json and the proxy's log (proxy.log; there is none of a proxy that was
-started by others), then a sentence for each thing that load.sh saw go wrong.
+    report.py DIR LOGS [EVENT...]
+
+Reads LOGS/results.json, and LOGS/proxy.log unless the proxy was started elsewhere. Each EVENT is a
+sentence about a failure that load.sh observed. Writes DIR/report.md, also to standard output, and
+DIR/load.svg.
 """
 
 import json
@@ -10,31 +13,35 @@ import os
 import statistics
 import sys
 
+import keyspace
 import plot
-import values
 import verdict
-from tables import table, time_text
+from markdown import format_table, format_time
 
 MIB = 2 ** 20
 
 
-def requests(results):
+def format_requests(results):
+    """Returns the table of all kinds of load."""
     rows = []
     for kind, figures in results["kinds"].items():
         if kind == "writer" or "requests" not in figures:
             continue
         errors = sum(figures.get(field, 0) for field in ["unexpected", "timeout", "unanswered"] + list(verdict.BROKEN))
         unchecked = "wrong" not in figures
-        cached = "%.1f %%" % (100 * figures["cached"] / figures["answers"]) if figures.get("answers") else "-"
+        cached = "%.1f %%" % (100 * figures["cached"] / figures["replies"]) if figures.get("replies") else "-"
         rows.append([
-            verdict.NAMES[kind], "{:,}".format(figures["requests"]), "{:,.0f}".format(figures["requests"] / figures["seconds"]),
+            verdict.NAMES[kind], "{:,}".format(figures["requests"]),
+            "{:,.0f}".format(figures["requests"] / figures["seconds"]),
             cached, str(errors), "not checked" if unchecked else str(figures["wrong"]),
-            str(figures["stale"]) if kind in verdict.DATED else "-",
-            time_text(figures["p50"]), time_text(figures["p99"])])
-    return table(["load", "requests", "per second", "from memory", "errors", "wrong values", "stale", "p50", "p99"], rows)
+            str(figures["stale"]) if kind in verdict.CHECKED_FOR_STALE else "-",
+            format_time(figures["p50"]), format_time(figures["p99"])])
+    head = ["load", "requests", "per second", "from the cache", "errors", "wrong values", "stale values", "p50", "p99"]
+    return format_table(head, rows)
 
 
-def samples(results):
+def format_samples(results):
+    """Returns the table of what /metrics showed."""
     rows = []
     for name, field, text in [
         ("requests per second", "requests_per_second", lambda value: "{:,.0f}".format(value)),
@@ -44,26 +51,29 @@ def samples(results):
         ("entries", "entries", lambda value: "{:,.0f}".format(value)),
         ("evictions per second", "evictions_per_second", lambda value: "{:,.0f}".format(value)),
         ("keys waiting for Redis", "queue", lambda value: "%d" % value),
-        ("p50 of hits", "hit_p50", time_text), ("p99 of hits", "hit_p99", time_text), ("p99 of misses", "miss_p99", time_text),
+        ("p50 of hits", "hit_p50", format_time), ("p99 of hits", "hit_p99", format_time),
+        ("p99 of misses", "miss_p99", format_time),
     ]:
         known = [sample[field] for sample in results["samples"] if sample[field] is not None]
         if known:
             rows.append([name] + [text(pick(known)) for pick in (min, statistics.median, max)])
-    return table(["each second, by /metrics", "least", "median", "most"], rows)
+    return format_table(["/metrics, once a second", "minimum", "median", "maximum"], rows)
 
 
-def lateness(results):
-    latest = [figures["latest"] for figures in results["kinds"].values() if figures.get("latest") is not None]
-    living = sum(figures.get("living", 0) for figures in results["kinds"].values())
-    if not latest:
+def format_lateness(results):
+    """Returns a sentence about the values of expiring keys."""
+    late = [figures["max_late_ms"] for figures in results["kinds"].values() if figures.get("max_late_ms") is not None]
+    served = sum(figures.get("expiring_values", 0) for figures in results["kinds"].values())
+    if not late:
         return "No value of an expiring key was served."
-    if max(latest) <= 0:
-        return "Of {:,} values of expiring keys none was served to a request sent after the expiry.".format(living)
-    return "Of {:,} values of expiring keys the latest was served to a request sent {} ms after the expiry; {} are tolerated.".format(
-        living, math.ceil(max(latest)), values.STALE_TOLERANCE)
+    if max(late) <= 0:
+        return "Expiring keys: {:,} values were served, none to a request sent after the expiry.".format(served)
+    return "Expiring keys: {:,} values were served, the latest to a request sent {} ms after the expiry " \
+        "(tolerance: {} ms).".format(served, math.ceil(max(late)), keyspace.STALE_TOLERANCE_MS)
 
 
 def main():
+    """Writes the report and exits with 1 if the run failed."""
     directory, logs, events = sys.argv[1], sys.argv[2], sys.argv[3:]
     with open(os.path.join(logs, "results.json")) as file:
         results = json.load(file)
@@ -71,26 +81,28 @@ def main():
     if os.path.exists(os.path.join(logs, "proxy.log")):
         with open(os.path.join(logs, "proxy.log"), errors="replace") as file:
             log = file.read()
-    found = verdict.reasons(results, log, events)
+    failures = verdict.list_failures(results, log, events)
     after = results["descriptors_after"]
-    lines = ["# Load of %.0f seconds: %s" % (min(results["seconds"], results["planned"]), "failed" if found else "passed"), ""]
-    lines += ["- " + reason for reason in found] + ([""] if found else [])
-    lines += requests(results) + [""]
-    lines += ["Times of HTTP are wrk's own, corrected for what it did not send while it waited; all of them include waiting for a",
-              "processor beside all this load. redis-benchmark cannot compare values: for RESP the lines below it do.", ""]
-    lines += [lateness(results), ""]
-    lines += samples(results) + [""]
-    lines += ["%d descriptors before the load, %s after it." % (
-        results["descriptors_before"], "an unknown number" if after is None else "%d" % after)]
+    lines = ["# Soak test of %.0f seconds: %s" % (
+        min(results["seconds"], results["planned"]), "failed" if failures else "passed"), ""]
+    lines += ["- " + failure for failure in failures] + ([""] if failures else [])
+    lines += format_requests(results) + [""]
+    lines += ["HTTP times are those of wrk, corrected for requests that it could not send while it waited. All times",
+              "include waiting for a processor beside the rest of the load. redis-benchmark compares no values; the",
+              "RESP rows marked as compared do.", ""]
+    lines += [format_lateness(results), ""]
+    lines += format_samples(results) + [""]
+    lines += ["Open descriptors: %d before the load, %s after it." % (
+        results["descriptors_before"], "unknown" if after is None else "%d" % after)]
     text = "\n".join(lines) + "\n"
     with open(os.path.join(directory, "report.md"), "w") as file:
         file.write(text)
     with open(os.path.join(directory, "load.svg"), "w") as file:
-        file.write(plot.svg(results["samples"]))
+        file.write(plot.draw_svg(results["samples"]))
     print(text, end="")
-    for reason in found:
-        print("FAILED: " + reason, file=sys.stderr)
-    sys.exit(1 if found else 0)
+    for failure in failures:
+        print("FAILED: " + failure, file=sys.stderr)
+    sys.exit(1 if failures else 0)
 
 
 main()

@@ -1,29 +1,31 @@
-"""The Redis protocol, as much of it as seeding and checking need."""
+"""Blocking client of the Redis protocol, reduced to what seeding and checking need."""
 
 import socket
 
 
 class RespError(Exception):
-    """An error that the server answered with."""
+    """Error reply of the server."""
 
 
 class Client:
-    """One connection. Raises OSError when it breaks, RespError for an answer that is an error."""
+    """One connection. Raises OSError when it breaks, and RespError for an error reply."""
 
-    # Seconds for one reply: much longer than any that a busy machine takes, so that only a hung server is told.
-    PATIENCE = 30
+    # Seconds for one reply: far longer than a busy machine takes, so that only a hung server
+    # exceeds it.
+    TIMEOUT_SECONDS = 30
 
     def __init__(self, host, port):
-        self.socket = socket.create_connection((host, port), timeout=self.PATIENCE)
+        self.socket = socket.create_connection((host, port), timeout=self.TIMEOUT_SECONDS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.file = self.socket.makefile("rb")
 
     def close(self):
+        """Closes the connection."""
         self.file.close()
         self.socket.close()
 
     def send(self, *commands):
-        """Commands are lists of bytes, text or numbers."""
+        """Sends commands, each a list of bytes, strings or numbers, in one write."""
         parts = []
         for command in commands:
             parts.append(b"*%d\r\n" % len(command))
@@ -33,13 +35,15 @@ class Client:
         self.socket.sendall(b"".join(parts))
 
     def call(self, *command):
+        """Sends one command and returns its reply."""
         self.send(command)
-        return self.reply()
+        return self.read_reply()
 
-    def reply(self):
+    def read_reply(self):
+        """Returns the next reply."""
         line = self.file.readline()
         if not line.endswith(b"\r\n"):
-            raise ConnectionError("the connection was closed")
+            raise ConnectionError("the server closed the connection")
         kind, rest = line[:1], line[1:-2]
         if kind == b"+":
             return rest
@@ -48,21 +52,22 @@ class Client:
         if kind == b":":
             return int(rest)
         if kind == b"$":
-            return self.bulk(int(rest))
+            return self.read_bulk(int(rest))
         if kind == b"*":
-            return None if rest == b"-1" else [self.reply() for _ in range(int(rest))]
+            return None if rest == b"-1" else [self.read_reply() for _ in range(int(rest))]
         raise ConnectionError("not the Redis protocol: %r" % line[:80])
 
-    def bulk(self, length):
+    def read_bulk(self, length):
+        """Returns the bytes of a bulk string, or None for a null."""
         if length < 0:
             return None
         data = self.file.read(length + 2)
         if len(data) != length + 2 or not data.endswith(b"\r\n"):
-            raise ConnectionError("a reply was cut off")
+            raise ConnectionError("the connection closed within a reply")
         return data[:-2]
 
 
-def address(text):
-    """host:port, taken apart."""
+def parse_address(text):
+    """Returns host and port of host:port."""
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)

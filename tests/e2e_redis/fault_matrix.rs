@@ -3,7 +3,7 @@
 //! that answers another key and without anything left over.
 //!
 //! Times are printed, not judged: a noisy machine would fail them (`cargo test --test e2e_redis fault_matrix -- --nocapture`;
-//! `cargo bench --bench bad_days` measures). Where an error must come before the deadline, the deadline is a minute away.
+//! `cargo bench --bench faults` measures). Where an error must come before the deadline, the deadline is a minute away.
 
 use crate::common::asking::{Answer, Client, ask_all, keys, percentile, until_all_are_there, value_of};
 use crate::common::fresh::until_tracking;

@@ -1,7 +1,8 @@
-"""What reports are made of."""
+"""Formatting of the Markdown reports."""
 
 
-def time_text(seconds):
+def format_time(seconds):
+    """Returns a time with a suitable unit, or "-" for None."""
     if seconds is None:
         return "-"
     if seconds < 0.0009995:
@@ -9,8 +10,8 @@ def time_text(seconds):
     return "%.3g ms" % (seconds * 1e3) if seconds < 1 else "%.2f s" % seconds
 
 
-def table(head, rows, words=1):
-    """The first columns hold words, the others numbers."""
+def format_table(head, rows, words=1):
+    """Returns the lines of a table. The first `words` columns hold words, the others numbers."""
     lines = ["| " + " | ".join(head) + " |", "|---" * words + "|---:" * (len(head) - words) + "|"]
     lines.extend("| " + " | ".join(row) + " |" for row in rows)
     return lines

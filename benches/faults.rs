@@ -1,0 +1,358 @@
+//! Benchmark of hit latency during faults of Redis and heavy work of the proxy.
+//!
+//! Rounds with and without the fault alternate, over keep-alive connections, one request at a time.
+//! During faults of Redis the benchmark also requests keys that are not cached, each once.
+//!
+//! `cargo bench --bench faults` prints a Markdown table within three minutes; `-- killed` prints
+//! only the rows with that in their name. Compare the ratios only, on a machine without other load.
+//! The time slice of another process exceeds every latency here (`chrt -f 1` before the command
+//! avoids that).
+//!
+//! The proxy runs on the first CPU, with all its threads. The load, Redis and its replacement run
+//! on the second.
+
+#![allow(clippy::expect_used, reason = "a failed expectation ends the benchmark")]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+mod harness;
+
+use common::admin::metric;
+use common::asking::{Answer, Client, keys, until_all_are_there, value_of};
+use common::resp::{Resp, command};
+use common::scene::{Scene, Way, fill};
+use common::{Http, Proxy, entries};
+use harness::{COLUMNS, ROUND, ROUNDS, Rounds, pinned};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpListener;
+use std::time::{Duration, Instant, SystemTime};
+
+const TIMEOUT: Duration = Duration::from_millis(200);
+/// Interval between requests for keys that are not cached.
+const MISS_INTERVAL: Duration = Duration::from_millis(2);
+/// Keep-alive connections for hits, and as many for misses.
+const CONNECTIONS: usize = 4;
+/// Address of the server that replies with garbage, on Redis' port.
+const GARBAGE: &str = "127.0.0.3";
+
+/// Entries that expire at once, and the time to cache them and to run a baseline round.
+const ENTRIES: usize = 1_000_000;
+const FILL_TIME: Duration = Duration::from_secs(11);
+/// Hits between two checks that entries are left.
+const HITS_PER_CHECK: usize = 32;
+/// The proxy's counter of expired entries.
+const EXPIRED: &str = "segment_expirations_total";
+
+/// Length of the long value, and bytes of it that are read between two hits: a usual buffer size,
+/// which yields almost 1 GB/s.
+const LONG_BYTES: usize = 64 * 1024 * 1024;
+const READ_BYTES: usize = 64 * 1024;
+
+/// Fault with its start and end. The thread that measures hits does all of it: hits would wait for
+/// another thread.
+trait Fault {
+    /// Returns additional environment variables of the proxy.
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// Prepares a pair of rounds; the baseline comes first.
+    fn prepare(&mut self, _scene: &Scene, _proxy: &Proxy) {}
+
+    /// Starts the fault.
+    fn begin(&mut self, scene: &mut Scene, proxy: &Proxy);
+
+    /// Called before each hit with its number. Returns false to end the round.
+    fn before_hit(&mut self, _number: usize) -> bool {
+        true
+    }
+
+    /// Ends the fault.
+    fn end(&mut self, scene: &mut Scene, proxy: &Proxy);
+
+    /// Returns the time of the slowest error reply to a key that is not cached, or zero.
+    fn slowest_error(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// Fault of Redis, with requests for keys that are not cached.
+struct RedisFault {
+    steps: (Step, Step),
+    misses: Misses,
+}
+
+type Step = fn(&mut Scene);
+
+/// Returns all faults with their names. The first has the same misses without any fault.
+fn all_faults() -> Vec<(&'static str, Box<dyn Fault>)> {
+    let fault =
+        |begin, end| -> Box<dyn Fault> { Box::new(RedisFault { steps: (begin, end), misses: Misses::default() }) };
+    vec![
+        ("none, same misses", fault(|_| (), |_| ())),
+        ("Redis frozen", fault(Scene::freeze, Scene::thaw)),
+        ("Redis killed", fault(Scene::kill, Scene::restart)),
+        ("garbage replies", fault(|scene| scene.lead_to(GARBAGE), Scene::look_up_at_once)),
+        ("name resolution takes 1 s", fault(|scene| scene.look_up_within(1000), Scene::look_up_at_once)),
+        ("a million entries expire", Box::new(Expiry { at: SystemTime::UNIX_EPOCH, expired: 0.0, client: None })),
+        ("a 64 MiB value is served", Box::new(LongValue { reader: None, unread: 0, buffer: vec![0; READ_BYTES] })),
+    ]
+}
+
+impl Fault for RedisFault {
+    fn begin(&mut self, scene: &mut Scene, proxy: &Proxy) {
+        (self.steps.0)(scene);
+        self.misses.begin(proxy);
+    }
+
+    fn before_hit(&mut self, number: usize) -> bool {
+        if Instant::now() > self.misses.due {
+            self.misses.send();
+        }
+        self.misses.take_response(number);
+        true
+    }
+
+    fn end(&mut self, scene: &mut Scene, _proxy: &Proxy) {
+        self.misses.take_all_responses();
+        (self.steps.1)(scene);
+    }
+
+    fn slowest_error(&self) -> Duration {
+        self.misses.slowest_error
+    }
+}
+
+/// Requests for keys that are not cached, each key once.
+struct Misses {
+    /// Clients, each with the times of its pending requests.
+    clients: Vec<(Http, VecDeque<Instant>)>,
+    due: Instant,
+    next: usize,
+    slowest_error: Duration,
+}
+
+impl Default for Misses {
+    fn default() -> Misses {
+        Misses { clients: Vec::new(), due: Instant::now(), next: 0, slowest_error: Duration::ZERO }
+    }
+}
+
+impl Misses {
+    fn begin(&mut self, proxy: &Proxy) {
+        if self.clients.is_empty() {
+            self.clients = (0..CONNECTIONS).map(|_| (proxy.connect(), VecDeque::new())).collect();
+        }
+        self.due = Instant::now();
+    }
+
+    fn send(&mut self) {
+        self.due += MISS_INTERVAL;
+        self.next += 1;
+        let (client, pending) = &mut self.clients[self.next % CONNECTIONS];
+        client.ask(&format!("/raw/miss-{}", self.next));
+        pending.push_back(Instant::now());
+    }
+
+    /// Takes the next response of one client, if it has arrived.
+    fn take_response(&mut self, number: usize) {
+        let (client, pending) = &mut self.clients[number % CONNECTIONS];
+        if pending.is_empty() || !client.has_input() {
+            return;
+        }
+        let status = client.response().status;
+        let sent_at = pending.pop_front().expect("a pending request");
+        if status != 404 {
+            self.slowest_error = self.slowest_error.max(sent_at.elapsed());
+        }
+    }
+
+    /// Takes all responses, from the clients in turn: waiting for one must not add to the latency
+    /// of another.
+    fn take_all_responses(&mut self) {
+        for number in 0.. {
+            if self.clients.iter().all(|(_, pending)| pending.is_empty()) {
+                break;
+            }
+            self.take_response(number);
+        }
+    }
+}
+
+/// A million entries that expire at the same time.
+///
+/// Redis holds none of them by then, so it causes no load. The round ends when the entries are
+/// gone, after some tenths of a second: later hits would dilute the percentiles.
+struct Expiry {
+    at: SystemTime,
+    /// Value of the counter before the round.
+    expired: f64,
+    /// Client that reads the number of entries.
+    client: Option<Resp>,
+}
+
+impl Fault for Expiry {
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        // Capacity for the other keys, and a timeout for a Redis that is busy while the keys are
+        // written and flushed.
+        vec![("CACHE_SIZE", (ENTRIES + 10_000).to_string()), ("REDIS_TIMEOUT", "10000".into())]
+    }
+
+    fn prepare(&mut self, scene: &Scene, proxy: &Proxy) {
+        self.at = SystemTime::now() + FILL_TIME;
+        entries::seed(&scene.redis, ENTRIES, self.at);
+        entries::read(proxy, ENTRIES);
+        scene.redis.run(&["FLUSHALL", "SYNC"]);
+        fill(&scene.redis);
+        self.expired = metric(proxy, EXPIRED);
+        self.client = Some(Resp::connect(proxy.address));
+        let left = self.at.duration_since(SystemTime::now()).unwrap_or_default();
+        assert!(left > ROUND, "this machine is too slow: the entries expire during the baseline round");
+        std::thread::sleep(left - ROUND - Duration::from_millis(100));
+    }
+
+    fn begin(&mut self, _scene: &mut Scene, _proxy: &Proxy) {
+        std::thread::sleep(self.at.duration_since(SystemTime::now()).expect("entries that have not expired yet"));
+    }
+
+    fn before_hit(&mut self, number: usize) -> bool {
+        if !number.is_multiple_of(HITS_PER_CHECK) {
+            return true;
+        }
+        let client = self.client.as_mut().expect("a connected client");
+        let left = client.text("DBSIZE").trim().trim_start_matches(':').parse::<usize>().expect("a number");
+        left > ENTRIES / 100
+    }
+
+    fn end(&mut self, _scene: &mut Scene, proxy: &Proxy) {
+        let expired = metric(proxy, EXPIRED) - self.expired;
+        // The last check leaves at most one in a hundred.
+        assert!(expired > ENTRIES as f64 * 0.99, "only {expired} entries expired in this round");
+    }
+}
+
+/// Client that reads a long value again and again, as fast as it arrives.
+struct LongValue {
+    reader: Option<Resp>,
+    /// Bytes of the reply that have not been read.
+    unread: usize,
+    buffer: Vec<u8>,
+}
+
+impl Fault for LongValue {
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        vec![("MAX_VALUE_BYTES", LONG_BYTES.to_string()), ("REDIS_TIMEOUT", "10000".into())]
+    }
+
+    fn prepare(&mut self, scene: &Scene, proxy: &Proxy) {
+        if self.reader.is_none() {
+            scene.redis.run(&["SETRANGE", "long", &(LONG_BYTES - 1).to_string(), "x"]);
+            assert_eq!(proxy.get("/raw/long").body.len(), LONG_BYTES);
+            self.reader = Some(Resp::connect(proxy.address));
+        }
+    }
+
+    fn begin(&mut self, _scene: &mut Scene, _proxy: &Proxy) {
+        self.reader().stream.set_nonblocking(true).expect("socket option");
+    }
+
+    fn before_hit(&mut self, _number: usize) -> bool {
+        if self.unread == 0 {
+            self.reader().send(command(&["GET", "long"]));
+            self.unread = format!("${LONG_BYTES}\r\n\r\n").len() + LONG_BYTES;
+        }
+        self.read();
+        true
+    }
+
+    fn end(&mut self, _scene: &mut Scene, _proxy: &Proxy) {
+        self.reader().stream.set_nonblocking(false).expect("socket option");
+        while self.unread > 0 {
+            self.read();
+        }
+    }
+}
+
+impl LongValue {
+    fn reader(&mut self) -> &mut Resp {
+        self.reader.as_mut().expect("a connected client")
+    }
+
+    /// Reads the bytes that have arrived, up to the size of the buffer.
+    fn read(&mut self) {
+        let stream = &mut self.reader.as_mut().expect("a connected client").stream;
+        let length = self.buffer.len().min(self.unread);
+        match stream.read(&mut self.buffer[..length]) {
+            Ok(length) => {
+                assert!(length > 0, "the proxy closed the connection");
+                self.unread -= length;
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
+        }
+    }
+}
+
+/// Starts a server that replies with garbage to every client.
+fn serve_garbage(port: u16) {
+    let listener = TcpListener::bind((GARBAGE, port)).expect("a free port");
+    std::thread::spawn(move || {
+        let mut last = VecDeque::new();
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            // The client may have closed the connection.
+            let _ = stream.write_all(b"+OK\r\n+OK\r\n+PONG\r\n?what\r\n");
+            last.push_back(stream);
+            // Closes old connections only, so that the client has time to read.
+            if last.len() > 64 {
+                last.pop_front();
+            }
+        }
+    });
+}
+
+/// Requests the cached key until the round ends or `before_hit` returns false, and returns the
+/// latencies.
+fn measure_hits(clients: &mut [Client], mut before_hit: impl FnMut(usize) -> bool) -> Vec<Duration> {
+    let (mut times, end) = (Vec::with_capacity(1 << 18), Instant::now() + ROUND);
+    for number in 0.. {
+        if Instant::now() > end || !before_hit(number) {
+            break;
+        }
+        let sent_at = Instant::now();
+        let answer = clients[number % CONNECTIONS].get("hot");
+        times.push(sent_at.elapsed());
+        assert_eq!(answer, Answer::Value(value_of("hot")));
+    }
+    times
+}
+
+/// Measures one row: baseline and disturbed rounds in turn.
+fn measure(name: &str, mut fault: Box<dyn Fault>) {
+    let mut scene = Scene::with(Way::Name);
+    serve_garbage(scene.redis.port);
+    let (timeout, own) = (TIMEOUT.as_millis().to_string(), fault.variables());
+    let mut variables = vec![("CACHE_TTL", "600"), ("REDIS_TIMEOUT", &timeout)];
+    variables.extend(own.iter().map(|(name, value)| (*name, value.as_str())));
+    let proxy = scene.proxy_by(pinned(0, env!("CARGO_BIN_EXE_segment-redis-proxy")), &variables);
+    let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::http(proxy.address)).collect();
+    let mut rounds = Rounds::default();
+    for number in 0..ROUNDS {
+        until_all_are_there(&proxy, &[keys("after", 100 * (number % 2)), vec!["hot".into()]].concat());
+        fault.prepare(&scene, &proxy);
+        let baseline = measure_hits(&mut clients, |_| true);
+        fault.begin(&mut scene, &proxy);
+        let disturbed = measure_hits(&mut clients, |number| fault.before_hit(number));
+        fault.end(&mut scene, &proxy);
+        rounds.push(baseline, disturbed);
+    }
+    let late = match fault.slowest_error() {
+        Duration::ZERO => "-".into(),
+        slowest => format!("{:.1}", (slowest.as_secs_f64() - TIMEOUT.as_secs_f64()) * 1000.0),
+    };
+    println!("| {name} | {} | {late} |", rounds.format_columns());
+    assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
+}
+
+fn main() {
+    harness::run(&format!("| fault | {COLUMNS} | slowest error after REDIS_TIMEOUT, ms |"), all_faults(), measure);
+}
