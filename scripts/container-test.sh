@@ -1,25 +1,28 @@
 #!/usr/bin/env bash
-# Builds the images, starts the compose file's services and checks them from outside.
-# Needs a docker engine on this machine, docker-compose (or `docker compose`), curl and a Rust toolchain of rustup's; no
-# image registry: base images that the engine lacks are stood in for by Debian's packages and the local toolchain (that
-# needs root, or sudo). An image that is there is used as it is and never overwritten.
+# Builds the images, starts the services of the compose file and tests them from outside.
 #
-#   PULL=1        pull missing base images instead
-#   KEEP_BASE=1   leave the stand-ins and the layers built on them; the next run is quicker
-#   PORT=...      the port to publish (18642)
+#     PULL=1         pulls missing base images
+#     KEEP_BASE=1    keeps the substitute base images and the layers built on them, for a faster next run
+#     PORT=...       the published port (default 18642)
+#
+# Needs a docker engine on this machine, docker-compose (or `docker compose`), curl and a Rust
+# toolchain of rustup. Needs no image registry: without PULL=1 the script builds substitutes for
+# missing base images from Debian's packages and the local toolchain, with root or sudo. It never
+# overwrites an existing image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/need.sh
 . scripts/need.sh
 
 rust_image=rust:1-slim-bookworm
 redis_image=redis:7-bookworm
 build_stage='segment-container-test:build'
-stand_ins=()
+substitutes=()
 temporary=$(mktemp -d)
 
-# Empty means the compose file's default; so neither the shell's variables nor a .env change what is tested.
-for variable in REDIS_{HOST,PORT,USERNAME,PASSWORD,DB,CONNECTIONS,TIMEOUT,TRACKING} CACHE_{SIZE,BYTES} MAX_VALUE_BYTES \
-    STALE_IF_ERROR PROXY_HOST ALLOWED_HOSTS MAX_CONNECTIONS CLIENT_{BYTES,TIMEOUT,IDLE_TIMEOUT} SHARE_PORT SHUTDOWN_GRACE \
+# Empty variables select the compose file's defaults, whatever the shell or a .env file contains.
+for variable in REDIS_{HOST,PORT,USERNAME,PASSWORD,DB,CONNECTIONS,TIMEOUT,TRACKING} CACHE_{SIZE,BYTES} \
+    MAX_VALUE_BYTES STALE_IF_ERROR PROXY_HOST ALLOWED_HOSTS MAX_CONNECTIONS CLIENT_{BYTES,TIMEOUT,IDLE_TIMEOUT} SHARE_PORT SHUTDOWN_GRACE \
     ADMIN ACCESS_LOG LOG_FILE WORKERS RUST_LOG; do
     export "$variable="
 done
@@ -30,17 +33,22 @@ as_root=()
 compose=(docker compose)
 docker compose version >/dev/null 2>&1 || compose=(docker-compose)
 
+# Prints the title of a step.
 say() { echo "== $*"; }
+# Prints a message and exits with 1.
 fail() { echo "FAILED: $*" >&2; exit 1; }
 
+# Removes the services and the images. Called by the traps.
+#
+# shellcheck disable=SC2317,SC2329
 clean_up() {
     local status=$?
     trap - EXIT
     [ "$status" = 0 ] || "${compose[@]}" logs --tail 50 || true
     "${compose[@]}" down -v --rmi local --timeout 2 || true
-    # They bear the names of images that others made; nobody should take them for those.
-    if [ "${#stand_ins[@]}" -gt 0 ] && [ -z "${KEEP_BASE:-}" ]; then
-        docker rmi "$build_stage" "${stand_ins[@]}" >/dev/null || true
+    # The substitutes have the names of official images and must not be mistaken for them.
+    if [ "${#substitutes[@]}" -gt 0 ] && [ -z "${KEEP_BASE:-}" ]; then
+        docker rmi "$build_stage" "${substitutes[@]}" >/dev/null || true
     fi
     "${as_root[@]}" rm -rf "$temporary"
     exit "$status"
@@ -48,14 +56,14 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
-# Whether an image of this name has to be made.
-missing() {
+# Returns true if an image of this name has to be built.
+is_missing() {
     if docker image inspect "$1" >/dev/null 2>&1; then return 1; fi
     if [ "${PULL:-}" = 1 ] && docker pull "$1"; then return 1; fi
     return 0
 }
 
-# A small Debian with the packages (comma-separated) in a directory.
+# Installs a small Debian with packages (comma-separated) into a directory.
 bootstrap() {
     need debootstrap:debootstrap
     mkdir -p "$temporary/packages"
@@ -65,77 +73,85 @@ bootstrap() {
     "${as_root[@]}" rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists
 }
 
-# The directory becomes an image; further arguments are for docker import.
+# Imports a directory as an image, with further arguments of docker import.
 import() {
     local root=$1 name=$2
     shift 2
     "${as_root[@]}" tar -C "$root" --numeric-owner -c . |
-        docker import --message "stand-in by container-test.sh" "$@" - "$name" >/dev/null
-    stand_ins+=("$name")
+        docker import --message "substitute by container-test.sh" "$@" - "$name" >/dev/null
+    substitutes+=("$name")
     "${as_root[@]}" rm -rf "$root"
 }
 
-rust_stand_in() {
+# Builds the substitute for the image of Rust.
+build_rust_image() {
     local toolchain root=$temporary/rust
     toolchain=$(rustc --print sysroot)
-    # A toolchain of the distribution shares its directory with everything else.
-    if [ "$toolchain" = /usr ] || [ ! -x "$toolchain/bin/cargo" ]; then fail "a toolchain of rustup's is needed"; fi
+    # A toolchain of the distribution has no directory of its own.
+    if [ "$toolchain" = /usr ] || [ ! -x "$toolchain/bin/cargo" ]; then fail "a toolchain of rustup is needed"; fi
     bootstrap "$root" ca-certificates,gcc,libc6-dev
-    # Behind a proxy that opens TLS, the machine trusts authorities that Debian's package does not know.
+    # Behind a proxy that intercepts TLS the machine trusts authorities that Debian's package lacks.
     if [ -f /etc/ssl/certs/ca-certificates.crt ]; then
         "${as_root[@]}" cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
     fi
     "${as_root[@]}" mkdir "$root/usr/local/rust"
     tar -C "$toolchain" --exclude=./share -c . |
         "${as_root[@]}" tar -C "$root/usr/local/rust" --no-same-owner -x
-    import "$root" "$rust_image" --change "ENV PATH=/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    import "$root" "$rust_image" \
+        --change "ENV PATH=/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 }
 
-redis_stand_in() {
+# Builds the substitute for the image of Redis.
+build_redis_image() {
     bootstrap "$temporary/redis" redis-server
-    # As in the image it stands for: not root, data in /data, and open to the network it is in.
+    # As in the official image: not root, data in /data, open to its network.
     "${as_root[@]}" mkdir "$temporary/redis/data"
     "${as_root[@]}" chroot "$temporary/redis" chown redis:redis /data
     import "$temporary/redis" "$redis_image" --change "USER redis" --change "WORKDIR /data" --change "VOLUME /data" \
         --change 'CMD ["redis-server", "--protected-mode", "no"]'
 }
 
-# Asks the command after the first two arguments again and again, for so many seconds at most.
+# wait_until SECONDS TEXT COMMAND...: repeats a command until it succeeds, and fails after the time.
 wait_until() {
     local seconds=$1 what=$2 deadline=$((SECONDS + $1))
     shift 2
     until "$@"; do
-        [ "$SECONDS" -lt "$deadline" ] || fail "not within $seconds s: $what"
+        [ "$SECONDS" -lt "$deadline" ] || fail "timeout after $seconds s: $what"
         sleep 0.2
     done
 }
 
-# Whether the answer for a path at the published port has that status; it is in $temporary/answer then.
-answers() {
+# Requests a path at the published port, and returns true if the response has a status. Leaves the
+# body in $temporary/body.
+has_status() {
     local status=$1 path=$2 got
-    got=$(curl --silent --show-error --noproxy '*' --max-time 10 --output "$temporary/answer" --write-out '%{http_code}' \
-        "http://127.0.0.1:$PROXY_PORT$path") || return 1
+    got=$(curl --silent --show-error --noproxy '*' --max-time 10 --output "$temporary/body" \
+        --write-out '%{http_code}' "http://127.0.0.1:$PROXY_PORT$path") || return 1
     [ "$got" = "$status" ]
 }
 
-# What a field of /proc/.../status says of the proxy's process.
-of_process() {
+# Prints a field of /proc/PID/status of the proxy.
+read_process_status() {
     local id
     id=$(docker inspect -f '{{.State.Pid}}' "$segment")
     awk -v field="$1:" '$1 == field { $1 = ""; print substr($0, 2) }' "/proc/$id/status"
 }
 
+# Prints the state of the health check.
 health() { docker inspect -f '{{.State.Health.Status}}' "$segment"; }
 is_healthy() { [ "$(health)" = healthy ]; }
-# When each of the last health checks began, and how it ended.
-checks() { docker inspect -f '{{range .State.Health.Log}}{{.Start}} {{.ExitCode}}{{"\n"}}{{end}}' "$segment" | sed '/^$/d'; }
+# Prints start time and exit code of the last health checks.
+list_checks() {
+    docker inspect -f '{{range .State.Health.Log}}{{.Start}} {{.ExitCode}}{{"\n"}}{{end}}' "$segment" | sed '/^$/d'
+}
 
 need curl:curl
-if missing "$rust_image"; then say "standing in for $rust_image"; rust_stand_in; fi
-if missing "$redis_image"; then say "standing in for $redis_image"; redis_stand_in; fi
+if is_missing "$rust_image"; then say "substitute for $rust_image"; build_rust_image; fi
+if is_missing "$redis_image"; then say "substitute for $redis_image"; build_redis_image; fi
 
 say "building"
-# The older builder leaves a stage that is no image behind, 1 GB without a name; with one it can be taken away.
+# The classic builder leaves the build stage behind without a name, 1 GB in size. With a name it can
+# be removed.
 docker build --target build --tag "$build_stage" .
 "${compose[@]}" build
 
@@ -144,65 +160,70 @@ say "starting"
 segment=$("${compose[@]}" ps -q segment)
 redis=$("${compose[@]}" ps -q redis)
 begin=$SECONDS
-wait_until 60 "the health check says healthy" is_healthy
+wait_until 60 "the container is healthy" is_healthy
 echo "healthy after $((SECONDS - begin)) s"
 
-# That it passes shows too that a static binary in an empty image asks docker's DNS: `segment`, where it listens, and
-# `redis` are names that no /etc/hosts there holds.
+# The scenario also proves that a static binary in an empty image resolves names with docker's DNS:
+# no /etc/hosts there has `segment`, the listening address, or `redis`.
 say "the scenario"
-"${compose[@]}" run --rm -T tests || fail "the scenario ended with $?"
+"${compose[@]}" run --rm -T tests || fail "the scenario failed with exit code $?"
 
 say "the published port"
-answers 200 /key/a || fail "/key/a"
-echo "$(<"$temporary/answer")"
-[[ $(<"$temporary/answer") == '{"value":1,"fromCache":'* ]] || fail "/key/a"
+has_status 200 /key/a || fail "/key/a"
+echo "$(<"$temporary/body")"
+[[ $(<"$temporary/body") == '{"value":1,"fromCache":'* ]] || fail "/key/a"
 for path in /healthz /readyz /metrics; do
-    answers 200 "$path" || fail "$path: $(cat "$temporary/answer")"
+    has_status 200 "$path" || fail "$path: $(cat "$temporary/body")"
 done
-grep '^segment_requests_total{protocol="http",outcome="hit"} [1-9]' "$temporary/answer" || fail "/metrics tells of no requests"
+grep '^segment_requests_total{protocol="http",outcome="hit"} [1-9]' "$temporary/body" ||
+    fail "/metrics counts no hits"
 
 say "user, capabilities, root file system, files"
 user=$(docker top "$segment" -o pid,uid | awk 'NR == 2 { print $2 }')
-[ "$user" = 65534 ] || fail "it runs as $user"
-# As the kernel sees it. This needs an engine on the same machine.
+[ "$user" = 65534 ] || fail "the proxy runs as user $user"
+# From /proc of the process, which needs an engine on the same machine.
 for set in CapInh CapPrm CapEff CapBnd CapAmb; do
-    [ "$(of_process "$set")" = 0000000000000000 ] || fail "it has capabilities: $set is $(of_process "$set")"
+    value=$(read_process_status "$set")
+    [ "$value" = 0000000000000000 ] || fail "the proxy has capabilities: $set is $value"
 done
-[ "$(of_process NoNewPrivs)" = 1 ] || fail "it could gain privileges"
-[ "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$segment")" = true ] || fail "its root can be written to"
-# Directories, and what the engine mounts into every container, are left out.
+[ "$(read_process_status NoNewPrivs)" = 1 ] || fail "NoNewPrivs is not set"
+[ "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$segment")" = true ] || fail "the root file system is writable"
+# Without directories and the files that the engine mounts into every container.
 files=$(docker export "$segment" | tar -t | grep -Ev '/$|^(\.dockerenv|dev/.*|etc/(hostname|hosts|mtab|resolv\.conf))$')
 echo "$files"
-[ "$files" = segment-redis-proxy ] || fail "the image holds more than the binary"
+[ "$files" = segment-redis-proxy ] || fail "the image contains more than the binary"
 
 image=$(docker inspect -f '{{.Image}}' "$segment")
-docker image inspect -f '{{.Size}}' "$image" | awk '{ printf "== the image has %.1f MB\n", $1 / 1e6 }'
+docker image inspect -f '{{.Size}}' "$image" | awk '{ printf "== image size: %.1f MB\n", $1 / 1e6 }'
 
 say "without Redis"
 docker stop "$redis" >/dev/null
 begin=$SECONDS
-wait_until 60 "/readyz says 503" answers 503 /readyz
-echo "/readyz after $((SECONDS - begin)) s: $(cat "$temporary/answer")"
-grep -q '"ready":false,"reason":"..*"' "$temporary/answer" || fail "/readyz gives no reason"
-answers 200 /healthz || fail "/healthz: $(cat "$temporary/answer")"
-# The check that runs now began perhaps before; the one after it did not.
-before=$(checks | tail -n 1)
-two_more() { [ "$(checks | tail -n 2 | head -n 1)" != "$before" ] && [ "$(checks | tail -n 1)" != "$before" ]; }
-wait_until 60 "two more health checks" two_more
-is_healthy || fail "without Redis it is $(health)"
-[ "$(checks | tail -n 1 | sed 's/.* //')" = 0 ] || fail "without Redis its health checks fail: $(checks)"
+wait_until 60 "/readyz has status 503" has_status 503 /readyz
+echo "/readyz after $((SECONDS - begin)) s: $(cat "$temporary/body")"
+grep -q '"ready":false,"reason":"..*"' "$temporary/body" || fail "/readyz gives no reason"
+has_status 200 /healthz || fail "/healthz: $(cat "$temporary/body")"
+# The running check may have started with Redis; the one after it did not.
+before=$(list_checks | tail -n 1)
+has_two_more_checks() {
+    [ "$(list_checks | tail -n 2 | head -n 1)" != "$before" ] && [ "$(list_checks | tail -n 1)" != "$before" ]
+}
+wait_until 60 "two more health checks" has_two_more_checks
+is_healthy || fail "without Redis the container is $(health)"
+[ "$(list_checks | tail -n 1 | sed 's/.* //')" = 0 ] || fail "without Redis the health check fails: $(list_checks)"
 docker start "$redis" >/dev/null
-wait_until 60 "/readyz says 200 again" answers 200 /readyz
+wait_until 60 "/readyz has status 200 again" has_status 200 /readyz
 
 say "stopping"
-[ "$(docker inspect -f '{{.Config.StopTimeout}}' "$segment")" = 15 ] || fail "the engine does not wait as long as it is told to"
+[ "$(docker inspect -f '{{.Config.StopTimeout}}' "$segment")" = 15 ] ||
+    fail "the container lacks the stop timeout of the compose file"
 begin=$(date +%s%N)
 docker stop "$segment" >/dev/null
 milliseconds=$((($(date +%s%N) - begin) / 1000000))
 code=$(docker inspect -f '{{.State.ExitCode}}' "$segment")
-[ "$code" = 0 ] || fail "docker stop ended it with $code"
+[ "$code" = 0 ] || fail "docker stop: exit code $code"
 echo "docker stop took $milliseconds ms"
-# Nobody was connected: only who has clients that are slow needs SHUTDOWN_GRACE.
+# No client was connected, so the shutdown must not use up SHUTDOWN_GRACE.
 [ "$milliseconds" -lt 10000 ] || fail "docker stop took $milliseconds ms"
 "${compose[@]}" logs --no-color segment
 say "passed"

@@ -3,7 +3,7 @@
     compare.py EXPECTED COUNTS LEAST_READS PROXY_PORT NAME PLAIN ROUTED [NAME PLAIN ROUTED]...
 
 Prints tables in Markdown. Exits with 1 and a line for each reason if a test passes on plain Redis
-alone and is not in EXPECTED, or if the proxy was asked for too little to prove anything.
+only and is not in EXPECTED, or if the proxy received too few reads to prove anything.
 """
 
 import collections
@@ -15,15 +15,16 @@ import urllib.request
 
 OUTCOMES = ("passed", "failed", "error", "skipped")
 
-# Figures of the relay that must be 0, with the meaning of any other number.
-TROUBLES = {
+# Counters of the relay that must be 0, with the meaning of any other number.
+FAILURES = {
     "relay errors": "the relay has a bug",
-    "commands refused by the proxy alone": "HELLO, AUTH, RESET or CLIENT is not answered as by Redis",
+    "commands refused by the proxy alone": "the proxy refuses HELLO, AUTH, RESET or CLIENT where Redis accepts it",
     "connections closed by the proxy": "the proxy closed connections that Redis left open",
 }
 
 
 def read_outcomes(path):
+    """Returns the outcome of each test, or nothing if the suite did not finish."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
@@ -33,15 +34,15 @@ def read_outcomes(path):
 
 
 def read_expected(path):
-    """Returns the reason for each pattern."""
+    """Returns the patterns of tests that may differ, with their reasons."""
     with open(path, encoding="utf-8") as file:
         lines = [line.split("#", 1) for line in file if line.strip() and not line.startswith("#")]
     return {pattern.strip(): reason.strip() for pattern, reason in lines}
 
 
-def ask_proxy(port):
-    """Returns how many RESP requests ended in each way, as the proxy has counted them."""
-    # Whatever proxy the environment names for other hosts.
+def read_request_counts(port):
+    """Returns the proxy's counters of RESP requests, by outcome."""
+    # Without the HTTP proxy that the environment may set.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
         text = response.read().decode()
@@ -50,12 +51,14 @@ def ask_proxy(port):
 
 
 def print_table(head, rows):
+    """Prints a table in Markdown."""
     print(f"\n| {' | '.join(head)} |\n|---{'|---:' * (len(head) - 1)}|")
     for row in rows:
         print(f"| {' | '.join(str(cell) for cell in row)} |")
 
 
 def main(expected_path, counts_path, least_reads, proxy_port, *runs):
+    """Compares all runs, prints the tables and returns the exit code."""
     reasons, expected = [], read_expected(expected_path)
     with open(counts_path, encoding="ascii") as file:
         counts = json.load(file)
@@ -83,21 +86,21 @@ def main(expected_path, counts_path, least_reads, proxy_port, *runs):
     if differing:
         head = ["tests that differ", "run", "plain Redis", "through the proxy", "expected, because"]
         print_table(head, differing)
-    answered = ask_proxy(proxy_port)
+    counted = read_request_counts(proxy_port)
     reads, routed_reads = counts.pop("reads"), counts.get("to the proxy", 0)
     rows = [[f"{name}, to the proxy", count] for name, count in sorted(reads.items())]
     rows += sorted(counts.items())
-    rows += [[f"counted by the proxy as `{outcome}`", count] for outcome, count in answered.items()]
+    rows += [[f"counted by the proxy as `{outcome}`", count] for outcome, count in counted.items()]
     print_table(["commands of the suite", ""], rows)
 
     if routed_reads < int(least_reads):
         reasons.append(f"{routed_reads} reads were routed; fewer than {least_reads} prove nothing")
-    # The relay asks for each read twice; requests about no key are `other`.
-    if sum(answered.values()) - answered.get("other", 0) < 2 * routed_reads:
-        reasons.append("the proxy has counted fewer reads than were routed to it")
-    if not answered.get("hit"):
-        reasons.append("the proxy has answered nothing from memory")
-    reasons += [f"{name}: {counts[name]}; {why}" for name, why in TROUBLES.items() if counts.get(name)]
+    # The relay sends each read twice. The outcome of requests without a key is `other`.
+    if sum(counted.values()) - counted.get("other", 0) < 2 * routed_reads:
+        reasons.append("the proxy counted fewer reads than were routed to it")
+    if not counted.get("hit"):
+        reasons.append("the proxy counted no hits")
+    reasons += [f"{name}: {counts[name]}; {why}" for name, why in FAILURES.items() if counts.get(name)]
     print()
     for reason in reasons:
         print(f"scripts/foreign.sh: {reason}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Frames of the Redis protocol, found in bytes that arrive in pieces. Performs no I/O."""
+"""Parser for frames of the Redis protocol in bytes that arrive in pieces. Performs no I/O."""
 
 
-def frame_end(data, at=0):
+def find_frame_end(data, at=0):
     """Returns the index behind the frame at `at`, or None if its end has not arrived."""
     line_end = data.find(b"\r\n", at)
     if line_end < 0:
@@ -19,22 +19,22 @@ def frame_end(data, at=0):
         count = 2 * count + (kind == b"|")
     end = behind_line
     for _ in range(count):
-        end = frame_end(data, end)
+        end = find_frame_end(data, end)
         if end is None:
             return None
     return end
 
 
-def command_end(data):
-    """Returns the index behind the first command, or None. Inline commands are lines."""
+def find_command_end(data):
+    """Returns the index behind the first command, or None. An inline command is a line."""
     if data[:1] == b"*":
-        return frame_end(data)
+        return find_frame_end(data)
     line_end = data.find(b"\n")
     return line_end + 1 if line_end >= 0 else None
 
 
-def words_of(command):
-    """Returns the words of one whole command."""
+def parse_words(command):
+    """Returns the words of one complete command."""
     if command[:1] != b"*":
         return command.split()
     words, at = [], command.index(b"\r\n") + 2
@@ -53,7 +53,7 @@ def encode(*words):
     return b"".join(parts)
 
 
-def strings_of(reply):
+def list_strings(reply):
     """Yields the simple and bulk strings of a reply, at any depth, in order."""
     at = 0
     while at < len(reply):
