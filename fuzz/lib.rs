@@ -1,7 +1,9 @@
-//! The proxy's rooms that work without sockets, threads and Redis, compiled from the same files, and what is checked of them.
+//! Library of the fuzz targets: the proxy's modules without sockets, threads and Redis, and the
+//! checks of them.
 //!
-//! The crate itself would bring its other dependencies along, and three times the time to build. Who adds a room that one of
-//! these imports adds a line here.
+//! The modules are compiled from the proxy's own files. Linking the proxy's crate would triple the
+//! build time, because of its other dependencies. A new module that one of these imports needs a
+//! line here.
 
 extern crate self as segment_redis_proxy;
 

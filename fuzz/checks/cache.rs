@@ -1,28 +1,34 @@
-//! Operations on the cache, spelled by bytes: each has one that says what, and those of its arguments.
+//! Fuzz check of the cache: runs operations on the cache and on a model, and compares them.
+//!
+//! An input is a sequence of operations, each one byte for its kind and further bytes for its
+//! arguments.
 
 use super::reference::{Operation, Pair};
 use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::types::Millis;
 
-/// Operations of one input. Every link is walked after each of them.
-const MOST_OPERATIONS: usize = 400;
+/// Maximum of operations of one input. The cache validates all its links after each of them.
+const MAX_OPERATIONS: usize = 400;
 
-/// See the top of the file.
+/// Checks one input.
 pub fn check(input: &[u8]) {
     let mut bytes = input.iter().copied();
     let mut next = || bytes.next();
     let (entries, size, stale) = (next().unwrap_or(0), next().unwrap_or(0), next().unwrap_or(0));
     let mut pair = Pair::new(limits(entries, size, stale));
-    for number in 0..MOST_OPERATIONS {
-        let Some(operation) = operation(&mut next) else { break };
-        if let Err(what) = pair.apply(&operation) {
-            panic!("operation {number}, {operation:?}: {what}");
+    for number in 0..MAX_OPERATIONS {
+        let Some(operation) = next_operation(&mut next) else { break };
+        if let Err(difference) = pair.apply(&operation) {
+            panic!("operation {number}, {operation:?}: {difference}");
         }
     }
 }
 
-/// Small ones, so that a short input reaches them, and few links have to be walked; one in eight has room for all keys. Half
-/// of the caches have no limit of bytes, half keep nothing stale.
+/// Returns the limits of the cache. They are small, so that a short input reaches them and
+/// validation is fast.
+///
+/// One cache in eight holds all keys. Half of the caches have no limit of bytes, half keep no stale
+/// entries.
 fn limits(entries: u8, size: u8, stale: u8) -> Limits {
     let bytes = if size < 128 { usize::MAX } else { 100 + usize::from(size - 128) * 800 };
     let stale = if stale.is_multiple_of(2) { 0 } else { Millis::from(stale) * 2 };
@@ -30,8 +36,8 @@ fn limits(entries: u8, size: u8, stale: u8) -> Limits {
     Limits { entries, bytes, stale }
 }
 
-/// The next operation; `None` at the end of the bytes.
-fn operation(next: &mut impl FnMut() -> Option<u8>) -> Option<Operation> {
+/// Decodes the next operation, or `None` at the end of the input.
+fn next_operation(next: &mut impl FnMut() -> Option<u8>) -> Option<Operation> {
     let operation = match next()? % 16 {
         0..=4 => {
             let (key, value) = (next()?, u16::from_le_bytes([next()?, next()?]));

@@ -1,5 +1,7 @@
-//! What the server does for one connection, without a socket: takes in pieces, sends what there is, completes fetches. The
-//! input chooses what comes next; whatever it chooses, the bounds hold and the end is reached.
+//! Driver of one connection without a socket: passes it input, sends its output, completes fetches.
+//!
+//! The input chooses the order of these steps. Whatever it chooses, the bounds hold and the
+//! connection reaches an end. This type performs no I/O.
 
 use super::choices::Choices;
 use super::replies::Comparing;
@@ -14,36 +16,37 @@ use segment_redis_proxy::types::{Completion, Failure, FetchedValue, Job, Millis,
 use std::io::IoSlice;
 use std::time::SystemTime;
 
-/// Everything happens at once: time is the simulation's business.
+/// Time stands still: the simulation covers time.
 const NOW: Millis = 0;
 const TTL: Millis = 10_000;
 
-/// More than any input names.
+/// Capacity of the cache: more than the keys of any input.
 const ENTRIES: usize = 100_000;
 
-/// Keys that are in memory from the beginning.
+/// Keys that are cached from the start.
 const HITS: [&[u8]; 5] = [b"h", b"hit", b"hl", b"hq", b"hc"];
 
-/// Just longer than what is copied into the cache, and than what is rendered at a time.
+/// Lengths just above those that the cache copies, and that the send buffer renders at a time.
 const SHARED_BYTES: usize = 17 * 1024;
 const RENDERED_BYTES: usize = 50 * 1024;
 
-/// Longest reply about one key, and longest of those that are about none (`COMMAND`).
-const LONGEST_REPLY: usize = 2 * RENDERED_BYTES + 1024;
+/// Maximum length of a reply about one key, or about none (`COMMAND`).
+const MAX_REPLY_BYTES: usize = 2 * RENDERED_BYTES + 1024;
 
-/// Writes that may be as short as a byte; what the socket takes is more after that.
+/// Writes that may be as short as a byte. The socket accepts more bytes after that.
 const SHORT_WRITES: usize = 2000;
 
-/// What Redis holds and how it fails. Depends on the key alone, so that the order of fetches changes no reply.
+/// Values and failures of Redis. They depend on the key alone, so that the order of fetches changes
+/// no reply.
 pub struct World {
     pub comparing: Comparing,
     pub failure: Failure,
-    /// Long values are worth their time only as long as there are few.
+    /// True if values may be long, which takes too much time with many keys.
     pub long_values: bool,
-    /// Most keys that one command can name.
-    pub most_keys: usize,
-    /// Most bytes that may wait for the rest of a request.
-    pub most_kept: usize,
+    /// Maximum of keys in one command.
+    pub max_keys: usize,
+    /// Maximum of bytes stored of an incomplete request.
+    pub max_unparsed: usize,
 }
 
 impl World {
@@ -55,13 +58,13 @@ impl World {
             Some(b'b') => vec![0x80; rendered],
             Some(b'c') => vec![b'c'; 2000],
             Some(b'0'..=b'9') => b"42".to_vec(),
-            // Not the key alone: that might begin like a response.
+            // With a prefix: a key might start like a response.
             _ => [b"=", key].concat(),
         }
     }
 
-    /// What comes of a key that is asked for.
-    fn fetch(&self, key: &[u8]) -> Result<Option<FetchedValue>, Failure> {
+    /// Returns the result of a fetch.
+    fn fetch(&self, key: &[u8]) -> Result<Option<Fetched>, Failure> {
         match key.first() {
             Some(b'm') => Ok(None),
             Some(b'f') => Err(self.failure.clone()),
@@ -73,33 +76,33 @@ impl World {
     }
 }
 
-/// See the top of the file.
+/// Connection with its side of the worker.
 pub struct Driver<'a> {
     world: &'a World,
     wire: &'a [u8],
-    /// Bytes of the wire that were read.
+    /// Number of bytes read from `wire`.
     at: usize,
     proxy: ReadThrough,
     connection: Connection,
-    held_up: bool,
+    is_paused: bool,
     jobs: Vec<Job>,
     heads: HeadDecoder,
     policy: Policy,
     lent: Vec<u8>,
-    date: ResponseDate,
-    recorder: Recorder,
-    register: MetricsRegistry,
-    /// Keys that were waited for and have come, those of the other client too.
+    date: Date,
+    ledger: Ledger,
+    register: Register,
+    /// Keys with a completed fetch, including those of the other client.
     answered: u64,
     writes: usize,
     sent: Vec<u8>,
 }
 
-/// What can come next.
+/// Step that the driver can take.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Next {
-    /// The connection takes in what has come, or goes on with it.
-    TakeIn,
+enum Step {
+    /// The connection decodes new input, or resumes decoding.
+    Receive,
     Send,
     Complete,
 }
@@ -113,7 +116,7 @@ impl<'a> Driver<'a> {
             at: 0,
             proxy: ReadThrough::new(limits, TTL, TTL),
             connection: Connection::new(1, 0),
-            held_up: false,
+            is_paused: false,
             jobs: Vec::new(),
             heads: HeadDecoder::new(),
             policy: Policy::default(),
@@ -125,63 +128,64 @@ impl<'a> Driver<'a> {
             writes: 0,
             sent: Vec::new(),
         };
-        driver.remember_hits();
+        driver.fill_cache();
         driver
     }
 
-    /// Another client has asked before for those that may be asked for again; long values take their time.
-    fn remember_hits(&mut self) {
+    /// Caches the keys of [`HITS`] that can occur in the input, through another client. Not all of
+    /// them: long values take time.
+    fn fill_cache(&mut self) {
         let mut other = Connection::new(2, 0);
         for key in HITS.into_iter().filter(|key| key.iter().all(|byte| self.wire.contains(byte))) {
             let get = format!("*2\r\n$3\r\nGET\r\n${}\r\n{}\r\n", key.len(), key.escape_ascii());
-            serve(self).on_input(&mut other, 1, get.as_bytes());
-            let Some(job) = self.jobs.pop() else { panic!("a hit that was there before") };
-            let fetched = FetchedValue { value: Value::new(self.world.value(key)), ttl: None };
-            self.proxy.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, NOW, |_, _| ());
+            serve(self).take_in(&mut other, 1, get.as_bytes());
+            let Some(job) = self.jobs.pop() else { panic!("the key is already cached") };
+            let fetched = Fetched { value: Value::new(self.world.value(key)), remaining: None };
+            self.proxy.complete(Completion { flight: job.flight, result: Ok(Some(fetched)) }, NOW, |_, _| ());
             self.answered += 1;
         }
         self.recorder = Recorder::new(true);
     }
 
-    /// Whole, at once, and every fetch comes back before anything else happens.
+    /// Runs with the whole input and output at once, and completes every fetch immediately.
     pub fn run_whole(mut self) -> Vec<Vec<u8>> {
-        while self.can(Next::TakeIn) || self.can(Next::Send) || self.can(Next::Complete) {
-            if self.can(Next::Complete) {
+        while self.can(Step::Receive) || self.can(Step::Send) || self.can(Step::Complete) {
+            if self.can(Step::Complete) {
                 self.complete(0);
-            } else if self.can(Next::Send) {
+            } else if self.can(Step::Send) {
                 self.send(usize::MAX);
             } else {
-                self.take_in(usize::MAX);
+                self.receive(usize::MAX);
             }
         }
         self.finish()
     }
 
-    /// In the pieces and the order that are chosen.
+    /// Runs with the pieces and the order of the choices.
     pub fn run(mut self, choices: &mut Choices) -> Vec<Vec<u8>> {
         let [_, order, write, _] = choices.bytes;
-        // What is lazy is done only when nothing else can be.
-        let (lazy, stalls) = ([Next::Complete, Next::Send], [order % 3 == 0, write % 3 == 0]);
-        let is_lazy = |next: Next| lazy.iter().zip(stalls).any(|(&one, stalls)| one == next && stalls);
+        // A lazy step is taken only if no other is possible.
+        let (lazy, stalls) = ([Step::Complete, Step::Send], [order % 3 == 0, write % 3 == 0]);
+        let is_lazy = |step: Step| lazy.iter().zip(stalls).any(|(&one, stalls)| one == step && stalls);
         let mut stalled = false;
         loop {
-            let able: Vec<Next> =
-                [Next::TakeIn, Next::Send, Next::Complete].into_iter().filter(|&next| self.can(next)).collect();
+            let able: Vec<Step> =
+                [Step::Receive, Step::Send, Step::Complete].into_iter().filter(|&step| self.can(step)).collect();
             if able.is_empty() {
                 return self.finish();
             }
-            if able == [Next::Complete] && !std::mem::replace(&mut stalled, true) {
+            if able == [Step::Complete] && !std::mem::replace(&mut stalled, true) {
                 self.check_open_replies();
             }
-            let eager: Vec<Next> = able.iter().copied().filter(|&next| !is_lazy(next)).collect();
+            let eager: Vec<Step> = able.iter().copied().filter(|&step| !is_lazy(step)).collect();
             match choices.random.one_of(if eager.is_empty() { &able } else { &eager }) {
-                Next::TakeIn => self.take_in(choices.piece((self.wire.len() - self.at).max(1))),
-                Next::Send => {
+                Step::Receive => self.receive(choices.next_piece((self.wire.len() - self.at).max(1))),
+                Step::Send => {
                     let style = if self.writes > SHORT_WRITES { 0 } else { write / 3 };
-                    let most = choices.size(style, self.connection.send_buffer().unsent_bytes().max(1));
-                    self.send(most.max(1));
+                    let max = choices.size(style, self.connection.outgoing().unsent().max(1));
+                    self.send(max.max(1));
                 }
-                Next::Complete => {
+                Step::Complete => {
                     let last = self.jobs.len() - 1;
                     let place = [0, last, choices.random.between(0, last as u64) as usize][usize::from(order / 3 % 3)];
                     self.complete(place);
@@ -190,24 +194,24 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// As the server decides (`server/client.rs`).
-    fn can(&mut self, next: Next) -> bool {
-        match next {
-            Next::TakeIn => self.connection.can_take_request() && (self.held_up || self.at < self.wire.len()),
-            Next::Send => !self.connection.send_buffer().is_empty(),
-            Next::Complete => !self.jobs.is_empty(),
+    /// Returns true if a step is possible, by the rules of the worker (`server/client.rs`).
+    fn can(&mut self, step: Step) -> bool {
+        match step {
+            Step::Receive => self.connection.takes_requests() && (self.is_paused || self.at < self.wire.len()),
+            Step::Send => !self.connection.outgoing().is_empty(),
+            Step::Complete => !self.jobs.is_empty(),
         }
     }
 
-    fn take_in(&mut self, most: usize) {
-        let unsent = self.connection.send_buffer().unsent_bytes();
+    fn receive(&mut self, max: usize) {
+        let unsent = self.connection.outgoing().unsent();
         let mut lent = std::mem::take(&mut self.lent);
         self.connection.send_buffer().lend_tail(&mut lent);
         let mut connection = std::mem::replace(&mut self.connection, Connection::new(0, 0));
-        self.held_up = if self.held_up {
-            serve(self).resume_input(&mut connection, 0)
+        self.is_paused = if self.is_paused {
+            serve(self).resume(&mut connection, 0)
         } else {
-            let piece = &self.wire[self.at..self.at.saturating_add(most).min(self.wire.len())];
+            let piece = &self.wire[self.at..self.at.saturating_add(max).min(self.wire.len())];
             self.at += piece.len();
             serve(self).on_input(&mut connection, 0, piece)
         };
@@ -217,18 +221,18 @@ impl<'a> Driver<'a> {
         self.check_bounds(unsent);
     }
 
-    fn send(&mut self, most: usize) {
+    fn send(&mut self, max: usize) {
         self.writes += 1;
         let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
         let count = self.connection.send_buffer().io_slices(&mut slices, usize::MAX);
         let before = self.sent.len();
         for slice in &slices[..count] {
-            let room = most - (self.sent.len() - before);
-            self.sent.extend_from_slice(&slice[..slice.len().min(room)]);
+            let left = max - (self.sent.len() - before);
+            self.sent.extend_from_slice(&slice[..slice.len().min(left)]);
         }
         let taken = self.sent.len() - before;
-        assert!(taken > 0, "something waits and nothing can be sent");
-        self.connection.send_buffer().advance(taken);
+        assert!(taken > 0, "output is pending and none can be sent");
+        self.connection.outgoing().advance(taken);
     }
 
     fn complete(&mut self, place: usize) {
@@ -241,83 +245,74 @@ impl<'a> Driver<'a> {
         });
     }
 
-    /// What a client can make the proxy hold.
+    /// Checks the limits of what a client can make the proxy hold.
     fn check_bounds(&mut self, unsent_before: usize) {
-        let kept = self.connection.take_unparsed();
-        let may_keep = if self.held_up { self.wire.len() } else { self.world.most_kept };
-        assert!(kept.len() <= may_keep, "{} bytes are kept", kept.len());
-        self.connection.store_unparsed(kept);
-        self.proxy.export_metrics(&mut self.recorder.metrics);
-        let open = self.recorder.metrics.misses - self.answered;
-        assert!(open <= MAX_PENDING_KEYS as u64, "{open} keys are waited for");
-        // One reply may go over it, which is as long as its keys' values.
-        let longest = LONGEST_REPLY * self.world.most_keys;
-        let unsent = self.connection.send_buffer().unsent_bytes();
-        assert!(unsent <= unsent_before.max(MAX_UNSENT_BYTES) + longest, "{unsent} bytes are unsent");
+        let unparsed = self.connection.take_unparsed();
+        let max_unparsed = if self.is_paused { self.wire.len() } else { self.world.max_unparsed };
+        assert!(unparsed.len() <= max_unparsed, "{} unparsed bytes", unparsed.len());
+        self.connection.keep(unparsed);
+        self.proxy.tell(&mut self.ledger.figures);
+        let open = self.ledger.figures.misses - self.answered;
+        assert!(open <= MAX_OPEN_KEYS as u64, "{open} pending keys");
+        // One reply may exceed the limit, by the values of all its keys.
+        let max_reply = MAX_REPLY_BYTES * self.world.max_keys;
+        let unsent = self.connection.outgoing().unsent();
+        assert!(unsent <= unsent_before.max(MAX_UNSENT_BYTES) + max_reply, "{unsent} unsent bytes");
     }
 
-    /// Everything is sent that can be, and no fetch has come back.
+    /// Checks the number of pending replies. Called when everything is sent and only fetches are
+    /// left.
     fn check_open_replies(&self) {
-        let open = self.connection.request_count() - self.world.comparing.replies(&self.sent).len() as u64;
-        assert!(open <= MAX_PENDING_REPLIES as u64, "{open} replies are waited for");
+        let open = self.connection.requests() - self.world.comparing.replies(&self.sent).len() as u64;
+        assert!(open <= MAX_OPEN_REPLIES as u64, "{open} pending replies");
     }
 
-    /// Nothing can come next. Then nothing may be left to do.
+    /// Checks that all work is done, and returns the replies. Called when no step is possible.
     fn finish(mut self) -> Vec<Vec<u8>> {
-        assert!(self.connection.is_closing() || self.connection.can_take_request(), "it is stuck");
-        assert!(self.connection.is_closing() || self.at == self.wire.len(), "it has stopped reading");
+        assert!(self.connection.has_ended() || self.connection.takes_requests(), "the connection is stuck");
+        assert!(self.connection.has_ended() || self.at == self.wire.len(), "the connection stopped reading");
         let replies = self.world.comparing.replies(&self.sent);
-        self.check_nothing_was_forgotten();
-        assert!(self.connection.is_flushed(), "it waits for something that never comes");
+        self.check_no_wakeup_was_lost();
+        assert!(self.connection.is_settled(), "the connection waits for an event that never comes");
         assert_eq!(self.proxy.validate(), Ok(()));
-        // One about several keys may not be whole.
-        let requests = self.connection.request_count();
-        let metrics = &self.recorder.metrics;
-        assert_eq!(metrics.requests, requests, "requests that are not counted");
-        let answers: u64 = metrics.requests_by_outcome.as_flattened().iter().sum();
-        assert_eq!(answers, replies.len() as u64, "replies that are not counted");
+        // The last command with several keys may be incomplete.
+        let requests = self.connection.requests();
+        let figures = &self.ledger.figures;
+        assert_eq!(figures.requests, requests, "requests that the metrics do not count");
+        let answers: u64 = figures.answers.as_flattened().iter().sum();
+        assert_eq!(answers, replies.len() as u64, "replies that the metrics do not count");
         self.check_lines(answers);
         let unfinished = requests - replies.len() as u64;
         assert!(unfinished <= u64::from(self.world.comparing.resp), "{unfinished} requests have no reply");
         replies
     }
 
-    /// Each reply leaves a line in the access log, of printable characters.
+    /// Checks that each reply has one line in the access log, with printable characters only.
     fn check_lines(&mut self, answers: u64) {
         self.recorder.end_turns(0);
         let lines = self.recorder.access_log_lines().map(std::mem::take).unwrap_or_default();
         assert!(lines.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n')), "{}", lines.escape_ascii());
         let lines: Vec<&[u8]> = lines.split_inclusive(|&byte| byte == b'\n').collect();
-        assert_eq!(lines.len() as u64, answers, "lines");
+        assert_eq!(lines.len() as u64, answers, "lines of the access log");
         let quotes = |line: &[u8]| line.iter().filter(|&&byte| byte == b'"').count();
-        assert!(lines.iter().all(|line| quotes(line) == 2), "a line that is forged");
+        assert!(lines.iter().all(|line| quotes(line) == 2), "a forged line");
     }
 
-    /// Going on without having been told to finds nothing to go on with.
-    fn check_nothing_was_forgotten(&mut self) {
-        let requests = self.connection.request_count();
+    /// Checks that decoding needs no further call: resuming once more finds no work.
+    fn check_no_wakeup_was_lost(&mut self) {
+        let requests = self.connection.requests();
         let mut connection = std::mem::replace(&mut self.connection, Connection::new(0, 0));
-        assert!(!serve(self).resume_input(&mut connection, 0), "it is held up by nothing");
+        assert!(!serve(self).resume(&mut connection, 0), "decoding is paused without a reason");
         self.connection = connection;
         assert!(
-            self.connection.request_count() == requests && self.jobs.is_empty() && !self.can(Next::Send),
-            "there was more to do, and nobody was told"
+            self.connection.requests() == requests && self.jobs.is_empty() && !self.can(Step::Send),
+            "work was left without a wakeup"
         );
     }
 }
 
-/// The one place that knows what a service is made of.
-fn serve<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
-    let Driver { proxy, jobs, heads, policy, date, recorder, register, .. } = driver;
-    Dispatcher {
-        read_through: proxy,
-        jobs,
-        head_decoder: heads,
-        policy,
-        date,
-        recorder,
-        registry: register,
-        worker_index: 0,
-        now: NOW,
-    }
+/// Returns the dispatcher. The only function that knows its fields.
+fn serve<'a>(driver: &'a mut Driver<'_>) -> Service<'a> {
+    let Driver { proxy, jobs, heads, rules, date, ledger, register, .. } = driver;
+    Service { proxy, jobs, heads, rules, date, ledger, register, number: 0, now: NOW }
 }

@@ -1,4 +1,5 @@
-//! Request heads and bodies: what is decoded does not depend on how the bytes are cut, and bodies end where RFC 9112 says.
+//! Fuzz check of request heads and bodies: the result does not depend on how the input is split,
+//! and bodies end where RFC 9112 says.
 
 use super::choices::Choices;
 use segment_redis_proxy::protocol::Decoded;
@@ -6,30 +7,30 @@ use segment_redis_proxy::protocol::http::{
     self, AllowedHosts, Body, Head, HeadDecoder, HttpOperation, HttpRefusal, MAX_HEAD_BYTES, Policy,
 };
 
-/// The empty line that may stand before a head.
+/// Length of the empty line that may precede a head.
 pub const EMPTY_LINE_BYTES: usize = 2;
 
-/// Longest chunk-size line's extension and longest trailer section, as the decoder has them.
+/// Maximum length of chunk extensions and of a trailer section, as in the decoder.
 const MAX_LINE_BYTES: usize = 4096;
 
-/// More than a chunk here can have.
-const MOST_BYTES: usize = 1024 * 1024;
+/// Limit for the size of a chunk: more than any input has.
+const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 
-/// Up to here every prefix is decoded; beyond, as many as the choices cut.
+/// Length up to which every prefix is decoded. Of longer prefixes only those at the chosen splits
+/// are.
 const ALL_PREFIXES: usize = 200;
 
-/// See the top of the file.
+/// Checks one input.
 pub fn check(input: &[u8]) {
     let (mut choices, wire) = Choices::split(input);
     check_head(wire, &mut choices);
     check_chunks(wire, &mut choices);
 }
 
-/// The one place that knows how heads are decoded. Requests for any other host than `x` are refused.
-fn decode<'a>(wire: &'a [u8], heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
-    let policy =
-        Policy { allowed_hosts: AllowedHosts::parse("x").unwrap_or_default(), admin: true, ..Policy::default() };
-    http::decode(wire, &policy, heads)
+/// Decodes a head. The only function that knows the decoder. It refuses hosts other than `x`.
+fn decode<'a>(wire: &'a [u8], heads: &'a mut Heads) -> Decoded<Head<'a>, Refusal> {
+    let rules = Rules { hosts: Hosts::parse("x").unwrap_or_default(), admin: true, ..Rules::default() };
+    http::decode(wire, &rules, heads)
 }
 
 fn check_head(wire: &[u8], choices: &mut Choices) {
@@ -38,14 +39,14 @@ fn check_head(wire: &[u8], choices: &mut Choices) {
     let mut ends: Vec<usize> = (0..=wire.len().min(ALL_PREFIXES)).collect();
     if let Decoded::Complete(head, length) = &whole {
         assert!((1..=wire.len().min(MAX_HEAD_BYTES + EMPTY_LINE_BYTES)).contains(length), "a head of {length} bytes");
-        if let HttpOperation::Get(key) = head.operation {
-            assert!(key.len() < *length, "a key that is longer than its head");
+        if let Command::Get(key) = head.command {
+            assert!(key.len() < *length, "the key is longer than its head");
         }
         check_length(head.body, &wire[*length..], choices);
         ends.extend([*length - 1, *length]);
     }
     let mut at = 0;
-    choices.cut(wire, |piece| {
+    choices.for_each_piece(wire, |piece| {
         at += piece.len();
         ends.push(at);
         true
@@ -54,13 +55,13 @@ fn check_head(wire: &[u8], choices: &mut Choices) {
     check_prefixes(wire, &ends, &whole);
 }
 
-/// Nothing can be said of a prefix, until what is said is what is said of the whole.
-fn check_prefixes(wire: &[u8], ends: &[usize], whole: &Decoded<Head<'_>, HttpRefusal>) {
-    // What other heads have left there makes no difference, nor that the fields of this one are known already.
-    let mut heads = HeadDecoder::new();
-    assert_eq!(decode(wire, &mut heads), *whole, "decoded anew");
+/// Checks that each prefix is incomplete, or decodes to the same result as the whole input.
+fn check_prefixes(wire: &[u8], ends: &[usize], whole: &Decoded<Head<'_>, Refusal>) {
+    // Neither leftovers of other heads nor cached fields may change the result.
+    let mut heads = Heads::new();
+    assert_eq!(decode(wire, &mut heads), *whole, "second decode");
     heads.key = b"left over".to_vec();
-    assert_eq!(decode(wire, &mut heads), *whole, "decoded again");
+    assert_eq!(decode(wire, &mut heads), *whole, "third decode");
     let mut decided = false;
     for &end in ends {
         let found = decode(&wire[..end], &mut heads);
@@ -72,13 +73,13 @@ fn check_prefixes(wire: &[u8], ends: &[usize], whole: &Decoded<Head<'_>, HttpRef
         }
         assert!(
             found != Decoded::Incomplete || end < MAX_HEAD_BYTES + EMPTY_LINE_BYTES,
-            "{end} bytes, and still not decided"
+            "{end} bytes are still incomplete"
         );
         decided |= found != Decoded::Incomplete;
     }
 }
 
-/// A body whose length was told ends there.
+/// Checks that a body ends at its declared length.
 fn check_length(body: Body, rest: &[u8], choices: &mut Choices) {
     match body {
         Body::Done => {}
@@ -94,13 +95,13 @@ fn check_chunks(wire: &[u8], choices: &mut Choices) {
     check_body(Body::CHUNKED, wire, end_of_chunks(wire), choices);
 }
 
-/// Skips it whole and in pieces: it ends at `end`, if it ends.
+/// Skips a body at once and in pieces, and checks that it ends at `end`, if at all.
 fn check_body(body: Body, wire: &[u8], end: Option<usize>, choices: &mut Choices) {
     let (mut whole, mut pieces, mut at) = (body, body, 0);
     let skipped = whole.skip(wire);
-    assert_eq!(skipped.ok().filter(|_| whole == Body::Done), end, "where it ends");
+    assert_eq!(skipped.ok().filter(|_| whole == Body::Done), end, "end of the body");
     let mut failed = false;
-    choices.cut(wire, |piece| {
+    choices.for_each_piece(wire, |piece| {
         match pieces.skip(piece) {
             Ok(consumed) => {
                 assert!(consumed == piece.len() || (consumed < piece.len() && pieces == Body::Done));
@@ -110,11 +111,11 @@ fn check_body(body: Body, wire: &[u8], end: Option<usize>, choices: &mut Choices
         }
         !failed && pieces != Body::Done
     });
-    assert_eq!(skipped.is_err(), failed, "whole and in pieces");
-    assert!(failed || (skipped == Ok(at) && whole == pieces), "{skipped:?} whole, {at} in pieces");
+    assert_eq!(skipped.is_err(), failed, "at once and in pieces");
+    assert!(failed || (skipped == Ok(at) && whole == pieces), "{skipped:?} at once, {at} in pieces");
 }
 
-/// Where a chunked body ends, if it is well-formed and there whole. To be read beside RFC 9112, section 7.1.
+/// Returns the end of a chunked body, if it is well-formed and complete (RFC 9112, section 7.1).
 fn end_of_chunks(wire: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -125,7 +126,8 @@ fn end_of_chunks(wire: &[u8]) -> Option<usize> {
         if !(1..=16).contains(&digits) || !are_extensions(extensions) {
             return None;
         }
-        let size = usize::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok().filter(|&size| size < MOST_BYTES)?;
+        let size =
+            usize::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok().filter(|&size| size < MAX_CHUNK_BYTES)?;
         if size == 0 {
             break;
         }
@@ -149,7 +151,7 @@ fn end_of_chunks(wire: &[u8]) -> Option<usize> {
     }
 }
 
-/// `;name`, `;name=token` and `;name="quoted"`, any number of them.
+/// Returns true for any number of `;name`, `;name=token` and `;name="quoted"`.
 fn are_extensions(text: &[u8]) -> bool {
     let mut rest = text;
     while !rest.is_empty() {
@@ -177,7 +179,7 @@ fn are_extensions(text: &[u8]) -> bool {
     text.len() <= 1 + MAX_LINE_BYTES
 }
 
-/// Where a quoted text ends, behind its quotation mark.
+/// Returns the index behind the closing quotation mark.
 fn end_of_quoted(text: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -190,7 +192,7 @@ fn end_of_quoted(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The token at the beginning.
+/// Returns the token at the start.
 fn token(text: &[u8]) -> &[u8] {
     let end = text.iter().position(|byte| !byte.is_ascii_alphanumeric() && !b"!#$%&'*+-.^_`|~".contains(byte));
     &text[..end.unwrap_or(text.len())]
@@ -200,7 +202,7 @@ fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && token(text).len() == text.len()
 }
 
-/// What stands before the next CR and LF.
+/// Returns the line that ends with the next CR and LF.
 fn line_at(wire: &[u8], at: usize) -> Option<&[u8]> {
     let rest = wire.get(at..)?;
     let end = rest.iter().position(|&byte| byte == b'\r')?;

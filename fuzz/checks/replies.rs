@@ -1,25 +1,28 @@
-//! What a connection has sent, cut into replies, without what depends on when a key was looked up: whether it was in
-//! memory, was fetched, or was being fetched for another.
+//! Parser that splits the output of a connection into replies, without the parts that depend on
+//! timing.
+//!
+//! These parts say how a key was found: in the cache, by a fetch, or by joining a fetch.
 
-/// Bytes in which the text of `INFO` has begun, with a title. Long values are not searched.
-const FIRST_LINE: usize = 16;
+/// Bytes that contain the first title of `INFO`. Long values are not searched further.
+const INFO_PREFIX_BYTES: usize = 16;
 
-/// How far replies are comparable.
+/// Rules that make replies comparable.
 #[derive(Clone, Copy)]
 pub struct Comparing {
     pub resp: bool,
-    /// Fetched values are stored, so that what numbers tell (`TTL`, `DBSIZE`) depends on when it was asked.
+    /// True if fetched values are cached. Numbers (`TTL`, `DBSIZE`) then depend on the time of the
+    /// request.
     pub stores: bool,
 }
 
 impl Comparing {
-    /// The replies, all of them whole: anything else is no output of a connection that has nothing more to say.
+    /// Returns all replies. Panics at an incomplete one: the connection has nothing more to send.
     pub fn replies(self, sent: &[u8]) -> Vec<Vec<u8>> {
         let (mut replies, mut rest) = (Vec::new(), sent);
         while !rest.is_empty() {
             let (reply, length) = match if self.resp { self.resp_reply(rest) } else { http_reply(rest) } {
                 Some(found) => found,
-                None => panic!("no reply: {}", rest[..rest.len().min(300)].escape_ascii()),
+                None => panic!("not a reply: {}", rest[..rest.len().min(300)].escape_ascii()),
             };
             replies.push(reply);
             rest = &rest[length..];
@@ -30,9 +33,9 @@ impl Comparing {
     fn resp_reply(self, bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
         let length = resp_length(bytes)?;
         let reply = &bytes[..length];
-        let begins = &reply[..length.min(FIRST_LINE)];
-        // As a text of RESP3 nothing else is told.
-        let is_info = reply[0] == b'=' || (reply[0] == b'$' && begins.windows(4).any(|window| window == b"\r\n# "));
+        let prefix = &reply[..length.min(INFO_PREFIX_BYTES)];
+        // INFO is the only verbatim string of RESP3.
+        let is_info = reply[0] == b'=' || (reply[0] == b'$' && prefix.windows(4).any(|window| window == b"\r\n# "));
         let comparable = match reply[0] {
             _ if is_info => b"INFO".to_vec(),
             b':' if self.stores => b"a number".to_vec(),
@@ -42,7 +45,7 @@ impl Comparing {
     }
 }
 
-/// The length of the reply at the beginning, elements included.
+/// Returns the length of the first reply, with its elements.
 fn resp_length(bytes: &[u8]) -> Option<usize> {
     let line = bytes.windows(2).position(|window| window == b"\r\n")?;
     let mut end = line + 2;
@@ -67,8 +70,10 @@ fn resp_length(bytes: &[u8]) -> Option<usize> {
     Some(end)
 }
 
-/// A response, and its length. That to `HEAD_PREFIX` has no body: then the next response follows its head, and no value begins
-/// like one.
+/// Returns the first response and its length.
+///
+/// A response to `HEAD` has no body: the next response follows its head. No value starts like a
+/// response.
 fn http_reply(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     const JSON_FROM_CACHE: &[u8] = b"\"fromCache\":true}";
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
@@ -80,12 +85,12 @@ fn http_reply(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let is_hit = field("Cache-Status: ").is_some_and(|status| !status.contains("fwd=miss"));
     let is_value = head.starts_with("HTTP/1.1 200") && field("Content-Type: ") == Some("application/json");
     let longer = usize::from(is_hit && is_value);
-    let told = |line: &&str| !line.starts_with("Cache-Status: ") && !line.starts_with("Content-Length: ");
-    let lines: Vec<&str> = head.split("\r\n").filter(told).collect();
+    let is_stable = |line: &&str| !line.starts_with("Cache-Status: ") && !line.starts_with("Content-Length: ");
+    let lines: Vec<&str> = head.split("\r\n").filter(is_stable).collect();
     let mut comparable = format!("{} {}: ", lines.join("|"), length + longer).into_bytes();
     match body.strip_suffix(JSON_FROM_CACHE) {
         Some(before) => {
-            assert!(is_hit, "it lies about where it is from");
+            assert!(is_hit, "fromCache contradicts Cache-Status");
             comparable.extend_from_slice(before);
             comparable.extend_from_slice(b"\"fromCache\":false}");
         }

@@ -1,5 +1,5 @@
-//! See `checks/cache.rs`.
+//! Fuzz target of `checks/cache.rs`.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| rooms::checks::check("cache", input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_lib::checks::check("cache", input));

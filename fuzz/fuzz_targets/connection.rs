@@ -1,5 +1,5 @@
-//! See `checks/connection.rs`.
+//! Fuzz target of `checks/connection.rs`.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| rooms::checks::check("connection", input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_lib::checks::check("connection", input));

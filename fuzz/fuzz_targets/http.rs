@@ -1,5 +1,5 @@
-//! See `checks/http.rs`.
+//! Fuzz target of `checks/http.rs`.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| rooms::checks::check("http", input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_lib::checks::check("http", input));

@@ -1,5 +1,5 @@
-//! See `checks/resp.rs`.
+//! Fuzz target of `checks/resp.rs`.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| rooms::checks::check("resp", input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_lib::checks::check("resp", input));
