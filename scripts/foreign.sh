@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs redis-py's own test suite on plain Redis and through the proxy, and compares test by test.
 #
-#     scripts/foreign.sh            the tests that need one Redis and nothing else, in RESP3 and RESP2
+#     scripts/foreign.sh            the tests that need only one Redis, in RESP3 and RESP2
 #     scripts/foreign.sh --quick    those of strings, keys and pipelines, in half a minute
 #
 # Through the proxy means that the proxy answers string reads, and Redis all other commands. A relay

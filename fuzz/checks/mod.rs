@@ -1,7 +1,7 @@
 //! Properties that hold for every input: the bodies of the fuzz targets.
 //!
-//! libFuzzer calls them from `fuzz_targets/`. `tests/model/fuzz_replay.rs` calls them with the corpus
-//! and with mutations of it. A violated property panics.
+//! libFuzzer calls them from `fuzz_targets/`. `tests/model/fuzz_replay.rs` calls them with the
+//! corpus and with mutations of it. A violated property panics.
 //!
 //! ```text
 //!     choices       choices that an input makes, apart from the bytes of the connection

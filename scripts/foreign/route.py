@@ -73,12 +73,12 @@ class Fence:
 
     Invalidations are asynchronous. For one network hop, a GET after a SET may still return the old
     copy. A fence makes reads of own writes deterministic, without sleeping. It writes a key of its
-    own, makes the proxy cache it, deletes it in Redis, and sends PTTL to the proxy until the copy is
-    gone. Invalidations arrive in order, so those of all earlier writes have arrived by then.
+    own, makes the proxy cache it, deletes it in Redis, and sends PTTL to the proxy until the copy
+    is gone. Invalidations arrive in order, so those of all earlier writes have arrived by then.
 
-    A copy that is gone for another reason proves as much. A flush or a lost subscription drops every
-    copy with it, and older copies expire or are evicted before it. The key exists only while a
-    client waits for its read, so suites do not see it in DBSIZE or KEYS.
+    A copy that is gone for another reason proves as much. A flush or a lost subscription drops
+    every copy with it, and older copies expire or are evicted before it. The key exists only while
+    a client waits for its read, so suites do not see it in DBSIZE or KEYS.
     """
 
     def __init__(self, redis_port, proxy_port):

@@ -39,8 +39,8 @@ class FreshnessChecker:
 
     def __init__(self, process, redis, max_stale_ms):
         self.process, self.redis, self.max_stale_ms = process, redis, max_stale_ms
-        # Number of the first values. The numbers of earlier runs are lower; the proxy may still hold
-        # their values.
+        # Number of the first values. The numbers of earlier runs are lower; the proxy may still
+        # hold their values.
         self.first = int(time.time() * 1000)
         # For each key the times when Redis confirmed that each value was replaced; the current
         # value has none.
