@@ -2,7 +2,7 @@
 # Builds the images, starts the services of the compose file and tests them from outside.
 #
 #     PULL=1         pulls missing base images
-#     KEEP_BASE=1    keeps the substitute base images and the layers built on them, for a faster next run
+#     KEEP_BASE=1    keeps the substitute base images and layers, for a faster next run
 #     PORT=...       the published port (default 18642)
 #
 # Needs a docker engine on this machine, docker-compose (or `docker compose`), curl and a Rust
