@@ -64,9 +64,9 @@ fn write_digits(number: usize, mut out: &mut [u8]) {
 }
 
 /// Returns a proxy with this many entries, each stored by a miss.
-fn full_proxy(size: usize) -> Proxy {
-    let mut proxy = Proxy::new(Limits { entries: size, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
-    let nobody = Connection::new(0, 0).waiter(0);
+fn full_proxy(size: usize) -> ReadThrough {
+    let mut proxy = ReadThrough::new(Limits { entries: size, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
+    let nobody = Connection::new(0, 0).request_id(0);
     let mut key = [0; 16];
     for number in 0..size {
         write_digits(number, &mut key);
@@ -102,11 +102,11 @@ fn measure_full_hit(size: usize) -> f64 {
     let mut random = 1;
     let (time, _) = measure(OPERATIONS, |_| {
         write_digits(next_random(&mut random, size), &mut request[BEFORE_KEY.len()..][..16]);
-        connection.outgoing().lend(&mut lent);
-        service.take_in(&mut connection, 0, &request);
-        let length = black_box(connection.outgoing().short()).map_or(0, <[u8]>::len);
-        connection.outgoing().advance(length);
-        connection.outgoing().take_back(&mut lent);
+        connection.send_buffer().lend_tail(&mut lent);
+        service.on_input(&mut connection, 0, &request);
+        let length = black_box(connection.send_buffer().contiguous()).map_or(0, <[u8]>::len);
+        connection.send_buffer().advance(length);
+        connection.send_buffer().reclaim_tail(&mut lent);
     });
     sync_metrics(service.recorder, service.read_through, 0);
     assert_eq!(service.recorder.metrics.hits, OPERATIONS as u64);

@@ -64,7 +64,7 @@ impl World {
     }
 
     /// Returns the result of a fetch.
-    fn fetch(&self, key: &[u8]) -> Result<Option<Fetched>, Failure> {
+    fn fetch(&self, key: &[u8]) -> Result<Option<FetchedValue>, Failure> {
         match key.first() {
             Some(b'm') => Ok(None),
             Some(b'f') => Err(self.failure.clone()),
@@ -86,12 +86,12 @@ pub struct Driver<'a> {
     connection: Connection,
     is_paused: bool,
     jobs: Vec<Job>,
-    heads: HeadDecoder,
+    head_decoder: HeadDecoder,
     policy: Policy,
     lent: Vec<u8>,
-    date: Date,
-    ledger: Ledger,
-    register: Register,
+    date: ResponseDate,
+    recorder: Recorder,
+    registry: MetricsRegistry,
     /// Keys with a completed fetch, including those of the other client.
     answered: u64,
     writes: usize,
@@ -118,12 +118,12 @@ impl<'a> Driver<'a> {
             connection: Connection::new(1, 0),
             is_paused: false,
             jobs: Vec::new(),
-            heads: HeadDecoder::new(),
+            head_decoder: HeadDecoder::new(),
             policy: Policy::default(),
             lent: Vec::with_capacity(1024),
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
             recorder: Recorder::new(true),
-            register: MetricsRegistry::default(),
+            registry: MetricsRegistry::default(),
             answered: 0,
             writes: 0,
             sent: Vec::new(),
@@ -138,10 +138,10 @@ impl<'a> Driver<'a> {
         let mut other = Connection::new(2, 0);
         for key in HITS.into_iter().filter(|key| key.iter().all(|byte| self.wire.contains(byte))) {
             let get = format!("*2\r\n$3\r\nGET\r\n${}\r\n{}\r\n", key.len(), key.escape_ascii());
-            serve(self).take_in(&mut other, 1, get.as_bytes());
+            serve(self).on_input(&mut other, 1, get.as_bytes());
             let Some(job) = self.jobs.pop() else { panic!("the key is already cached") };
-            let fetched = Fetched { value: Value::new(self.world.value(key)), remaining: None };
-            self.proxy.complete(Completion { flight: job.flight, result: Ok(Some(fetched)) }, NOW, |_, _| ());
+            let fetched = FetchedValue { value: Value::new(self.world.value(key)), ttl: None };
+            self.proxy.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, NOW, |_, _| ());
             self.answered += 1;
         }
         self.recorder = Recorder::new(true);
@@ -182,7 +182,7 @@ impl<'a> Driver<'a> {
                 Step::Receive => self.receive(choices.next_piece((self.wire.len() - self.at).max(1))),
                 Step::Send => {
                     let style = if self.writes > SHORT_WRITES { 0 } else { write / 3 };
-                    let max = choices.size(style, self.connection.outgoing().unsent().max(1));
+                    let max = choices.size(style, self.connection.send_buffer().unsent_bytes().max(1));
                     self.send(max.max(1));
                 }
                 Step::Complete => {
@@ -194,22 +194,22 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Returns true if a step is possible, by the rules of the worker (`server/client.rs`).
+    /// Returns true if a step is possible, by the policy of the worker (`server/client.rs`).
     fn can(&mut self, step: Step) -> bool {
         match step {
-            Step::Receive => self.connection.takes_requests() && (self.is_paused || self.at < self.wire.len()),
-            Step::Send => !self.connection.outgoing().is_empty(),
+            Step::Receive => self.connection.can_take_request() && (self.is_paused || self.at < self.wire.len()),
+            Step::Send => !self.connection.send_buffer().is_empty(),
             Step::Complete => !self.jobs.is_empty(),
         }
     }
 
     fn receive(&mut self, max: usize) {
-        let unsent = self.connection.outgoing().unsent();
+        let unsent = self.connection.send_buffer().unsent_bytes();
         let mut lent = std::mem::take(&mut self.lent);
         self.connection.send_buffer().lend_tail(&mut lent);
         let mut connection = std::mem::replace(&mut self.connection, Connection::new(0, 0));
         self.is_paused = if self.is_paused {
-            serve(self).resume(&mut connection, 0)
+            serve(self).resume_input(&mut connection, 0)
         } else {
             let piece = &self.wire[self.at..self.at.saturating_add(max).min(self.wire.len())];
             self.at += piece.len();
@@ -232,7 +232,7 @@ impl<'a> Driver<'a> {
         }
         let taken = self.sent.len() - before;
         assert!(taken > 0, "output is pending and none can be sent");
-        self.connection.outgoing().advance(taken);
+        self.connection.send_buffer().advance(taken);
     }
 
     fn complete(&mut self, place: usize) {
@@ -250,36 +250,36 @@ impl<'a> Driver<'a> {
         let unparsed = self.connection.take_unparsed();
         let max_unparsed = if self.is_paused { self.wire.len() } else { self.world.max_unparsed };
         assert!(unparsed.len() <= max_unparsed, "{} unparsed bytes", unparsed.len());
-        self.connection.keep(unparsed);
-        self.proxy.tell(&mut self.ledger.figures);
-        let open = self.ledger.figures.misses - self.answered;
-        assert!(open <= MAX_OPEN_KEYS as u64, "{open} pending keys");
+        self.connection.store_unparsed(unparsed);
+        self.proxy.export_metrics(&mut self.recorder.metrics);
+        let open = self.recorder.metrics.misses - self.answered;
+        assert!(open <= MAX_PENDING_KEYS as u64, "{open} pending keys");
         // One reply may exceed the limit, by the values of all its keys.
         let max_reply = MAX_REPLY_BYTES * self.world.max_keys;
-        let unsent = self.connection.outgoing().unsent();
+        let unsent = self.connection.send_buffer().unsent_bytes();
         assert!(unsent <= unsent_before.max(MAX_UNSENT_BYTES) + max_reply, "{unsent} unsent bytes");
     }
 
     /// Checks the number of pending replies. Called when everything is sent and only fetches are
     /// left.
     fn check_open_replies(&self) {
-        let open = self.connection.requests() - self.world.comparing.replies(&self.sent).len() as u64;
-        assert!(open <= MAX_OPEN_REPLIES as u64, "{open} pending replies");
+        let open = self.connection.request_count() - self.world.comparing.replies(&self.sent).len() as u64;
+        assert!(open <= MAX_PENDING_REPLIES as u64, "{open} pending replies");
     }
 
     /// Checks that all work is done, and returns the replies. Called when no step is possible.
     fn finish(mut self) -> Vec<Vec<u8>> {
-        assert!(self.connection.has_ended() || self.connection.takes_requests(), "the connection is stuck");
-        assert!(self.connection.has_ended() || self.at == self.wire.len(), "the connection stopped reading");
+        assert!(self.connection.is_closing() || self.connection.can_take_request(), "the connection is stuck");
+        assert!(self.connection.is_closing() || self.at == self.wire.len(), "the connection stopped reading");
         let replies = self.world.comparing.replies(&self.sent);
         self.check_no_wakeup_was_lost();
-        assert!(self.connection.is_settled(), "the connection waits for an event that never comes");
+        assert!(self.connection.is_flushed(), "the connection waits for an event that never comes");
         assert_eq!(self.proxy.validate(), Ok(()));
         // The last command with several keys may be incomplete.
-        let requests = self.connection.requests();
-        let figures = &self.ledger.figures;
+        let requests = self.connection.request_count();
+        let figures = &self.recorder.metrics;
         assert_eq!(figures.requests, requests, "requests that the metrics do not count");
-        let answers: u64 = figures.answers.as_flattened().iter().sum();
+        let answers: u64 = figures.requests_by_outcome.as_flattened().iter().sum();
         assert_eq!(answers, replies.len() as u64, "replies that the metrics do not count");
         self.check_lines(answers);
         let unfinished = requests - replies.len() as u64;
@@ -300,19 +300,19 @@ impl<'a> Driver<'a> {
 
     /// Checks that decoding needs no further call: resuming once more finds no work.
     fn check_no_wakeup_was_lost(&mut self) {
-        let requests = self.connection.requests();
+        let requests = self.connection.request_count();
         let mut connection = std::mem::replace(&mut self.connection, Connection::new(0, 0));
-        assert!(!serve(self).resume(&mut connection, 0), "decoding is paused without a reason");
+        assert!(!serve(self).resume_input(&mut connection, 0), "decoding is paused without a reason");
         self.connection = connection;
         assert!(
-            self.connection.requests() == requests && self.jobs.is_empty() && !self.can(Step::Send),
+            self.connection.request_count() == requests && self.jobs.is_empty() && !self.can(Step::Send),
             "work was left without a wakeup"
         );
     }
 }
 
 /// Returns the dispatcher. The only function that knows its fields.
-fn serve<'a>(driver: &'a mut Driver<'_>) -> Service<'a> {
-    let Driver { proxy, jobs, heads, rules, date, ledger, register, .. } = driver;
-    Service { proxy, jobs, heads, rules, date, ledger, register, number: 0, now: NOW }
+fn serve<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
+    let Driver { proxy, jobs, head_decoder, policy, date, recorder, registry, .. } = driver;
+    Dispatcher { read_through: proxy, jobs, head_decoder, policy, date, recorder, registry, worker_index: 0, now: NOW }
 }

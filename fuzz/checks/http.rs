@@ -28,8 +28,9 @@ pub fn check(input: &[u8]) {
 }
 
 /// Decodes a head. The only function that knows the decoder. It refuses hosts other than `x`.
-fn decode<'a>(wire: &'a [u8], heads: &'a mut Heads) -> Decoded<Head<'a>, Refusal> {
-    let rules = Rules { hosts: Hosts::parse("x").unwrap_or_default(), admin: true, ..Rules::default() };
+fn decode<'a>(wire: &'a [u8], heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
+    let rules =
+        Policy { allowed_hosts: AllowedHosts::parse("x").unwrap_or_default(), admin: true, ..Policy::default() };
     http::decode(wire, &rules, heads)
 }
 
@@ -39,7 +40,7 @@ fn check_head(wire: &[u8], choices: &mut Choices) {
     let mut ends: Vec<usize> = (0..=wire.len().min(ALL_PREFIXES)).collect();
     if let Decoded::Complete(head, length) = &whole {
         assert!((1..=wire.len().min(MAX_HEAD_BYTES + EMPTY_LINE_BYTES)).contains(length), "a head of {length} bytes");
-        if let Command::Get(key) = head.command {
+        if let HttpOperation::Get(key) = head.operation {
             assert!(key.len() < *length, "the key is longer than its head");
         }
         check_length(head.body, &wire[*length..], choices);
@@ -56,9 +57,9 @@ fn check_head(wire: &[u8], choices: &mut Choices) {
 }
 
 /// Checks that each prefix is incomplete, or decodes to the same result as the whole input.
-fn check_prefixes(wire: &[u8], ends: &[usize], whole: &Decoded<Head<'_>, Refusal>) {
+fn check_prefixes(wire: &[u8], ends: &[usize], whole: &Decoded<Head<'_>, HttpRefusal>) {
     // Neither leftovers of other heads nor cached fields may change the result.
-    let mut heads = Heads::new();
+    let mut heads = HeadDecoder::new();
     assert_eq!(decode(wire, &mut heads), *whole, "second decode");
     heads.key = b"left over".to_vec();
     assert_eq!(decode(wire, &mut heads), *whole, "third decode");

@@ -88,13 +88,13 @@ impl Decoder {
         };
         assert!((1..=input.len()).contains(&consumed), "{consumed} bytes out of {}", input.len());
         match event {
-            Event::Nothing => {}
-            Event::Many(known, keys) => {
+            DecodeEvent::Skipped => {}
+            DecodeEvent::MultiStart(known, keys) => {
                 self.decoding.results.push(format!("{} of {keys}", known.text));
                 self.decoding.commands.push(vec![known.text.into()]);
             }
-            Event::Key(key) => self.decoding.commands.last_mut()?.push(key.into()),
-            Event::Refuse(refusal) => {
+            DecodeEvent::Key(key) => self.decoding.commands.last_mut()?.push(key.into()),
+            DecodeEvent::Refuse(refusal) => {
                 self.decoding.results.push(refusal.to_string());
                 // A command with several keys is already in the list.
                 let open = self.decoding.commands.last_mut().filter(|last| is_open(last, &self.decoding.results));
@@ -106,16 +106,16 @@ impl Decoder {
             DecodeEvent::Command(known, arguments) => {
                 let words = std::iter::once(known.text.as_bytes()).chain(arguments).map(<[u8]>::to_vec);
                 self.decoding.commands.push(words.collect());
-                let meaning = self.session.interpret(known, arguments);
-                let Meaning::Own = meaning else {
+                let meaning = self.session.operation_of(known, arguments);
+                let RespOperation::Local = meaning else {
                     self.decoding.results.push(format!("{meaning:?}"));
                     return Some(consumed);
                 };
                 let mut out = Vec::new();
-                let after = self.session.answer(known, arguments, &mut out);
-                let end = if after == After::Close { "END: " } else { "" };
+                let after = self.session.run_local(known, arguments, &mut out);
+                let end = if after == AfterReply::Close { "END: " } else { "" };
                 self.decoding.results.push(format!("{end}{}", out.escape_ascii()));
-                return (after == After::Next).then_some(consumed);
+                return (after == AfterReply::Continue).then_some(consumed);
             }
         }
         Some(consumed)
