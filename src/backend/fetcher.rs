@@ -139,7 +139,7 @@ impl Fetcher {
     /// Tells the log that a connection is lost, if it has not just told that of another one. Gives back what is told.
     fn log_loss(&self, error: &RedisError) -> String {
         let text = format!("lost a connection to Redis at {}: {}", self.connector.target(), describe_error(error));
-        match self.shared.should_log_loss(Instant::now()) {
+        match self.shared.should_log_loss() {
             None => log::debug!("{text}"),
             Some(0) => log::warn!("{text}"),
             Some(untold) => log::warn!("{text} ({untold} more lost since the last such line)"),

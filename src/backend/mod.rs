@@ -17,6 +17,7 @@ mod task;
 mod tracking;
 mod wire;
 
+use crate::log_throttle::LogThrottle;
 use crate::metrics::{RedisStatus, TrackingState, WorkerSlot};
 use crate::types::{Completion, Invalidation, Job};
 use fetcher::Fetcher;
@@ -41,9 +42,6 @@ pub const MAX_BATCH: usize = 128;
 
 /// Changes that are added under one lock: some ten microseconds.
 const INVALIDATIONS_PER_LOCK: usize = 1024;
-
-/// How long the log is silent after it has told of a lost connection: where each read is in vain, each costs one.
-const LOSS_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where nothing is read, Redis is asked so often whether it is still there, so that whoever asks the proxy is told what is so.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -102,6 +100,8 @@ struct PoolShared {
     inbox_ready: AtomicBool,
     /// Where others see how things are.
     slot: Arc<WorkerSlot>,
+    /// Start of the time that log throttles are passed.
+    started_at: Instant,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -123,9 +123,8 @@ struct PoolState {
     last_request: Option<Instant>,
     /// Until when keys are read without asking how long they have left.
     skip_ttl_until: Option<Instant>,
-    /// When the log last told of a lost connection, and how many were lost since.
-    loss_logged_at: Option<Instant>,
-    suppressed_losses: u64,
+    /// Throttle for the log lines about lost connections: without it each failed read logs one.
+    loss_log: LogThrottle,
     closed: bool,
 }
 
@@ -212,6 +211,7 @@ impl PoolShared {
             inbox: Mutex::default(),
             inbox_ready: AtomicBool::new(false),
             slot: worker_slot,
+            started_at: Instant::now(),
             wake: Box::new(wake),
         }
     }

@@ -4,7 +4,8 @@
 //! of them connects, and takes jobs once it is connected. Only where nobody is connected does it take them before, so that
 //! somebody tells the clients. Helpers look at the queue before they wait, and whoever leaves jobs behind calls another.
 
-use super::{LOSS_LOG_INTERVAL, MAX_BATCH, PoolShared, PoolState, QueuedJob, time_until};
+use super::{MAX_BATCH, PoolShared, PoolState, QueuedJob, time_until};
+use crate::types::Millis;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -111,15 +112,11 @@ impl PoolShared {
         (state.logged_outcome.replace(attempt) != Some(attempt)).then_some(attempt)
     }
 
-    /// Notes that the log might tell of a lost connection. Says whether it is to, and of how many it has not told meanwhile.
-    pub(super) fn should_log_loss(&self, now: Instant) -> Option<u64> {
-        let mut state = self.state();
-        if state.loss_logged_at.is_some_and(|told| now.saturating_duration_since(told) < LOSS_LOG_INTERVAL) {
-            state.suppressed_losses += 1;
-            return None;
-        }
-        state.loss_logged_at = Some(now);
-        Some(std::mem::take(&mut state.suppressed_losses))
+    /// Returns how many losses were not logged since the last one, if a lost connection is to be
+    /// logged now.
+    pub(super) fn should_log_loss(&self) -> Option<u64> {
+        let now = self.started_at.elapsed().as_millis() as Millis;
+        self.state().loss_log.admit(now)
     }
 
     /// Notes that a helper has lost its connection.

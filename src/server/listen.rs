@@ -1,6 +1,7 @@
 //! The listening socket: bound so that several loops can share a port, and accepting in a way that survives running out
 //! of descriptors neither deaf nor spinning.
 
+use crate::log_throttle::LogThrottle;
 use crate::types::Millis;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
@@ -20,9 +21,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long accepting rests when the system has no descriptors or memory for another connection and none of ours
 /// ends meanwhile.
 const ACCEPT_BACKOFF: Millis = 100;
-
-/// How long the log is silent after it has told of such a failure: clients that come and go at the limit would fill it.
-const ERROR_LOG_INTERVAL: Millis = 10_000;
 
 /// Binds a listening socket. With `share_port` other loops may bind the same address; the kernel spreads connections.
 pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpListener> {
@@ -113,8 +111,8 @@ pub(super) struct Acceptor {
     pending: bool,
     /// After a failure for want of resources: when to try again.
     backoff_until: Option<Millis>,
-    /// When such a failure may be logged again.
-    log_again_at: Millis,
+    /// Throttle for the log lines about such failures: at the limit each client that connects logs one.
+    error_log: LogThrottle,
 }
 
 impl Acceptor {
@@ -124,7 +122,7 @@ impl Acceptor {
             is_shared,
             pending: false,
             backoff_until: None,
-            log_again_at: 0,
+            error_log: LogThrottle::default(),
         }
     }
 
@@ -204,8 +202,7 @@ impl Acceptor {
                     // Out of descriptors or memory. The connection stays in the kernel's queue, and no new edge will
                     // tell of it: `waiting` stays true, and the deadline brings the loop back.
                     self.backoff_until = Some(now + ACCEPT_BACKOFF);
-                    if now >= self.log_again_at {
-                        self.log_again_at = now + ERROR_LOG_INTERVAL;
+                    if self.error_log.admit(now).is_some() {
                         log::error!(
                             "cannot accept client connections, they wait in the kernel: {error}; raise the limit of open files (ulimit -n)"
                         );

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// A room (a file or a folder of src), the rooms of this crate it may import, and the crates.
-const ROOMS: [(&str, &[&str], &[&str]); 16] = [
+const ROOMS: [(&str, &[&str], &[&str]); 17] = [
     ("types.rs", &[], &[]),
     ("config.rs", &["cache", "protocol"], &[]),
     ("cache", &["types"], &[]),
@@ -14,8 +14,9 @@ const ROOMS: [(&str, &[&str], &[&str]); 16] = [
     ("connection", &["metrics", "protocol", "types"], &[]),
     ("read_through.rs", &["cache", "metrics", "inflight", "types"], &["log"]),
     ("dispatch.rs", &["admin", "connection", "metrics", "protocol", "read_through", "types"], &[]),
+    ("log_throttle.rs", &["types"], &[]),
     ("log_writer.rs", &[], &["log"]),
-    ("backend", &["metrics", "types"], &["log", "redis"]),
+    ("backend", &["log_throttle", "metrics", "types"], &["log", "redis"]),
     (
         "server",
         &[
@@ -24,6 +25,7 @@ const ROOMS: [(&str, &[&str], &[&str]); 16] = [
             "config",
             "connection",
             "metrics",
+            "log_throttle",
             "log_writer",
             "protocol",
             "read_through",
