@@ -3,7 +3,7 @@
 //! Who is not alive is to be restarted; who is not ready is to be left alone and asked no more for a while. Redis' being away
 //! is no reason to restart: it would only lose the cache.
 
-use super::stats::quote;
+use super::json::{object, quote, quote_or_null};
 use crate::metrics::Snapshot;
 use crate::protocol::http::Status;
 
@@ -26,17 +26,23 @@ pub fn not_ready_reason(now: &Snapshot) -> Option<&str> {
     }
 }
 
-/// `/healthz`.
+/// Renders `/healthz`.
 pub fn healthz(now: &Snapshot) -> String {
     let status = if is_alive(now) { "ok" } else { "stuck" };
-    format!("{{\"status\":\"{status}\",\"workers\":{},\"stuck\":{}}}\n", now.workers, now.is_stuck)
+    let members =
+        [("status", quote(status)), ("workers", now.workers.to_string()), ("stuck", now.is_stuck.to_string())];
+    object(members) + "\n"
 }
 
-/// `/readyz`.
+/// Renders `/readyz`.
 pub fn readyz(now: &Snapshot) -> String {
-    let trouble = not_ready_reason(now);
-    let reason = trouble.map_or("null".into(), quote);
-    format!("{{\"ready\":{},\"reason\":{reason},\"freshness\":{}}}\n", trouble.is_none(), quote(&now.redis.freshness))
+    let reason = not_ready_reason(now);
+    let members = [
+        ("ready", reason.is_none().to_string()),
+        ("reason", quote_or_null(reason)),
+        ("freshness", quote(&now.redis.freshness)),
+    ];
+    object(members) + "\n"
 }
 
 #[cfg(test)]

@@ -1,9 +1,21 @@
-//! What the proxy tells of itself: figures for Prometheus, for scripts and for people, and whether it is well. Plain functions
-//! from figures to text.
+//! Renders the state of the proxy: pure functions from a [`Snapshot`] to the text of an admin
+//! endpoint.
+//!
+//! | file | renders | read by |
+//! |---|---|---|
+//! | `dashboard.rs`, `page.*` | `/`: an HTML page with plots and two tables | people |
+//! | `prometheus.rs` | `/metrics`: the text format of Prometheus | Prometheus |
+//! | `stats.rs` | `/stats`: all metrics as one JSON object | scripts, and the script of the page |
+//! | `health.rs` | `/healthz`, `/readyz`: status code and JSON | orchestrators, load balancers |
+//! | `info.rs` | the reply to the Redis command `INFO` | Redis clients and monitors |
+//!
+//! `json.rs` is the JSON writer that `stats.rs` and `health.rs` share. `stats.rs` also uses the
+//! rows of the dashboard's table and the reason of `/readyz`; no file imports `stats.rs`.
 
 mod dashboard;
 mod health;
 mod info;
+mod json;
 mod prometheus;
 mod stats;
 
@@ -12,9 +24,9 @@ pub use info::text as info;
 use crate::metrics::{InstanceInfo, Snapshot};
 use crate::protocol::http::{AdminEndpoint, AdminResponse, Status};
 
-/// What is to be told of `topic`.
-pub fn render(topic: AdminEndpoint, now: &Snapshot, settings: &InstanceInfo) -> AdminResponse {
-    let (status, content_type, policy, body) = match topic {
+/// Renders the response of `endpoint`.
+pub fn render(endpoint: AdminEndpoint, now: &Snapshot, settings: &InstanceInfo) -> AdminResponse {
+    let (status, content_type, policy, body) = match endpoint {
         AdminEndpoint::Dashboard => {
             (Status::Ok, "text/html; charset=utf-8", dashboard::CONTENT_SECURITY_POLICY, dashboard::html(now, settings))
         }

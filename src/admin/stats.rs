@@ -3,13 +3,13 @@
 
 use super::dashboard;
 use super::health::not_ready_reason;
+use super::json::{array, object, quote, quote_or_null};
 use crate::metrics::{
     BATCH_SIZE_BUCKETS, Histogram, InstanceInfo, LATENCY_BUCKETS_US, Protocol, RequestOutcome, Snapshot, TimeoutKind,
     TrackingState,
 };
-use crate::protocol::http::{Status, json};
+use crate::protocol::http::Status;
 use crate::types::Failure;
-use std::fmt::Display;
 
 /// Microseconds in a second.
 const SECOND: f64 = 1e6;
@@ -49,7 +49,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
     };
     let redis = [
         ("answers", redis.unavailable.is_none().to_string()),
-        ("reason", redis.unavailable.as_deref().map_or("null".into(), quote)),
+        ("reason", quote_or_null(redis.unavailable.as_deref())),
         ("freshness", quote(&redis.freshness)),
         ("tracking", quote(tracking)),
         ("epochs", metrics.flushes.to_string()),
@@ -72,7 +72,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("workers", now.workers.to_string()),
         ("stuck", now.is_stuck.to_string()),
         ("ready", not_ready_reason(now).is_none().to_string()),
-        ("reason", not_ready_reason(now).map_or("null".into(), quote)),
+        ("reason", quote_or_null(not_ready_reason(now))),
         ("requests", object(Protocol::NAMES.into_iter().zip([answers(0), answers(1)]))),
         ("responses", object(responses.map(|(status, count)| (status.code(), count)))),
         ("keys", object([("hits", metrics.hits), ("misses", metrics.misses), ("collapsed", metrics.collapsed)])),
@@ -88,26 +88,6 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("configuration", object(settings.configuration.iter().map(|(name, value)| (*name, quote(value))))),
     ];
     object(all) + "\n"
-}
-
-/// A JSON string.
-pub fn quote(text: &str) -> String {
-    let mut quoted = vec![b'"'];
-    json::escape(text.as_bytes(), &mut quoted);
-    quoted.push(b'"');
-    // Escaping makes ASCII of bytes that are ASCII, and leaves all others as they are.
-    String::from_utf8(quoted).unwrap_or_default()
-}
-
-/// A JSON object. Its names need no escaping, its values are JSON.
-fn object<'a>(members: impl IntoIterator<Item = (&'a str, impl Display)>) -> String {
-    let members: Vec<String> = members.into_iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
-    format!("{{{}}}", members.join(","))
-}
-
-fn array(elements: impl IntoIterator<Item = impl Display>) -> String {
-    let elements: Vec<String> = elements.into_iter().map(|element| element.to_string()).collect();
-    format!("[{}]", elements.join(","))
 }
 
 fn histogram<const N: usize>(histogram: &Histogram<N>, unit: f64) -> String {
