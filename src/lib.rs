@@ -1,16 +1,53 @@
-//! A read-through cache in front of one Redis: one event loop, one job. It answers `GET` for a key out of memory, over HTTP and
-//! over the Redis protocol, and reads through to Redis when it cannot.
+//! A read-through cache in front of one Redis. It serves `GET` from memory, over HTTP and over the
+//! Redis protocol, and reads missing keys from Redis.
+//!
+//! # Threads
+//!
+//! | thread | number | runs |
+//! |---|---|---|
+//! | `main` | 1 | `main.rs`: starts the others, then supervises. Pings the workers once a second ([`server::Watchdog`]). |
+//! | `signals` | 1 | `main.rs`: waits for SIGTERM, SIGINT and SIGHUP |
+//! | `loop-N` | `WORKERS` | [`server::Worker::run`]: one event loop with [`dispatch`], [`connection`], [`protocol`], [`read_through`], [`inflight`], [`cache`] and [`admin`] |
+//! | `redis-N` | `REDIS_CONNECTIONS` of each worker | `backend/fetcher.rs`: takes jobs and reads them over one blocking connection |
+//! | `redis-tracking` | 1 of each worker if `REDIS_TRACKING=on` | `backend/tracking.rs`: receives invalidations |
+//! | `redis-successor` | at most 1 of each worker, for one connect | `backend/tracking.rs`: connects a replacement for the tracking connection |
+//! | `log` | 1 of each log target | [`log_writer`]: writes the lines of all threads |
+//!
+//! They communicate as follows. No lock is held during I/O.
+//!
+//! | from | to | by |
+//! |---|---|---|
+//! | `loop-N` | `redis-N` | the job queue of [`backend::Pool`]: a mutex and condition variables; the worker locks it at most once a tick |
+//! | `redis-N`, `redis-tracking` | `loop-N` | completions and invalidations in the inbox of the pool, and a wakeup (eventfd) |
+//! | `redis-successor` | `redis-tracking` | a channel with the new connection |
+//! | `loop-N` | `main` | a channel: the worker has returned, and why |
+//! | `signals` | `main` | the same channel: the signal |
+//! | `signals` | `log` | on SIGHUP, the request to reopen the file |
+//! | `main` | `loop-N` | [`server::WorkerHandle`]: an atomic shutdown grace, and a wakeup; pings in [`metrics::WorkerSlot`] |
+//! | `loop-N`, `redis-N`, `redis-tracking` | all `loop-N`, `main` | [`metrics::MetricsRegistry`]: a copy of the worker's metrics, the state of its Redis connections |
+//! | all | `log` | the bounded buffer of [`log_writer::LogWriter`]; a full buffer drops lines and never blocks |
+//!
+//! Each worker owns its clients, its cache and its fetchers. Workers share no other data than the
+//! registry and process-wide counters: open connections, connection ids, pinned bytes and bytes of
+//! multi replies.
+//!
+//! # Path of a request
 //!
 //! ```text
-//! socket -> server -> connection decodes -> proxy decides -+-> hit:  connection encodes -> server -> socket
-//!                                                          +-> miss: backend reads Redis, wakes the loop;
-//!                                                                    proxy stores and answers all who wait
+//! socket -> server -> connection decodes -> read_through looks up
+//!             hit:  connection encodes -> server -> socket
+//!             miss: backend reads Redis, wakes the loop; read_through stores the value and
+//!                   replies to all waiters
 //! ```
 //!
-//! The rooms, from the inside out: [`types`] has the words all others share. [`cache`] and [`inflight`] keep state,
-//! [`read_through`] decides. [`protocol`] turns bytes into requests and replies into bytes, [`connection`] does so for one
-//! client, [`dispatch`] brings the two together. [`backend`] alone knows Redis, [`server`] alone knows sockets and the clock.
-//! Which room may import which is tested (`tests/model/layering.rs`); ARCHITECTURE.md says why.
+//! # Modules
+//!
+//! From the inside out: [`types`] defines the data that all modules share. [`cache`] and
+//! [`inflight`] keep state, [`read_through`] decides. [`protocol`] turns bytes into requests and
+//! replies into bytes, [`connection`] does so for one client, [`dispatch`] joins the two.
+//! [`backend`] alone calls Redis. [`server`] alone has the sockets of clients and the clock of the
+//! event loop. [`metrics`] counts, and [`admin`] renders the counts. `tests/model/layering.rs`
+//! checks which module may import which; ARCHITECTURE.md gives the reasons.
 
 pub mod admin;
 pub mod backend;
