@@ -8,6 +8,7 @@
 
 pub mod http;
 mod multi;
+mod output_budget;
 mod pinned;
 pub mod resp;
 mod send_buffer;

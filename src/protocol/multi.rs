@@ -7,29 +7,25 @@
 //! segments that never move, and a complete reply is rendered piece by piece, as the socket has room for it.
 
 use super::SendBuffer;
+use super::output_budget::OutputBudget;
 use super::pinned::{PinnedValue, can_pin};
 use super::resp::commands::{CommandName, CommandSpec};
 use super::resp::encode::{encode_error, encode_part, error_of};
 use super::resp::writer::{RespVersion, RespWriter};
 use crate::types::{Failure, KeyResult, Payload, Reply, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most bytes of values that one reply may hold. A first value may be longer.
 const MAX_MULTI_REPLY_BYTES: usize = 64 * 1024 * 1024;
 
-/// Most bytes that all such replies of the process may hold, beside one segment each, and beside long values: those are bounded
-/// with all others that wait for clients (`protocol/held.rs`). Clients that do not end their commands, or do not read, could fill
-/// the memory with them otherwise. Each may have half of what the others leave, so that a few of them do not keep everybody from
-/// asking for a little.
-const MAX_MULTI_BYTES: usize = 256 * 1024 * 1024;
+/// Bytes of all multi-key replies of the process, except for a first segment each and for long
+/// values, which `pinned` bounds. Without this limit, clients that leave commands unfinished or do not read
+/// could fill the memory.
+static MULTI_BUDGET: OutputBudget = OutputBudget::new(256 * 1024 * 1024);
 
 /// What a client is told whose reply would make it more.
 const MULTI_MEMORY_FULL: &str =
     "TRYAGAIN the memory limit for multi-key replies is reached; retry, or request fewer keys at once";
-
-/// How much they hold.
-static MULTI_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// The first segment for short values grows up to this; at least four of them fit. Every other one is twice as long as the
 /// one before, up to [`MAX_SEGMENT_BYTES`]: what is freed in pieces much smaller than the whole, jemalloc does not use
@@ -54,7 +50,7 @@ pub struct MultiReply {
     value_bytes: usize,
     /// Room in the segments behind the first.
     segment_bytes: usize,
-    /// What of [`HELD_BYTES`] is its own.
+    /// Bytes that [`MULTI_BUDGET`] counts for this reply.
     charged_bytes: usize,
     /// Parts that are rendered.
     rendered: usize,
@@ -193,18 +189,7 @@ impl MultiReply {
         let holds = self.segment_bytes + (self.parts.len() - self.rendered) * size_of::<Part>();
         // In whole segments: other loops count there too.
         let charge = holds / SEGMENT_BYTES * SEGMENT_BYTES;
-        // For nearly every key: nobody else's books are touched.
-        if charge == self.charged_bytes {
-            return;
-        }
-        if charge < self.charged_bytes {
-            MULTI_BYTES.fetch_sub(self.charged_bytes - charge, Ordering::Relaxed);
-            self.charged_bytes = charge;
-            return;
-        }
-        let others = MULTI_BYTES.fetch_add(charge - self.charged_bytes, Ordering::Relaxed) - self.charged_bytes;
-        self.charged_bytes = charge;
-        if charge > MAX_MULTI_BYTES.saturating_sub(others) / 2 {
+        if !MULTI_BUDGET.update_charge(std::mem::replace(&mut self.charged_bytes, charge), charge) {
             self.fail(MULTI_MEMORY_FULL.into());
         }
     }
@@ -241,14 +226,7 @@ impl MultiReply {
         self.failed = Some(error);
         (self.parts, self.pending, self.segments, self.value_bytes) = (Vec::new(), 0, Vec::new(), 0);
         (self.segment_bytes, self.rendered) = (0, 0);
-        self.release();
-    }
-
-    fn release(&mut self) {
-        if self.charged_bytes > 0 {
-            MULTI_BYTES.fetch_sub(self.charged_bytes, Ordering::Relaxed);
-            self.charged_bytes = 0;
-        }
+        self.charge();
     }
 
     /// Appends the reply. Only when it is complete. A long one is rendered later.
@@ -289,7 +267,7 @@ impl MultiReply {
                 Part::Long(value) => {
                     let length = value.bytes.len();
                     self.value_bytes -= length;
-                    encode_part(Payload::Shared(value.value()), 0..length, self.version, out);
+                    encode_part(Payload::Shared(&value), 0..length, self.version, out);
                 }
                 _ => RespWriter::new(out.tail(), self.version).null(),
             }
@@ -308,7 +286,7 @@ fn long(payload: Payload<'_>) -> Option<&Arc<Value>> {
 
 impl Drop for MultiReply {
     fn drop(&mut self) {
-        self.release();
+        MULTI_BUDGET.update_charge(self.charged_bytes, 0);
     }
 }
 

@@ -84,10 +84,7 @@ impl SendBuffer {
     pub fn push_multi(&mut self, mut multi: Box<MultiReply>) {
         if multi.memory_bytes() <= RENDER_WINDOW_BYTES {
             // Short: at once, without a turn of its own.
-            while !multi.is_rendered() {
-                multi.render(usize::MAX, self);
-            }
-            return;
+            return multi.render(usize::MAX, self);
         }
         self.seal_tail();
         self.queued_bytes += multi.memory_bytes();
