@@ -17,11 +17,11 @@
 mod common;
 mod harness;
 
-use common::admin::metric;
-use common::asking::{Answer, Client, keys, until_all_are_there, value_of};
-use common::resp::{Resp, command};
-use common::scene::{Scene, Way, fill};
-use common::{Http, Proxy, entries};
+use common::admin::read_metric;
+use common::client::{Client, Reply, numbered_keys, value_of, wait_until_all_served};
+use common::resp::{RespClient, encode_command};
+use common::testbed::{Route, Testbed, fill_redis};
+use common::{HttpClient, Proxy, entries};
 use harness::{COLUMNS, ROUND, ROUNDS, Rounds, pinned};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -58,10 +58,10 @@ trait Fault {
     }
 
     /// Prepares a pair of rounds; the baseline comes first.
-    fn prepare(&mut self, _scene: &Scene, _proxy: &Proxy) {}
+    fn prepare(&mut self, _scene: &Testbed, _proxy: &Proxy) {}
 
     /// Starts the fault.
-    fn begin(&mut self, scene: &mut Scene, proxy: &Proxy);
+    fn begin(&mut self, scene: &mut Testbed, proxy: &Proxy);
 
     /// Called before each hit with its number. Returns false to end the round.
     fn before_hit(&mut self, _number: usize) -> bool {
@@ -69,7 +69,7 @@ trait Fault {
     }
 
     /// Ends the fault.
-    fn end(&mut self, scene: &mut Scene, proxy: &Proxy);
+    fn end(&mut self, scene: &mut Testbed, proxy: &Proxy);
 
     /// Returns the time of the slowest error reply to a key that is not cached, or zero.
     fn slowest_error(&self) -> Duration {
@@ -83,7 +83,7 @@ struct RedisFault {
     misses: Misses,
 }
 
-type Step = fn(&mut Scene);
+type Step = fn(&mut Testbed);
 
 /// Returns all faults with their names. The first has the same misses without any fault.
 fn all_faults() -> Vec<(&'static str, Box<dyn Fault>)> {
@@ -91,17 +91,17 @@ fn all_faults() -> Vec<(&'static str, Box<dyn Fault>)> {
         |begin, end| -> Box<dyn Fault> { Box::new(RedisFault { steps: (begin, end), misses: Misses::default() }) };
     vec![
         ("none, same misses", fault(|_| (), |_| ())),
-        ("Redis frozen", fault(Scene::freeze, Scene::thaw)),
-        ("Redis killed", fault(Scene::kill, Scene::restart)),
-        ("garbage replies", fault(|scene| scene.lead_to(GARBAGE), Scene::look_up_at_once)),
-        ("name resolution takes 1 s", fault(|scene| scene.look_up_within(1000), Scene::look_up_at_once)),
+        ("Redis frozen", fault(Testbed::freeze, Testbed::thaw)),
+        ("Redis killed", fault(Testbed::kill, Testbed::restart)),
+        ("garbage replies", fault(|scene| scene.switch_dns_to(GARBAGE), Testbed::restore_dns)),
+        ("name resolution takes 1 s", fault(|scene| scene.delay_dns(1000), Testbed::restore_dns)),
         ("a million entries expire", Box::new(Expiry { at: SystemTime::UNIX_EPOCH, expired: 0.0, client: None })),
         ("a 64 MiB value is served", Box::new(LongValue { reader: None, unread: 0, buffer: vec![0; READ_BYTES] })),
     ]
 }
 
 impl Fault for RedisFault {
-    fn begin(&mut self, scene: &mut Scene, proxy: &Proxy) {
+    fn begin(&mut self, scene: &mut Testbed, proxy: &Proxy) {
         (self.steps.0)(scene);
         self.misses.begin(proxy);
     }
@@ -114,7 +114,7 @@ impl Fault for RedisFault {
         true
     }
 
-    fn end(&mut self, scene: &mut Scene, _proxy: &Proxy) {
+    fn end(&mut self, scene: &mut Testbed, _proxy: &Proxy) {
         self.misses.take_all_responses();
         (self.steps.1)(scene);
     }
@@ -127,7 +127,7 @@ impl Fault for RedisFault {
 /// Requests for keys that are not cached, each key once.
 struct Misses {
     /// Clients, each with the times of its pending requests.
-    clients: Vec<(Http, VecDeque<Instant>)>,
+    clients: Vec<(HttpClient, VecDeque<Instant>)>,
     due: Instant,
     next: usize,
     slowest_error: Duration,
@@ -151,7 +151,7 @@ impl Misses {
         self.due += MISS_INTERVAL;
         self.next += 1;
         let (client, pending) = &mut self.clients[self.next % CONNECTIONS];
-        client.ask(&format!("/raw/miss-{}", self.next));
+        client.send_get(&format!("/raw/miss-{}", self.next));
         pending.push_back(Instant::now());
     }
 
@@ -161,7 +161,7 @@ impl Misses {
         if pending.is_empty() || !client.has_input() {
             return;
         }
-        let status = client.response().status;
+        let status = client.read_response().status;
         let sent_at = pending.pop_front().expect("a pending request");
         if status != 404 {
             self.slowest_error = self.slowest_error.max(sent_at.elapsed());
@@ -189,7 +189,7 @@ struct Expiry {
     /// Value of the counter before the round.
     expired: f64,
     /// Client that reads the number of entries.
-    client: Option<Resp>,
+    client: Option<RespClient>,
 }
 
 impl Fault for Expiry {
@@ -199,20 +199,20 @@ impl Fault for Expiry {
         vec![("CACHE_SIZE", (ENTRIES + 10_000).to_string()), ("REDIS_TIMEOUT", "10000".into())]
     }
 
-    fn prepare(&mut self, scene: &Scene, proxy: &Proxy) {
+    fn prepare(&mut self, scene: &Testbed, proxy: &Proxy) {
         self.at = SystemTime::now() + FILL_TIME;
-        entries::seed(&scene.redis, ENTRIES, self.at);
-        entries::read(proxy, ENTRIES);
+        entries::fill_redis(&scene.redis, ENTRIES, self.at);
+        entries::read_through_proxy(proxy, ENTRIES);
         scene.redis.run(&["FLUSHALL", "SYNC"]);
-        fill(&scene.redis);
-        self.expired = metric(proxy, EXPIRED);
-        self.client = Some(Resp::connect(proxy.address));
+        fill_redis(&scene.redis);
+        self.expired = read_metric(proxy, EXPIRED);
+        self.client = Some(RespClient::connect(proxy.address));
         let left = self.at.duration_since(SystemTime::now()).unwrap_or_default();
         assert!(left > ROUND, "this machine is too slow: the entries expire during the baseline round");
         std::thread::sleep(left - ROUND - Duration::from_millis(100));
     }
 
-    fn begin(&mut self, _scene: &mut Scene, _proxy: &Proxy) {
+    fn begin(&mut self, _scene: &mut Testbed, _proxy: &Proxy) {
         std::thread::sleep(self.at.duration_since(SystemTime::now()).expect("entries that have not expired yet"));
     }
 
@@ -221,12 +221,12 @@ impl Fault for Expiry {
             return true;
         }
         let client = self.client.as_mut().expect("a connected client");
-        let left = client.text("DBSIZE").trim().trim_start_matches(':').parse::<usize>().expect("a number");
+        let left = client.call_text("DBSIZE").trim().trim_start_matches(':').parse::<usize>().expect("a number");
         left > ENTRIES / 100
     }
 
-    fn end(&mut self, _scene: &mut Scene, proxy: &Proxy) {
-        let expired = metric(proxy, EXPIRED) - self.expired;
+    fn end(&mut self, _scene: &mut Testbed, proxy: &Proxy) {
+        let expired = read_metric(proxy, EXPIRED) - self.expired;
         // The last check leaves at most one in a hundred.
         assert!(expired > ENTRIES as f64 * 0.99, "only {expired} entries expired in this round");
     }
@@ -234,7 +234,7 @@ impl Fault for Expiry {
 
 /// Client that reads a long value again and again, as fast as it arrives.
 struct LongValue {
-    reader: Option<Resp>,
+    reader: Option<RespClient>,
     /// Bytes of the reply that have not been read.
     unread: usize,
     buffer: Vec<u8>,
@@ -245,28 +245,28 @@ impl Fault for LongValue {
         vec![("MAX_VALUE_BYTES", LONG_BYTES.to_string()), ("REDIS_TIMEOUT", "10000".into())]
     }
 
-    fn prepare(&mut self, scene: &Scene, proxy: &Proxy) {
+    fn prepare(&mut self, scene: &Testbed, proxy: &Proxy) {
         if self.reader.is_none() {
             scene.redis.run(&["SETRANGE", "long", &(LONG_BYTES - 1).to_string(), "x"]);
             assert_eq!(proxy.get("/raw/long").body.len(), LONG_BYTES);
-            self.reader = Some(Resp::connect(proxy.address));
+            self.reader = Some(RespClient::connect(proxy.address));
         }
     }
 
-    fn begin(&mut self, _scene: &mut Scene, _proxy: &Proxy) {
+    fn begin(&mut self, _scene: &mut Testbed, _proxy: &Proxy) {
         self.reader().stream.set_nonblocking(true).expect("socket option");
     }
 
     fn before_hit(&mut self, _number: usize) -> bool {
         if self.unread == 0 {
-            self.reader().send(command(&["GET", "long"]));
+            self.reader().send(encode_command(&["GET", "long"]));
             self.unread = format!("${LONG_BYTES}\r\n\r\n").len() + LONG_BYTES;
         }
         self.read();
         true
     }
 
-    fn end(&mut self, _scene: &mut Scene, _proxy: &Proxy) {
+    fn end(&mut self, _scene: &mut Testbed, _proxy: &Proxy) {
         self.reader().stream.set_nonblocking(false).expect("socket option");
         while self.unread > 0 {
             self.read();
@@ -275,7 +275,7 @@ impl Fault for LongValue {
 }
 
 impl LongValue {
-    fn reader(&mut self) -> &mut Resp {
+    fn reader(&mut self) -> &mut RespClient {
         self.reader.as_mut().expect("a connected client")
     }
 
@@ -321,23 +321,23 @@ fn measure_hits(clients: &mut [Client], mut before_hit: impl FnMut(usize) -> boo
         let sent_at = Instant::now();
         let answer = clients[number % CONNECTIONS].get("hot");
         times.push(sent_at.elapsed());
-        assert_eq!(answer, Answer::Value(value_of("hot")));
+        assert_eq!(answer, Reply::Value(value_of("hot")));
     }
     times
 }
 
 /// Measures one row: baseline and disturbed rounds in turn.
 fn measure(name: &str, mut fault: Box<dyn Fault>) {
-    let mut scene = Scene::with(Way::Name);
+    let mut scene = Testbed::start(Route::Dns);
     serve_garbage(scene.redis.port);
     let (timeout, own) = (TIMEOUT.as_millis().to_string(), fault.variables());
     let mut variables = vec![("CACHE_TTL", "600"), ("REDIS_TIMEOUT", &timeout)];
     variables.extend(own.iter().map(|(name, value)| (*name, value.as_str())));
-    let proxy = scene.proxy_by(pinned(0, env!("CARGO_BIN_EXE_segment-redis-proxy")), &variables);
-    let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::http(proxy.address)).collect();
+    let proxy = scene.start_proxy_with(pinned(0, env!("CARGO_BIN_EXE_segment-redis-proxy")), &variables);
+    let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::connect_http(proxy.address)).collect();
     let mut rounds = Rounds::default();
     for number in 0..ROUNDS {
-        until_all_are_there(&proxy, &[keys("after", 100 * (number % 2)), vec!["hot".into()]].concat());
+        wait_until_all_served(&proxy, &[numbered_keys("after", 100 * (number % 2)), vec!["hot".into()]].concat());
         fault.prepare(&scene, &proxy);
         let baseline = measure_hits(&mut clients, |_| true);
         fault.begin(&mut scene, &proxy);

@@ -13,9 +13,9 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::entries::{read, seed};
-use common::resp::command;
-use common::{Proxy, Redis, until};
+use common::entries::{fill_redis, read_through_proxy};
+use common::resp::encode_command;
+use common::{Proxy, Redis, wait_for};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
@@ -44,7 +44,7 @@ type Row = fn(&Redis) -> f64;
 const ROWS: [(&str, Row); 4] = [
     ("at start", measure_start),
     ("idle HTTP connection", |redis| measure_connection(redis, b"GET /raw/hot HTTP/1.1\r\nHost: x\r\n\r\n")),
-    ("idle RESP connection", |redis| measure_connection(redis, &command(&["GET", "hot"]))),
+    ("idle RESP connection", |redis| measure_connection(redis, &encode_command(&["GET", "hot"]))),
     ("entry of 16 + 100 bytes", measure_entry),
 ];
 
@@ -52,15 +52,15 @@ const ROWS: [(&str, Row); 4] = [
 fn start(redis: &Redis) -> Proxy {
     let size = ENTRIES.to_string();
     let proxy = Proxy::start(redis, &[("CACHE_TTL", "3600"), ("CLIENT_IDLE_TIMEOUT", "3600"), ("CACHE_SIZE", &size)]);
-    until("the proxy is ready", || (proxy.get("/readyz").status == 200).then_some(()));
-    proxy.settled_descriptors();
+    wait_for("the proxy is ready", || (proxy.get("/readyz").status == 200).then_some(()));
+    proxy.wait_for_stable_descriptors();
     proxy
 }
 
 /// Returns the resident bytes. `smaps_rollup` counts pages; `VmRSS` lacks what each CPU has not
 /// added to it yet.
 fn read_resident(proxy: &Proxy) -> f64 {
-    let path = format!("/proc/{}/smaps_rollup", proxy.id());
+    let path = format!("/proc/{}/smaps_rollup", proxy.pid());
     let text = std::fs::read_to_string(path).expect("a running process");
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:")?.strip_suffix("kB"));
     line.expect("a figure in KiB").trim().parse::<f64>().expect("a number") * 1024.0
@@ -80,7 +80,7 @@ fn measure_start(redis: &Redis) -> f64 {
 /// Opens connections, each with one request and its response.
 fn connect(proxy: &Proxy, count: usize, request: &[u8]) -> Vec<TcpStream> {
     let ask = |_| {
-        let mut stream = until("the proxy accepts a connection", || TcpStream::connect(proxy.address).ok());
+        let mut stream = wait_for("the proxy accepts a connection", || TcpStream::connect(proxy.address).ok());
         stream.write_all(request).expect("the proxy reads");
         assert!(stream.read(&mut [0; 1024]).expect("a response") > 0, "the proxy closed the connection");
         stream
@@ -95,7 +95,7 @@ fn measure_connection(redis: &Redis, request: &[u8]) -> f64 {
     let before = read_settled(&proxy);
     let others = connect(&proxy, connection_count() - FIRST_CONNECTIONS, request);
     let each = (read_settled(&proxy) - before) / others.len() as f64;
-    assert!(proxy.descriptors() > first.len() + others.len(), "the proxy closed connections");
+    assert!(proxy.count_descriptors() > first.len() + others.len(), "the proxy closed connections");
     each
 }
 
@@ -109,13 +109,13 @@ fn connection_count() -> usize {
 /// Returns the memory of each of a million entries, with key and value.
 fn measure_entry(redis: &Redis) -> f64 {
     // Before the proxy starts: Redis does not reply meanwhile.
-    seed(redis, ENTRIES, SystemTime::now() + LONG);
+    fill_redis(redis, ENTRIES, SystemTime::now() + LONG);
     let proxy = start(redis);
     // The first keys load everything that all entries share.
     let first = ENTRIES / 100;
-    read(&proxy, first);
+    read_through_proxy(&proxy, first);
     let before = read_settled(&proxy);
-    read(&proxy, ENTRIES);
+    read_through_proxy(&proxy, ENTRIES);
     (read_settled(&proxy) - before) / (ENTRIES - first) as f64
 }
 

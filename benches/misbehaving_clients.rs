@@ -14,8 +14,8 @@
 mod common;
 mod harness;
 
-use common::asking::Client;
-use common::{Proxy, Redis, until};
+use common::client::Client;
+use common::{Proxy, Redis, wait_for};
 use harness::{COLUMNS, ROUND, ROUNDS, Rounds, pinned};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -51,7 +51,7 @@ const MISBEHAVIOURS: [(&str, Misbehaviour); 6] = [
 ];
 
 fn connect(address: SocketAddr) -> TcpStream {
-    until("the proxy accepts a connection", || TcpStream::connect(address).ok())
+    wait_for("the proxy accepts a connection", || TcpStream::connect(address).ok())
 }
 
 /// Sends a byte a second over each of many connections.
@@ -137,8 +137,8 @@ fn measure(name: &str, misbehave: Misbehaviour) {
     let max_connections = if name.contains("MAX_CONNECTIONS") { FEW_CONNECTIONS } else { "10000" };
     let command = pinned(0, env!("CARGO_BIN_EXE_segment-redis-proxy"));
     let variables = [("CACHE_TTL", "3600"), ("CLIENT_TIMEOUT", "3"), ("MAX_CONNECTIONS", max_connections)];
-    let proxy = Proxy::start_with(command, redis.port, &variables);
-    let mut clients = Client::some(proxy.address, CONNECTIONS);
+    let proxy = Proxy::start_command(command, redis.port, &variables);
+    let mut clients = Client::connect_mixed(proxy.address, CONNECTIONS);
     clients.iter_mut().for_each(|client| _ = client.get("hot"));
     let mut rounds = Rounds::default();
     for _ in 0..ROUNDS {

@@ -6,8 +6,8 @@
 
 mod common;
 
-use common::resp::{Resp, command};
-use common::{Http, Proxy, Redis, strace};
+use common::resp::{RespClient, encode_command};
+use common::{HttpClient, Proxy, Redis, strace};
 use segment_redis_proxy::config::Config;
 use segment_redis_proxy::server::{ConnectionLimiter, Worker, bind};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -78,17 +78,17 @@ fn a_hit_allocates_nothing() {
         COUNTED.with(|counted| counted.set(true));
         server.run().expect("it polls");
     });
-    let mut client = Http::connect(address);
+    let mut client = HttpClient::connect(address);
     let paths = ["/key/a", "/raw/a", "/key/text", "/key/%61?query"];
     for path in paths.iter().cycle().take(100) {
         assert_eq!(client.get(path).status, 200);
     }
-    let mut resp = [Resp::connect(address), Resp::connect(address)];
-    assert!(resp[1].text("HELLO 3").starts_with('%'));
+    let mut resp = [RespClient::connect(address), RespClient::connect(address)];
+    assert!(resp[1].call_text("HELLO 3").starts_with('%'));
     let hits = [
-        (command(&["GET", "a"]), "$1\r\n1\r\n"),
-        (command(&["STRLEN", "text"]), ":13\r\n"),
-        (command(&["GETRANGE", "text", "0", "3"]), "$4\r\nwith\r\n"),
+        (encode_command(&["GET", "a"]), "$1\r\n1\r\n"),
+        (encode_command(&["STRLEN", "text"]), ":13\r\n"),
+        (encode_command(&["GETRANGE", "text", "0", "3"]), "$4\r\nwith\r\n"),
     ];
     let misses = ALLOCATIONS.load(Ordering::Relaxed);
     assert!(misses > 0, "nothing is counted");
@@ -96,7 +96,7 @@ fn a_hit_allocates_nothing() {
     let fewest = (0..5).map(|_| {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         for path in paths.iter().cycle().take(1000) {
-            assert!(client.get(path).field("cache-status").contains("hit"));
+            assert!(client.get(path).header("cache-status").contains("hit"));
         }
         for (command, reply) in hits.iter().cycle().take(1000) {
             resp.iter_mut().for_each(|client| expect(client, command, reply));
@@ -109,7 +109,7 @@ fn a_hit_allocates_nothing() {
 }
 
 /// Sends a command and reads its reply, each at once.
-fn expect(client: &mut Resp, command: &[u8], reply: &str) {
+fn expect(client: &mut RespClient, command: &[u8], reply: &str) {
     client.send(command);
     let mut received = [0; 64];
     client.stream.read_exact(&mut received[..reply.len()]).expect("a reply");
@@ -123,18 +123,18 @@ fn a_hit_costs_two_system_calls_beside_the_poll() {
     let redis = Redis::start();
     redis.set("a", "1");
     let summary = std::env::temp_dir().join(format!("segment-redis-proxy-strace-{}", redis.port));
-    let [strace, arguments @ ..] = strace::around(env!("CARGO_BIN_EXE_segment-redis-proxy"), &summary);
+    let [strace, arguments @ ..] = strace::wrap_command(env!("CARGO_BIN_EXE_segment-redis-proxy"), &summary);
     let mut strace = Command::new(strace);
     strace.args(arguments);
-    let proxy = Proxy::start_with(strace, redis.port, &[("CACHE_TTL", "600")]);
+    let proxy = Proxy::start_command(strace, redis.port, &[("CACHE_TTL", "600")]);
     let mut client = proxy.connect();
-    let (mut resp, get) = (Resp::connect(proxy.address), command(&["GET", "a"]));
+    let (mut resp, get) = (RespClient::connect(proxy.address), encode_command(&["GET", "a"]));
     for _ in 0..HITS / 2 {
         assert_eq!(client.get("/key/a").status, 200);
         expect(&mut resp, &get, "$1\r\n1\r\n");
     }
-    assert_eq!(proxy.end("TERM"), Some(0));
-    let calls = strace::calls(&summary);
+    assert_eq!(proxy.stop("TERM"), Some(0));
+    let calls = strace::read_counts(&summary);
     std::fs::remove_file(&summary).expect("it can be removed");
     let polls = calls.get("epoll_wait").copied().unwrap_or(0);
     assert!(polls > 0, "strace has seen nothing: {calls:?}");
@@ -147,7 +147,7 @@ fn a_hit_costs_two_system_calls_beside_the_poll() {
 fn a_thread_that_strace_left_in_the_middle_of_something_is_no_system_call() {
     let text = "19098 ???( <detached ...>\n    calls syscall\n--------- ----------------\n\
                 \x20      58 futex\n    20014 recvfrom\n--------- ----------------\n    20072 total\n";
-    let table = strace::table(text).expect("a table");
+    let table = strace::parse_counts(text).expect("a table");
     assert_eq!((table.len(), table["futex"], table["recvfrom"]), (2, 58, 20014));
-    assert!(strace::table(&text[..text.len() - 20]).is_none());
+    assert!(strace::parse_counts(&text[..text.len() - 20]).is_none());
 }

@@ -1,7 +1,7 @@
 //! Harness shared by the benchmarks that compare hits with and without a fault: CPU pinning,
 //! alternating rounds, and the table of results.
 
-use crate::common::asking::percentile;
+use crate::common::client::percentile;
 use std::process::Command;
 use std::time::Duration;
 

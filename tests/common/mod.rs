@@ -9,14 +9,14 @@
 )]
 
 pub mod admin;
-pub mod asking;
+pub mod client;
 pub mod entries;
-pub mod fresh;
+pub mod freshness;
 pub mod relay;
 pub mod resolver;
 pub mod resp;
-pub mod scene;
 pub mod strace;
+pub mod testbed;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
@@ -27,11 +27,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up. Generous: it only matters when something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Asks again and again until there is an answer.
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         if let Some(answer) = ask() {
             return answer;
@@ -77,7 +77,7 @@ impl Redis {
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
-        until("redis-server answers", || {
+        wait_for("redis-server answers", || {
             if child.try_wait().expect("a child can be waited for").is_some() {
                 return Some(false);
             }
@@ -110,15 +110,15 @@ impl Redis {
     }
 
     /// How often a command was called.
-    pub fn calls(&self, command: &str) -> u64 {
+    pub fn count_calls(&self, command: &str) -> u64 {
         let info: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connect()).expect("INFO works");
         let line = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.map_or(0, |rest| rest.split(',').next().expect("a count").parse().expect("a number"))
     }
 
     /// How often the proxy has read a key. Each read asks for the time the key has left.
-    pub fn reads(&self) -> u64 {
-        self.calls("pttl")
+    pub fn count_reads(&self) -> u64 {
+        self.count_calls("pttl")
     }
 
     /// The process stops answering, its sockets stay open.
@@ -165,19 +165,19 @@ pub struct Proxy {
 impl Proxy {
     /// Starts it in front of `redis`, with further variables.
     pub fn start(redis: &Redis, variables: &[(&str, &str)]) -> Proxy {
-        Proxy::start_before(redis.port, variables)
+        Proxy::start_on_redis_port(redis.port, variables)
     }
 
     /// Starts it in front of whatever is at a port.
-    pub fn start_before(redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
-        Proxy::start_with(Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy")), redis_port, variables)
+    pub fn start_on_redis_port(redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
+        Proxy::start_command(Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy")), redis_port, variables)
     }
 
     /// Starts it by a command that runs the binary, in front of whatever is at `redis_port`.
-    pub fn start_with(mut command: Command, redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
+    pub fn start_command(mut command: Command, redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
         let (mut reader, writer) = std::io::pipe().expect("a pipe");
         command.stderr(writer);
-        let proxy = Proxy::start_logging_to(command, redis_port, variables, &mut reader);
+        let proxy = Proxy::start_with_log_pipe(command, redis_port, variables, &mut reader);
         let lines = Arc::clone(&proxy.log);
         std::thread::spawn(move || {
             for line in BufReader::new(reader).lines().map_while(Result::ok) {
@@ -188,7 +188,7 @@ impl Proxy {
     }
 
     /// Starts it by a command, to listen on that port and to log to where nobody looks.
-    pub fn start_silent(mut command: Command, redis_port: u16, variables: &[(&str, &str)], port: u16) -> Proxy {
+    pub fn start_unlogged(mut command: Command, redis_port: u16, variables: &[(&str, &str)], port: u16) -> Proxy {
         let child = Proxy::spawn(&mut command, redis_port, variables);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let proxy = Proxy { child, address, log: Arc::default() };
@@ -211,7 +211,7 @@ impl Proxy {
     }
 
     /// Starts it by a command whose log goes to the pipe that `log` reads, and reads it only until it listens.
-    pub fn start_logging_to(
+    pub fn start_with_log_pipe(
         mut command: Command,
         redis_port: u16,
         variables: &[(&str, &str)],
@@ -243,12 +243,12 @@ impl Proxy {
         self.log.lock().expect("no test holds it and panics").join("\n")
     }
 
-    pub fn id(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn connect(&self) -> Http {
-        Http::connect(self.address)
+    pub fn connect(&self) -> HttpClient {
+        HttpClient::connect(self.address)
     }
 
     /// One request on a connection of its own.
@@ -257,24 +257,24 @@ impl Proxy {
     }
 
     /// A figure in KiB from `/proc/<id>/status`, such as `VmRSS` or `VmHWM`.
-    pub fn memory(&self, field: &str) -> u64 {
+    pub fn memory_kib(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok()).expect("a figure")
     }
 
     /// How many files and sockets it has open.
-    pub fn descriptors(&self) -> usize {
+    pub fn count_descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
     }
 
     /// How many files it has open once that does not change any more: connections that have ended are closed, and those to
     /// Redis are open.
-    pub fn settled_descriptors(&self) -> usize {
-        until("nothing is opened or closed any more", || {
-            let count = self.descriptors();
+    pub fn wait_for_stable_descriptors(&self) -> usize {
+        wait_for("nothing is opened or closed any more", || {
+            let count = self.count_descriptors();
             std::thread::sleep(Duration::from_millis(50));
-            (count == self.descriptors()).then_some(count)
+            (count == self.count_descriptors()).then_some(count)
         })
     }
 
@@ -300,14 +300,14 @@ impl Proxy {
     }
 
     /// Sends a signal and says with which code it ended.
-    pub fn end(self, name: &str) -> Option<i32> {
+    pub fn stop(self, name: &str) -> Option<i32> {
         signal(&self.child, name);
-        self.wait()
+        self.wait_for_exit()
     }
 
     /// Waits for its end and says with which code.
-    pub fn wait(mut self) -> Option<i32> {
-        until("the proxy ends", || self.child.try_wait().expect("a child can be waited for")).code()
+    pub fn wait_for_exit(mut self) -> Option<i32> {
+        wait_for("the proxy ends", || self.child.try_wait().expect("a child can be waited for")).code()
     }
 }
 
@@ -325,7 +325,7 @@ impl Drop for Proxy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     pub status: u16,
-    pub fields: HashMap<String, String>,
+    pub headers: HashMap<String, String>,
     pub body: Vec<u8>,
 }
 
@@ -334,8 +334,8 @@ impl Response {
         String::from_utf8(self.body.clone()).expect("a body that is text")
     }
 
-    pub fn field(&self, name: &str) -> &str {
-        self.fields.get(name).map_or("", String::as_str)
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
     }
 
     pub fn is_from_cache(&self) -> bool {
@@ -344,37 +344,37 @@ impl Response {
 }
 
 /// A connection that speaks just enough HTTP to see exactly what comes.
-pub struct Http {
+pub struct HttpClient {
     stream: BufReader<TcpStream>,
 }
 
-impl Http {
-    pub fn connect(address: SocketAddr) -> Http {
-        let stream = until("the proxy takes connections", || TcpStream::connect(address).ok());
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out can be set");
+impl HttpClient {
+    pub fn connect(address: SocketAddr) -> HttpClient {
+        let stream = wait_for("the proxy takes connections", || TcpStream::connect(address).ok());
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("a time-out can be set");
         stream.set_nodelay(true).expect("an option can be set");
-        Http { stream: BufReader::new(stream) }
+        HttpClient { stream: BufReader::new(stream) }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.get_mut().write_all(bytes.as_ref()).expect("the proxy reads");
     }
 
-    pub fn ask(&mut self, path: &str) {
+    pub fn send_get(&mut self, path: &str) {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
     }
 
     pub fn get(&mut self, path: &str) -> Response {
-        self.ask(path);
-        self.response()
+        self.send_get(path);
+        self.read_response()
     }
 
-    pub fn response(&mut self) -> Response {
-        self.response_to("GET")
+    pub fn read_response(&mut self) -> Response {
+        self.read_response_to("GET")
     }
 
     /// The next response; one to `HEAD_PREFIX` has no body.
-    pub fn response_to(&mut self, method: &str) -> Response {
+    pub fn read_response_to(&mut self, method: &str) -> Response {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let length = self.stream.read_until(b'\n', &mut head).expect("a response comes");
@@ -394,11 +394,11 @@ impl Http {
         };
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body).expect("a whole body");
-        Response { status: status.expect("a status line"), fields, body }
+        Response { status: status.expect("a status line"), headers: fields, body }
     }
 
     /// Whether the proxy has closed its side, with nothing left to read.
-    pub fn is_closed(&mut self) -> bool {
+    pub fn reads_eof(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0))
     }
 
@@ -420,7 +420,7 @@ impl Http {
 }
 
 /// A server that takes connections and closes each after what `serve` does with it. Says how many it had.
-pub fn fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
+pub fn start_fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("an address").port();
     let (count, serve) = (Arc::new(AtomicUsize::new(0)), Arc::new(serve));
@@ -437,8 +437,10 @@ pub fn fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (u1
 
 /// A server that answers each command with what `answer` says to it, given its words in upper case; with nothing it
 /// closes the connection.
-pub fn scripted_redis(answer: impl Fn(&[String]) -> Option<String> + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
-    fake_redis(move |stream| {
+pub fn start_scripted_redis(
+    answer: impl Fn(&[String]) -> Option<String> + Send + Sync + 'static,
+) -> (u16, Arc<AtomicUsize>) {
+    start_fake_redis(move |stream| {
         let mut parser = redis::Parser::new();
         let mut from = stream.try_clone().expect("a descriptor");
         while let Ok(redis::Value::Array(words)) = parser.parse_value(&mut from) {

@@ -1,6 +1,6 @@
 //! A relay between the proxy and Redis, to do to the network what the network may do to itself: delay, silence, cuts.
 
-use super::until;
+use super::wait_for;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -39,21 +39,21 @@ pub struct Relay {
 
 impl Relay {
     /// A relay to the Redis at `port`.
-    pub fn to(port: u16) -> Relay {
-        Relay::at(("127.0.0.1", 0), port)
+    pub fn start(port: u16) -> Relay {
+        Relay::start_at(("127.0.0.1", 0), port)
     }
 
     /// One that listens at an address of the test's choice.
-    pub fn at(address: (&str, u16), port: u16) -> Relay {
+    pub fn start_at(address: (&str, u16), port: u16) -> Relay {
         let listener = TcpListener::bind(address).expect("a free port");
         let relay = Relay { port: listener.local_addr().expect("an address").port(), state: Arc::default() };
-        relay.lead_to(port);
+        relay.set_target(port);
         let state = Arc::clone(&relay.state);
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let target = state.lock().expect("no panic").target;
                 if let Ok(server) = TcpStream::connect(("127.0.0.1", target)) {
-                    join(client, server, &state);
+                    connect_ends(client, server, &state);
                 }
             }
         });
@@ -61,12 +61,12 @@ impl Relay {
     }
 
     /// From now on new connections lead to the Redis at `port`.
-    pub fn lead_to(&self, port: u16) {
+    pub fn set_target(&self, port: u16) {
         self.state.lock().expect("no panic").target = port;
     }
 
     /// Cuts all connections of these purposes.
-    pub fn cut(&self, purposes: &[Purpose]) {
+    pub fn disconnect(&self, purposes: &[Purpose]) {
         let state = self.state.lock().expect("no panic");
         let concerned =
             |connection: &&Connection| connection.purpose.is_some_and(|purpose| purposes.contains(&purpose));
@@ -77,13 +77,13 @@ impl Relay {
     }
 
     /// Holds back what Redis sends to connections of one purpose.
-    pub fn hold(&self, purpose: Purpose) {
+    pub fn hold_replies(&self, purpose: Purpose) {
         self.state.lock().expect("no panic").held = Some(purpose);
     }
 
     /// Waits until something is held back.
-    pub fn until_held(&self) {
-        until("something is held back", || {
+    pub fn wait_until_held(&self) {
+        wait_for("something is held back", || {
             self.state.lock().expect("no panic").connections.iter().any(|one| !one.waiting.is_empty()).then_some(())
         });
     }
@@ -100,13 +100,13 @@ impl Relay {
     }
 
     /// How many connections of one purpose there are.
-    pub fn count(&self, purpose: Purpose) -> usize {
+    pub fn count_open(&self, purpose: Purpose) -> usize {
         let state = self.state.lock().expect("no panic");
         state.connections.iter().filter(|one| one.purpose == Some(purpose) && !one.closed).count()
     }
 }
 
-fn join(client: TcpStream, server: TcpStream, state: &Arc<Mutex<State>>) {
+fn connect_ends(client: TcpStream, server: TcpStream, state: &Arc<Mutex<State>>) {
     let clone = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
     for stream in [&client, &server] {
         stream.set_nodelay(true).expect("an option can be set");

@@ -15,28 +15,28 @@ pub struct Resolver {
 
 impl Resolver {
     /// The name leads to an address, at once.
-    pub fn to(address: &str) -> Resolver {
+    pub fn start(address: &str) -> Resolver {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let resolver = Resolver { file: own_path(&format!("name-{}", COUNT.fetch_add(1, Ordering::Relaxed))) };
-        resolver.says(0, address);
+        resolver.set_result(0, address);
         resolver
     }
 
     /// From now on a lookup takes so many milliseconds and finds `address`, of which there may be several with commas between
     /// them, or nothing if that is "nowhere".
-    pub fn says(&self, milliseconds: u32, address: &str) {
+    pub fn set_result(&self, milliseconds: u32, address: &str) {
         // Renamed, so that nobody reads half of it.
         let new = self.file.with_extension("new");
         std::fs::write(&new, format!("{milliseconds} {address}\n")).expect("a file can be written");
         std::fs::rename(&new, &self.file).expect("a file can be renamed");
     }
 
-    pub fn leads_to(&self, address: &str) -> bool {
+    pub fn resolves_to(&self, address: &str) -> bool {
         std::fs::read_to_string(&self.file).is_ok_and(|text| text.trim_end().ends_with(address))
     }
 
     /// What makes the proxy ask here.
-    pub fn variables(&self) -> [(&str, &str); 4] {
+    pub fn env(&self) -> [(&str, &str); 4] {
         let text = |path: &'static PathBuf| path.to_str().expect("a path that is text");
         let file = self.file.to_str().expect("a path that is text");
         [("LD_PRELOAD", text(library())), ("RESOLVER_NAME", NAME), ("RESOLVER_FILE", file), ("REDIS_HOST", NAME)]

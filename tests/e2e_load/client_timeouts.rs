@@ -1,7 +1,7 @@
 //! Clients that take their time: who trickles, who reads slowly or not at all, who does nothing, and who only waits for Redis.
 
-use crate::common::resp::{Resp, words};
-use crate::common::{Http, Proxy, Redis, until};
+use crate::common::resp::{RespClient, encode_words};
+use crate::common::{HttpClient, Proxy, Redis, wait_for};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ fn many(count: usize) -> usize {
 
 /// All that has come and will come, once the proxy has closed.
 fn rest(stream: &mut TcpStream) -> String {
-    stream.set_read_timeout(Some(crate::common::PATIENCE)).expect("a time-out can be set");
+    stream.set_read_timeout(Some(crate::common::TEST_TIMEOUT)).expect("a time-out can be set");
     let mut text = Vec::new();
     // A byte that the proxy has not read makes its end a reset; what came before has been read then.
     let _ = stream.read_to_end(&mut text);
@@ -40,12 +40,12 @@ fn rest(stream: &mut TcpStream) -> String {
 #[test]
 fn who_trickles_is_told_and_closed_at_a_fixed_time() {
     let (_redis, proxy) = start(&[("CLIENT_TIMEOUT", "3")]);
-    let descriptors = proxy.settled_descriptors();
+    let descriptors = proxy.wait_for_stable_descriptors();
     let count = many(5000);
     let begun = Instant::now();
     let mut slow: Vec<TcpStream> = (0..count)
         .map(|_| {
-            let mut stream = until("it is accepted", || TcpStream::connect(proxy.address).ok());
+            let mut stream = wait_for("it is accepted", || TcpStream::connect(proxy.address).ok());
             stream.write_all(&HEAD[..1 + count % 30]).expect("the proxy reads");
             stream
         })
@@ -55,7 +55,7 @@ fn who_trickles_is_told_and_closed_at_a_fixed_time() {
     // All are trickling, until nobody is left to trickle to.
     while slow.iter_mut().fold(false, |some, stream| trickle(stream, b'x') | some) {
         assert_eq!(client.get("/raw/a").text(), "value");
-        assert!(begun.elapsed() < crate::common::PATIENCE, "bytes that trickle move the deadline");
+        assert!(begun.elapsed() < crate::common::TEST_TIMEOUT, "bytes that trickle move the deadline");
         std::thread::sleep(Duration::from_millis(100));
         rounds += 1;
     }
@@ -66,7 +66,7 @@ fn who_trickles_is_told_and_closed_at_a_fixed_time() {
     assert_eq!(told, count, "not all were told");
     drop(slow);
     drop(client);
-    until("nobody is left", || (proxy.descriptors() <= descriptors).then_some(()));
+    wait_for("nobody is left", || (proxy.count_descriptors() <= descriptors).then_some(()));
     assert_eq!(proxy.get("/raw/a").text(), "value");
 }
 
@@ -98,7 +98,7 @@ fn every_part_of_a_request_has_to_come_in_time() {
             trickle(&mut stream, byte);
             std::thread::sleep(Duration::from_millis(50));
             bytes += 1;
-            assert!(started.elapsed() < crate::common::PATIENCE && bytes < 900, "{begun:?} is waited for");
+            assert!(started.elapsed() < crate::common::TEST_TIMEOUT && bytes < 900, "{begun:?} is waited for");
         }
         let text = reading.join().expect("no panic");
         let found = answers.iter().filter(|answer| text.contains(**answer)).count();
@@ -156,7 +156,7 @@ fn bursts_do_not_move_the_deadline_either() {
 fn the_proxys_own_pause_is_not_its_clients_fault() {
     let (_redis, proxy) = start(&[("CLIENT_TIMEOUT", "1"), ("CLIENT_IDLE_TIMEOUT", "1")]);
     // Several times as many as the loop is told of at a time.
-    let mut clients: Vec<Http> = (0..many(4000)).map(|_| proxy.connect()).collect();
+    let mut clients: Vec<HttpClient> = (0..many(4000)).map(|_| proxy.connect()).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.get("/raw/a").text(), "value"));
     // Half of them are in the middle of a request.
     let request = [HEAD, b"\r\n\r\n"].concat();
@@ -169,39 +169,39 @@ fn the_proxys_own_pause_is_not_its_clients_fault() {
     std::thread::sleep(Duration::from_secs(3));
     proxy.thaw();
     for client in &mut clients {
-        assert_eq!(client.response().text(), "value");
+        assert_eq!(client.read_response().text(), "value");
     }
 }
 
 #[test]
 fn who_asks_nothing_is_closed_and_who_asks_stays() {
     let (_redis, proxy) = start(&[("CLIENT_IDLE_TIMEOUT", "3"), ("CLIENT_TIMEOUT", "2")]);
-    let descriptors = proxy.settled_descriptors();
+    let descriptors = proxy.wait_for_stable_descriptors();
     let mut silent = proxy.connect();
     let mut silent_after_one = proxy.connect();
     assert_eq!(silent_after_one.get("/raw/a").text(), "value");
-    let mut silent_resp = Resp::connect(proxy.address);
-    assert_eq!(silent_resp.text("PING"), "+PONG\r\n");
+    let mut silent_resp = RespClient::connect(proxy.address);
+    assert_eq!(silent_resp.call_text("PING"), "+PONG\r\n");
     // An old client's line behind its last request, and commands that are none.
     let mut with_empty_line = proxy.connect();
     assert_eq!(with_empty_line.get("/raw/a").text(), "value");
     with_empty_line.send("\r\n");
-    let mut with_empty_commands = Resp::connect(proxy.address);
-    let (mut busy, mut busy_resp) = (proxy.connect(), Resp::connect(proxy.address));
+    let mut with_empty_commands = RespClient::connect(proxy.address);
+    let (mut busy, mut busy_resp) = (proxy.connect(), RespClient::connect(proxy.address));
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(5) {
         assert_eq!(busy.get("/raw/a").text(), "value");
-        assert_eq!(busy_resp.text("PING"), "+PONG\r\n");
+        assert_eq!(busy_resp.call_text("PING"), "+PONG\r\n");
         // It may have been closed already.
         let _ = with_empty_commands.stream.write_all(b"*0\r\n\r\n");
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert!(silent.is_closed() && silent_after_one.is_closed(), "something was said to who asked nothing");
-    assert!(with_empty_line.is_closed(), "an empty line was taken for the beginning of a request");
-    assert_eq!(with_empty_commands.until_closed(), "");
-    assert_eq!(silent_resp.until_closed(), "");
+    assert!(silent.reads_eof() && silent_after_one.reads_eof(), "something was said to who asked nothing");
+    assert!(with_empty_line.reads_eof(), "an empty line was taken for the beginning of a request");
+    assert_eq!(with_empty_commands.read_to_close(), "");
+    assert_eq!(silent_resp.read_to_close(), "");
     drop((busy, busy_resp));
-    until("nobody is left", || (proxy.descriptors() <= descriptors).then_some(()));
+    wait_for("nobody is left", || (proxy.count_descriptors() <= descriptors).then_some(()));
 }
 
 /// A client that reads nothing goes, one that reads slowly but reads stays, and neither takes memory.
@@ -211,18 +211,18 @@ fn who_takes_nothing_is_closed_and_who_takes_little_is_not() {
     let (redis, proxy) = start(&[("CLIENT_IDLE_TIMEOUT", "6")]);
     redis.run(&["SETRANGE", "long", &(LENGTH - 1).to_string(), "x"]);
     assert_eq!(proxy.get("/raw/long").body.len(), LENGTH);
-    let (descriptors, memory) = (proxy.settled_descriptors(), proxy.memory("VmRSS"));
+    let (descriptors, memory) = (proxy.wait_for_stable_descriptors(), proxy.memory_kib("VmRSS"));
     let begin = |window: Option<usize>| {
         let mut client = proxy.connect();
         if let Some(bytes) = window {
             let socket = socket2::SockRef::from(client.stream().get_ref());
             socket.set_recv_buffer_size(bytes).expect("an option can be set");
         }
-        client.ask("/raw/long");
+        client.send_get("/raw/long");
         client
     };
     // A small window, so that little of the reply is on its way; and the one that any client has.
-    let mut asleep: Vec<Http> = (0..50).map(|number| begin((number > 0).then_some(64 * 1024))).collect();
+    let mut asleep: Vec<HttpClient> = (0..50).map(|number| begin((number > 0).then_some(64 * 1024))).collect();
     let mut slow = [begin(Some(64 * 1024)), begin(None)];
     // At most 40 KiB a second.
     let (mut taken, mut buffer, begun) = ([0; 2], vec![0; 4 * 1024], Instant::now());
@@ -234,7 +234,7 @@ fn who_takes_nothing_is_closed_and_who_takes_little_is_not() {
     }
     println!("taken {taken:?} bytes in {:?}, of {LENGTH}", begun.elapsed());
     // Two are slow, and connections to Redis come and go; that each of the others is closed is seen below.
-    until("who takes nothing is closed", || (proxy.descriptors() <= descriptors + 2 + 4).then_some(()));
+    wait_for("who takes nothing is closed", || (proxy.count_descriptors() <= descriptors + 2 + 4).then_some(()));
     for client in &mut asleep {
         let mut all = Vec::new();
         // They have been reset: what they did not take, the kernel has forgotten.
@@ -248,7 +248,7 @@ fn who_takes_nothing_is_closed_and_who_takes_little_is_not() {
             (taken, last) = (taken + length, buffer[length - 1]);
         }
     }
-    assert!(proxy.memory("VmRSS") < memory + 8 * 1024, "{memory} KiB before, {} after", proxy.memory("VmRSS"));
+    assert!(proxy.memory_kib("VmRSS") < memory + 8 * 1024, "{memory} KiB before, {} after", proxy.memory_kib("VmRSS"));
 }
 
 /// Waiting for Redis is the proxy's time, not the client's.
@@ -257,16 +257,16 @@ fn who_waits_for_redis_is_neither_idle_nor_slow() {
     let timeouts = [("CLIENT_TIMEOUT", "0.5"), ("CLIENT_IDLE_TIMEOUT", "0.5"), ("REDIS_TIMEOUT", "60000")];
     let (redis, proxy) = start(&timeouts);
     redis.freeze();
-    let (mut http, mut resp) = (proxy.connect(), Resp::connect(proxy.address));
-    http.ask("/raw/none");
-    resp.send(words("GET other"));
+    let (mut http, mut resp) = (proxy.connect(), RespClient::connect(proxy.address));
+    http.send_get("/raw/none");
+    resp.send(encode_words("GET other"));
     // A request behind the one that waits is not whole; the reply to the first is worth waiting for.
     let mut begun = proxy.connect();
     begun.send([b"GET /raw/late HTTP/1.1\r\nHost: test\r\n\r\n".as_slice(), HEAD].concat());
     std::thread::sleep(Duration::from_secs(3));
     redis.thaw();
-    assert_eq!(http.response().status, 404);
-    assert_eq!(resp.rest(), b"$-1\r\n");
-    assert_eq!(begun.response().status, 404);
-    assert_eq!(begun.response().status, 408);
+    assert_eq!(http.read_response().status, 404);
+    assert_eq!(resp.read_replies(), b"$-1\r\n");
+    assert_eq!(begun.read_response().status, 404);
+    assert_eq!(begun.read_response().status, 408);
 }

@@ -1,6 +1,6 @@
 //! The design's rules that need the whole program to be seen: each test fails when its rule is broken.
 
-use crate::common::{Http, Proxy, Redis, until};
+use crate::common::{HttpClient, Proxy, Redis, wait_for};
 use std::collections::HashMap;
 use std::io::Read;
 use std::time::Duration;
@@ -15,24 +15,24 @@ fn a_late_completion_does_not_answer_a_new_client_in_the_same_place() {
     assert_eq!(proxy.get("/raw/other").status, 404);
     redis.freeze();
     let mut first = proxy.connect();
-    first.ask("/raw/first");
+    first.send_get("/raw/first");
     // The first client's request has been taken when a later one's of another client is answered.
     assert_eq!(proxy.get("/nothing").status, 404);
     // A reset, not a polite end: whoever closes politely gets its answer, so that its place is kept for it.
-    let with_first = proxy.settled_descriptors();
+    let with_first = proxy.wait_for_stable_descriptors();
     let socket = socket2::SockRef::from(first.stream().get_ref());
     socket.set_linger(Some(Duration::ZERO)).expect("an option can be set");
     drop(first);
-    until("the first is gone", || (proxy.descriptors() < with_first).then_some(()));
+    wait_for("the first is gone", || (proxy.count_descriptors() < with_first).then_some(()));
     // The next client gets its place.
     let mut second = proxy.connect();
-    second.ask("/raw/second");
+    second.send_get("/raw/second");
     assert_eq!(proxy.get("/nothing").status, 404);
     redis.thaw();
-    assert_eq!(second.response().text(), "for the second");
+    assert_eq!(second.read_response().text(), "for the second");
     let stored = second.get("/raw/first");
     assert_eq!(stored.text(), "for the first");
-    assert!(stored.field("cache-status").contains("hit"), "the value that came late was thrown away");
+    assert!(stored.header("cache-status").contains("hit"), "the value that came late was thrown away");
 }
 
 /// Rule 6: hits behind a slow miss wait for it; nothing is sent out of order.
@@ -46,7 +46,7 @@ fn replies_leave_in_request_order_with_a_slow_miss_first() {
     redis.freeze();
     let mut client = proxy.connect();
     for path in ["/raw/slow", "/raw/fast", "/nothing", "/raw/slow", "/raw/fast"] {
-        client.ask(path);
+        client.send_get(path);
     }
     for _ in 0..20 {
         assert_eq!(proxy.get("/raw/fast").text(), "fast");
@@ -54,7 +54,7 @@ fn replies_leave_in_request_order_with_a_slow_miss_first() {
     assert!(!client.has_input(), "something overtook the miss");
     redis.thaw();
     for (status, text) in [(200, "slow"), (200, "fast"), (404, ""), (200, "slow"), (200, "fast")] {
-        let response = client.response();
+        let response = client.read_response();
         assert_eq!(response.status, status);
         assert!(status == 404 || response.text() == text, "{response:?}");
     }
@@ -73,7 +73,7 @@ fn a_client_at_the_bound_of_open_replies_goes_on_by_itself() {
     assert_eq!(proxy.get("/nothing").status, 404);
     redis.thaw();
     for _ in 0..count {
-        assert_eq!(client.response().status, 404);
+        assert_eq!(client.read_response().status, 404);
     }
 }
 
@@ -84,17 +84,17 @@ fn a_thousand_concurrent_misses_of_one_key_are_one_get() {
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000")]);
     redis.set("wanted", "by all");
     redis.freeze();
-    let mut clients: Vec<Http> = (0..1000).map(|_| proxy.connect()).collect();
-    clients.iter_mut().for_each(|client| client.ask("/raw/wanted"));
+    let mut clients: Vec<HttpClient> = (0..1000).map(|_| proxy.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send_get("/raw/wanted"));
     assert_eq!(proxy.get("/nothing").status, 404);
     redis.thaw();
     let mut statuses: HashMap<String, usize> = HashMap::new();
     for client in &mut clients {
-        let response = client.response();
+        let response = client.read_response();
         assert_eq!(response.text(), "by all");
-        *statuses.entry(response.field("cache-status").to_owned()).or_default() += 1;
+        *statuses.entry(response.header("cache-status").to_owned()).or_default() += 1;
     }
-    assert_eq!(redis.reads(), 1);
+    assert_eq!(redis.count_reads(), 1);
     assert_eq!(statuses.get("segment-redis-proxy; fwd=miss; stored; ttl=15"), Some(&1), "{statuses:?}");
     assert_eq!(statuses.get("segment-redis-proxy; fwd=miss; collapsed; stored; ttl=15"), Some(&999), "{statuses:?}");
 }
@@ -110,14 +110,14 @@ fn an_idle_proxy_gives_back_the_memory_of_what_expired() {
         pairs.arg(format!("k{number}")).arg(&value);
     });
     pairs.exec(&mut redis.connect()).expect("MSET works");
-    let empty = proxy.memory("VmRSS");
+    let empty = proxy.memory_kib("VmRSS");
     let mut client = proxy.connect();
     for number in 0..4000 {
         assert_eq!(client.get(&format!("/raw/k{number}")).body.len(), value.len());
     }
     // The earliest may have expired by now on a slow machine; the peak tells what was held.
-    assert!(proxy.memory("VmHWM") > empty + 40_000, "the values were not held");
-    until("the memory goes back", || (proxy.memory("VmRSS") < empty + 20_000).then_some(()));
+    assert!(proxy.memory_kib("VmHWM") > empty + 40_000, "the values were not held");
+    wait_for("the memory goes back", || (proxy.memory_kib("VmRSS") < empty + 20_000).then_some(()));
     let ticks = proxy.cpu_ticks();
     std::thread::sleep(Duration::from_millis(500));
     assert!(proxy.cpu_ticks() - ticks < 25, "an idle proxy is busy");
@@ -130,22 +130,22 @@ fn clients_that_do_nothing_or_never_read_cost_little() {
     redis.set("a", "x".repeat(10_000));
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
     assert_eq!(proxy.get("/raw/a").status, 200);
-    let before = proxy.memory("VmRSS");
-    let mut idle: Vec<Http> = (0..700).map(|_| proxy.connect()).collect();
+    let before = proxy.memory_kib("VmRSS");
+    let mut idle: Vec<HttpClient> = (0..700).map(|_| proxy.connect()).collect();
     for client in &mut idle {
         assert_eq!(client.get("/raw/a").status, 200);
         // A miss behind a hit, and a hit behind a miss: both went through buffers of the client's own.
-        client.ask("/raw/missing");
-        client.ask("/raw/a");
-        assert_eq!(client.response().status, 404);
-        assert_eq!(client.response().body.len(), 10_000);
+        client.send_get("/raw/missing");
+        client.send_get("/raw/a");
+        assert_eq!(client.read_response().status, 404);
+        assert_eq!(client.read_response().body.len(), 10_000);
     }
-    let kib = until("idle clients cost little", || {
-        let grown = proxy.memory("VmRSS").saturating_sub(before);
+    let kib = wait_for("idle clients cost little", || {
+        let grown = proxy.memory_kib("VmRSS").saturating_sub(before);
         (grown < 1400).then_some(grown)
     });
     println!("700 idle clients: {kib} KiB");
-    let before = proxy.memory("VmRSS");
+    let before = proxy.memory_kib("VmRSS");
     let mut stream = proxy.connect().stream().get_ref().try_clone().expect("a stream can be cloned");
     // Sends requests until nobody takes them any more: the proxy has stopped reading.
     let request = b"GET /raw/a HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
@@ -156,7 +156,7 @@ fn clients_that_do_nothing_or_never_read_cost_little() {
         assert!(sent < 200_000_000, "the proxy reads on and on");
         assert_eq!(proxy.get("/raw/a").status, 200);
     }
-    let grown = proxy.memory("VmRSS").saturating_sub(before);
+    let grown = proxy.memory_kib("VmRSS").saturating_sub(before);
     assert!(grown < 4096, "a client that never reads cost {grown} KiB");
     // When it reads after all, it gets what it asked for.
     let mut head = [0; 15];
@@ -179,25 +179,25 @@ fn slow_readers_of_64_mib_share_one_copy() {
         redis.set(key, value);
         assert!(proxy.get(&format!("/raw/{key}")).body == *value, "another value came");
     }
-    let before = proxy.memory("VmRSS");
+    let before = proxy.memory_kib("VmRSS");
     for key in ["text", "binary"] {
         for view in ["raw", "key"] {
             for _ in 0..5 {
                 let mut client = proxy.connect();
-                client.ask(&format!("/{view}/{key}"));
+                client.send_get(&format!("/{view}/{key}"));
                 readers.push((key, view, client));
             }
         }
     }
     // All are answered up to what their sockets take; hits are not held up.
-    until("all have begun", || readers.iter_mut().all(|(_, _, client)| client.has_input()).then_some(()));
+    wait_for("all have begun", || readers.iter_mut().all(|(_, _, client)| client.has_input()).then_some(()));
     let mut others = proxy.connect();
     for _ in 0..100 {
         assert_eq!(others.get("/raw/none").status, 404);
     }
     let json_text = format!("{{\"value\":\"{}\",\"fromCache\":true}}", "abcdefgh\\\"\\n".repeat(LENGTH / 10 + 1));
     for (key, view, client) in &mut readers {
-        let response = client.response();
+        let response = client.read_response();
         match (*key, *view) {
             ("text", "raw") => assert!(response.body == text, "another text"),
             ("binary", "raw") => assert!(response.body == binary, "other bytes"),
@@ -215,8 +215,8 @@ fn slow_readers_of_64_mib_share_one_copy() {
             }
         }
     }
-    let peak = proxy.memory("VmHWM").max(before);
-    let grown = proxy.memory("VmRSS").saturating_sub(before);
+    let peak = proxy.memory_kib("VmHWM").max(before);
+    let grown = proxy.memory_kib("VmRSS").saturating_sub(before);
     assert!(grown < 32 * 1024, "twenty readers of values that were in memory made it grow by {grown} KiB");
     assert!(peak < 700 * 1024, "two values of 64 MiB took {peak} KiB at the peak");
 }
@@ -227,14 +227,14 @@ fn workers_share_a_port_and_have_a_cache_each() {
     let redis = Redis::start();
     redis.set("a", 1);
     let proxy = Proxy::start(&redis, &[("WORKERS", "3")]);
-    until("every worker has read the key once", || {
+    wait_for("every worker has read the key once", || {
         assert_eq!(proxy.get("/raw/a").text(), "1");
-        (redis.reads() == 3).then_some(())
+        (redis.count_reads() == 3).then_some(())
     });
     for _ in 0..100 {
         assert!(proxy.get("/key/a").is_from_cache());
     }
-    assert_eq!(proxy.end("TERM"), Some(0));
+    assert_eq!(proxy.stop("TERM"), Some(0));
 }
 
 /// A client that is refused while it uploads gets to read why, and cannot stay for ever.
@@ -245,17 +245,17 @@ fn a_refusal_reaches_a_client_that_goes_on_sending() {
     let mut client = proxy.connect();
     client.send("POST /key/a HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n");
     client.send(vec![b'x'; 1_000_000]);
-    assert_eq!(client.response().status, 405);
-    assert!(client.is_closed());
+    assert_eq!(client.read_response().status, 405);
+    assert!(client.reads_eof());
     // So slowly that it is the time that ends it, not the number of bytes.
-    until("the proxy cuts it off", || {
+    wait_for("the proxy cuts it off", || {
         std::io::Write::write_all(client.stream().get_mut(), b"x").is_err().then_some(())
     });
     // What was to end one client does not end the next in its place.
     let mut client = proxy.connect();
     client.send("nonsense\r\n\r\n");
-    assert_eq!(client.response().status, 400);
-    assert!(client.is_closed());
+    assert_eq!(client.read_response().status, 400);
+    assert!(client.reads_eof());
     drop(client);
     let mut next = proxy.connect();
     assert_eq!(next.get("/nothing").status, 404);
@@ -273,9 +273,9 @@ fn a_stray_byte_after_the_last_request_does_not_cut_the_reply() {
     for _ in 0..3 {
         let mut client = proxy.connect();
         client.send("GET /raw/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        until("the reply begins", || client.has_input().then_some(()));
+        wait_for("the reply begins", || client.has_input().then_some(()));
         client.send("\r\n");
-        assert!(client.response().body == value);
+        assert!(client.read_response().body == value);
     }
 }
 
@@ -287,20 +287,20 @@ fn replies_that_wait_for_one_fetch_share_its_value() {
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000")]);
     assert_eq!(proxy.get("/raw/other").status, 404);
     redis.freeze();
-    let before = proxy.memory("VmRSS");
+    let before = proxy.memory_kib("VmRSS");
     let open = segment_redis_proxy::connection::MAX_PENDING_REPLIES;
-    let mut clients: Vec<Http> = (0..40).map(|_| proxy.connect()).collect();
+    let mut clients: Vec<HttpClient> = (0..40).map(|_| proxy.connect()).collect();
     for client in &mut clients {
         client.send("GET /key/control HTTP/1.1\r\nHost: x\r\n\r\n".repeat(open));
     }
     assert_eq!(proxy.get("/nothing").status, 404);
     redis.thaw();
     for client in &mut clients {
-        until("its replies begin", || client.has_input().then_some(()));
+        wait_for("its replies begin", || client.has_input().then_some(()));
     }
-    let grown = proxy.memory("VmHWM").saturating_sub(before);
+    let grown = proxy.memory_kib("VmHWM").saturating_sub(before);
     assert!(grown < 64 * 1024, "{} replies of 96 KiB took {grown} KiB", 40 * open);
     for client in &mut clients {
-        (0..open).for_each(|_| assert_eq!(client.response().body.len(), 16 * 1024 * 6 + 30));
+        (0..open).for_each(|_| assert_eq!(client.read_response().body.len(), 16 * 1024 * 6 + 30));
     }
 }

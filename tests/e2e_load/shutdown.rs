@@ -1,7 +1,7 @@
 //! How it ends: what is under way is answered, nobody new is let in, and a restart under load loses nothing.
 
-use crate::common::resp::{Resp, command};
-use crate::common::{Http, Proxy, Redis, until};
+use crate::common::resp::{RespClient, encode_command};
+use crate::common::{HttpClient, Proxy, Redis, wait_for};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A proxy with one client whose request waits for Redis, which is frozen.
-fn with_one_waiting(variables: &[(&str, &str)]) -> (Redis, Proxy, Http) {
+fn with_one_waiting(variables: &[(&str, &str)]) -> (Redis, Proxy, HttpClient) {
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[&[("REDIS_TIMEOUT", "60000")], variables].concat());
@@ -20,16 +20,16 @@ fn with_one_waiting(variables: &[(&str, &str)]) -> (Redis, Proxy, Http) {
 }
 
 /// Freezes Redis, and has a client ask for what is not in memory.
-fn one_waits(redis: &Redis, proxy: &Proxy) -> Http {
+fn one_waits(redis: &Redis, proxy: &Proxy) -> HttpClient {
     redis.freeze();
     let mut waiting = proxy.connect();
-    waiting.ask("/raw/a");
+    waiting.send_get("/raw/a");
     until_inflight(proxy);
     waiting
 }
 
 fn until_inflight(proxy: &Proxy) {
-    until("the key is being read", || {
+    wait_for("the key is being read", || {
         proxy.get("/metrics").text().contains("\nsegment_inflight_keys 1\n").then_some(())
     });
 }
@@ -43,20 +43,20 @@ fn what_is_under_way_is_answered_and_nobody_new_is_let_in() {
     proxy.signal("TERM");
     until_nobody_is_let_in(&proxy);
     asking.send("Host: x\r\n\r\n");
-    let ready = asking.response();
-    assert_eq!((ready.status, ready.field("connection")), (503, "close"));
+    let ready = asking.read_response();
+    assert_eq!((ready.status, ready.header("connection")), (503, "close"));
     assert!(ready.text().contains("\"the proxy is shutting down\""), "{}", ready.text());
-    assert!(asking.is_closed());
+    assert!(asking.reads_eof());
     redis.thaw();
-    let response = waiting.response();
+    let response = waiting.read_response();
     assert_eq!((response.status, response.text()), (200, "value".into()));
-    assert!(waiting.is_closed());
-    assert_eq!(proxy.wait(), Some(0));
+    assert!(waiting.reads_eof());
+    assert_eq!(proxy.wait_for_exit(), Some(0));
 }
 
 /// A proxy that has been told to stop, and one client that has not been told so yet: it has begun a request, so that it is not one that
 /// asks nothing. Redis is frozen, and somebody waits for it, so that the proxy does not end.
-fn stopping(value: &str) -> (Proxy, Http, (Redis, Http)) {
+fn stopping(value: &str) -> (Proxy, HttpClient, (Redis, HttpClient)) {
     let redis = Redis::start();
     redis.set("b", value);
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600"), ("CLIENT_TIMEOUT", "60")]);
@@ -77,7 +77,7 @@ const GET: &str = "GET /raw/b HTTP/1.1\r\nHost: x\r\n";
 
 fn until_nobody_is_let_in(proxy: &Proxy) {
     let connect = || TcpStream::connect_timeout(&proxy.address, Duration::from_secs(2));
-    until("nobody is let in", || connect().is_err().then_some(()));
+    wait_for("nobody is let in", || connect().is_err().then_some(()));
 }
 
 /// Who closes a socket for which more comes has his kernel throw away what the client has not got yet.
@@ -109,14 +109,14 @@ fn who_sends_bodies_with_requests_is_told_too() {
     for body in ["Content-Length: 2\r\n\r\nxx", "Transfer-Encoding: chunked\r\n\r\n2\r\nxx\r\n0\r\n\r\n"] {
         let (_proxy, mut client, _held) = stopping("value");
         client.send(body);
-        let response = client.response();
-        assert_eq!((response.text(), response.field("connection")), ("value".into(), "close"), "{body}");
-        assert!(client.is_closed());
+        let response = client.read_response();
+        assert_eq!((response.text(), response.header("connection")), ("value".into(), "close"), "{body}");
+        assert!(client.reads_eof());
     }
     // Whoever has sent more hears it with the last.
     let (_proxy, mut client, _held) = stopping("value");
     client.send(format!("Content-Length: 2\r\n\r\nxx{GET}\r\n{GET}\r\n"));
-    let told = [(); 3].map(|()| client.response()).map(|response| response.fields.contains_key("connection"));
+    let told = [(); 3].map(|()| client.read_response()).map(|response| response.headers.contains_key("connection"));
     assert_eq!(told, [false, false, true]);
 }
 
@@ -138,7 +138,7 @@ fn the_port_is_free_at_once() {
         assert!(is_listening(proxy.address.port()));
         proxy.signal("TERM");
         let begun = Instant::now();
-        until("nobody listens", || (!is_listening(proxy.address.port())).then_some(()));
+        wait_for("nobody listens", || (!is_listening(proxy.address.port())).then_some(()));
         // Otherwise it would be when idle clients are closed, a second later.
         begun.elapsed() < Duration::from_millis(800)
     };
@@ -154,14 +154,14 @@ fn who_has_connected_is_answered_however_many_they_are() {
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
     assert_eq!(proxy.get("/raw/a").status, 200);
     proxy.freeze();
-    let mut clients: Vec<Http> = (0..1000).map(|_| proxy.connect()).collect();
-    clients.iter_mut().for_each(|client| client.ask("/raw/a"));
+    let mut clients: Vec<HttpClient> = (0..1000).map(|_| proxy.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send_get("/raw/a"));
     proxy.signal("TERM");
     proxy.thaw();
     for client in &mut clients {
-        assert_eq!(client.response().text(), "value");
+        assert_eq!(client.read_response().text(), "value");
     }
-    assert_eq!(proxy.wait(), Some(0));
+    assert_eq!(proxy.wait_for_exit(), Some(0));
 }
 
 #[test]
@@ -172,34 +172,36 @@ fn clients_that_ask_nothing_do_not_hold_it_up() {
     let mut silent = proxy.connect();
     let mut idle = proxy.connect();
     assert_eq!(idle.get("/raw/a").text(), "value");
-    let mut resp = Resp::connect(proxy.address);
-    resp.send(command(&["GET", "a"]));
+    let mut resp = RespClient::connect(proxy.address);
+    resp.send(encode_command(&["GET", "a"]));
     let mut reply = [0; 11];
     resp.stream.read_exact(&mut reply).expect("a reply");
     let begun = Instant::now();
-    assert_eq!(proxy.end("INT"), Some(0));
+    assert_eq!(proxy.stop("INT"), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
-    assert!(silent.is_closed() && idle.is_closed());
-    assert_eq!(resp.until_closed(), "");
+    assert!(silent.reads_eof() && idle.reads_eof());
+    assert_eq!(resp.read_to_close(), "");
 }
 
 #[test]
 fn the_grace_is_the_end_and_a_second_signal_comes_before_it() {
     let (_redis, proxy, waiting) = with_one_waiting(&[("SHUTDOWN_GRACE", "0.7")]);
     proxy.signal("TERM");
-    until("it says so", || {
+    wait_for("it says so", || {
         proxy.log().contains("SHUTDOWN_GRACE expired: closing 1 open client connections").then_some(())
     });
-    assert_eq!(proxy.wait(), Some(0));
+    assert_eq!(proxy.wait_for_exit(), Some(0));
     drop(waiting);
 
     let (_redis, proxy, _waiting) = with_one_waiting(&[("SHUTDOWN_GRACE", "3600")]);
     proxy.signal("TERM");
-    until("it is stopping", || proxy.log().contains("received signal 15: shutting down within 3600 s").then_some(()));
-    assert_eq!(proxy.end("INT"), Some(128 + 2));
+    wait_for("it is stopping", || {
+        proxy.log().contains("received signal 15: shutting down within 3600 s").then_some(())
+    });
+    assert_eq!(proxy.stop("INT"), Some(128 + 2));
 
     let (_redis, proxy, _waiting) = with_one_waiting(&[("SHUTDOWN_GRACE", "0")]);
-    assert_eq!(proxy.end("TERM"), Some(0));
+    assert_eq!(proxy.stop("TERM"), Some(0));
 }
 
 /// Clients of the Redis protocol cannot be told that a reply is the last. They see an end between two commands.
@@ -208,12 +210,12 @@ fn a_client_that_asks_and_asks_over_the_redis_protocol_does_not_hold_it_up() {
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[("SHUTDOWN_GRACE", "60")]);
-    let mut resp = Resp::connect(proxy.address);
+    let mut resp = RespClient::connect(proxy.address);
     let (asked, ended) = std::sync::mpsc::channel();
     let client = std::thread::spawn(move || {
         let mut reply = [0; 11];
         loop {
-            let sent = resp.stream.write_all(&command(&["GET", "a"]));
+            let sent = resp.stream.write_all(&encode_command(&["GET", "a"]));
             // Not a byte of a reply, and no error: an end.
             match resp.stream.read(&mut reply[..1]) {
                 Ok(0) => return,
@@ -226,7 +228,7 @@ fn a_client_that_asks_and_asks_over_the_redis_protocol_does_not_hold_it_up() {
     });
     ended.recv().expect("a first reply");
     let begun = Instant::now();
-    assert_eq!(proxy.end("TERM"), Some(0));
+    assert_eq!(proxy.stop("TERM"), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     client.join().expect("it has seen an end");
 }
@@ -236,9 +238,9 @@ fn a_client_that_asks_and_asks_over_the_redis_protocol_does_not_hold_it_up() {
 fn a_worker_that_has_ended_is_not_taken_for_one_that_is_stuck() {
     let (_redis, proxy, waiting) = with_one_waiting(&[("SHUTDOWN_GRACE", "8"), ("WORKERS", "2")]);
     proxy.signal("TERM");
-    until("it is over", || proxy.log().contains("SHUTDOWN_GRACE expired").then_some(()));
+    wait_for("it is over", || proxy.log().contains("SHUTDOWN_GRACE expired").then_some(()));
     let log = proxy.log();
-    assert_eq!(proxy.wait(), Some(0));
+    assert_eq!(proxy.wait_for_exit(), Some(0));
     assert!(!log.contains("is stuck"), "{log}");
     drop(waiting);
 }
@@ -248,17 +250,17 @@ const WITHOUT_PRIVILEGE: &str =
     r#"[ "$(id -u)" = 0 ] && exec setpriv --bounding-set=-net_admin --inh-caps=-net_admin "$0"; exec "$0""#;
 
 /// A proxy that shares its port, has no privilege, and is frozen while it stops. `None` if it has stopped listening before.
-fn frozen_while_it_listens() -> Option<(Proxy, Redis, Http)> {
+fn frozen_while_it_listens() -> Option<(Proxy, Redis, HttpClient)> {
     let redis = Redis::start();
     redis.set("b", "value");
     let mut command = Command::new("sh");
     command.args(["-c", WITHOUT_PRIVILEGE, env!("CARGO_BIN_EXE_segment-redis-proxy")]);
     let variables = [("SHARE_PORT", "on"), ("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600")];
-    let proxy = Proxy::start_with(command, redis.port, &variables);
+    let proxy = Proxy::start_command(command, redis.port, &variables);
     assert_eq!(proxy.get("/raw/b").status, 200);
     let waiting = one_waits(&redis, &proxy);
     proxy.signal("TERM");
-    until("it is stopping", || proxy.log().contains("shutting down within").then_some(()));
+    wait_for("it is stopping", || proxy.log().contains("shutting down within").then_some(()));
     proxy.freeze();
     is_listening(proxy.address.port()).then_some((proxy, redis, waiting))
 }
@@ -267,7 +269,7 @@ fn frozen_while_it_listens() -> Option<(Proxy, Redis, Http)> {
 #[test]
 fn who_comes_at_the_last_moment_is_answered() {
     // A machine may be so busy that it stops listening before it is frozen.
-    let (proxy, _redis, _waiting) = until("it listens", frozen_while_it_listens);
+    let (proxy, _redis, _waiting) = wait_for("it listens", frozen_while_it_listens);
     // Some kernels keep them away without any privilege.
     let connect = |_| TcpStream::connect_timeout(&proxy.address, Duration::from_millis(300));
     let Ok(mut clients) = (0..20).map(connect).collect::<Result<Vec<_>, _>>() else { return };
@@ -360,8 +362,8 @@ fn a_rolling_restart_under_load_loses_no_request() {
         .into();
     for restart in 0..RESTARTS {
         let old = std::mem::replace(&mut proxies[restart as usize % 2], start());
-        assert_eq!(old.end("TERM"), Some(0));
-        until("they are asked further", || {
+        assert_eq!(old.stop("TERM"), Some(0));
+        wait_for("they are asked further", || {
             let wanted = REQUESTS * (restart + 1) / RESTARTS;
             (seen.answered.load(Ordering::Relaxed) >= wanted).then_some(())
         });

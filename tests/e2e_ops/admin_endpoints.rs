@@ -1,8 +1,8 @@
 //! What the proxy tells of itself: its figures.
 
-use crate::common::admin::{health_check, metric, sample, until_ready};
-use crate::common::resp::Resp;
-use crate::common::{Proxy, Redis, until};
+use crate::common::admin::{parse_sample, read_metric, run_healthcheck, wait_until_ready};
+use crate::common::resp::RespClient;
+use crate::common::{Proxy, Redis, wait_for};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -35,7 +35,7 @@ fn metrics_tell_what_has_happened_and_promtool_has_nothing_to_say() {
     let statuses = ["/key/k0", "/raw/k0", "/key/k1", "/key/k2", "/key/none", "/key/list", "/nothing", "/healthz"]
         .map(|path| client.get(path).status);
     assert_eq!(statuses, [200, 200, 200, 200, 404, 409, 404, 200]);
-    let mut resp = Resp::connect(proxy.address);
+    let mut resp = RespClient::connect(proxy.address);
     for (words, reply) in [
         ("GET k2", "$5\r\nvalue\r\n"),
         ("MGET k2 none", "*2\r\n$5\r\nvalue\r\n$-1\r\n"),
@@ -45,12 +45,12 @@ fn metrics_tell_what_has_happened_and_promtool_has_nothing_to_say() {
         ("HELLO 9", "-NOPROTO"),
         ("SET a b", "-ERR"),
     ] {
-        assert!(resp.text(words).starts_with(reply), "{words}");
+        assert!(resp.call_text(words).starts_with(reply), "{words}");
     }
     // A helper counts what it has read when it has been delivered.
-    let text = until("all reads are counted", || {
+    let text = wait_for("all reads are counted", || {
         let text = client.get("/metrics").text();
-        (sample(&text, "segment_redis_batch_keys_count") >= 7.0).then_some(text)
+        (parse_sample(&text, "segment_redis_batch_keys_count") >= 7.0).then_some(text)
     });
     for (name, value) in [
         ("segment_requests_total{protocol=\"http\",outcome=\"hit\"}", 1.0),
@@ -85,7 +85,7 @@ fn metrics_tell_what_has_happened_and_promtool_has_nothing_to_say() {
         (concat!("segment_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
         ("segment_log_lines_dropped_total", 0.0),
     ] {
-        assert_eq!(sample(&text, name), value, "{name}");
+        assert_eq!(parse_sample(&text, name), value, "{name}");
     }
     for name in [
         "segment_redis_round_trips_total",
@@ -94,13 +94,13 @@ fn metrics_tell_what_has_happened_and_promtool_has_nothing_to_say() {
         "segment_miss_seconds_sum",
         "segment_connections",
     ] {
-        assert!(sample(&text, name) > 0.0, "{name}");
+        assert!(parse_sample(&text, name) > 0.0, "{name}");
     }
     assert_eq!(judged("promtool", &["check", "metrics"], &text), (Some(0), String::new()));
-    until("somebody has looked at the process", || {
-        (metric(&proxy, "process_resident_memory_bytes") > 1e6).then_some(())
+    wait_for("somebody has looked at the process", || {
+        (read_metric(&proxy, "process_resident_memory_bytes") > 1e6).then_some(())
     });
-    assert!(metric(&proxy, "process_open_fds") > 5.0 && metric(&proxy, "process_start_time_seconds") > 1.7e9);
+    assert!(read_metric(&proxy, "process_open_fds") > 5.0 && read_metric(&proxy, "process_start_time_seconds") > 1.7e9);
 }
 
 #[test]
@@ -112,20 +112,20 @@ fn clients_that_take_too_long_are_counted_by_what_they_were_too_slow_for() {
     let proxy = Proxy::start(&redis, &variables);
     let mut begun = proxy.connect();
     begun.send("GET /raw/a");
-    assert_eq!(begun.response().status, 408);
+    assert_eq!(begun.read_response().status, 408);
     let mut idle = proxy.connect();
     let mut asleep = proxy.connect();
-    asleep.ask("/raw/long");
-    assert!(idle.is_closed());
-    until("who takes nothing is reset", || {
-        (metric(&proxy, "segment_client_timeouts_total{kind=\"reply\"}") == 1.0).then_some(())
+    asleep.send_get("/raw/long");
+    assert!(idle.reads_eof());
+    wait_for("who takes nothing is reset", || {
+        (read_metric(&proxy, "segment_client_timeouts_total{kind=\"reply\"}") == 1.0).then_some(())
     });
     let kinds = ["request", "idle"].map(|kind| format!("segment_client_timeouts_total{{kind=\"{kind}\"}}"));
-    assert_eq!(kinds.map(|name| metric(&proxy, &name)), [1.0, 1.0]);
+    assert_eq!(kinds.map(|name| read_metric(&proxy, &name)), [1.0, 1.0]);
     // Whoever asks for this is counted among the requests when it is answered.
     let text = proxy.get("/metrics").text();
     let answered: f64 = text.lines().filter(|line| line.starts_with("segment_requests_total{")).map(last).sum();
-    let commands = Resp::connect(proxy.address).text("INFO stats");
+    let commands = RespClient::connect(proxy.address).call_text("INFO stats");
     let taken_up: f64 = commands.lines().filter(|line| line.starts_with("total_commands_processed:")).map(last).sum();
     assert_eq!(answered, taken_up - 1.0, "{commands} {text}");
 }
@@ -139,15 +139,19 @@ fn figures_of_all_workers_are_added() {
     (0..60).for_each(|_| assert_eq!(proxy.get("/raw/a").text(), "value"));
     // One of them is asked; the others do nothing more by themselves.
     let mut client = proxy.connect();
-    until("every worker has shown what it did", || {
+    wait_for("every worker has shown what it did", || {
         let text = client.get("/metrics").text();
-        let asked = sample(&text, "segment_hits_total") + sample(&text, "segment_misses_total");
+        let asked = parse_sample(&text, "segment_hits_total") + parse_sample(&text, "segment_misses_total");
         assert!(asked <= 60.0, "{asked} were asked for");
-        let all = asked == 60.0 && sample(&text, "segment_cache_entries") == sample(&text, "segment_misses_total");
-        (all && sample(&text, "segment_redis_connections") >= 3.0).then_some(())
+        let all = asked == 60.0
+            && parse_sample(&text, "segment_cache_entries") == parse_sample(&text, "segment_misses_total");
+        (all && parse_sample(&text, "segment_redis_connections") >= 3.0).then_some(())
     });
-    assert_eq!((metric(&proxy, "segment_workers"), metric(&proxy, "segment_cache_capacity_entries")), (3.0, 30.0));
-    assert_eq!((metric(&proxy, "segment_workers_stuck"), proxy.get("/healthz").status), (0.0, 200));
+    assert_eq!(
+        (read_metric(&proxy, "segment_workers"), read_metric(&proxy, "segment_cache_capacity_entries")),
+        (3.0, 30.0)
+    );
+    assert_eq!((read_metric(&proxy, "segment_workers_stuck"), proxy.get("/healthz").status), (0.0, 200));
 }
 
 #[test]
@@ -155,23 +159,23 @@ fn readiness_tells_the_promise_in_force() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TRACKING", "on"), ("ALLOWED_HOSTS", "example.org")]);
     let freshness = "\"freshness\":\"changes visible at once (tracking active); Redis expirations honoured\"";
-    until("tracking is in force", || until_ready(&proxy).contains(freshness).then_some(()));
+    wait_for("tracking is in force", || wait_until_ready(&proxy).contains(freshness).then_some(()));
     // Whoever looks after a server asks by its address; everybody else has to know its name.
     assert_eq!(proxy.get("/metrics").status, 421);
     let mut client = proxy.connect();
     client.send("GET /metrics HTTP/1.1\r\nHost: example.org\r\n\r\n");
-    let text = client.response().text();
-    assert_eq!(sample(&text, "segment_tracking_active"), 1.0);
-    assert_eq!(sample(&text, "segment_tracking_epochs_total"), 1.0);
+    let text = client.read_response().text();
+    assert_eq!(parse_sample(&text, "segment_tracking_active"), 1.0);
+    assert_eq!(parse_sample(&text, "segment_tracking_epochs_total"), 1.0);
 }
 
 #[test]
 fn stats_are_json_and_nothing_tells_a_secret() {
     let redis = Redis::start_with(&["--requirepass", "tell-nobody"]);
     let proxy = Proxy::start(&redis, &[("REDIS_PASSWORD", "tell-nobody"), ("CACHE_TTL", "7")]);
-    until_ready(&proxy);
+    wait_until_ready(&proxy);
     let stats = proxy.get("/stats");
-    assert_eq!((stats.field("content-type"), stats.field("cache-control")), ("application/json", "no-store"));
+    assert_eq!((stats.header("content-type"), stats.header("cache-control")), ("application/json", "no-store"));
     let check = "import json, sys\n\
         stats = json.load(sys.stdin)\n\
         assert stats['redis']['answers'] is True and stats['redis']['reason'] is None\n\
@@ -187,7 +191,7 @@ fn stats_are_json_and_nothing_tells_a_secret() {
 fn figures_can_be_turned_off_and_health_stays() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("ADMIN", "off")]);
-    until_ready(&proxy);
+    wait_until_ready(&proxy);
     let mut client = proxy.connect();
     for path in ["/", "/metrics", "/stats"] {
         assert_eq!(client.get(path).status, 404, "{path}");
@@ -198,12 +202,12 @@ fn figures_can_be_turned_off_and_health_stays() {
     for path in ["/", "/metrics", "/stats", "/healthz"] {
         let all = client.get(path);
         client.send(format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
-        let head = client.response_to("HEAD");
-        assert_eq!((head.status, head.field("content-type")), (200, all.field("content-type")), "{path}");
-        assert_eq!(all.field("cache-control"), "no-store", "{path}");
+        let head = client.read_response_to("HEAD");
+        assert_eq!((head.status, head.header("content-type")), (200, all.header("content-type")), "{path}");
+        assert_eq!(all.header("cache-control"), "no-store", "{path}");
     }
     client.send("OPTIONS /metrics HTTP/1.1\r\nHost: x\r\n\r\nPOST /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert_eq!((client.response().field("allow"), client.response().status), ("GET, HEAD, OPTIONS", 405));
+    assert_eq!((client.read_response().header("allow"), client.read_response().status), ("GET, HEAD, OPTIONS", 405));
 }
 
 /// Who does not wait for an answer has asked all the same.
@@ -211,14 +215,14 @@ fn figures_can_be_turned_off_and_health_stays() {
 fn requests_whose_clients_are_gone_are_counted() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CLIENT_TIMEOUT", "0.2")]);
-    until_ready(&proxy);
+    wait_until_ready(&proxy);
     // It is closed within a command: nobody waits for Redis.
-    let mut unfinished = Resp::connect(proxy.address);
+    let mut unfinished = RespClient::connect(proxy.address);
     unfinished.send("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n");
-    assert_eq!(unfinished.until_closed(), "");
+    assert_eq!(unfinished.read_to_close(), "");
     redis.freeze();
     for _ in 0..5 {
-        let (mut client, mut resp) = (proxy.connect(), Resp::connect(proxy.address));
+        let (mut client, mut resp) = (proxy.connect(), RespClient::connect(proxy.address));
         client.send("GET /key/a HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2));
         resp.send("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$1\r\nb\r\n");
         for stream in [client.stream().get_ref(), &resp.stream] {
@@ -226,9 +230,9 @@ fn requests_whose_clients_are_gone_are_counted() {
         }
     }
     let aborted = |protocol: &str| format!("segment_requests_total{{protocol=\"{protocol}\",outcome=\"aborted\"}}");
-    until("all are counted", || {
+    wait_for("all are counted", || {
         let text = proxy.get("/metrics").text();
-        ([sample(&text, &aborted("http")), sample(&text, &aborted("resp"))] == [10.0, 6.0]).then_some(())
+        ([parse_sample(&text, &aborted("http")), parse_sample(&text, &aborted("resp"))] == [10.0, 6.0]).then_some(())
     });
 }
 
@@ -237,8 +241,8 @@ fn requests_whose_clients_are_gone_are_counted() {
 fn who_asks_for_the_proxy_itself_needs_no_place() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("MAX_CONNECTIONS", "1")]);
-    until_ready(&proxy);
-    let mut client = until("there is a place", || {
+    wait_until_ready(&proxy);
+    let mut client = wait_for("there is a place", || {
         let mut client = proxy.connect();
         (client.get("/key/none").status == 404).then_some(client)
     });
@@ -247,12 +251,12 @@ fn who_asks_for_the_proxy_itself_needs_no_place() {
         // In two pieces: what it asks for is not known at once.
         crowded.send("GET /");
         crowded.send(format!("{} HTTP/1.1\r\nHost: x\r\n\r\n", &path[1..]));
-        let response = crowded.response();
-        assert_eq!((response.status, response.field("connection")), (200, "close"), "{path}");
-        assert!(crowded.is_closed());
+        let response = crowded.read_response();
+        assert_eq!((response.status, response.header("connection")), (200, "close"), "{path}");
+        assert!(crowded.reads_eof());
     }
     assert_eq!((proxy.get("/nothing").status, proxy.get("/key/a").status), (503, 503));
     let (port, text) = (proxy.address.port().to_string(), client.get("/metrics").text());
-    assert!(sample(&text, "segment_connections_rejected_total") >= 7.0);
-    assert_eq!(health_check(&[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port)]).0, Some(0));
+    assert!(parse_sample(&text, "segment_connections_rejected_total") >= 7.0);
+    assert_eq!(run_healthcheck(&[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port)]).0, Some(0));
 }

@@ -65,7 +65,7 @@ fn both_signals_end_it_with_exit_code_0() {
     for signal in ["TERM", "INT"] {
         let proxy = Proxy::start(&redis, &[("WORKERS", "2")]);
         assert_eq!(proxy.get("/key/a").status, 404);
-        assert_eq!(proxy.end(signal), Some(0), "SIG{signal}");
+        assert_eq!(proxy.stop(signal), Some(0), "SIG{signal}");
     }
 }
 

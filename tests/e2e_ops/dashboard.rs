@@ -1,7 +1,7 @@
 //! The page at `/`, as a program sees it and as a browser does (Debian's chromium, without a window).
 
-use crate::common::admin::metric;
-use crate::common::{Proxy, Redis, until};
+use crate::common::admin::read_metric;
+use crate::common::{Proxy, Redis, wait_for};
 use base64::prelude::*;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ fn the_page_is_one_file_and_its_policy_knows_it() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "4321")]);
     let response = proxy.get("/");
-    let (policy, page) = (response.field("content-security-policy").to_owned(), response.text());
+    let (policy, page) = (response.header("content-security-policy").to_owned(), response.text());
     let (style, script) = (hash(inside(&page, "style")), hash(inside(&page, "script")));
     let expected = format!(
         "default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; base-uri 'none'; \
@@ -52,7 +52,7 @@ fn the_page_is_one_file_and_its_policy_knows_it() {
     ] {
         assert!(page.contains(row), "{row}");
     }
-    assert_eq!(response.field("content-type"), "text/html; charset=utf-8");
+    assert_eq!(response.header("content-type"), "text/html; charset=utf-8");
 }
 
 /// A browser without a window, and with a profile of its own.
@@ -70,7 +70,7 @@ impl Browser {
     /// Runs it for ten seconds of the page's time. What it prints, and what its console says.
     fn visit(&self, url: &str, arguments: &[&str]) -> (String, String) {
         // A busy machine may keep it from ending; it is asked once more then.
-        until("the browser ends", || {
+        wait_for("the browser ends", || {
             let output = Command::new("timeout")
                 .args(["60", "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"])
                 .args(["--hide-scrollbars", "--virtual-time-budget=10000"])
@@ -112,10 +112,10 @@ fn a_browser_shows_what_happens() {
     let mut redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "300")]);
-    until("it is ready", || (proxy.get("/readyz").status == 200).then_some(()));
+    wait_for("it is ready", || (proxy.get("/readyz").status == 200).then_some(()));
     let mut client = proxy.connect();
     let traffic =
-        |client: &mut crate::common::Http| (0..500).for_each(|_| assert_eq!(client.get("/raw/a").status, 200));
+        |client: &mut crate::common::HttpClient| (0..500).for_each(|_| assert_eq!(client.get("/raw/a").status, 200));
     traffic(&mut client);
     let (browser, url) = (Browser::new("live"), format!("http://{}/", proxy.address));
     let page = browser.page(&url);
@@ -134,7 +134,7 @@ fn a_browser_shows_what_happens() {
     let (live, _) = live.split_once("</section>").expect("its end");
     assert!(["NaN", "undefined", ">null", "Infinity"].iter().all(|text| !live.contains(text)), "{live}");
     redis.kill();
-    until("it is not ready", || (proxy.get("/readyz").status == 503).then_some(()));
+    wait_for("it is not ready", || (proxy.get("/readyz").status == 503).then_some(()));
     let page = browser.page(&url);
     assert!(page.contains("class=\"bad\">Redis unavailable: cannot connect to Redis"), "{page}");
     assert!(page.contains("<title>Redis unavailable - "), "{page}");
@@ -167,22 +167,22 @@ fn what_it_shows_goes_on_while_it_is_looked_at() {
         scope.spawn(|| {
             // Not before the page is there, and has asked for figures once.
             let mut looks = 0.0;
-            until("a browser looks", || {
+            wait_for("a browser looks", || {
                 looks += 1.0;
-                let others = metric(&proxy, "segment_requests_total{protocol=\"http\",outcome=\"other\"}");
+                let others = read_metric(&proxy, "segment_requests_total{protocol=\"http\",outcome=\"other\"}");
                 (others >= looks + 1.0).then_some(())
             });
             while !over.load(Ordering::Relaxed) {
-                clients.iter_mut().for_each(|client| client.ask("/raw/none"));
-                clients.iter_mut().for_each(|client| client.ask("/raw/a"));
+                clients.iter_mut().for_each(|client| client.send_get("/raw/none"));
+                clients.iter_mut().for_each(|client| client.send_get("/raw/a"));
                 for status in [404, 200] {
-                    clients.iter_mut().for_each(|client| assert_eq!(client.response().status, status));
+                    clients.iter_mut().for_each(|client| assert_eq!(client.read_response().status, status));
                 }
             }
         });
         let browser = Browser::new("watched");
         // A machine that is too busy may let it end before there is traffic.
-        let page = until("it shows a ratio", || {
+        let page = wait_for("it shows a ratio", || {
             let page = browser.page(&format!("http://{}/", proxy.address));
             ratio(&page).is_some().then_some(page)
         });

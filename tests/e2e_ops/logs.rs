@@ -1,7 +1,7 @@
 //! What the logs hold, and that nobody waits for them.
 
-use crate::common::resp::Resp;
-use crate::common::{Http, Proxy, Redis, until};
+use crate::common::resp::RespClient;
+use crate::common::{HttpClient, Proxy, Redis, wait_for};
 use std::process::{Command, Stdio};
 
 /// A port that nobody has at this moment.
@@ -19,7 +19,7 @@ fn logging(redis: &Redis, name: &str, variables: &[(&str, &str)]) -> (Proxy, std
     let variables =
         [&[("LOG_FILE", text), ("ACCESS_LOG", "on"), ("PROXY_PORT", port_text.as_str())], variables].concat();
     let command = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"));
-    (Proxy::start_silent(command, redis.port, &variables, port), path)
+    (Proxy::start_unlogged(command, redis.port, &variables, port), path)
 }
 
 fn read(path: &std::path::Path) -> String {
@@ -28,7 +28,7 @@ fn read(path: &std::path::Path) -> String {
 
 /// The lines of the access log, once there are so many.
 fn access_lines(path: &std::path::Path, count: usize) -> Vec<String> {
-    until("all lines are written", || {
+    wait_for("all lines are written", || {
         let text = read(path);
         let lines: Vec<String> =
             text.lines().filter(|line| line.starts_with("127.0.0.1 ")).map(str::to_owned).collect();
@@ -46,20 +46,20 @@ fn each_request_is_a_line_in_the_common_log_format_with_its_outcome_and_time() {
     client.get("/key/a");
     client.get("/key/none?x=\"%0a");
     client.send("HEAD /raw/a HTTP/1.1\r\nHost: x\r\n\r\n");
-    client.response_to("HEAD");
+    client.read_response_to("HEAD");
     client.send("POST /key/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
-    client.response();
+    client.read_response();
     client.send("GET /raw/b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
     client.send("0\r\n\r\n");
-    client.response();
+    client.read_response();
     client.send("nonsense\x01\"\r\n\r\n");
-    client.response();
-    let mut resp = Resp::connect(proxy.address);
+    client.read_response();
+    let mut resp = RespClient::connect(proxy.address);
     for command in
         ["GET a", "GET none", "MGET a none", "AUTH secret", "GETRANGE a 1 2", "SET a b", "HELLO 3", "STRLEN a"]
     {
         // Behind each there is an ECHO, of which the reply says that all has come.
-        resp.text(command);
+        resp.call_text(command);
     }
     let all = access_lines(&path, 7 + 2 * 8);
     let lines: Vec<&String> = all.iter().filter(|line| !line.contains("\"echo RESP")).collect();
@@ -107,7 +107,7 @@ fn each_request_is_a_line_in_the_common_log_format_with_its_outcome_and_time() {
     // Events are in the same file, a line each.
     let events = read(&path);
     assert!(events.contains(" INFO ") && events.contains("listening on 127.0.0.1:"), "{events}");
-    assert_eq!(proxy.end("TERM"), Some(0));
+    assert_eq!(proxy.stop("TERM"), Some(0));
     assert!(read(&path).ends_with("shutdown complete\n"), "the last lines are missing: {}", read(&path));
     std::fs::remove_file(&path).expect("it is ours");
 }
@@ -147,7 +147,7 @@ fn what_cannot_be_written_is_counted_once_and_told_once() {
     let redis = Redis::start();
     let (proxy, errors) = full_disk(&redis);
     let (mut client, mut requests) = (proxy.connect(), 0);
-    let dropped = until("lines are lost", || {
+    let dropped = wait_for("lines are lost", || {
         requests += 1;
         let text = client.get("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix("segment_log_lines_dropped_total "));
@@ -155,7 +155,7 @@ fn what_cannot_be_written_is_counted_once_and_told_once() {
     });
     // Beside the requests there are a few events.
     assert!(dropped < requests + 20, "{dropped} of {requests}");
-    assert_eq!(proxy.end("TERM"), Some(0));
+    assert_eq!(proxy.stop("TERM"), Some(0));
     let told = std::io::read_to_string(errors).expect("text");
     assert_eq!(told.matches("cannot write to the log").count(), 1, "{told}");
 }
@@ -167,7 +167,7 @@ fn full_disk(redis: &Redis) -> (Proxy, std::io::PipeReader) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"));
     command.stderr(writer);
     let variables = [("LOG_FILE", "/dev/full"), ("ACCESS_LOG", "on"), ("PROXY_PORT", &port.to_string())];
-    (Proxy::start_silent(command, redis.port, &variables, port), errors)
+    (Proxy::start_unlogged(command, redis.port, &variables, port), errors)
 }
 
 #[test]
@@ -195,17 +195,17 @@ fn a_log_that_cannot_be_opened_is_told_at_start_and_one_that_is_gone_later_goes_
     std::fs::rename(&path, &moved).expect("another name");
     std::fs::create_dir(&path).expect("something else of that name");
     proxy.signal("HUP");
-    until("it says so", || {
+    wait_for("it says so", || {
         read(&moved).contains("cannot reopen LOG_FILE, still writing to the old file").then_some(())
     });
     proxy.get("/key/none");
     assert_eq!(access_lines(&moved, 1).len(), 1);
     std::fs::remove_dir(&path).expect("it is ours");
     proxy.signal("HUP");
-    until("it is opened anew", || path.is_file().then_some(()));
+    wait_for("it is opened anew", || path.is_file().then_some(()));
     proxy.get("/key/none");
     assert_eq!((access_lines(&path, 1).len(), access_lines(&moved, 1).len()), (1, 1));
-    assert_eq!(proxy.end("TERM"), Some(0));
+    assert_eq!(proxy.stop("TERM"), Some(0));
     [path, moved].iter().for_each(|path| std::fs::remove_file(path).expect("it is ours"));
 }
 
@@ -215,7 +215,7 @@ fn sighup_without_a_file_changes_nothing() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
     proxy.signal("HUP");
-    until("it has come", || proxy.log().contains("signal 1: ").then_some(()));
+    wait_for("it has come", || proxy.log().contains("signal 1: ").then_some(()));
     assert_eq!(proxy.get("/key/none").status, 404);
 }
 
@@ -227,25 +227,25 @@ fn nobody_waits_for_a_log_that_nobody_reads() {
     let (unread, output) = std::io::pipe().expect("a pipe");
     let mut command = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"));
     command.stdout(Stdio::from(output));
-    let proxy = Proxy::start_with(command, redis.port, &[("ACCESS_LOG", "on")]);
+    let proxy = Proxy::start_command(command, redis.port, &[("ACCESS_LOG", "on")]);
     let mut client = proxy.connect();
     // Each makes a line of half a kilobyte: more than twice what the queue holds.
     let request = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(600));
     for _ in 0..REQUESTS / 100 {
         client.send(request.repeat(100));
-        (0..100).for_each(|_| assert_eq!(client.response().status, 404));
+        (0..100).for_each(|_| assert_eq!(client.read_response().status, 404));
     }
-    let dropped = until("lines are missing", || {
+    let dropped = wait_for("lines are missing", || {
         let text = client.get("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix("segment_log_lines_dropped_total "));
         line.and_then(|count| count.parse::<usize>().ok()).filter(|&count| count > 0)
     });
     assert!(dropped < REQUESTS, "{dropped}");
-    assert!(proxy.memory("VmRSS") < 64 * 1024, "{} KiB", proxy.memory("VmRSS"));
+    assert!(proxy.memory_kib("VmRSS") < 64 * 1024, "{} KiB", proxy.memory_kib("VmRSS"));
     // Events have a way of their own.
     proxy.signal("HUP");
-    until("events go on", || proxy.log().contains("signal 1: ").then_some(()));
-    assert_eq!(proxy.end("TERM"), Some(0));
+    wait_for("events go on", || proxy.log().contains("signal 1: ").then_some(()));
+    assert_eq!(proxy.stop("TERM"), Some(0));
     drop(unread);
 }
 
@@ -256,15 +256,15 @@ fn pipelined_and_refused_requests_have_lines_too() {
     redis.set("a", "value");
     redis.set("b", "value");
     let (proxy, path) = logging(&redis, "pipelined", &[("MAX_CONNECTIONS", "1")]);
-    let mut client = until("there is a place", || {
+    let mut client = wait_for("there is a place", || {
         let mut client = proxy.connect();
         (client.get("/raw/a").status == 200).then_some(client)
     });
     client.send("GET /raw/b HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50));
-    (0..50).for_each(|_| assert_eq!(client.response().status, 200));
-    let mut crowded = Http::connect(proxy.address);
+    (0..50).for_each(|_| assert_eq!(client.read_response().status, 200));
+    let mut crowded = HttpClient::connect(proxy.address);
     assert_eq!(crowded.get("/raw/crowd").status, 503);
-    let lines = until("all lines are written", || {
+    let lines = wait_for("all lines are written", || {
         let lines = access_lines(&path, 1);
         lines.iter().any(|line| line.contains("\"GET /raw/crowd HTTP/1.1\" 503 ")).then_some(lines)
     });

@@ -1,7 +1,7 @@
 //! What operators are given beside the program, with the tools that read it: the unit with systemd-analyze, the rotation of logs
 //! with logrotate itself.
 
-use crate::common::{Proxy, Redis, strace, until};
+use crate::common::{Proxy, Redis, strace, wait_for};
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs::Permissions;
@@ -101,7 +101,7 @@ fn start_logging_to(log: &Path, redis: &Redis, command: &[&str], variables: &[(&
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(LOG_TO_FILE).arg("sh").args(command);
     let log = log.to_str().expect("a plain name");
-    Proxy::start_with(shell, redis.port, &[variables, &[("LOG_FILE", log), ("ACCESS_LOG", "on")]].concat())
+    Proxy::start_command(shell, redis.port, &[variables, &[("LOG_FILE", log), ("ACCESS_LOG", "on")]].concat())
 }
 
 // ---- Rotation ----
@@ -126,7 +126,7 @@ impl Rotation {
         let systemctl = format!(
             "#!/bin/sh\ncase \"$*\" in\n'--quiet is-active segment-redis-proxy.service') ;;\n\
              'reload segment-redis-proxy.service') kill -HUP {} ;;\n*) exit 1 ;;\nesac\n",
-            proxy.id()
+            proxy.pid()
         );
         folder.write("systemctl", &systemctl, 0o700);
         Rotation { folder, log, proxy }
@@ -135,7 +135,7 @@ impl Rotation {
     /// Rotates once there is something to rotate. Says whether that went well, and what was said.
     fn logrotate(&self) -> (bool, String) {
         let is_begun = || std::fs::metadata(&self.log).is_ok_and(|metadata| metadata.len() > 0);
-        until("the log has lines", || is_begun().then_some(()));
+        wait_for("the log has lines", || is_begun().then_some(()));
         let folder = self.folder.path();
         let (state, configuration) = (format!("{folder}/state"), format!("{folder}/logrotate.conf"));
         let mut command = Command::new("logrotate");
@@ -146,12 +146,12 @@ impl Rotation {
     fn rotate(&self) {
         let (went_well, told) = self.logrotate();
         assert!(went_well && told.is_empty(), "logrotate: {told}");
-        until("the new log, and no other, is open", || (self.open() == [self.log.clone()]).then_some(()));
+        wait_for("the new log, and no other, is open", || (self.open() == [self.log.clone()]).then_some(()));
     }
 
     /// The files of the folder that the proxy has open. One that is removed has another name.
     fn open(&self) -> Vec<PathBuf> {
-        let files = std::fs::read_dir(format!("/proc/{}/fd", self.proxy.id())).expect("it runs");
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.proxy.pid())).expect("it runs");
         let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
         targets.filter(|target| target.starts_with(&self.folder.0)).collect()
     }
@@ -180,7 +180,7 @@ fn requested(line: &str) -> Option<&str> {
 
 /// Asks for one key after another that nobody else asks for, until it is told to end. Says what it has asked for.
 fn ask_until(over: &AtomicBool, proxy: std::net::SocketAddr, number: usize) -> Vec<String> {
-    let mut client = crate::common::Http::connect(proxy);
+    let mut client = crate::common::HttpClient::connect(proxy);
     let paths = (0..).map(|count| format!("/key/{number}-{count}")).take_while(|_| !over.load(Ordering::Relaxed));
     paths.inspect(|path| assert_eq!(client.get(path).status, 404)).collect()
 }
@@ -204,7 +204,7 @@ fn rotating_the_log_under_load_loses_and_tears_no_line_and_keeps_fourteen() {
     let made: Vec<String> = clients.into_iter().flat_map(|client| client.join().expect("all were answered")).collect();
     // Those of events are in brackets; they have a test of their own (journal.rs).
     let logged = || rotation.lines().into_iter().filter(|line| !line.starts_with('[')).collect::<Vec<_>>();
-    until("as many lines as requests", || (logged().len() >= made.len()).then_some(()));
+    wait_for("as many lines as requests", || (logged().len() >= made.len()).then_some(()));
     let lines = logged();
     let torn: Vec<_> = lines.iter().filter(|line| requested(line).is_none()).collect();
     assert!(torn.is_empty(), "not whole: {torn:#?}");
@@ -324,20 +324,20 @@ fn the_unit_lets_the_program_call_what_it_calls() {
     redis.set("a", "1");
     let folder = Folder::make("calls");
     let (log, summary) = (folder.0.join("proxy.log"), folder.0.join("calls"));
-    let strace = strace::around(PROXY, &summary);
+    let strace = strace::wrap_command(PROXY, &summary);
     let variables = [("REDIS_HOST", "localhost"), ("REDIS_TRACKING", "on"), ("WORKERS", "2"), ("SHARE_PORT", "on")];
     let proxy = start_logging_to(&log, &redis, &strace, &variables);
-    until("a value", || (proxy.get("/key/a").status == 200).then_some(()));
+    wait_for("a value", || (proxy.get("/key/a").status == 200).then_some(()));
     for path in ["/", "/metrics", "/stats", "/healthz"] {
         assert_eq!(proxy.get(path).status, 200, "{path}");
     }
     // Each loop connects for itself.
-    until("it is ready", || (proxy.get("/readyz").status == 200).then_some(()));
+    wait_for("it is ready", || (proxy.get("/readyz").status == 200).then_some(()));
     std::fs::rename(&log, folder.0.join("old")).expect("it is ours");
-    assert!(run(Command::new("sh").arg("-c").arg(format!("kill -HUP {}", proxy.id()))).0);
-    until("a new log", || log.exists().then_some(()));
-    assert_eq!(proxy.end("TERM"), Some(0));
-    let called = strace::calls(&summary);
+    assert!(run(Command::new("sh").arg("-c").arg(format!("kill -HUP {}", proxy.pid()))).0);
+    wait_for("a new log", || log.exists().then_some(()));
+    assert_eq!(proxy.stop("TERM"), Some(0));
+    let called = strace::read_counts(&summary);
     // The limit of open files was low enough to be raised.
     assert!(
         ["epoll_wait", "prlimit64"].iter().all(|&name| called.contains_key(name)),

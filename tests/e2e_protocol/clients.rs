@@ -1,7 +1,7 @@
 //! Client libraries against the real binary, as people use them: redis-py, and the `redis` crate. In both versions of the
 //! protocol: connecting, pipelines, several keys at a time, bytes, errors, reconnecting.
 
-use crate::common::{Proxy, Redis, until};
+use crate::common::{Proxy, Redis, wait_for};
 use redis::{Commands, ProtocolVersion, RedisResult, ServerErrorKind};
 use std::path::Path;
 use std::process::Command;
@@ -84,7 +84,7 @@ fn the_redis_crate_works() {
         assert_eq!(connection.get("key1"), Ok(value(1)), "the connection goes on");
 
         let port = proxy.address.port().to_string();
-        assert_eq!(proxy.end("TERM"), Some(0));
+        assert_eq!(proxy.stop("TERM"), Some(0));
         let lost: RedisResult<String> = connection.get("key1");
         assert!(lost.expect_err("it is gone").is_connection_dropped());
         let proxy = Proxy::start(&redis, &[("PROXY_PORT", &port)]);
@@ -105,7 +105,7 @@ fn libraries_take_the_error_for_one_to_try_again_after() {
     assert_eq!(connection.get("key1"), Ok(value(1)), "what is cached is served");
     redis.restart();
     redis.set("key2", "value 2");
-    let found = until("Redis is found again", || {
+    let found = wait_for("Redis is found again", || {
         std::thread::sleep(Duration::from_millis(20));
         RedisResult::<Option<String>>::ok(connection.get("key2"))
     });

@@ -15,16 +15,16 @@ fn a_value_is_json_or_bytes_first_from_redis_then_from_memory() {
     let mut client = proxy.connect();
     let miss = client.get("/key/a");
     assert_eq!((miss.status, miss.text().as_str()), (200, "{\"value\":1,\"fromCache\":false}"));
-    assert_eq!(miss.field("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
+    assert_eq!(miss.header("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
     let hit = client.get("/key/a");
     assert_eq!((hit.status, hit.text().as_str()), (200, "{\"value\":1,\"fromCache\":true}"));
-    assert!(hit.field("cache-status").starts_with("segment-redis-proxy; hit; ttl="), "{hit:?}");
-    assert_eq!(hit.field("content-type"), "application/json");
-    assert_eq!(hit.field("x-content-type-options"), "nosniff");
-    assert!(hit.field("date").ends_with(" GMT"), "{hit:?}");
+    assert!(hit.header("cache-status").starts_with("segment-redis-proxy; hit; ttl="), "{hit:?}");
+    assert_eq!(hit.header("content-type"), "application/json");
+    assert_eq!(hit.header("x-content-type-options"), "nosniff");
+    assert!(hit.header("date").ends_with(" GMT"), "{hit:?}");
     let raw = client.get("/raw/a");
-    assert_eq!((raw.text().as_str(), raw.field("content-type")), ("1", "application/octet-stream"));
-    assert_eq!(redis.reads(), 1);
+    assert_eq!((raw.text().as_str(), raw.header("content-type")), ("1", "application/octet-stream"));
+    assert_eq!(redis.count_reads(), 1);
 }
 
 #[test]
@@ -77,11 +77,11 @@ fn a_key_may_hold_any_byte() {
         for from_cache in ["fwd=miss", "hit"] {
             let response = proxy.get(&format!("/raw/{encoded}"));
             assert_eq!((response.status, response.body.as_slice()), (200, key));
-            assert!(response.field("cache-status").contains(from_cache), "{response:?}");
+            assert!(response.header("cache-status").contains(from_cache), "{response:?}");
         }
     }
     assert_eq!(proxy.get("/raw/a/b//c/?query").body, b"a/b//c/");
-    assert_eq!(proxy.get("/raw/a/b//c/?query").field("cache-status").split("; ").nth(1), Some("hit"));
+    assert_eq!(proxy.get("/raw/a/b//c/?query").header("cache-status").split("; ").nth(1), Some("hit"));
     redis.set("", "the empty key");
     assert_eq!(proxy.get("/raw/").text(), "the empty key");
 }
@@ -95,8 +95,8 @@ fn head_is_get_without_the_body() {
         [("/key/a", 200, "35"), ("/raw/a", 200, "5"), ("/key/none", 404, "25"), ("/nothing", 404, "54")]
     {
         client.send(format!("HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
-        let response = client.response_to("HEAD");
-        assert_eq!((response.status, response.field("content-length")), (status, length), "{path}");
+        let response = client.read_response_to("HEAD");
+        assert_eq!((response.status, response.header("content-length")), (status, length), "{path}");
     }
     assert_eq!(client.get("/raw/a").text(), "value");
 }
@@ -113,17 +113,17 @@ fn what_cannot_be_had_is_refused_with_the_right_status() {
         ("GET /key/%zz HTTP/1.1", 400),
     ] {
         client.send(format!("{head}\r\nHost: test\r\n\r\n"));
-        let response = client.response();
+        let response = client.read_response();
         assert_eq!(response.status, status, "{head}");
         assert!(response.text().starts_with("{\"error\":\"") && response.text().ends_with("\"}"), "{response:?}");
-        assert_eq!(response.field("allow"), if status == 405 { "GET, HEAD, OPTIONS" } else { "" });
+        assert_eq!(response.header("allow"), if status == 405 { "GET, HEAD, OPTIONS" } else { "" });
     }
     for head in ["nonsense", "GET /key/a HTTP/1.1\r\nHost: a\r\nHost: b", "GET /key/a HTTP/1.1"] {
         let mut client = proxy.connect();
         client.send(format!("{head}\r\n\r\n"));
-        let response = client.response();
-        assert_eq!((response.status, response.field("connection")), (400, "close"), "{head}");
-        assert!(client.is_closed());
+        let response = client.read_response();
+        assert_eq!((response.status, response.header("connection")), (400, "close"), "{head}");
+        assert!(client.reads_eof());
     }
 }
 
@@ -139,12 +139,12 @@ fn a_connection_stays_open_as_version_and_client_say() {
     ] {
         let mut client = proxy.connect();
         client.send(format!("{head}\r\n\r\n"));
-        let response = client.response();
-        assert_eq!((response.text().as_str(), response.field("connection")), ("1", says), "{head}");
+        let response = client.read_response();
+        assert_eq!((response.text().as_str(), response.header("connection")), ("1", says), "{head}");
         if stays {
             assert_eq!(client.get("/raw/a").text(), "1", "{head}");
         } else {
-            assert!(client.is_closed(), "{head}");
+            assert!(client.reads_eof(), "{head}");
         }
     }
 }
@@ -154,12 +154,12 @@ fn a_client_that_has_closed_its_side_gets_its_answers() {
     let (redis, proxy) = start();
     redis.set("a", 1);
     let mut client = proxy.connect();
-    client.ask("/key/a");
-    client.ask("/raw/a");
+    client.send_get("/key/a");
+    client.send_get("/raw/a");
     client.stream().get_ref().shutdown(std::net::Shutdown::Write).expect("a side can be closed");
-    assert_eq!(client.response().text(), "{\"value\":1,\"fromCache\":false}");
-    assert_eq!(client.response().text(), "1");
-    assert!(client.is_closed());
+    assert_eq!(client.read_response().text(), "{\"value\":1,\"fromCache\":false}");
+    assert_eq!(client.read_response().text(), "1");
+    assert!(client.reads_eof());
 }
 
 /// A body is data, whatever it looks like: as many responses as requests, and the connection usable afterwards.
@@ -180,8 +180,8 @@ fn a_body_is_never_read_as_a_request() {
             let mut client = proxy.connect();
             client.send(format!("{method} /raw/a HTTP/1.1\r\nHost: x\r\n{body}GET /raw/b HTTP/1.1\r\nHost: x\r\n\r\n"));
             let status = if method == "GET" || method == "HEAD" { 200 } else { 405 };
-            assert_eq!(client.response_to(method).status, status, "{method} {body}");
-            assert_eq!(client.response().text(), "2", "{method} {body}");
+            assert_eq!(client.read_response_to(method).status, status, "{method} {body}");
+            assert_eq!(client.read_response().text(), "2", "{method} {body}");
             assert!(!client.has_input());
         }
     }
@@ -195,11 +195,11 @@ fn a_body_is_never_read_as_a_request() {
     ] {
         let mut client = proxy.connect();
         client.send(format!("GET /raw/a HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n{smuggled}"));
-        let response = client.response();
-        assert_eq!((response.status, response.field("connection")), (status, "close"), "{fields}");
-        assert!(client.is_closed(), "{fields}");
+        let response = client.read_response();
+        assert_eq!((response.status, response.header("connection")), (status, "close"), "{fields}");
+        assert!(client.reads_eof(), "{fields}");
     }
-    assert_eq!(redis.reads(), 2, "a body was run");
+    assert_eq!(redis.count_reads(), 2, "a body was run");
 }
 
 /// The whole of a pipeline at once, and byte by byte: the same answers in the same order.
@@ -219,12 +219,12 @@ fn pipelined_requests_are_answered_in_order() {
         let bytes = all.clone();
         let sending = std::thread::spawn(move || std::io::Write::write_all(&mut writer, bytes.as_bytes()));
         for number in 0..count {
-            assert_eq!(client.response().text(), number.to_string());
+            assert_eq!(client.read_response().text(), number.to_string());
         }
         sending.join().expect("no panic").expect("all is read");
     }
     let few = &all.as_bytes()[..200];
     few.iter().for_each(|byte| client.send([*byte]));
     let whole = few.windows(4).filter(|window| window == b"\r\n\r\n").count();
-    (0..whole).for_each(|number| assert_eq!(client.response().text(), number.to_string()));
+    (0..whole).for_each(|number| assert_eq!(client.read_response().text(), number.to_string()));
 }

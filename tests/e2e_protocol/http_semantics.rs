@@ -1,7 +1,7 @@
 //! What RFC 9110 and RFC 9112 ask of a server beside values: methods, targets, expectations, hosts, limits, and that who is refused
 //! gets to read why.
 
-use crate::common::{Http, Proxy, Redis, Response};
+use crate::common::{HttpClient, Proxy, Redis, Response};
 
 fn start(variables: &[(&str, &str)]) -> (Redis, Proxy) {
     let redis = Redis::start();
@@ -14,15 +14,15 @@ fn start(variables: &[(&str, &str)]) -> (Redis, Proxy) {
 fn last_response(proxy: &Proxy, bytes: impl AsRef<[u8]>) -> Response {
     let mut client = proxy.connect();
     client.send(bytes);
-    let response = client.response();
-    assert_eq!(response.field("connection"), "close", "{response:?}");
-    assert!(client.is_closed(), "it stays open after {response:?}");
+    let response = client.read_response();
+    assert_eq!(response.header("connection"), "close", "{response:?}");
+    assert!(client.reads_eof(), "it stays open after {response:?}");
     response
 }
 
-fn ask(client: &mut Http, line: &str) -> Response {
+fn ask(client: &mut HttpClient, line: &str) -> Response {
     client.send(format!("{line} HTTP/1.1\r\nHost: test\r\n\r\n"));
-    client.response()
+    client.read_response()
 }
 
 #[test]
@@ -42,9 +42,9 @@ fn methods_are_answered_as_the_standard_says() {
     ] {
         let response = ask(&mut client, line);
         assert_eq!(response.status, status, "{line}");
-        assert_eq!(response.field("allow"), if allow { "GET, HEAD, OPTIONS" } else { "" }, "{line}");
+        assert_eq!(response.header("allow"), if allow { "GET, HEAD, OPTIONS" } else { "" }, "{line}");
         assert_eq!(response.body.is_empty(), status == 200, "{response:?}");
-        assert!(response.fields.keys().all(|name| !name.starts_with("access-control")), "{response:?}");
+        assert!(response.headers.keys().all(|name| !name.starts_with("access-control")), "{response:?}");
     }
     // What is no method that is known may be the rest of something else, and behind CONNECT anything may come.
     for (line, status) in [("BREW /key/a", 501), ("get /key/a", 501), ("0GET /raw/a", 501), ("CONNECT other:443", 405)]
@@ -54,17 +54,17 @@ fn methods_are_answered_as_the_standard_says() {
     }
     // What a client asks a server to reflect stays where it is.
     client.send("TRACE /raw/a HTTP/1.1\r\nHost: test\r\nCookie: secret\r\n\r\n");
-    let traced = client.response();
-    assert!(!traced.text().contains("secret") && !traced.fields.values().any(|value| value.contains("secret")));
+    let traced = client.read_response();
+    assert!(!traced.text().contains("secret") && !traced.headers.values().any(|value| value.contains("secret")));
     // Nor is a page of another origin told that it may read here.
     client.send(
         "OPTIONS /key/a HTTP/1.1\r\nHost: test\r\nOrigin: http://other\r\nAccess-Control-Request-Method: GET\r\n\r\n",
     );
-    assert!(client.response().fields.keys().all(|name| !name.starts_with("access-control")));
+    assert!(client.read_response().headers.keys().all(|name| !name.starts_with("access-control")));
     client.send("GET /raw/a HTTP/1.1\r\nHost: test\r\nOrigin: http://other\r\n\r\n");
-    let response = client.response();
-    assert!(response.text() == "value" && response.fields.keys().all(|name| !name.starts_with("access-control")));
-    assert_eq!(redis.reads(), 1);
+    let response = client.read_response();
+    assert!(response.text() == "value" && response.headers.keys().all(|name| !name.starts_with("access-control")));
+    assert_eq!(redis.count_reads(), 1);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn targets_may_be_urls_and_must_be_ascii() {
     for target in ["http://other/raw/a", "HTTP://[::1]:80/raw/a?query", "/raw/a?query", "/raw/%61"] {
         assert_eq!(ask(&mut client, &format!("GET {target}")).text(), "value", "{target}");
     }
-    assert_eq!(ask(&mut client, "GET http://other").field("content-type"), "text/html; charset=utf-8");
+    assert_eq!(ask(&mut client, "GET http://other").header("content-type"), "text/html; charset=utf-8");
     assert_eq!(ask(&mut client, "GET https://other/raw/a").status, 421);
     for target in ["*", "raw/a", "/raw/a#b", "/raw/é", "http:///raw/a", "http://user@other/raw/a", "ftp://other/raw/a"]
     {
@@ -115,8 +115,8 @@ fn other_protocols_are_told_so() {
     // Who asks for a head alone gets no more, also where it is wrong.
     let mut client = proxy.connect();
     client.send("HEAD /raw/a HTTP/1.1\r\n\r\n");
-    assert_eq!(client.response_to("HEAD").status, 400);
-    assert!(client.is_closed(), "a body came");
+    assert_eq!(client.read_response_to("HEAD").status, 400);
+    assert!(client.reads_eof(), "a body came");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn an_expectation_never_hangs() {
     // Without a body there is nothing to wait for.
     let mut client = proxy.connect();
     client.send("GET /raw/a HTTP/1.1\r\nHost: test\r\nExpect: 100-Continue\r\n\r\n");
-    assert_eq!(client.response().text(), "value");
+    assert_eq!(client.read_response().text(), "value");
     assert_eq!(client.get("/raw/a").text(), "value");
 }
 
@@ -144,9 +144,9 @@ fn preconditions_apply_to_existing_values() {
     let mut client = proxy.connect();
     let mut status = |method: &str, path: &str, field: &str| {
         client.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\n{field}\r\n\r\n"));
-        let response = client.response_to(method);
+        let response = client.read_response_to(method);
         assert!(response.status == 200 || response.body.len() < 200, "{response:?}");
-        (response.status, response.field("cache-control").to_owned())
+        (response.status, response.header("cache-control").to_owned())
     };
     // The first of each key is a miss, all others are hits.
     for path in ["/raw/a", "/key/a", "/raw/long", "/key/long"] {
@@ -177,10 +177,10 @@ fn later_minor_versions_are_served() {
     let mut client = proxy.connect();
     for minor in 2..=9 {
         client.send(format!("GET /raw/a HTTP/1.{minor}\r\nHost: test\r\n\r\n"));
-        assert_eq!(client.response().text(), "value", "1.{minor}");
+        assert_eq!(client.read_response().text(), "value", "1.{minor}");
         let chunks = "Transfer-Encoding: chunked\r\n\r\n4\r\nGET \r\n0\r\n\r\n";
         client.send(format!("GET /raw/a HTTP/1.{minor}\r\nHost: test\r\n{chunks}"));
-        assert_eq!(client.response().text(), "value", "1.{minor}");
+        assert_eq!(client.read_response().text(), "value", "1.{minor}");
     }
     assert_eq!(last_response(&proxy, "GET /raw/a HTTP/1.10\r\nHost: test\r\n\r\n").status, 400);
 }
@@ -192,7 +192,7 @@ fn expectations_are_a_list() {
     let mut client = proxy.connect();
     for field in ["Expect:", "Expect: 100-continue\r\nExpect: 100-continue", "Expect: ,100-continue"] {
         client.send(format!("GET /raw/a HTTP/1.1\r\nHost: test\r\n{field}\r\n\r\n"));
-        assert_eq!(client.response().text(), "value", "{field}");
+        assert_eq!(client.read_response().text(), "value", "{field}");
     }
     let mixed = "GET /raw/a HTTP/1.1\r\nHost: test\r\nExpect: 100-continue, more\r\n\r\n";
     assert_eq!(last_response(&proxy, mixed).status, 417);
@@ -217,14 +217,14 @@ fn a_chunked_body_must_be_right_to_its_end() {
     }
     let long = format!("ffff\r\n{}\r\n", "x".repeat(0xffff)).repeat(17);
     assert_eq!(last_response(&proxy, format!("{head}{long}")).status, 413);
-    assert_eq!(redis.reads(), 0, "it was looked up before it was whole");
+    assert_eq!(redis.count_reads(), 0, "it was looked up before it was whole");
     let mut client = proxy.connect();
     client.send(format!("{head}5\r\nhello\r\n"));
     client.send("0\r\n\r\n");
-    assert_eq!(client.response().text(), "value");
+    assert_eq!(client.read_response().text(), "value");
     client.send(format!("{}0\r\n\r\n", head.replace("Host", "Connection: close\r\nHost")));
-    assert_eq!(client.response().field("connection"), "close");
-    assert!(client.is_closed());
+    assert_eq!(client.read_response().header("connection"), "close");
+    assert!(client.reads_eof());
 }
 
 #[test]
@@ -233,10 +233,10 @@ fn the_good_ones_before_a_bad_one_are_answered() {
     let mut client = proxy.connect();
     let good = "GET /raw/a HTTP/1.1\r\nHost: test\r\n\r\n";
     client.send(format!("{good}{good}GET /raw/a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n{good}"));
-    assert_eq!([client.response().text(), client.response().text()], ["value", "value"]);
-    let bad = client.response();
-    assert_eq!((bad.status, bad.field("connection")), (400, "close"));
-    assert!(client.is_closed(), "what stands behind it was answered");
+    assert_eq!([client.read_response().text(), client.read_response().text()], ["value", "value"]);
+    let bad = client.read_response();
+    assert_eq!((bad.status, bad.header("connection")), (400, "close"));
+    assert!(client.reads_eof(), "what stands behind it was answered");
 }
 
 /// Refused while it uploads, a client reads why: it is not reset, however much it has under way.
@@ -257,9 +257,9 @@ fn a_refusal_reaches_who_uploads() {
         let mut client = proxy.connect();
         client.send(format!("{line} HTTP/1.1\r\nHost: test\r\n{fields}\r\n\r\n"));
         (0..300).for_each(|_| client.send(&kib));
-        let response = client.response();
-        assert_eq!((response.status, response.field("connection")), (status, "close"), "{line} {fields}");
-        assert!(client.is_closed());
+        let response = client.read_response();
+        assert_eq!((response.status, response.header("connection")), (status, "close"), "{line} {fields}");
+        assert!(client.reads_eof());
     }
 }
 
@@ -269,7 +269,7 @@ fn requests_for_other_hosts_are_turned_down_before_any_lookup() {
     let mut client = proxy.connect();
     let mut with_host = |host: &str, target: &str| {
         client.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
-        client.response()
+        client.read_response()
     };
     for host in ["evil.example", "", "cache.example.evil.example", "127.0.0.1", "localhost.evil:8080"] {
         let refused = with_host(host, "/raw/a");
@@ -279,7 +279,7 @@ fn requests_for_other_hosts_are_turned_down_before_any_lookup() {
     }
     // The host in the target goes before the other (RFC 9112, section 3.2.2).
     assert_eq!(with_host("cache.example", "http://evil.example/raw/a").status, 421);
-    assert_eq!(redis.reads(), 0, "a foreign host's key was looked up");
+    assert_eq!(redis.count_reads(), 0, "a foreign host's key was looked up");
     for host in ["cache.example", "CACHE.example.", "cache.example:8080", "[::1]:1", "localhost"] {
         assert_eq!(with_host(host, "/raw/a").text(), "value", "{host}");
     }

@@ -1,7 +1,7 @@
 //! Clients that begin with an inline command, beside HTTP on the same port.
 
-use crate::common::resp::{Resp, words};
-use crate::common::{Proxy, Redis, until};
+use crate::common::resp::{RespClient, encode_words};
+use crate::common::{Proxy, Redis, wait_for};
 use std::net::SocketAddr;
 
 /// Lines that Redis and the proxy answer alike. AUTH is none: this Redis has no password.
@@ -25,19 +25,19 @@ fn connections_beginning_inline_speak_resp() {
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[]);
     for begin in ["AUTH word\r\n", "AUTH user word\r\nSELECT 0\r\n", "PING\r\nCLIENT SETNAME me\r\n"] {
-        let mut client = Resp::connect(proxy.address);
-        let replies = client.ask(begin);
+        let mut client = RespClient::connect(proxy.address);
+        let replies = client.call(begin);
         assert!(replies.starts_with(b"+") && !replies.contains(&b'-'), "{begin:?}: {}", replies.escape_ascii());
-        assert_eq!(client.text("GET a"), "$5\r\nvalue\r\n", "{begin:?}");
-        assert_eq!(client.ask("PING\r\n"), b"+PONG\r\n", "{begin:?}");
+        assert_eq!(client.call_text("GET a"), "$5\r\nvalue\r\n", "{begin:?}");
+        assert_eq!(client.call("PING\r\n"), b"+PONG\r\n", "{begin:?}");
     }
-    let mut client = Resp::connect(proxy.address);
-    let hello = String::from_utf8(client.ask("HELLO 3\r\n")).expect("text");
+    let mut client = RespClient::connect(proxy.address);
+    let hello = String::from_utf8(client.call("HELLO 3\r\n")).expect("text");
     assert!(hello.starts_with("%7\r\n") && hello.contains("$5\r\nproto\r\n:3\r\n"), "{hello}");
-    assert_eq!(client.text("GET nothing"), "_\r\n");
-    let mut client = Resp::connect(proxy.address);
+    assert_eq!(client.call_text("GET nothing"), "_\r\n");
+    let mut client = RespClient::connect(proxy.address);
     client.send("QUIT\r\n");
-    assert_eq!(client.until_closed(), "+OK\r\n");
+    assert_eq!(client.read_to_close(), "+OK\r\n");
 }
 
 #[test]
@@ -46,18 +46,18 @@ fn inline_replies_are_those_of_redis() {
     let proxy = Proxy::start(&redis, &[]);
     let there = SocketAddr::from(([127, 0, 0, 1], redis.port));
     for line in LINES {
-        let expected = Resp::connect(there).ask(line);
-        let mut whole = Resp::connect(proxy.address);
-        assert_eq!(whole.ask(line).escape_ascii().to_string(), expected.escape_ascii().to_string(), "{line:?}");
-        let mut pieces = Resp::connect(proxy.address);
+        let expected = RespClient::connect(there).call(line);
+        let mut whole = RespClient::connect(proxy.address);
+        assert_eq!(whole.call(line).escape_ascii().to_string(), expected.escape_ascii().to_string(), "{line:?}");
+        let mut pieces = RespClient::connect(proxy.address);
         line.bytes().for_each(|byte| pieces.send([byte]));
-        assert_eq!(pieces.rest().escape_ascii().to_string(), expected.escape_ascii().to_string(), "{line:?}");
+        assert_eq!(pieces.read_replies().escape_ascii().to_string(), expected.escape_ascii().to_string(), "{line:?}");
     }
     for line in ["PING \"a\r\n", "PING \"a\"b\r\n"] {
-        let [mut here, mut beside] = [Resp::connect(proxy.address), Resp::connect(there)];
+        let [mut here, mut beside] = [RespClient::connect(proxy.address), RespClient::connect(there)];
         here.send(line);
         beside.send(line);
-        assert_eq!(here.until_closed(), beside.until_closed(), "{line:?}");
+        assert_eq!(here.read_to_close(), beside.read_to_close(), "{line:?}");
     }
 }
 
@@ -78,17 +78,17 @@ fn browsers_cannot_begin_inline() {
                 format!("Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n{commands}"),
                 format!("\r\n{commands}"),
             ] {
-                let mut client = Resp::connect(proxy.address);
+                let mut client = RespClient::connect(proxy.address);
                 client.send(format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n{body}"));
-                client.end();
-                let answer = client.until_closed();
+                client.shutdown_write();
+                let answer = client.read_to_close();
                 assert!(answer.starts_with("HTTP/1.1 "), "{method} {path} {body:?}: {answer:?}");
                 let is_reply = |line: &str| line.starts_with(['+', '$', '-', '*']);
                 assert!(!answer.lines().any(is_reply), "{method} {path} {body:?}: {answer:?}");
             }
         }
     }
-    assert_eq!(redis.reads(), 4, "only GET /key/nothing may be read");
+    assert_eq!(redis.count_reads(), 4, "only GET /key/nothing may be read");
 }
 
 /// Any other first line is one of HTTP, and a connection that speaks HTTP goes on speaking it.
@@ -104,29 +104,29 @@ fn other_first_lines_stay_http() {
         ("PING / HTTP/1.1\r\nHost: x\r\n\r\n", "501"),
         ("GET /raw/a HTTP/1.1\r\nHost: x\r\n\r\nPING\r\n", "404"),
     ] {
-        let mut client = Resp::connect(proxy.address);
+        let mut client = RespClient::connect(proxy.address);
         client.send(line);
-        client.end();
-        let answer = client.until_closed();
+        client.shutdown_write();
+        let answer = client.read_to_close();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && !answer.contains("+PONG"), "{line:?}: {answer}");
     }
     // A line that never ends gets the answer of any slow request.
     let slow = Proxy::start(&redis, &[("CLIENT_TIMEOUT", "0.1")]);
-    let mut client = Resp::connect(slow.address);
+    let mut client = RespClient::connect(slow.address);
     client.send("PING");
-    assert!(client.until_closed().starts_with("HTTP/1.1 408 "));
+    assert!(client.read_to_close().starts_with("HTTP/1.1 408 "));
 }
 
 #[test]
 fn excess_client_is_refused_inline() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("MAX_CONNECTIONS", "1")]);
-    let mut first = Resp::connect(proxy.address);
-    assert_eq!(first.text("PING"), "+PONG\r\n");
-    until("a second one is refused", || {
-        let mut second = Resp::connect(proxy.address);
+    let mut first = RespClient::connect(proxy.address);
+    assert_eq!(first.call_text("PING"), "+PONG\r\n");
+    wait_for("a second one is refused", || {
+        let mut second = RespClient::connect(proxy.address);
         second.send("PING\r\n");
-        (second.until_closed() == "-ERR max number of clients reached\r\n").then_some(())
+        (second.read_to_close() == "-ERR max number of clients reached\r\n").then_some(())
     });
-    assert_eq!(first.ask(words("PING")), b"+PONG\r\n");
+    assert_eq!(first.call(encode_words("PING")), b"+PONG\r\n");
 }

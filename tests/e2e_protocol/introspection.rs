@@ -1,16 +1,16 @@
 //! Replies that tools read of a server, `COMMAND` and `INFO`, judged by a real Redis and by redis-cli.
 
-use crate::common::resp::Resp;
-use crate::common::{Proxy, Redis, until};
+use crate::common::resp::RespClient;
+use crate::common::{Proxy, Redis, wait_for};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 /// Returns a connection to Redis and one to the proxy, both in `version` of the protocol.
-fn both(redis: &Redis, proxy: &Proxy, version: &str) -> [Resp; 2] {
+fn both(redis: &Redis, proxy: &Proxy, version: &str) -> [RespClient; 2] {
     [SocketAddr::from(([127, 0, 0, 1], redis.port)), proxy.address].map(|address| {
-        let mut client = Resp::connect(address);
-        client.text(&format!("HELLO {version}"));
+        let mut client = RespClient::connect(address);
+        client.call_text(&format!("HELLO {version}"));
         client
     })
 }
@@ -52,12 +52,12 @@ fn command_getkeys_equals_redis() {
         for subcommand in ["GETKEYS", "getkeysandflags"] {
             let alone = format!("COMMAND {subcommand}");
             for command in lines.iter().map(|line| format!("{alone} {line}")).chain([alone.clone()]) {
-                assert_eq!(here.text(&command), there.text(&command), "{command} in version {version}");
+                assert_eq!(here.call_text(&command), there.call_text(&command), "{command} in version {version}");
             }
         }
-        assert_eq!(here.text("COMMAND GETKEYS mget a b"), "*2\r\n$1\r\na\r\n$1\r\nb\r\n");
+        assert_eq!(here.call_text("COMMAND GETKEYS mget a b"), "*2\r\n$1\r\na\r\n$1\r\nb\r\n");
         // Redis knows more commands.
-        assert_eq!(here.text("COMMAND GETKEYS set a b"), "-ERR Invalid command specified\r\n");
+        assert_eq!(here.call_text("COMMAND GETKEYS set a b"), "-ERR Invalid command specified\r\n");
     }
 }
 
@@ -70,11 +70,11 @@ fn command_docs_arguments_equal_redis() {
     let differing = ["client|no-touch", "client|setinfo", "command|list"];
     for version in ["2", "3"] {
         let [mut there, mut here] = both(&redis, &proxy, version);
-        let all = names(&here.text("COMMAND LIST"));
+        let all = names(&here.call_text("COMMAND LIST"));
         assert!(all.len() > 30, "{all:?}");
         for name in &all {
             let docs = format!("COMMAND DOCS {}", name.to_uppercase());
-            let (expected, found) = (there.text(&docs), here.text(&docs));
+            let (expected, found) = (there.call_text(&docs), here.call_text(&docs));
             let is_container = all.iter().any(|other| other.starts_with(&format!("{name}|")));
             assert_eq!(found.contains("$11\r\nsubcommands\r\n"), is_container, "{name}");
             assert!(found.contains(&format!("${}\r\n{name}\r\n", name.len())), "{found}");
@@ -84,8 +84,8 @@ fn command_docs_arguments_equal_redis() {
             }
         }
         let none = if version == "3" { "%0\r\n" } else { "*0\r\n" };
-        assert_eq!(here.text("COMMAND DOCS no-such-command client|no-such get|x get|"), none);
-        assert_eq!(here.text("COMMAND LIST FILTERBY"), "-ERR COMMAND LIST FILTERBY is not supported\r\n");
+        assert_eq!(here.call_text("COMMAND DOCS no-such-command client|no-such get|x get|"), none);
+        assert_eq!(here.call_text("COMMAND LIST FILTERBY"), "-ERR COMMAND LIST FILTERBY is not supported\r\n");
     }
 }
 
@@ -98,8 +98,8 @@ fn command_info_key_specifications_equal_redis() {
         for name in ["get", "mget", "exists", "strlen", "getrange", "substr", "ttl", "pttl"] {
             let info = format!("COMMAND INFO {name}");
             let specifications = |reply: String| reply.split_once("$5\r\nflags\r\n").map(|(_, rest)| rest.to_owned());
-            let found = specifications(here.text(&info));
-            assert!(found.is_some() && found == specifications(there.text(&info)), "{name}: {found:?}");
+            let found = specifications(here.call_text(&info));
+            assert!(found.is_some() && found == specifications(there.call_text(&info)), "{name}: {found:?}");
         }
     }
 }
@@ -136,9 +136,9 @@ fn redis_cli_stat_shows_figures() {
     let redis = Redis::start();
     redis.set("a", "1");
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
-    Resp::connect(proxy.address).text("GET a");
-    until("the client has gone", || {
-        let info = Resp::connect(proxy.address).text("INFO clients");
+    RespClient::connect(proxy.address).call_text("GET a");
+    wait_for("the client has gone", || {
+        let info = RespClient::connect(proxy.address).call_text("INFO clients");
         info.contains("\r\nconnected_clients:1\r\n").then_some(())
     });
     let mut redis_cli = Command::new("redis-cli");
@@ -169,14 +169,14 @@ fn redis_cli_stat_shows_figures() {
 fn info_memory_matches_kernel_without_admin() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("ADMIN", "off")]);
-    let mut client = Resp::connect(proxy.address);
-    let info = client.text("INFO memory cpu");
+    let mut client = RespClient::connect(proxy.address);
+    let info = client.call_text("INFO memory cpu");
     let field = |name: &str| {
         let line = info.split("\r\n").find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.expect("a field").parse::<f64>().expect("a number")
     };
     let (used, peak) = (field("used_memory") / 1024.0, field("used_memory_peak") / 1024.0);
-    assert!((1024.0..=proxy.memory("VmHWM") as f64).contains(&used), "{info}");
-    assert!((used..=proxy.memory("VmHWM") as f64).contains(&peak), "{info}");
+    assert!((1024.0..=proxy.memory_kib("VmHWM") as f64).contains(&used), "{info}");
+    assert!((used..=proxy.memory_kib("VmHWM") as f64).contains(&peak), "{info}");
     assert!(field("used_cpu_user") >= 0.0 && field("used_cpu_sys") >= 0.0, "{info}");
 }

@@ -1,8 +1,8 @@
 //! The Redis protocol end to end: a real redis-server, the real binary, redis-cli, and sockets that see every byte. What
 //! Redis answers to the same bytes is the measure.
 
-use crate::common::resp::{Resp, command, words};
-use crate::common::{Proxy, Redis, until};
+use crate::common::resp::{RespClient, encode_command, encode_words};
+use crate::common::{Proxy, Redis, wait_for};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -41,7 +41,7 @@ fn redis_cli_and_http_share_one_cache() {
     assert_eq!(redis_cli(port, &["-3", "GET", "text"]), "hello, world");
     assert_eq!(redis_cli(port, &["-3", "MGET", "a", "nothing", "text"]), "1\n\nhello, world");
     assert_eq!(redis_cli(port, &["-n", "0", "PING"]), "PONG");
-    assert_eq!(redis.reads(), 3, "a key was read twice");
+    assert_eq!(redis.count_reads(), 3, "a key was read twice");
     let refused = redis_cli(port, &["SET", "a", "2"]);
     assert!(refused.starts_with("ERR unknown command 'SET': this proxy is read-only"), "{refused}");
     let no_transactions = redis_cli(port, &["MULTI"]);
@@ -53,8 +53,8 @@ fn redis_cli_and_http_share_one_cache() {
 fn what_one_mget_misses_is_read_in_one_round_trip() {
     let redis = filled();
     let proxy = Proxy::start(&redis, &[]);
-    let mut client = Resp::connect(proxy.address);
-    client.text("GET a");
+    let mut client = RespClient::connect(proxy.address);
+    client.call_text("GET a");
     // How often Redis has read from a socket; asking for it is a few times more.
     let reads = || {
         let info: String = redis::cmd("INFO").arg("stats").query(&mut redis.connect()).expect("INFO works");
@@ -64,10 +64,13 @@ fn what_one_mget_misses_is_read_in_one_round_trip() {
     let (first, second) = (reads(), reads());
     let keys: Vec<String> = (0..100).map(|number| format!("key{number}")).collect();
     let words: Vec<&str> = ["MGET", "a"].into_iter().chain(keys.iter().map(String::as_str)).collect();
-    assert_eq!(client.ask(command(&words)), format!("*101\r\n$1\r\n1\r\n{}", "$-1\r\n".repeat(100)).into_bytes());
+    assert_eq!(
+        client.call(encode_command(&words)),
+        format!("*101\r\n$1\r\n1\r\n{}", "$-1\r\n".repeat(100)).into_bytes()
+    );
     let round_trips = reads() - second - (second - first);
     assert!((1..=3).contains(&round_trips), "{round_trips} round trips for 100 keys");
-    assert_eq!(redis.reads(), 101);
+    assert_eq!(redis.count_reads(), 101);
 }
 
 /// `redis-cli --pipe` sends an empty line before it asks for the end.
@@ -78,7 +81,7 @@ fn redis_cli_pipes() {
     let mut pipe = Command::new("redis-cli");
     pipe.args(["-p", &proxy.address.port().to_string(), "--pipe"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = pipe.spawn().expect("redis-cli is installed");
-    let commands = words("GET a").repeat(1000);
+    let commands = encode_words("GET a").repeat(1000);
     child.stdin.take().expect("a pipe").write_all(&commands).expect("it reads");
     let output = child.wait_with_output().expect("it ends");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -191,9 +194,9 @@ fn what_redis_answers_is_answered_to_the_byte() {
     let redis = filled();
     let proxy = Proxy::start(&redis, &[]);
     for version in ["2", "3"] {
-        let (mut there, mut here) = (Resp::connect(address_of(&redis)), Resp::connect(proxy.address));
+        let (mut there, mut here) = (RespClient::connect(address_of(&redis)), RespClient::connect(proxy.address));
         for client in [&mut there, &mut here] {
-            client.text(&format!("HELLO {version}"));
+            client.call_text(&format!("HELLO {version}"));
         }
         for command in ALIKE {
             // From Redis, from memory, and after what makes the connection new.
@@ -201,18 +204,18 @@ fn what_redis_answers_is_answered_to_the_byte() {
                 if *command == "QUIT" {
                     continue;
                 }
-                let (expected, found) = (there.text(command), here.text(command));
+                let (expected, found) = (there.call_text(command), here.call_text(command));
                 assert_eq!(found, expected, "{command} in version {version}");
             }
             if *command == "RESET" {
                 for client in [&mut there, &mut here] {
-                    client.text(&format!("HELLO {version}"));
+                    client.call_text(&format!("HELLO {version}"));
                 }
             }
         }
         for client in [&mut there, &mut here] {
-            client.send(words("QUIT"));
-            assert_eq!(client.until_closed(), "+OK\r\n");
+            client.send(encode_words("QUIT"));
+            assert_eq!(client.read_to_close(), "+OK\r\n");
         }
     }
 }
@@ -221,21 +224,21 @@ fn what_redis_answers_is_answered_to_the_byte() {
 fn keys_and_values_are_bytes() {
     let redis = filled();
     let proxy = Proxy::start(&redis, &[]);
-    let mut client = Resp::connect(proxy.address);
+    let mut client = RespClient::connect(proxy.address);
     let key: &[u8] = b"\0\xff\r\n";
     for _ in 0..2 {
-        assert_eq!(client.ask(command(&[b"GET", key])), b"$4\r\n\r\n\0\xfe\r\n");
+        assert_eq!(client.call(encode_command(&[b"GET", key])), b"$4\r\n\r\n\0\xfe\r\n");
         assert_eq!(
-            client.ask(command(&[b"MGET", key, b"a", key])),
+            client.call(encode_command(&[b"MGET", key, b"a", key])),
             b"*3\r\n$4\r\n\r\n\0\xfe\r\n$1\r\n1\r\n$4\r\n\r\n\0\xfe\r\n"
         );
     }
     let long = vec![0xfe; 64 * 1024];
     redis.set(&long[..], "of a long key");
-    assert_eq!(client.ask(command(&[b"GET", &long[..]])), b"$13\r\nof a long key\r\n");
-    let longer = client.ask(command(&[b"GET", &[&long[..], b"x"].concat()[..]]));
+    assert_eq!(client.call(encode_command(&[b"GET", &long[..]])), b"$13\r\nof a long key\r\n");
+    let longer = client.call(encode_command(&[b"GET", &[&long[..], b"x"].concat()[..]]));
     assert!(longer.starts_with(b"-ERR argument too long; the limit is 65536 bytes\r\n"));
-    assert_eq!(client.text("PING"), "+PONG\r\n", "the connection goes on");
+    assert_eq!(client.call_text("PING"), "+PONG\r\n", "the connection goes on");
 }
 
 /// A conversation with some of everything, hits and misses, errors, and both versions.
@@ -258,10 +261,10 @@ fn conversation() -> Vec<u8> {
         "NOTHING AT ALL",
         "SELECT 7",
     ] {
-        bytes.extend(words(command));
+        bytes.extend(encode_words(command));
     }
     bytes.extend_from_slice(b"*0\r\n*-1\r\n");
-    bytes.extend(words("ECHO x"));
+    bytes.extend(encode_words("ECHO x"));
     bytes
 }
 
@@ -276,25 +279,25 @@ fn how_the_bytes_are_cut_makes_no_difference() {
         let (before, rest) = text.split_once("$2\r\nid\r\n:").expect("an id");
         format!("{before}{}", rest.split_once("\r\n").expect("its end").1)
     };
-    let expected = without_number(Resp::connect(proxy.address).ask(&bytes));
+    let expected = without_number(RespClient::connect(proxy.address).call(&bytes));
     assert!(expected.ends_with("$1\r\nx\r\n") && expected.contains("this proxy is read-only"), "{expected}");
     for cut in 1..bytes.len() {
-        let mut client = Resp::connect(proxy.address);
+        let mut client = RespClient::connect(proxy.address);
         client.send(&bytes[..cut]);
         // So that the two pieces are not read as one.
         std::thread::yield_now();
-        assert_eq!(without_number(client.ask(&bytes[cut..])), expected, "cut at {cut}");
+        assert_eq!(without_number(client.call(&bytes[cut..])), expected, "cut at {cut}");
     }
-    let mut client = Resp::connect(proxy.address);
+    let mut client = RespClient::connect(proxy.address);
     bytes.iter().for_each(|byte| client.send([*byte]));
-    assert_eq!(without_number(client.rest()), expected, "byte by byte");
+    assert_eq!(without_number(client.read_replies()), expected, "byte by byte");
 }
 
 #[test]
 fn who_does_not_speak_the_protocol_is_told_so_and_sent_away() {
     let redis = filled();
     let proxy = Proxy::start(&redis, &[]);
-    let ping = words("PING");
+    let ping = encode_words("PING");
     // What comes before the malformed bytes is answered. The error is Redis' own where the last is true.
     let cases: [(&[u8], &str, bool); 16] = [
         (b"*3000000000\r\n", "invalid multibulk length", true),
@@ -316,27 +319,27 @@ fn who_does_not_speak_the_protocol_is_told_so_and_sent_away() {
     ];
     for (bytes, text, as_redis) in cases {
         let sent = [&ping, bytes].concat();
-        let mut client = Resp::connect(proxy.address);
+        let mut client = RespClient::connect(proxy.address);
         client.send(&sent);
-        assert_eq!(client.until_closed(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"));
+        assert_eq!(client.read_to_close(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"));
         if as_redis {
-            let mut client = Resp::connect(address_of(&redis));
+            let mut client = RespClient::connect(address_of(&redis));
             client.send(&sent);
-            assert_eq!(client.until_closed(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"), "of Redis");
+            assert_eq!(client.read_to_close(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"), "of Redis");
         }
     }
     // Floods without an end of line, as Redis' own tests send them.
     for begin in [&b"*"[..], b"*1\r\n$", b"*\0", b"*1\r\n$4\r\nPING"] {
-        let mut client = Resp::connect(proxy.address);
+        let mut client = RespClient::connect(proxy.address);
         client.send([begin, &[b'0'; 70_000]].concat());
-        let text = client.until_closed();
+        let text = client.read_to_close();
         assert!(text.starts_with("-ERR Protocol error: ") && text.ends_with("\r\n"), "{text:?}");
     }
     // Not RESP from the first byte on: HTTP, which is told in its own words.
     for bytes in [&b"GET a\r\n\r\n"[..], b"$4\r\nPING\r\n\r\n", b"\0*1\r\n"] {
-        let mut client = Resp::connect(proxy.address);
+        let mut client = RespClient::connect(proxy.address);
         client.send(bytes);
-        assert!(client.until_closed().starts_with("HTTP/1.1 400 "));
+        assert!(client.read_to_close().starts_with("HTTP/1.1 400 "));
     }
     assert_eq!(proxy.get("/key/a").status, 200);
 }
@@ -345,28 +348,28 @@ fn who_does_not_speak_the_protocol_is_told_so_and_sent_away() {
 fn what_the_proxy_tells_of_itself_is_true() {
     let redis = filled();
     let proxy = Proxy::start(&redis, &[("REDIS_DB", "0"), ("CACHE_SIZE", "2")]);
-    let mut client = Resp::connect(proxy.address);
+    let mut client = RespClient::connect(proxy.address);
     let ttl = |reply: &str| reply[1..].trim_end().parse::<i64>().expect("a number");
-    assert_eq!(client.text("TTL a"), ":-2\r\n");
-    assert_eq!(redis.reads(), 0, "nobody is asked");
-    client.text("MGET a text");
-    assert!((14..=15).contains(&ttl(&client.text("TTL a"))));
-    assert!((10_000..=15_000).contains(&ttl(&client.text("PTTL text"))));
-    assert_eq!(client.text("DBSIZE"), ":2\r\n");
-    client.text("GET empty");
-    client.text("GET empty");
-    client.text("GET nothing");
-    let mut other = Resp::connect(proxy.address);
-    let id = |client: &mut Resp| ttl(&client.text("CLIENT ID"));
+    assert_eq!(client.call_text("TTL a"), ":-2\r\n");
+    assert_eq!(redis.count_reads(), 0, "nobody is asked");
+    client.call_text("MGET a text");
+    assert!((14..=15).contains(&ttl(&client.call_text("TTL a"))));
+    assert!((10_000..=15_000).contains(&ttl(&client.call_text("PTTL text"))));
+    assert_eq!(client.call_text("DBSIZE"), ":2\r\n");
+    client.call_text("GET empty");
+    client.call_text("GET empty");
+    client.call_text("GET nothing");
+    let mut other = RespClient::connect(proxy.address);
+    let id = |client: &mut RespClient| ttl(&client.call_text("CLIENT ID"));
     assert!(id(&mut other) > id(&mut client) && id(&mut client) > 0);
     assert_eq!(proxy.get("/key/nothing").status, 404);
     // The HTTP client has gone; the loop has to see that.
-    let info = until("two clients are left", || {
-        Some(other.text("INFO")).filter(|info| info.contains("\r\nconnected_clients:2\r\n"))
+    let info = wait_for("two clients are left", || {
+        Some(other.call_text("INFO")).filter(|info| info.contains("\r\nconnected_clients:2\r\n"))
     });
     for line in [
         "server_name:segment-redis-proxy",
-        &format!("process_id:{}", proxy.id()),
+        &format!("process_id:{}", proxy.pid()),
         &format!("tcp_port:{}", proxy.address.port()),
         "total_connections_received:3",
         "keyspace_hits:1",
@@ -377,11 +380,15 @@ fn what_the_proxy_tells_of_itself_is_true() {
     ] {
         assert!(info.contains(&format!("\r\n{line}\r\n")), "no {line} in {info}");
     }
-    let stats = other.text("INFO STATS nonsense");
+    let stats = other.call_text("INFO STATS nonsense");
     assert!(stats.contains("# Stats\r\n") && !stats.contains("# Server") && !stats.contains("# Keyspace"), "{stats}");
-    assert_eq!(other.text("INFO nonsense"), "$0\r\n\r\n");
-    assert!(other.text("HELLO 3").starts_with("%7\r\n$6\r\nserver\r\n$19\r\nsegment-redis-proxy\r\n"));
-    assert!(other.text("INFO clients").starts_with("=73\r\ntxt:# Clients\r\n"), "{}", other.text("INFO clients"));
+    assert_eq!(other.call_text("INFO nonsense"), "$0\r\n\r\n");
+    assert!(other.call_text("HELLO 3").starts_with("%7\r\n$6\r\nserver\r\n$19\r\nsegment-redis-proxy\r\n"));
+    assert!(
+        other.call_text("INFO clients").starts_with("=73\r\ntxt:# Clients\r\n"),
+        "{}",
+        other.call_text("INFO clients")
+    );
 }
 
 /// Clients come with the password of the Redis behind, or with a user of it.
@@ -389,17 +396,19 @@ fn what_the_proxy_tells_of_itself_is_true() {
 fn whatever_clients_authenticate_with_is_right() {
     let redis = filled();
     let proxy = Proxy::start(&redis, &[]);
-    let mut client = Resp::connect(proxy.address);
-    assert_eq!(client.text("AUTH secret"), "+OK\r\n");
-    assert_eq!(client.text("AUTH somebody secret"), "+OK\r\n");
-    assert!(client.text("HELLO 3 AUTH somebody x SETNAME me").starts_with("%7\r\n"));
-    assert_eq!(client.text("CLIENT GETNAME"), "$2\r\nme\r\n");
+    let mut client = RespClient::connect(proxy.address);
+    assert_eq!(client.call_text("AUTH secret"), "+OK\r\n");
+    assert_eq!(client.call_text("AUTH somebody secret"), "+OK\r\n");
+    assert!(client.call_text("HELLO 3 AUTH somebody x SETNAME me").starts_with("%7\r\n"));
+    assert_eq!(client.call_text("CLIENT GETNAME"), "$2\r\nme\r\n");
     let long_name = "x".repeat(257);
     assert!(
-        client.text(&format!("HELLO 2 SETNAME {long_name}")).starts_with("-ERR Client name too long; the limit is 256")
+        client
+            .call_text(&format!("HELLO 2 SETNAME {long_name}"))
+            .starts_with("-ERR Client name too long; the limit is 256")
     );
-    assert_eq!(client.text("GET nothing"), "_\r\n", "the version has changed");
-    assert_eq!(client.text(&format!("CLIENT SETNAME {}", &long_name[1..])), "+OK\r\n");
+    assert_eq!(client.call_text("GET nothing"), "_\r\n", "the version has changed");
+    assert_eq!(client.call_text(&format!("CLIENT SETNAME {}", &long_name[1..])), "+OK\r\n");
 }
 
 #[test]
@@ -407,25 +416,25 @@ fn another_database_is_refused_in_clear_words() {
     let redis = filled();
     redis.connect_to(&format!("redis://127.0.0.1:{}/2", redis.port));
     let proxy = Proxy::start(&redis, &[("REDIS_DB", "2")]);
-    let mut client = Resp::connect(proxy.address);
-    assert_eq!(client.text("SELECT 2"), "+OK\r\n");
-    assert!(client.text("SELECT 0").starts_with("-ERR this proxy serves only database 2; set its REDIS_DB"));
-    assert_eq!(client.text("GET a"), "$-1\r\n");
+    let mut client = RespClient::connect(proxy.address);
+    assert_eq!(client.call_text("SELECT 2"), "+OK\r\n");
+    assert!(client.call_text("SELECT 0").starts_with("-ERR this proxy serves only database 2; set its REDIS_DB"));
+    assert_eq!(client.call_text("GET a"), "$-1\r\n");
 }
 
 #[test]
 fn who_does_not_want_to_touch_keys_does_not_keep_them() {
     let redis = filled();
     let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "2")]);
-    let mut client = Resp::connect(proxy.address);
+    let mut client = RespClient::connect(proxy.address);
     for (switch, survivor) in [("ON", "text"), ("OFF", "a")] {
-        client.text("CLIENT NO-TOUCH off");
-        client.text("GET a");
-        client.text("GET text");
-        assert_eq!(client.text(&format!("CLIENT NO-TOUCH {switch}")), "+OK\r\n");
-        client.text("GET a");
-        client.text("GET empty");
-        assert!(client.text(&format!("TTL {survivor}")) != ":-2\r\n", "NO-TOUCH {switch}");
+        client.call_text("CLIENT NO-TOUCH off");
+        client.call_text("GET a");
+        client.call_text("GET text");
+        assert_eq!(client.call_text(&format!("CLIENT NO-TOUCH {switch}")), "+OK\r\n");
+        client.call_text("GET a");
+        client.call_text("GET empty");
+        assert!(client.call_text(&format!("TTL {survivor}")) != ":-2\r\n", "NO-TOUCH {switch}");
     }
 }
 
@@ -434,42 +443,42 @@ fn errors_of_redis_keep_their_code() {
     let redis = filled();
     redis.run(&["ACL", "SETUSER", "limited", "on", ">secret", "~a*", "+@all"]);
     let proxy = Proxy::start(&redis, &[("REDIS_USERNAME", "limited"), ("REDIS_PASSWORD", "secret")]);
-    let mut client = Resp::connect(proxy.address);
-    assert_eq!(client.text("GET a"), "$1\r\n1\r\n");
-    assert!(client.text("GET text").starts_with("-NOPERM "), "{}", client.text("GET text"));
-    assert!(client.text("MGET a text a").starts_with("-NOPERM "));
-    assert!(client.text("EXISTS text").starts_with("-NOPERM "));
-    assert_eq!(client.text("GET a"), "$1\r\n1\r\n");
+    let mut client = RespClient::connect(proxy.address);
+    assert_eq!(client.call_text("GET a"), "$1\r\n1\r\n");
+    assert!(client.call_text("GET text").starts_with("-NOPERM "), "{}", client.call_text("GET text"));
+    assert!(client.call_text("MGET a text a").starts_with("-NOPERM "));
+    assert!(client.call_text("EXISTS text").starts_with("-NOPERM "));
+    assert_eq!(client.call_text("GET a"), "$1\r\n1\r\n");
 }
 
 #[test]
 fn while_redis_is_away_clients_are_told_to_try_again() {
     let mut redis = filled();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "300")]);
-    let mut client = Resp::connect(proxy.address);
-    assert_eq!(client.text("GET a"), "$1\r\n1\r\n");
+    let mut client = RespClient::connect(proxy.address);
+    assert_eq!(client.call_text("GET a"), "$1\r\n1\r\n");
     redis.freeze();
     for command in ["GET text", "MGET a text", "EXISTS text a", "STRLEN text", "GETRANGE text 0 1"] {
-        let reply = client.text(command);
+        let reply = client.call_text(command);
         assert!(reply.starts_with("-LOADING Redis did not reply within REDIS_TIMEOUT"), "{command}: {reply}");
     }
-    assert_eq!(client.text("MGET a a"), "*2\r\n$1\r\n1\r\n$1\r\n1\r\n");
+    assert_eq!(client.call_text("MGET a a"), "*2\r\n$1\r\n1\r\n$1\r\n1\r\n");
     redis.thaw();
-    until("Redis is asked again", || (client.text("STRLEN text") == ":12\r\n").then_some(()));
+    wait_for("Redis is asked again", || (client.call_text("STRLEN text") == ":12\r\n").then_some(()));
     redis.kill();
-    let reply = client.text("MGET a empty");
+    let reply = client.call_text("MGET a empty");
     assert!(reply.starts_with("-LOADING Redis is unreachable"), "{reply}");
-    assert_eq!(client.text("PING"), "+PONG\r\n");
+    assert_eq!(client.call_text("PING"), "+PONG\r\n");
 }
 
 #[test]
 fn a_value_that_is_too_long_is_there_all_the_same() {
     let redis = filled();
     let proxy = Proxy::start(&redis, &[("MAX_VALUE_BYTES", "1000")]);
-    let mut client = Resp::connect(proxy.address);
-    assert_eq!(client.text("EXISTS long a nothing"), ":2\r\n");
+    let mut client = RespClient::connect(proxy.address);
+    assert_eq!(client.call_text("EXISTS long a nothing"), ":2\r\n");
     for command in ["GET long", "STRLEN long", "GETRANGE long 0 1", "MGET a long"] {
-        let reply = client.text(command);
+        let reply = client.call_text(command);
         assert!(reply.starts_with("-ERR the value is longer than MAX_VALUE_BYTES of the proxy"), "{command}: {reply}");
     }
 }
@@ -478,9 +487,9 @@ fn a_value_that_is_too_long_is_there_all_the_same() {
 fn a_refused_proxy_does_not_ask_its_clients_for_a_password() {
     let redis = Redis::start_with(&["--requirepass", "secret"]);
     let proxy = Proxy::start(&redis, &[]);
-    let reply = Resp::connect(proxy.address).text("GET a");
+    let reply = RespClient::connect(proxy.address).call_text("GET a");
     assert!(reply.starts_with("-ERR Redis rejected the proxy's connection") && reply.contains("NOAUTH"), "{reply}");
     let wrong = Proxy::start(&redis, &[("REDIS_PASSWORD", "wrong")]);
-    let reply = Resp::connect(wrong.address).text("GET a");
+    let reply = RespClient::connect(wrong.address).call_text("GET a");
     assert!(reply.starts_with("-ERR Redis rejected the proxy's connection") && reply.contains("WRONGPASS"), "{reply}");
 }

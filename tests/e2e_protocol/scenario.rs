@@ -3,14 +3,14 @@
 //! Runs against a Redis and a proxy of its own, or, in the compose file, against those that
 //! `SCENARIO_REDIS` and `SCENARIO_PROXY` (host:port) name, started with CACHE_SIZE=3 and `SCENARIO_TTL` seconds.
 
-use crate::common::{Http, Proxy, Redis, until};
+use crate::common::{HttpClient, Proxy, Redis, wait_for};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 const KEYS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
 
 fn address(host_and_port: &str) -> SocketAddr {
-    until("the name resolves", || host_and_port.to_socket_addrs().ok()?.next())
+    wait_for("the name resolves", || host_and_port.to_socket_addrs().ok()?.next())
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn play(redis: &str, proxy: SocketAddr, ttl: Duration) {
     for (key, value) in KEYS.iter().zip(1..) {
         redis::cmd("SET").arg(key).arg(value).exec(&mut redis).expect("SET works");
     }
-    let mut client = Http::connect(proxy);
+    let mut client = HttpClient::connect(proxy);
     let mut read = |key: &str| client.get(&format!("/key/{key}")).text();
     let answer = |value: usize, from_cache: bool| format!("{{\"value\":{value},\"fromCache\":{from_cache}}}");
 

@@ -346,7 +346,7 @@ fn conversation(line: &str, version: &str, body: &str) -> Vec<u8> {
 /// All that comes back, as answers.
 fn answers(proxy: &Proxy, input: &[u8]) -> Vec<Answer> {
     let mut stream = TcpStream::connect(proxy.address).expect("the proxy takes connections");
-    stream.set_read_timeout(Some(crate::common::PATIENCE)).expect("a time-out can be set");
+    stream.set_read_timeout(Some(crate::common::TEST_TIMEOUT)).expect("a time-out can be set");
     // The proxy may have had enough before all is sent.
     let _ = stream.write_all(input);
     let _ = stream.shutdown(Shutdown::Write);

@@ -1,8 +1,10 @@
 //! What each promise of freshness is worth: how old a value may be, with a real Redis and the real binary.
 
-use crate::common::fresh::{cached, hop, is_hit, setting, tracking, until_text};
+use crate::common::freshness::{
+    env_number, is_hit, max_propagation, start_tracking_proxy, wait_until_cached, wait_until_text,
+};
 use crate::common::relay::{Purpose, Relay};
-use crate::common::{Http, Proxy, Redis, until};
+use crate::common::{HttpClient, Proxy, Redis, wait_for};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,9 +15,9 @@ fn an_entry_does_not_outlive_its_key_in_redis() {
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "15")]);
     let mut client = proxy.connect();
     redis.run(&["SET", "forever", "v"]);
-    assert_eq!(client.get("/raw/forever").field("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
+    assert_eq!(client.get("/raw/forever").header("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
     redis.run(&["SET", "long", "v", "EX", "1000"]);
-    assert_eq!(client.get("/raw/long").field("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
+    assert_eq!(client.get("/raw/long").header("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
     // Again where the machine was too busy to read it twice within its time.
     let hits = (0..10).map(|_| hits_until_it_is_gone(&redis, &mut client)).find(|&hits| hits > 0);
     assert!(hits.is_some(), "it was not cached at all");
@@ -24,7 +26,7 @@ fn an_entry_does_not_outlive_its_key_in_redis() {
 
 /// Sets a key for 300 ms and reads it until it is gone. Says how often the cache answered, and makes sure that it did
 /// so only in time.
-fn hits_until_it_is_gone(redis: &Redis, client: &mut Http) -> usize {
+fn hits_until_it_is_gone(redis: &Redis, client: &mut HttpClient) -> usize {
     redis.run(&["SET", "short", "v", "PX", "300"]);
     // From here on it cannot last longer than 300 ms.
     let set = Instant::now();
@@ -35,7 +37,7 @@ fn hits_until_it_is_gone(redis: &Redis, client: &mut Http) -> usize {
         if response.status == 404 {
             return hits;
         }
-        let status = response.field("cache-status");
+        let status = response.header("cache-status");
         assert!(status.ends_with("; ttl=0") || status == "segment-redis-proxy; fwd=miss", "{status}");
         if is_hit(&response) {
             // Both sides count whole milliseconds.
@@ -57,7 +59,7 @@ fn an_empty_value_and_a_missing_key_are_told_apart() {
 #[test]
 fn every_way_of_changing_a_key_reaches_the_cache() {
     let redis = Redis::start();
-    let proxy = tracking(redis.port, &[]);
+    let proxy = start_tracking_proxy(redis.port, &[]);
     let mut client = proxy.connect();
     let changes: [(&[&str], &str); 9] = [
         (&["SET", "a", "2"], "2"),
@@ -73,28 +75,28 @@ fn every_way_of_changing_a_key_reaches_the_cache() {
     ];
     for (command, after) in changes {
         redis.run(&["MSET", "a", "1", "b", "b"]);
-        until_text(&mut client, "/raw/a", "1");
-        cached(&mut client, "/raw/a", "1");
+        wait_until_text(&mut client, "/raw/a", "1");
+        wait_until_cached(&mut client, "/raw/a", "1");
         redis.run(command);
-        until_text(&mut client, "/raw/a", after);
+        wait_until_text(&mut client, "/raw/a", after);
     }
     // A key that expires: Redis tells when it removes it, the proxy does not wait for that.
     redis.run(&["SET", "a", "1"]);
-    cached(&mut client, "/raw/a", "1");
+    wait_until_cached(&mut client, "/raw/a", "1");
     redis.run(&["PEXPIRE", "a", "100"]);
-    until_text(&mut client, "/raw/a", "{\"error\":\"key not found\"}");
+    wait_until_text(&mut client, "/raw/a", "{\"error\":\"key not found\"}");
 }
 
 /// What Redis does not tell, or tells too much of: databases are swapped without a word, and their numbers not told apart.
 #[test]
 fn databases_are_not_told_apart_and_swapping_them_is_not_told() {
     let redis = Redis::start();
-    let proxy = tracking(redis.port, &[("CACHE_TTL", "1")]);
+    let proxy = start_tracking_proxy(redis.port, &[("CACHE_TTL", "1")]);
     let mut client = proxy.connect();
     let mut other = redis.connect_to(&format!("redis://127.0.0.1:{}/1", redis.port));
     redis.set("a", "in 0");
-    until("a change in another database drops the entry too", || {
-        cached(&mut client, "/raw/a", "in 0");
+    wait_for("a change in another database drops the entry too", || {
+        wait_until_cached(&mut client, "/raw/a", "in 0");
         redis::cmd("SET").arg("a").arg("in 1").exec(&mut other).expect("SET works");
         // Until it is heard of, or until the entry expires, which is not what is looked for.
         let deadline = Instant::now() + Duration::from_millis(300);
@@ -107,10 +109,10 @@ fn databases_are_not_told_apart_and_swapping_them_is_not_told() {
         }
         None
     });
-    cached(&mut client, "/raw/a", "in 0");
+    wait_until_cached(&mut client, "/raw/a", "in 0");
     redis.run(&["SWAPDB", "0", "1"]);
     // CACHE_TTL bounds it.
-    until_text(&mut client, "/raw/a", "in 1");
+    wait_until_text(&mut client, "/raw/a", "in 1");
 }
 
 /// The forced race: a value is read, changed, and the change is heard of before the value has arrived. Naively stored it
@@ -118,8 +120,8 @@ fn databases_are_not_told_apart_and_swapping_them_is_not_told() {
 #[test]
 fn a_value_that_its_change_has_overtaken_is_not_kept() {
     let redis = Redis::start();
-    let relay = Relay::to(redis.port);
-    let proxy = tracking(relay.port, &[("REDIS_TIMEOUT", "20000"), ("REDIS_CONNECTIONS", "2")]);
+    let relay = Relay::start(redis.port);
+    let proxy = start_tracking_proxy(relay.port, &[("REDIS_TIMEOUT", "20000"), ("REDIS_CONNECTIONS", "2")]);
     let (mut early, mut late) = (proxy.connect(), proxy.connect());
     let mut writer = redis.connect();
     let mut write = |value: String| redis::cmd("SET").arg("raced").arg(value).exec(&mut writer).expect("SET works");
@@ -128,26 +130,26 @@ fn a_value_that_its_change_has_overtaken_is_not_kept() {
         // The connections of both helpers are known by what they have read.
         (0..4).for_each(|number| assert_eq!(early.get(&format!("/raw/none{number}")).status, 404));
         redis.set("marker", round);
-        cached(&mut late, "/raw/marker", &round.to_string());
-        relay.hold(Purpose::Fetching);
-        early.ask("/raw/raced");
-        relay.until_held();
+        wait_until_cached(&mut late, "/raw/marker", &round.to_string());
+        relay.hold_replies(Purpose::Fetching);
+        early.send_get("/raw/raced");
+        relay.wait_until_held();
         write(format!("new {round}"));
         // Changes are heard of in order: when this one has taken the marker away, so has the other.
         redis.set("marker", "gone");
         let mut probes = Vec::new();
-        until("the change is heard of", || {
+        wait_for("the change is heard of", || {
             let mut probe = proxy.connect();
-            probe.ask("/raw/marker");
+            probe.send_get("/raw/marker");
             (0..2).for_each(|_| assert_eq!(late.get("/nothing").status, 404));
             let waits = !probe.has_input();
             probes.push(probe);
             waits.then_some(())
         });
-        late.ask("/raw/raced");
+        late.send_get("/raw/raced");
         relay.release();
-        assert_eq!(early.response().text(), format!("old {round}"));
-        assert_eq!(late.response().text(), format!("new {round}"), "answered by what the change has overtaken");
+        assert_eq!(early.read_response().text(), format!("old {round}"));
+        assert_eq!(late.read_response().text(), format!("new {round}"), "answered by what the change has overtaken");
         assert_eq!(late.get("/raw/raced").text(), format!("new {round}"), "what the change has overtaken was stored");
     }
 }
@@ -157,7 +159,7 @@ fn a_value_that_its_change_has_overtaken_is_not_kept() {
 #[test]
 fn a_burst_of_changes_leaves_nothing_stale() {
     let redis = Redis::start();
-    let proxy = tracking(redis.port, &[]);
+    let proxy = start_tracking_proxy(redis.port, &[]);
     let mut client = proxy.connect();
     let many = |prefix: &str, count: usize| {
         let mut command = redis::cmd("MSET");
@@ -168,12 +170,12 @@ fn a_burst_of_changes_leaves_nothing_stale() {
     let mut connection = redis.connect();
     for round in 0..6 {
         redis.set("target", format!("old {round}"));
-        cached(&mut client, "/raw/target", &format!("old {round}"));
+        wait_until_cached(&mut client, "/raw/target", &format!("old {round}"));
         most.exec(&mut connection).expect("MSET works");
         std::thread::sleep(Duration::from_millis(round * 2));
         more.clone().arg("target").arg(format!("new {round}")).exec(&mut connection).expect("MSET works");
         // Nobody asks for anything: no socket wakes the loop.
-        std::thread::sleep(hop());
+        std::thread::sleep(max_propagation());
         assert_eq!(client.get("/raw/target").text(), format!("new {round}"));
     }
     assert!(
@@ -187,12 +189,12 @@ fn a_burst_of_changes_leaves_nothing_stale() {
 /// acknowledged and a hop has passed, nobody gets what was before.
 fn no_stale_reads(cuts: bool) {
     const KEYS: usize = 20;
-    let (seconds, hop) = (setting("FRESHNESS_SECONDS", 5), hop());
+    let (seconds, hop) = (env_number("FRESHNESS_SECONDS", 5), max_propagation());
     let redis = Redis::start();
     for key in 0..KEYS {
         redis.set(format!("k{key}"), 0);
     }
-    let proxy = tracking(redis.port, &[]);
+    let proxy = start_tracking_proxy(redis.port, &[]);
     // The value of each key that was acknowledged at least a hop ago.
     let settled: Arc<Vec<AtomicU64>> = Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
     let stop = Arc::new(AtomicBool::new(false));
@@ -239,7 +241,7 @@ fn no_stale_reads(cuts: bool) {
         }
         // How soon a reader sees it, for some.
         if value % 16 == 0 {
-            until("the write is seen", || {
+            wait_for("the write is seen", || {
                 (client.get(&format!("/raw/k{key}")).text() == value.to_string()).then_some(())
             });
             delays.push(set.elapsed());

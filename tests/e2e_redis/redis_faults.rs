@@ -1,8 +1,8 @@
 //! How connections to Redis are kept, replaced and given up. What clients see of a Redis that is away is in `fault_matrix.rs`.
 
-use crate::common::admin::metric;
+use crate::common::admin::read_metric;
 use crate::common::resolver::Resolver;
-use crate::common::{Http, Proxy, Redis, fake_redis, until};
+use crate::common::{HttpClient, Proxy, Redis, start_fake_redis, wait_for};
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ fn connections_closed_while_idle_are_replaced_unseen() {
     let mut redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_CONNECTIONS", "1")]);
     // Before it was ever used, too.
-    until("it has connected", || proxy.log().contains("] connected to Redis").then_some(()));
+    wait_for("it has connected", || proxy.log().contains("] connected to Redis").then_some(()));
     redis.kill();
     redis.restart();
     redis.set("a", 1);
@@ -34,7 +34,7 @@ fn one_connection_is_enough_where_redis_allows_no_more() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "0.001"), ("REDIS_CONNECTIONS", "4")]);
     redis.set("a", 1);
-    until("a helper has connected", || (proxy.get("/raw/a").status == 200).then_some(()));
+    wait_for("a helper has connected", || (proxy.get("/raw/a").status == 200).then_some(()));
     let mut admin = redis.connect();
     // The proxy's and this one are there; no further ones are let in.
     let info: String = redis::cmd("INFO").arg("clients").query(&mut admin).expect("INFO works");
@@ -44,14 +44,14 @@ fn one_connection_is_enough_where_redis_allows_no_more() {
         drop(proxy);
         Proxy::start(&redis, &[("CACHE_TTL", "0.001"), ("REDIS_CONNECTIONS", "4")])
     };
-    until("a helper has connected", || (proxy.get("/raw/a").status == 200).then_some(()));
-    let mut clients: Vec<Http> = (0..8).map(|_| proxy.connect()).collect();
+    wait_for("a helper has connected", || (proxy.get("/raw/a").status == 200).then_some(()));
+    let mut clients: Vec<HttpClient> = (0..8).map(|_| proxy.connect()).collect();
     let mut failed = 0;
     for round in 0..200 {
         for (number, client) in clients.iter_mut().enumerate() {
-            client.ask(&format!("/raw/missing{}", round * 8 + number));
+            client.send_get(&format!("/raw/missing{}", round * 8 + number));
         }
-        failed += clients.iter_mut().map(Http::response).filter(|response| response.status != 404).count();
+        failed += clients.iter_mut().map(HttpClient::read_response).filter(|response| response.status != 404).count();
     }
     // Helpers without a connection take nothing as long as one has one.
     assert_eq!(failed, 0, "of 1600 were failed by helpers without a connection");
@@ -70,23 +70,23 @@ fn what_one_helper_cannot_read_another_does() {
         let others = list.lines().filter(|line| !line.contains("cmd=client|list"));
         others.map(|line| line.split(' ').next().expect("an id").replace("id=", "")).collect::<Vec<_>>()
     };
-    let mut clients: Vec<Http> = (0..2).map(|_| proxy.connect()).collect();
-    let ids = until("both helpers are connected", || {
+    let mut clients: Vec<HttpClient> = (0..2).map(|_| proxy.connect()).collect();
+    let ids = wait_for("both helpers are connected", || {
         // With one of them held up, the other one is needed.
         redis.freeze();
-        clients[0].ask("/raw/b");
+        clients[0].send_get("/raw/b");
         std::thread::sleep(Duration::from_millis(20));
-        clients[1].ask("/raw/c");
+        clients[1].send_get("/raw/c");
         std::thread::sleep(Duration::from_millis(20));
         redis.thaw();
-        clients.iter_mut().for_each(|client| assert_eq!(client.response().status, 404));
+        clients.iter_mut().for_each(|client| assert_eq!(client.read_response().status, 404));
         // By the proxy's own count: Redis counts one that is still logging in.
-        (metric(&proxy, "segment_redis_connections") == 2.0).then(&mut ids)
+        (read_metric(&proxy, "segment_redis_connections") == 2.0).then(&mut ids)
     });
     redis::cmd("CLIENT").arg("KILL").arg("ID").arg(&ids[0]).exec(&mut admin).expect("CLIENT KILL works");
     // One of the proxy's, and this one.
     redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(2).exec(&mut admin).expect("CONFIG works");
-    until("the one without a connection has tried", || {
+    wait_for("the one without a connection has tried", || {
         (0..50).for_each(|_| assert_eq!(clients[0].get("/raw/a").text(), "1"));
         proxy.log().contains("cannot open another connection to Redis").then_some(())
     });
@@ -118,7 +118,7 @@ fn authentication_and_database_are_used_and_their_errors_told() {
         let proxy = Proxy::start(&redis, variables);
         let refused = proxy.get("/raw/a");
         assert_eq!(refused.status, 502, "{variables:?}: {refused:?}");
-        until("the hint is told", || (proxy.log().contains(hint) || refused.text().contains(hint)).then_some(()));
+        wait_for("the hint is told", || (proxy.log().contains(hint) || refused.text().contains(hint)).then_some(()));
         assert!(!proxy.log().contains("secret") && !refused.text().contains("secret"), "the password is shown");
     }
 }
@@ -128,10 +128,10 @@ fn authentication_and_database_are_used_and_their_errors_told() {
 fn a_lookup_may_take_longer_than_redis_timeout() {
     let redis = Redis::start();
     redis.set("a", 1);
-    let names = Resolver::to("127.0.0.1");
-    names.says(1000, "127.0.0.1");
-    let proxy = Proxy::start(&redis, &[&names.variables()[..], &[("REDIS_TIMEOUT", "300")]].concat());
-    until("it has connected", || (proxy.get("/raw/a").text() == "1").then_some(()));
+    let names = Resolver::start("127.0.0.1");
+    names.set_result(1000, "127.0.0.1");
+    let proxy = Proxy::start(&redis, &[&names.env()[..], &[("REDIS_TIMEOUT", "300")]].concat());
+    wait_for("it has connected", || (proxy.get("/raw/a").text() == "1").then_some(()));
 }
 
 /// A name with several addresses of which one is dead, and the first: that is waited for once by each helper, not each time.
@@ -150,14 +150,14 @@ fn an_address_that_answered_is_tried_first() {
             taken.push(stream);
         }
     });
-    let names = Resolver::to("127.0.0.2,127.0.0.1");
+    let names = Resolver::start("127.0.0.2,127.0.0.1");
     let variables = [("REDIS_TIMEOUT", "300"), ("REDIS_CONNECTIONS", "1"), ("CACHE_TTL", "0.001")];
-    let proxy = Proxy::start(&redis, &[&names.variables()[..], &variables].concat());
-    until("it has connected", || (proxy.get("/raw/a").text() == "1").then_some(()));
+    let proxy = Proxy::start(&redis, &[&names.env()[..], &variables].concat());
+    wait_for("it has connected", || (proxy.get("/raw/a").text() == "1").then_some(()));
     assert_eq!(attempts.load(Ordering::Relaxed), 1);
     for _ in 0..5 {
         redis.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-        until("it has connected again", || (proxy.get("/raw/a").text() == "1").then_some(()));
+        wait_for("it has connected again", || (proxy.get("/raw/a").text() == "1").then_some(()));
     }
     assert_eq!(attempts.load(Ordering::Relaxed), 1, "the dead one is tried again and again");
 }
@@ -167,7 +167,7 @@ fn an_address_that_answered_is_tried_first() {
 fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
     // Every connection gets the next script, however many commands it sends; the last one for all that follow.
     let next = AtomicUsize::new(0);
-    let (port, connections) = fake_redis(move |stream| {
+    let (port, connections) = start_fake_redis(move |stream| {
         let replies = [
             "?what\r\n",
             ":5\r\n",
@@ -183,10 +183,10 @@ fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
         // What the proxy still sends is read, so that nothing is reset before it has read the script.
         let _ = std::io::copy(stream, &mut std::io::sink());
     });
-    let proxy = Proxy::start_before(port, &[("REDIS_CONNECTIONS", "1")]);
+    let proxy = Proxy::start_on_redis_port(port, &[("REDIS_CONNECTIONS", "1")]);
     let statuses = [1, 2, 3, 4, 5, 6].map(|number| {
         // After each of them the next connection waits a while.
-        until("there is a next connection", || {
+        wait_for("there is a next connection", || {
             let status = proxy.get("/raw/a").status;
             (connections.load(Ordering::Relaxed) >= number).then_some(status)
         })
@@ -199,8 +199,8 @@ fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
 /// A Redis that refuses is not tried again for every request.
 #[test]
 fn reconnecting_backs_off() {
-    let (port, attempts) = fake_redis(|_| ());
-    let proxy = Proxy::start_before(port, &[]);
+    let (port, attempts) = start_fake_redis(|_| ());
+    let proxy = Proxy::start_on_redis_port(port, &[]);
     let mut client = proxy.connect();
     for number in 0..300 {
         assert_eq!(client.get(&format!("/raw/{number}")).status, 503);
@@ -212,11 +212,11 @@ fn reconnecting_backs_off() {
 /// What takes connections and answers nonsense is no better than what takes none, and the log tells of it as seldom.
 #[test]
 fn reconnecting_to_nonsense_backs_off() {
-    let (port, attempts) = fake_redis(|stream| {
+    let (port, attempts) = start_fake_redis(|stream| {
         stream.write_all(b"+OK\r\n+OK\r\n+PONG\r\n?what\r\n").expect("the proxy reads");
         let _ = std::io::copy(stream, &mut std::io::sink());
     });
-    let proxy = Proxy::start_before(port, &[]);
+    let proxy = Proxy::start_on_redis_port(port, &[]);
     let mut client = proxy.connect();
     for number in 0..300 {
         assert_eq!(client.get(&format!("/raw/{number}")).status, 502);
@@ -231,7 +231,7 @@ fn reconnecting_to_nonsense_backs_off() {
 fn a_round_trip_is_bounded_as_a_whole() {
     let taken = Arc::new(AtomicUsize::new(0));
     let replies = Arc::clone(&taken);
-    let (port, _) = fake_redis(move |stream| {
+    let (port, _) = start_fake_redis(move |stream| {
         // The handshake, three commands, is answered at once; then each key takes a third of the time there is.
         stream.write_all(b"+OK\r\n+OK\r\n+PONG\r\n").expect("the proxy reads");
         let mut received = [0; 8];
@@ -245,12 +245,12 @@ fn a_round_trip_is_bounded_as_a_whole() {
             std::thread::sleep(Duration::from_millis(200));
         }
     });
-    let proxy = Proxy::start_before(port, &[("REDIS_TIMEOUT", "600"), ("REDIS_CONNECTIONS", "1")]);
+    let proxy = Proxy::start_on_redis_port(port, &[("REDIS_TIMEOUT", "600"), ("REDIS_CONNECTIONS", "1")]);
     let mut client = proxy.connect();
     client.send((0..100).map(|number| format!("GET /raw/{number} HTTP/1.1\r\nHost: x\r\n\r\n")).collect::<String>());
-    let statuses: Vec<u16> = (0..100).map(|_| client.response().status).collect();
+    let statuses: Vec<u16> = (0..100).map(|_| client.read_response().status).collect();
     assert_eq!(statuses[99], 504, "{statuses:?}");
-    until("the connection is given up", || proxy.log().contains("lost a connection").then_some(()));
+    wait_for("the connection is given up", || proxy.log().contains("lost a connection").then_some(()));
     let taken = taken.load(Ordering::Relaxed);
     assert!(taken < 20, "{taken} replies were waited for");
 }
@@ -264,21 +264,21 @@ fn a_full_queue_answers_at_once() {
     redis.freeze();
     let per_client = segment_redis_proxy::connection::MAX_PENDING_REPLIES;
     let capacity = segment_redis_proxy::backend::QUEUE_LIMIT + 4 * segment_redis_proxy::backend::MAX_BATCH;
-    let mut clients: Vec<Http> = (0..capacity / per_client + 10).map(|_| proxy.connect()).collect();
+    let mut clients: Vec<HttpClient> = (0..capacity / per_client + 10).map(|_| proxy.connect()).collect();
     for (number, client) in clients.iter_mut().enumerate() {
         let all: String =
             (0..per_client).map(|request| format!("GET /raw/{number}-{request} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
         client.send(all);
     }
-    let refused = until("somebody is refused", || clients.iter_mut().position(Http::has_input));
-    let response = clients[refused].response();
-    assert_eq!((response.status, response.field("retry-after")), (503, "1"), "{response:?}");
+    let refused = wait_for("somebody is refused", || clients.iter_mut().position(HttpClient::has_input));
+    let response = clients[refused].read_response();
+    assert_eq!((response.status, response.header("retry-after")), (503, "1"), "{response:?}");
     assert!(response.text().contains("too many keys"), "{response:?}");
     redis.thaw();
     let mut statuses = std::collections::BTreeMap::from([(503, 1)]);
     for (number, client) in clients.iter_mut().enumerate() {
         for _ in 0..per_client - usize::from(number == refused) {
-            *statuses.entry(client.response().status).or_insert(0) += 1;
+            *statuses.entry(client.read_response().status).or_insert(0) += 1;
         }
         assert!(!client.has_input());
     }

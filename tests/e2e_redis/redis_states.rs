@@ -1,11 +1,11 @@
 //! States in which Redis refuses writes and goes on answering reads. The proxy must not notice them: each read is compared
 //! with what Redis itself answers, and tracking goes on. docs/RELIABILITY.md has the table.
 
-use crate::common::fresh::{cached, is_hit, tracking, until_text};
+use crate::common::freshness::{is_hit, start_tracking_proxy, wait_until_cached, wait_until_text};
 use crate::common::relay::Relay;
 use crate::common::resolver::Resolver;
-use crate::common::resp::{Resp, command};
-use crate::common::{Proxy, Redis, scripted_redis, until};
+use crate::common::resp::{RespClient, encode_command};
+use crate::common::{Proxy, Redis, start_scripted_redis, wait_for};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,10 +44,10 @@ fn code(redis: &Redis, command: &[&str]) -> String {
 
 /// Asks the proxy and Redis for the same keys, none of them cached, over both protocols.
 fn reads_are_those_of_redis(state: &str, redis: &Redis, proxy: &Proxy) {
-    let mut there = Resp::connect(SocketAddr::from(([127, 0, 0, 1], redis.port)));
+    let mut there = RespClient::connect(SocketAddr::from(([127, 0, 0, 1], redis.port)));
     for read in READS {
-        let mut here = Resp::connect(proxy.address);
-        assert_eq!(here.text(read), there.text(read), "{state}: {read}");
+        let mut here = RespClient::connect(proxy.address);
+        assert_eq!(here.call_text(read), there.call_text(read), "{state}: {read}");
     }
     let statuses = ["value", "empty", "missing", "long", "list"].map(|key| proxy.get(&format!("/raw/{key}")).status);
     assert_eq!(statuses, [200, 200, 404, 200, 409], "{state}");
@@ -64,7 +64,7 @@ fn until_asked_for_ping(redis: &Redis) {
     };
     // One a second from the fetchers, and one a second from the tracking connection.
     let before = count();
-    until("Redis is asked whether it is there", || (count() >= before + 6).then_some(()));
+    wait_for("Redis is asked whether it is there", || (count() >= before + 6).then_some(()));
 }
 
 /// A change of Redis' configuration, what it makes Redis refuse a write with, and the change back.
@@ -97,19 +97,19 @@ fn reads_go_on_where_writes_fail() {
         let redis = Redis::start_with(&["--dir", folder.to_str().expect("text")]);
         std::fs::remove_dir(&folder).expect("it is empty");
         fill(&redis);
-        let proxy = tracking(redis.port, &[]);
+        let proxy = start_tracking_proxy(redis.port, &[]);
         let mut client = proxy.connect();
-        cached(&mut client, "/raw/cached", "1");
+        wait_until_cached(&mut client, "/raw/cached", "1");
         begin.iter().for_each(|command| redis.run(command));
-        until("writes fail", || (code(&redis, &["SET", "other", "1"]) == word).then_some(()));
+        wait_for("writes fail", || (code(&redis, &["SET", "other", "1"]) == word).then_some(()));
         reads_are_those_of_redis(word, &redis, &proxy);
         until_asked_for_ping(&redis);
         assert!(is_hit(&client.get("/raw/cached")), "{word}: the cache was flushed");
         assert!(!proxy.log().contains("tracking inactive"), "{word}: {}", proxy.log());
         assert_eq!(proxy.get("/readyz").status, 200, "{word}");
         end.iter().for_each(|command| redis.run(command));
-        until("writes work", || code(&redis, &["SET", "cached", "2"]).is_empty().then_some(()));
-        until_text(&mut client, "/raw/cached", "2");
+        wait_for("writes work", || code(&redis, &["SET", "cached", "2"]).is_empty().then_some(()));
+        wait_until_text(&mut client, "/raw/cached", "2");
     }
 }
 
@@ -121,14 +121,14 @@ fn replica_reads_match_redis() {
     let replica = Redis::start_with(&["--repl-diskless-load", "swapdb"]);
     replica.run(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
     let has_list = || redis::cmd("EXISTS").arg("list").query(&mut replica.connect());
-    until("the replica has all keys", || (has_list() == Ok(1)).then_some(()));
+    wait_for("the replica has all keys", || (has_list() == Ok(1)).then_some(()));
     assert_eq!(code(&replica, &["SET", "other", "1"]), "READONLY");
-    let proxy = tracking(replica.port, &[]);
+    let proxy = start_tracking_proxy(replica.port, &[]);
     reads_are_those_of_redis("READONLY", &replica, &proxy);
     let mut client = proxy.connect();
-    cached(&mut client, "/raw/cached", "1");
+    wait_until_cached(&mut client, "/raw/cached", "1");
     primary.set("cached", "2");
-    until_text(&mut client, "/raw/cached", "2");
+    wait_until_text(&mut client, "/raw/cached", "2");
 }
 
 /// Writes to the key `A` around the commands of a read, and what the read makes of them.
@@ -171,11 +171,11 @@ fn writes_between_commands_are_bounded() {
         let Split { before, behind, writes, answer, ttl } = split;
         let redis = Redis::start();
         redis.run(before);
-        let proxy = Proxy::start_before(writing_relay(&redis, behind, writes), &[("CACHE_TTL", "600")]);
+        let proxy = Proxy::start_on_redis_port(writing_relay(&redis, behind, writes), &[("CACHE_TTL", "600")]);
         let response = proxy.get("/raw/A");
         let text = if response.status == 200 { format!(" {}", response.text()) } else { String::new() };
         assert_eq!(format!("{}{text}", response.status), answer, "{before:?} {behind} {writes:?}");
-        let told = match response.field("cache-status").rsplit_once("ttl=") {
+        let told = match response.header("cache-status").rsplit_once("ttl=") {
             Some((_, "600")) => "600",
             Some(_) => "less",
             None => "",
@@ -188,11 +188,11 @@ fn writes_between_commands_are_bounded() {
 fn writing_relay(redis: &Redis, behind: &'static str, writes: &'static [&'static [&'static str]]) -> u16 {
     let address = SocketAddr::from(([127, 0, 0, 1], redis.port));
     let done = AtomicBool::new(false);
-    let (port, _) = scripted_redis(move |words| {
-        let reply = Resp::connect(address).ask(command(words));
+    let (port, _) = start_scripted_redis(move |words| {
+        let reply = RespClient::connect(address).call(encode_command(words));
         if words[0] == behind && !done.swap(true, Ordering::Relaxed) {
-            let mut writer = Resp::connect(address);
-            writes.iter().for_each(|write| _ = writer.ask(command(write)));
+            let mut writer = RespClient::connect(address);
+            writes.iter().for_each(|write| _ = writer.call(encode_command(write)));
         }
         Some(String::from_utf8(reply).expect("text"))
     });
@@ -206,14 +206,14 @@ fn full_redis_reason_reaches_clients() {
     let mut admin = redis.connect();
     redis::cmd("CONFIG").arg(&["SET", "maxclients", "1"]).exec(&mut admin).expect("CONFIG works");
     for variables in [&[][..], &[("REDIS_PASSWORD", "word")], &[("REDIS_DB", "1")]] {
-        let proxy = Proxy::start_before(redis.port, variables);
+        let proxy = Proxy::start_on_redis_port(redis.port, variables);
         let response = proxy.get("/raw/a");
-        assert_eq!((response.status, response.field("retry-after")), (503, "1"), "{variables:?}: {response:?}");
+        assert_eq!((response.status, response.header("retry-after")), (503, "1"), "{variables:?}: {response:?}");
         assert!(response.text().contains("ERR max number of clients reached"), "{variables:?}: {response:?}");
-        let error = Resp::connect(proxy.address).text("GET a");
+        let error = RespClient::connect(proxy.address).call_text("GET a");
         assert!(error.starts_with("-LOADING ") && error.contains("max number of clients"), "{variables:?}: {error}");
         let remedy = "max number of clients reached; raise maxclients in Redis";
-        until("the log says what to do", || proxy.log().contains(remedy).then_some(()));
+        wait_for("the log says what to do", || proxy.log().contains(remedy).then_some(()));
         let ready = proxy.get("/readyz");
         assert!(ready.status == 503 && ready.text().contains("max number of clients"), "{variables:?}: {ready:?}");
     }
@@ -230,12 +230,12 @@ fn refused_password_stays_secret() {
         let proxy = Proxy::start(&redis, &[variables, &[("REDIS_TRACKING", "on")]].concat());
         let response = proxy.get("/raw/a");
         assert!(response.status == 502 && response.text().contains("rejected AUTH"), "{response:?}");
-        until("the log has the remedy", || {
+        wait_for("the log has the remedy", || {
             proxy.log().contains("check REDIS_USERNAME and REDIS_PASSWORD").then_some(())
         });
         let shown = [
             response.text(),
-            Resp::connect(proxy.address).text("GET a"),
+            RespClient::connect(proxy.address).call_text("GET a"),
             proxy.get("/readyz").text(),
             proxy.get("/").text(),
             proxy.get("/stats").text(),
@@ -251,12 +251,12 @@ fn full_address_is_passed_over() {
     let full = Redis::start();
     let mut only = full.connect();
     redis::cmd("CONFIG").arg(&["SET", "maxclients", "1"]).exec(&mut only).expect("CONFIG works");
-    let names = Resolver::to("127.0.0.1");
-    names.says(0, "127.0.0.1,127.0.0.2");
+    let names = Resolver::start("127.0.0.1");
+    names.set_result(0, "127.0.0.1,127.0.0.2");
     let other = Redis::start();
     other.set("a", "value");
-    let _relay = Relay::at(("127.0.0.2", full.port), other.port);
-    let proxy = Proxy::start(&full, &names.variables());
+    let _relay = Relay::start_at(("127.0.0.2", full.port), other.port);
+    let proxy = Proxy::start(&full, &names.env());
     assert_eq!(proxy.get("/raw/a").text(), "value");
 }
 
@@ -272,7 +272,7 @@ fn ping_errors_end_tracking_in_outages_only() {
     ] {
         let (answers, pings) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
         let (works, counted) = (Arc::clone(&answers), Arc::clone(&pings));
-        let (port, _) = scripted_redis(move |words| {
+        let (port, _) = start_scripted_redis(move |words| {
             Some(match words[0].as_str() {
                 "PING" if works.load(Ordering::Relaxed) => "+PONG\r\n".into(),
                 "PING" => {
@@ -287,14 +287,14 @@ fn ping_errors_end_tracking_in_outages_only() {
                 _ => "+OK\r\n".into(),
             })
         });
-        let proxy = tracking(port, &[]);
+        let proxy = start_tracking_proxy(port, &[]);
         answers.store(false, Ordering::Relaxed);
         if is_kept {
             // One a second from the fetchers, and one a second from the tracking connection.
-            until("PING is refused", || (pings.load(Ordering::Relaxed) >= 6).then_some(()));
+            wait_for("PING is refused", || (pings.load(Ordering::Relaxed) >= 6).then_some(()));
             assert!(!proxy.log().contains("tracking inactive"), "{error}: {}", proxy.log());
         } else {
-            until(&format!("tracking is given up for {error}"), || {
+            wait_for(&format!("tracking is given up for {error}"), || {
                 proxy.log().contains("tracking inactive").then_some(())
             });
         }
@@ -307,7 +307,7 @@ fn quoted_key_stays_unshown() {
     let redis = Redis::start_with(&["--rename-command", "PTTL", ""]);
     let proxy = Proxy::start(&redis, &[]);
     assert_eq!(proxy.get("/key/sec%1b%5b31mret").status, 404);
-    until("the log tells", || proxy.log().contains("unknown command 'PTTL'").then_some(()));
+    wait_for("the log tells", || proxy.log().contains("unknown command 'PTTL'").then_some(()));
     for text in [proxy.log(), proxy.get("/readyz").text(), proxy.get("/stats").text()] {
         assert!(!text.contains("31mret") && !text.contains('\u{1b}') && !text.contains("u001b"), "{text:?}");
     }
@@ -319,6 +319,6 @@ fn missing_password_is_named_first() {
     let redis = Redis::start_with(&["--requirepass", "word"]);
     let proxy = Proxy::start(&redis, &[("REDIS_DB", "1")]);
     assert!(proxy.get("/raw/a").text().contains("NOAUTH"));
-    until("the log has the remedy", || proxy.log().contains("set REDIS_PASSWORD").then_some(()));
+    wait_for("the log has the remedy", || proxy.log().contains("set REDIS_PASSWORD").then_some(()));
     assert!(!proxy.log().contains("check REDIS_DB"), "{}", proxy.log());
 }

@@ -2,7 +2,7 @@
 //! what no test can do without: its address, its backend, a folder for all that it writes, and
 //! staying in the foreground.
 
-use crate::common::{Http, PATIENCE, Proxy, Response, until};
+use crate::common::{HttpClient, Proxy, Response, TEST_TIMEOUT, wait_for};
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -194,7 +194,7 @@ impl HttpCache {
     /// Waits until it answers. Returns true once it passes a response of the proxy on, and false if
     /// it has ended instead.
     fn is_ready(&mut self) -> bool {
-        until("the cache passes a response on", || {
+        wait_for("the cache passes a response on", || {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 eprintln!("{} ended, {status}:\n{}", self.kind.name, self.log());
                 return Some(false);
@@ -202,7 +202,7 @@ impl HttpCache {
             drop(TcpStream::connect(self.address).ok()?);
             let response = self.get("/healthz");
             let (field, part) = self.kind.mark;
-            let is_marked = response.fields.get(field).is_some_and(|value| value.contains(part));
+            let is_marked = response.headers.get(field).is_some_and(|value| value.contains(part));
             (is_marked && response.status == 200).then_some(true)
         })
     }
@@ -214,9 +214,9 @@ impl HttpCache {
 
     /// Reads `path` with further field lines, each with its end.
     pub fn get_with(&self, path: &str, fields: &str) -> Response {
-        let mut client = Http::connect(self.address);
+        let mut client = HttpClient::connect(self.address);
         client.send(format!("GET {}{path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n", self.origin));
-        client.response()
+        client.read_response()
     }
 
     fn log(&self) -> String {
@@ -230,7 +230,7 @@ impl Drop for HttpCache {
         let kill = format!("kill -{} {}", self.kind.stop, self.child.id());
         // It may have ended by itself.
         let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }

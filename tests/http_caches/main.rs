@@ -13,10 +13,10 @@ mod cache;
 mod common;
 
 use cache::{HttpCache, KINDS, Kind};
-use common::admin::sample;
-use common::fresh::until_tracking;
-use common::resp::Resp;
-use common::{Proxy, Redis, Response, until};
+use common::admin::parse_sample;
+use common::freshness::wait_until_tracking;
+use common::resp::RespClient;
+use common::{Proxy, Redis, Response, wait_for};
 use std::thread;
 
 /// Keys that are read at different moments of a second, for caches that count in whole ones.
@@ -40,8 +40,9 @@ impl Chain {
     /// Returns how many HTTP requests for keys have reached the proxy.
     fn key_requests(&self) -> f64 {
         let metrics = self.proxy.get("/metrics").text();
-        let total =
-            |outcome| sample(&metrics, &format!("segment_requests_total{{protocol=\"http\",outcome=\"{outcome}\"}}"));
+        let total = |outcome| {
+            parse_sample(&metrics, &format!("segment_requests_total{{protocol=\"http\",outcome=\"{outcome}\"}}"))
+        };
         ["hit", "stale", "miss", "collapsed", "missing", "failed"].map(total).iter().sum()
     }
 
@@ -79,9 +80,9 @@ impl Chain {
     /// between two whole ones. Rounding down gives that part away, so that the time a response is
     /// on its way cannot matter.
     fn until_part_of_second_left(&self, key: &str) {
-        let mut client = Resp::connect(self.proxy.address);
-        until("a part of a second is left", || {
-            let left = client.text(&format!("PTTL {key}"));
+        let mut client = RespClient::connect(self.proxy.address);
+        wait_for("a part of a second is left", || {
+            let left = client.call_text(&format!("PTTL {key}"));
             let left: i64 = left.trim_start_matches(':').trim_end().parse().expect("a number");
             (left < 0 || (300..=700).contains(&(left % 1000))).then_some(())
         });
@@ -90,7 +91,7 @@ impl Chain {
     /// Waits until the proxy itself answers `path` like this.
     fn until_proxy_answers(&self, path: &str, status: u16, text: &str) {
         let mut client = self.proxy.connect();
-        until(&format!("the proxy answers {path} with {status} {text:?}"), || {
+        wait_for(&format!("the proxy answers {path} with {status} {text:?}"), || {
             is(&client.get(path), status, text).then_some(())
         });
     }
@@ -98,7 +99,7 @@ impl Chain {
     /// Asserts that the cache answers like the proxy, now that the proxy no longer answers what the
     /// cache has kept.
     fn assert_passes_on(&self, kept: &Kept, status: u16, text: &str) {
-        until("the cache answers like the proxy", || {
+        wait_for("the cache answers like the proxy", || {
             let response = self.cache.get(&kept.path);
             if is(&response, status, text) {
                 return Some(());
@@ -121,11 +122,11 @@ impl Kept {
     /// Returns true if a response left the cache within the second in which the lifetime of what it
     /// kept ends, both by the cache's own clock.
     fn is_in_last_second(&self, response: &Response) -> bool {
-        let directives = self.first.field("cache-control").split(", ");
+        let directives = self.first.header("cache-control").split(", ");
         let lifetime = directives.filter_map(|directive| directive.strip_prefix("max-age=")).next();
         let lifetime: u64 = lifetime.and_then(|seconds| seconds.parse().ok()).expect("a lifetime");
         let [first, last] = [&self.first, response].map(|response| {
-            let date = httpdate::parse_http_date(response.field("date")).expect("a date");
+            let date = httpdate::parse_http_date(response.header("date")).expect("a date");
             date.duration_since(std::time::UNIX_EPOCH).expect("it is after 1970").as_secs()
         });
         last <= first + lifetime
@@ -210,7 +211,7 @@ fn missing_key_then_set_is_found() {
 #[test]
 fn tracked_key_changed_new_value_served() {
     with_each_cache(&[("REDIS_TRACKING", "on"), ("CACHE_TTL", "600")], |chain| {
-        until_tracking(&chain.proxy, 1);
+        wait_until_tracking(&chain.proxy, 1);
         for path in ["/raw/a", "/key/a"] {
             chain.redis.set("a", "old");
             chain.until_proxy_answers(path, 200, "old");
@@ -249,8 +250,8 @@ fn stale_value_after_recovery_not_kept() {
         chain.redis.set("a", "old");
         assert_is(&chain.proxy.get("/raw/a"), 200, "old");
         chain.redis.kill();
-        until("the value is stale", || {
-            chain.proxy.get("/raw/a").field("cache-status").contains("fwd=stale").then_some(())
+        wait_for("the value is stale", || {
+            chain.proxy.get("/raw/a").header("cache-status").contains("fwd=stale").then_some(())
         });
         for _ in 0..3 {
             assert_is(&chain.cache.get("/raw/a"), 200, "old");

@@ -136,7 +136,7 @@ fn answers(proxy: &Proxy, vector: &Vector) -> Vec<Answer> {
     let key = if vector.today().1 { PROBE } else { BEHIND };
     let probe = format!("GET /raw/{key} HTTP/1.1\r\nHost: test\r\n\r\n");
     let mut stream = TcpStream::connect(proxy.address).expect("the proxy takes connections");
-    stream.set_read_timeout(Some(crate::common::PATIENCE)).expect("a time-out can be set");
+    stream.set_read_timeout(Some(crate::common::TEST_TIMEOUT)).expect("a time-out can be set");
     // The proxy may have closed before all is sent. What arrives behind its last answer is reset then,
     // and what came before counts.
     let _ = stream.write_all(&[&vector.input[..], probe.as_bytes()].concat());
