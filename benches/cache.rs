@@ -7,9 +7,9 @@
 #![allow(clippy::expect_used, reason = "a failed expectation ends the benchmark")]
 
 use segment_redis_proxy::cache::{Cache, Limits};
-use segment_redis_proxy::connection::Connection;
+use segment_redis_proxy::connection::{Connection, DecodeContext, ReplyContext};
 use segment_redis_proxy::dispatch::{Dispatcher, sync_metrics};
-use segment_redis_proxy::metrics::{MetricsRegistry, Recorder};
+use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use segment_redis_proxy::read_through::{Lookup, ReadThrough};
 use segment_redis_proxy::types::{Completion, FetchedValue, JsonForm, Millis, Payload, Value};
@@ -89,12 +89,13 @@ fn measure_full_hit(size: usize) -> f64 {
     let mut service = Dispatcher {
         read_through: &mut proxy,
         jobs: &mut jobs,
-        head_decoder: &mut heads,
-        policy: &policy,
-        date: &date,
-        recorder: &mut recorder,
+        context: DecodeContext {
+            policy: &policy,
+            head_decoder: &mut heads,
+            reply: ReplyContext { date: &date, recorder: &mut recorder },
+        },
         registry: &register,
-        worker_index: 0,
+        worker_slot: &WorkerSlot::default(),
         now: 0,
     };
     let (mut connection, mut lent) = (Connection::new(1, 0), Vec::with_capacity(4096));
@@ -108,8 +109,8 @@ fn measure_full_hit(size: usize) -> f64 {
         connection.send_buffer().advance(length);
         connection.send_buffer().reclaim_tail(&mut lent);
     });
-    sync_metrics(service.recorder, service.read_through, 0);
-    assert_eq!(service.recorder.metrics.hits, OPERATIONS as u64);
+    sync_metrics(service.context.reply.recorder, service.read_through, 0);
+    assert_eq!(service.context.reply.recorder.metrics.hits, OPERATIONS as u64);
     time
 }
 

@@ -1,148 +1,150 @@
-//! What comes in from one client: decoded, looked up, answered or noted. No socket, no clock: the server feeds it what it
-//! reads, the simulation what it makes up.
+//! Dispatcher of one client's requests: decodes them, looks keys up, and replies or starts fetches.
+//!
+//! This module performs no I/O and reads no clock. The event loop passes in the bytes that it
+//! received; the simulation passes in generated ones.
 
 use crate::admin;
-use crate::connection::{Connection, DecodeStep, MAX_UNSENT_BYTES, ReplyMode};
-use crate::metrics::{MetricsRegistry, Recorder};
-use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
+use crate::connection::{Connection, DecodeContext, DecodeStep, MAX_UNSENT_BYTES, ReplyMode};
+use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use crate::protocol::resp;
 use crate::read_through::{Lookup, ReadThrough};
 use crate::types::{Job, KeyResult, Millis, Payload, Reply};
 
-/// Requests, or keys of one, that are dealt with before other clients have their turn: a hundred microseconds of work or two.
-/// One read may bring ten thousand.
+/// Requests, or keys of one request, that a client gets processed in one turn: 100 to 200 us of
+/// work. A single read can bring ten thousand.
 pub const MAX_STEPS_PER_TURN: usize = 512;
 
-/// What telling the figures costs beside other requests: about twenty microseconds, and more where those of several loops are
-/// added up.
+/// Steps that one request for metrics counts as (about 20 us), and those added for each worker whose
+/// metrics are summed.
 const ADMIN_STEP_COST: usize = 80;
 const ADMIN_STEP_COST_PER_WORKER: usize = 2;
 
-/// Bytes that are copied meanwhile into a reply about several keys, beyond which others have their turn too.
+/// Bytes of values that a client gets copied into replies to multi-key commands in one turn.
 const MAX_COPIED_PER_TURN: usize = MAX_UNSENT_BYTES;
 
-/// What requests are served with.
+/// Processes the requests of one client at a time, with the state of its event loop.
 pub struct Dispatcher<'a> {
-    /// Cache and flights.
+    /// Cache and fetches in flight.
     pub read_through: &'a mut ReadThrough,
-    /// Takes the fetches that have to be begun.
+    /// Receives the fetches to start.
     pub jobs: &'a mut Vec<Job>,
-    /// What request heads are decoded with.
-    pub head_decoder: &'a mut HeadDecoder,
-    /// What HTTP requests are taken.
-    pub policy: &'a Policy,
-    /// The `ResponseDate` of replies.
-    pub date: &'a ResponseDate,
-    /// The loop's books. Requests are counted here; what the proxy knows is added when a client asks.
-    pub recorder: &'a mut Recorder,
-    /// The figures of all loops, and this loop's number among them.
+    /// What connections decode and reply with.
+    pub context: DecodeContext<'a>,
+    /// Metrics of all workers, for requests that ask for them.
     pub registry: &'a MetricsRegistry,
-    /// See above.
-    pub worker_index: usize,
-    /// The time.
+    /// Metrics that this worker publishes.
+    pub worker_slot: &'a WorkerSlot,
+    /// Time of the present tick.
     pub now: Millis,
 }
 
 impl Dispatcher<'_> {
-    /// Takes what has just been read from the client in `slot`. Keeps only what cannot be used yet. Says whether that is
-    /// because too much is open or was done, rather than because bytes are missing: then [`Dispatcher::resume`] goes on.
+    /// Processes the bytes that were just read from the client in `slot`, and stores what cannot be
+    /// used yet. Returns true if it stopped for a limit rather than for missing bytes; then
+    /// [`Dispatcher::resume_input`] continues.
     pub fn on_input(&mut self, connection: &mut Connection, slot: usize, input: &[u8]) -> bool {
         if connection.has_unparsed() {
             let mut all = connection.take_unparsed();
             all.extend_from_slice(input);
-            return self.consume_owned(connection, slot, all);
+            return self.process_owned(connection, slot, all);
         }
-        let (consumed, held_up) = self.consume(connection, slot, input);
+        let (consumed, is_paused) = self.process(connection, slot, input);
         connection.store_unparsed(input[consumed..].to_vec());
-        held_up
+        is_paused
     }
 
-    /// Goes on with what was kept.
+    /// Continues with the stored bytes.
     pub fn resume_input(&mut self, connection: &mut Connection, slot: usize) -> bool {
         let input = connection.take_unparsed();
-        self.consume_owned(connection, slot, input)
+        self.process_owned(connection, slot, input)
     }
 
-    fn consume_owned(&mut self, connection: &mut Connection, slot: usize, mut input: Vec<u8>) -> bool {
-        let (consumed, held_up) = self.consume(connection, slot, &input);
+    fn process_owned(&mut self, connection: &mut Connection, slot: usize, mut input: Vec<u8>) -> bool {
+        let (consumed, is_paused) = self.process(connection, slot, &input);
         input.drain(..consumed);
         input.shrink_to_fit();
         connection.store_unparsed(input);
-        held_up
+        is_paused
     }
 
-    /// Takes requests from the beginning of `input` until there are no more or were enough. Says how many bytes that took,
-    /// and whether there are more.
-    fn consume(&mut self, connection: &mut Connection, slot: usize, input: &[u8]) -> (usize, bool) {
-        let (mut at, before) = (0, connection.request_count());
+    /// Processes requests from the start of `input` until bytes are missing or a limit is reached.
+    /// Returns the bytes consumed, and true if a limit left some of the rest unprocessed.
+    fn process(&mut self, connection: &mut Connection, slot: usize, input: &[u8]) -> (usize, bool) {
+        let (mut at, requests_before) = (0, connection.request_count());
         let (mut steps, mut copied) = (0, 0);
-        let enough = loop {
+        let limit_reached = loop {
             if steps >= MAX_STEPS_PER_TURN || copied > MAX_COPIED_PER_TURN {
                 break true;
             }
             steps += 1;
-            match connection.decode(&input[at..], self.policy, self.head_decoder, self.date, self.recorder) {
+            match connection.decode(&input[at..], &mut self.context) {
                 DecodeStep::Blocked => break !connection.can_take_request(),
                 DecodeStep::Consumed(consumed) => at += consumed,
-                DecodeStep::Get { key, touch, answer, consumed } => {
+                DecodeStep::Get { key, touch, mode, consumed } => {
                     at += consumed;
                     match self.read_through.get(key, touch, connection.request_id(slot), self.now) {
                         Lookup::Reply(reply) => {
-                            copied += copied_bytes(answer, &reply);
-                            connection.reply_now(answer, &reply, self.date, self.recorder);
+                            copied += copied_bytes(mode, &reply);
+                            connection.reply_now(mode, &reply, &mut self.context.reply);
                         }
-                        Lookup::Wait => connection.defer(answer, self.recorder),
+                        Lookup::Wait => connection.defer(mode, self.context.reply.recorder),
                         Lookup::Fetch(job) => {
                             self.jobs.push(job);
-                            connection.defer(answer, self.recorder);
+                            connection.defer(mode, self.context.reply.recorder);
                         }
                     }
                 }
-                DecodeStep::Ttl { key, format: shape, consumed } => {
+                DecodeStep::Ttl { key, format, consumed } => {
                     at += consumed;
-                    connection.reply_ttl(shape, self.read_through.remaining_ttl(key, self.now), self.recorder);
+                    let ttl = self.read_through.remaining_ttl(key, self.now);
+                    connection.reply_ttl(format, ttl, self.context.reply.recorder);
                 }
-                DecodeStep::Info { format: shape, consumed } => {
+                DecodeStep::Info { format, consumed } => {
                     at += consumed;
                     steps += ADMIN_STEP_COST;
-                    sync_metrics(self.recorder, self.read_through, self.now);
-                    let metrics = &self.recorder.metrics;
-                    match shape.form {
-                        resp::ReplyKind::Info(sections) => {
-                            let MetricsRegistry { settings, .. } = self.registry;
-                            let text = admin::info(metrics, &self.registry.process(), settings, sections);
-                            connection.reply_text(shape, &text, self.recorder);
-                        }
-                        _ => connection.reply_number(shape, metrics.entries, self.recorder),
-                    }
+                    self.reply_info(connection, format);
                 }
-                DecodeStep::Admin { topic, format: shape, consumed } => {
+                DecodeStep::Admin { endpoint, format, consumed } => {
                     at += consumed;
                     steps += ADMIN_STEP_COST + ADMIN_STEP_COST_PER_WORKER * self.registry.slots().len();
-                    sync_metrics(self.recorder, self.read_through, self.now);
-                    // What others see of this loop is as old as its last tick.
-                    if let Some(worker_slot) = self.registry.slots().get(self.worker_index) {
-                        worker_slot.publish(&self.recorder.metrics);
-                    }
-                    let document = admin::render(topic, &self.registry.snapshot(), &self.registry.settings);
-                    connection.reply_admin(shape, &document, self.date, self.recorder);
+                    // The published copy of this worker's metrics is as old as its last tick.
+                    sync_metrics(self.context.reply.recorder, self.read_through, self.now);
+                    self.worker_slot.publish(&self.context.reply.recorder.metrics);
+                    let response = admin::render(endpoint, &self.registry.snapshot(), &self.registry.settings);
+                    connection.reply_admin(format, &response, &mut self.context.reply);
                 }
             }
         };
-        self.recorder.metrics.requests += connection.request_count() - before;
-        (at, at < input.len() && enough && !connection.is_closing())
+        self.context.reply.recorder.metrics.requests += connection.request_count() - requests_before;
+        (at, at < input.len() && limit_reached && !connection.is_closing())
+    }
+
+    /// Answers `INFO` and `DBSIZE`.
+    fn reply_info(&mut self, connection: &mut Connection, format: resp::RespReplyFormat) {
+        let recorder = &mut *self.context.reply.recorder;
+        sync_metrics(recorder, self.read_through, self.now);
+        match format.form {
+            resp::ReplyKind::Info(sections) => {
+                let MetricsRegistry { settings, .. } = self.registry;
+                let text = admin::info(&recorder.metrics, &self.registry.process(), settings, sections);
+                connection.reply_text(format, &text, recorder);
+            }
+            _ => connection.reply_number(format, recorder.metrics.entries, recorder),
+        }
     }
 }
 
-/// Brings a loop's figures up to date with what its proxy knows. Whoever shows them does so before.
+/// Copies into the metrics what the cache and the fetches in flight count themselves. Called before
+/// the metrics are shown or published.
 pub fn sync_metrics(recorder: &mut Recorder, read_through: &ReadThrough, now: Millis) {
     recorder.metrics.uptime = now;
     read_through.export_metrics(&mut recorder.metrics);
 }
 
-/// Bytes that are copied into a reply about several keys. Other replies are bounded by what may be unsent.
-fn copied_bytes(answer: ReplyMode, reply: &Reply<'_>) -> usize {
-    match (answer, reply.outcome) {
+/// Returns the bytes that are copied into a multi-key reply. The limit of unsent bytes bounds what
+/// other replies copy.
+fn copied_bytes(mode: ReplyMode, reply: &Reply<'_>) -> usize {
+    match (mode, reply.outcome) {
         (ReplyMode::Part, KeyResult::Value(Payload::Inline { bytes, .. })) => bytes.len(),
         _ => 0,
     }
@@ -152,7 +154,9 @@ fn copied_bytes(answer: ReplyMode, reply: &Reply<'_>) -> usize {
 mod tests {
     use super::*;
     use crate::cache::Limits;
+    use crate::connection::ReplyContext;
     use crate::metrics::{Protocol, RequestOutcome};
+    use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
     use crate::types::{Completion, FetchedValue, Value};
     use std::time::SystemTime;
 
@@ -161,37 +165,32 @@ mod tests {
     fn what_is_done_at_once_is_bounded_by_keys_and_by_bytes() {
         let limits = Limits { entries: 10, bytes: usize::MAX, stale: 0 };
         let (mut read_through, mut jobs) = (ReadThrough::new(limits, 1000, 1000), Vec::new());
-        let (mut recorder, mut heads, date) =
-            (Recorder::default(), HeadDecoder::new(), ResponseDate::at(SystemTime::UNIX_EPOCH));
-        let (policy, register) = (Policy::default(), MetricsRegistry::default());
+        let (mut recorder, mut head_decoder) = (Recorder::default(), HeadDecoder::new());
+        let date = ResponseDate::at(SystemTime::UNIX_EPOCH);
         let mut connection = Connection::new(1, 0);
         let mut serve = |connection: &mut Connection, input: Option<&[u8]>| {
-            let (read_through, jobs, heads, recorder) = (&mut read_through, &mut jobs, &mut heads, &mut recorder);
-            let (policy, register, date) = (&policy, &register, &date);
-            let mut service = Dispatcher {
-                read_through,
-                jobs,
-                head_decoder: heads,
-                policy,
-                date,
-                recorder,
-                registry: register,
-                worker_index: 0,
+            let reply = ReplyContext { date: &date, recorder: &mut recorder };
+            let mut dispatcher = Dispatcher {
+                read_through: &mut read_through,
+                jobs: &mut jobs,
+                context: DecodeContext { policy: &Policy::default(), head_decoder: &mut head_decoder, reply },
+                registry: &MetricsRegistry::default(),
+                worker_slot: &WorkerSlot::default(),
                 now: 0,
             };
-            let held_up = match input {
-                Some(input) => service.on_input(connection, 0, input),
-                None => service.resume_input(connection, 0),
+            let is_paused = match input {
+                Some(input) => dispatcher.on_input(connection, 0, input),
+                None => dispatcher.resume_input(connection, 0),
             };
-            for job in std::mem::take(service.jobs) {
+            for job in std::mem::take(dispatcher.jobs) {
                 let bytes = vec![b'x'; if &*job.key == b"b" { 16 * 1024 } else { 1 }];
                 let fetched = FetchedValue { value: Value::new(bytes), ttl: None };
                 let completion = Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) };
-                service.read_through.complete(completion, 0, |request_id, reply| {
-                    assert!(connection.reply_later(request_id, reply, date, service.recorder));
+                dispatcher.read_through.complete(completion, 0, |request_id, reply| {
+                    assert!(connection.reply_later(request_id, reply, &mut dispatcher.context.reply));
                 });
             }
-            held_up
+            is_paused
         };
         let key_frames = |key: &str, count: usize| format!("$1\r\n{key}\r\n").repeat(count);
         for (key, keys, at_once) in [("a", 5000, MAX_STEPS_PER_TURN), ("b", 100, MAX_COPIED_PER_TURN / (16 * 1024) + 1)]
@@ -200,11 +199,11 @@ mod tests {
             serve(&mut connection, Some(format!("*2\r\n$3\r\nGET\r\n{}", key_frames(key, 1)).as_bytes()));
             connection.send_buffer().drain(usize::MAX);
             let mget = format!("*{}\r\n$4\r\nMGET\r\n{}", keys + 1, key_frames(key, keys));
-            let mut held_up = serve(&mut connection, Some(mget.as_bytes()));
+            let mut is_paused = serve(&mut connection, Some(mget.as_bytes()));
             let mut rounds = 1;
-            while held_up {
+            while is_paused {
                 assert!(connection.can_take_request() && connection.has_unparsed());
-                held_up = serve(&mut connection, None);
+                is_paused = serve(&mut connection, None);
                 rounds += 1;
             }
             assert_eq!(rounds, (keys + 1).div_ceil(at_once), "{key}");

@@ -133,9 +133,9 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
     let register = Arc::new(MetricsRegistry::new(settings(config, &connection_limiter, &listeners), config.workers));
     let mut watch = Watchdog::new(Arc::clone(&register));
     let mut stoppers = Vec::new();
-    for (number, listener) in listeners.into_iter().enumerate() {
-        let server = Worker::new(listener, config, connection_limiter.clone(), Arc::clone(&register), number);
-        let stopper = start_worker(number, server, logs, sender.clone())?;
+    for (number, (listener, slot)) in listeners.into_iter().zip(register.slots().iter().cloned()).enumerate() {
+        let worker = Worker::new(listener, config, connection_limiter.clone(), Arc::clone(&register), slot);
+        let stopper = start_worker(number, worker, logs, sender.clone())?;
         watch.push_loop(stopper.clone());
         stoppers.push(stopper);
     }

@@ -70,9 +70,14 @@ fn a_hit_allocates_nothing() {
     let config = Config::read(|name| variables.get(name).map(Into::into)).expect("allowed");
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a free port");
     let address = listener.local_addr().expect("bound");
-    let mut server =
-        Worker::new(listener, &config, ConnectionLimiter::from_config(&config).expect("room"), Arc::default(), 0)
-            .expect("a server");
+    let mut server = Worker::new(
+        listener,
+        &config,
+        ConnectionLimiter::from_config(&config).expect("room"),
+        Arc::default(),
+        Arc::default(),
+    )
+    .expect("a server");
     let stopper = server.handle();
     let serving = std::thread::spawn(move || {
         COUNTED.with(|counted| counted.set(true));

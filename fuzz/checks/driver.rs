@@ -6,9 +6,11 @@
 use super::choices::Choices;
 use super::replies::Comparing;
 use segment_redis_proxy::cache::Limits;
-use segment_redis_proxy::connection::{Connection, MAX_PENDING_KEYS, MAX_PENDING_REPLIES, MAX_UNSENT_BYTES};
+use segment_redis_proxy::connection::{
+    Connection, DecodeContext, MAX_PENDING_KEYS, MAX_PENDING_REPLIES, MAX_UNSENT_BYTES, ReplyContext,
+};
 use segment_redis_proxy::dispatch::Dispatcher;
-use segment_redis_proxy::metrics::{MetricsRegistry, Recorder};
+use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::MAX_IOVECS;
 use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use segment_redis_proxy::read_through::ReadThrough;
@@ -92,6 +94,7 @@ pub struct Driver<'a> {
     date: ResponseDate,
     recorder: Recorder,
     registry: MetricsRegistry,
+    worker_slot: WorkerSlot,
     /// Keys with a completed fetch, including those of the other client.
     answered: u64,
     writes: usize,
@@ -124,6 +127,7 @@ impl<'a> Driver<'a> {
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
             recorder: Recorder::new(true),
             registry: MetricsRegistry::default(),
+            worker_slot: WorkerSlot::default(),
             answered: 0,
             writes: 0,
             sent: Vec::new(),
@@ -241,7 +245,7 @@ impl<'a> Driver<'a> {
         let Driver { proxy, connection, date, recorder, answered, .. } = self;
         proxy.complete(completion, NOW, |waiter, reply| {
             *answered += 1;
-            connection.reply_later(waiter, reply, date, recorder);
+            connection.reply_later(waiter, reply, &mut ReplyContext { date, recorder });
         });
     }
 
@@ -313,6 +317,7 @@ impl<'a> Driver<'a> {
 
 /// Returns the dispatcher. The only function that knows its fields.
 fn serve<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
-    let Driver { proxy, jobs, head_decoder, policy, date, recorder, registry, .. } = driver;
-    Dispatcher { read_through: proxy, jobs, head_decoder, policy, date, recorder, registry, worker_index: 0, now: NOW }
+    let Driver { proxy, jobs, head_decoder, policy, date, recorder, registry, worker_slot, .. } = driver;
+    let context = DecodeContext { policy, head_decoder, reply: ReplyContext { date, recorder } };
+    Dispatcher { read_through: proxy, jobs, context, registry, worker_slot, now: NOW }
 }

@@ -1,9 +1,9 @@
 //! How a connection comes to its end, and what it waits for until then.
 
 use super::http_conn::{HEAD_PREFIX, HttpState, is_head, log_malformed};
-use super::{Connection, DecodeStep, Phase, ProtocolState};
+use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext};
 use crate::metrics::{Protocol as Wire, Recorder, RequestOutcome, push_escaped};
-use crate::protocol::http::{self, HeadDecoder, HttpOperation, HttpRefusal, Policy, ResponseDate, Status};
+use crate::protocol::http::{self, HttpOperation, HttpRefusal, Status};
 use crate::protocol::{Decoded, resp};
 
 /// What a client is told that is one too many, over HTTP.
@@ -24,38 +24,32 @@ impl Connection {
 
     /// Tells the client to go; but whoever asks for the proxy itself is answered: that there are too many clients is what they are
     /// to see, not that the proxy is ill.
-    pub(super) fn reject<'a>(
-        &mut self,
-        input: &[u8],
-        policy: &Policy,
-        heads: &mut HeadDecoder,
-        date: &ResponseDate,
-        recorder: &mut Recorder,
-    ) -> DecodeStep<'a> {
+    pub(super) fn reject<'a>(&mut self, input: &[u8], context: &mut DecodeContext<'_>) -> DecodeStep<'a> {
+        let DecodeContext { policy, head_decoder, reply } = context;
         let Some(is_resp) = resp::is_resp(input) else { return DecodeStep::Blocked };
         let may_be_answered = http::may_be_admin_request(input);
-        match http::decode(input, policy, heads) {
+        match http::decode(input, policy, head_decoder) {
             Decoded::Incomplete if may_be_answered => return DecodeStep::Blocked,
             Decoded::Complete(head, consumed) => {
-                recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
+                reply.recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
                 if let HttpOperation::Admin(topic) = head.operation {
                     self.phase = Phase::Closing { unread: true };
                     let shape = http::HttpReplyFormat { keep_alive: false, ..head.format };
-                    return DecodeStep::Admin { topic, format: shape, consumed };
+                    return DecodeStep::Admin { endpoint: topic, format: shape, consumed };
                 }
             }
             Decoded::Incomplete | Decoded::Invalid(_) => {
-                recorder.begin_request(&self.address, |text| log_malformed(text, input));
+                reply.recorder.begin_request(&self.address, |text| log_malformed(text, input));
             }
         }
         if is_resp {
             self.phase = Phase::Closing { unread: true };
-            self.replies.push_resp(RequestOutcome::Refused, recorder, resp::encode_too_many_clients);
+            self.replies.push_resp(RequestOutcome::Refused, reply.recorder, resp::encode_too_many_clients);
         } else if HEAD_PREFIX.starts_with(input) && input != HEAD_PREFIX {
             // It may become a request whose response has no body.
             return DecodeStep::Blocked;
         } else {
-            self.refuse_and_close(TOO_MANY_CONNECTIONS, is_head(input), date, recorder);
+            self.refuse_and_close(TOO_MANY_CONNECTIONS, is_head(input), reply);
         }
         DecodeStep::Consumed(input.len())
     }
@@ -91,7 +85,8 @@ impl Connection {
 
     /// Ends it because its client has not sent the rest of a request. Over HTTP the client is told, if it was one that
     /// would be answered; Redis closes such connections without a word.
-    pub fn time_out_request(&mut self, date: &ResponseDate, recorder: &mut Recorder) {
+    pub fn time_out_request(&mut self, context: &mut ReplyContext<'_>) {
+        let recorder = &mut *context.recorder;
         if matches!(self.protocol, ProtocolState::Detecting) {
             // A first line that has no end yet may be one of either protocol.
             self.protocol = ProtocolState::Http(HttpState::BETWEEN_REQUESTS);
@@ -103,7 +98,7 @@ impl Connection {
                     Some(note) => recorder.resume_request(note),
                     None => recorder.begin_request(&self.address, |text| log_malformed(text, &self.unparsed)),
                 }
-                self.refuse_and_close(REQUEST_TIMED_OUT, head_only, date, recorder);
+                self.refuse_and_close(REQUEST_TIMED_OUT, head_only, context);
             }
             _ => {
                 self.phase = Phase::Closing { unread: true };

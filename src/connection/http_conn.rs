@@ -1,8 +1,8 @@
 //! A connection's requests over HTTP: heads, and the bodies between them.
 
-use super::{Connection, DecodeStep, Phase, ProtocolState, ReplyMode};
-use crate::metrics::{Protocol as Wire, Recorder, RequestInfo, RequestOutcome, push_escaped};
-use crate::protocol::http::{self, Body, Head, HeadDecoder, HttpOperation, HttpRefusal, Policy, ResponseDate};
+use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext, ReplyMode};
+use crate::metrics::{Protocol as Wire, RequestInfo, RequestOutcome, push_escaped};
+use crate::protocol::http::{self, Body, Head, HttpOperation, HttpRefusal};
 use crate::protocol::{Decoded, ReplyFormat};
 
 /// What an HTTP connection is at between heads.
@@ -49,29 +49,23 @@ impl HttpState {
 
 impl Connection {
     /// The next step at the beginning of `input`, which is not empty.
-    pub(super) fn decode_http<'a>(
-        &mut self,
-        input: &'a [u8],
-        policy: &Policy,
-        heads: &'a mut HeadDecoder,
-        date: &ResponseDate,
-        recorder: &mut Recorder,
-    ) -> DecodeStep<'a> {
+    pub(super) fn decode_http<'a>(&mut self, input: &'a [u8], context: &'a mut DecodeContext<'_>) -> DecodeStep<'a> {
         match &mut self.protocol {
             ProtocolState::Http(between) if between.in_body() => {
-                return self.skip_body(input, heads, date, recorder);
+                return self.skip_body(input, context);
             }
             _ => {}
         }
-        match http::decode(input, policy, heads) {
+        let DecodeContext { policy, head_decoder, reply } = context;
+        match http::decode(input, policy, head_decoder) {
             Decoded::Incomplete => DecodeStep::Blocked,
             Decoded::Complete(mut head, consumed) => {
-                recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
+                reply.recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
                 let told_to_go = policy.announce_close
                     && head.format.keep_alive
                     && !has_pipelined_input(&head, input.len() - consumed);
                 head.format.keep_alive &= !told_to_go;
-                let step = self.start_http_request(head, consumed, date, recorder);
+                let step = self.start_http_request(head, consumed, reply);
                 if told_to_go && let Phase::Closing { unread } = &mut self.phase {
                     // It does not know yet, and may be sending its next request.
                     *unread = true;
@@ -79,34 +73,29 @@ impl Connection {
                 step
             }
             Decoded::Invalid(refusal) => {
-                recorder.begin_request(&self.address, |text| log_malformed(text, input));
-                self.refuse_and_close(refusal, is_head(input), date, recorder);
+                reply.recorder.begin_request(&self.address, |text| log_malformed(text, input));
+                self.refuse_and_close(refusal, is_head(input), reply);
                 DecodeStep::Consumed(input.len())
             }
         }
     }
 
-    fn skip_body<'a>(
-        &mut self,
-        input: &'a [u8],
-        heads: &'a mut HeadDecoder,
-        date: &ResponseDate,
-        recorder: &mut Recorder,
-    ) -> DecodeStep<'a> {
+    fn skip_body<'a>(&mut self, input: &'a [u8], context: &'a mut DecodeContext<'_>) -> DecodeStep<'a> {
+        let DecodeContext { head_decoder, reply, .. } = context;
         let ProtocolState::Http(HttpState { body, deferred }) = &mut self.protocol else { return DecodeStep::Blocked };
         match body.skip(input) {
             Ok(consumed) if *body == Body::Done => match deferred.take() {
                 Some(deferred) => {
-                    recorder.resume_request(&deferred.request_info);
+                    reply.recorder.resume_request(&deferred.request_info);
                     if !deferred.format.keep_alive {
                         // Whether it knows that was said with the head.
                         self.phase = Phase::Closing { unread: true };
                     }
-                    heads.key = deferred.key;
+                    head_decoder.key = deferred.key;
                     DecodeStep::Get {
-                        key: &heads.key,
+                        key: &head_decoder.key,
                         touch: true,
-                        answer: ReplyMode::Single(ReplyFormat::Http(deferred.format)),
+                        mode: ReplyMode::Single(ReplyFormat::Http(deferred.format)),
                         consumed,
                     }
                 }
@@ -116,8 +105,8 @@ impl Connection {
             Err(fault) => {
                 match deferred.take() {
                     Some(deferred) => {
-                        recorder.resume_request(&deferred.request_info);
-                        self.refuse_and_close(fault.refusal(), deferred.format.head_only, date, recorder);
+                        reply.recorder.resume_request(&deferred.request_info);
+                        self.refuse_and_close(fault.refusal(), deferred.format.head_only, reply);
                     }
                     // The request that the body belongs to has its reply; a second one would answer nobody.
                     None => self.phase = Phase::Closing { unread: true },
@@ -132,8 +121,7 @@ impl Connection {
         &mut self,
         head: Head<'a>,
         consumed: usize,
-        date: &ResponseDate,
-        recorder: &mut Recorder,
+        context: &mut ReplyContext<'_>,
     ) -> DecodeStep<'a> {
         let Head { operation: command, format: shape, body, expects_continue: expects_answer, .. } = head;
         let chunked = matches!(body, Body::Chunked(..));
@@ -143,7 +131,7 @@ impl Connection {
                 let deferred = Some(Box::new(DeferredGet {
                     key: key.to_vec(),
                     format: shape,
-                    request_info: recorder.request_info(),
+                    request_info: context.recorder.request_info(),
                 }));
                 self.protocol = ProtocolState::Http(HttpState { body, deferred });
                 return DecodeStep::Consumed(consumed);
@@ -157,43 +145,31 @@ impl Connection {
         }
         match command {
             HttpOperation::Get(key) => {
-                DecodeStep::Get { key, touch: true, answer: ReplyMode::Single(ReplyFormat::Http(shape)), consumed }
+                DecodeStep::Get { key, touch: true, mode: ReplyMode::Single(ReplyFormat::Http(shape)), consumed }
             }
-            HttpOperation::Admin(topic) => DecodeStep::Admin { topic, format: shape, consumed },
+            HttpOperation::Admin(topic) => DecodeStep::Admin { endpoint: topic, format: shape, consumed },
             HttpOperation::Options => {
-                let sent = self.replies.push(|out| http::encode_options(shape, date, out));
-                recorder.record_reply(Wire::Http, RequestOutcome::Other, sent);
+                let sent = self.replies.push(|out| http::encode_options(shape, context.date, out));
+                context.recorder.record_reply(Wire::Http, RequestOutcome::Other, sent);
                 DecodeStep::Consumed(consumed)
             }
             HttpOperation::Refuse(refusal) => {
-                self.refuse_http(refusal, shape, date, recorder);
+                self.refuse_http(refusal, shape, context);
                 DecodeStep::Consumed(consumed)
             }
         }
     }
 
     /// Refuses what cannot be read, for the last time.
-    pub(super) fn refuse_and_close(
-        &mut self,
-        refusal: HttpRefusal,
-        head_only: bool,
-        date: &ResponseDate,
-        recorder: &mut Recorder,
-    ) {
+    pub(super) fn refuse_and_close(&mut self, refusal: HttpRefusal, head_only: bool, context: &mut ReplyContext<'_>) {
         self.phase = Phase::Closing { unread: true };
         let shape = http::HttpReplyFormat { head_only, keep_alive: false, ..http::HttpReplyFormat::default() };
-        self.refuse_http(refusal, shape, date, recorder);
+        self.refuse_http(refusal, shape, context);
     }
 
-    fn refuse_http(
-        &mut self,
-        refusal: HttpRefusal,
-        shape: http::HttpReplyFormat,
-        date: &ResponseDate,
-        recorder: &mut Recorder,
-    ) {
-        let sent = self.replies.push(|out| http::encode_refusal(refusal, shape, date, out));
-        recorder.record_reply(Wire::Http, RequestOutcome::Refused, sent);
+    fn refuse_http(&mut self, refusal: HttpRefusal, shape: http::HttpReplyFormat, context: &mut ReplyContext<'_>) {
+        let sent = self.replies.push(|out| http::encode_refusal(refusal, shape, context.date, out));
+        context.recorder.record_reply(Wire::Http, RequestOutcome::Refused, sent);
     }
 }
 

@@ -35,7 +35,7 @@ impl Connection {
                 replies.update_open_multi(recorder, MultiReply::skip_key);
             }
             DecodeEvent::Key(key) => {
-                return DecodeStep::Get { key, touch: session.updates_recency(), answer: ReplyMode::Part, consumed };
+                return DecodeStep::Get { key, touch: session.updates_recency(), mode: ReplyMode::Part, consumed };
             }
             DecodeEvent::Refuse(refusal) => {
                 replies.discard_open_multi();
@@ -66,8 +66,8 @@ impl Connection {
         };
         match session.operation_of(known, arguments) {
             RespOperation::Get(key, shape) => {
-                let answer = ReplyMode::Single(ReplyFormat::Resp(shape));
-                return DecodeStep::Get { key, touch: session.updates_recency(), answer, consumed };
+                let mode = ReplyMode::Single(ReplyFormat::Resp(shape));
+                return DecodeStep::Get { key, touch: session.updates_recency(), mode, consumed };
             }
             RespOperation::Ttl(key, shape) => return DecodeStep::Ttl { key, format: shape, consumed },
             RespOperation::Info(shape) => return DecodeStep::Info { format: shape, consumed },

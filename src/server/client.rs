@@ -31,10 +31,11 @@ const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
 /// What a turn works with beside the client itself.
 pub(super) struct TurnContext<'a> {
-    pub(super) service: Dispatcher<'a>,
+    pub(super) dispatcher: Dispatcher<'a>,
     pub(super) scratch: &'a mut Scratch,
-    /// How long clients may take.
-    pub(super) limits: TimeoutConfig,
+    pub(super) timeouts: TimeoutConfig,
+    /// Closes the client if it has no request in progress.
+    pub(super) closes_idle: bool,
 }
 
 /// What is to happen after a turn.
@@ -100,15 +101,6 @@ impl Client {
         }
     }
 
-    /// Whether its timer would go off too late, or not at all.
-    pub(super) fn needs_earlier_timer(&self, limits: TimeoutConfig) -> bool {
-        self.timer_state.timer_at > self.timer_state.deadline(limits)
-    }
-
-    pub(super) fn stream(&mut self) -> &mut TcpStream {
-        &mut self.stream
-    }
-
     /// Takes note of what the kernel told.
     pub(super) fn on_event(&mut self, event: &mio::event::Event) {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
@@ -120,29 +112,32 @@ impl Client {
     pub(super) fn turn(&mut self, slot: usize, turn: &mut TurnContext<'_>) -> TurnResult {
         if self.lingering.is_some() {
             let judged = std::mem::take(&mut self.timeout_pending)
-                && self.timer_state.on_deadline(turn.limits, turn.service.now) == TimeoutAction::Close;
+                && self.timer_state.on_deadline(turn.timeouts, turn.dispatcher.now) == TimeoutAction::Close;
             return if judged { TurnResult::Close } else { self.discard_input(&mut turn.scratch.read) };
         }
         self.sent_this_turn = 0;
         self.connection.send_buffer().lend_tail(&mut turn.scratch.write);
         let next = self.drive(slot, turn).unwrap_or(TurnResult::Close);
         self.connection.send_buffer().reclaim_tail(&mut turn.scratch.write);
-        let (now, standing) = (turn.service.now, self.activity());
+        let (now, standing) = (turn.dispatcher.now, self.activity());
         self.timer_state.update(standing, self.sent_this_turn, now);
         if next == TurnResult::Close || !std::mem::take(&mut self.timeout_pending) {
             return next;
         }
-        let verdict = self.timer_state.on_deadline(turn.limits, now);
-        if let Some(timed_out) = timeout_kind(verdict, standing).filter(|_| !turn.service.policy.announce_close) {
-            turn.service.recorder.metrics.timeouts[timed_out as usize] += 1;
+        let verdict = self.timer_state.on_deadline(turn.timeouts, now);
+        if let Some(timed_out) =
+            timeout_kind(verdict, standing).filter(|_| !turn.dispatcher.context.policy.announce_close)
+        {
+            turn.dispatcher.context.reply.recorder.metrics.timeouts[timed_out as usize] += 1;
         }
         match verdict {
             TimeoutAction::Keep => next,
             TimeoutAction::RespondTimeout => {
                 let before = self.connection.request_count();
-                self.connection.time_out_request(turn.service.date, turn.service.recorder);
+                self.connection.time_out_request(&mut turn.dispatcher.context.reply);
                 // One that has not come whole, and has its answer.
-                turn.service.recorder.metrics.requests += self.connection.request_count().saturating_sub(before);
+                turn.dispatcher.context.reply.recorder.metrics.requests +=
+                    self.connection.request_count().saturating_sub(before);
                 TurnResult::Requeue
             }
             TimeoutAction::Close => TurnResult::Close,
@@ -191,7 +186,7 @@ impl Client {
             if self.connection.is_flushed() && (self.connection.is_closing() || self.read_eof) {
                 return Ok(self.finish());
             }
-            if turn.service.policy.draining && matches!(self.activity(), Activity::Idle(_)) {
+            if turn.closes_idle && matches!(self.activity(), Activity::Idle(_)) {
                 // It may have sent something by now: it shall see the end, and not an error.
                 return Ok(self.start_linger());
             }
@@ -204,7 +199,7 @@ impl Client {
                 return Ok(TurnResult::Wait);
             }
             if self.decode_paused {
-                self.decode_paused = turn.service.resume_input(&mut self.connection, slot);
+                self.decode_paused = turn.dispatcher.resume_input(&mut self.connection, slot);
             } else if self.readable {
                 self.read(slot, turn)?;
             } else {
@@ -274,7 +269,7 @@ impl Client {
         let mut buffer = std::mem::take(&mut turn.scratch.read);
         let result = self.receive(&mut buffer);
         if let Ok(length @ 1..) = result {
-            self.decode_paused = turn.service.on_input(&mut self.connection, slot, &buffer[..length]);
+            self.decode_paused = turn.dispatcher.on_input(&mut self.connection, slot, &buffer[..length]);
         }
         turn.scratch.read = buffer;
         result.map(|_| ())
@@ -340,14 +335,15 @@ fn timeout_kind(verdict: TimeoutAction, standing: Activity) -> Option<TimeoutKin
 mod tests {
     use super::*;
     use crate::cache;
+    use crate::connection::{DecodeContext, ReplyContext};
     use crate::dispatch::MAX_STEPS_PER_TURN;
-    use crate::metrics::{MetricsRegistry, Recorder};
+    use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
     use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
     use crate::read_through::{Lookup, ReadThrough};
     use crate::types::{Completion, FetchedValue, RequestId, Value};
     use std::time::SystemTime;
 
-    const LIMITS: TimeoutConfig = TimeoutConfig { request: 10, idle: 1_000_000, write: 1_000_000, linger: 1_000_000 };
+    const TIMEOUTS: TimeoutConfig = TimeoutConfig { request: 10, idle: 1_000_000, write: 1_000_000, linger: 1_000_000 };
 
     /// A client all of whose bytes have come, and what its turns need.
     struct Scene {
@@ -382,23 +378,18 @@ mod tests {
         }
 
         fn turn(&mut self, now: Millis) -> TurnResult {
-            let (mut jobs, mut heads, mut recorder) = (Vec::new(), HeadDecoder::new(), Recorder::default());
-            let (policy, register, date) =
-                (Policy::default(), MetricsRegistry::default(), ResponseDate::at(SystemTime::UNIX_EPOCH));
-            let (read_through, jobs, heads, recorder) = (&mut self.read_through, &mut jobs, &mut heads, &mut recorder);
-            let (policy, register, date) = (&policy, &register, &date);
-            let service = Dispatcher {
-                read_through,
-                jobs,
-                head_decoder: heads,
-                policy,
-                date,
-                recorder,
-                registry: register,
-                worker_index: 0,
+            let date = ResponseDate::at(SystemTime::UNIX_EPOCH);
+            let reply = ReplyContext { date: &date, recorder: &mut Recorder::default() };
+            let dispatcher = Dispatcher {
+                read_through: &mut self.read_through,
+                jobs: &mut Vec::new(),
+                context: DecodeContext { policy: &Policy::default(), head_decoder: &mut HeadDecoder::new(), reply },
+                registry: &MetricsRegistry::default(),
+                worker_slot: &WorkerSlot::default(),
                 now,
             };
-            self.client.turn(0, &mut TurnContext { service, scratch: &mut self.scratch, limits: LIMITS })
+            let (scratch, timeouts) = (&mut self.scratch, TIMEOUTS);
+            self.client.turn(0, &mut TurnContext { dispatcher, scratch, timeouts, closes_idle: false })
         }
     }
 
@@ -445,7 +436,7 @@ mod tests {
             // Each turn comes when all of its time is over, and the first has to show that something has come at all.
             let given_up = loop {
                 let next = scene.turn(now);
-                now += LIMITS.request;
+                now += TIMEOUTS.request;
                 scene.client.begin_timeout_check();
                 turns += 1;
                 assert!(turns < 100, "it comes to no end");

@@ -1,41 +1,38 @@
-//! What time it is, for the loop.
+//! Clock of one event loop.
 
 use crate::metrics::Micros;
-use crate::protocol::http::ResponseDate;
 use crate::types::Millis;
 use std::time::{Instant, SystemTime};
 
-/// The loop's time: monotonic, taken once for each tick, and the `ResponseDate` that goes with it.
+/// Monotonic time since the event loop started, read once in each tick.
 pub(super) struct Clock {
     started: Instant,
     pub(super) now: Millis,
-    /// The same in microseconds: for how long things took, nothing is decided by it.
+    /// Start of the tick in microseconds. For metrics only: no decision depends on it.
     pub(super) micros: Micros,
-    pub(super) date: ResponseDate,
-    date_until: Millis,
+    next_second: Millis,
 }
 
 impl Clock {
     pub(super) fn new() -> Clock {
-        Clock { started: Instant::now(), now: 0, micros: 0, date: ResponseDate::at(SystemTime::now()), date_until: 0 }
+        Clock { started: Instant::now(), now: 0, micros: 0, next_second: 0 }
     }
 
-    /// Looks at the time beside the tick's.
+    /// Reads the clock within a tick. For metrics only.
     pub(super) fn micros(&self) -> Micros {
         self.started.elapsed().as_micros() as Micros
     }
 
-    /// Looks at the time. Says whether it is another second.
-    pub(super) fn tick(&mut self) -> bool {
+    /// Starts a tick. Returns the wall clock time if another second has begun.
+    pub(super) fn tick(&mut self) -> Option<SystemTime> {
         self.micros = self.micros();
         self.now = self.micros / 1000;
-        let next_second = self.now >= self.date_until;
-        if next_second {
-            let time = SystemTime::now();
-            let into_second = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis();
-            self.date = ResponseDate::at(time);
-            self.date_until = self.now + Millis::from(1000 - into_second);
+        if self.now < self.next_second {
+            return None;
         }
-        next_second
+        let time = SystemTime::now();
+        let into_second = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis();
+        self.next_second = self.now + Millis::from(1000 - into_second);
+        Some(time)
     }
 }

@@ -1,22 +1,22 @@
-//! The event loop: poll, listener, streams, timers, the clock. The only place that knows `mio`.
+//! Event loop: poll, accept, timers, and the turns of clients. Only this module uses `mio`.
 //!
-//! A tick, in this order:
+//! A tick runs these steps in order:
 //!
 //! ```text
-//!     poll             sleep until a socket, news or a deadline
-//!     note             what the kernel told, on each client; nothing is closed or reused yet
-//!     accept           new clients, a bounded number
-//!     news             changes in Redis end what they concern, a bounded number; completions are stored, their waiters'
-//!                      replies encoded
-//!     due              late waiters, expired entries, timers; a bounded number of each. Before the turns: who is late gets
-//!                      his, and one look at the clock behind them ends the tick
-//!     turns            every client with something to do gets one: send, decode, look up, read
-//!     submit           the turns' fetches, all under one lock; refused ones are answered
+//! poll        sleep until a socket event, a wakeup by the backend, or a deadline
+//! dispatch    store the reported readiness in each client; nothing is closed or reused yet
+//! accept      a bounded number of connections
+//! inbox       a bounded number of invalidations, then all completions: store values, encode replies
+//! timers      a bounded number of late waiters, expired entries and client timers; before the turns,
+//!             so that a late client still gets one, and one clock read after them ends the tick
+//! turns       each ready client: send, decode, look up, read
+//! submit      the fetches of these turns, under one lock; refused ones are answered
 //! ```
 //!
-//! Whoever has more to do than one turn allows goes to the end of the queue and the next poll does not sleep.
+//! A client that uses up its turn budget is requeued at the tail, and the next poll does not sleep.
 
 mod client;
+mod clients;
 mod clock;
 mod connection_limit;
 mod listen;
@@ -31,27 +31,27 @@ pub use shutdown::WorkerHandle;
 pub use watchdog::{WATCHDOG_INTERVAL, Watchdog};
 
 use crate::backend::{BackendConfig, Pool};
-use crate::cache::{DeadlineHeap, Limits};
+use crate::cache::Limits;
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::dispatch::sync_metrics;
 use crate::log_writer::LogWriter;
-use crate::metrics::{MetricsRegistry, Recorder};
+use crate::metrics::{MetricsRegistry, WorkerSlot};
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use crate::read_through::ReadThrough;
-use crate::types::{Completion, Failure, Invalidation, Job, Millis, Reply, RequestId};
+use crate::types::{Completion, Failure, Invalidation, Job, Millis};
 use client::Client;
+use clients::Clients;
 use clock::Clock;
 use listen::{AcceptResult, Acceptor};
 use mio::{Events, Interest, Poll, Token, Waker};
-use shutdown::ShutdownState;
-use slab::Slab;
-use std::collections::VecDeque;
+use shutdown::ShutdownPhase;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use timeouts::TimeoutConfig;
 
 const LISTENER: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
@@ -59,131 +59,97 @@ const WAKER: Token = Token(usize::MAX - 2);
 /// Events taken from the kernel at a time.
 const EVENTS_PER_TICK: usize = 1024;
 
-/// Connections accepted in one tick, so that a storm of them does not hold up those who are there.
+/// Connections accepted in one tick, so that a burst of them does not delay connected clients.
 const ACCEPTS_PER_TICK: usize = 64;
 
-/// Entries removed in one tick that are kept no longer or too much for `CACHE_BYTES`, and as many late flights answered: some ten
-/// microseconds of work. To it come as many as the tick stores, so that removing keeps up with storing, and one for each turn that it
-/// gives, a part of a turn's work, so that it comes to an end beside many clients too. With 256, hits noticed when many expired.
+/// Entries removed in one tick because they expired or exceed `CACHE_BYTES`, and late waiters
+/// answered: about ten microseconds of work. Each completion of the tick adds one, so that removal
+/// keeps up with insertion, and so does each ready client, so that it ends on a busy event loop, too.
+/// (256 delayed hits noticeably when many entries expired at once.)
 pub const SWEEP_PER_TICK: usize = 32;
 
-/// Timers looked at in one tick: more than clients are accepted in one. Most go off too early and are only set again.
+/// Client timers run in one tick: more than connections are accepted. Most fire early and are armed
+/// again.
 const TIMERS_PER_TICK: usize = 256;
 
-/// Clients that a loop reserves room for, if so many may come. What is not used of it is address space and no memory, because nobody
-/// has touched it; but a slab that doubles leaves its old memory behind, which the allocator gives back only some time.
+/// Clients that an event loop reserves memory for. The unused part is address space only. A slab
+/// that grows by doubling would leave its old memory to the allocator, which returns it late.
 const RESERVED_CLIENTS: usize = 64 * 1024;
 
-/// Changes in Redis that are followed in one tick: some hundred microseconds of work.
+/// Invalidations applied in one tick: some hundred microseconds of work.
 const INVALIDATIONS_PER_TICK: usize = 1024;
 
-/// The buffer that all reads go to: one usual socket buffer's worth.
+/// Size of the buffer for all reads: one usual socket buffer.
 const READ_BYTES: usize = 64 * 1024;
 
-/// The buffer lent to each turn. It grows when a turn's replies need more, and is cut back to this.
+/// Size of the buffer lent to each turn. Larger replies grow it, and the turn's end shrinks it.
 const WRITE_BYTES: usize = 64 * 1024;
 
-/// Bytes of the access log that are handed over in the midst of a tick.
+/// Bytes of the access log that are passed on before the tick ends.
 const ACCESS_LOG_FLUSH_BYTES: usize = 64 * 1024;
 
-/// The number of the next connection, of all loops: Redis clients are told theirs (`CLIENT ID`), and it is unique.
+/// Id of the next connection of any event loop. Unique, because `CLIENT ID` shows it.
 static NEXT_CONNECTION_ID: AtomicU64 = AtomicU64::new(1);
 
-/// Buffers of the loop, shared by all clients, one at a time.
+/// Buffers that the clients of one event loop use in turn.
 struct Scratch {
     read: Vec<u8>,
     write: Vec<u8>,
 }
 
-/// The loop's books, and where the lines of the access log go.
-struct Telemetry {
-    recorder: Recorder,
-    access_log: Option<LogWriter>,
-}
-
-impl Telemetry {
-    /// Hands the lines of the access log over, if they are more than so many bytes.
-    fn flush_access_log(&mut self, most: usize) {
-        if let Some(log_writer) = &self.access_log {
-            flush_access_log(&mut self.recorder, log_writer, most);
-        }
-    }
-}
-
-fn flush_access_log(recorder: &mut Recorder, log_writer: &LogWriter, most: usize) {
-    if let Some(lines) = recorder.access_log_lines().filter(|lines| lines.len() > most) {
-        log_writer.write_access_lines(lines);
-        lines.clear();
-        lines.shrink_to(2 * ACCESS_LOG_FLUSH_BYTES);
-    }
-}
-
-/// One complete proxy: loop, clients, cache, pool.
-pub struct Worker {
-    poll: Poll,
-    handle: WorkerHandle,
-    shutdown: Option<ShutdownState>,
-    acceptor: Acceptor,
-    connection_limit: ConnectionLimiter,
-    clients: Slab<Client>,
-    /// Clients that get a turn, in order.
-    ready_queue: VecDeque<usize>,
-    /// One for each client: until when it is to have done what it is at.
-    timers: DeadlineHeap,
-    timeouts: timeouts::TimeoutConfig,
-    policy: Policy,
-    read_through: ReadThrough,
+/// The fetchers' side: jobs that go out, completions and invalidations that come in.
+struct Backend {
     pool: Pool,
-    /// Fetches begun in this tick.
+    /// Fetches started in this tick.
     jobs: Vec<Job>,
     completions: Vec<Completion>,
-    /// How many completions this tick has had, most of which were stored.
-    completed_this_tick: usize,
     invalidations: Vec<Invalidation>,
-    scratch: Scratch,
-    /// What request heads are decoded with.
-    head_decoder: HeadDecoder,
-    telemetry: Telemetry,
-    /// What loops show each other, and this one's number among them.
-    registry: Arc<MetricsRegistry>,
-    worker_index: usize,
-    clock: Clock,
-    /// More is due than one tick may do.
-    timers_backlogged: bool,
-    /// More changes wait than one tick may follow: nobody wakes the loop for them.
+    /// The inbox holds more invalidations than one tick takes. They cause no further wakeup.
     inbox_backlogged: bool,
 }
 
+/// One event loop with its clients, its cache and its fetchers.
+pub struct Worker {
+    poll: Poll,
+    handle: WorkerHandle,
+    shutdown: ShutdownPhase,
+    acceptor: Acceptor,
+    connection_limit: ConnectionLimiter,
+    clients: Clients,
+    policy: Policy,
+    read_through: ReadThrough,
+    backend: Backend,
+    scratch: Scratch,
+    head_decoder: HeadDecoder,
+    /// Metrics of all workers, and the slot of this one.
+    registry: Arc<MetricsRegistry>,
+    worker_slot: Arc<WorkerSlot>,
+    clock: Clock,
+    /// More entries or waiters are due than one tick takes.
+    timers_backlogged: bool,
+}
+
 impl Worker {
-    /// A proxy on a listening socket that does not block, with room for so many clients, the one of that number in the
-    /// register. Its helper threads start at once.
+    /// Creates a worker on a non-blocking listening socket, and starts its fetchers. It publishes its
+    /// metrics in `worker_slot`, which is one of the registry's.
+    ///
+    /// # Errors
+    ///
+    /// The system provides no epoll instance, no eventfd or no threads.
     pub fn new(
-        listener: std::net::TcpListener,
+        listener: TcpListener,
         config: &Config,
-        connection_limiter: ConnectionLimiter,
-        register: Arc<MetricsRegistry>,
-        number: usize,
+        connection_limit: ConnectionLimiter,
+        registry: Arc<MetricsRegistry>,
+        worker_slot: Arc<WorkerSlot>,
     ) -> io::Result<Worker> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let mut acceptor = Acceptor::new(listener, config.share_port);
         acceptor.register(poll.registry(), LISTENER)?;
-        let settings = BackendConfig {
-            host: config.redis_host.clone(),
-            port: config.redis_port,
-            username: config.redis_username.clone(),
-            password: config.redis_password.clone(),
-            database: i64::from(config.redis_db),
-            connections: config.redis_connections,
-            timeout: config.redis_timeout,
-            cache_ttl: config.cache_ttl,
-            tracking: config.redis_tracking,
-            max_value_bytes: config.max_value_bytes,
-        };
-        let worker_slot = register.slots().get(number).map(Arc::clone).unwrap_or_default();
         let wake = Arc::clone(&waker);
-        let pool = Pool::start(&settings, worker_slot, move || {
-            // Should the eventfd's counter ever be full, mio resets it.
+        let pool = Pool::start(&backend_config(config), Arc::clone(&worker_slot), move || {
+            // If the counter of the eventfd is full, mio resets it.
             if let Err(error) = wake.wake() {
                 log::error!("cannot wake the event loop, replies from Redis may be late: {error}");
             }
@@ -194,53 +160,53 @@ impl Worker {
             stale: config.stale_if_error.as_millis() as Millis,
         };
         let ttl = config.cache_ttl.as_millis() as Millis;
-        let timer = config.redis_timeout.as_millis() as Millis;
+        let wait_timeout = config.redis_timeout.as_millis() as Millis;
+        let timeouts = TimeoutConfig {
+            request: config.client_timeout.as_millis() as Millis,
+            idle: config.client_idle_timeout.as_millis() as Millis,
+            write: config.client_idle_timeout.as_millis() as Millis,
+            linger: timeouts::LINGER_TIMEOUT,
+        };
         Ok(Worker {
             poll,
             handle: WorkerHandle::new(waker),
-            shutdown: None,
+            shutdown: ShutdownPhase::Running,
             acceptor,
-            clients: Slab::with_capacity(
-                connection_limiter.max_connections().div_ceil(config.workers).min(RESERVED_CLIENTS),
-            ),
-            connection_limit: connection_limiter,
-            ready_queue: VecDeque::new(),
-            timers: DeadlineHeap::new(),
-            timeouts: timeouts::TimeoutConfig {
-                request: config.client_timeout.as_millis() as Millis,
-                idle: config.client_idle_timeout.as_millis() as Millis,
-                write: config.client_idle_timeout.as_millis() as Millis,
-                linger: timeouts::LINGER_TIMEOUT,
-            },
+            clients: Clients::new(connection_limit.max_connections().div_ceil(config.workers), timeouts),
+            connection_limit,
             policy: Policy { allowed_hosts: config.allowed_hosts.clone(), admin: config.admin, ..Policy::default() },
-            read_through: ReadThrough::new(limits, ttl, timer),
-            pool,
-            jobs: Vec::new(),
-            completions: Vec::new(),
-            completed_this_tick: 0,
-            invalidations: Vec::new(),
+            read_through: ReadThrough::new(limits, ttl, wait_timeout),
+            backend: Backend {
+                pool,
+                jobs: Vec::new(),
+                completions: Vec::new(),
+                invalidations: Vec::new(),
+                inbox_backlogged: false,
+            },
             scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES) },
             head_decoder: HeadDecoder::new(),
-            telemetry: Telemetry { recorder: Recorder::default(), access_log: None },
-            registry: register,
-            worker_index: number,
+            registry,
+            worker_slot,
             clock: Clock::new(),
             timers_backlogged: false,
-            inbox_backlogged: false,
         })
     }
 
-    /// Has each request logged.
+    /// Turns on the access log.
     pub fn log_requests(&mut self, log_writer: LogWriter) {
-        self.telemetry = Telemetry { recorder: Recorder::new(true), access_log: Some(log_writer) };
+        self.clients.log_requests(log_writer);
     }
 
-    /// A handle that ends the loop.
+    /// Returns a handle that wakes or stops the event loop.
     pub fn handle(&self) -> WorkerHandle {
         self.handle.clone()
     }
 
-    /// Runs until stopped. An error means that the kernel refuses to poll: nothing can go on.
+    /// Runs until a shutdown is complete.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses to poll, so the event loop cannot continue.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS_PER_TICK);
         while !self.is_shut_down() {
@@ -251,54 +217,56 @@ impl Worker {
             self.begin_tick();
             self.dispatch_events(&events);
             self.accept();
-            self.drain_backend();
-            self.run_timers();
+            let completed = self.drain_inbox();
+            self.run_timers(completed);
             self.run_ready_clients();
             self.submit_jobs();
             self.end_tick();
         }
-        // Those whom the grace was too short for.
-        self.clients.iter_mut().for_each(|(_, client)| client.connection.abort(&mut self.telemetry.recorder));
-        self.telemetry.flush_access_log(0);
+        // The clients that the grace was too short for.
+        self.clients.abort_all();
+        self.clients.flush_access_log(0);
         Ok(())
     }
 
     fn begin_tick(&mut self) {
-        if self.clock.tick() {
-            self.telemetry.recorder.set_date(|| self.clock.date.clf());
+        if let Some(time) = self.clock.tick() {
+            self.clients.set_date(ResponseDate::at(time));
         }
-        self.telemetry.recorder.set_now(self.clock.micros);
+        self.clients.recorder.set_now(self.clock.micros);
         self.poll_shutdown();
     }
 
     fn end_tick(&mut self) {
-        // What the last turns have answered, or what was answered outside of them.
+        // Covers the last turns and the replies delivered outside of turns.
         let now = self.clock.micros();
-        self.telemetry.recorder.end_turns(now);
-        self.telemetry.recorder.metrics.tick_duration.observe(now - self.clock.micros, 1);
-        self.telemetry.flush_access_log(0);
-        // Whoever calls wants to see that the loop turns, and how it does.
-        if let Some(worker_slot) = self.registry.slots().get(self.worker_index)
-            && !worker_slot.has_responded()
-        {
-            self.telemetry.recorder.metrics.connected_clients = self.clients.len() - self.connection_limit.rejecting();
-            sync_metrics(&mut self.telemetry.recorder, &self.read_through, self.clock.now);
-            worker_slot.publish(&self.telemetry.recorder.metrics);
+        self.clients.end_turns(now);
+        self.clients.recorder.metrics.tick_duration.observe(now - self.clock.micros, 1);
+        self.clients.flush_access_log(0);
+        if !self.worker_slot.has_responded() {
+            self.record_connected_clients();
+            sync_metrics(&mut self.clients.recorder, &self.read_through, self.clock.now);
+            self.worker_slot.publish(&self.clients.recorder.metrics);
         }
     }
 
-    /// How long the next poll may sleep; `None` for as long as nothing happens.
+    fn record_connected_clients(&mut self) {
+        let connected = self.clients.len() - self.connection_limit.rejecting();
+        self.clients.recorder.metrics.connected_clients = connected;
+    }
+
+    /// Returns how long the next poll may sleep, `None` without a limit.
     fn poll_timeout(&self) -> Option<Duration> {
-        if !self.ready_queue.is_empty() || self.timers_backlogged || self.inbox_backlogged {
+        if self.clients.ready_count() > 0 || self.timers_backlogged || self.backend.inbox_backlogged {
             return Some(Duration::ZERO);
         }
         let accept = self.acceptor.next_attempt().filter(|_| self.connection_limit.can_accept());
-        let timer = self.timers.first().map(|(deadline, _)| deadline);
-        let stop = self.shutdown.as_ref().map(|stopping| stopping.next_deadline(self.clock.now));
-        // Asked in each tick: a chain of iterators over the four took as long as the rest of this.
+        // Runs in each tick: a chain of iterators over the four took as long as the rest of this.
         let or_never = |deadline: Option<Millis>| deadline.unwrap_or(Millis::MAX);
-        let next =
-            or_never(accept).min(or_never(timer)).min(or_never(stop)).min(or_never(self.read_through.next_deadline()));
+        let next = or_never(accept)
+            .min(or_never(self.clients.next_timer()))
+            .min(or_never(self.shutdown.next_deadline(self.clock.now)))
+            .min(or_never(self.read_through.next_deadline()));
         (next != Millis::MAX).then(|| Duration::from_millis(next.saturating_sub(self.clock.now)))
     }
 
@@ -306,14 +274,9 @@ impl Worker {
         for event in events {
             match event.token() {
                 LISTENER => self.acceptor.notify(),
-                // News and the stop flag are looked at in every tick.
+                // Each tick looks at the inbox and at the shutdown request.
                 WAKER => {}
-                Token(slot) => {
-                    if let Some(client) = self.clients.get_mut(slot) {
-                        client.on_event(event);
-                        enqueue(&mut self.ready_queue, client, slot);
-                    }
-                }
+                Token(slot) => self.clients.on_event(slot, event),
             }
         }
     }
@@ -331,126 +294,93 @@ impl Worker {
         }
     }
 
-    fn add_client(&mut self, stream: mio::net::TcpStream, address: IpAddr) {
-        // Replies are written whole: waiting to fill a segment would only delay them.
+    fn add_client(&mut self, mut stream: mio::net::TcpStream, address: IpAddr) {
+        // Replies are written whole, so Nagle's algorithm would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             log::debug!("client connection closed before its first request: {error}");
             return;
         }
-        let turned_away = self.connection_limit.acquire();
-        let metrics = &mut self.telemetry.recorder.metrics;
-        let mut connection = if turned_away {
+        let (token, interest) = (Token(self.clients.vacant_slot()), Interest::READABLE | Interest::WRITABLE);
+        if let Err(error) = self.poll.registry().register(&mut stream, token, interest) {
+            log::error!("cannot register a client connection with epoll, closing it: {error}");
+            return;
+        }
+        let rejected = self.connection_limit.acquire();
+        let metrics = &mut self.clients.recorder.metrics;
+        let mut connection = if rejected {
             metrics.rejected += 1;
             Connection::rejected()
         } else {
             metrics.accepted += 1;
-            let generation = NEXT_CONNECTION_ID.fetch_add(1, Ordering::Relaxed);
-            Connection::new(generation, self.registry.settings.database)
+            let id = NEXT_CONNECTION_ID.fetch_add(1, Ordering::Relaxed);
+            Connection::new(id, self.registry.settings.database)
         };
-        if self.telemetry.recorder.access_log_enabled() {
+        if self.clients.access_log_enabled() {
             connection.set_address(address.to_canonical().to_string());
         }
-        let slot = self.clients.insert(Client::new(stream, connection, turned_away, self.clock.now));
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(self.clients[slot].stream(), Token(slot), interest) {
-            log::error!("cannot register a client connection with epoll, closing it: {error}");
-            self.close_client(slot);
-            return;
-        }
-        self.arm_timer(slot);
+        self.clients.insert(Client::new(stream, connection, rejected, self.clock.now));
     }
 
-    /// Changes first: what comes back at the same time and is known to be old need not be stored.
-    fn drain_backend(&mut self) {
-        self.inbox_backlogged =
-            self.pool.drain_inbox(&mut self.completions, &mut self.invalidations, INVALIDATIONS_PER_TICK);
-        self.completed_this_tick = self.completions.len();
-        if self.completions.is_empty() && self.invalidations.is_empty() {
-            return;
+    /// Applies invalidations before completions, because a value that is already invalid need not be
+    /// stored. Returns the number of completions.
+    fn drain_inbox(&mut self) -> usize {
+        let Backend { pool, completions, invalidations, inbox_backlogged, .. } = &mut self.backend;
+        *inbox_backlogged = pool.drain_inbox(completions, invalidations, INVALIDATIONS_PER_TICK);
+        let completed = completions.len();
+        for invalidation in invalidations.drain(..) {
+            self.read_through.invalidate(&invalidation, self.clock.now);
         }
-        for change in self.invalidations.drain(..) {
-            self.read_through.invalidate(&change, self.clock.now);
-        }
-        for completion in self.completions.drain(..) {
+        for completion in completions.drain(..) {
             self.read_through.complete(completion, self.clock.now, |request_id, reply| {
-                deliver_reply(
-                    &mut self.clients,
-                    &mut self.ready_queue,
-                    (request_id, reply),
-                    &self.clock.date,
-                    &mut self.telemetry,
-                );
+                self.clients.deliver_reply(request_id, reply);
             });
+        }
+        completed
+    }
+
+    fn submit_jobs(&mut self) {
+        self.backend.pool.submit(&mut self.backend.jobs);
+        // The jobs that are left were refused.
+        for job in self.backend.jobs.drain(..) {
+            let refused = Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull) };
+            self.read_through.complete(refused, self.clock.now, |request_id, reply| {
+                self.clients.deliver_reply(request_id, reply);
+            });
+        }
+    }
+
+    fn run_timers(&mut self, completed: usize) {
+        let now = self.clock.now;
+        let budget = SWEEP_PER_TICK + completed + self.clients.ready_count();
+        self.timers_backlogged = self.read_through.tick(now, budget, |request_id, reply| {
+            self.clients.deliver_reply(request_id, reply);
+        });
+        for _ in 0..TIMERS_PER_TICK {
+            if !self.clients.run_due_timer(now) {
+                return;
+            }
         }
     }
 
     fn close_client(&mut self, slot: usize) {
-        self.disarm_timer(slot);
-        // Dropping the stream closes it, and the kernel forgets to watch it.
-        let mut client = self.clients.remove(slot);
-        client.connection.abort(&mut self.telemetry.recorder);
+        // Dropping the stream closes it, and the kernel removes it from epoll.
+        let client = self.clients.remove(slot);
         self.connection_limit.release(client.rejected);
         self.acceptor.resume(self.clock.now);
     }
-
-    fn submit_jobs(&mut self) {
-        self.pool.submit(&mut self.jobs);
-        for job in self.jobs.drain(..) {
-            let refused = Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull) };
-            self.read_through.complete(refused, self.clock.now, |request_id, reply| {
-                deliver_reply(
-                    &mut self.clients,
-                    &mut self.ready_queue,
-                    (request_id, reply),
-                    &self.clock.date,
-                    &mut self.telemetry,
-                );
-            });
-        }
-    }
-
-    fn run_timers(&mut self) {
-        let now = self.clock.now;
-        let budget = SWEEP_PER_TICK + self.completed_this_tick + self.ready_queue.len();
-        self.timers_backlogged = self.read_through.tick(now, budget, |request_id, reply| {
-            deliver_reply(
-                &mut self.clients,
-                &mut self.ready_queue,
-                (request_id, reply),
-                &self.clock.date,
-                &mut self.telemetry,
-            );
-        });
-        for _ in 0..TIMERS_PER_TICK {
-            match self.timers.first() {
-                Some((deadline, slot)) if deadline <= now => self.on_timer(slot as usize),
-                _ => return,
-            }
-        }
-    }
 }
 
-/// Gives a client a turn, once.
-fn enqueue(queue: &mut VecDeque<usize>, client: &mut Client, slot: usize) {
-    if !std::mem::replace(&mut client.in_ready_queue, true) {
-        queue.push_back(slot);
-    }
-}
-
-/// Hands a reply to the connection that waits for it, if it is still that one, and gives it a turn. Also where the reply is of
-/// no use any more: what the connection has asked for since may have waited for that.
-fn deliver_reply(
-    clients: &mut Slab<Client>,
-    queue: &mut VecDeque<usize>,
-    (waiter, reply): (RequestId, &Reply<'_>),
-    date: &ResponseDate,
-    books: &mut Telemetry,
-) {
-    if let Some(client) = clients.get_mut(waiter.slot)
-        && client.connection.id == waiter.connection_id
-    {
-        client.connection.reply_later(waiter, reply, date, &mut books.recorder);
-        enqueue(queue, client, waiter.slot);
-        books.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
+fn backend_config(config: &Config) -> BackendConfig {
+    BackendConfig {
+        host: config.redis_host.clone(),
+        port: config.redis_port,
+        username: config.redis_username.clone(),
+        password: config.redis_password.clone(),
+        database: i64::from(config.redis_db),
+        connections: config.redis_connections,
+        timeout: config.redis_timeout,
+        cache_ttl: config.cache_ttl,
+        tracking: config.redis_tracking,
+        max_value_bytes: config.max_value_bytes,
     }
 }

@@ -1,32 +1,34 @@
-//! Coming to an end: nobody new is let in, what is under way is answered, whoever asks nothing is closed.
+//! Shutdown of an event loop: stop accepting, answer what was asked, close idle clients.
 //!
-//! HTTP clients are told with their next response that it is the last (`Connection: close`), so that none of them meets a closed
-//! connection as long as it asks often enough. The Redis protocol has no word for that. So its clients, and those that ask nothing,
-//! are closed a moment later, between two requests.
+//! The next response to each HTTP client says `Connection: close`, so a client that sends requests
+//! regularly never meets a closed connection. RESP has no such message. RESP clients and clients
+//! without a request in progress are therefore closed a second later, between two requests.
 
+use super::timeouts::TimeoutConfig;
 use super::{Millis, Worker};
 use mio::Waker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How long connections that had begun are waited for: a few round trips around the earth, and less than the second after
-/// which whoever was not let in tries again.
+/// Time for which connections are accepted whose handshake began before the shutdown: a few round
+/// trips around the earth. Less than the second after which a client repeats a dropped SYN.
 const ACCEPT_GRACE: Millis = 500;
 
-/// How long those who asked nothing and were closed for it may go on sending what they had begun to send: as long.
+/// Time for which input of a client is discarded that was closed while idle.
 const DRAIN_LINGER: Millis = ACCEPT_GRACE;
 
-/// How long a client may ask nothing while the proxy stops, and how long those go on that cannot be told of it.
+/// Idle time that clients have during a shutdown, and time until clients are closed that cannot be
+/// notified.
 const DRAIN_IDLE_TIMEOUT: Millis = 1000;
 
-/// Of a loop that was not told to end.
+/// Value of [`WorkerHandle::grace`] before a shutdown was requested.
 const NOT_STOPPING: u64 = u64::MAX;
 
-/// Ends a loop from another thread.
+/// Handle by which other threads wake or stop an event loop.
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
-    /// Milliseconds that it may take.
+    /// Milliseconds that the shutdown may take.
     grace: Arc<AtomicU64>,
     waker: Arc<Waker>,
 }
@@ -36,89 +38,124 @@ impl WorkerHandle {
         WorkerHandle { grace: Arc::new(AtomicU64::new(NOT_STOPPING)), waker }
     }
 
-    /// Makes the loop answer what is under way and return, at once if there is no `grace`, and after it at the latest.
+    /// Requests a shutdown: the event loop answers open requests and returns within `grace`.
     pub fn stop(&self, grace: Duration) {
         self.grace.store(grace.as_millis() as u64, Ordering::Release);
         self.wake();
     }
 
-    /// Makes the loop turn once.
+    /// Makes the event loop run one tick.
     pub fn wake(&self) {
         if let Err(error) = self.waker.wake() {
             log::error!("cannot wake an event loop, it may react late: {error}");
         }
     }
 
-    fn grace(&self) -> Option<Millis> {
+    fn requested_grace(&self) -> Option<Millis> {
         Some(self.grace.load(Ordering::Acquire)).filter(|&grace| grace != NOT_STOPPING)
     }
 }
 
-/// What is left to do.
-#[derive(Debug)]
-pub(super) struct ShutdownState {
-    /// Until when connections that have begun are accepted; `None` when that is over.
+/// Phase of the shutdown of one event loop.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ShutdownPhase {
+    /// No shutdown was requested.
+    Running,
+    /// HTTP clients learn of the shutdown by their next response.
+    Announcing(Schedule),
+    /// Clients are closed as soon as they have no request in progress.
+    ClosingIdle(Schedule),
+}
+
+/// Deadlines of a shutdown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Schedule {
+    /// End of accepting; `None` once the listening socket is closed.
     accept_until: Option<Millis>,
-    /// From when on nobody is waited for who might ask something.
+    /// Start of [`ShutdownPhase::ClosingIdle`].
     close_idle_at: Millis,
-    /// When it must be over.
+    /// Time at which the event loop returns, whatever is still open.
     deadline: Millis,
 }
 
-impl ShutdownState {
-    /// When there is something to do. Not when accepting should be over and is held up: it has deadlines of its own.
-    pub(super) fn next_deadline(&self, now: Millis) -> Millis {
-        [self.accept_until, Some(self.close_idle_at)]
-            .into_iter()
-            .flatten()
-            .filter(|&at| at > now)
-            .fold(self.deadline, Millis::min)
+impl ShutdownPhase {
+    /// Returns true if a client without a request in progress is to be closed.
+    pub(super) fn closes_idle(&self) -> bool {
+        matches!(self, ShutdownPhase::ClosingIdle(_))
+    }
+
+    /// Returns the time of the next transition. The end of accepting is left out if it has passed:
+    /// then accepting backs off, and the acceptor has a deadline of its own.
+    pub(super) fn next_deadline(&self, now: Millis) -> Option<Millis> {
+        let (ShutdownPhase::Announcing(schedule) | ShutdownPhase::ClosingIdle(schedule)) = self else { return None };
+        let transitions = [schedule.accept_until, Some(schedule.close_idle_at)].into_iter().flatten();
+        Some(transitions.filter(|&at| at > now).fold(schedule.deadline, Millis::min))
+    }
+
+    fn schedule(&mut self) -> Option<&mut Schedule> {
+        match self {
+            ShutdownPhase::Running => None,
+            ShutdownPhase::Announcing(schedule) | ShutdownPhase::ClosingIdle(schedule) => Some(schedule),
+        }
     }
 }
 
 impl Worker {
-    /// Whether the loop is to return.
-    pub(super) fn is_shut_down(&self) -> bool {
-        let Some(ShutdownState { accept_until: listen_until, deadline: ends, .. }) = &self.shutdown else {
-            return false;
-        };
-        let over = self.clock.now >= *ends;
-        if over && !self.clients.is_empty() {
+    /// Returns true if the event loop is to return.
+    pub(super) fn is_shut_down(&mut self) -> bool {
+        let now = self.clock.now;
+        let Some(&mut Schedule { accept_until, deadline, .. }) = self.shutdown.schedule() else { return false };
+        if now >= deadline && !self.clients.is_empty() {
             log::info!("SHUTDOWN_GRACE expired: closing {} open client connections", self.clients.len());
         }
-        over || (listen_until.is_none() && self.clients.is_empty())
+        now >= deadline || (accept_until.is_none() && self.clients.is_empty())
     }
 
-    /// Begins to stop if it is told to, and accepts no more when it is time.
+    /// Advances the phase of the shutdown. Called once in each tick.
     pub(super) fn poll_shutdown(&mut self) {
         let now = self.clock.now;
-        match &self.shutdown {
-            None => {
-                if let Some(grace) = self.handle.grace() {
+        match self.shutdown {
+            ShutdownPhase::Running => {
+                if let Some(grace) = self.handle.requested_grace() {
                     self.begin_shutdown(grace);
                 }
+                return;
             }
-            Some(ShutdownState { accept_until: listen_until, close_idle_at: hurry_at, .. }) => {
-                let (listen_until, hurry_at) = (*listen_until, *hurry_at);
-                if hurry_at <= now && !std::mem::replace(&mut self.policy.draining, true) {
-                    self.timeouts.linger = DRAIN_LINGER;
-                    self.rearm_timers();
-                }
-                if listen_until.is_some_and(|until| until <= now) {
-                    self.drain_accept_queue();
-                }
+            ShutdownPhase::Announcing(schedule) if schedule.close_idle_at <= now => {
+                self.shutdown = ShutdownPhase::ClosingIdle(schedule);
+                self.clients.set_timeouts(TimeoutConfig { linger: DRAIN_LINGER, ..self.clients.timeouts() });
             }
+            ShutdownPhase::Announcing(_) | ShutdownPhase::ClosingIdle(_) => {}
+        }
+        if self.shutdown.schedule().and_then(|schedule| schedule.accept_until).is_some_and(|until| until <= now) {
+            self.drain_accept_queue();
         }
     }
 
-    /// Accepts all that wait, and no more: at once, because whoever comes between the last of them and the end is lost where the
-    /// kernel does not keep him away.
+    fn begin_shutdown(&mut self, grace: Millis) {
+        let now = self.clock.now;
+        // Half of a short grace is for accepting, half for answering.
+        let accept_grace = if self.acceptor.block_new_connections() { ACCEPT_GRACE.min(grace / 2) } else { 0 };
+        self.shutdown = ShutdownPhase::Announcing(Schedule {
+            accept_until: Some(now + accept_grace),
+            close_idle_at: now + DRAIN_IDLE_TIMEOUT,
+            deadline: now + grace,
+        });
+        self.policy.announce_close = true;
+        let timeouts = self.clients.timeouts();
+        self.clients.set_timeouts(TimeoutConfig { idle: timeouts.idle.min(DRAIN_IDLE_TIMEOUT), ..timeouts });
+        if accept_grace == 0 {
+            self.drain_accept_queue();
+        }
+    }
+
+    /// Accepts all pending connections and closes the listening socket in the same tick. The kernel
+    /// resets a connection that arrives in between, unless a filter dropped its SYN.
     fn drain_accept_queue(&mut self) {
-        // Some may wait of whom the kernel has told in this tick, which is noted later, or not yet.
+        // The kernel may have reported connections in this tick that are not dispatched yet.
         self.acceptor.notify();
         loop {
             self.accept();
-            // For whom there is no room, there will be none.
             if !self.acceptor.has_pending() || !self.connection_limit.can_accept() {
                 break;
             }
@@ -127,31 +164,8 @@ impl Worker {
             }
         }
         self.acceptor.close();
-        if let Some(ShutdownState { accept_until: listen_until, .. }) = &mut self.shutdown {
-            *listen_until = None;
+        if let Some(schedule) = self.shutdown.schedule() {
+            schedule.accept_until = None;
         }
-    }
-
-    fn begin_shutdown(&mut self, grace: Millis) {
-        let now = self.clock.now;
-        // Half of a short grace is for letting in, and half for answering.
-        let listen = if self.acceptor.block_new_connections() { ACCEPT_GRACE.min(grace / 2) } else { 0 };
-        self.shutdown = Some(ShutdownState {
-            accept_until: Some(now + listen),
-            close_idle_at: now + DRAIN_IDLE_TIMEOUT,
-            deadline: now + grace,
-        });
-        self.policy.announce_close = true;
-        self.timeouts.idle = self.timeouts.idle.min(DRAIN_IDLE_TIMEOUT);
-        self.rearm_timers();
-        if listen == 0 {
-            self.drain_accept_queue();
-        }
-    }
-
-    /// Deadlines have come to be earlier.
-    fn rearm_timers(&mut self) {
-        let slots: Vec<usize> = self.clients.iter().map(|(slot, _)| slot).collect();
-        slots.into_iter().for_each(|slot| self.arm_timer(slot));
     }
 }

@@ -7,10 +7,10 @@ use crate::random::Random;
 use crate::redis::{KEYS, Redis, Version};
 use segment_redis_proxy::backend::Reading;
 use segment_redis_proxy::cache::Limits;
-use segment_redis_proxy::connection::{MAX_PENDING_REPLIES, MAX_UNSENT_BYTES};
+use segment_redis_proxy::connection::{DecodeContext, MAX_PENDING_REPLIES, MAX_UNSENT_BYTES, ReplyContext};
 use segment_redis_proxy::dispatch::Dispatcher;
-use segment_redis_proxy::metrics::{MetricsRegistry, Recorder};
-use segment_redis_proxy::protocol::http::{HeadDecoder, Policy as HttpRules, ResponseDate};
+use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
+use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use segment_redis_proxy::read_through::ReadThrough;
 use segment_redis_proxy::types::{Completion, Failure, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source};
 use std::time::SystemTime;
@@ -411,12 +411,13 @@ impl World {
         let mut service = Dispatcher {
             read_through: &mut self.proxy,
             jobs: &mut jobs,
-            head_decoder: &mut self.heads,
-            policy: &HttpRules::default(),
-            date: &self.date,
-            recorder: &mut self.recorder,
+            context: DecodeContext {
+                policy: &Policy::default(),
+                head_decoder: &mut self.heads,
+                reply: ReplyContext { date: &self.date, recorder: &mut self.recorder },
+            },
             registry: &MetricsRegistry::default(),
-            worker_index: 0,
+            worker_slot: &WorkerSlot::default(),
             now: self.now,
         };
         client.held_up = match piece {
@@ -554,7 +555,7 @@ fn answer(
 ) {
     let client = &mut clients[waiter.slot];
     let is_its_own = client.connection.id == waiter.connection_id;
-    let taken = client.connection.reply_later(waiter, reply, date, recorder);
+    let taken = client.connection.reply_later(waiter, reply, &mut ReplyContext { date, recorder });
     if !is_its_own {
         assert!(!taken, "a reply for one client was given to another");
         seen.orphans += 1;

@@ -53,8 +53,6 @@ pub struct Policy {
     pub admin: bool,
     /// Whether clients are to be told that a response is the last.
     pub announce_close: bool,
-    /// Whether connections are to end between two requests, told or not.
-    pub draining: bool,
 }
 
 /// What of a request its response depends on.

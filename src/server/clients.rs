@@ -1,0 +1,218 @@
+//! All clients of one event loop: connections, the ready queue, and one timer for each client.
+
+use super::client::{Client, TurnResult};
+use super::timeouts::TimeoutConfig;
+use super::{ACCESS_LOG_FLUSH_BYTES, RESERVED_CLIENTS};
+use crate::cache::DeadlineHeap;
+use crate::connection::ReplyContext;
+use crate::log_writer::LogWriter;
+use crate::metrics::{Micros, Recorder};
+use crate::protocol::http::ResponseDate;
+use crate::types::{Millis, Reply, RequestId};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::time::SystemTime;
+
+/// Connected clients by slot. A slot is reused after its client was removed.
+pub(super) struct Clients {
+    slab: Slab<Client>,
+    /// Slots of the clients that get a turn, in order. May hold a slot whose client was removed.
+    ready_queue: VecDeque<usize>,
+    timers: DeadlineHeap,
+    timeouts: TimeoutConfig,
+    /// `Date` of all replies.
+    date: ResponseDate,
+    /// Metrics of this event loop.
+    pub(super) recorder: Recorder,
+    /// Destination of the access log, if there is one.
+    access_log: Option<LogWriter>,
+}
+
+impl Clients {
+    /// Reserves memory for `expected` clients, or for [`RESERVED_CLIENTS`] if that is less.
+    pub(super) fn new(expected: usize, timeouts: TimeoutConfig) -> Clients {
+        Clients {
+            slab: Slab::with_capacity(expected.min(RESERVED_CLIENTS)),
+            ready_queue: VecDeque::new(),
+            timers: DeadlineHeap::new(),
+            timeouts,
+            date: ResponseDate::at(SystemTime::UNIX_EPOCH),
+            recorder: Recorder::default(),
+            access_log: None,
+        }
+    }
+
+    /// Turns on the access log.
+    pub(super) fn log_requests(&mut self, log_writer: LogWriter) {
+        (self.recorder, self.access_log) = (Recorder::new(true), Some(log_writer));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    /// Returns the slot of the next client that is inserted.
+    pub(super) fn vacant_slot(&self) -> usize {
+        self.slab.vacant_key()
+    }
+
+    /// Adds a client and arms its timer.
+    pub(super) fn insert(&mut self, client: Client) {
+        let slot = self.slab.insert(client);
+        self.arm_timer(slot);
+    }
+
+    /// Removes a client. Records its unanswered requests as aborted.
+    pub(super) fn remove(&mut self, slot: usize) -> Client {
+        self.disarm_timer(slot);
+        let mut client = self.slab.remove(slot);
+        client.connection.abort(&mut self.recorder);
+        client
+    }
+
+    /// Records the unanswered requests of all clients as aborted.
+    pub(super) fn abort_all(&mut self) {
+        self.slab.iter_mut().for_each(|(_, client)| client.connection.abort(&mut self.recorder));
+    }
+
+    /// Sets the `Date` of replies and of access log lines.
+    pub(super) fn set_date(&mut self, date: ResponseDate) {
+        self.recorder.set_date(|| date.clf());
+        self.date = date;
+    }
+
+    /// Stores readiness that epoll reported, and queues the client.
+    pub(super) fn on_event(&mut self, slot: usize, event: &mio::event::Event) {
+        if let Some(client) = self.slab.get_mut(slot) {
+            client.on_event(event);
+            self.enqueue(slot);
+        }
+    }
+
+    /// Delivers a reply to the connection that waits for it, unless that one is gone, and queues its
+    /// client. A reply to a failed request queues it, too: decoding may have been paused until then.
+    pub(super) fn deliver_reply(&mut self, request_id: RequestId, reply: &Reply<'_>) {
+        if let Some(client) = self.slab.get_mut(request_id.slot)
+            && client.connection.id == request_id.connection_id
+        {
+            let mut context = ReplyContext { date: &self.date, recorder: &mut self.recorder };
+            client.connection.reply_later(request_id, reply, &mut context);
+            self.enqueue(request_id.slot);
+            self.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
+        }
+    }
+
+    /// Queues a client for a turn, once.
+    fn enqueue(&mut self, slot: usize) {
+        if let Some(client) = self.slab.get_mut(slot)
+            && !std::mem::replace(&mut client.in_ready_queue, true)
+        {
+            self.ready_queue.push_back(slot);
+        }
+    }
+
+    /// Returns how many turns the ready queue holds.
+    pub(super) fn ready_count(&self) -> usize {
+        self.ready_queue.len()
+    }
+
+    /// Takes the next slot from the ready queue.
+    pub(super) fn take_ready(&mut self) -> Option<usize> {
+        self.ready_queue.pop_front()
+    }
+
+    /// Returns the client in `slot` and what its turn needs.
+    pub(super) fn begin_turn(&mut self, slot: usize) -> Option<(&mut Client, TimeoutConfig, ReplyContext<'_>)> {
+        let client = self.slab.get_mut(slot)?;
+        client.in_ready_queue = false;
+        Some((client, self.timeouts, ReplyContext { date: &self.date, recorder: &mut self.recorder }))
+    }
+
+    /// Queues a client that needs another turn, and arms its timer if its deadline is earlier now.
+    pub(super) fn end_turn(&mut self, slot: usize, result: TurnResult) {
+        if matches!(result, TurnResult::Requeue | TurnResult::Linger) {
+            self.enqueue(slot);
+        }
+        self.arm_timer(slot);
+    }
+
+    /// Assigns the time up to `micros` to the replies since the last call. With an access log, this
+    /// is called after each turn, so that each line has its own time.
+    pub(super) fn end_turns(&mut self, micros: Micros) {
+        self.recorder.end_turns(micros);
+        self.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
+    }
+
+    /// Returns true if requests are logged.
+    pub(super) fn access_log_enabled(&self) -> bool {
+        self.access_log.is_some()
+    }
+
+    /// Passes the access log lines to the log writer if they exceed `threshold` bytes.
+    pub(super) fn flush_access_log(&mut self, threshold: usize) {
+        let Some(log_writer) = &self.access_log else { return };
+        if let Some(lines) = self.recorder.access_log_lines().filter(|lines| lines.len() > threshold) {
+            log_writer.write_access_lines(lines);
+            lines.clear();
+            lines.shrink_to(2 * ACCESS_LOG_FLUSH_BYTES);
+        }
+    }
+
+    /// Returns the time of the next timer.
+    pub(super) fn next_timer(&self) -> Option<Millis> {
+        self.timers.first().map(|(deadline, _)| deadline)
+    }
+
+    /// Runs one timer that is due. Returns false if there is none.
+    pub(super) fn run_due_timer(&mut self, now: Millis) -> bool {
+        let Some((_, slot)) = self.timers.first().filter(|&(deadline, _)| deadline <= now) else { return false };
+        let slot = slot as usize;
+        self.disarm_timer(slot);
+        if let Some(client) = self.slab.get_mut(slot) {
+            client.timer_state.timer_at = Millis::MAX;
+            if client.timer_state.deadline(self.timeouts) > now {
+                self.arm_timer(slot);
+            } else {
+                client.begin_timeout_check();
+                self.enqueue(slot);
+            }
+        }
+        true
+    }
+
+    /// Returns the timeouts in force.
+    pub(super) fn timeouts(&self) -> TimeoutConfig {
+        self.timeouts
+    }
+
+    /// Shortens the timeouts, and arms all timers whose deadlines are earlier now.
+    pub(super) fn set_timeouts(&mut self, timeouts: TimeoutConfig) {
+        self.timeouts = timeouts;
+        let slots: Vec<usize> = self.slab.iter().map(|(slot, _)| slot).collect();
+        slots.into_iter().for_each(|slot| self.arm_timer(slot));
+    }
+
+    /// Sets a client's timer to its deadline, unless the timer fires early enough already.
+    fn arm_timer(&mut self, slot: usize) {
+        let Some(client) = self.slab.get(slot) else { return };
+        let deadline = client.timer_state.deadline(self.timeouts);
+        if client.timer_state.timer_at <= deadline {
+            return;
+        }
+        self.disarm_timer(slot);
+        self.slab[slot].timer_state.timer_at = deadline;
+        let clients = &mut self.slab;
+        self.timers.push(deadline, slot as u32, |id, position| clients[id as usize].timer = Some(position));
+    }
+
+    fn disarm_timer(&mut self, slot: usize) {
+        let clients = &mut self.slab;
+        if let Some(position) = clients.get_mut(slot).and_then(|client| client.timer.take()) {
+            self.timers.remove(position, |id, position| clients[id as usize].timer = Some(position));
+        }
+    }
+}
