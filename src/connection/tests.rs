@@ -251,7 +251,7 @@ fn after_the_last_request_nothing_is_taken() {
 fn a_reply_out_of_several_keys_leaves_whole_and_in_its_turn() {
     let mut client = Client::new();
     client.receive(command(&["MGET", "hit1", "a", "hit2", "a", "b"]));
-    client.receive((command(&["PING"]) + &command(&["GET", "c"]) + &command(&["MGET", "hit3"])));
+    client.receive(command(&["PING"]) + &command(&["GET", "c"]) + &command(&["MGET", "hit3"]));
     let asked: Vec<_> = client.asked.iter().map(|(waiter, key)| (waiter.sequence, waiter.part, key.as_str())).collect();
     assert_eq!(asked, [(0, 1, "a"), (0, 3, "a"), (0, 4, "b"), (2, 0, "c")]);
     assert!(client.complete(3, short("C")) && client.complete(2, KeyResult::Missing));
@@ -269,7 +269,7 @@ fn a_reply_out_of_several_keys_leaves_whole_and_in_its_turn() {
 #[test]
 fn a_key_that_cannot_be_read_makes_the_whole_reply_an_error() {
     let mut client = Client::new();
-    client.receive((command(&["MGET", "a", "b", "hit"]) + &command(&["PING"])));
+    client.receive(command(&["MGET", "a", "b", "hit"]) + &command(&["PING"]));
     assert!(client.complete(0, short("A")) && client.complete(1, KeyResult::Failed(&Failure::Unavailable)));
     let error = client.sent();
     assert!(error.starts_with("-LOADING Redis is unreachable") && error.ends_with("\r\n+PONG\r\n"), "{error}");
@@ -278,7 +278,7 @@ fn a_key_that_cannot_be_read_makes_the_whole_reply_an_error() {
     client.complete(2, KeyResult::Failed(&Failure::TooLong));
     client.receive("$1\r\nb\r\n");
     assert!(client.sent().is_empty());
-    client.receive(("$1\r\nc\r\n".to_owned() + &command(&["PING"])));
+    client.receive("$1\r\nc\r\n".to_owned() + &command(&["PING"]));
     assert_eq!(client.asked.len(), 3);
     let error = client.sent();
     assert!(error.contains("MAX_VALUE_BYTES") && error.ends_with("\r\n+PONG\r\n"), "{error}");
@@ -300,8 +300,8 @@ fn a_command_that_breaks_off_is_answered_once() {
     assert!(client.sent().is_empty());
 
     let mut client = Client::new();
-    client.receive((command(&["GET", "a"]) + "*2\r\n$4\r\nMGET\r\n" + "$70000\r\n"));
-    client.receive(("x".repeat(70_000) + "\r\n" + &command(&["PING"])));
+    client.receive(command(&["GET", "a"]) + "*2\r\n$4\r\nMGET\r\n" + "$70000\r\n");
+    client.receive("x".repeat(70_000) + "\r\n" + &command(&["PING"]));
     assert!(client.sent().is_empty());
     client.complete(0, short("A"));
     let sent = client.sent();
@@ -313,7 +313,7 @@ fn keys_of_one_command_are_read_a_bounded_number_at_a_time() {
     let mut client = Client::new();
     let keys: Vec<String> = (0..MAX_PENDING_KEYS + 500).map(|number| number.to_string()).collect();
     let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
-    client.receive((command(&words) + &command(&["QUIT"])));
+    client.receive(command(&words) + &command(&["QUIT"]));
     assert_eq!(client.asked.len(), MAX_PENDING_KEYS);
     assert!(!client.connection.can_take_request() && client.connection.has_unparsed());
     for number in 0..MAX_PENDING_KEYS + 500 {
@@ -352,9 +352,9 @@ fn keys_that_nobody_needs_any_more_count_as_long_as_they_are_read() {
     let keys: Vec<String> = (0..MAX_PENDING_KEYS - 1).map(|number| number.to_string()).collect();
     let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
     let mget = command(&words).replacen("*1024\r\n", "*1025\r\n", 1);
-    client.receive((mget + "$70000\r\n" + &"x".repeat(70_000) + "\r\n"));
+    client.receive(mget + "$70000\r\n" + &"x".repeat(70_000) + "\r\n");
     assert!(client.sent().starts_with("-ERR argument too long") && client.connection.is_flushed());
-    client.receive((command(&["GET", "a"]) + &command(&["GET", "b"])));
+    client.receive(command(&["GET", "a"]) + &command(&["GET", "b"]));
     assert_eq!(client.asked.len(), MAX_PENDING_KEYS);
     assert!(!client.complete(0, short("of no use")));
     client.receive("");
@@ -366,7 +366,7 @@ fn what_a_reply_may_hold_is_bounded_but_one_value_always_fits() {
     let value = Arc::new(Value::new(vec![b'x'; 40 * 1024 * 1024]));
     let long = || KeyResult::Value(Payload::Shared(&value));
     let mut client = Client::new();
-    client.receive((command(&["MGET", "a", "b"]) + &command(&["MGET", "c", "hit"]) + &command(&["MGET", "d", "e"])));
+    client.receive(command(&["MGET", "a", "b"]) + &command(&["MGET", "c", "hit"]) + &command(&["MGET", "d", "e"]));
     assert!(client.complete(0, long()) && client.complete(1, long()));
     assert_eq!(Arc::strong_count(&value), 1, "a reply that failed holds values");
     assert!(client.sent().starts_with("-ERR the reply would be longer than 67108864 bytes"));
