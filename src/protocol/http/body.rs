@@ -1,84 +1,100 @@
-//! Request bodies. No request that this program answers needs one, so they are skipped: exactly, because a byte too
-//! few or too many would make a request out of what a client only sent as data (RFC 9112, section 11.2).
+//! Decoder that skips request bodies.
+//!
+//! No supported request needs a body. The decoder finds its end to the byte: one byte too few or
+//! too many would turn data of the client into a request (RFC 9112, section 11.2).
 
 use super::{HttpRefusal, Status, bad_request};
 
-/// Most bytes of one body that are skipped; a longer one ends the connection. No request needs a body at all.
+/// Maximum length of a body that is skipped. A longer one closes the connection. No request needs a
+/// body at all.
 const MAX_SKIPPED_BYTES: u64 = 1024 * 1024;
 
-/// Longest extensions of a chunk, and longest trailer section, that are read over, in bytes.
-const MAX_LINE_BYTES: u16 = 4096;
+/// Maximum length of the extensions of one chunk.
+const MAX_EXTENSION_BYTES: u16 = 4096;
 
-/// Most hexadecimal digits of a chunk's size, with leading zeros: what 64 bits hold.
-const MAX_SIZE_DIGITS: u8 = 16;
+/// Maximum length of the trailer section.
+const MAX_TRAILER_BYTES: u16 = 4096;
 
-/// What is left of the current request's body.
+/// Maximum number of hexadecimal digits of a chunk size, leading zeros included: 64 bits hold 16.
+const MAX_CHUNK_SIZE_DIGITS: u8 = 16;
+
+/// Unread rest of the current request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// Nothing.
+    /// The body is complete, or the request has none.
     Done,
-    /// That many bytes (`Content-Length`).
+    /// Number of bytes left (`Content-Length`).
     Length(u64),
-    /// Chunks (RFC 9112, section 7.1), and how many bytes of them have been skipped.
+    /// Chunked coding (RFC 9112, section 7.1): state, and number of bytes skipped so far.
     Chunked(ChunkState, u64),
 }
 
-/// Where in the chunked coding the next byte stands.
+/// Position of the next byte in the chunked coding (RFC 9112, section 7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkState {
-    /// In a chunk's size: digits so far, and their value.
+    /// `chunk-size`: number of digits so far, and their value.
     Size(u8, u64),
-    /// In a chunk extension, with the chunk's size and how long the extensions are.
-    Extension(u64, u16, Extension),
-    /// At the line feed that ends a chunk-size line.
-    SizeEnd(u64),
-    /// In a chunk, that many bytes before its end.
+    /// `chunk-ext`: size of the chunk, length of its extensions so far, and state.
+    Extension(u64, u16, ExtensionState),
+    /// Line feed after the chunk size and extensions, with the size of the chunk.
+    SizeLineFeed(u64),
+    /// `chunk-data`: number of bytes left.
     Data(u64),
-    /// At the carriage return behind a chunk's data.
-    DataEnd,
-    /// At the line feed behind it.
+    /// Carriage return after the data of a chunk.
+    DataCarriageReturn,
+    /// Line feed after that carriage return.
     DataLineFeed,
-    /// In the trailer section, and how long it is so far.
-    Trailer(u16, Trailer),
-    /// At the line feed of a trailer line; true for the empty line that ends the message.
+    /// `trailer-section`: its length so far, and state.
+    Trailer(u16, TrailerState),
+    /// Line feed of a trailer line; true for the empty line that ends the message.
     TrailerLineFeed(u16, bool),
 }
 
-/// Where in a chunk extension: `;name`, `;name=token` or `;name="quoted"` (RFC 9112, section 7.1.1), without the white space
-/// that is only there to be understood in two ways.
+/// Position of the next byte in a chunk extension (RFC 9112, section 7.1.1).
+///
+/// Accepts `;name`, `;name=token` and `;name="quoted"`. White space around the parts (`BWS`) is
+/// refused because lenient parsers disagree about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extension {
-    /// At the first byte of a name.
-    NameBegins,
+pub enum ExtensionState {
+    /// First byte of `chunk-ext-name`.
+    NameStart,
+    /// Later byte of `chunk-ext-name`, or its end.
     Name,
-    /// Behind the equals sign.
-    ValueBegins,
+    /// First byte of `chunk-ext-val`.
+    ValueStart,
+    /// Later byte of a value that is a token, or its end.
     Value,
-    Quoted,
-    /// Behind a backslash.
-    Escaped,
-    QuotedEnds,
+    /// Inside of a `quoted-string` (RFC 9110, section 5.6.4).
+    QuotedString,
+    /// Byte after a backslash in a quoted string (`quoted-pair`).
+    QuotedPair,
+    /// Byte after the closing quote.
+    QuotedStringEnd,
 }
 
-/// Where in a line of the trailer section, which has the form of a header field's.
+/// Position of the next byte in a line of the trailer section, which has the syntax of a header
+/// field (RFC 9112, section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trailer {
-    LineBegins,
-    Name,
-    Value,
+pub enum TrailerState {
+    /// First byte of a line.
+    LineStart,
+    /// Later byte of `field-name`, or the colon.
+    FieldName,
+    /// Byte of `field-value`, or its end.
+    FieldValue,
 }
 
-/// Why a body cannot be skipped. Where it ends is not known, so that the connection must end.
+/// Reason why a body cannot be skipped. Its end is unknown, so the connection must close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyError {
-    /// It breaks the rules of the chunked coding.
+    /// The body violates the grammar of the chunked coding.
     Malformed,
-    /// It is longer than what is skipped.
+    /// The body exceeds a limit.
     TooLong,
 }
 
 impl BodyError {
-    /// What to tell the client.
+    /// Returns the error response for the client.
     pub fn refusal(self) -> HttpRefusal {
         match self {
             BodyError::Malformed => bad_request("malformed chunked request body (RFC 9112, section 7.1)"),
@@ -91,31 +107,34 @@ impl BodyError {
 }
 
 impl Body {
-    /// A chunked body that has still to begin.
+    /// Chunked body at its first byte.
     pub const CHUNKED: Body = Body::Chunked(ChunkState::Size(0, 0), 0);
 
-    /// Whether the body will be skipped, as far as can be told before it came.
+    /// Returns true unless the announced length exceeds the limit. A chunked body may still turn
+    /// out to be too long.
     pub fn is_skippable(&self) -> bool {
         !matches!(self, Body::Length(length) if *length > MAX_SKIPPED_BYTES)
     }
 
-    /// Skips what of the body stands at the beginning of `input`; says how many bytes that was. Either the body is
-    /// [`ValueBody::Done`] afterwards, or all of `input` belonged to it.
+    /// Skips the bytes of the body at the start of `input` and returns their number.
+    ///
+    /// Afterwards the body is [`Body::Done`], or all of `input` belonged to it.
     pub fn skip(&mut self, input: &[u8]) -> Result<usize, BodyError> {
         match self {
             Body::Done => Ok(0),
             Body::Length(left) => {
-                let step = (*left).min(input.len() as u64);
-                *left -= step;
+                let skipped = (*left).min(input.len() as u64);
+                *left -= skipped;
                 if *left == 0 {
                     *self = Body::Done;
                 }
-                Ok(step as usize)
+                Ok(skipped as usize)
             }
-            Body::Chunked(place, skipped) => {
-                // Where it becomes too long does not depend on how it is cut: `skipped` is never over the bound here.
-                let room = (MAX_SKIPPED_BYTES + 1 - *skipped) as usize;
-                let (consumed, ended) = place.skip(&input[..input.len().min(room)])?;
+            Body::Chunked(state, skipped) => {
+                // One byte beyond the limit is an error, however the input is split. `skipped` is
+                // at most the limit here.
+                let max_input = (MAX_SKIPPED_BYTES + 1 - *skipped) as usize;
+                let (consumed, ended) = state.skip(&input[..input.len().min(max_input)])?;
                 *skipped += consumed as u64;
                 if *skipped > MAX_SKIPPED_BYTES {
                     return Err(BodyError::TooLong);
@@ -130,95 +149,106 @@ impl Body {
 }
 
 impl ChunkState {
-    /// Bytes that belong to the body, and whether it ended with them.
+    /// Returns the number of bytes that belong to the body, and true if the body ends with them.
     fn skip(&mut self, input: &[u8]) -> Result<(usize, bool), BodyError> {
-        let mut at = 0;
-        while at < input.len() {
+        let mut consumed = 0;
+        while consumed < input.len() {
             if let ChunkState::Data(left) = *self {
-                let step = left.min((input.len() - at) as u64);
-                at += step as usize;
-                *self = if left == step { ChunkState::DataEnd } else { ChunkState::Data(left - step) };
+                let skipped = left.min((input.len() - consumed) as u64);
+                consumed += skipped as usize;
+                *self = if left == skipped { ChunkState::DataCarriageReturn } else { ChunkState::Data(left - skipped) };
                 continue;
             }
-            match self.step(input[at])? {
+            match self.advance(input[consumed])? {
                 Some(next) => *self = next,
-                None => return Ok((at + 1, true)),
+                None => return Ok((consumed + 1, true)),
             }
-            at += 1;
+            consumed += 1;
         }
-        Ok((at, false))
+        Ok((consumed, false))
     }
 
-    /// Where the byte behind `byte` stands; `None` where `byte` was the last of the body.
-    fn step(self, byte: u8) -> Result<Option<ChunkState>, BodyError> {
+    /// Returns the state after `byte`, or `None` if `byte` ends the body.
+    fn advance(self, byte: u8) -> Result<Option<ChunkState>, BodyError> {
         let next = match (self, byte) {
-            (ChunkState::Size(digits, size), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < MAX_SIZE_DIGITS => {
+            (ChunkState::Size(digits, size), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F')
+                if digits < MAX_CHUNK_SIZE_DIGITS =>
+            {
                 let digit = char::from(byte).to_digit(16).ok_or(BodyError::Malformed)?;
                 ChunkState::Size(digits + 1, size * 16 + u64::from(digit))
             }
             (ChunkState::Size(1.., size), b'\r' | b';') if size > MAX_SKIPPED_BYTES => return Err(BodyError::TooLong),
-            (ChunkState::Size(1.., size), b'\r') => ChunkState::SizeEnd(size),
-            (ChunkState::Size(1.., size), b';') => ChunkState::Extension(size, 0, Extension::NameBegins),
-            (ChunkState::Extension(size, _, extension), b'\r') if extension.may_end() => ChunkState::SizeEnd(size),
-            (ChunkState::Extension(_, MAX_LINE_BYTES.., _), _) => return Err(BodyError::TooLong),
+            (ChunkState::Size(1.., size), b'\r') => ChunkState::SizeLineFeed(size),
+            (ChunkState::Size(1.., size), b';') => ChunkState::Extension(size, 0, ExtensionState::NameStart),
+            (ChunkState::Extension(size, _, extension), b'\r') if extension.can_end() => ChunkState::SizeLineFeed(size),
+            (ChunkState::Extension(_, MAX_EXTENSION_BYTES.., _), _) => return Err(BodyError::TooLong),
             (ChunkState::Extension(size, length, extension), _) => {
-                ChunkState::Extension(size, length + 1, extension.step(byte).ok_or(BodyError::Malformed)?)
+                ChunkState::Extension(size, length + 1, extension.advance(byte).ok_or(BodyError::Malformed)?)
             }
-            (ChunkState::SizeEnd(0), b'\n') => ChunkState::Trailer(0, Trailer::LineBegins),
-            (ChunkState::SizeEnd(size), b'\n') => ChunkState::Data(size),
-            (ChunkState::DataEnd, b'\r') => ChunkState::DataLineFeed,
+            (ChunkState::SizeLineFeed(0), b'\n') => ChunkState::Trailer(0, TrailerState::LineStart),
+            (ChunkState::SizeLineFeed(size), b'\n') => ChunkState::Data(size),
+            (ChunkState::DataCarriageReturn, b'\r') => ChunkState::DataLineFeed,
             (ChunkState::DataLineFeed, b'\n') => ChunkState::Size(0, 0),
-            (ChunkState::Trailer(length, Trailer::LineBegins), b'\r') => ChunkState::TrailerLineFeed(length, true),
-            (ChunkState::Trailer(length, Trailer::Value), b'\r') => ChunkState::TrailerLineFeed(length, false),
-            (ChunkState::Trailer(MAX_LINE_BYTES.., _), _) => return Err(BodyError::TooLong),
+            (ChunkState::Trailer(length, TrailerState::LineStart), b'\r') => ChunkState::TrailerLineFeed(length, true),
+            (ChunkState::Trailer(length, TrailerState::FieldValue), b'\r') => {
+                ChunkState::TrailerLineFeed(length, false)
+            }
+            (ChunkState::Trailer(MAX_TRAILER_BYTES.., _), _) => return Err(BodyError::TooLong),
             (ChunkState::Trailer(length, trailer), _) => {
-                ChunkState::Trailer(length + 1, trailer.step(byte).ok_or(BodyError::Malformed)?)
+                ChunkState::Trailer(length + 1, trailer.advance(byte).ok_or(BodyError::Malformed)?)
             }
             (ChunkState::TrailerLineFeed(_, true), b'\n') => return Ok(None),
-            (ChunkState::TrailerLineFeed(length, false), b'\n') => ChunkState::Trailer(length, Trailer::LineBegins),
+            (ChunkState::TrailerLineFeed(length, false), b'\n') => ChunkState::Trailer(length, TrailerState::LineStart),
             _ => return Err(BodyError::Malformed),
         };
         Ok(Some(next))
     }
 }
 
-/// What a name, or a value that is not quoted, consists of (RFC 9110, section 5.6.2).
-fn is_in_token(byte: u8) -> bool {
+/// Returns true for a byte of a token (`tchar`, RFC 9110, section 5.6.2).
+fn is_tchar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// What may stand in text: no control byte but the tabulator.
+/// Returns true for a byte of a field value or quoted string: no control byte except the tab (RFC
+/// 9110, sections 5.5 and 5.6.4).
 fn is_text(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
 }
 
-impl Extension {
-    /// Whether the line may end here.
-    fn may_end(self) -> bool {
-        matches!(self, Extension::Name | Extension::Value | Extension::QuotedEnds)
+impl ExtensionState {
+    /// Returns true if the line may end in this state.
+    fn can_end(self) -> bool {
+        matches!(self, ExtensionState::Name | ExtensionState::Value | ExtensionState::QuotedStringEnd)
     }
 
-    fn step(self, byte: u8) -> Option<Extension> {
+    /// Returns the state after `byte`, or `None` if the grammar does not allow it.
+    fn advance(self, byte: u8) -> Option<ExtensionState> {
         Some(match (self, byte) {
-            (Extension::NameBegins | Extension::Name, _) if is_in_token(byte) => Extension::Name,
-            (Extension::Name, b'=') => Extension::ValueBegins,
-            (Extension::ValueBegins, b'"') => Extension::Quoted,
-            (Extension::ValueBegins | Extension::Value, _) if is_in_token(byte) => Extension::Value,
-            (Extension::Quoted, b'"') => Extension::QuotedEnds,
-            (Extension::Quoted, b'\\') => Extension::Escaped,
-            (Extension::Quoted | Extension::Escaped, _) if is_text(byte) => Extension::Quoted,
-            (Extension::Name | Extension::Value | Extension::QuotedEnds, b';') => Extension::NameBegins,
+            (ExtensionState::NameStart | ExtensionState::Name, _) if is_tchar(byte) => ExtensionState::Name,
+            (ExtensionState::Name, b'=') => ExtensionState::ValueStart,
+            (ExtensionState::ValueStart, b'"') => ExtensionState::QuotedString,
+            (ExtensionState::ValueStart | ExtensionState::Value, _) if is_tchar(byte) => ExtensionState::Value,
+            (ExtensionState::QuotedString, b'"') => ExtensionState::QuotedStringEnd,
+            (ExtensionState::QuotedString, b'\\') => ExtensionState::QuotedPair,
+            (ExtensionState::QuotedString | ExtensionState::QuotedPair, _) if is_text(byte) => {
+                ExtensionState::QuotedString
+            }
+            (ExtensionState::Name | ExtensionState::Value | ExtensionState::QuotedStringEnd, b';') => {
+                ExtensionState::NameStart
+            }
             _ => return None,
         })
     }
 }
 
-impl Trailer {
-    fn step(self, byte: u8) -> Option<Trailer> {
+impl TrailerState {
+    /// Returns the state after `byte`, or `None` if the grammar does not allow it.
+    fn advance(self, byte: u8) -> Option<TrailerState> {
         Some(match (self, byte) {
-            (Trailer::LineBegins | Trailer::Name, _) if is_in_token(byte) => Trailer::Name,
-            (Trailer::Name, b':') => Trailer::Value,
-            (Trailer::Value, _) if is_text(byte) => Trailer::Value,
+            (TrailerState::LineStart | TrailerState::FieldName, _) if is_tchar(byte) => TrailerState::FieldName,
+            (TrailerState::FieldName, b':') => TrailerState::FieldValue,
+            (TrailerState::FieldValue, _) if is_text(byte) => TrailerState::FieldValue,
             _ => return None,
         })
     }
@@ -228,18 +258,20 @@ impl Trailer {
 mod tests {
     use super::*;
 
-    /// Skips `input` in pieces of `step` bytes; says where the body ended.
-    fn skip(mut body: Body, input: &[u8], step: usize) -> Result<Option<usize>, BodyError> {
-        let mut at = 0;
-        while at < input.len() && body != Body::Done {
-            at += body.skip(&input[at..(at + step).min(input.len())])?;
+    /// Skips `input` in pieces of `piece_len` bytes. Returns the end of the body, or `None` if it
+    /// is incomplete.
+    fn skip(mut body: Body, input: &[u8], piece_len: usize) -> Result<Option<usize>, BodyError> {
+        let mut consumed = 0;
+        while consumed < input.len() && body != Body::Done {
+            consumed += body.skip(&input[consumed..(consumed + piece_len).min(input.len())])?;
         }
-        Ok((body == Body::Done).then_some(at))
+        Ok((body == Body::Done).then_some(consumed))
     }
 
+    /// The end of a body is found to the byte, however the input is split.
     #[test]
-    fn the_end_of_a_body_is_found_to_the_byte_wherever_it_is_cut() {
-        let follows = b"GET /key/a HTTP/1.1\r\n\r\n";
+    fn skip_finds_end_at_any_split() {
+        let next_request = b"GET /key/a HTTP/1.1\r\n\r\n";
         let bodies: [(Body, &[u8]); 6] = [
             (Body::Length(5), b"hello"),
             (Body::CHUNKED, b"0\r\n\r\n"),
@@ -249,17 +281,18 @@ mod tests {
             (Body::CHUNKED, b"2\r\n\r\n\r\n0\r\n\r\n"),
         ];
         for (body, bytes) in bodies {
-            let all = [bytes, follows].concat();
-            for step in 1..=all.len() {
-                let end = skip(body, &all, step);
-                assert_eq!(end, Ok(Some(bytes.len())), "{:?} by {step}", String::from_utf8_lossy(bytes));
+            let all = [bytes, next_request].concat();
+            for piece_len in 1..=all.len() {
+                let end = skip(body, &all, piece_len);
+                assert_eq!(end, Ok(Some(bytes.len())), "{:?} in pieces of {piece_len}", String::from_utf8_lossy(bytes));
             }
             assert_eq!(skip(body, &bytes[..bytes.len() - 1], 3), Ok(None));
         }
     }
 
+    /// Chunked coding that two programs could read in two ways is refused, however it is split.
     #[test]
-    fn a_chunk_size_that_could_be_read_in_two_ways_ends_the_connection() {
+    fn ambiguous_chunked_coding_is_refused() {
         let malformed: [&[u8]; 34] = [
             b"5 ;x\r\nhello",
             b"\r\n",
@@ -297,9 +330,9 @@ mod tests {
             b"5;a\x00b\r\n",
         ];
         for bytes in malformed {
-            for step in 1..=bytes.len() {
+            for piece_len in 1..=bytes.len() {
                 assert_eq!(
-                    skip(Body::CHUNKED, bytes, step),
+                    skip(Body::CHUNKED, bytes, piece_len),
                     Err(BodyError::Malformed),
                     "{:?}",
                     String::from_utf8_lossy(bytes)
@@ -308,8 +341,9 @@ mod tests {
         }
     }
 
+    /// A body, its trailer section or the extensions of a chunk beyond their limit are refused.
     #[test]
-    fn a_body_has_a_longest_length() {
+    fn oversized_body_is_refused() {
         assert!(Body::Length(MAX_SKIPPED_BYTES).is_skippable());
         assert!(!Body::Length(MAX_SKIPPED_BYTES + 1).is_skippable());
         let chunk = [b"ffff\r\n".as_slice(), &[b'x'; 0xffff], b"\r\n"].concat();

@@ -1,20 +1,20 @@
-//! Values as JSON (RFC 8259): strings with what must be escaped, base64 for what is not UTF-8.
+//! JSON rendering of values (RFC 8259): escaped strings, and base64 for bytes that are not UTF-8.
 
 use crate::types::{escaped_len, needs_escape};
 use base64::prelude::*;
 
-/// How the bytes of a value are rendered on their way out.
+/// Encoding of a value's bytes in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// As they are.
+    /// The unchanged bytes.
     Raw,
-    /// As the inside of a JSON string.
+    /// Content of a JSON string, without the quotes.
     Escaped,
-    /// As base64 (RFC 4648, section 4), padded.
+    /// Base64 with padding (RFC 4648, section 4).
     Base64,
 }
 
-/// How many bytes [`render`] makes of `bytes`.
+/// Returns the number of bytes that [`render`] appends for `bytes`.
 pub fn rendered_len(bytes: &[u8], encoding: Encoding) -> usize {
     match encoding {
         Encoding::Raw => bytes.len(),
@@ -23,8 +23,8 @@ pub fn rendered_len(bytes: &[u8], encoding: Encoding) -> usize {
     }
 }
 
-/// Appends `bytes` to `out`. May be called for one piece after another: where the pieces are cut matters only to
-/// base64, whose pieces but the last must be of a multiple of three bytes.
+/// Appends the encoded `bytes` to `out`. A value may be rendered piece by piece. For base64, each
+/// piece but the last must be a multiple of three bytes long.
 pub fn render(bytes: &[u8], encoding: Encoding, out: &mut Vec<u8>) {
     match encoding {
         Encoding::Raw => out.extend_from_slice(bytes),
@@ -32,14 +32,14 @@ pub fn render(bytes: &[u8], encoding: Encoding, out: &mut Vec<u8>) {
         Encoding::Base64 => {
             let start = out.len();
             out.resize(start + rendered_len(bytes, encoding), 0);
-            // The slice was made as long as the text will be, so that this cannot fail.
+            // Cannot fail: the slice has the exact length of the text.
             let written = BASE64_STANDARD.encode_slice(bytes, &mut out[start..]);
             debug_assert_eq!(written, Ok(out.len() - start));
         }
     }
 }
 
-/// Appends the inside of a JSON string: runs that need nothing are copied whole.
+/// Appends `bytes` as the content of a JSON string. Copies runs without escapes in one step.
 pub fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     let mut rest = bytes;
     while let Some(plain) = rest.iter().position(|&byte| needs_escape(byte)) {
@@ -64,20 +64,22 @@ pub fn escape(bytes: &[u8], out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
+    /// `rendered_len` returns the length that `render` appends, for every encoding.
     #[test]
-    fn the_length_is_known_before_the_text() {
-        let every: Vec<u8> = (0..=255).collect();
+    fn rendered_len_matches_render() {
+        let all_bytes: Vec<u8> = (0..=255).collect();
         for encoding in [Encoding::Raw, Encoding::Escaped, Encoding::Base64] {
-            for length in 0..every.len() {
+            for length in 0..all_bytes.len() {
                 let mut out = b"before".to_vec();
-                render(&every[..length], encoding, &mut out);
-                assert_eq!(out.len() - 6, rendered_len(&every[..length], encoding), "{encoding:?} of {length}");
+                render(&all_bytes[..length], encoding, &mut out);
+                assert_eq!(out.len() - 6, rendered_len(&all_bytes[..length], encoding), "{encoding:?} of {length}");
             }
         }
     }
 
+    /// Control characters, quotes and backslashes are escaped; all other bytes are copied.
     #[test]
-    fn control_characters_quotes_and_backslashes_are_escaped() {
+    fn escape_changes_special_bytes_only() {
         let mut out = Vec::new();
         escape(b"a\"b\\c\nd\re\tf\x00g\x1fh\x7f/\xc3\xa9", &mut out);
         assert_eq!(out, b"a\\\"b\\\\c\\nd\\re\\tf\\u0000g\\u001fh\x7f/\xc3\xa9");

@@ -1,4 +1,6 @@
-//! HTTP/1.1 and 1.0 (RFC 9110, RFC 9112): request heads in, responses out, bodies skipped.
+//! HTTP/1.1 and 1.0 (RFC 9110, RFC 9112): decodes request heads, encodes responses, skips bodies.
+//!
+//! This module performs no I/O.
 
 mod body;
 mod caching;
@@ -19,73 +21,76 @@ pub use encode::{
 pub use host::AllowedHosts;
 pub use target::may_be_admin_request;
 
-/// Which of its two representations of a value a client asked for.
+/// Representation of a value that a client asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum View {
     /// `/key/{key}`: JSON.
     #[default]
     Json,
-    /// `/raw/{key}`: the bytes.
+    /// `/raw/{key}`: the exact bytes.
     Raw,
 }
 
-/// What there is to know of the proxy itself.
+/// Resource about the proxy itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminEndpoint {
-    /// `/`: how it does, for people.
+    /// `/`: status page for people.
     Dashboard,
-    /// `/metrics`: figures, for Prometheus.
+    /// `/metrics`: metrics for Prometheus.
     Metrics,
-    /// `/stats`: figures, for the page and for scripts.
+    /// `/stats`: metrics as JSON, for the dashboard and for scripts.
     Stats,
-    /// `/healthz`: whether it runs.
+    /// `/healthz`: liveness.
     Healthz,
-    /// `/readyz`: whether it can serve.
+    /// `/readyz`: readiness.
     Readyz,
 }
 
-/// How clients are dealt with, beside what the standards say.
+/// Rules of this server that the standards leave open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// The hosts that requests may be for.
+    /// Hosts that requests may be addressed to.
     pub allowed_hosts: AllowedHosts,
-    /// Whether figures are shown, and not only health.
+    /// True if the dashboard and metrics are served, and not only health.
     pub admin: bool,
-    /// Whether clients are to be told that a response is the last.
+    /// True if each client's next response announces that it is the last.
     pub announce_close: bool,
 }
 
-/// What of a request its response depends on.
+/// Properties of a request that the encoding of its response depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HttpReplyFormat {
-    /// JSON or bytes.
+    /// Representation of the value.
     pub view: View,
-    /// `HEAD_PREFIX`: everything but the body.
+    /// True for `HEAD`: the response has no body (RFC 9110, section 9.3.2).
     pub head_only: bool,
-    /// HTTP/1.0, where staying open has to be said.
+    /// True for HTTP/1.0, where a response must announce a persistent connection (RFC 9112, section
+    /// 9.3).
     pub version_1_0: bool,
-    /// Whether more requests may follow on the connection.
+    /// True if the connection stays open after the response.
     pub keep_alive: bool,
-    /// The status instead of 200, where a precondition of the request is not met (RFC 9110, section 13).
+    /// Status that replaces 200 because a precondition of the request is not met (RFC 9110, section
+    /// 13).
     pub unmet: Option<Status>,
 }
 
-/// A response that depends on nothing but the request.
+/// Error response that depends on the request alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpRefusal {
-    /// The status code.
+    /// Status code.
     pub status: Status,
-    /// What is wrong and what would be right.
+    /// Cause and remedy, for the client.
     pub message: &'static str,
 }
 
+/// Returns a refusal with status 400.
 const fn bad_request(message: &'static str) -> HttpRefusal {
     HttpRefusal { status: Status::BadRequest, message }
 }
 
-/// The status codes in use (RFC 9110, section 15).
+/// Status code that this server sends (RFC 9110, section 15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are the standard's")]
+#[allow(missing_docs, reason = "names are those of the standard")]
 pub enum Status {
     Ok,
     NotModified,
@@ -109,7 +114,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// All of them, each at the place of its number.
+    /// All status codes, each at the index of its discriminant.
     pub const ALL: [Status; 19] = [
         Status::Ok,
         Status::NotModified,
@@ -132,12 +137,12 @@ impl Status {
         Status::VersionNotSupported,
     ];
 
-    /// The code.
+    /// Returns the three digits of the code.
     pub fn code(self) -> &'static str {
         &self.line()[..3]
     }
 
-    /// Code and reason phrase, as they stand in the status line.
+    /// Returns the code and the reason phrase of the status line (RFC 9112, section 4).
     pub fn line(self) -> &'static str {
         match self {
             Status::Ok => "200 OK",
