@@ -1,41 +1,48 @@
-//! Fields about caching: `Cache-Status`, what this cache did, and `Cache-Control`, what those in front
-//! may do.
+//! Encoder of the caching fields of a response: `Cache-Status` reports what this cache did, and
+//! `Cache-Control` limits what caches in front of it may do.
 
 use crate::types::{Outage, Reply, Source};
 
-/// Nothing but a fresh value may be kept: an error or a missing key can be over at any time.
+/// `Cache-Control` of each response without a fresh value. Errors and missing keys can end at any
+/// time.
 pub const NO_STORE: &[u8] = b"Cache-Control: no-store\r\n";
 
-/// Permission for caches in front to keep a response (RFC 9111, section 5.2.2). Without one caches
-/// invent a lifetime.
+/// Directive for caches in front that may store a response (RFC 9111, section 5.2.2). Without one,
+/// caches choose a lifetime themselves (section 4.2.2).
 #[derive(Clone, Copy)]
-pub enum Keeping {
-    /// For the whole seconds that the entry has left. Varnish serves what has expired for ten seconds
-    /// more unless `stale-while-revalidate=0` (RFC 5861) forbids it, and Squid where the proxy answers
-    /// 503 unless `proxy-revalidate` does. `must-revalidate` would forbid it too, and let a shared cache
-    /// serve the answer to an authorised request to everyone (RFC 9111, section 3.5).
-    WhileFresh,
-    /// Not without asking: with tracking a value can change at any time.
-    Revalidated,
-    /// Never: an error, a missing key or a value that is not cached here can be over at any time.
-    Never,
+pub enum CacheControl {
+    /// Reuse for the whole seconds of lifetime that the entry has left.
+    ///
+    /// `stale-while-revalidate=0` (RFC 5861) stops Varnish from serving an expired response for ten
+    /// more seconds. `proxy-revalidate` stops Squid from serving one while the proxy sends 503.
+    /// `must-revalidate` would too, but lets a shared cache serve the response to an authorised
+    /// request to every client (RFC 9111, section 3.5).
+    MaxAge,
+    /// Reuse after revalidation only: with tracking, a value can change at any time.
+    NoCache,
+    /// No storage: an error, a missing key or a value that is not cached here can change at any
+    /// time.
+    NoStore,
 }
 
-impl Keeping {
-    /// Returns how long a value may be kept that is cached here.
-    pub fn of(reply: &Reply<'_>) -> Keeping {
-        if reply.tracked { Keeping::Revalidated } else { Keeping::WhileFresh }
+impl CacheControl {
+    /// Returns the directive for a value that is cached here.
+    pub fn for_value(reply: &Reply<'_>) -> CacheControl {
+        if reply.tracked { CacheControl::NoCache } else { CacheControl::MaxAge }
     }
 }
 
-/// Writes `Cache-Status` (RFC 9211): a hit, or forwarded for a miss, or for an expired entry that had to do; the ttl in whole
-/// seconds, rounded down, and so negative where the entry has expired (section 2.4). And `Cache-Control`.
-pub fn write_cache_fields(source: Source, keeping: Keeping, out: &mut Vec<u8>) {
+/// Appends `Cache-Status` (RFC 9211) and `Cache-Control`.
+///
+/// `Cache-Status` reports a hit, a miss, or an expired entry served during an outage. Its ttl is in
+/// whole seconds, rounded down, and so negative for an expired entry (section 2.4). Without a ttl
+/// in `source`, `Cache-Control` is `no-store`.
+pub fn write_cache_fields(source: Source, control: CacheControl, out: &mut Vec<u8>) {
     out.extend_from_slice(b"Cache-Status: segment-redis-proxy; ");
     let ttl = match source {
-        Source::Cache { ttl: remaining } => {
+        Source::Cache { ttl } => {
             out.extend_from_slice(b"hit; ttl=");
-            Some(remaining)
+            Some(ttl)
         }
         Source::Redis { collapsed, stored } => {
             out.extend_from_slice(if collapsed { b"fwd=miss; collapsed" } else { b"fwd=miss" });
@@ -59,13 +66,13 @@ pub fn write_cache_fields(source: Source, keeping: Keeping, out: &mut Vec<u8>) {
     let seconds = ttl.map_or("", |ttl| buffer.format(ttl / 1000)).as_bytes();
     out.extend_from_slice(seconds);
     out.extend_from_slice(b"\r\n");
-    match keeping {
-        Keeping::WhileFresh if ttl.is_some() => {
+    match control {
+        CacheControl::MaxAge if ttl.is_some() => {
             out.extend_from_slice(b"Cache-Control: max-age=");
             out.extend_from_slice(seconds);
             out.extend_from_slice(b", proxy-revalidate, stale-while-revalidate=0\r\n");
         }
-        Keeping::Revalidated if ttl.is_some() => out.extend_from_slice(b"Cache-Control: no-cache\r\n"),
+        CacheControl::NoCache if ttl.is_some() => out.extend_from_slice(b"Cache-Control: no-cache\r\n"),
         _ => out.extend_from_slice(NO_STORE),
     }
 }

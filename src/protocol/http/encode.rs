@@ -1,33 +1,35 @@
-//! Responses. Every one has a known length, so that the connection can stay open.
+//! Encoder of responses. Each response has a known length, so that the connection can stay open.
 
-use super::caching::{Keeping, NO_STORE, write_cache_fields};
+use super::caching::{CacheControl, NO_STORE, write_cache_fields};
 use super::json::{self, Encoding};
 use super::{HttpRefusal, HttpReplyFormat, Status, View};
 use crate::protocol::{ReplySummary, SendBuffer};
 use crate::types::{Failure, JsonForm, KeyResult, Payload, Reply, Source};
 use std::time::SystemTime;
 
-/// Seconds after which a client may try again when Redis is away or the queue is full. Reconnecting starts within
-/// a second too.
+/// `Retry-After` of a 503 (RFC 9110, section 10.2.3): Redis is unavailable or the queue is full.
+/// Reconnecting also starts within a second.
 const RETRY_AFTER: &str = "Retry-After: 1\r\n";
 
-/// Text of 412: an `If-Match` that no value can meet.
-const UNMET: &str = "If-Match failed: values have no entity tags";
+/// Message of a 412: no value can meet an `If-Match` that lists entity tags.
+const IF_MATCH_FAILED: &str = "If-Match failed: values have no entity tags";
 
-/// What may be done with a key.
+/// `Allow` field (RFC 9110, section 10.2.1): methods that each resource supports.
 const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
 
-/// What the heads of responses have of the time: the `ResponseDate` field's value (RFC 9110, section 6.6.1), and all that stands
-/// before the length of a value. Rendered once for each second, not once for each response.
+/// Prerendered parts of response heads that depend on the time.
+///
+/// These are the value of the `Date` field (RFC 9110, section 6.6.1), and the response head for a
+/// value up to its length. The worker renders them once a second, not once for each response.
 #[derive(Clone, Debug)]
 pub struct ResponseDate {
     text: String,
-    /// By [`View`].
+    /// Response head for a value up to the number in `Content-Length`, indexed by [`View`].
     before_length: [Vec<u8>; 2],
 }
 
 impl ResponseDate {
-    /// Renders a time.
+    /// Renders `time`.
     pub fn at(time: SystemTime) -> ResponseDate {
         let text = httpdate::fmt_http_date(time);
         let before_length = ["application/json", "application/octet-stream"].map(|content_type| {
@@ -38,7 +40,7 @@ impl ResponseDate {
         ResponseDate { text, before_length }
     }
 
-    /// As the Common Log Format has it: `06/Nov/1994:08:49:37 +0000`.
+    /// Returns the time in Common Log Format: `06/Nov/1994:08:49:37 +0000`.
     pub fn clf(&self) -> String {
         // "Sun, 06 Nov 1994 08:49:37 GMT"
         let mut parts = self.text.split(' ').skip(1);
@@ -47,108 +49,115 @@ impl ResponseDate {
     }
 }
 
-/// Something of the proxy itself, as it is sent.
+/// Response of an admin endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminResponse {
-    /// The status.
+    /// Status code.
     pub status: Status,
-    /// The media type.
+    /// Media type of the body.
     pub content_type: &'static str,
-    /// What a browser may do with it (Content Security Policy); empty for what is no page.
+    /// `Content-Security-Policy` of a page; empty for any other document.
     pub policy: &'static str,
-    /// The body.
+    /// Body text.
     pub body: String,
 }
 
-/// A value's body: its parts and how the middle one is rendered.
+/// Body of a response with a value: the rendered value between fixed texts.
 struct ValueBody<'a> {
-    before: &'static str,
+    prefix: &'static str,
     payload: Payload<'a>,
     encoding: Encoding,
-    after: &'static str,
-    end: &'static str,
+    suffix: &'static str,
+    closing: &'static str,
 }
 
 impl<'a> ValueBody<'a> {
+    /// Creates the body of `payload` in the representation `view`.
     fn new(payload: Payload<'a>, view: View, from_cache: bool) -> ValueBody<'a> {
         let form = match payload {
             Payload::Inline { form, .. } => form,
             Payload::Shared(value) => value.form,
         };
-        let (before, encoding, after) = match (view, form) {
+        let (prefix, encoding, suffix) = match (view, form) {
             (View::Raw, _) => ("", Encoding::Raw, ""),
             (View::Json, JsonForm::Integer) => ("{\"value\":", Encoding::Raw, ""),
             (View::Json, JsonForm::Plain) => ("{\"value\":\"", Encoding::Raw, "\""),
             (View::Json, JsonForm::Escaped) => ("{\"value\":\"", Encoding::Escaped, "\""),
             (View::Json, JsonForm::Binary) => ("{\"value\":\"", Encoding::Base64, "\",\"encoding\":\"base64\""),
         };
-        let end = match (view, from_cache) {
+        let closing = match (view, from_cache) {
             (View::Raw, _) => "",
             (View::Json, true) => ",\"fromCache\":true}",
             (View::Json, false) => ",\"fromCache\":false}",
         };
-        ValueBody { before, payload, encoding, after, end }
+        ValueBody { prefix, payload, encoding, suffix, closing }
     }
 
+    /// Returns the length in bytes.
     fn len(&self) -> usize {
         let rendered = match (self.payload, self.encoding) {
-            // A look at every byte of a long value would stall the loop: its helper thread has counted them.
+            // A scan of a long value would stall the event loop, so the fetcher has counted its
+            // bytes.
             (Payload::Shared(value), Encoding::Escaped) => value.escaped_bytes,
             (Payload::Shared(value), encoding) => json::rendered_len(&value.bytes, encoding),
             (Payload::Inline { bytes, .. }, encoding) => json::rendered_len(bytes, encoding),
         };
-        self.before.len() + rendered + self.after.len() + self.end.len()
+        self.prefix.len() + rendered + self.suffix.len() + self.closing.len()
     }
 
+    /// Appends the body.
     fn write(&self, out: &mut SendBuffer) {
-        out.tail().extend_from_slice(self.before.as_bytes());
+        out.tail().extend_from_slice(self.prefix.as_bytes());
         match self.payload {
             Payload::Inline { bytes, .. } => json::render(bytes, self.encoding, out.tail()),
             Payload::Shared(value) => out.push_value(value, self.encoding),
         }
-        out.tail().extend_from_slice(self.after.as_bytes());
-        out.tail().extend_from_slice(self.end.as_bytes());
+        out.tail().extend_from_slice(self.suffix.as_bytes());
+        out.tail().extend_from_slice(self.closing.as_bytes());
     }
 }
 
 /// Appends the response to a request for a key.
 pub fn encode_reply(
     reply: &Reply<'_>,
-    shape: HttpReplyFormat,
+    format: HttpReplyFormat,
     date: &ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
     let status = status_of(reply.outcome);
-    match (reply.outcome, shape.unmet) {
-        (KeyResult::Value(_), Some(Status::NotModified)) => encode_not_modified(Some(reply), shape, date, out),
-        (KeyResult::Value(_), Some(status)) => encode_error(status, UNMET, Some(reply.source), "", shape, date, out),
+    match (reply.outcome, format.unmet) {
+        (KeyResult::Value(_), Some(Status::NotModified)) => encode_not_modified(Some(reply), format, date, out),
+        (KeyResult::Value(_), Some(status)) => {
+            encode_error(status, IF_MATCH_FAILED, Some(reply.source), "", format, date, out)
+        }
         (KeyResult::Value(payload), None) => {
             let from_cache = !matches!(reply.source, Source::Redis { .. });
-            let body = ValueBody::new(payload, shape.view, from_cache);
+            let body = ValueBody::new(payload, format.view, from_cache);
             let head = out.tail();
             let bytes = body.len();
-            head.extend_from_slice(&date.before_length[shape.view as usize]);
+            head.extend_from_slice(&date.before_length[format.view as usize]);
             write_length(bytes, head);
-            write_cache_fields(reply.source, Keeping::of(reply), head);
-            end_head(shape, head);
-            if shape.head_only {
+            write_cache_fields(reply.source, CacheControl::for_value(reply), head);
+            end_head(format, head);
+            if format.head_only {
                 return ReplySummary { status, bytes: 0 };
             }
             body.write(out);
             ReplySummary { status, bytes }
         }
-        (KeyResult::Missing, _) => encode_error(status, "key not found", Some(reply.source), "", shape, date, out),
+        (KeyResult::Missing, _) => encode_error(status, "key not found", Some(reply.source), "", format, date, out),
         (KeyResult::Failed(failure), _) => {
-            let extra = if status == Status::ServiceUnavailable { RETRY_AFTER } else { "" };
-            encode_error(status, &failure.to_string(), Some(reply.source), extra, shape, date, out)
+            let extra_fields = if status == Status::ServiceUnavailable { RETRY_AFTER } else { "" };
+            encode_error(status, &failure.to_string(), Some(reply.source), extra_fields, format, date, out)
         }
     }
 }
 
-/// Appends 304, without a body, with the fields of the response that it stands for (RFC 9110, section 15.4.5).
+/// Appends a 304 without a body, with the fields that the 200 would have (RFC 9110, section
+/// 15.4.5).
 fn encode_not_modified(
     reply: Option<&Reply<'_>>,
-    shape: HttpReplyFormat,
+    format: HttpReplyFormat,
     date: &ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
@@ -158,14 +167,14 @@ fn encode_not_modified(
         out.extend_from_slice(part.as_bytes());
     }
     match reply {
-        Some(reply) => write_cache_fields(reply.source, Keeping::of(reply), out),
+        Some(reply) => write_cache_fields(reply.source, CacheControl::for_value(reply), out),
         None => out.extend_from_slice(NO_STORE),
     }
-    end_head(shape, out);
+    end_head(format, out);
     ReplySummary { status, bytes: 0 }
 }
 
-/// What there is to say about a key, to an HTTP client.
+/// Returns the status of a response about a key.
 pub fn status_of(outcome: KeyResult<'_>) -> Status {
     let failure = match outcome {
         KeyResult::Value(_) => return Status::Ok,
@@ -182,33 +191,34 @@ pub fn status_of(outcome: KeyResult<'_>) -> Status {
     }
 }
 
-/// Appends the response to a request that asks for no key.
+/// Appends the error response to a refused request.
 pub fn encode_refusal(
     refusal: HttpRefusal,
-    shape: HttpReplyFormat,
+    format: HttpReplyFormat,
     date: &ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
-    let extra = match refusal.status {
+    let extra_fields = match refusal.status {
         Status::MethodNotAllowed => ALLOW,
         Status::ServiceUnavailable => RETRY_AFTER,
         _ => "",
     };
-    encode_error(refusal.status, refusal.message, None, extra, shape, date, out)
+    encode_error(refusal.status, refusal.message, None, extra_fields, format, date, out)
 }
 
-/// Appends something of the proxy itself. Nobody is to keep it: it is of this moment.
+/// Appends the response of an admin endpoint. No cache may store it because it describes the
+/// current state.
 pub fn encode_document(
-    document: &AdminResponse,
-    shape: HttpReplyFormat,
+    response: &AdminResponse,
+    format: HttpReplyFormat,
     date: &ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
-    let AdminResponse { status, content_type, policy, body } = document;
-    match shape.unmet.filter(|_| *status == Status::Ok) {
+    let AdminResponse { status, content_type, policy, body } = response;
+    match format.unmet.filter(|_| *status == Status::Ok) {
         None => {}
-        Some(Status::NotModified) => return encode_not_modified(None, shape, date, out),
-        Some(status) => return encode_error(status, UNMET, None, "", shape, date, out),
+        Some(Status::NotModified) => return encode_not_modified(None, format, date, out),
+        Some(status) => return encode_error(status, IF_MATCH_FAILED, None, "", format, date, out),
     }
     let out = out.tail();
     begin_head(*status, content_type, &date.text, out);
@@ -219,56 +229,58 @@ pub fn encode_document(
             out.extend_from_slice(part.as_bytes());
         }
     }
-    end_head(shape, out);
-    if shape.head_only {
+    end_head(format, out);
+    if format.head_only {
         return ReplySummary { status: *status, bytes: 0 };
     }
     out.extend_from_slice(body.as_bytes());
     ReplySummary { status: *status, bytes: body.len() }
 }
 
-/// Appends the response to `OPTIONS` (RFC 9110, section 9.3.7). Nothing about other origins: what is here is not for the
-/// scripts of strangers' pages.
-pub fn encode_options(shape: HttpReplyFormat, date: &ResponseDate, out: &mut SendBuffer) -> ReplySummary {
+/// Appends the response to `OPTIONS` (RFC 9110, section 9.3.7). It has no CORS fields, because
+/// scripts of other origins must not read values.
+pub fn encode_options(format: HttpReplyFormat, date: &ResponseDate, out: &mut SendBuffer) -> ReplySummary {
     let out = out.tail();
     for part in ["HTTP/1.1 ", Status::Ok.line(), "\r\nDate: ", &date.text, "\r\n", ALLOW, "Content-Length: 0\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    end_head(shape, out);
+    end_head(format, out);
     ReplySummary { status: Status::Ok, bytes: 0 }
 }
 
+/// Appends an error response with a JSON body. `source` is set for a request for a key.
 fn encode_error(
     status: Status,
     message: &str,
     source: Option<Source>,
-    extra: &str,
-    shape: HttpReplyFormat,
+    extra_fields: &str,
+    format: HttpReplyFormat,
     date: &ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
-    const BEFORE: &str = "{\"error\":\"";
-    const AFTER: &str = "\"}";
-    let length = BEFORE.len() + json::rendered_len(message.as_bytes(), Encoding::Escaped) + AFTER.len();
+    const ERROR_BODY_START: &str = "{\"error\":\"";
+    const ERROR_BODY_END: &str = "\"}";
+    let length =
+        ERROR_BODY_START.len() + json::rendered_len(message.as_bytes(), Encoding::Escaped) + ERROR_BODY_END.len();
     let out = out.tail();
     begin_head(status, "application/json", &date.text, out);
     write_length(length, out);
     match source {
-        Some(source) => write_cache_fields(source, Keeping::Never, out),
+        Some(source) => write_cache_fields(source, CacheControl::NoStore, out),
         None => out.extend_from_slice(NO_STORE),
     }
-    out.extend_from_slice(extra.as_bytes());
-    end_head(shape, out);
-    if shape.head_only {
+    out.extend_from_slice(extra_fields.as_bytes());
+    end_head(format, out);
+    if format.head_only {
         return ReplySummary { status, bytes: 0 };
     }
-    out.extend_from_slice(BEFORE.as_bytes());
+    out.extend_from_slice(ERROR_BODY_START.as_bytes());
     json::escape(message.as_bytes(), out);
-    out.extend_from_slice(AFTER.as_bytes());
+    out.extend_from_slice(ERROR_BODY_END.as_bytes());
     ReplySummary { status, bytes: length }
 }
 
-/// All that stands before the length of the body.
+/// Appends a head up to the number in `Content-Length`.
 fn begin_head(status: Status, content_type: &str, date: &str, out: &mut Vec<u8>) {
     for part in ["HTTP/1.1 ", status.line(), "\r\nDate: ", date, "\r\nContent-Type: ", content_type] {
         out.extend_from_slice(part.as_bytes());
@@ -276,13 +288,16 @@ fn begin_head(status: Status, content_type: &str, date: &str, out: &mut Vec<u8>)
     out.extend_from_slice(b"\r\nX-Content-Type-Options: nosniff\r\nContent-Length: ");
 }
 
+/// Appends the number in `Content-Length` and ends the field line.
 fn write_length(length: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
-fn end_head(shape: HttpReplyFormat, out: &mut Vec<u8>) {
-    let connection: &[u8] = match (shape.keep_alive, shape.version_1_0) {
+/// Appends `Connection` if the client needs it, and the empty line that ends the head (RFC 9112,
+/// section 9.3).
+fn end_head(format: HttpReplyFormat, out: &mut Vec<u8>) {
+    let connection: &[u8] = match (format.keep_alive, format.version_1_0) {
         (true, false) => b"\r\n",
         (true, true) => b"Connection: keep-alive\r\n\r\n",
         (false, _) => b"Connection: close\r\n\r\n",
@@ -297,45 +312,49 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    const OPEN: HttpReplyFormat =
+    const KEEP_ALIVE: HttpReplyFormat =
         HttpReplyFormat { view: View::Json, head_only: false, version_1_0: false, keep_alive: true, unmet: None };
     const HIT: Source = Source::Cache { ttl: 14_999 };
 
+    /// Returns the text that `encode` appends.
     fn text_of(encode: impl FnOnce(&ResponseDate, &mut SendBuffer)) -> String {
         let mut out = SendBuffer::default();
         encode(&ResponseDate::at(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)), &mut out);
-        String::from_utf8(out.drain(usize::MAX)).expect("a response is text here")
+        String::from_utf8(out.drain(usize::MAX)).expect("a response in UTF-8")
     }
 
+    /// Returns the body of a value, which must not depend on how the value is stored.
     fn body_of(bytes: &[u8], view: View, source: Source) -> String {
         let value = Arc::new(Value::new(bytes.to_vec()));
         let [inline, shared] = [Payload::Inline { bytes, form: value.form }, Payload::Shared(&value)].map(|payload| {
             let reply = Reply { outcome: KeyResult::Value(payload), source, tracked: false };
-            text_of(|date, out| _ = encode_reply(&reply, HttpReplyFormat { view, ..OPEN }, date, out))
+            text_of(|date, out| _ = encode_reply(&reply, HttpReplyFormat { view, ..KEEP_ALIVE }, date, out))
         });
-        assert_eq!(inline, shared, "a shared value looks different");
-        let (head, body) = inline.split_once("\r\n\r\n").expect("a head ends");
-        assert!(head.contains(&format!("\r\nContent-Length: {}", body.len())), "{head} has another length");
+        assert_eq!(inline, shared, "inline and shared values differ");
+        let (head, body) = inline.split_once("\r\n\r\n").expect("an empty line after the head");
+        assert!(head.contains(&format!("\r\nContent-Length: {}", body.len())), "{head} has a wrong length");
         body.to_owned()
     }
 
+    /// The response to a hit has exactly these bytes.
     #[test]
-    fn a_hit_to_the_byte() {
+    fn hit_has_exact_bytes() {
         let reply = Reply {
             outcome: KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer }),
             source: HIT,
             tracked: false,
         };
         assert_eq!(
-            text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out)),
+            text_of(|date, out| _ = encode_reply(&reply, KEEP_ALIVE, date, out)),
             "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: application/json\r\n\
              X-Content-Type-Options: nosniff\r\nContent-Length: 28\r\nCache-Status: segment-redis-proxy; hit; ttl=14\r\n\
              Cache-Control: max-age=14, proxy-revalidate, stale-while-revalidate=0\r\n\r\n{\"value\":1,\"fromCache\":true}"
         );
     }
 
+    /// A value becomes a number, a string or base64 by its JSON form.
     #[test]
-    fn a_value_takes_its_json_form() {
+    fn value_body_follows_json_form() {
         let miss = Source::Redis { collapsed: false, stored: Some(15_000) };
         assert_eq!(body_of(b"-12", View::Json, miss), r#"{"value":-12,"fromCache":false}"#);
         assert_eq!(body_of(b"", View::Json, HIT), r#"{"value":"","fromCache":true}"#);
@@ -348,8 +367,9 @@ mod tests {
         assert_eq!(body_of(b"a\"\n\x01", View::Raw, HIT), "a\"\n\u{1}");
     }
 
+    /// `Cache-Status` distinguishes hit, miss, collapsed and stale.
     #[test]
-    fn the_cache_status_tells_hit_miss_collapsed_and_stale() {
+    fn cache_status_names_source() {
         for (source, text) in [
             (HIT, "hit; ttl=14"),
             (Source::Redis { collapsed: false, stored: Some(15_000) }, "fwd=miss; stored; ttl=15"),
@@ -363,13 +383,14 @@ mod tests {
             ),
         ] {
             let reply = Reply { outcome: KeyResult::Missing, source, tracked: false };
-            let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
+            let response = text_of(|date, out| _ = encode_reply(&reply, KEEP_ALIVE, date, out));
             assert!(response.contains(&format!("\r\nCache-Status: segment-redis-proxy; {text}\r\n")), "{response}");
         }
     }
 
+    /// `Cache-Control` lets caches store fresh values only.
     #[test]
-    fn caches_may_keep_fresh_values_only() {
+    fn cache_control_permits_fresh_values_only() {
         let value = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
         let stored = |stored| Source::Redis { collapsed: false, stored };
         let stale = Source::Stale { expired_for: 1, outage: Outage::Unreachable };
@@ -387,47 +408,49 @@ mod tests {
             (KeyResult::Failed(&Failure::Timeout), stored(None), false, "no-store".into()),
         ] {
             let reply = Reply { outcome, source, tracked };
-            let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
+            let response = text_of(|date, out| _ = encode_reply(&reply, KEEP_ALIVE, date, out));
             let fields: Vec<&str> = response.split("\r\n").filter(|line| line.starts_with("Cache-Control: ")).collect();
             assert_eq!(fields, [format!("Cache-Control: {control}")], "{reply:?}");
         }
     }
 
+    /// A precondition that is not met replaces 200, and no other status.
     #[test]
-    fn unmet_preconditions_change_successes_only() {
+    fn unmet_precondition_replaces_200_only() {
         let value = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
         let reply = |outcome| Reply { outcome, source: HIT, tracked: true };
-        let asked = |outcome, unmet| {
-            let shape = HttpReplyFormat { unmet: Some(unmet), ..OPEN };
-            text_of(|date, out| _ = encode_reply(&reply(outcome), shape, date, out))
+        let encode_unmet = |outcome, unmet| {
+            let format = HttpReplyFormat { unmet: Some(unmet), ..KEEP_ALIVE };
+            text_of(|date, out| _ = encode_reply(&reply(outcome), format, date, out))
         };
         assert_eq!(
-            asked(value, Status::NotModified),
+            encode_unmet(value, Status::NotModified),
             "HTTP/1.1 304 Not Modified\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
              Cache-Status: segment-redis-proxy; hit; ttl=14\r\nCache-Control: no-cache\r\n\r\n"
         );
-        let failed = asked(value, Status::PreconditionFailed);
+        let failed = encode_unmet(value, Status::PreconditionFailed);
         assert!(
             failed.starts_with("HTTP/1.1 412 ") && failed.contains("no-store") && failed.ends_with("}"),
             "{failed}"
         );
         for unmet in [Status::NotModified, Status::PreconditionFailed] {
-            assert!(asked(KeyResult::Missing, unmet).starts_with("HTTP/1.1 404 "));
-            assert!(asked(KeyResult::Failed(&Failure::Timeout), unmet).starts_with("HTTP/1.1 504 "));
+            assert!(encode_unmet(KeyResult::Missing, unmet).starts_with("HTTP/1.1 404 "));
+            assert!(encode_unmet(KeyResult::Failed(&Failure::Timeout), unmet).starts_with("HTTP/1.1 504 "));
             let mut document =
                 AdminResponse { status: Status::Ok, content_type: "text/html", policy: "", body: String::new() };
-            let shape = HttpReplyFormat { unmet: Some(unmet), ..OPEN };
-            let mut told = |status| {
+            let format = HttpReplyFormat { unmet: Some(unmet), ..KEEP_ALIVE };
+            let mut encode_admin = |status| {
                 document.status = status;
-                text_of(|date, out| _ = encode_document(&document, shape, date, out))
+                text_of(|date, out| _ = encode_document(&document, format, date, out))
             };
-            assert!(told(Status::Ok).starts_with(&format!("HTTP/1.1 {}\r\n", unmet.line())));
-            assert!(told(Status::ServiceUnavailable).starts_with("HTTP/1.1 503 "));
+            assert!(encode_admin(Status::Ok).starts_with(&format!("HTTP/1.1 {}\r\n", unmet.line())));
+            assert!(encode_admin(Status::ServiceUnavailable).starts_with("HTTP/1.1 503 "));
         }
     }
 
+    /// A failure selects the status, `Retry-After` and the message.
     #[test]
-    fn failures_say_what_to_do() {
+    fn failure_selects_status_and_fields() {
         for (failure, status) in [
             (Failure::QueueFull, "503 "),
             (Failure::OutputMemoryFull, "503 "),
@@ -442,7 +465,7 @@ mod tests {
         ] {
             let source = Source::Redis { collapsed: false, stored: None };
             let reply = Reply { outcome: KeyResult::Failed(&failure), source, tracked: false };
-            let response = text_of(|date, out| _ = encode_reply(&reply, OPEN, date, out));
+            let response = text_of(|date, out| _ = encode_reply(&reply, KEEP_ALIVE, date, out));
             assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
             assert_eq!(response.contains("\r\nRetry-After: 1\r\n"), status == "503 ", "{response}");
             let has_text = matches!(failure, Failure::Redis(_) | Failure::NotReady(_) | Failure::Refused(_));
@@ -451,8 +474,9 @@ mod tests {
         }
     }
 
+    /// An admin response must not be stored; a page has a Content Security Policy.
     #[test]
-    fn a_document_is_not_kept_and_a_page_does_nothing_that_it_does_not_say() {
+    fn admin_response_is_not_stored() {
         let mut document = AdminResponse {
             status: Status::Ok,
             content_type: "text/html",
@@ -460,35 +484,37 @@ mod tests {
             body: "<p>é".into(),
         };
         let page = text_of(|date, out| {
-            let sent = encode_document(&document, OPEN, date, out);
+            let sent = encode_document(&document, KEEP_ALIVE, date, out);
             assert_eq!(sent, ReplySummary { status: Status::Ok, bytes: 5 });
         });
         let policy = "\r\nCache-Control: no-store\r\nContent-Security-Policy: default-src 'none'\r\nReferrer-Policy: ";
         assert!(page.contains(policy) && page.contains("Length: 5\r\n") && page.ends_with("\r\n\r\n<p>é"), "{page}");
         (document.status, document.policy) = (Status::ServiceUnavailable, "");
         let head = text_of(|date, out| {
-            let sent = encode_document(&document, HttpReplyFormat { head_only: true, ..OPEN }, date, out);
+            let sent = encode_document(&document, HttpReplyFormat { head_only: true, ..KEEP_ALIVE }, date, out);
             assert_eq!(sent.bytes, 0);
         });
         assert!(head.starts_with("HTTP/1.1 503 ") && head.ends_with("Cache-Control: no-store\r\n\r\n"), "{head}");
     }
 
+    /// The access log has the date in Common Log Format.
     #[test]
-    fn the_log_has_the_date_in_its_own_form() {
+    fn date_renders_common_log_format() {
         let date = ResponseDate::at(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
         assert_eq!(date.clf(), "06/Nov/1994:08:49:37 +0000");
     }
 
+    /// A response to `HEAD` has no body; `Connection` says `close`, or `keep-alive` for HTTP/1.0.
     #[test]
-    fn a_head_request_gets_the_head_alone_and_closing_is_said() {
+    fn head_response_omits_body() {
         let reply = Reply { outcome: KeyResult::Missing, source: HIT, tracked: false };
-        let shape = HttpReplyFormat { head_only: true, keep_alive: false, ..OPEN };
-        let response = text_of(|date, out| _ = encode_reply(&reply, shape, date, out));
+        let format = HttpReplyFormat { head_only: true, keep_alive: false, ..KEEP_ALIVE };
+        let response = text_of(|date, out| _ = encode_reply(&reply, format, date, out));
         assert!(response.ends_with("Connection: close\r\n\r\n"), "{response}");
         assert!(response.contains("\r\nContent-Length: 25\r\n"), "{response}");
         let refusal = HttpRefusal { status: Status::MethodNotAllowed, message: "no" };
-        let shape = HttpReplyFormat { version_1_0: true, ..OPEN };
-        let response = text_of(|date, out| _ = encode_refusal(refusal, shape, date, out));
+        let format = HttpReplyFormat { version_1_0: true, ..KEEP_ALIVE };
+        let response = text_of(|date, out| _ = encode_refusal(refusal, format, date, out));
         assert!(
             response.contains("\r\nAllow: GET, HEAD, OPTIONS\r\nConnection: keep-alive\r\n\r\n{\"error\":\"no\"}"),
             "{response}"
