@@ -1,8 +1,12 @@
-//! Request heads. `httparse` finds the parts, of those that are not `known`; what they mean is decided here, in `fields` and in
-//! `target`, strictly: a head that two programs could read in two ways is refused (RFC 9112, section 11).
+//! Decoder of request heads.
 //!
-//! `httparse` is lenient where RFC 9112 lets a server be: it takes a bare line feed for the end of a line, empty lines before the
-//! request, and almost any byte in a target. All of that is refused; one empty line is not (section 2.2).
+//! `httparse` splits a head into its parts, unless `header_cache` has its fields. This file,
+//! `fields` and `target` decide what the parts mean. They refuse a head that two programs could
+//! read in two ways (RFC 9112, section 11).
+//!
+//! `httparse` is lenient where RFC 9112 permits it. It accepts a bare line feed as the end of a
+//! line, empty lines before the request line, and almost any byte in a target. The decoder refuses
+//! all of that, except for one empty line (section 2.2).
 
 use super::super::Decoded;
 use super::fields::Fields;
@@ -13,65 +17,71 @@ use super::{AdminEndpoint, Body, HttpRefusal, HttpReplyFormat, Policy, Status, V
 use crate::types::MAX_KEY_BYTES;
 use std::mem::MaybeUninit;
 
-/// Longest request head, in bytes. Browsers send up to some 4 KiB; the buffer that HAProxy has for one is as long.
+/// Maximum length of a request head. Browsers send up to about 4 KiB; HAProxy's buffer for a head
+/// has the same length.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// Longest request target, in bytes: what RFC 9112, section 3, asks of all servers, and what nginx takes.
+/// Maximum length of a request target. RFC 9112, section 3, asks all servers for about as much, and
+/// nginx accepts as much.
 pub const MAX_TARGET_BYTES: usize = 8 * 1024;
 
-/// Most header fields of a request. A browser sends some 20, proxies in front add a few.
+/// Maximum number of header fields of a request. A browser sends about 20, and proxies in front add
+/// a few.
 pub const MAX_HEADERS: usize = 100;
 
-// A key comes out of a target, so that the longest target is the longest key too.
+// A key is a part of a target, so the target bounds it.
 const _: () = assert!(MAX_TARGET_BYTES <= MAX_KEY_BYTES);
 
-/// What a request wants.
+/// Operation that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpOperation<'a> {
-    /// The value of this key.
+    /// Read the value of this key.
     Get(&'a [u8]),
-    /// Something of the proxy itself.
+    /// Render an admin endpoint.
     Admin(AdminEndpoint),
-    /// What may be asked for.
+    /// List the supported methods (RFC 9110, section 9.3.7).
     Options,
-    /// Nothing that could be given.
+    /// Send an error response.
     Refuse(HttpRefusal),
 }
 
-/// A request head.
+/// Decoded request head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head<'a> {
-    /// What it wants.
+    /// Operation that the request asks for.
     pub operation: HttpOperation<'a>,
-    /// How to answer.
+    /// Properties of the response.
     pub format: HttpReplyFormat,
-    /// What follows it and must be skipped before the next head.
+    /// Body that must be skipped before the next head.
     pub body: Body,
-    /// Whether the client waits for an answer before it sends the body.
+    /// True if the client waits for a response before it sends the body (RFC 9110, section 10.1.1).
     pub expects_continue: bool,
-    /// The request line.
+    /// Request line, without CR and LF.
     pub request_line: &'a [u8],
 }
 
-/// What heads are decoded with, beside their bytes. Nothing that is decoded depends on what was decoded before.
+/// Buffers that decoding reuses. The result never depends on earlier heads.
 #[derive(Debug)]
 pub struct HeadDecoder {
-    /// Room for a key that has to be unescaped.
+    /// Scratch buffer for a percent-decoded key.
     pub key: Vec<u8>,
+    /// Recently decoded header fields.
     pub(super) known: HeaderCache,
 }
 
 impl HeadDecoder {
-    /// Nothing was decoded yet.
-    #[allow(clippy::new_without_default, reason = "one way to make one is enough")]
+    /// Creates a decoder without cached fields.
+    #[allow(clippy::new_without_default, reason = "one constructor is enough")]
     pub fn new() -> HeadDecoder {
         HeadDecoder { key: Vec::new(), known: HeaderCache::new() }
     }
 }
 
-/// Decodes the request head at the beginning of `input`. A key with percent-escapes is decoded into `heads`,
-/// any other is borrowed from `input`. An `Err` means that where the next request begins is not known: the
-/// connection must end. Whether and how a head is refused does not depend on how much of what follows is there.
+/// Decodes the request head at the start of `input`.
+///
+/// A key with percent-escapes is decoded into `heads`; any other is borrowed from `input`.
+/// `Invalid` means that the start of the next request is unknown, so the connection must close. The
+/// result does not depend on how much input follows the head.
 pub fn decode<'a>(input: &'a [u8], policy: &Policy, heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
     let empty_line = match input {
         [b'\r'] => return Decoded::Incomplete,
@@ -82,7 +92,7 @@ pub fn decode<'a>(input: &'a [u8], policy: &Policy, heads: &'a mut HeadDecoder) 
     if matches!(input.first(), Some(b'\r' | b'\n')) {
         return Decoded::Invalid(bad_request("malformed request: empty lines before the method"));
     }
-    // What is behind the longest head does not make a difference.
+    // Input beyond the maximum length of a head must not change the result.
     let input = &input[..input.len().min(MAX_HEAD_BYTES)];
     if let Some(HeaderCacheHit { target, fields, length }) = heads.known.find(input)
         && target.len() <= MAX_TARGET_BYTES
@@ -99,7 +109,7 @@ pub fn decode<'a>(input: &'a [u8], policy: &Policy, heads: &'a mut HeadDecoder) 
     let length = match request.parse_with_uninit_headers(input, &mut headers) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if input.len() < MAX_HEAD_BYTES => return Decoded::Incomplete,
-        Ok(httparse::Status::Partial) => return Decoded::Invalid(too_large(&request)),
+        Ok(httparse::Status::Partial) => return Decoded::Invalid(refuse_oversized(&request)),
         Err(httparse::Error::Version) if is_later_minor(version_of(&request, input)) => {
             return decode_later_minor(input, empty_line, &request, policy, heads);
         }
@@ -108,12 +118,13 @@ pub fn decode<'a>(input: &'a [u8], policy: &Policy, heads: &'a mut HeadDecoder) 
         {
             return Decoded::Incomplete;
         }
-        Err(error) => return Decoded::Invalid(malformed(error, &request, input)),
+        Err(error) => return Decoded::Invalid(refuse_malformed(error, &request, input)),
     };
     decoded(parse_head(&input[..length], &request, policy, heads), empty_line + length)
 }
 
-/// Decodes a head of version 1.2 to 1.9, behind whose target `httparse` reads no further.
+/// Decodes a head of version 1.2 to 1.9. `httparse` stops at such a version, so this function
+/// parses the fields.
 fn decode_later_minor<'a>(
     input: &'a [u8],
     empty_line: usize,
@@ -121,26 +132,26 @@ fn decode_later_minor<'a>(
     policy: &Policy,
     heads: &'a mut HeadDecoder,
 ) -> Decoded<Head<'a>, HttpRefusal> {
-    let behind_version = &version_of(request, input)[VERSION_BYTES..];
+    let after_version = &version_of(request, input)[VERSION_BYTES..];
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let found = match behind_version {
+    let found = match after_version {
         [] | [b'\r'] => Ok(httparse::Status::Partial),
         [b'\r', b'\n', fields @ ..] => httparse::parse_headers(fields, &mut headers),
         _ => Err(httparse::Error::NewLine),
     };
-    let (behind_line, count) = match found {
+    let (fields_len, count) = match found {
         Ok(httparse::Status::Complete((length, found))) => (length, found.len()),
         Ok(httparse::Status::Partial) if input.len() < MAX_HEAD_BYTES => return Decoded::Incomplete,
-        Ok(httparse::Status::Partial) => return Decoded::Invalid(too_large(request)),
-        Err(error) => return Decoded::Invalid(malformed(error, request, input)),
+        Ok(httparse::Status::Partial) => return Decoded::Invalid(refuse_oversized(request)),
+        Err(error) => return Decoded::Invalid(refuse_malformed(error, request, input)),
     };
-    let length = input.len() - behind_version.len() + "\r\n".len() + behind_line;
+    let length = input.len() - after_version.len() + "\r\n".len() + fields_len;
     let (method, path) = (request.method, request.path);
     let request = httparse::Request { method, path, version: Some(1), headers: &mut headers[..count] };
     decoded(parse_head(&input[..length], &request, policy, heads), empty_line + length)
 }
 
-/// Returns a head that took so many bytes, or its refusal.
+/// Converts a parsed head of `length` bytes, or its refusal, to the result of [`decode`].
 fn decoded(head: Result<Head<'_>, HttpRefusal>, length: usize) -> Decoded<Head<'_>, HttpRefusal> {
     match head {
         Ok(head) => Decoded::Complete(head, length),
@@ -148,12 +159,12 @@ fn decoded(head: Result<Head<'_>, HttpRefusal>, length: usize) -> Decoded<Head<'
     }
 }
 
-/// The request line, without its end, at the beginning of `head`.
+/// Returns the request line at the start of `head`, without CR and LF.
 fn request_line<'a>(head: &'a [u8], method: &str, target: &[u8]) -> &'a [u8] {
     &head[..method.len() + 1 + target.len() + " HTTP/1.1".len()]
 }
 
-/// Reads a head whose parts are found.
+/// Interprets a head that `httparse` has split, and caches its fields.
 fn parse_head<'a>(
     head: &'a [u8],
     request: &httparse::Request<'_, 'a>,
@@ -166,7 +177,7 @@ fn parse_head<'a>(
     if target.len() > MAX_TARGET_BYTES {
         return Err(TARGET_TOO_LONG);
     }
-    if !has_whole_line_ends(head, request.headers) {
+    if !has_crlf_line_ends(head, request.headers) {
         return Err(bad_request("malformed request: a line must end with CR and LF"));
     }
     let Some(parsed) = RequestTarget::parse(method, target.as_bytes()) else {
@@ -181,7 +192,7 @@ fn parse_head<'a>(
     Ok(interpret(method, &parsed, line, (fields, version_1_0), policy, &mut heads.key))
 }
 
-/// What a head means whose parts are read.
+/// Builds a head from its parsed parts under `policy`.
 fn interpret<'a>(
     method: &str,
     target: &RequestTarget<'a>,
@@ -190,60 +201,57 @@ fn interpret<'a>(
     policy: &Policy,
     key_scratch: &'a mut Vec<u8>,
 ) -> Head<'a> {
-    // What is no method that is known may be what is left of something else.
+    // An unknown method may be the rest of another message, so the connection closes.
     let keep_alive = fields.keep_alive && is_known_method(method) && method != "CONNECT";
-    let (view, command) = if policy.allowed_hosts.allow(target.host.unwrap_or(fields.host)) || target.is_health_check()
-    {
-        target.interpret(method, policy.admin, key_scratch)
-    } else {
-        (View::Json, HttpOperation::Refuse(MISDIRECTED))
-    };
-    let shape = HttpReplyFormat { view, head_only: method == "HEAD", version_1_0, keep_alive, unmet: fields.unmet };
-    Head {
-        operation: command,
-        format: shape,
-        body: fields.body,
-        expects_continue: fields.expects_answer,
-        request_line: line,
-    }
+    let (view, operation) =
+        if policy.allowed_hosts.allows(target.host.unwrap_or(fields.host)) || target.is_health_check() {
+            target.interpret(method, policy.admin, key_scratch)
+        } else {
+            (View::Json, HttpOperation::Refuse(HOST_NOT_ALLOWED))
+        };
+    let format = HttpReplyFormat { view, head_only: method == "HEAD", version_1_0, keep_alive, unmet: fields.unmet };
+    Head { operation, format, body: fields.body, expects_continue: fields.expects_continue, request_line: line }
 }
 
-/// Whether each line of a head ends with a carriage return and a line feed. A line is followed by a field's name, or by the
-/// empty line at the end, so that nothing has to be searched.
-fn has_whole_line_ends(head: &[u8], headers: &[httparse::Header<'_>]) -> bool {
-    let before = |name: &str| {
-        let at = name.as_ptr() as usize - head.as_ptr() as usize;
-        head[..at].ends_with(b"\r\n")
+/// Returns true if each line of a head ends with CR and LF. No search is needed: a field name or
+/// the final empty line follows each line.
+fn has_crlf_line_ends(head: &[u8], headers: &[httparse::Header<'_>]) -> bool {
+    let follows_crlf = |name: &str| {
+        let offset = name.as_ptr() as usize - head.as_ptr() as usize;
+        head[..offset].ends_with(b"\r\n")
     };
-    headers.iter().all(|header| before(header.name)) && head.ends_with(b"\r\n\r\n")
+    headers.iter().all(|header| follows_crlf(header.name)) && head.ends_with(b"\r\n\r\n")
 }
 
-const MISDIRECTED: HttpRefusal = HttpRefusal {
+/// Refusal of a host that `ALLOWED_HOSTS` does not list (RFC 9110, section 15.5.20).
+const HOST_NOT_ALLOWED: HttpRefusal = HttpRefusal {
     status: Status::MisdirectedRequest,
     message: "host not allowed; allowed hosts are set with ALLOWED_HOSTS",
 };
 
+/// Refusal of a target longer than [`MAX_TARGET_BYTES`].
 const TARGET_TOO_LONG: HttpRefusal =
     HttpRefusal { status: Status::UriTooLong, message: "request target too long; the limit is 8 KiB" };
 
-/// Of a head that has not ended where the longest does.
-fn too_large(request: &httparse::Request<'_, '_>) -> HttpRefusal {
+/// Returns the refusal of a head that is incomplete after [`MAX_HEAD_BYTES`].
+fn refuse_oversized(request: &httparse::Request<'_, '_>) -> HttpRefusal {
     if request.method.is_some() && request.path.is_none_or(|target| target.len() > MAX_TARGET_BYTES) {
         return TARGET_TOO_LONG;
     }
-    TOO_LARGE
+    HEAD_TOO_LARGE
 }
 
-const TOO_LARGE: HttpRefusal = HttpRefusal {
+/// Refusal of a head beyond [`MAX_HEAD_BYTES`] or [`MAX_HEADERS`].
+const HEAD_TOO_LARGE: HttpRefusal = HttpRefusal {
     status: Status::HeaderFieldsTooLarge,
     message: "request head too large; the limit is 16 KiB and 100 header fields",
 };
 
-/// Of a head with a byte that cannot stand where it stands.
-fn malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input: &[u8]) -> HttpRefusal {
+/// Returns the refusal of a head that `httparse` does not accept.
+fn refuse_malformed(error: httparse::Error, request: &httparse::Request<'_, '_>, input: &[u8]) -> HttpRefusal {
     match error {
-        httparse::Error::TooManyHeaders => TOO_LARGE,
-        // A request of another version, or none at all.
+        httparse::Error::TooManyHeaders => HEAD_TOO_LARGE,
+        // `httparse` reports any other version, and text that is no version, in the same way.
         httparse::Error::Version if is_version(version_of(request, input)) == Some(true) => HttpRefusal {
             status: Status::VersionNotSupported,
             message: "HTTP version not supported; use HTTP/1.0 or HTTP/1.1",
@@ -275,15 +283,16 @@ mod tests {
     fn key_of(target: &str) -> Option<(View, Vec<u8>)> {
         let head = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
         match decode(head.as_bytes(), &mut HeadDecoder::new()) {
-            Decoded::Complete(Head { operation: HttpOperation::Get(key), format: shape, .. }, _) => {
-                Some((shape.view, key.to_vec()))
+            Decoded::Complete(Head { operation: HttpOperation::Get(key), format, .. }, _) => {
+                Some((format.view, key.to_vec()))
             }
             _ => None,
         }
     }
 
+    /// The key is the percent-decoded path after `/key/` or `/raw/`, without the query.
     #[test]
-    fn the_key_is_all_behind_the_prefix_percent_decoded() {
+    fn key_is_path_after_prefix() {
         let keys: [(&str, View, &[u8]); 10] = [
             ("/key/a", View::Json, b"a"),
             ("/raw/a", View::Raw, b"a"),
@@ -301,16 +310,17 @@ mod tests {
         }
     }
 
+    /// A head is complete with its last byte and consumes none of the following bytes.
     #[test]
-    fn a_head_is_complete_only_with_its_last_byte_and_takes_nothing_of_what_follows() {
+    fn head_completes_at_last_byte() {
         let head = b"GET /key/%41bc HTTP/1.1\r\nHost: example\r\nContent-Length: 3\r\nConnection: close\r\n\r\n";
         for end in 0..head.len() {
             assert_eq!(decode(&head[..end], &mut HeadDecoder::new()), Decoded::Incomplete, "{end}");
         }
         for follows in [&b""[..], b"abc", b"GET / HTTP/1.1\r\n\r\n", b"\x00\xff"] {
-            let mut scratch = HeadDecoder::new();
+            let mut heads = HeadDecoder::new();
             let all = [head, follows].concat();
-            let Decoded::Complete(found, length) = decode(&all, &mut scratch) else { panic!("not complete") };
+            let Decoded::Complete(found, length) = decode(&all, &mut heads) else { panic!("not complete") };
             assert_eq!(
                 (found.operation, found.body, length),
                 (HttpOperation::Get(b"Abc"), Body::Length(3), head.len())
@@ -319,8 +329,9 @@ mod tests {
         }
     }
 
+    /// The version, `Connection`, `Expect` and the body decide if the connection stays open.
     #[test]
-    fn staying_open_follows_the_version_and_what_the_client_says() {
+    fn keep_alive_follows_version_and_fields() {
         for (version, field, keep_alive) in [
             ("1.1", "", true),
             ("1.0", "", false),
@@ -335,72 +346,80 @@ mod tests {
             ("1.0", "Connection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 10\r\n", true),
         ] {
             let head = format!("GET /key/a HTTP/{version}\r\nHost: x\r\n{field}\r\n");
-            let mut scratch = HeadDecoder::new();
-            let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut scratch) else { panic!("{field}") };
+            let mut heads = HeadDecoder::new();
+            let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut heads) else { panic!("{field}") };
             assert_eq!(head.format.keep_alive, keep_alive, "{version} {field}");
         }
     }
 
-    /// The status of a request for a key with these lines behind the request line, which is a GET of HTTP/1.1.
+    /// Asserts the status of a `GET` of HTTP/1.1 with each of `lines` as its header fields.
     #[track_caller]
-    fn refused(lines: &[&str], status: Status) {
+    fn assert_status(lines: &[&str], status: Status) {
         for line in lines {
             let head = format!("GET /key/a HTTP/1.1\r\n{line}\r\n\r\n");
             assert_eq!(status_of(head.as_bytes()), status, "{line:?}");
         }
     }
 
+    /// Fields that two programs could read in two ways are refused.
     #[test]
-    fn fields_that_could_be_read_in_two_ways_are_refused() {
-        // Without a Host field, or with one that two programs would take for two names.
-        refused(
+    fn ambiguous_fields_are_refused() {
+        // No Host field, or one that two programs would read as two hosts.
+        assert_status(
             &["A: b", "Host: a\r\nHost: a", "host: a\r\nHOST: b", "Host: a b", "Host: a@b", "Host: a, b"],
             Status::BadRequest,
         );
-        refused(&["Host: a:b", "Host: a/b", "Host: [::1", "Host: :80", "Host: http://a"], Status::BadRequest);
-        refused(&["Host:", "Host: ", "Host: a:80", "hOST:\ta \t"], Status::Ok);
+        assert_status(&["Host: a:b", "Host: a/b", "Host: [::1", "Host: :80", "Host: http://a"], Status::BadRequest);
+        assert_status(&["Host:", "Host: ", "Host: a:80", "hOST:\ta \t"], Status::Ok);
         for length in
             ["", "+1", "-1", "0x1", "1 1", "1, 1", "1,1", "1;", "1.0", "1e1", "\"1\"", "9999999999999999999", "１"]
         {
-            refused(&[&format!("Host: a\r\nContent-Length: {length}")], Status::BadRequest);
+            assert_status(&[&format!("Host: a\r\nContent-Length: {length}")], Status::BadRequest);
         }
-        refused(&["Host: a\r\nContent-Length: 1\r\nContent-Length: 1"], Status::BadRequest);
-        refused(&["Host: a\r\nContent-Length: 1\r\nX: y\r\ncontent-length: 2"], Status::BadRequest);
-        refused(&["Host: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked"], Status::BadRequest);
-        refused(&["Host: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 1"], Status::BadRequest);
-        refused(&["Host: a\r\nTransfer-Encoding: x\r\nContent-Length: 0"], Status::BadRequest);
-        refused(&["Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked"], Status::BadRequest);
-        refused(&["Host: a\r\nTransfer-Encoding:"], Status::BadRequest);
+        assert_status(&["Host: a\r\nContent-Length: 1\r\nContent-Length: 1"], Status::BadRequest);
+        assert_status(&["Host: a\r\nContent-Length: 1\r\nX: y\r\ncontent-length: 2"], Status::BadRequest);
+        assert_status(&["Host: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked"], Status::BadRequest);
+        assert_status(&["Host: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 1"], Status::BadRequest);
+        assert_status(&["Host: a\r\nTransfer-Encoding: x\r\nContent-Length: 0"], Status::BadRequest);
+        assert_status(&["Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked"], Status::BadRequest);
+        assert_status(&["Host: a\r\nTransfer-Encoding:"], Status::BadRequest);
         for coding in ["gzip, chunked", "chunked, chunked", "chunked,", ",chunked"] {
-            refused(&[&format!("Host: a\r\nTransfer-Encoding: {coding}")], Status::NotImplemented);
+            assert_status(&[&format!("Host: a\r\nTransfer-Encoding: {coding}")], Status::NotImplemented);
         }
         for coding in ["identity", "gzip", "xchunked", "chunked x", "chunked;q=1", "chunked, gzip", ",", "\"chunked\""]
         {
-            refused(&[&format!("Host: a\r\nTransfer-Encoding: {coding}")], Status::BadRequest);
+            assert_status(&[&format!("Host: a\r\nTransfer-Encoding: {coding}")], Status::BadRequest);
         }
-        refused(&["Host: a\r\nTransfer-Encoding: Chunked", "Host: a\r\ntransfer-encoding:chunked\t"], Status::Ok);
-        refused(&["Host: a\r\nExpect: something", "Host: a\r\nExpect: 100-continue, x"], Status::ExpectationFailed);
-        refused(&["Host: a\r\nExpect: 100-continue\r\nExpect: x"], Status::ExpectationFailed);
+        assert_status(&["Host: a\r\nTransfer-Encoding: Chunked", "Host: a\r\ntransfer-encoding:chunked\t"], Status::Ok);
+        assert_status(
+            &["Host: a\r\nExpect: something", "Host: a\r\nExpect: 100-continue, x"],
+            Status::ExpectationFailed,
+        );
+        assert_status(&["Host: a\r\nExpect: 100-continue\r\nExpect: x"], Status::ExpectationFailed);
         let repeated = "Host: a\r\nExpect: 100-continue\r\nExpect: 100-Continue";
-        refused(&["Host: a\r\nExpect:", "Host: a\r\nExpect: , ,100-continue,", repeated], Status::Ok);
-        for version in ["chunked", "gzip"] {
-            let head = format!("GET /key/a HTTP/1.0\r\nTransfer-Encoding: {version}\r\n\r\n");
+        assert_status(&["Host: a\r\nExpect:", "Host: a\r\nExpect: , ,100-continue,", repeated], Status::Ok);
+        for coding in ["chunked", "gzip"] {
+            let head = format!("GET /key/a HTTP/1.0\r\nTransfer-Encoding: {coding}\r\n\r\n");
             assert_eq!(status_of(head.as_bytes()), Status::BadRequest, "{head:?}");
         }
     }
 
+    /// Request lines and field lines that violate the grammar are refused.
     #[test]
-    fn lines_that_are_not_quite_lines_are_refused() {
-        refused(
+    fn malformed_lines_are_refused() {
+        assert_status(
             &["Host : a", "Host\t: a", " Host: a", "Host: a\r\n folded", "Host: a\r\n\tfolded"],
             Status::BadRequest,
         );
-        refused(&["Host: a\r\n: b", "Host: a\r\nnothing", "Host: a\r\nX\0: b", "Host: a\r\nX: \0"], Status::BadRequest);
-        refused(
+        assert_status(
+            &["Host: a\r\n: b", "Host: a\r\nnothing", "Host: a\r\nX\0: b", "Host: a\r\nX: \0"],
+            Status::BadRequest,
+        );
+        assert_status(
             &["Host: a\r\nX: a\rb", "Host: a\r\nX: \x01", "Host: a\r\nX: \x7f", "Host: a\r\nX\x0b: a"],
             Status::BadRequest,
         );
-        refused(&["Host: a\nX: b", "Host: a\r\nX: b\n", "Host: a\n", "Host: a\r\nX:\nY: z"], Status::BadRequest);
+        assert_status(&["Host: a\nX: b", "Host: a\r\nX: b\n", "Host: a\n", "Host: a\r\nX:\nY: z"], Status::BadRequest);
         for head in [
             "GET /key/a HTTP/1.1\nHost: a\r\n\r\n",
             "GET /key/a HTTP/1.1\r\nHost: a\r\n\n",
@@ -433,26 +452,27 @@ mod tests {
             assert_eq!(status_of(head.as_bytes()), Status::VersionNotSupported, "{head:?}");
         }
         assert_eq!(status_of(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Status::VersionNotSupported);
-        // One empty line may be what is left of a client's last request.
+        // Some clients send one empty line after a request.
         assert_eq!(status_of(b"\r\nGET /key/a HTTP/1.1\r\nHost: a\r\n\r\n"), Status::Ok);
     }
 
+    /// Versions 1.2 to 1.9 are processed as 1.1.
     #[test]
-    fn later_minor_versions_are_read_as_1_1() {
+    fn later_minor_version_read_as_1_1() {
         let head = |version: &str| format!("GET /key/%41 {version}\r\nHost: x\r\nConnection: keep-alive\r\n\r\n");
         for minor in 2..=9 {
             let version = format!("HTTP/1.{minor}");
             let (bytes, mut heads) = (head(&version), HeadDecoder::new());
             for end in 0..bytes.len() {
-                let begun = decode(&bytes.as_bytes()[..end], &mut heads);
-                assert_eq!(begun, Decoded::Incomplete, "{version} to {end}");
+                let partial = decode(&bytes.as_bytes()[..end], &mut heads);
+                assert_eq!(partial, Decoded::Incomplete, "{version} to {end}");
             }
             let Decoded::Complete(found, length) = decode(bytes.as_bytes(), &mut heads) else { panic!("{version}") };
             assert_eq!((found.operation, length), (HttpOperation::Get(b"A"), bytes.len()));
             assert!(found.format.keep_alive && !found.format.version_1_0);
             assert_eq!(found.request_line, format!("GET /key/%41 {version}").as_bytes());
         }
-        // Chunked bodies are those of 1.1, and a Host field is as necessary.
+        // As in 1.1, a Host field is required, and chunked coding excludes a Content-Length.
         assert_eq!(status_of(b"GET /key/a HTTP/1.2\r\n\r\n"), Status::BadRequest);
         let both = b"GET /key/a HTTP/1.9\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(status_of(both), Status::BadRequest);
@@ -461,8 +481,9 @@ mod tests {
         }
     }
 
+    /// Preconditions that are not met set the status that replaces 200.
     #[test]
-    fn preconditions_are_found() {
+    fn unmet_precondition_sets_status() {
         for (fields, unmet) in [
             ("", None),
             ("If-None-Match: *\r\n", Some(Status::NotModified)),
@@ -482,32 +503,33 @@ mod tests {
         }
     }
 
+    /// A head beyond a limit is refused with the same status, whole or in pieces.
     #[test]
-    fn a_head_has_a_longest_length_whole_or_in_pieces() {
+    fn oversized_head_is_refused() {
         let with_target = |length: usize| {
             format!("GET /key/{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(length - "/key/".len())).into_bytes()
         };
         assert_eq!(status_of(&with_target(MAX_TARGET_BYTES)), Status::Ok);
         let with_field =
             |length: usize| format!("GET /key/a HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(length)).into_bytes();
-        let around = with_field(0).len();
-        assert_eq!(status_of(&with_field(MAX_HEAD_BYTES - around)), Status::Ok);
-        let many = format!("GET /key/a HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MAX_HEADERS + 1)).into_bytes();
-        let late = [with_field(MAX_HEAD_BYTES - around + 1), b"\0\0\0".to_vec()].concat();
+        let empty_field_len = with_field(0).len();
+        assert_eq!(status_of(&with_field(MAX_HEAD_BYTES - empty_field_len)), Status::Ok);
+        let many_fields = format!("GET /key/a HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MAX_HEADERS + 1)).into_bytes();
+        let invalid_after_limit = [with_field(MAX_HEAD_BYTES - empty_field_len + 1), b"\0\0\0".to_vec()].concat();
         for (head, status) in [
             (with_target(MAX_TARGET_BYTES + 1), Status::UriTooLong),
             (with_target(MAX_HEAD_BYTES), Status::UriTooLong),
             (with_target(MAX_HEAD_BYTES * 5), Status::UriTooLong),
-            (with_field(MAX_HEAD_BYTES - around + 1), Status::HeaderFieldsTooLarge),
+            (with_field(MAX_HEAD_BYTES - empty_field_len + 1), Status::HeaderFieldsTooLarge),
             (with_field(MAX_HEAD_BYTES * 5), Status::HeaderFieldsTooLarge),
-            (late, Status::HeaderFieldsTooLarge),
+            (invalid_after_limit, Status::HeaderFieldsTooLarge),
             (vec![b'x'; MAX_HEAD_BYTES * 2], Status::HeaderFieldsTooLarge),
-            (many, Status::HeaderFieldsTooLarge),
+            (many_fields, Status::HeaderFieldsTooLarge),
         ] {
             assert_eq!(status_of(&head), status, "{}", head.len());
             let first =
                 (1..=head.len()).find(|&end| decode(&head[..end], &mut HeadDecoder::new()) != Decoded::Incomplete);
-            let first = first.expect("it is refused in pieces too");
+            let first = first.expect("a refusal in pieces too");
             assert_eq!(status_of(&head[..first]), status, "{}, in pieces", head.len());
             assert!(first <= MAX_HEAD_BYTES);
         }

@@ -1,50 +1,54 @@
-//! What the header fields of a request say about the message and the connection. Everything that two programs could read in
-//! two ways is refused, because one of them may stand in front of this one (RFC 9112, section 11.2).
+//! Parser of the header fields of a request that matter to the proxy.
+//!
+//! It refuses each field that two programs could read in two ways, because another program may be
+//! in front of the proxy (RFC 9112, section 11.2).
 
 use super::host::parse_authority;
 use super::{Body, HttpRefusal, Status, bad_request};
 
-/// See the top of the file.
+/// Meaning of the header fields of a request.
 pub struct Fields<'a> {
-    /// Whether another request may follow.
+    /// True if the connection stays open after the response.
     pub keep_alive: bool,
-    /// What follows the head.
+    /// Body that follows the head.
     pub body: Body,
-    /// Whether the client waits with the body for an answer.
-    pub expects_answer: bool,
-    /// The host that the request is addressed to; empty where it says none.
+    /// True if the client waits for a response before it sends the body.
+    pub expects_continue: bool,
+    /// Host that the request is addressed to, or empty.
     pub host: &'a [u8],
-    /// The status instead of 200, where a precondition is not met.
+    /// Status that replaces 200 because a precondition is not met.
     pub unmet: Option<Status>,
 }
 
 impl<'a> Fields<'a> {
-    /// Reads them all. An `Err` means that where the request ends, or whom it is for, is not certain.
+    /// Parses all fields. An `Err` means that the end of the request, or its host, is uncertain.
     pub fn read(headers: &[httparse::Header<'a>], version_1_0: bool) -> Result<Fields<'a>, HttpRefusal> {
-        let (mut close, mut keep_alive, mut expects) = (false, false, false);
+        let (mut close, mut keep_alive, mut expects_continue) = (false, false, false);
         let (mut host, mut length, mut coding) = (None, None, None);
-        let mut conditions = Conditions::default();
+        let mut preconditions = Preconditions::default();
         for header in headers {
-            // The length tells most fields apart from these before any letter is compared.
+            // The length rules out most other fields before any letter is compared.
             match header.name.len() {
-                4 if header.name.eq_ignore_ascii_case("host") => once(&mut host, header.value)?,
+                4 if header.name.eq_ignore_ascii_case("host") => set_once(&mut host, header.value)?,
                 6 if header.name.eq_ignore_ascii_case("expect") => {
-                    expects |= !version_1_0 && expectation(header.value)?
+                    expects_continue |= !version_1_0 && parse_expect(header.value)?
                 }
-                8 if header.name.eq_ignore_ascii_case("if-match") => conditions.add_match(header.value),
+                8 if header.name.eq_ignore_ascii_case("if-match") => preconditions.add_if_match(header.value),
                 10 if header.name.eq_ignore_ascii_case("connection") => {
                     for option in header.value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
                         close |= option.eq_ignore_ascii_case(b"close");
                         keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                     }
                 }
-                13 if header.name.eq_ignore_ascii_case("if-none-match") => conditions.add_none_match(header.value),
-                14 if header.name.eq_ignore_ascii_case("content-length") => once(&mut length, header.value)?,
-                17 if header.name.eq_ignore_ascii_case("transfer-encoding") => once(&mut coding, header.value)?,
+                13 if header.name.eq_ignore_ascii_case("if-none-match") => {
+                    preconditions.add_if_none_match(header.value)
+                }
+                14 if header.name.eq_ignore_ascii_case("content-length") => set_once(&mut length, header.value)?,
+                17 if header.name.eq_ignore_ascii_case("transfer-encoding") => set_once(&mut coding, header.value)?,
                 _ => {}
             }
         }
-        let body = framing(length, coding, version_1_0)?;
+        let body = body_framing(length, coding, version_1_0)?;
         let host = match host.map(parse_authority) {
             Some(Some(host)) => host,
             None if version_1_0 => b"",
@@ -54,24 +58,26 @@ impl<'a> Fields<'a> {
                 ));
             }
         };
-        // A client that awaits "100 Continue" may or may not send its body after another answer, so that only closing
-        // makes sure where the next request begins (RFC 9110, section 10.1.1).
-        let certain = body == Body::Done || (body.is_skippable() && !expects);
-        let keep_alive = !close && (keep_alive || !version_1_0) && certain;
-        Ok(Fields { keep_alive, body, expects_answer: expects, host, unmet: conditions.unmet() })
+        // A client that expects "100 Continue" may or may not send its body after another response.
+        // The start of its next request is unknown, so the connection closes (RFC 9110, section
+        // 10.1.1).
+        let has_certain_end = body == Body::Done || (body.is_skippable() && !expects_continue);
+        let keep_alive = !close && (keep_alive || !version_1_0) && has_certain_end;
+        Ok(Fields { keep_alive, body, expects_continue, host, unmet: preconditions.unmet() })
     }
 }
 
-/// Takes note of a field that may be there only once. Two that agree are refused too: others may take either.
-fn once<'a>(field: &mut Option<&'a [u8]>, value: &'a [u8]) -> Result<(), HttpRefusal> {
+/// Stores the value of a field that must not be repeated. Refuses equal values too, because other
+/// programs may take either.
+fn set_once<'a>(field: &mut Option<&'a [u8]>, value: &'a [u8]) -> Result<(), HttpRefusal> {
     match field.replace(value) {
         None => Ok(()),
         Some(_) => Err(bad_request("Host, Content-Length and Transfer-Encoding must not be repeated")),
     }
 }
 
-/// How long the body is (RFC 9112, section 6.3).
-fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> Result<Body, HttpRefusal> {
+/// Returns the body that the fields announce (RFC 9112, section 6.3).
+fn body_framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> Result<Body, HttpRefusal> {
     match (length, coding) {
         (None, None) => Ok(Body::Done),
         (Some(length), None) => match parse_length(length)? {
@@ -81,7 +87,7 @@ fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> R
         (Some(_), Some(_)) => Err(bad_request("a request must not have both Transfer-Encoding and Content-Length")),
         (None, Some(_)) if version_1_0 => Err(bad_request("Transfer-Encoding is not allowed in HTTP/1.0")),
         (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Body::CHUNKED),
-        (None, Some(coding)) if !ends_chunked(coding) => {
+        (None, Some(coding)) if !ends_with_chunked(coding) => {
             Err(bad_request("Transfer-Encoding must end with chunked, otherwise the end of the body is unknown"))
         }
         (None, Some(_)) => Err(HttpRefusal {
@@ -91,62 +97,69 @@ fn framing(length: Option<&[u8]>, coding: Option<&[u8]>, version_1_0: bool) -> R
     }
 }
 
-/// Returns true if the last of a list of codings is chunked. Without it the length of a request's
-/// body is not known (RFC 9112, section 6.3).
-fn ends_chunked(codings: &[u8]) -> bool {
+/// Returns true if the last transfer coding is chunked. Otherwise the length of a request's body is
+/// unknown (RFC 9112, section 6.3).
+fn ends_with_chunked(codings: &[u8]) -> bool {
     let mut codings = codings.rsplit(|&byte| byte == b',').map(<[u8]>::trim_ascii);
     codings.find(|coding| !coding.is_empty()).is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"))
 }
 
-/// Digits and nothing else (RFC 9110, section 8.6). 18 of them always fit.
+/// Maximum number of digits of `Content-Length`. That many always fit into 64 bits.
+const MAX_LENGTH_DIGITS: usize = 18;
+
+/// Parses `Content-Length`, which has only digits (RFC 9110, section 8.6).
 fn parse_length(value: &[u8]) -> Result<u64, HttpRefusal> {
-    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+    if value.is_empty() || value.len() > MAX_LENGTH_DIGITS || !value.iter().all(u8::is_ascii_digit) {
         return Err(bad_request("Content-Length must be a number of bytes"));
     }
     Ok(value.iter().fold(0, |sum, &digit| sum * 10 + u64::from(digit - b'0')))
 }
 
-/// Reads a list of expectations, which may be empty (RFC 9110, sections 5.6.1 and 10.1.1). Returns true if 100-continue, the only
-/// one there is, is in it.
-fn expectation(value: &[u8]) -> Result<bool, HttpRefusal> {
-    let mut expects = false;
-    for expected in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|expected| !expected.is_empty()) {
-        if !expected.eq_ignore_ascii_case(b"100-continue") {
+/// Parses a list of expectations, which may be empty (RFC 9110, sections 5.6.1 and 10.1.1). Returns
+/// true if it contains 100-continue, the only one that is defined.
+fn parse_expect(value: &[u8]) -> Result<bool, HttpRefusal> {
+    let mut expects_continue = false;
+    let members = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    for expectation in members.filter(|member| !member.is_empty()) {
+        if !expectation.eq_ignore_ascii_case(b"100-continue") {
             let message = "expectation not supported; only 100-continue is supported";
             return Err(HttpRefusal { status: Status::ExpectationFailed, message });
         }
-        expects = true;
+        expects_continue = true;
     }
-    Ok(expects)
+    Ok(expects_continue)
 }
 
-/// Preconditions about entity tags (RFC 9110, sections 13.1.1 and 13.1.2). Responses have none, so that a list of tags matches
-/// nothing, and `*` any value that there is. Dates are not compared: responses have no `Last-Modified`.
+/// Preconditions on entity tags (RFC 9110, sections 13.1.1 and 13.1.2).
+///
+/// Responses have no entity tags, so a list of tags matches nothing and `*` matches any existing
+/// value. Conditions on dates are ignored because responses have no `Last-Modified`.
 #[derive(Default)]
-struct Conditions {
-    /// True with an `If-Match`.
-    requires_match: bool,
-    /// True if that is `*`.
-    matches_any: bool,
-    /// True with an `If-None-Match: *`.
-    rejects_any: bool,
+struct Preconditions {
+    /// True if the request has an `If-Match`.
+    has_if_match: bool,
+    /// True for `If-Match: *`.
+    if_match_any: bool,
+    /// True for `If-None-Match: *`.
+    if_none_match_any: bool,
 }
 
-impl Conditions {
-    fn add_match(&mut self, value: &[u8]) {
-        self.requires_match = true;
-        self.matches_any |= value == b"*";
+impl Preconditions {
+    fn add_if_match(&mut self, value: &[u8]) {
+        self.has_if_match = true;
+        self.if_match_any |= value == b"*";
     }
 
-    fn add_none_match(&mut self, value: &[u8]) {
-        self.rejects_any |= value == b"*";
+    fn add_if_none_match(&mut self, value: &[u8]) {
+        self.if_none_match_any |= value == b"*";
     }
 
-    /// Returns the status of a request for a value that there is, in the order of section 13.2.2.
+    /// Returns the status that replaces 200 if a precondition is not met. Evaluates them in the
+    /// order of RFC 9110, section 13.2.2.
     fn unmet(&self) -> Option<Status> {
-        if self.requires_match && !self.matches_any {
+        if self.has_if_match && !self.if_match_any {
             return Some(Status::PreconditionFailed);
         }
-        self.rejects_any.then_some(Status::NotModified)
+        self.if_none_match_any.then_some(Status::NotModified)
     }
 }

@@ -1,113 +1,121 @@
-//! The fields of heads that were decoded lately. Behind the request line a client says mostly the same in all its requests, byte
-//! for byte; what that means is the same too (`fields`), and need not be found out again.
+//! CLOCK cache of decoded header fields.
 //!
-//! Nothing follows from what is known for any other bytes: a head that differs by one byte behind its request line is decoded as
-//! if nothing were known, and so is every line that is not plain. So whether fields are known changes what a head costs, never
-//! what it means. What was known last stays in memory, as what was read last does, whatever a client has sent in it.
+//! A client mostly repeats its header fields byte for byte; only the target differs. The cache maps
+//! the bytes after a request line to their meaning (`fields`), so that they are not decoded again.
+//!
+//! A lookup compares all bytes. A head that differs by one byte after its request line is decoded
+//! as if the cache were empty, and so is a request line that is not a plain `GET` of HTTP/1.1. So
+//! the cache changes the cost of a head, never its meaning. The last fields stay in memory whatever
+//! a client sent in them, as the last input does.
 
 use super::fields::Fields;
 use super::{Body, Status};
 use std::ops::Range;
 
-/// How many are known: a few kinds of clients. Where each request has fields of its own, looking for them in vain, and remembering
-/// them in vain, costs a seventh of decoding them.
+/// Maximum number of entries: a few kinds of clients. If every request has unique fields, lookups
+/// and insertions are wasted (a seventh of the cost of decoding).
 const MAX_ENTRIES: usize = 4;
 
-/// Longest fields that are remembered, in bytes: a browser's, with room for what proxies in front of this one add.
+/// Maximum length of the fields of one entry: those of a browser, and some that proxies in front
+/// add.
 const MAX_CACHED_BYTES: usize = 1024;
 
-/// What a usual request line begins and ends with: a head that is known has this method, and is of this version.
+/// Method of a cacheable head.
 pub const METHOD: &str = "GET";
-const LINE_END: &[u8] = b" HTTP/1.1\r\n";
 
-/// See the top of the file.
+/// End of the request line of a cacheable head.
+const REQUEST_LINE_END: &[u8] = b" HTTP/1.1\r\n";
+
+/// Cache of at most `MAX_ENTRIES` decoded header sections.
 #[derive(Debug)]
 pub struct HeaderCache {
-    known: Vec<CachedHeaders>,
-    /// Which one is looked at first for its place.
-    next: usize,
+    entries: Vec<CachedHeaders>,
+    /// Hand of the CLOCK algorithm: index of the last entry that was replaced.
+    hand: usize,
 }
 
-/// Everything between a request line of HTTP/1.1 and a body, and what it means.
+/// Bytes between the request line and the body, and their meaning.
 #[derive(Debug)]
 struct CachedHeaders {
     bytes: Vec<u8>,
-    /// Where in them the host is.
+    /// Position of the host in `bytes`.
     host: Range<usize>,
     keep_alive: bool,
     body: Body,
-    expects_answer: bool,
+    expects_continue: bool,
     unmet: Option<Status>,
-    /// Whether it was met since its place was last wanted for another one.
+    /// True if the entry had a hit since the hand last passed it.
     referenced: bool,
 }
 
-/// A head whose fields are known.
+/// Head with cached fields.
 pub struct HeaderCacheHit<'a> {
+    /// Bytes between the method and the version; they may be malformed.
     pub target: &'a [u8],
+    /// Meaning of the cached fields.
     pub fields: Fields<'a>,
-    /// Of all of it.
+    /// Length of the head.
     pub length: usize,
 }
 
 impl HeaderCache {
-    /// Nothing is known.
+    /// Creates an empty cache.
     pub fn new() -> HeaderCache {
-        HeaderCache { known: Vec::with_capacity(MAX_ENTRIES), next: 0 }
+        HeaderCache { entries: Vec::with_capacity(MAX_ENTRIES), hand: 0 }
     }
 
-    /// The head at the beginning of `input`, if it is a usual one and its fields are known. The target may be any bytes.
+    /// Returns the head at the start of `input` if it is cacheable and its fields are in the cache.
+    /// The target may be any bytes.
     pub fn find<'a>(&mut self, input: &'a [u8]) -> Option<HeaderCacheHit<'a>> {
-        let behind_method = input.strip_prefix(METHOD.as_bytes())?.strip_prefix(b" ")?;
-        let (target, behind_target) = behind_method.split_at(behind_method.iter().position(|&byte| byte == b' ')?);
-        let rest = behind_target.strip_prefix(LINE_END)?;
-        let known = self.known.iter_mut().find(|known| rest.starts_with(&known.bytes))?;
-        known.referenced = true;
-        let CachedHeaders { keep_alive, body, expects_answer, unmet, .. } = *known;
-        let fields = Fields { keep_alive, body, expects_answer, host: &rest[known.host.clone()], unmet };
-        Some(HeaderCacheHit { target, fields, length: input.len() - rest.len() + known.bytes.len() })
+        let after_method = input.strip_prefix(METHOD.as_bytes())?.strip_prefix(b" ")?;
+        let (target, after_target) = after_method.split_at(after_method.iter().position(|&byte| byte == b' ')?);
+        let rest = after_target.strip_prefix(REQUEST_LINE_END)?;
+        let entry = self.entries.iter_mut().find(|entry| rest.starts_with(&entry.bytes))?;
+        entry.referenced = true;
+        let CachedHeaders { keep_alive, body, expects_continue, unmet, .. } = *entry;
+        let fields = Fields { keep_alive, body, expects_continue, host: &rest[entry.host.clone()], unmet };
+        Some(HeaderCacheHit { target, fields, length: input.len() - rest.len() + entry.bytes.len() })
     }
 
-    /// Remembers what the fields of a usual head mean: `bytes` is all of it behind its request line.
+    /// Stores the meaning of the fields of a cacheable head. `bytes` is the head after its request
+    /// line.
     pub fn insert(&mut self, bytes: &[u8], fields: &Fields<'_>) {
-        // Where there is no host, it may be anywhere.
+        // An empty host may point outside of `bytes`.
         let begin = (fields.host.as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
         let host = begin..begin.wrapping_add(fields.host.len());
         if bytes.len() > MAX_CACHED_BYTES || bytes.get(host.clone()) != Some(fields.host) {
             return;
         }
-        let Fields { keep_alive, body, expects_answer, unmet, .. } = *fields;
-        let place = self.evict();
-        let mut own = std::mem::take(&mut place.bytes);
-        own.clear();
-        own.extend_from_slice(bytes);
-        *place = CachedHeaders { bytes: own, host, keep_alive, body, expects_answer, unmet, referenced: false };
+        let Fields { keep_alive, body, expects_continue, unmet, .. } = *fields;
+        let entry = self.evict();
+        let mut buffer = std::mem::take(&mut entry.bytes);
+        buffer.clear();
+        buffer.extend_from_slice(bytes);
+        *entry = CachedHeaders { bytes: buffer, host, keep_alive, body, expects_continue, unmet, referenced: false };
     }
 
-    /// A place for another one: that of one that was not met lately.
+    /// Returns the entry to overwrite: a new one, or the next one without a recent hit.
     fn evict(&mut self) -> &mut CachedHeaders {
-        if self.known.len() < MAX_ENTRIES {
-            self.next = self.known.len();
-            let bytes = Vec::with_capacity(MAX_CACHED_BYTES);
-            let (keep_alive, body, expects_answer, unmet, met) = (false, Body::Done, false, None, false);
-            self.known.push(CachedHeaders {
-                bytes,
+        if self.entries.len() < MAX_ENTRIES {
+            self.hand = self.entries.len();
+            self.entries.push(CachedHeaders {
+                bytes: Vec::with_capacity(MAX_CACHED_BYTES),
                 host: 0..0,
-                keep_alive,
-                body,
-                expects_answer,
-                unmet,
-                referenced: met,
+                keep_alive: false,
+                body: Body::Done,
+                expects_continue: false,
+                unmet: None,
+                referenced: false,
             });
         } else {
             loop {
-                self.next = (self.next + 1) % MAX_ENTRIES;
-                if !std::mem::take(&mut self.known[self.next].referenced) {
+                self.hand = (self.hand + 1) % MAX_ENTRIES;
+                if !std::mem::take(&mut self.entries[self.hand].referenced) {
                     break;
                 }
             }
         }
-        &mut self.known[self.next]
+        &mut self.entries[self.hand]
     }
 }
 
@@ -124,19 +132,20 @@ mod tests {
         format!("Host: x\r\nX: {number}\r\n\r\n").into_bytes()
     }
 
-    /// Notes fields as if a head with them had been decoded.
-    fn insert(known: &mut HeaderCache, bytes: &[u8]) {
+    /// Inserts fields as if a head with them had been decoded.
+    fn insert(cache: &mut HeaderCache, bytes: &[u8]) {
         let host = &bytes[b"Host: ".len()..][..1];
         let (body, unmet) = (Body::Done, None);
-        known.insert(bytes, &Fields { keep_alive: true, body, expects_answer: false, host, unmet });
+        cache.insert(bytes, &Fields { keep_alive: true, body, expects_continue: false, host, unmet });
     }
 
-    fn knows(known: &mut HeaderCache, bytes: &[u8]) -> bool {
-        known.find(&[b"GET / HTTP/1.1\r\n", bytes].concat()).is_some()
+    fn contains(cache: &mut HeaderCache, bytes: &[u8]) -> bool {
+        cache.find(&[b"GET / HTTP/1.1\r\n", bytes].concat()).is_some()
     }
 
+    /// A head decodes to the same result with a cold and a warm cache, whatever byte differs.
     #[test]
-    fn what_is_known_makes_no_difference() {
+    fn warm_cache_decodes_like_cold() {
         let mut heads = HeadDecoder::new();
         assert!(matches!(decode(HEAD, &Policy::default(), &mut heads), Decoded::Complete(..)));
         let mut inputs: Vec<Vec<u8>> = (0..HEAD.len()).map(|end| HEAD[..end].to_vec()).collect();
@@ -150,33 +159,38 @@ mod tests {
         for target in [8191, 8192, 8193, 20_000].map(|length| "/".repeat(length)) {
             inputs.push(String::from_utf8_lossy(HEAD).replace("/key/a", &target).into_bytes());
         }
-        let mut found = 0;
+        let mut hits = 0;
         for input in inputs {
-            // Others may have been decoded meanwhile.
+            // Other inputs may have evicted the entry.
             decode(HEAD, &Policy::default(), &mut heads);
-            let shown = input.escape_ascii();
-            found += usize::from(heads.known.find(&input).is_some());
-            let (policy, mut new) = (Policy::default(), HeadDecoder::new());
-            assert_eq!(decode(&input, &policy, &mut heads), decode(&input, &policy, &mut new), "{shown}");
+            let printable = input.escape_ascii();
+            hits += usize::from(heads.known.find(&input).is_some());
+            let (policy, mut cold) = (Policy::default(), HeadDecoder::new());
+            assert_eq!(decode(&input, &policy, &mut heads), decode(&input, &policy, &mut cold), "{printable}");
         }
-        assert!(found > 1000, "{found} of them were known");
+        assert!(hits > 1000, "only {hits} inputs hit the cache");
     }
 
+    /// Fields with repeated hits stay cached; fields without a hit are evicted.
     #[test]
-    fn fields_that_are_met_again_stay_and_those_met_once_make_room() {
-        let mut known = HeaderCache::new();
+    fn evict_keeps_referenced_entries() {
+        let mut cache = HeaderCache::new();
         let (first, second) = (fields(0), fields(1));
-        insert(&mut known, &first);
-        insert(&mut known, &second);
+        insert(&mut cache, &first);
+        insert(&mut cache, &second);
         for number in 2..100 {
-            assert!(knows(&mut known, &first) && knows(&mut known, &second), "before {number}");
-            insert(&mut known, &fields(number));
+            assert!(contains(&mut cache, &first) && contains(&mut cache, &second), "before {number}");
+            insert(&mut cache, &fields(number));
         }
-        assert!(known.known.len() == MAX_ENTRIES && knows(&mut known, &fields(99)) && knows(&mut known, &fields(98)));
-        // Of those that are not, nothing is taken for known.
-        assert!(!knows(&mut known, &fields(100)) && !knows(&mut known, &first[..first.len() - 2]));
+        assert!(
+            cache.entries.len() == MAX_ENTRIES
+                && contains(&mut cache, &fields(99))
+                && contains(&mut cache, &fields(98))
+        );
+        // Unknown fields and prefixes of known fields do not hit.
+        assert!(!contains(&mut cache, &fields(100)) && !contains(&mut cache, &first[..first.len() - 2]));
         let long = format!("Host: x\r\nX: {}\r\n\r\n", "x".repeat(MAX_CACHED_BYTES)).into_bytes();
-        insert(&mut known, &long);
-        assert!(!knows(&mut known, &long), "too much is kept");
+        insert(&mut cache, &long);
+        assert!(!contains(&mut cache, &long), "fields over the limit are cached");
     }
 }

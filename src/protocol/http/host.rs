@@ -1,19 +1,23 @@
-//! Whom a request is addressed to: the syntax of an authority (RFC 3986, section 3.2; RFC 9110, section 7.2), and
-//! which names this program answers to.
+//! Host of a request: syntax of an authority, and the list of allowed hosts (RFC 3986, section 3.2;
+//! RFC 9110, section 7.2).
 
 use core::net::Ipv6Addr;
 
-/// Longest port in digits.
-const PORT_DIGITS: usize = 5;
+/// Maximum number of digits of a port.
+const MAX_PORT_DIGITS: usize = 5;
 
-/// The names that requests may be addressed to. A page in a browser can have its own name lead to this program's address
-/// and then read what is here as its own; it cannot choose what the browser says in Host (DNS rebinding).
+/// Hosts that requests may be addressed to.
+///
+/// The list prevents DNS rebinding. A web page can make its own name resolve to this proxy and read
+/// values as its own origin. It cannot choose the `Host` field that the browser sends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowedHosts(Vec<Vec<u8>>);
 
 impl AllowedHosts {
-    /// Reads a list with commas between the names, without ports or wildcards; spaces around them are of no matter. An empty list
-    /// means that any name will do. `None` where one of them is neither a name of the DNS nor an address in brackets.
+    /// Parses a comma-separated list of hosts, without ports or wildcards.
+    ///
+    /// Spaces around a host are ignored. An empty list allows any host. Returns `None` if a host is
+    /// neither a DNS name nor an IPv6 address in brackets.
     pub fn parse(list: &str) -> Option<AllowedHosts> {
         if list.trim().is_empty() {
             return Some(AllowedHosts::default());
@@ -25,16 +29,17 @@ impl AllowedHosts {
             .map(AllowedHosts)
     }
 
-    /// Whether requests for that host are answered. Case is of no matter, nor is the dot that ends a full name. IPv6 addresses are
-    /// compared as they are written.
-    pub fn allow(&self, host: &[u8]) -> bool {
-        let plain = |name: &[u8]| name.strip_suffix(b".").map_or(name.len(), <[u8]>::len);
-        self.0.is_empty() || self.0.iter().any(|name| name[..plain(name)].eq_ignore_ascii_case(&host[..plain(host)]))
+    /// Returns true if requests for `host` are answered. Ignores case and the final dot of a fully
+    /// qualified name. Compares IPv6 addresses as text.
+    pub fn allows(&self, host: &[u8]) -> bool {
+        self.0.is_empty() || self.0.iter().any(|name| strip_final_dot(name).eq_ignore_ascii_case(strip_final_dot(host)))
     }
 }
 
-/// The host in `host [":" port]`; `None` where it is malformed. An empty authority has an empty host: a client that has
-/// none says so (RFC 9112, section 3.2). A user in front of it is malformed: it only serves to deceive (RFC 9110, section
+/// Returns the host of `host [":" port]`, or `None` if the authority is malformed.
+///
+/// An empty authority has an empty host: a client without a host sends an empty `Host` field (RFC
+/// 9112, section 3.2). Userinfo is refused because it serves to deceive users (RFC 9110, section
 /// 4.2.4).
 pub fn parse_authority(authority: &[u8]) -> Option<&[u8]> {
     let end = match authority.first() {
@@ -43,43 +48,50 @@ pub fn parse_authority(authority: &[u8]) -> Option<&[u8]> {
         Some(_) => authority.iter().position(|&byte| byte == b':').unwrap_or(authority.len()),
     };
     let (host, rest) = authority.split_at(end);
-    let named = match host {
-        [b'[', address @ .., b']'] => is_ipv6(address) || is_ip_future(address),
-        name => !name.is_empty() && is_name(name),
+    let has_valid_host = match host {
+        [b'[', address @ .., b']'] => is_ipv6(address) || is_ipvfuture(address),
+        name => !name.is_empty() && is_reg_name(name),
     };
-    let ends = match rest {
+    let has_valid_port = match rest {
         [] => true,
-        [b':', port @ ..] if port.len() <= PORT_DIGITS && port.iter().all(u8::is_ascii_digit) => {
+        [b':', port @ ..] if port.len() <= MAX_PORT_DIGITS && port.iter().all(u8::is_ascii_digit) => {
             port.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
         }
         _ => false,
     };
-    (named && ends).then_some(host)
+    (has_valid_host && has_valid_port).then_some(host)
 }
 
-/// Whether it is a name as it stands in the DNS, or in brackets.
+/// Returns `name` without the final dot of a fully qualified name.
+fn strip_final_dot(name: &[u8]) -> &[u8] {
+    name.strip_suffix(b".").unwrap_or(name)
+}
+
+/// Returns true for a name that the DNS allows, and for any host in brackets.
 fn is_dns_name_or_ipv6(name: &[u8]) -> bool {
-    let labels = name.strip_suffix(b".").unwrap_or(name).split(|&byte| byte == b'.');
-    let in_label = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-' || *byte == b'_';
-    name.starts_with(b"[") || labels.into_iter().all(|label| !label.is_empty() && label.iter().all(in_label))
+    let labels = strip_final_dot(name).split(|&byte| byte == b'.');
+    let is_label_byte = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-' || *byte == b'_';
+    name.starts_with(b"[") || labels.into_iter().all(|label| !label.is_empty() && label.iter().all(is_label_byte))
 }
 
-/// Returns true for `IPv6address` of RFC 3986, section 3.2.2.
+/// Returns true for an `IPv6address` (RFC 3986, section 3.2.2).
 fn is_ipv6(address: &[u8]) -> bool {
     std::str::from_utf8(address).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
 }
 
-/// Returns true for `IPvFuture` of the same section: `v`, a version, a full stop, and an address of any form.
-fn is_ip_future(address: &[u8]) -> bool {
+/// Returns true for an `IPvFuture` (RFC 3986, section 3.2.2): `v`, a version, a full stop, and an
+/// address in any format.
+fn is_ipvfuture(address: &[u8]) -> bool {
     let [b'v' | b'V', rest @ ..] = address else { return false };
-    let Some(stop) = rest.iter().position(|&byte| byte == b'.') else { return false };
-    let (version, form) = (&rest[..stop], &rest[stop + 1..]);
+    let Some(dot) = rest.iter().position(|&byte| byte == b'.') else { return false };
+    let (version, address) = (&rest[..dot], &rest[dot + 1..]);
     let is_version = !version.is_empty() && version.iter().all(u8::is_ascii_hexdigit);
-    is_version && !form.is_empty() && form.iter().all(|&byte| IN_NAME[usize::from(byte)] || byte == b':')
+    is_version && !address.is_empty() && address.iter().all(|&byte| IS_REG_NAME_BYTE[usize::from(byte)] || byte == b':')
 }
 
-/// Which bytes a name may have as they are: unreserved and sub-delims of RFC 3986. A table: it is asked with every request.
-const IN_NAME: [bool; 256] = {
+/// True for each byte that a `reg-name` may have without percent-encoding: `unreserved` and
+/// `sub-delims` (RFC 3986, sections 2.2 and 2.3). A table, because each request uses it.
+const IS_REG_NAME_BYTE: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
     while byte < 256 {
@@ -93,12 +105,13 @@ const IN_NAME: [bool; 256] = {
     table
 };
 
-/// `reg-name` of RFC 3986: such bytes, and percent-escapes.
-fn is_name(name: &[u8]) -> bool {
+/// Returns true for a `reg-name` (RFC 3986, section 3.2.2): unreserved bytes, sub-delims and
+/// percent-encoded bytes.
+fn is_reg_name(name: &[u8]) -> bool {
     let mut bytes = name.iter();
     while let Some(&byte) = bytes.next() {
-        let mut is_escape = || byte == b'%' && (0..2).all(|_| bytes.next().is_some_and(u8::is_ascii_hexdigit));
-        if !IN_NAME[usize::from(byte)] && !is_escape() {
+        let mut is_percent_encoded = || byte == b'%' && (0..2).all(|_| bytes.next().is_some_and(u8::is_ascii_hexdigit));
+        if !IS_REG_NAME_BYTE[usize::from(byte)] && !is_percent_encoded() {
             return false;
         }
     }
@@ -109,8 +122,9 @@ fn is_name(name: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    /// An authority is a host and an optional port; anything else is refused.
     #[test]
-    fn an_authority_is_a_host_and_perhaps_a_port() {
+    fn parse_authority_accepts_host_and_port() {
         for (authority, host) in [
             ("", ""),
             ("a", "a"),
@@ -170,16 +184,17 @@ mod tests {
         }
     }
 
+    /// A list of hosts allows the hosts in it; an empty list allows any host.
     #[test]
-    fn a_list_of_hosts_allows_what_is_in_it() {
+    fn allowed_hosts_match_listed_names() {
         let hosts = AllowedHosts::parse("one.example, TWO ,[::1],three.").expect("a list");
         for host in ["one.example", "ONE.example", "one.example.", "two", "[::1]", "three", "three."] {
-            assert!(hosts.allow(host.as_bytes()), "{host}");
+            assert!(hosts.allows(host.as_bytes()), "{host}");
         }
         for host in ["", ".", "example", "one.example.org", "xone.example", "one.example..", "[::2]", "::1"] {
-            assert!(!hosts.allow(host.as_bytes()), "{host}");
+            assert!(!hosts.allows(host.as_bytes()), "{host}");
         }
-        assert!(AllowedHosts::parse("").is_some_and(|any| any.allow(b"whoever") && any.allow(b"")));
+        assert!(AllowedHosts::parse("").is_some_and(|any| any.allows(b"any.example") && any.allows(b"")));
         assert_eq!(AllowedHosts::parse(" "), Some(AllowedHosts::default()));
         for list in
             [",", "a,", "a,,b", "a:80", "a b", "http://a", "*", "*.a", "a;b", "'a'", ".", "a..b", "é", "[a", "[::1]:80"]

@@ -1,72 +1,83 @@
-//! What a method and a request target ask for (RFC 9110, section 9; RFC 9112, section 3.2).
+//! Parser of request targets: maps a method and a target to an operation (RFC 9110, section 9; RFC
+//! 9112, section 3.2).
 
 use super::host::parse_authority;
 use super::{AdminEndpoint, HttpOperation, HttpRefusal, Status, View, bad_request};
 
-/// Methods that this program knows and does not offer: those of RFC 9110, and PATCH (RFC 5789). All others it does not know.
+/// Methods that the proxy knows and does not support: those of RFC 9110, and PATCH (RFC 5789). Any
+/// other method is unknown.
 const UNSUPPORTED_METHODS: [&str; 6] = ["POST", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
 
-/// Whether a method is offered, or one of those.
+/// Returns true if the proxy knows `method`, supported or not.
 pub fn is_known_method(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "OPTIONS") || UNSUPPORTED_METHODS.contains(&method)
 }
 
-/// A request target, taken apart.
+/// Parsed request target.
 pub struct RequestTarget<'a> {
-    /// The host in it, which goes before the Host field.
+    /// Host of an absolute-form or authority-form target. It takes precedence over the `Host` field
+    /// (RFC 9112, section 3.2.2).
     pub host: Option<&'a [u8]>,
     path: Path<'a>,
-    /// Whether there are percent-escapes in it.
-    escaped: bool,
+    /// True if the target contains percent-escapes.
+    has_escapes: bool,
 }
 
-/// What there is in a target, as bits.
-const NEVER: u8 = 1;
-const QUERY: u8 = 2;
-const ESCAPE: u8 = 4;
+// Classes of bytes in a target, as bits.
 
-/// What each byte of a target tells. No byte that RFC 3986 knows is outside of the graphic ones of ASCII; '#' would begin what a
-/// client must not send. A table, and all of its bits found at once: it is asked with every request.
+/// Byte that no target may contain.
+const FORBIDDEN: u8 = 1;
+/// `?`, which starts the query (RFC 3986, section 3.4).
+const QUERY_MARK: u8 = 2;
+/// `%`, which starts a percent-escape (RFC 3986, section 2.1).
+const PERCENT_SIGN: u8 = 4;
+
+/// Class of each byte of a target.
+///
+/// RFC 3986 allows only graphic ASCII bytes. `#` starts a fragment, which a client must not send. A
+/// table and an OR over all bytes, because each request uses it.
 const TARGET_BYTE_CLASS: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
     while byte < 256 {
         table[byte] = match byte as u8 {
-            b'#' => NEVER,
-            b'?' => QUERY,
-            b'%' => ESCAPE,
+            b'#' => FORBIDDEN,
+            b'?' => QUERY_MARK,
+            b'%' => PERCENT_SIGN,
             byte if byte.is_ascii_graphic() => 0,
-            _ => NEVER,
+            _ => FORBIDDEN,
         };
         byte += 1;
     }
     table
 };
 
+/// Resource that a target identifies.
 enum Path<'a> {
-    /// This path, without its query.
+    /// Path without its query.
     Resource(&'a [u8]),
-    /// The server as a whole: `OPTIONS *`.
-    Server,
-    /// The other end of a tunnel: `CONNECT host:port`.
+    /// The server as a whole: `OPTIONS *` (RFC 9112, section 3.2.4).
+    ServerWide,
+    /// The other end of a tunnel: `CONNECT host:port` (RFC 9112, section 3.2.3).
     Tunnel,
-    /// Something that is to be had only over a connection with TLS.
+    /// An `https` URL, which only a connection with TLS may serve.
     HttpsScheme,
 }
 
-/// Whether `input`, the beginning of a request, may yet turn out to ask for something of the proxy itself. With its request
-/// line whole, it is certain.
+/// Returns true if `input`, the start of a request, may become a request for an admin endpoint.
+///
+/// The answer is final once the request line is complete.
 pub fn may_be_admin_request(input: &[u8]) -> bool {
-    let may_begin = |method: &str, path: &str| {
+    let may_match = |method: &str, path: &str| {
         let line = format!("{method} {path}");
         let line = line.as_bytes();
-        // Behind the path there is a version, or a query.
+        // The version or a query follows the path.
         line.starts_with(input) || (input.starts_with(line) && matches!(input[line.len()], b' ' | b'?'))
     };
-    ADMIN_PATHS.iter().any(|(path, _)| may_begin("GET", path) || may_begin("HEAD", path))
+    ADMIN_PATHS.iter().any(|(path, _)| may_match("GET", path) || may_match("HEAD", path))
 }
 
-/// What there is to know of the proxy, and where. Health is always there.
+/// Paths of the admin endpoints. The health endpoints are always served.
 const ADMIN_PATHS: [(&str, AdminEndpoint); 5] = [
     ("/healthz", AdminEndpoint::Healthz),
     ("/readyz", AdminEndpoint::Readyz),
@@ -76,31 +87,32 @@ const ADMIN_PATHS: [(&str, AdminEndpoint); 5] = [
 ];
 
 impl AdminEndpoint {
-    /// What a path is about, where figures are shown (`admin`) or where only health is.
-    fn of(path: &[u8], admin: bool) -> Option<AdminEndpoint> {
-        let (_, topic) = ADMIN_PATHS.into_iter().find(|(known, _)| known.as_bytes() == path)?;
-        (admin || matches!(topic, AdminEndpoint::Healthz | AdminEndpoint::Readyz)).then_some(topic)
+    /// Returns the endpoint at `path`. Without `admin`, only the health endpoints exist.
+    fn from_path(path: &[u8], admin: bool) -> Option<AdminEndpoint> {
+        let (_, endpoint) = ADMIN_PATHS.into_iter().find(|(candidate, _)| candidate.as_bytes() == path)?;
+        (admin || matches!(endpoint, AdminEndpoint::Healthz | AdminEndpoint::Readyz)).then_some(endpoint)
     }
 }
 
 impl<'a> RequestTarget<'a> {
-    /// Takes a target apart. `None` where it is none, or none for that method.
+    /// Parses a target. Returns `None` if it is malformed, or if `method` does not allow its form
+    /// (RFC 9112, section 3.2).
     pub fn parse(method: &str, target: &'a [u8]) -> Option<RequestTarget<'a>> {
-        let has = target.iter().fold(0, |has, &byte| has | TARGET_BYTE_CLASS[usize::from(byte)]);
-        if has & NEVER != 0 {
+        let classes = target.iter().fold(0, |classes, &byte| classes | TARGET_BYTE_CLASS[usize::from(byte)]);
+        if classes & FORBIDDEN != 0 {
             return None;
         }
-        let escaped = has & ESCAPE != 0;
+        let has_escapes = classes & PERCENT_SIGN != 0;
         if method == "CONNECT" {
             let host = parse_authority(target).filter(|host| !host.is_empty())?;
-            return Some(RequestTarget { host: Some(host), path: Path::Tunnel, escaped });
+            return Some(RequestTarget { host: Some(host), path: Path::Tunnel, has_escapes });
         }
         if target == b"*" {
-            return (method == "OPTIONS").then_some(RequestTarget { host: None, path: Path::Server, escaped });
+            return (method == "OPTIONS").then_some(RequestTarget { host: None, path: Path::ServerWide, has_escapes });
         }
         if target.starts_with(b"/") {
-            let path = if has & QUERY == 0 { target } else { without_query(target) };
-            return Some(RequestTarget { host: None, path: Path::Resource(path), escaped });
+            let path = if classes & QUERY_MARK == 0 { target } else { strip_query(target) };
+            return Some(RequestTarget { host: None, path: Path::Resource(path), has_escapes });
         }
         let (scheme, rest) = std::str::from_utf8(target).ok()?.split_once("://")?;
         if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
@@ -108,48 +120,50 @@ impl<'a> RequestTarget<'a> {
         }
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let host = parse_authority(authority.as_bytes()).filter(|host| !host.is_empty())?;
-        let path = match without_query(rest.as_bytes()) {
+        let path = match strip_query(rest.as_bytes()) {
             _ if scheme.eq_ignore_ascii_case("https") => Path::HttpsScheme,
-            b"" if method == "OPTIONS" => Path::Server,
+            b"" if method == "OPTIONS" => Path::ServerWide,
             b"" => Path::Resource(b"/"),
             path => Path::Resource(path),
         };
-        Some(RequestTarget { host: Some(host), path, escaped })
+        Some(RequestTarget { host: Some(host), path, has_escapes })
     }
 
-    /// Whether it is about the proxy's health. Whoever looks after a server asks by its address, whatever its names are.
+    /// Returns true for a health endpoint. Health checkers address a server by its IP address, so
+    /// these endpoints answer for any host.
     pub fn is_health_check(&self) -> bool {
-        matches!(self.path, Path::Resource(path) if AdminEndpoint::of(path, false).is_some())
+        matches!(self.path, Path::Resource(path) if AdminEndpoint::from_path(path, false).is_some())
     }
 
-    /// What is asked for, where figures are shown (`admin`) or not. A key with percent-escapes is decoded into `key_scratch`.
+    /// Returns the operation that `method` requests. Without `admin`, only the health endpoints
+    /// exist. A key with percent-escapes is decoded into `key_scratch`.
     pub fn interpret(&self, method: &str, admin: bool, key_scratch: &'a mut Vec<u8>) -> (View, HttpOperation<'a>) {
-        let (view, key, topic) = match self.path {
+        let (view, key, endpoint) = match self.path {
             Path::Resource(path) => match (path.strip_prefix(b"/key/"), path.strip_prefix(b"/raw/")) {
                 (Some(key), _) => (View::Json, Some(key), None),
                 (_, Some(key)) => (View::Raw, Some(key), None),
-                _ => (View::Json, None, AdminEndpoint::of(path, admin)),
+                _ => (View::Json, None, AdminEndpoint::from_path(path, admin)),
             },
-            Path::Server | Path::Tunnel | Path::HttpsScheme => (View::Json, None, None),
+            Path::ServerWide | Path::Tunnel | Path::HttpsScheme => (View::Json, None, None),
         };
-        let exists = key.is_some() || topic.is_some();
-        let command = match (method, &self.path) {
-            (_, Path::HttpsScheme) => HttpOperation::Refuse(NOT_SECURED),
-            ("OPTIONS", Path::Server) => HttpOperation::Options,
+        let exists = key.is_some() || endpoint.is_some();
+        let operation = match (method, &self.path) {
+            (_, Path::HttpsScheme) => HttpOperation::Refuse(HTTPS_NOT_SERVED),
+            ("OPTIONS", Path::ServerWide) => HttpOperation::Options,
             ("OPTIONS", _) if exists => HttpOperation::Options,
-            ("GET" | "HEAD", _) if exists => match (topic, key.unwrap_or_default()) {
-                (Some(topic), _) => HttpOperation::Admin(topic),
-                (None, key) if !self.escaped => HttpOperation::Get(key),
-                (None, key) => match decode_percent(key, key_scratch) {
+            ("GET" | "HEAD", _) if exists => match (endpoint, key.unwrap_or_default()) {
+                (Some(endpoint), _) => HttpOperation::Admin(endpoint),
+                (None, key) if !self.has_escapes => HttpOperation::Get(key),
+                (None, key) => match percent_decode(key, key_scratch) {
                     Some(key) => HttpOperation::Get(key),
                     None => {
                         HttpOperation::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits"))
                     }
                 },
             },
-            ("GET" | "HEAD" | "OPTIONS", _) => HttpOperation::Refuse(NO_SUCH_PATH),
+            ("GET" | "HEAD" | "OPTIONS", _) => HttpOperation::Refuse(PATH_NOT_FOUND),
             (method, Path::Resource(_)) if !exists && UNSUPPORTED_METHODS.contains(&method) => {
-                HttpOperation::Refuse(NO_SUCH_PATH)
+                HttpOperation::Refuse(PATH_NOT_FOUND)
             }
             (method, _) if UNSUPPORTED_METHODS.contains(&method) => HttpOperation::Refuse(HttpRefusal {
                 status: Status::MethodNotAllowed,
@@ -160,26 +174,28 @@ impl<'a> RequestTarget<'a> {
                 message: "unknown method; use GET or HEAD",
             }),
         };
-        (view, command)
+        (view, operation)
     }
 }
 
-/// RFC 9110, section 7.4.
-const NOT_SECURED: HttpRefusal = HttpRefusal {
+/// An `https` URL on a connection without TLS (RFC 9110, section 7.4).
+const HTTPS_NOT_SERVED: HttpRefusal = HttpRefusal {
     status: Status::MisdirectedRequest,
     message: "the proxy does not serve https URLs; use an http URL or a path",
 };
 
-const NO_SUCH_PATH: HttpRefusal =
+const PATH_NOT_FOUND: HttpRefusal =
     HttpRefusal { status: Status::NotFound, message: "no such path; use /key/{key} or /raw/{key}" };
 
-fn without_query(path: &[u8]) -> &[u8] {
+/// Returns `path` up to its query.
+fn strip_query(path: &[u8]) -> &[u8] {
     path.iter().position(|&byte| byte == b'?').map_or(path, |query| &path[..query])
 }
 
-/// Decodes percent-escapes (RFC 3986, section 2.1). A plus is a plus. `None` where an escape is malformed, because
-/// guessing would make two names for one key.
-fn decode_percent<'a>(encoded: &[u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+/// Decodes percent-escapes (RFC 3986, section 2.1). A plus sign stays a plus sign.
+///
+/// Returns `None` if an escape is malformed, because a guess would give a key two names.
+fn percent_decode<'a>(encoded: &[u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
     scratch.clear();
     let mut bytes = encoded.iter();
     while let Some(&byte) = bytes.next() {
@@ -198,20 +214,22 @@ fn decode_percent<'a>(encoded: &[u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u
 mod tests {
     use super::*;
 
-    /// What comes of a request line's method and target: the status, or what a good one would get.
-    fn asked(method: &str, target: &str) -> Result<String, Status> {
+    /// Returns a description of the operation, or the status of the refusal.
+    fn interpret(method: &str, target: &str) -> Result<String, Status> {
         let mut scratch = Vec::new();
         let parsed = RequestTarget::parse(method, target.as_bytes()).ok_or(Status::BadRequest)?;
         match parsed.interpret(method, true, &mut scratch) {
             (view, HttpOperation::Get(key)) => Ok(format!("{view:?} {}", String::from_utf8_lossy(key))),
             (_, HttpOperation::Options) => Ok("options".into()),
-            (_, HttpOperation::Admin(topic)) => Ok(format!("{topic:?}")),
+            (_, HttpOperation::Admin(endpoint)) => Ok(format!("{endpoint:?}")),
             (_, HttpOperation::Refuse(refusal)) => Err(refusal.status),
         }
     }
 
+    /// Supported, unsupported and unknown methods get an operation, 405 and 501; bad targets get
+    /// 400 or 404.
     #[test]
-    fn methods_are_offered_known_or_unknown() {
+    fn method_and_target_select_operation() {
         for (method, target, outcome) in [
             ("GET", "/raw/a", Ok("Raw a")),
             ("HEAD", "/key/a", Ok("Json a")),
@@ -259,12 +277,13 @@ mod tests {
             ("GET", "/key/%zz", Err(Status::BadRequest)),
             ("GET", "/key/%+1", Err(Status::BadRequest)),
         ] {
-            assert_eq!(asked(method, target), outcome.map(str::to_owned), "{method} {target}");
+            assert_eq!(interpret(method, target), outcome.map(str::to_owned), "{method} {target}");
         }
     }
 
+    /// The start of a request shows whether it may become an admin request.
     #[test]
-    fn what_may_ask_for_the_proxy_itself_is_known_early() {
+    fn admin_request_detected_from_prefix() {
         for input in [
             "",
             "G",
@@ -286,24 +305,26 @@ mod tests {
         }
     }
 
+    /// Without `admin`, only the health endpoints exist.
     #[test]
-    fn without_figures_there_is_only_health() {
-        for (target, there) in
+    fn admin_off_leaves_health_only() {
+        for (target, exists) in
             [("/", false), ("/metrics", false), ("/stats", false), ("/healthz", true), ("/readyz", true)]
         {
             let parsed = RequestTarget::parse("GET", target.as_bytes()).expect("a target");
             let mut scratch = Vec::new();
             assert_eq!(
                 matches!(parsed.interpret("GET", false, &mut scratch).1, HttpOperation::Admin(_)),
-                there,
+                exists,
                 "{target}"
             );
-            assert_eq!(parsed.is_health_check(), there, "{target}");
+            assert_eq!(parsed.is_health_check(), exists, "{target}");
         }
     }
 
+    /// The host of an absolute-form target is found; a path has none.
     #[test]
-    fn the_host_in_the_target_is_found() {
+    fn absolute_target_contains_host() {
         let host = |target: &'static str| {
             RequestTarget::parse("GET", target.as_bytes()).and_then(|target| target.host.map(<[u8]>::to_vec))
         };
