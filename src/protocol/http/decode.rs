@@ -66,14 +66,14 @@ pub struct HeadDecoder {
     /// Scratch buffer for a percent-decoded key.
     pub key: Vec<u8>,
     /// Recently decoded header fields.
-    pub(super) known: HeaderCache,
+    pub(super) header_cache: HeaderCache,
 }
 
 impl HeadDecoder {
     /// Creates a decoder without cached fields.
     #[allow(clippy::new_without_default, reason = "one constructor is enough")]
     pub fn new() -> HeadDecoder {
-        HeadDecoder { key: Vec::new(), known: HeaderCache::new() }
+        HeadDecoder { key: Vec::new(), header_cache: HeaderCache::new() }
     }
 }
 
@@ -94,7 +94,7 @@ pub fn decode<'a>(input: &'a [u8], policy: &Policy, heads: &'a mut HeadDecoder) 
     }
     // Input beyond the maximum length of a head must not change the result.
     let input = &input[..input.len().min(MAX_HEAD_BYTES)];
-    if let Some(HeaderCacheHit { target, fields, length }) = heads.known.find(input)
+    if let Some(HeaderCacheHit { target, fields, length }) = heads.header_cache.find(input)
         && target.len() <= MAX_TARGET_BYTES
         && let Some(parsed) = RequestTarget::parse(header_cache::METHOD, target)
     {
@@ -187,7 +187,7 @@ fn parse_head<'a>(
     let fields = Fields::read(request.headers, version_1_0)?;
     let line = request_line(head, method, target.as_bytes());
     if method == header_cache::METHOD && !version_1_0 {
-        heads.known.insert(&head[line.len() + "\r\n".len()..], &fields);
+        heads.header_cache.insert(&head[line.len() + "\r\n".len()..], &fields);
     }
     Ok(interpret(method, &parsed, line, (fields, version_1_0), policy, &mut heads.key))
 }

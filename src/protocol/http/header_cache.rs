@@ -164,7 +164,7 @@ mod tests {
             // Other inputs may have evicted the entry.
             decode(HEAD, &Policy::default(), &mut heads);
             let printable = input.escape_ascii();
-            hits += usize::from(heads.known.find(&input).is_some());
+            hits += usize::from(heads.header_cache.find(&input).is_some());
             let (policy, mut cold) = (Policy::default(), HeadDecoder::new());
             assert_eq!(decode(&input, &policy, &mut heads), decode(&input, &policy, &mut cold), "{printable}");
         }
