@@ -123,7 +123,7 @@ impl Dispatcher<'_> {
     fn reply_info(&mut self, connection: &mut Connection, format: resp::RespReplyFormat) {
         let recorder = &mut *self.context.reply.recorder;
         sync_metrics(recorder, self.read_through, self.now);
-        match format.form {
+        match format.kind {
             resp::ReplyKind::Info(sections) => {
                 let MetricsRegistry { settings, .. } = self.registry;
                 let text = admin::info(&recorder.metrics, &self.registry.process(), settings, sections);

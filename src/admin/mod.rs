@@ -39,5 +39,5 @@ pub fn render(endpoint: AdminEndpoint, now: &Snapshot, settings: &InstanceInfo) 
             (health::status(health::not_ready_reason(now).is_none()), "application/json", "", health::readyz(now))
         }
     };
-    AdminResponse { status, content_type, policy, body }
+    AdminResponse { status, content_type, content_security_policy: policy, body }
 }

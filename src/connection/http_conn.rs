@@ -91,9 +91,9 @@ impl Connection {
                         // Whether it knows that was said with the head.
                         self.phase = Phase::Closing { unread: true };
                     }
-                    head_decoder.key = deferred.key;
+                    head_decoder.key_scratch = deferred.key;
                     DecodeStep::Get {
-                        key: &head_decoder.key,
+                        key: &head_decoder.key_scratch,
                         touch: true,
                         mode: ReplyMode::Single(ReplyFormat::Http(deferred.format)),
                         consumed,

@@ -267,7 +267,7 @@ impl Connection {
         document: &AdminResponse,
         context: &mut ReplyContext<'_>,
     ) {
-        let sent = self.replies.push(|out| http::encode_document(document, shape, context.date, out));
+        let sent = self.replies.push(|out| http::encode_admin(document, shape, context.date, out));
         context.recorder.record_reply(Wire::Http, RequestOutcome::Other, sent);
     }
 

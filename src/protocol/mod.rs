@@ -41,7 +41,7 @@ impl ReplyFormat {
     /// Whether so much of a shared value is sent that it is held until then.
     fn pins(self, value: &Value) -> bool {
         match self {
-            ReplyFormat::Http(shape) => !shape.head_only && shape.unmet.is_none(),
+            ReplyFormat::Http(shape) => !shape.head_only && shape.unmet_precondition.is_none(),
             ReplyFormat::Resp(shape) => shape.holds(value.bytes.len()),
         }
     }

@@ -64,7 +64,7 @@ pub struct Head<'a> {
 #[derive(Debug)]
 pub struct HeadDecoder {
     /// Scratch buffer for a percent-decoded key.
-    pub key: Vec<u8>,
+    pub key_scratch: Vec<u8>,
     /// Recently decoded header fields.
     pub(super) header_cache: HeaderCache,
 }
@@ -73,7 +73,7 @@ impl HeadDecoder {
     /// Creates a decoder without cached fields.
     #[allow(clippy::new_without_default, reason = "one constructor is enough")]
     pub fn new() -> HeadDecoder {
-        HeadDecoder { key: Vec::new(), header_cache: HeaderCache::new() }
+        HeadDecoder { key_scratch: Vec::new(), header_cache: HeaderCache::new() }
     }
 }
 
@@ -100,7 +100,7 @@ pub fn decode<'a>(input: &'a [u8], policy: &Policy, heads: &'a mut HeadDecoder) 
     {
         let line = request_line(input, header_cache::METHOD, target);
         return Decoded::Complete(
-            interpret(header_cache::METHOD, &parsed, line, (fields, false), policy, &mut heads.key),
+            interpret(header_cache::METHOD, &parsed, line, (fields, false), policy, &mut heads.key_scratch),
             empty_line + length,
         );
     }
@@ -189,7 +189,7 @@ fn parse_head<'a>(
     if method == header_cache::METHOD && !version_1_0 {
         heads.header_cache.insert(&head[line.len() + "\r\n".len()..], &fields);
     }
-    Ok(interpret(method, &parsed, line, (fields, version_1_0), policy, &mut heads.key))
+    Ok(interpret(method, &parsed, line, (fields, version_1_0), policy, &mut heads.key_scratch))
 }
 
 /// Builds a head from its parsed parts under `policy`.
@@ -209,7 +209,13 @@ fn interpret<'a>(
         } else {
             (View::Json, HttpOperation::Refuse(HOST_NOT_ALLOWED))
         };
-    let format = HttpReplyFormat { view, head_only: method == "HEAD", version_1_0, keep_alive, unmet: fields.unmet };
+    let format = HttpReplyFormat {
+        view,
+        head_only: method == "HEAD",
+        version_1_0,
+        keep_alive,
+        unmet_precondition: fields.unmet,
+    };
     Head { operation, format, body: fields.body, expects_continue: fields.expects_continue, request_line: line }
 }
 
@@ -499,7 +505,7 @@ mod tests {
             let head = format!("GET /key/a HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
             let mut heads = HeadDecoder::new();
             let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut heads) else { panic!("{fields}") };
-            assert_eq!(head.format.unmet, unmet, "{fields}");
+            assert_eq!(head.format.unmet_precondition, unmet, "{fields}");
         }
     }
 

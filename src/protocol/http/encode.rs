@@ -57,7 +57,7 @@ pub struct AdminResponse {
     /// Media type of the body.
     pub content_type: &'static str,
     /// `Content-Security-Policy` of a page; empty for any other document.
-    pub policy: &'static str,
+    pub content_security_policy: &'static str,
     /// Body text.
     pub body: String,
 }
@@ -125,7 +125,7 @@ pub fn encode_reply(
     out: &mut SendBuffer,
 ) -> ReplySummary {
     let status = status_of(reply.outcome);
-    match (reply.outcome, format.unmet) {
+    match (reply.outcome, format.unmet_precondition) {
         (KeyResult::Value(_), Some(Status::NotModified)) => encode_not_modified(Some(reply), format, date, out),
         (KeyResult::Value(_), Some(status)) => {
             encode_error(status, IF_MATCH_FAILED, Some(reply.source), "", format, date, out)
@@ -208,14 +208,14 @@ pub fn encode_refusal(
 
 /// Appends the response of an admin endpoint. No cache may store it because it describes the
 /// current state.
-pub fn encode_document(
+pub fn encode_admin(
     response: &AdminResponse,
     format: HttpReplyFormat,
     date: &ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
-    let AdminResponse { status, content_type, policy, body } = response;
-    match format.unmet.filter(|_| *status == Status::Ok) {
+    let AdminResponse { status, content_type, content_security_policy: policy, body } = response;
+    match format.unmet_precondition.filter(|_| *status == Status::Ok) {
         None => {}
         Some(Status::NotModified) => return encode_not_modified(None, format, date, out),
         Some(status) => return encode_error(status, IF_MATCH_FAILED, None, "", format, date, out),
@@ -312,8 +312,13 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    const KEEP_ALIVE: HttpReplyFormat =
-        HttpReplyFormat { view: View::Json, head_only: false, version_1_0: false, keep_alive: true, unmet: None };
+    const KEEP_ALIVE: HttpReplyFormat = HttpReplyFormat {
+        view: View::Json,
+        head_only: false,
+        version_1_0: false,
+        keep_alive: true,
+        unmet_precondition: None,
+    };
     const HIT: Source = Source::Cache { ttl: 14_999 };
 
     /// Returns the text that `encode` appends.
@@ -420,7 +425,7 @@ mod tests {
         let value = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
         let reply = |outcome| Reply { outcome, source: HIT, tracked: true };
         let encode_unmet = |outcome, unmet| {
-            let format = HttpReplyFormat { unmet: Some(unmet), ..KEEP_ALIVE };
+            let format = HttpReplyFormat { unmet_precondition: Some(unmet), ..KEEP_ALIVE };
             text_of(|date, out| _ = encode_reply(&reply(outcome), format, date, out))
         };
         assert_eq!(
@@ -436,12 +441,16 @@ mod tests {
         for unmet in [Status::NotModified, Status::PreconditionFailed] {
             assert!(encode_unmet(KeyResult::Missing, unmet).starts_with("HTTP/1.1 404 "));
             assert!(encode_unmet(KeyResult::Failed(&Failure::Timeout), unmet).starts_with("HTTP/1.1 504 "));
-            let mut document =
-                AdminResponse { status: Status::Ok, content_type: "text/html", policy: "", body: String::new() };
-            let format = HttpReplyFormat { unmet: Some(unmet), ..KEEP_ALIVE };
+            let mut document = AdminResponse {
+                status: Status::Ok,
+                content_type: "text/html",
+                content_security_policy: "",
+                body: String::new(),
+            };
+            let format = HttpReplyFormat { unmet_precondition: Some(unmet), ..KEEP_ALIVE };
             let mut encode_admin = |status| {
                 document.status = status;
-                text_of(|date, out| _ = encode_document(&document, format, date, out))
+                text_of(|date, out| _ = encode_admin(&document, format, date, out))
             };
             assert!(encode_admin(Status::Ok).starts_with(&format!("HTTP/1.1 {}\r\n", unmet.line())));
             assert!(encode_admin(Status::ServiceUnavailable).starts_with("HTTP/1.1 503 "));
@@ -480,18 +489,18 @@ mod tests {
         let mut document = AdminResponse {
             status: Status::Ok,
             content_type: "text/html",
-            policy: "default-src 'none'",
+            content_security_policy: "default-src 'none'",
             body: "<p>é".into(),
         };
         let page = text_of(|date, out| {
-            let sent = encode_document(&document, KEEP_ALIVE, date, out);
+            let sent = encode_admin(&document, KEEP_ALIVE, date, out);
             assert_eq!(sent, ReplySummary { status: Status::Ok, bytes: 5 });
         });
         let policy = "\r\nCache-Control: no-store\r\nContent-Security-Policy: default-src 'none'\r\nReferrer-Policy: ";
         assert!(page.contains(policy) && page.contains("Length: 5\r\n") && page.ends_with("\r\n\r\n<p>é"), "{page}");
-        (document.status, document.policy) = (Status::ServiceUnavailable, "");
+        (document.status, document.content_security_policy) = (Status::ServiceUnavailable, "");
         let head = text_of(|date, out| {
-            let sent = encode_document(&document, HttpReplyFormat { head_only: true, ..KEEP_ALIVE }, date, out);
+            let sent = encode_admin(&document, HttpReplyFormat { head_only: true, ..KEEP_ALIVE }, date, out);
             assert_eq!(sent.bytes, 0);
         });
         assert!(head.starts_with("HTTP/1.1 503 ") && head.ends_with("Cache-Control: no-store\r\n\r\n"), "{head}");

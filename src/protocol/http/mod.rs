@@ -15,9 +15,7 @@ mod version;
 
 pub use body::{Body, BodyError};
 pub use decode::{Head, HeadDecoder, HttpOperation, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
-pub use encode::{
-    AdminResponse, ResponseDate, encode_document, encode_options, encode_refusal, encode_reply, status_of,
-};
+pub use encode::{AdminResponse, ResponseDate, encode_admin, encode_options, encode_refusal, encode_reply, status_of};
 pub use host::AllowedHosts;
 pub use target::may_be_admin_request;
 
@@ -71,7 +69,7 @@ pub struct HttpReplyFormat {
     pub keep_alive: bool,
     /// Status that replaces 200 because a precondition of the request is not met (RFC 9110, section
     /// 13).
-    pub unmet: Option<Status>,
+    pub unmet_precondition: Option<Status>,
 }
 
 /// Error response that depends on the request alone.

@@ -14,7 +14,7 @@ const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong ki
 impl RespReplyFormat {
     /// Whether a shared value of `length` bytes is held until the reply has been sent.
     pub fn holds(self, length: usize) -> bool {
-        match self.form {
+        match self.kind {
             ReplyKind::Value => true,
             ReplyKind::Range(start, end) => !is_copied(range_of(start, end, length).len(), length),
             _ => false,
@@ -24,7 +24,7 @@ impl RespReplyFormat {
 
 /// Appends the reply to a command about a key.
 pub fn encode_reply(reply: &Reply<'_>, shape: RespReplyFormat, out: &mut SendBuffer) {
-    match (reply.outcome, shape.form) {
+    match (reply.outcome, shape.kind) {
         (KeyResult::Failed(failure), _) => encode_error(&error_of(failure), out),
         (KeyResult::Missing, ReplyKind::Length) => writer(shape, out).integer(0),
         (KeyResult::Missing, ReplyKind::Range(..)) => writer(shape, out).bulk(b""),
@@ -102,7 +102,7 @@ fn begins_with_code(text: &str) -> bool {
 
 /// Appends the reply to `TTL` or `PTTL`: the time that is left, rounded to seconds as Redis rounds, or -2 for nothing.
 pub fn encode_remaining(remaining: Option<Millis>, shape: RespReplyFormat, out: &mut SendBuffer) {
-    let time = |remaining: Millis| match shape.form {
+    let time = |remaining: Millis| match shape.kind {
         ReplyKind::Seconds => remaining.saturating_add(500) / 1000,
         _ => remaining,
     };
@@ -184,7 +184,7 @@ mod tests {
             (None, ReplyKind::Seconds, ":-2\r\n"),
         ] {
             let mut out = SendBuffer::default();
-            encode_remaining(remaining, RespReplyFormat { version: RespVersion::Resp2, form }, &mut out);
+            encode_remaining(remaining, RespReplyFormat { version: RespVersion::Resp2, kind: form }, &mut out);
             assert_eq!(out.drain(usize::MAX), expected.as_bytes());
         }
     }

@@ -41,7 +41,7 @@ pub struct RespReplyFormat {
     /// The version of the protocol when it was asked.
     pub version: RespVersion,
     /// What is told of the key, or of the proxy.
-    pub form: ReplyKind,
+    pub kind: ReplyKind,
 }
 
 /// What a command is answered with.

@@ -78,7 +78,7 @@ impl Session {
     /// What a command comes to.
     #[inline]
     pub fn operation_of<'a>(&self, known: &CommandSpec, mut arguments: Arguments<'a>) -> RespOperation<'a> {
-        let shape = |form| RespReplyFormat { version: self.version, form };
+        let shape = |form| RespReplyFormat { version: self.version, kind: form };
         // The number of arguments has been looked at.
         let mut key = || arguments.next().unwrap_or_default();
         match known.name {
