@@ -25,5 +25,7 @@ pub mod protocol;
 pub mod read_through;
 #[path = "../src/types.rs"]
 pub mod types;
+#[path = "../src/value.rs"]
+pub mod value;
 
 pub mod checks;

@@ -8,7 +8,8 @@ use crate::connection::{Connection, DecodeContext, DecodeStep, MAX_UNSENT_BYTES,
 use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use crate::protocol::resp;
 use crate::read_through::{Lookup, ReadThrough};
-use crate::types::{Job, KeyResult, Millis, Payload, Reply};
+use crate::types::{Job, KeyResult, Millis, Reply};
+use crate::value::Payload;
 
 /// Requests, or keys of one request, that a client gets processed in one turn: 100 to 200 us of
 /// work. A single read can bring ten thousand.
@@ -157,7 +158,8 @@ mod tests {
     use crate::connection::ReplyContext;
     use crate::metrics::{Protocol, RequestOutcome};
     use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
-    use crate::types::{Completion, FetchedValue, Value};
+    use crate::types::{Completion, FetchedValue};
+    use crate::value::Value;
     use std::time::SystemTime;
 
     /// One client must not keep the loop from the others: it gets a part of what it wants, and is told to come again.

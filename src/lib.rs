@@ -63,3 +63,4 @@ pub mod protocol;
 pub mod read_through;
 pub mod server;
 pub mod types;
+pub mod value;

@@ -6,8 +6,8 @@
 use crate::cache::{Cache, Limits};
 use crate::inflight::{FinishedFetch, Inflight, Join, Waiter};
 use crate::metrics::WorkerMetrics;
-use crate::types::{Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Payload, Reply};
-use crate::types::{RequestId, SHARED_VALUE_BYTES, Source, Value};
+use crate::types::{Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source};
+use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
 
 /// A fetched value up to this long is copied for everyone who waits for it. A longer one is shared: a client may have

@@ -14,7 +14,8 @@ use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::MAX_IOVECS;
 use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use segment_redis_proxy::read_through::ReadThrough;
-use segment_redis_proxy::types::{Completion, Failure, FetchedValue, Job, Millis, Value};
+use segment_redis_proxy::types::{Completion, Failure, FetchedValue, Job, Millis};
+use segment_redis_proxy::value::Value;
 use std::io::IoSlice;
 use std::time::SystemTime;
 

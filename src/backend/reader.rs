@@ -22,7 +22,8 @@
 use super::batch::{Batch, BatchKey, FetchResult};
 use super::connect::{is_command_denied, read_failure, single_line};
 use super::wire::Wire;
-use crate::types::{Failure, FetchedValue, Millis, Value};
+use crate::types::{Failure, FetchedValue, Millis};
+use crate::value::Value;
 use redis::{ErrorKind, RedisError, RedisResult, ServerError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

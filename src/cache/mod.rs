@@ -26,7 +26,8 @@ mod table;
 
 pub use deadline_heap::DeadlineHeap;
 
-use crate::types::{Millis, Payload};
+use crate::types::Millis;
+use crate::value::Payload;
 use lru::LruList;
 use paged_vec::PagedVec;
 use record::Record;

@@ -1,7 +1,8 @@
 //! What an entry holds: its key, its value, the value's JSON form and a mark for the cache's own use, in one
 //! allocation where the value is short.
 
-use crate::types::{JsonForm, MAX_KEY_BYTES, Payload, SHARED_VALUE_BYTES, Value};
+use crate::types::MAX_KEY_BYTES;
+use crate::value::{JsonForm, Payload, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
 
 /// Length of a short record's head: the key's length, the mark and the form in 24 bits. Three bytes, not four or eight,

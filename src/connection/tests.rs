@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
-use crate::types::{JsonForm, Payload, Value};
+use crate::value::{JsonForm, Payload, Value};
 use std::sync::Arc;
 use std::time::SystemTime;
 

@@ -17,7 +17,8 @@ pub use multi::MultiReply;
 pub use pinned::set_pinned_limit;
 pub use send_buffer::{MAX_IOVECS, SendBuffer};
 
-use crate::types::{Failure, KeyResult, Payload, Reply, SHARED_VALUE_BYTES, Value};
+use crate::types::{Failure, KeyResult, Reply};
+use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 
 /// What a reply was, for the books.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

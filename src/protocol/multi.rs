@@ -12,7 +12,8 @@ use super::pinned::{PinnedValue, can_pin};
 use super::resp::commands::{CommandName, CommandSpec};
 use super::resp::encode::{encode_error, encode_part, error_of};
 use super::resp::writer::{RespVersion, RespWriter};
-use crate::types::{Failure, KeyResult, Payload, Reply, SHARED_VALUE_BYTES, Value};
+use crate::types::{Failure, KeyResult, Reply};
+use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
 
 /// Most bytes of values that one reply may hold. A first value may be longer.
@@ -294,7 +295,8 @@ impl Drop for MultiReply {
 mod tests {
     use super::*;
     use crate::protocol::resp::commands;
-    use crate::types::{JsonForm, Source};
+    use crate::types::Source;
+    use crate::value::JsonForm;
     use proptest::collection::vec;
     use proptest::prelude::*;
 

@@ -4,7 +4,7 @@
 //! since: without a bound, clients that ask for one long value after another and read none of them would take all memory.
 
 use super::output_budget::OutputBudget;
-use crate::types::Value;
+use crate::value::Value;
 use std::ops::Deref;
 use std::sync::Arc;
 

@@ -12,7 +12,7 @@
 use super::http::json::{self, Encoding};
 use super::multi::MultiReply;
 use super::pinned::PinnedValue;
-use crate::types::Value;
+use crate::value::Value;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::ops::Range;

@@ -340,7 +340,8 @@ mod tests {
     use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
     use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
     use crate::read_through::{Lookup, ReadThrough};
-    use crate::types::{Completion, FetchedValue, RequestId, Value};
+    use crate::types::{Completion, FetchedValue, RequestId};
+    use crate::value::Value;
     use std::time::SystemTime;
 
     const TIMEOUTS: TimeoutConfig = TimeoutConfig { request: 10, idle: 1_000_000, write: 1_000_000, linger: 1_000_000 };

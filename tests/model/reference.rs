@@ -3,7 +3,8 @@
 //! they reach.
 
 use segment_redis_proxy::cache::{Cache, Limits};
-use segment_redis_proxy::types::{JsonForm, Millis, Payload, PinCount, SHARED_VALUE_BYTES, Value};
+use segment_redis_proxy::types::Millis;
+use segment_redis_proxy::value::{JsonForm, Payload, PinCount, SHARED_VALUE_BYTES, Value};
 use std::fmt::Debug;
 use std::sync::Arc;
 

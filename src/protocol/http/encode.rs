@@ -4,7 +4,8 @@ use super::caching::{CacheControl, NO_STORE, write_cache_fields};
 use super::json::{self, Encoding};
 use super::{HttpRefusal, HttpReplyFormat, Status, View};
 use crate::protocol::{ReplySummary, SendBuffer};
-use crate::types::{Failure, JsonForm, KeyResult, Payload, Reply, Source};
+use crate::types::{Failure, KeyResult, Reply, Source};
+use crate::value::{JsonForm, Payload};
 use std::time::SystemTime;
 
 /// `Retry-After` of a 503 (RFC 9110, section 10.2.3): Redis is unavailable or the queue is full.
@@ -308,7 +309,8 @@ fn end_head(format: HttpReplyFormat, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Outage, Value};
+    use crate::types::Outage;
+    use crate::value::Value;
     use std::sync::Arc;
     use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! JSON rendering of values (RFC 8259): escaped strings, and base64 for bytes that are not UTF-8.
 
-use crate::types::{escaped_len, needs_escape};
+use crate::value::{escaped_len, needs_escape};
 use base64::prelude::*;
 
 /// Encoding of a value's bytes in a response.

@@ -5,7 +5,8 @@ use super::frame::ProtocolError;
 use super::writer::{RespVersion, RespWriter};
 use super::{ReplyKind, RespReplyFormat};
 use crate::protocol::SendBuffer;
-use crate::types::{Failure, KeyResult, Millis, Payload, Reply, SHARED_VALUE_BYTES};
+use crate::types::{Failure, KeyResult, Millis, Reply};
+use crate::value::{Payload, SHARED_VALUE_BYTES};
 use std::ops::Range;
 
 /// What Redis says where it holds another type.
