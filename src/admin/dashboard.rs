@@ -65,7 +65,7 @@ pub fn summary_rows(now: &Snapshot, settings: &InstanceInfo) -> Vec<(&'static st
         ("Invalidated", with_thousands(metrics.invalidated)),
         ("Redis", redis.unavailable.clone().unwrap_or("available".into())),
         ("Freshness guarantee", redis.freshness.clone()),
-        ("Redis connections", with_thousands(redis.accepted as u64)),
+        ("Redis connections", with_thousands(redis.connections as u64)),
         ("Redis round trips", with_thousands(redis.round_trips)),
         ("Keys in flight", with_thousands(metrics.inflight_keys as u64)),
         ("Queued keys", with_thousands(redis.queued as u64)),

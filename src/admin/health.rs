@@ -14,7 +14,7 @@ pub fn status(well: bool) -> Status {
 
 /// Whether all loops turn.
 pub fn is_alive(now: &Snapshot) -> bool {
-    now.is_stuck == 0
+    now.stuck_workers == 0
 }
 
 /// What is in the way of serving.
@@ -30,7 +30,7 @@ pub fn not_ready_reason(now: &Snapshot) -> Option<&str> {
 pub fn healthz(now: &Snapshot) -> String {
     let status = if is_alive(now) { "ok" } else { "stuck" };
     let members =
-        [("status", quote(status)), ("workers", now.workers.to_string()), ("stuck", now.is_stuck.to_string())];
+        [("status", quote(status)), ("workers", now.workers.to_string()), ("stuck", now.stuck_workers.to_string())];
     object(members) + "\n"
 }
 
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(readyz(&now), format!("{{\"ready\":false,\"reason\":\"cannot connect\",{freshness}}}\n"));
         now.stopping = true;
         assert_eq!(not_ready_reason(&now), Some("the proxy is shutting down"));
-        now.is_stuck = 1;
+        now.stuck_workers = 1;
         assert_eq!(healthz(&now), "{\"status\":\"stuck\",\"workers\":2,\"stuck\":1}\n");
         assert_eq!(not_ready_reason(&now), Some("an event loop is stuck; restart the proxy"));
         assert_eq!((status(false), status(true)), (Status::ServiceUnavailable, Status::Ok));

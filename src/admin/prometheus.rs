@@ -161,7 +161,7 @@ fn redis(text: &mut Exposition, now: &Snapshot) {
         u8::from(redis.unavailable.is_none()),
         "1 if Redis is available to all workers, else 0.",
     );
-    text.gauge_or_counter("segment_redis_connections", redis.accepted, "Open connections of fetchers to Redis.");
+    text.gauge_or_counter("segment_redis_connections", redis.connections, "Open connections of fetchers to Redis.");
     let connects = ["ok", "failed"].into_iter().zip(redis.connect_attempts);
     text.labelled_counter(
         "segment_redis_connects_total",
@@ -188,7 +188,7 @@ fn redis(text: &mut Exposition, now: &Snapshot) {
     );
     text.gauge_or_counter(
         "segment_tracking_active",
-        now.tracking,
+        now.tracking_active,
         "Workers with active tracking, which receive invalidations from Redis.",
     );
     text.gauge_or_counter(
@@ -203,7 +203,7 @@ fn process(text: &mut Exposition, now: &Snapshot) {
     text.begin("segment_build_info", "gauge", "Version of the proxy.");
     text.sample("segment_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1);
     text.gauge_or_counter("segment_workers", now.workers, "Event loops (workers).");
-    text.gauge_or_counter("segment_workers_stuck", now.is_stuck, "Event loops that are stuck.");
+    text.gauge_or_counter("segment_workers_stuck", now.stuck_workers, "Event loops that are stuck.");
     text.gauge_or_counter("segment_uptime_seconds", metrics.uptime as f64 / 1e3, "Time since the start of the proxy.");
     text.gauge_or_counter(
         "segment_log_lines_dropped_total",

@@ -106,7 +106,7 @@ impl PoolShared {
         };
         state.connected += usize::from(connected);
         self.update_status(|redis| {
-            redis.accepted = state.connected;
+            redis.connections = state.connected;
             redis.connect_attempts[usize::from(!connected)] += 1;
         });
         (state.logged_outcome.replace(attempt) != Some(attempt)).then_some(attempt)
@@ -124,7 +124,7 @@ impl PoolShared {
         let mut state = self.state();
         state.connected -= 1;
         self.update_status(|redis| {
-            redis.accepted = state.connected;
+            redis.connections = state.connected;
             redis.disconnects += 1;
         });
         if state.connected == 0 {

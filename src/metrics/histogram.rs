@@ -1,16 +1,17 @@
-//! Histograms with fixed bounds: an observation costs a few comparisons and no allocation.
+//! Histograms with fixed bucket bounds. An observation costs a few comparisons and no allocation.
 
-/// Bounds of times, in microseconds: 1, 2, 5 from ten microseconds to ten seconds. A hit takes some ten, a miss some hundred, and
-/// what takes longer than ten seconds is broken.
+/// Bucket bounds of durations in microseconds: 1, 2, 5 steps from 10 us to 10 s.
+///
+/// A hit takes tens of microseconds, a miss hundreds. A request above 10 s indicates a fault.
 pub const LATENCY_BUCKETS_US: [u64; 19] = [
     10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000,
     2_000_000, 5_000_000, 10_000_000,
 ];
 
-/// Bounds of batches, in keys: up to the most that one round trip has.
+/// Bucket bounds of batch sizes in keys, up to the largest batch of one round trip.
 pub const BATCH_SIZE_BUCKETS: [u64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 
-/// How often something was at most so large. `N` bounds, and what is above the last.
+/// Counts of observed values in `N` buckets and one overflow bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Histogram<const N: usize> {
     bounds: &'static [u64; N],
@@ -19,10 +20,10 @@ pub struct Histogram<const N: usize> {
     sum: u64,
 }
 
-/// Of times, in microseconds.
+/// Histogram of durations in microseconds.
 pub type LatencyHistogram = Histogram<{ LATENCY_BUCKETS_US.len() }>;
 
-/// Of batches, in keys.
+/// Histogram of batch sizes in keys.
 pub type BatchSizeHistogram = Histogram<{ BATCH_SIZE_BUCKETS.len() }>;
 
 impl Default for LatencyHistogram {
@@ -42,34 +43,34 @@ impl<const N: usize> Histogram<N> {
         Histogram { bounds, counts: [0; N], overflow: 0, sum: 0 }
     }
 
-    /// Notes that `value` was seen so many times.
+    /// Counts `value` as observed `times` times.
     pub fn observe(&mut self, value: u64, times: u64) {
-        // The small ones are the usual ones.
+        // A linear search: most values fall into the first buckets.
         match self.bounds.iter().position(|&bound| value <= bound) {
-            Some(place) => self.counts[place] += times,
+            Some(bucket) => self.counts[bucket] += times,
             None => self.overflow += times,
         }
         self.sum += value * times;
     }
 
-    /// Adds what another one has seen.
+    /// Adds the observations of another histogram.
     pub fn merge(&mut self, other: &Histogram<N>) {
         self.counts.iter_mut().zip(other.counts).for_each(|(sum, count)| *sum += count);
         self.overflow += other.overflow;
         self.sum += other.sum;
     }
 
-    /// The bounds, each the largest value that counts there.
+    /// Returns the inclusive upper bound of each bucket, without the overflow bucket.
     pub fn bounds(&self) -> &[u64] {
         self.bounds
     }
 
-    /// How often each was met and the one before was not; last, what is above all.
+    /// Returns the count of each bucket, not cumulative. The overflow bucket comes last.
     pub fn counts(&self) -> impl Iterator<Item = u64> {
         self.counts.into_iter().chain([self.overflow])
     }
 
-    /// All that was seen, added up.
+    /// Returns the sum of all observed values.
     pub fn sum(&self) -> u64 {
         self.sum
     }
@@ -79,19 +80,20 @@ impl<const N: usize> Histogram<N> {
 mod tests {
     use super::*;
 
+    /// A value counts in the first bucket with a bound not below it.
     #[test]
-    fn what_is_seen_counts_under_the_first_bound_that_it_does_not_exceed() {
-        let mut times = LatencyHistogram::default();
+    fn value_counts_in_first_fitting_bucket() {
+        let mut latencies = LatencyHistogram::default();
         for (value, count) in [(0, 1), (10, 1), (11, 5), (10_000_000, 1), (10_000_001, 2)] {
-            times.observe(value, count);
+            latencies.observe(value, count);
         }
         let mut other = LatencyHistogram::default();
         other.observe(20, 1);
-        times.merge(&other);
-        let counts: Vec<u64> = times.counts().collect();
+        latencies.merge(&other);
+        let counts: Vec<u64> = latencies.counts().collect();
         assert_eq!((counts.len(), counts[0], counts[1], counts[18], counts[19]), (20, 2, 6, 1, 2));
         assert_eq!(counts.iter().sum::<u64>(), 11);
-        assert_eq!(times.sum(), 10 + 55 + 30_000_002 + 20);
-        assert!(times.bounds().is_sorted() && BatchSizeHistogram::default().bounds().is_sorted());
+        assert_eq!(latencies.sum(), 10 + 55 + 30_000_002 + 20);
+        assert!(latencies.bounds().is_sorted() && BatchSizeHistogram::default().bounds().is_sorted());
     }
 }

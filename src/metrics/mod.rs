@@ -1,18 +1,24 @@
-//! What the proxy counts of itself, as plain data. Each loop counts for itself, without locks or atomics, and shows the others
-//! a copy at the end of each tick; who is asked adds all of them up.
+//! Metrics of the proxy as plain data.
 //!
-//! ```text
-//!     histogram     how often something took how long
-//!     ledger        one loop's books: what it writes while it serves, and lines for the access log
-//!     register      all loops' copies, and what is known of the process
-//! ```
+//! Each event loop counts in a [`WorkerMetrics`] of its own, without locks or atomics. It publishes
+//! a copy when the watchdog pings it, once a second, and when one of its clients asks for metrics.
+//! A reader adds up the copies of all workers.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `histogram.rs` | latencies and batch sizes |
+//! | `recorder.rs` | the counting of one event loop while it serves |
+//! | `access_log.rs` | the lines of its access log |
+//! | `registry.rs` | the copies of all workers, and figures of the process |
 
+mod access_log;
 mod histogram;
 mod recorder;
 mod registry;
 
+pub use access_log::push_escaped;
 pub use histogram::{BATCH_SIZE_BUCKETS, BatchSizeHistogram, Histogram, LATENCY_BUCKETS_US, LatencyHistogram};
-pub use recorder::{Recorder, RequestInfo, push_escaped};
+pub use recorder::{Recorder, RequestInfo};
 pub use registry::{InstanceInfo, MetricsRegistry, ProcessStats, Snapshot, WorkerSlot};
 
 use crate::protocol::http::Status;
@@ -20,10 +26,10 @@ use crate::types::{Failure, Millis};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Microseconds since the loop started.
+/// Microseconds since the event loop started.
 pub type Micros = u64;
 
-/// What a request came in.
+/// Protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP.
@@ -33,113 +39,114 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// All of them, in order, as operators know them.
+    /// Label values of the metrics, in the order of the variants.
     pub const NAMES: [&'static str; 2] = ["http", "resp"];
 }
 
-/// What became of a request.
+/// Result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestOutcome {
-    /// It was answered from memory.
+    /// The cache had the value.
     Hit,
-    /// It was answered by Redis.
+    /// A fetch from Redis brought the value.
     Miss,
-    /// It was answered by Redis, which another one had asked.
+    /// A fetch that another request had started brought the value.
     Collapsed,
-    /// It was answered with an expired value, because Redis is away.
+    /// Redis was unavailable, and the reply had an expired value.
     Stale,
     /// Redis has no such key.
     Missing,
-    /// It could not be answered.
+    /// The key could not be read.
     Failed,
-    /// It was about several keys, and answered.
+    /// A request for several keys, answered.
     Many,
-    /// It was not understood, or not allowed.
+    /// The request was malformed or not allowed.
     Refused,
-    /// Its client was gone before there was an answer.
+    /// The client disconnected before the reply.
     Aborted,
-    /// It was about no key.
+    /// A request without a key, answered.
     Other,
 }
 
 impl RequestOutcome {
-    /// All of them, in order, as operators know them.
+    /// Label values of the metrics, in the order of the variants.
     pub const NAMES: [&'static str; 10] =
         ["hit", "miss", "collapsed", "stale", "missing", "failed", "many", "refused", "aborted", "other"];
 
-    /// As operators know it.
+    /// Returns the label value.
     pub fn name(self) -> &'static str {
         RequestOutcome::NAMES[self as usize]
     }
 }
 
-/// Why a client was closed that took too long.
+/// Timeout that closed a client connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeoutKind {
-    /// Its request did not come whole.
+    /// The client did not send the whole request in time.
     Request,
-    /// It asked nothing.
+    /// The client sent no request.
     Idle,
-    /// It did not take its replies.
+    /// The client did not read its replies.
     Reply,
 }
 
 impl TimeoutKind {
-    /// All of them, in order, as operators know them.
+    /// Label values of the metrics, in the order of the variants.
     pub const NAMES: [&'static str; 3] = ["request", "idle", "reply"];
 }
 
-/// What one loop knows of itself. Counts are since its start. Plain: to be copied once a tick.
+/// Metrics of one worker. Counters start at 0 with the worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerMetrics {
-    /// Milliseconds since the start.
+    /// Milliseconds since the start of the worker.
     pub uptime: Millis,
-    /// Clients that are connected.
+    /// Open client connections, without those being rejected.
     pub connected_clients: usize,
-    /// Clients that have ever been connected.
+    /// Client connections accepted so far.
     pub accepted: u64,
-    /// Clients for whom there was no place.
+    /// Client connections rejected because of the connection limit.
     pub rejected: u64,
-    /// Clients that took too long, by [`TimeoutKind`].
+    /// Client connections closed by a timeout, by [`TimeoutKind`].
     pub timeouts: [u64; TimeoutKind::NAMES.len()],
-    /// Requests of all protocols that were taken up, whatever became of them.
+    /// Requests decoded so far, of all protocols and outcomes.
     pub requests: u64,
-    /// Requests that have come to an end, by [`ProtocolState`] and [`RequestOutcome`].
+    /// Completed requests, by [`Protocol`] and [`RequestOutcome`].
     pub requests_by_outcome: [[u64; RequestOutcome::NAMES.len()]; Protocol::NAMES.len()],
-    /// Responses over HTTP, by [`Status`].
+    /// HTTP responses, by [`Status`].
     pub responses: [u64; Status::ALL.len()],
-    /// Keys that could not be read, by [`Failure::kind`].
+    /// Failed key reads, by [`Failure::kind`].
     pub failures: [u64; Failure::KINDS.len()],
-    /// Keys that are cached.
+    /// Keys in the cache.
     pub entries: usize,
-    /// Bytes of these keys and their values.
+    /// Bytes of the cached keys and values.
     pub bytes: usize,
-    /// Keys that are being read from Redis.
+    /// Keys with a fetch from Redis in flight.
     pub inflight_keys: usize,
-    /// Keys that were asked for and found in memory.
+    /// Requested keys found in the cache.
     pub hits: u64,
-    /// Keys that were asked for and not found there.
+    /// Requested keys not found in the cache.
     pub misses: u64,
-    /// Those among them that were being read already.
+    /// Misses that joined a fetch in flight.
     pub collapsed: u64,
-    /// Entries whose time was over.
+    /// Entries removed because they expired.
     pub expired: u64,
-    /// Entries that made room for others.
+    /// Entries evicted to stay within the capacity.
     pub evicted: u64,
-    /// Entries that were dropped because of changes in Redis.
+    /// Entries removed by an invalidation from Redis.
     pub invalidated: u64,
-    /// How often all that was cached was dropped or made to expire, because all may have changed.
+    /// Times that everything cached was dropped or expired, because any key may have changed.
     pub flushes: u64,
-    /// How long it took from the loop's hearing of requests to the end of the turn that answered them from memory, or of three more.
+    /// Time of hits, from the start of the tick to the end of the group of turns that replied.
     pub hit_latency: LatencyHistogram,
-    /// How long it took from the loop's hearing of a request to its having the answer, where it had to wait for one.
+    /// Time of requests that waited for Redis, from the tick that received them to the tick of the
+    /// reply.
     pub miss_latency: LatencyHistogram,
-    /// How long ticks took that had something to do: nobody else is served meanwhile.
+    /// Working time of a tick. Other clients of the worker wait meanwhile.
     pub tick_duration: LatencyHistogram,
 }
 
 impl WorkerMetrics {
-    /// Adds those of another loop.
+    /// Adds the metrics of another worker.
     pub fn add(&mut self, other: &WorkerMetrics) {
         self.uptime = self.uptime.max(other.uptime);
         self.connected_clients += other.connected_clients;
@@ -152,7 +159,7 @@ impl WorkerMetrics {
         self.tick_duration.merge(&other.tick_duration);
     }
 
-    /// All that only ever grows, but for the histograms.
+    /// Returns all counters except the histograms.
     fn counters(&mut self) -> impl Iterator<Item = &mut u64> {
         let single = [
             &mut self.accepted,
@@ -166,58 +173,65 @@ impl WorkerMetrics {
             &mut self.invalidated,
             &mut self.flushes,
         ];
-        let answers = self.requests_by_outcome.as_flattened_mut();
-        single.into_iter().chain(&mut self.timeouts).chain(answers).chain(&mut self.responses).chain(&mut self.failures)
+        let outcomes = self.requests_by_outcome.as_flattened_mut();
+        single
+            .into_iter()
+            .chain(&mut self.timeouts)
+            .chain(outcomes)
+            .chain(&mut self.responses)
+            .chain(&mut self.failures)
     }
 }
 
-/// Whether Redis tells of changes.
+/// State of the invalidation stream from Redis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TrackingState {
-    /// It is not to.
+    /// Not configured.
     #[default]
     Off,
-    /// It does.
+    /// Invalidations arrive.
     On,
-    /// It is to, and does not.
+    /// Configured, but there is no stream.
     Lost,
 }
 
-/// What the helpers of one loop know of Redis. Counts are since the start.
+/// State of Redis as the fetchers of one worker see it. Counters start at 0 with the worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RedisStatus {
-    /// Connections that keys are read over.
-    pub accepted: usize,
-    /// Attempts to connect that succeeded, and that failed.
+    /// Open connections of fetchers.
+    pub connections: usize,
+    /// Attempts to connect: succeeded, failed.
     pub connect_attempts: [u64; 2],
-    /// Connections that have ended.
+    /// Connections closed so far.
     pub disconnects: u64,
-    /// Keys that wait for a helper.
+    /// Keys in the queue, waiting for a fetcher.
     pub queued: usize,
-    /// Questions that were sent, each with all its commands.
+    /// Round trips. A pipeline of commands counts once.
     pub round_trips: u64,
-    /// How many keys were read together.
+    /// Keys read in one batch.
     pub batch_sizes: BatchSizeHistogram,
-    /// What is the matter where Redis does not answer.
+    /// Reason why Redis is unavailable; `None` if it is available.
     pub unavailable: Option<String>,
-    /// Since when Redis is asked for what it has not answered, if it has answered nothing else since.
+    /// Time of the oldest unanswered request, if Redis has answered nothing since.
     pub unanswered_since: Option<Instant>,
-    /// When keys were last read.
+    /// Time of the last successful read.
     pub last_read: Option<Instant>,
-    /// When it was last found that one could not be, and which; `None` if others were read since.
+    /// Time and key of the last failed read; `None` once another key was read.
     pub last_failed_read: Option<(Instant, Arc<[u8]>)>,
-    /// How fresh what is served is.
+    /// The freshness guarantee in force, as text.
     pub freshness: String,
-    /// How many parts of that promise do not hold although they should.
+    /// Configured parts of the freshness guarantee that do not hold.
     pub unmet_guarantees: usize,
-    /// Whether Redis tells of changes.
+    /// State of the invalidation stream.
     pub tracking: TrackingState,
 }
 
 impl RedisStatus {
-    /// Adds those of another loop. The worse promise, and what is the matter with one of them, hold for both.
+    /// Adds the status of another worker.
+    ///
+    /// The sum has the weaker freshness guarantee, and is unavailable if either is.
     pub fn add(&mut self, other: &RedisStatus) {
-        self.accepted += other.accepted;
+        self.connections += other.connections;
         self.connect_attempts.iter_mut().zip(other.connect_attempts).for_each(|(sum, count)| *sum += count);
         self.disconnects += other.disconnects;
         self.queued += other.queued;
@@ -240,8 +254,9 @@ impl RedisStatus {
 mod tests {
     use super::*;
 
+    /// Metrics of workers are added up.
     #[test]
-    fn figures_of_loops_are_added_and_the_worse_state_of_redis_holds() {
+    fn worker_metrics_add_up() {
         let mut one = WorkerMetrics {
             uptime: 5,
             connected_clients: 1,
@@ -250,50 +265,52 @@ mod tests {
             inflight_keys: 4,
             ..WorkerMetrics::default()
         };
-        one.counters().enumerate().for_each(|(place, count)| *count = place as u64);
+        one.counters().enumerate().for_each(|(index, count)| *count = index as u64);
         one.hit_latency.observe(7, 3);
         let mut sum = WorkerMetrics { uptime: 3, ..one.clone() };
         sum.add(&one);
         assert_eq!((sum.uptime, sum.connected_clients, sum.entries, sum.bytes, sum.inflight_keys), (5, 2, 4, 6, 8));
-        assert!(sum.counters().enumerate().all(|(place, count)| *count == 2 * place as u64));
+        assert!(sum.counters().enumerate().all(|(index, count)| *count == 2 * index as u64));
         assert_eq!((sum.hit_latency.sum(), sum.hit_latency.counts().next()), (42, Some(6)));
+    }
 
-        let freshness = |tracking, freshness: &str| RedisStatus {
+    /// The sum of two states of Redis has the weaker guarantee, and the first reason of an outage.
+    #[test]
+    fn redis_status_sum_keeps_worse_state() {
+        let status = |tracking, freshness: &str| RedisStatus {
             tracking,
             freshness: freshness.into(),
             unmet_guarantees: usize::from(tracking == TrackingState::Lost),
             ..Default::default()
         };
         let mut sum = RedisStatus::default();
-        for metrics in [
-            freshness(TrackingState::On, "at once"),
-            freshness(TrackingState::Lost, "later"),
-            freshness(TrackingState::On, "at once"),
+        for other in [
+            status(TrackingState::On, "at once"),
+            status(TrackingState::Lost, "later"),
+            status(TrackingState::On, "at once"),
         ] {
-            sum.add(&metrics);
+            sum.add(&other);
         }
-        assert_eq!(sum, freshness(TrackingState::Lost, "later"));
-        sum.add(&RedisStatus {
-            unavailable: Some("gone".into()),
-            accepted: 1,
-            ..freshness(TrackingState::On, "at once")
-        });
-        sum.add(&RedisStatus {
-            unavailable: Some("slow".into()),
-            accepted: 2,
-            ..freshness(TrackingState::On, "at once")
-        });
-        assert_eq!((sum.unavailable.as_deref(), sum.accepted), (Some("gone"), 3));
+        assert_eq!(sum, status(TrackingState::Lost, "later"));
+        let unavailable = |reason: &str, connections| RedisStatus {
+            unavailable: Some(reason.into()),
+            connections,
+            ..status(TrackingState::On, "at once")
+        };
+        sum.add(&unavailable("gone", 1));
+        sum.add(&unavailable("slow", 2));
+        assert_eq!((sum.unavailable.as_deref(), sum.connections), (Some("gone"), 3));
     }
 
+    /// The names of an enum are in the order of its variants.
     #[test]
-    fn every_name_stands_for_its_place() {
+    fn names_match_variant_order() {
         assert_eq!(
             (RequestOutcome::Other as usize, RequestOutcome::Other.name()),
             (RequestOutcome::NAMES.len() - 1, "other")
         );
         assert_eq!(TimeoutKind::Reply as usize, TimeoutKind::NAMES.len() - 1);
         assert_eq!(Protocol::Resp as usize, Protocol::NAMES.len() - 1);
-        assert!(Status::ALL.iter().enumerate().all(|(place, status)| *status as usize == place));
+        assert!(Status::ALL.iter().enumerate().all(|(index, status)| *status as usize == index));
     }
 }

@@ -1,128 +1,129 @@
-//! What the loops of the process show each other, and what is known of the process as a whole.
+//! Registry of the metrics of all workers, and of figures of the process as a whole.
 //!
-//! Locks are held to copy figures, never while a thread does I/O. Each loop writes its own seat, once a tick; whoever is
-//! asked for figures reads all seats.
+//! Each worker writes to its own slot, when the watchdog pings it or a client asks. A worker that
+//! renders metrics reads all slots. Locks are held only to copy figures, never during I/O.
 
 use super::{RedisStatus, WorkerMetrics};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// One loop's place in the register.
+/// Slot of one worker in the registry.
 #[derive(Debug, Default)]
 pub struct WorkerSlot {
     metrics: Mutex<WorkerMetrics>,
     redis: Mutex<RedisStatus>,
-    /// How often the loop was called, and the last call that it has answered.
+    /// Pings sent by the watchdog.
     pings: AtomicU64,
+    /// Value of `pings` when the worker last published.
     acked_pings: AtomicU64,
-    /// It has not answered for too long.
+    /// Set by the watchdog when a ping was not answered in time.
     is_stuck: AtomicBool,
 }
 
 impl WorkerSlot {
-    /// Shows the loop's figures as they stand, and that it turns.
+    /// Publishes a copy of the metrics of the worker, and acknowledges all pings.
     pub fn publish(&self, metrics: &WorkerMetrics) {
         lock(&self.metrics).clone_from(metrics);
-        let called = self.pings.load(Ordering::Relaxed);
-        self.acked_pings.store(called, Ordering::Relaxed);
+        let pings = self.pings.load(Ordering::Relaxed);
+        self.acked_pings.store(pings, Ordering::Relaxed);
     }
 
-    /// The figures of the loop's helpers, to be written or read.
+    /// Locks the status of Redis, which the fetchers of the worker write.
     pub fn redis(&self) -> MutexGuard<'_, RedisStatus> {
         lock(&self.redis)
     }
 
-    /// Whether the last call was answered.
+    /// Returns true if the worker has published since the last ping.
     pub fn has_responded(&self) -> bool {
         self.acked_pings.load(Ordering::Relaxed) == self.pings.load(Ordering::Relaxed)
     }
 
-    /// Calls the loop, which is to be woken then.
+    /// Asks the worker to publish. The caller must also wake its event loop.
     pub fn ping(&self) {
         self.pings.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes whether the loop has not answered for too long. Says whether that is news.
+    /// Marks the worker as stuck or not. Returns true if that changed.
     pub fn set_stuck(&self, stuck: bool) -> bool {
         self.is_stuck.swap(stuck, Ordering::Relaxed) != stuck
     }
 }
 
-/// What the system knows of the process.
+/// Figures of the process, as the kernel reports them, and lost log lines.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProcessStats {
-    /// Bytes of memory that it has.
+    /// Resident memory in bytes.
     pub resident_bytes: u64,
-    /// The most that it has ever had.
+    /// Peak of the resident memory in bytes.
     pub peak_resident_bytes: u64,
-    /// Files and sockets that are open.
+    /// Open file descriptors.
     pub open_files: u64,
-    /// How many may be.
+    /// Limit of open file descriptors.
     pub max_open_files: u64,
-    /// Processor time that it has taken, in seconds.
+    /// User and system CPU time in seconds.
     pub cpu_seconds: f64,
-    /// The part of it that the kernel took on behalf of the process.
+    /// System CPU time in seconds.
     pub system_cpu_seconds: f64,
-    /// When it was started, in seconds since 1970.
+    /// Start time in seconds since the Unix epoch.
     pub started: f64,
-    /// Lines that the log had no room for.
+    /// Log lines lost because the log buffer was full or a write failed.
     pub dropped_lines: u64,
 }
 
-/// What does not change as long as the process runs.
+/// Constants of the running process.
 #[derive(Clone, Debug, Default)]
 pub struct InstanceInfo {
-    /// Whether figures are shown to clients.
+    /// True if `/`, `/metrics` and `/stats` are served.
     pub admin: bool,
-    /// Keys that may be cached, by all loops.
+    /// Cache capacity in keys, of all workers together.
     pub capacity: usize,
-    /// Bytes of keys and values that may be cached, by all loops; 0 for no bound.
+    /// Cache capacity in bytes of keys and values, of all workers together; 0 for no limit.
     pub capacity_bytes: usize,
-    /// Clients that may be connected.
+    /// Connection limit of all workers together.
     pub max_connections: usize,
-    /// The process, the port it listens on, and the number of the database that is read.
+    /// Process id.
     pub process_id: u32,
-    /// See above.
+    /// TCP port that the proxy listens on.
     pub port: u16,
-    /// See above.
+    /// Number of the Redis database.
     pub database: u32,
-    /// Each variable and what it is set to, but no secrets.
+    /// Name and value of each variable, without secrets.
     pub configuration: Vec<(&'static str, String)>,
 }
 
-/// See the top of the file.
+/// Metrics of all workers and of the process. Shared by all threads.
 #[derive(Debug, Default)]
 pub struct MetricsRegistry {
-    /// What does not change.
+    /// Constants of the process.
     pub settings: InstanceInfo,
     slots: Vec<Arc<WorkerSlot>>,
     process: Mutex<ProcessStats>,
     stopping: AtomicBool,
 }
 
-/// All there is to tell of the proxy.
+/// Sum of the metrics of all workers at one time.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Of all loops together.
+    /// Metrics of all workers together.
     pub metrics: WorkerMetrics,
-    /// Of all their helpers together.
+    /// Status of Redis for all workers together.
     pub redis: RedisStatus,
-    /// Of the process.
+    /// Figures of the process.
     pub process: ProcessStats,
-    /// How many loops there are.
+    /// Number of workers.
     pub workers: usize,
-    /// Those whose Redis is to tell of changes, and those of them whose does.
+    /// Number of workers configured for tracking.
     pub tracking_wanted: usize,
-    /// See above.
-    pub tracking: usize,
-    /// Those that do not turn.
-    pub is_stuck: usize,
-    /// Whether no more clients are let in.
+    /// Number of workers that receive invalidations.
+    pub tracking_active: usize,
+    /// Number of workers that are stuck.
+    pub stuck_workers: usize,
+    /// True once the shutdown has begun.
     pub stopping: bool,
 }
 
 impl MetricsRegistry {
-    /// A register of so many loops.
+    /// Creates a registry with `workers` slots.
     pub fn new(settings: InstanceInfo, workers: usize) -> MetricsRegistry {
         MetricsRegistry {
             settings,
@@ -131,43 +132,43 @@ impl MetricsRegistry {
         }
     }
 
-    /// The places of the loops.
+    /// Returns the slots, in the order of the workers.
     pub fn slots(&self) -> &[Arc<WorkerSlot>] {
         &self.slots
     }
 
-    /// What is known of the process.
+    /// Replaces the figures of the process.
     pub fn set_process(&self, process: ProcessStats) {
         *lock(&self.process) = process;
     }
 
-    /// Returns what is known of the process.
+    /// Returns the figures of the process.
     pub fn process(&self) -> ProcessStats {
         lock(&self.process).clone()
     }
 
-    /// No more clients are let in.
+    /// Marks the shutdown as begun.
     pub fn set_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// All of it, added up.
+    /// Adds up the slots of all workers.
     pub fn snapshot(&self) -> Snapshot {
         let mut all = Snapshot { process: self.process(), workers: self.slots.len(), ..Snapshot::default() };
-        for worker_slot in &self.slots {
-            all.metrics.add(&lock(&worker_slot.metrics));
-            let redis = worker_slot.redis();
+        for slot in &self.slots {
+            all.metrics.add(&lock(&slot.metrics));
+            let redis = slot.redis();
             all.tracking_wanted += usize::from(redis.tracking != super::TrackingState::Off);
-            all.tracking += usize::from(redis.tracking == super::TrackingState::On);
+            all.tracking_active += usize::from(redis.tracking == super::TrackingState::On);
             all.redis.add(&redis);
-            all.is_stuck += usize::from(worker_slot.is_stuck.load(Ordering::Relaxed));
+            all.stuck_workers += usize::from(slot.is_stuck.load(Ordering::Relaxed));
         }
         all.stopping = self.stopping.load(Ordering::Relaxed);
         all
     }
 }
 
-/// A panic of another thread leaves what is locked usable: it is plain data, written as a whole.
+/// Locks `mutex`, also after a panic of another thread: the data is plain and written as a whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -176,23 +177,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    /// A snapshot adds up all workers. A worker that publishes has answered its pings.
     #[test]
-    fn a_snapshot_has_all_loops_and_a_loop_that_shows_itself_has_answered() {
-        let register = MetricsRegistry::new(InstanceInfo::default(), 2);
-        for (number, worker_slot) in register.slots().iter().enumerate() {
-            assert!(worker_slot.has_responded());
-            worker_slot.ping();
-            assert!(!worker_slot.has_responded());
-            worker_slot.publish(&WorkerMetrics { entries: 1 + number, ..WorkerMetrics::default() });
-            assert!(worker_slot.has_responded());
-            worker_slot.redis().queued = 2;
+    fn snapshot_adds_up_workers() {
+        let registry = MetricsRegistry::new(InstanceInfo::default(), 2);
+        for (number, slot) in registry.slots().iter().enumerate() {
+            assert!(slot.has_responded());
+            slot.ping();
+            assert!(!slot.has_responded());
+            slot.publish(&WorkerMetrics { entries: 1 + number, ..WorkerMetrics::default() });
+            assert!(slot.has_responded());
+            slot.redis().queued = 2;
         }
-        register.slots()[1].redis().unavailable = Some("gone".into());
-        assert!(register.slots()[0].set_stuck(true) && !register.slots()[0].set_stuck(true));
-        let all = register.snapshot();
-        assert_eq!((all.workers, all.is_stuck, all.metrics.entries, all.redis.queued), (2, 1, 3, 4));
+        registry.slots()[1].redis().unavailable = Some("gone".into());
+        assert!(registry.slots()[0].set_stuck(true) && !registry.slots()[0].set_stuck(true));
+        let all = registry.snapshot();
+        assert_eq!((all.workers, all.stuck_workers, all.metrics.entries, all.redis.queued), (2, 1, 3, 4));
         assert_eq!((all.redis.unavailable.as_deref(), all.stopping), (Some("gone"), false));
-        register.set_stopping();
-        assert!(register.snapshot().stopping);
+        registry.set_stopping();
+        assert!(registry.snapshot().stopping);
     }
 }

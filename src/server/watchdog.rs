@@ -142,7 +142,7 @@ mod tests {
         let mut look = |after: Duration, answering: &[usize]| {
             watch.ping_workers(begin + after);
             answering.iter().for_each(|&number| register.slots()[number].publish(&WorkerMetrics::default()));
-            register.snapshot().is_stuck
+            register.snapshot().stuck_workers
         };
         assert_eq!(look(Duration::ZERO, &[0]), 0);
         assert_eq!(look(WATCHDOG_INTERVAL, &[0]), 0);
