@@ -1,28 +1,29 @@
-//! Whether the proxy runs, and whether it can serve.
+//! Health endpoints: `/healthz` for liveness, `/readyz` for readiness.
 //!
-//! Who is not alive is to be restarted; who is not ready is to be left alone and asked no more for a while. Redis' being away
-//! is no reason to restart: it would only lose the cache.
+//! An orchestrator restarts a proxy that is not alive, and sends no requests to one that is not
+//! ready. An outage of Redis makes the proxy not ready, but leaves it alive: a restart would only
+//! lose the cache.
 
 use super::json::{object, quote, quote_or_null};
 use crate::metrics::Snapshot;
 use crate::protocol::http::Status;
 
-/// What a health check gets to see.
-pub fn status(well: bool) -> Status {
-    if well { Status::Ok } else { Status::ServiceUnavailable }
+/// Returns the status code of a health check.
+pub fn status(ok: bool) -> Status {
+    if ok { Status::Ok } else { Status::ServiceUnavailable }
 }
 
-/// Whether all loops turn.
+/// Returns true if no event loop is stuck.
 pub fn is_alive(now: &Snapshot) -> bool {
     now.stuck_workers == 0
 }
 
-/// What is in the way of serving.
+/// Returns the reason why the proxy is not ready, or `None` if it is.
 pub fn not_ready_reason(now: &Snapshot) -> Option<&str> {
     match &now.redis.unavailable {
         _ if !is_alive(now) => Some("an event loop is stuck; restart the proxy"),
         _ if now.stopping => Some("the proxy is shutting down"),
-        away => away.as_deref(),
+        outage => outage.as_deref(),
     }
 }
 
@@ -50,8 +51,10 @@ mod tests {
     use super::*;
     use crate::metrics::RedisStatus;
 
+    /// An outage of Redis and the shutdown make the proxy not ready. Only a stuck loop makes it not
+    /// alive.
     #[test]
-    fn who_is_alive_may_not_be_ready_and_says_why() {
+    fn readiness_and_liveness_differ() {
         let freshness = "visible \"at once\"".to_owned();
         let mut now =
             Snapshot { workers: 2, redis: RedisStatus { freshness, ..Default::default() }, ..Snapshot::default() };

@@ -1,17 +1,18 @@
-//! The reply to `INFO`: the figures of the loop that is asked, under the names that Redis' monitors know, where they mean the
-//! same.
+//! Reply to the Redis command `INFO`: metrics of the worker that answers.
+//!
+//! A figure with the meaning of one in Redis has its name, so that monitors of Redis find it.
 
 use crate::metrics::{InstanceInfo, ProcessStats, WorkerMetrics};
 use crate::protocol::resp::InfoSections;
 use std::fmt::Write;
 
-/// The version of Redis whose replies are given here. Libraries choose by it what they ask for.
+/// Version of Redis that the replies follow. Client libraries choose their commands by it.
 const REDIS_VERSION: &str = "7.0.0";
 
-/// The text. A title for each section, then `name:value`, each line with CR and LF.
+/// Renders the sections, each a title and lines of `name:value`, all ended by CR LF.
 ///
-/// `figures` are those of the loop that answers, `process` those of the whole process. A field of
-/// Redis whose value is not known here is left out.
+/// `metrics` are those of the worker that answers, `process` those of the whole process. A field of
+/// Redis without a known value is left out.
 pub fn text(
     metrics: &WorkerMetrics,
     process: &ProcessStats,
@@ -48,26 +49,26 @@ pub fn text(
             "clients" => {
                 line("connected_clients", &metrics.connected_clients);
                 line("maxclients", &settings.max_connections);
-                // Clients in a blocking command. None is answered here.
+                // There are no blocking commands.
                 line("blocked_clients", &0);
             }
-            // The kernel's figures could not be read: no field is better than a false zero.
+            // The figures could not be read. A false zero would be worse than no field.
             "memory" if process.resident_bytes == 0 => {}
             "memory" => {
                 // redis-cli searches for the first field that contains "used_memory".
                 let (used, peak) = (process.resident_bytes, process.peak_resident_bytes);
                 line("used_memory", &used);
-                line("used_memory_human", &human(used));
+                line("used_memory_human", &human_bytes(used));
                 line("used_memory_rss", &used);
-                line("used_memory_rss_human", &human(used));
+                line("used_memory_rss_human", &human_bytes(used));
                 line("used_memory_peak", &peak);
-                line("used_memory_peak_human", &human(peak));
+                line("used_memory_peak_human", &human_bytes(peak));
                 line("maxmemory_policy", &"allkeys-lru");
             }
             "persistence" => {
-                // Clients wait for this to be 0 before they begin.
+                // Clients start when this is 0.
                 line("loading", &0);
-                // Nothing is saved.
+                // There is no persistence.
                 line("rdb_bgsave_in_progress", &0);
                 line("aof_enabled", &0);
                 line("aof_rewrite_in_progress", &0);
@@ -84,7 +85,7 @@ pub fn text(
                 line("invalidated_keys", &metrics.invalidated);
             }
             "replication" => {
-                // As `HELLO` has it.
+                // The same role as in the reply to `HELLO`.
                 line("role", &"master");
                 line("connected_slaves", &0);
             }
@@ -95,7 +96,7 @@ pub fn text(
             }
             "cluster" => line("cluster_enabled", &0),
             _ if metrics.entries > 0 => {
-                // Everything that is cached expires.
+                // Every cached entry has an expiry.
                 let keys = metrics.entries;
                 line(&format!("db{}", settings.database), &format_args!("keys={keys},expires={keys}"));
             }
@@ -105,8 +106,8 @@ pub fn text(
     text
 }
 
-/// Returns a number of bytes as Redis shows it to people, in units of 1024.
-fn human(bytes: u64) -> String {
+/// Formats bytes as Redis does in `*_human` fields, in units of 1024.
+fn human_bytes(bytes: u64) -> String {
     const UNITS: [(u32, char); 3] = [(30, 'G'), (20, 'M'), (10, 'K')];
     match UNITS.into_iter().find(|(shift, _)| bytes >> shift > 0) {
         Some((shift, unit)) => format!("{:.2}{unit}", bytes as f64 / f64::from(1 << shift)),
@@ -118,25 +119,27 @@ fn human(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    fn told(metrics: &WorkerMetrics, process: &ProcessStats, settings: &InstanceInfo, names: &[&str]) -> String {
+    fn render(metrics: &WorkerMetrics, process: &ProcessStats, settings: &InstanceInfo, names: &[&str]) -> String {
         text(metrics, process, settings, InfoSections::named(names.iter().map(|name| name.as_bytes())))
     }
 
+    /// Each section has a title and its lines. Unknown sections are left out.
     #[test]
-    fn each_section_has_its_title_and_its_lines() {
+    fn sections_have_title_and_lines() {
         let metrics = WorkerMetrics { uptime: 61_999, connected_clients: 3, entries: 2, ..WorkerMetrics::default() };
         let settings = InstanceInfo { database: 5, max_connections: 7, ..InstanceInfo::default() };
-        let shown = |names: &[&str]| told(&metrics, &ProcessStats::default(), &settings, names);
-        assert_eq!(shown(&["Clients"]), "# Clients\r\nconnected_clients:3\r\nmaxclients:7\r\nblocked_clients:0\r\n");
-        assert_eq!(shown(&["keyspace"]), "# Keyspace\r\ndb5:keys=2,expires=2\r\n");
-        assert!(shown(&["server"]).contains("\r\nuptime_in_seconds:61\r\n"));
-        let two = shown(&["keyspace", "replication", "nothing"]);
+        let info = |names: &[&str]| render(&metrics, &ProcessStats::default(), &settings, names);
+        assert_eq!(info(&["Clients"]), "# Clients\r\nconnected_clients:3\r\nmaxclients:7\r\nblocked_clients:0\r\n");
+        assert_eq!(info(&["keyspace"]), "# Keyspace\r\ndb5:keys=2,expires=2\r\n");
+        assert!(info(&["server"]).contains("\r\nuptime_in_seconds:61\r\n"));
+        let two = info(&["keyspace", "replication", "nothing"]);
         assert_eq!(two.matches("# ").count(), 2);
         assert!(two.starts_with("# Replication\r\n") && two.contains("\r\n\r\n# Keyspace\r\n"), "{two}");
-        let empty = told(&WorkerMetrics::default(), &ProcessStats::default(), &settings, &["keyspace"]);
+        let empty = render(&WorkerMetrics::default(), &ProcessStats::default(), &settings, &["keyspace"]);
         assert_eq!(empty, "# Keyspace\r\n");
     }
 
+    /// Memory and CPU figures have the units of Redis.
     #[test]
     fn process_figures_keep_redis_units() {
         let (resident_bytes, peak_resident_bytes) = (19_398_656, 3 << 29);
@@ -147,18 +150,19 @@ mod tests {
             system_cpu_seconds: 0.25,
             ..ProcessStats::default()
         };
-        let text = told(&WorkerMetrics::default(), &process, &InstanceInfo::default(), &["cpu", "memory"]);
+        let text = render(&WorkerMetrics::default(), &process, &InstanceInfo::default(), &["cpu", "memory"]);
         let (memory, cpu) = text.split_once("\r\n\r\n# CPU\r\n").expect("two sections");
         assert!(memory.starts_with("# Memory\r\nused_memory:19398656\r\nused_memory_human:18.50M\r\n"), "{memory}");
         assert!(memory.contains("\r\nused_memory_peak:1610612736\r\nused_memory_peak_human:1.50G\r\n"), "{memory}");
         assert_eq!(cpu, "used_cpu_sys:0.250000\r\nused_cpu_user:1.250000\r\n");
-        assert_eq!((human(1023), human(1024)), ("1023B".into(), "1.00K".into()));
+        assert_eq!((human_bytes(1023), human_bytes(1024)), ("1023B".into(), "1.00K".into()));
     }
 
-    /// A zero would be a false figure, which a monitor could take for a restart.
+    /// Memory figures that could not be read are left out. A monitor could take a zero for a
+    /// restart.
     #[test]
     fn unread_memory_figures_are_left_out() {
-        let text = told(&WorkerMetrics::default(), &ProcessStats::default(), &InstanceInfo::default(), &["memory"]);
+        let text = render(&WorkerMetrics::default(), &ProcessStats::default(), &InstanceInfo::default(), &["memory"]);
         assert_eq!(text, "# Memory\r\n");
     }
 }

@@ -1,5 +1,7 @@
-//! `/metrics`: figures in Prometheus' text format, version 0.0.4, under names by its conventions (base units, `_total` for what
-//! only grows). Names are a promise: dashboards and alerts are made of them.
+//! `/metrics`: the text format of Prometheus, version 0.0.4.
+//!
+//! Names follow the conventions of Prometheus: base units, and `_total` for counters. Names and
+//! labels are stable, because dashboards and alerts depend on them.
 
 use crate::metrics::{Histogram, InstanceInfo, Protocol, RequestOutcome, Snapshot, TimeoutKind};
 use crate::protocol::http::Status;
@@ -7,15 +9,15 @@ use crate::types::Failure;
 use std::fmt::{Display, Write};
 
 /// Microseconds in a second.
-const SECOND: f64 = 1e6;
+const MICROS_PER_SECOND: f64 = 1e6;
 
-/// The text as it grows.
+/// Text of the response, built metric by metric.
 struct Exposition(String);
 
 impl Exposition {
-    /// Begins a metric. Its help has no line feed and no backslash.
+    /// Begins a metric. `help` must have no line feed and no backslash.
     fn begin(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing into a String cannot fail, here and below.
+        // Writing into a String cannot fail.
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
 
@@ -23,13 +25,13 @@ impl Exposition {
         let _ = writeln!(self.0, "{name}{labels} {value}");
     }
 
-    /// A metric of one sample. What ends in `_total` is a counter, everything else may go down.
+    /// Adds a metric of one sample: a counter if the name ends in `_total`, else a gauge.
     fn gauge_or_counter(&mut self, name: &str, value: impl Display, help: &str) {
         self.begin(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
         self.sample(name, "", value);
     }
 
-    /// A counter of several samples, each with its value of one label.
+    /// Adds a counter with one sample for each value of a label.
     fn labelled_counter<'a>(
         &mut self,
         name: &str,
@@ -43,7 +45,7 @@ impl Exposition {
         }
     }
 
-    /// A histogram whose values are told in `unit`s.
+    /// Adds a histogram. Its values are divided by `unit`.
     fn histogram<const N: usize>(&mut self, name: &str, histogram: &Histogram<N>, unit: f64, help: &str) {
         self.begin(name, "histogram", help);
         let bounds = histogram.bounds().iter().map(|&bound| (bound as f64 / unit).to_string());
@@ -57,7 +59,7 @@ impl Exposition {
     }
 }
 
-/// All of them.
+/// Renders all metrics.
 pub fn text(now: &Snapshot, settings: &InstanceInfo) -> String {
     let mut text = Exposition(String::with_capacity(16 * 1024));
     requests(&mut text, now);
@@ -72,9 +74,9 @@ fn requests(text: &mut Exposition, now: &Snapshot) {
     let metrics = &now.metrics;
     let name = "segment_requests_total";
     text.begin(name, "counter", "Completed requests, by protocol and outcome.");
-    for (protocol, answers) in Protocol::NAMES.into_iter().zip(metrics.requests_by_outcome) {
-        for (ending, count) in RequestOutcome::NAMES.into_iter().zip(answers) {
-            text.sample(name, &format!("{{protocol=\"{protocol}\",outcome=\"{ending}\"}}"), count);
+    for (protocol, counts) in Protocol::NAMES.into_iter().zip(metrics.requests_by_outcome) {
+        for (outcome, count) in RequestOutcome::NAMES.into_iter().zip(counts) {
+            text.sample(name, &format!("{{protocol=\"{protocol}\",outcome=\"{outcome}\"}}"), count);
         }
     }
     let responses = Status::ALL.into_iter().map(Status::code).zip(metrics.responses);
@@ -84,19 +86,19 @@ fn requests(text: &mut Exposition, now: &Snapshot) {
     text.histogram(
         "segment_hit_seconds",
         &metrics.hit_latency,
-        SECOND,
+        MICROS_PER_SECOND,
         "Time from receiving a request to the end of the event loop turn that answered it from the cache.",
     );
     text.histogram(
         "segment_miss_seconds",
         &metrics.miss_latency,
-        SECOND,
+        MICROS_PER_SECOND,
         "Time from receiving a request to its reply, for requests that waited for Redis.",
     );
     text.histogram(
         "segment_tick_seconds",
         &metrics.tick_duration,
-        SECOND,
+        MICROS_PER_SECOND,
         "Working time of an event loop tick; other clients of the loop wait meanwhile.",
     );
 }
@@ -225,8 +227,9 @@ fn process(text: &mut Exposition, now: &Snapshot) {
 mod tests {
     use super::*;
 
+    /// Histogram buckets are cumulative and in seconds.
     #[test]
-    fn a_histogram_is_cumulative_and_in_base_units() {
+    fn histogram_is_cumulative_and_in_seconds() {
         let mut now = Snapshot::default();
         now.metrics.hit_latency.observe(15, 2);
         now.metrics.hit_latency.observe(20_000_000, 1);
@@ -247,8 +250,9 @@ mod tests {
         }
     }
 
+    /// Each metric has one type and one help text.
     #[test]
-    fn every_metric_is_told_once() {
+    fn metric_names_are_unique() {
         let text = text(&Snapshot::default(), &InstanceInfo::default());
         let mut names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let count = names.len();

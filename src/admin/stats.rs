@@ -1,5 +1,7 @@
-//! `/stats`: all figures as one JSON object, for the page and for scripts. Counts are since the start, times in seconds. What `figures`
-//! has are the texts of the page's table.
+//! `/stats`: all metrics as one JSON object, for the dashboard and for scripts.
+//!
+//! Counters start at 0 with the process, and times are in seconds. `figures` has the texts of the
+//! dashboard's table.
 
 use super::dashboard;
 use super::health::not_ready_reason;
@@ -12,19 +14,19 @@ use crate::protocol::http::Status;
 use crate::types::Failure;
 
 /// Microseconds in a second.
-const SECOND: f64 = 1e6;
+const MICROS_PER_SECOND: f64 = 1e6;
 
-/// All of it.
+/// Renders all metrics.
 pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
     let Snapshot { metrics, redis, process, .. } = now;
-    let answers =
+    let outcomes =
         |protocol: usize| object(RequestOutcome::NAMES.into_iter().zip(metrics.requests_by_outcome[protocol]));
     let responses = Status::ALL.into_iter().zip(metrics.responses).filter(|&(_, count)| count > 0);
     let latency = [
-        ("bounds", array(LATENCY_BUCKETS_US.map(|bound| bound as f64 / SECOND))),
-        ("hit", histogram(&metrics.hit_latency, SECOND)),
-        ("miss", histogram(&metrics.miss_latency, SECOND)),
-        ("tick", histogram(&metrics.tick_duration, SECOND)),
+        ("bounds", array(LATENCY_BUCKETS_US.map(|bound| bound as f64 / MICROS_PER_SECOND))),
+        ("hit", histogram(&metrics.hit_latency, MICROS_PER_SECOND)),
+        ("miss", histogram(&metrics.miss_latency, MICROS_PER_SECOND)),
+        ("tick", histogram(&metrics.tick_duration, MICROS_PER_SECOND)),
     ];
     let cache = [
         ("entries", metrics.entries as u64),
@@ -65,7 +67,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("most_files", process.max_open_files.to_string()),
         ("cpu_seconds", process.cpu_seconds.to_string()),
     ];
-    let figures_of_page = dashboard::summary_rows(now, settings);
+    let summary = dashboard::summary_rows(now, settings);
     let all = [
         ("version", quote(env!("CARGO_PKG_VERSION"))),
         ("uptime_seconds", (metrics.uptime as f64 / 1e3).to_string()),
@@ -73,7 +75,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("stuck", now.stuck_workers.to_string()),
         ("ready", not_ready_reason(now).is_none().to_string()),
         ("reason", quote_or_null(not_ready_reason(now))),
-        ("requests", object(Protocol::NAMES.into_iter().zip([answers(0), answers(1)]))),
+        ("requests", object(Protocol::NAMES.into_iter().zip([outcomes(0), outcomes(1)]))),
         ("responses", object(responses.map(|(status, count)| (status.code(), count)))),
         ("keys", object([("hits", metrics.hits), ("misses", metrics.misses), ("collapsed", metrics.collapsed)])),
         ("cache", object(cache)),
@@ -84,7 +86,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("batches", object(batches)),
         ("process", object(system)),
         ("log_lines_dropped", process.dropped_lines.to_string()),
-        ("figures", object(figures_of_page.iter().map(|(name, value)| (*name, quote(value))))),
+        ("figures", object(summary.iter().map(|(name, value)| (*name, quote(value))))),
         ("configuration", object(settings.configuration.iter().map(|(name, value)| (*name, quote(value))))),
     ];
     object(all) + "\n"
@@ -99,8 +101,9 @@ mod tests {
     use super::*;
     use crate::metrics::WorkerMetrics;
 
+    /// All metrics are one JSON object, and its strings are escaped.
     #[test]
-    fn figures_are_json() {
+    fn stats_are_json() {
         let mut now = Snapshot { workers: 2, ..Snapshot::default() };
         now.metrics = WorkerMetrics { uptime: 1500, hits: 3, ..WorkerMetrics::default() };
         now.metrics.hit_latency.observe(15, 2);
