@@ -1,8 +1,8 @@
-//! The log's way out. Whoever logs leaves lines in a queue; a thread writes them. So nobody waits for a disk that is full or
-//! for a reader that has stopped reading, the loop least of all.
+//! Log writer: a bounded queue of log lines, and the thread that writes them to one target.
 //!
-//! The queue is bounded: lines beyond it are dropped, and counted. A file is opened anew when somebody asks for it, after
-//! `logrotate` has given the old one another name.
+//! A thread that logs only appends to the queue, so a full disk or a slow reader never blocks it. A
+//! full queue drops lines and counts them. A file is reopened on request, after `logrotate` has
+//! renamed the old one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -10,72 +10,75 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Bytes that may wait to be written: some ten thousand lines, a second of a busy access log.
+/// Most bytes in the queue: tens of thousands of lines, one second of a busy access log.
 const MAX_BUFFERED_BYTES: usize = 4 * 1024 * 1024;
 
-/// What of that lines about requests leave to events, where both go to one target: a thousand lines. Requests come by the thousands
-/// just when an event may tell why.
+/// Bytes of the queue that access log lines must leave free for events, if both go to one target: a
+/// thousand lines.
+///
+/// A burst of requests often comes with the event that explains it.
 const RESERVED_FOR_EVENTS: usize = 256 * 1024;
 
-/// Where lines go.
+/// Destination of log lines.
 #[derive(Clone, Debug)]
 pub enum LogTarget {
     /// Standard error.
     Error,
     /// Standard output.
     Output,
-    /// A file, to whose end they are appended.
+    /// A file. Lines are appended.
     File(PathBuf),
 }
 
-/// Lines on their way out. Clones write to the same target. See the top of the file.
+/// Handle to the queue of one target. Clones share the queue.
 #[derive(Clone, Debug)]
 pub struct LogWriter(Arc<WriterShared>);
 
 #[derive(Debug)]
 struct WriterShared {
     state: Mutex<WriterState>,
-    /// There is something to do for the thread.
+    /// The queue has lines, or a reopen was requested.
     work: Condvar,
-    /// All is written.
+    /// The queue is empty and nothing is being written.
     done: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct WriterState {
     buffer: Vec<u8>,
-    /// The thread is writing what it has taken.
+    /// The thread is writing lines that it took from the buffer.
     writing: bool,
     reopen: bool,
+    /// Lines lost so far.
     dropped: u64,
-    /// How many of the dropped lines the log has told of.
+    /// Lost lines that were already reported.
     reported: u64,
 }
 
 impl LogWriter {
-    /// Opens the target and starts the thread.
+    /// Opens the target and starts the writer thread.
     pub fn start(target: LogTarget) -> io::Result<LogWriter> {
         let sink = open(&target)?;
         let shared = WriterShared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
         let log_writer = LogWriter(Arc::new(shared));
         let writer = log_writer.clone();
-        std::thread::Builder::new().name("log".into()).spawn(move || writer.write_all(sink, &target))?;
+        std::thread::Builder::new().name("log".into()).spawn(move || writer.run(sink, &target))?;
         Ok(log_writer)
     }
 
-    /// Adds whole lines about requests, or drops them.
+    /// Queues whole lines of the access log. Lines that do not fit are dropped.
     pub fn write_access_lines(&self, lines: &[u8]) {
         self.enqueue(lines, MAX_BUFFERED_BYTES - RESERVED_FOR_EVENTS);
     }
 
-    /// Adds whole lines as long as no more than so many bytes wait, and drops the rest.
-    fn enqueue(&self, lines: &[u8], most: usize) {
+    /// Queues whole lines up to `max_bytes` in the queue, and drops the rest.
+    fn enqueue(&self, lines: &[u8], max_bytes: usize) {
         let mut state = self.state();
-        let room = most.saturating_sub(state.buffer.len());
-        let fits = match lines.len() <= room {
+        let space = max_bytes.saturating_sub(state.buffer.len());
+        let fits = match lines.len() <= space {
             true => lines.len(),
-            // As many whole lines as there is room for.
-            false => lines[..room].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1),
+            // As many whole lines as fit.
+            false => lines[..space].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1),
         };
         state.buffer.extend_from_slice(&lines[..fits]);
         state.dropped += count_lines(&lines[fits..]);
@@ -83,35 +86,36 @@ impl LogWriter {
         self.0.work.notify_one();
     }
 
-    /// Has a file opened anew.
+    /// Asks the thread to reopen the file. Lines queued before go to the old file.
     pub fn reopen(&self) {
         self.state().reopen = true;
         self.0.work.notify_one();
     }
 
-    /// Whether it is a clone of this one.
+    /// Returns true if both write to the same queue.
     pub fn ptr_eq(&self, other: &LogWriter) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Lines that were dropped for want of room, or could not be written.
+    /// Returns the number of lines lost because the queue was full or a write failed.
     pub fn dropped(&self) -> u64 {
         self.state().dropped
     }
 
-    /// Waits until all is written, and opened anew if that was asked for, but no longer than this.
-    pub fn flush(&self, timer: Duration) {
-        let unwritten = |state: &mut WriterState| state.writing || state.reopen || !state.buffer.is_empty();
-        // Who cannot write by then never will.
-        drop(self.0.done.wait_timeout_while(self.state(), timer, unwritten));
+    /// Waits until all lines are written and a requested reopen is done, at most for `timeout`.
+    pub fn flush(&self, timeout: Duration) {
+        let is_busy = |state: &mut WriterState| state.writing || state.reopen || !state.buffer.is_empty();
+        // A timeout is ignored: a target this slow will not take the rest either.
+        drop(self.0.done.wait_timeout_while(self.state(), timeout, is_busy));
     }
 
     fn state(&self) -> MutexGuard<'_, WriterState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_all(&self, mut sink: Box<dyn Write + Send>, target: &LogTarget) {
-        let (mut lines, mut broken) = (Vec::new(), SinkState::default());
+    /// Runs the writer thread.
+    fn run(&self, mut sink: Box<dyn Write + Send>, target: &LogTarget) {
+        let (mut lines, mut sink_state) = (Vec::new(), SinkState::default());
         loop {
             let mut state = self.state();
             state.writing = false;
@@ -127,18 +131,18 @@ impl LogWriter {
             let dropped = state.dropped;
             let lost = dropped - std::mem::replace(&mut state.reported, dropped);
             drop(state);
-            // First what was said before the file was given another name.
-            let lost_now = broken.write(&mut sink, &lines);
-            if lost_now > 0 {
+            // Lines queued before the reopen request belong to the old file.
+            let failed = sink_state.write(&mut sink, &lines);
+            if failed > 0 {
                 let mut state = self.state();
-                state.dropped += lost_now;
-                // To say so in the same place would fail, too.
-                state.reported += lost_now;
+                state.dropped += failed;
+                // Not reported here: that line would fail too.
+                state.reported += failed;
             }
             lines.clear();
             if reopen {
                 match open(target) {
-                    Ok(opened) => (sink, broken) = (opened, SinkState::default()),
+                    Ok(opened) => (sink, sink_state) = (opened, SinkState::default()),
                     Err(error) => log::error!("cannot reopen LOG_FILE, still writing to the old file: {error}"),
                 }
             }
@@ -149,17 +153,17 @@ impl LogWriter {
     }
 }
 
-/// What is the matter with a target that does not take everything.
+/// State of a target after failed or partial writes.
 #[derive(Debug, Default)]
 struct SinkState {
-    /// It has failed last time. That is told once, until it works again.
+    /// The last write failed. This is reported once, until a write succeeds.
     failing: bool,
-    /// It ends within a line.
+    /// The target ends with an incomplete line.
     torn: bool,
 }
 
 impl SinkState {
-    /// Writes as much as it takes. Says how many lines were not written whole.
+    /// Writes as much as the target takes. Returns the number of lines not written whole.
     fn write(&mut self, sink: &mut impl Write, lines: &[u8]) -> u64 {
         let mut rest = lines;
         let mut result = if self.torn && !lines.is_empty() { sink.write_all(b"\n") } else { Ok(()) };
@@ -186,7 +190,7 @@ impl SinkState {
     }
 }
 
-/// As `env_logger` writes: each record at once, a whole line.
+/// Used by `env_logger`, which writes each record as one whole line.
 impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.enqueue(line, MAX_BUFFERED_BYTES);
@@ -214,29 +218,30 @@ fn count_lines(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
+    /// Lines queued before a reopen go to the old file, later lines to the new one.
     #[test]
-    fn what_is_written_after_reopening_is_in_the_new_file_and_all_before_in_the_old() {
-        let folder = std::env::temp_dir().join(format!("segment-journal-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
+    fn reopen_separates_old_and_new_lines() {
+        let folder = std::env::temp_dir().join(format!("segment-log-writer-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("the folder is created");
         let (path, old) = (folder.join("log"), folder.join("log.1"));
         let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-        let log_writer = LogWriter::start(LogTarget::File(path.clone())).expect("a file");
+        let log_writer = LogWriter::start(LogTarget::File(path.clone())).expect("the file is opened");
         log_writer.write_access_lines(b"one\n");
-        log_writer.flush(PATIENCE);
-        std::fs::rename(&path, &old).expect("another name");
+        log_writer.flush(TIMEOUT);
+        std::fs::rename(&path, &old).expect("the file is renamed");
         log_writer.write_access_lines(b"two\n");
         log_writer.reopen();
-        log_writer.flush(PATIENCE);
+        log_writer.flush(TIMEOUT);
         log_writer.write_access_lines(b"three\n");
-        log_writer.flush(PATIENCE);
+        log_writer.flush(TIMEOUT);
         assert_eq!((read(&old), read(&path)), ("one\ntwo\n".into(), "three\n".into()));
-        std::fs::remove_dir_all(&folder).expect("it is ours");
+        std::fs::remove_dir_all(&folder).expect("the test owns the folder");
         assert!(LogWriter::start(LogTarget::File(path)).is_err(), "there is no such folder");
     }
 
-    /// Takes so many bytes, then none.
+    /// Disk that takes a limited number of bytes.
     struct Full(Vec<u8>, usize);
 
     impl Write for Full {
@@ -251,37 +256,39 @@ mod tests {
         }
     }
 
+    /// A full disk leaves one incomplete line. Later lines start on a line of their own.
     #[test]
-    fn a_disk_that_was_full_leaves_one_line_torn_and_no_two_glued_together() {
-        let (mut disk, mut broken) = (Full(Vec::new(), 7), SinkState::default());
-        assert_eq!(broken.write(&mut disk, b"one\ntwo two\nthree\n"), 2);
-        assert_eq!(broken.write(&mut disk, b"four\n"), 1);
+    fn full_disk_tears_one_line() {
+        let (mut disk, mut sink_state) = (Full(Vec::new(), 7), SinkState::default());
+        assert_eq!(sink_state.write(&mut disk, b"one\ntwo two\nthree\n"), 2);
+        assert_eq!(sink_state.write(&mut disk, b"four\n"), 1);
         disk.1 = 100;
-        assert_eq!(broken.write(&mut disk, b"five\nsix\n"), 0);
+        assert_eq!(sink_state.write(&mut disk, b"five\nsix\n"), 0);
         assert_eq!(String::from_utf8_lossy(&disk.0), "one\ntwo\nfive\nsix\n");
-        assert!(!broken.failing && !broken.torn);
+        assert!(!sink_state.failing && !sink_state.torn);
     }
 
+    /// Access log lines beyond the bound are dropped. An event still fits.
     #[test]
-    fn of_many_lines_at_once_those_are_taken_that_there_is_room_for() {
+    fn full_queue_drops_access_lines() {
         let shared = WriterShared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
         let log_writer = LogWriter(Arc::new(shared));
-        let most = MAX_BUFFERED_BYTES - RESERVED_FOR_EVENTS;
-        log_writer.write_access_lines(&b"0123456\n".repeat(most / 8 + 3));
-        assert_eq!((log_writer.dropped(), log_writer.state().buffer.len()), (3, most));
-        // An event among so many requests.
+        let max = MAX_BUFFERED_BYTES - RESERVED_FOR_EVENTS;
+        log_writer.write_access_lines(&b"0123456\n".repeat(max / 8 + 3));
+        assert_eq!((log_writer.dropped(), log_writer.state().buffer.len()), (3, max));
         assert_eq!(log_writer.clone().write(b"what is the matter\n").expect("no error"), 19);
-        assert_eq!((log_writer.dropped(), log_writer.state().buffer.len()), (3, most + 19));
+        assert_eq!((log_writer.dropped(), log_writer.state().buffer.len()), (3, max + 19));
     }
 
+    /// A target that takes no lines blocks no caller. Lines are dropped and counted.
     #[test]
-    fn what_nobody_takes_is_dropped_and_counted_and_nobody_waits() {
-        // A pipe that nobody reads holds 64 KiB.
+    fn blocked_target_blocks_no_caller() {
+        // A pipe without a reader takes 64 KiB.
         let (reader, writer) = io::pipe().expect("a pipe");
         let shared = WriterShared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
         let log_writer = LogWriter(Arc::new(shared));
         let thread = log_writer.clone();
-        std::thread::spawn(move || thread.write_all(Box::new(writer), &LogTarget::Error));
+        std::thread::spawn(move || thread.run(Box::new(writer), &LogTarget::Error));
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
         for _ in 0..12 * 1024 {
             log_writer.write_access_lines(&line);
