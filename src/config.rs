@@ -1,18 +1,18 @@
-//! Configuration: environment variables and nothing else. Every one is checked at start.
+//! Configuration from environment variables, all checked at start. There is no other source.
 
 use crate::protocol::http::AllowedHosts;
 use std::fmt;
 use std::time::Duration;
 
-/// A variable as `--help` shows it.
+/// Environment variable, as `--help` shows it.
 pub struct Variable {
-    /// Its name.
+    /// Name of the variable.
     pub name: &'static str,
-    /// What holds when it is not set; empty for nothing.
+    /// Value if the variable is not set; empty for none.
     pub default: &'static str,
-    /// What is allowed.
+    /// Allowed values.
     pub allowed: &'static str,
-    /// What it means.
+    /// Meaning.
     pub description: &'static str,
 }
 
@@ -47,24 +47,24 @@ pub const VARIABLES: [Variable; 26] = [
     Variable { name: "WORKERS", default: "1", allowed: "1 to 256", description: "event loops, each with its own cache and Redis connections" },
 ];
 
-/// The variable that nobody is to see.
+/// The variable that is never shown.
 const SECRET: &str = "REDIS_PASSWORD";
 
-/// Ten years: the cache keeps deadlines up to 34 years after the start.
-const LONGEST_TIME: Duration = Duration::from_secs(315_360_000);
+/// Ten years. The cache supports deadlines up to 34 years after the start.
+const MAX_DURATION: Duration = Duration::from_secs(315_360_000);
 
-/// A client that needs a day for a request is none.
-const LONGEST_REQUEST: Duration = Duration::from_secs(86_400);
+/// One day, the longest time for one request and for the shutdown.
+const MAX_REQUEST_TIMEOUT: Duration = Duration::from_secs(86_400);
 
-/// Shorter ones would cut off clients that a busy machine keeps waiting.
-const SHORTEST_CLIENT_TIMEOUT: Duration = Duration::from_millis(100);
+/// A shorter timeout would close clients that wait for a busy machine.
+const MIN_CLIENT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The longest string that Redis holds unless it is told otherwise (`proto-max-bulk-len`).
-const LONGEST_VALUE: u64 = 512 * 1024 * 1024;
+/// Longest string in Redis by default (`proto-max-bulk-len`).
+const MAX_VALUE_BYTES: u64 = 512 * 1024 * 1024;
 
-/// The configuration, checked.
+/// Checked configuration.
 #[derive(Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "one field for each variable; `VARIABLES` says what they mean")]
+#[allow(missing_docs, reason = "one field for each variable, described in `VARIABLES`")]
 pub struct Config {
     pub redis_host: String,
     pub redis_port: u16,
@@ -94,7 +94,7 @@ pub struct Config {
     pub workers: usize,
 }
 
-/// A variable with a value that it cannot have. Its text is one line: variable, value, what is allowed.
+/// Invalid value of a variable. The message is one line with variable, value and allowed values.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError(String);
 
@@ -108,11 +108,11 @@ impl std::error::Error for ConfigError {}
 
 impl ConfigError {
     fn new(name: &str, value: &str, allowed: &str) -> ConfigError {
-        // Debug form: an odd value must not break the line.
+        // Debug format, so that control characters in the value cannot break the line.
         ConfigError(format!("{name}={value:?} is invalid; allowed: {allowed}"))
     }
 
-    /// A `PROXY_HOST` that leads nowhere.
+    /// Creates the error for a `PROXY_HOST` that does not resolve.
     pub fn unresolvable_proxy_host(value: &str, why: &str) -> ConfigError {
         ConfigError(format!(
             "PROXY_HOST={value:?} does not resolve ({why}); set PROXY_HOST=127.0.0.1 for a local run, or PROXY_HOST=0.0.0.0 \
@@ -121,7 +121,7 @@ impl ConfigError {
     }
 }
 
-/// Each variable and what it is set to, as whoever looks at the proxy may know it.
+/// Returns the name and value of each variable. A secret that is set is shown as `(set)`.
 pub fn redacted_values(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> Vec<(&'static str, String)> {
     let value = |name: &str, default: &str| match lookup(name) {
         Some(value) if name == SECRET && !value.is_empty() => "(set)".into(),
@@ -133,7 +133,8 @@ pub fn redacted_values(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> V
 }
 
 impl Config {
-    /// Reads and checks every variable. `lookup` gives a variable's value, as [`std::env::var_os`] does.
+    /// Reads and checks all variables. `lookup` returns the value of a variable, as
+    /// [`std::env::var_os`] does.
     pub fn read(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<Config, ConfigError> {
         let text = |name: &str| -> Result<(String, &'static Variable), ConfigError> {
             let variable = VARIABLES.iter().find(|variable| variable.name == name);
@@ -144,16 +145,17 @@ impl Config {
                 Some(Err(_)) => Err(ConfigError(format!("{name} is not valid UTF-8; allowed: {}", variable.allowed))),
             }
         };
-        let whole = |name, from: u64, to: u64| -> Result<u64, ConfigError> {
+        let integer = |name, from: u64, to: u64| -> Result<u64, ConfigError> {
             let (value, variable) = text(name)?;
-            parse_whole(&value)
+            parse_integer(&value)
                 .filter(|number| (from..=to).contains(number))
                 .ok_or_else(|| ConfigError::new(name, &value, variable.allowed))
         };
         let host = |name| -> Result<String, ConfigError> {
             let (value, variable) = text(name)?;
-            let fits = !value.is_empty() && !value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/');
-            if fits { Ok(value) } else { Err(ConfigError::new(name, &value, variable.allowed)) }
+            let is_valid =
+                !value.is_empty() && !value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/');
+            if is_valid { Ok(value) } else { Err(ConfigError::new(name, &value, variable.allowed)) }
         };
         let seconds = |name, from: Duration, to: Duration| -> Result<Duration, ConfigError> {
             let (value, variable) = text(name)?;
@@ -161,7 +163,7 @@ impl Config {
                 .filter(|time| (from..=to).contains(time))
                 .ok_or_else(|| ConfigError::new(name, &value, variable.allowed))
         };
-        let switch = |name| -> Result<bool, ConfigError> {
+        let on_off = |name| -> Result<bool, ConfigError> {
             let (value, variable) = text(name)?;
             match value.as_str() {
                 "on" => Ok(true),
@@ -177,31 +179,31 @@ impl Config {
 
         let config = Config {
             redis_host: host("REDIS_HOST")?,
-            redis_port: whole("REDIS_PORT", 1, 65_535)? as u16,
+            redis_port: integer("REDIS_PORT", 1, 65_535)? as u16,
             redis_username: optional("REDIS_USERNAME")?,
             redis_password: optional("REDIS_PASSWORD")?,
-            redis_db: whole("REDIS_DB", 0, 2_147_483_647)? as u32,
-            redis_connections: whole("REDIS_CONNECTIONS", 1, 64)? as usize,
-            redis_timeout: Duration::from_millis(whole("REDIS_TIMEOUT", 1, 600_000)?),
-            redis_tracking: switch("REDIS_TRACKING")?,
-            cache_ttl: seconds("CACHE_TTL", Duration::from_millis(1), LONGEST_TIME)?,
-            cache_size: whole("CACHE_SIZE", 1, crate::cache::MAX_CAPACITY as u64)? as usize,
-            cache_bytes: Some(whole("CACHE_BYTES", 0, 1_000_000_000_000_000)? as usize).filter(|&bytes| bytes > 0),
-            max_value_bytes: whole("MAX_VALUE_BYTES", 1, LONGEST_VALUE)? as usize,
-            stale_if_error: seconds("STALE_IF_ERROR", Duration::ZERO, LONGEST_TIME)?,
+            redis_db: integer("REDIS_DB", 0, 2_147_483_647)? as u32,
+            redis_connections: integer("REDIS_CONNECTIONS", 1, 64)? as usize,
+            redis_timeout: Duration::from_millis(integer("REDIS_TIMEOUT", 1, 600_000)?),
+            redis_tracking: on_off("REDIS_TRACKING")?,
+            cache_ttl: seconds("CACHE_TTL", Duration::from_millis(1), MAX_DURATION)?,
+            cache_size: integer("CACHE_SIZE", 1, crate::cache::MAX_CAPACITY as u64)? as usize,
+            cache_bytes: Some(integer("CACHE_BYTES", 0, 1_000_000_000_000_000)? as usize).filter(|&bytes| bytes > 0),
+            max_value_bytes: integer("MAX_VALUE_BYTES", 1, MAX_VALUE_BYTES)? as usize,
+            stale_if_error: seconds("STALE_IF_ERROR", Duration::ZERO, MAX_DURATION)?,
             proxy_host: host("PROXY_HOST")?,
-            proxy_port: whole("PROXY_PORT", 0, 65_535)? as u16,
+            proxy_port: integer("PROXY_PORT", 0, 65_535)? as u16,
             allowed_hosts: hosts("ALLOWED_HOSTS")?,
-            max_connections: whole("MAX_CONNECTIONS", 1, 1_000_000)? as usize,
-            client_bytes: whole("CLIENT_BYTES", 1, 1_000_000_000_000_000)? as usize,
-            client_timeout: seconds("CLIENT_TIMEOUT", SHORTEST_CLIENT_TIMEOUT, LONGEST_REQUEST)?,
-            client_idle_timeout: seconds("CLIENT_IDLE_TIMEOUT", SHORTEST_CLIENT_TIMEOUT, LONGEST_TIME)?,
-            share_port: switch("SHARE_PORT")?,
-            shutdown_grace: seconds("SHUTDOWN_GRACE", Duration::ZERO, LONGEST_REQUEST)?,
-            admin: switch("ADMIN")?,
-            access_log: switch("ACCESS_LOG")?,
+            max_connections: integer("MAX_CONNECTIONS", 1, 1_000_000)? as usize,
+            client_bytes: integer("CLIENT_BYTES", 1, 1_000_000_000_000_000)? as usize,
+            client_timeout: seconds("CLIENT_TIMEOUT", MIN_CLIENT_TIMEOUT, MAX_REQUEST_TIMEOUT)?,
+            client_idle_timeout: seconds("CLIENT_IDLE_TIMEOUT", MIN_CLIENT_TIMEOUT, MAX_DURATION)?,
+            share_port: on_off("SHARE_PORT")?,
+            shutdown_grace: seconds("SHUTDOWN_GRACE", Duration::ZERO, MAX_REQUEST_TIMEOUT)?,
+            admin: on_off("ADMIN")?,
+            access_log: on_off("ACCESS_LOG")?,
             log_file: optional("LOG_FILE")?,
-            workers: whole("WORKERS", 1, 256)? as usize,
+            workers: integer("WORKERS", 1, 256)? as usize,
         };
         match &config.redis_username {
             Some(username) if config.redis_password.is_none() => {
@@ -212,22 +214,22 @@ impl Config {
     }
 }
 
-/// Digits only: no sign, no space, no underscore.
-fn parse_whole(text: &str) -> Option<u64> {
-    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    plain.then(|| text.parse().ok())?
+/// Parses digits. Signs, spaces and underscores are invalid.
+fn parse_integer(text: &str) -> Option<u64> {
+    let is_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_digits.then(|| text.parse().ok())?
 }
 
-/// Digits, and decimals behind a point, down to milliseconds.
+/// Parses seconds with optional decimals. Digits below a millisecond are cut.
 fn parse_seconds(text: &str) -> Option<Duration> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
-    let seconds = parse_whole(whole)?;
-    parse_whole(decimals)?;
+    let seconds = parse_integer(whole)?;
+    parse_integer(decimals)?;
     let milliseconds: String = decimals.chars().chain("000".chars()).take(3).collect();
-    seconds.checked_mul(1000)?.checked_add(parse_whole(&milliseconds)?).map(Duration::from_millis)
+    seconds.checked_mul(1000)?.checked_add(parse_integer(&milliseconds)?).map(Duration::from_millis)
 }
 
-/// The text of `--help`.
+/// Returns the text of `--help`.
 pub fn help() -> String {
     use fmt::Write;
     let mut text = format!(
@@ -239,9 +241,9 @@ pub fn help() -> String {
          Environment variables, with defaults and allowed values:\n\n",
         env!("CARGO_PKG_VERSION")
     );
-    for Variable { name, default, allowed, description: meaning } in VARIABLES {
+    for Variable { name, default, allowed, description } in VARIABLES {
         // Writing into a String cannot fail.
-        let _ = writeln!(text, "  {name:<20} {default:<8} {meaning}\n  {:<29} ({allowed})", "");
+        let _ = writeln!(text, "  {name:<20} {default:<8} {description}\n  {:<29} ({allowed})", "");
     }
     text.push_str("  RUST_LOG             info     log level (error, warn, info, debug)\n");
     text
@@ -256,8 +258,9 @@ mod tests {
         Config::read(find).map_err(|error| error.to_string())
     }
 
+    /// The defaults are those of the compose file.
     #[test]
-    fn the_defaults_are_those_of_the_compose_file() {
+    fn defaults_match_compose_file() {
         let config = read(&[]).expect("the defaults are allowed");
         assert_eq!((config.redis_host.as_str(), config.redis_port), ("redis", 6379));
         assert_eq!((config.proxy_host.as_str(), config.proxy_port), ("segment", 8080));
@@ -272,8 +275,9 @@ mod tests {
         assert_eq!((config.redis_username, config.redis_password, config.redis_db), (None, None, 0));
     }
 
+    /// The error for an invalid value names the variable, the value and the allowed values.
     #[test]
-    fn what_is_not_allowed_is_named_with_what_is() {
+    fn invalid_value_names_allowed_values() {
         for (name, value) in [
             ("REDIS_HOST", ""),
             ("REDIS_HOST", "a b"),
@@ -324,14 +328,15 @@ mod tests {
             ("WORKERS", "0"),
             ("WORKERS", ""),
         ] {
-            let text = read(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value:?} was taken"));
+            let text = read(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value:?} was accepted"));
             let allowed = VARIABLES.iter().find(|variable| variable.name == name).expect("a variable").allowed;
             assert_eq!(text, format!("{name}={value:?} is invalid; allowed: {allowed}"));
         }
     }
 
+    /// Durations in seconds accept decimals down to a millisecond.
     #[test]
-    fn seconds_take_decimals() {
+    fn seconds_accept_decimals() {
         for (text, milliseconds) in [("15", 15_000), ("0.5", 500), ("1.25", 1250), ("0.001", 1), ("2.9999", 2999)] {
             let config = read(&[("CACHE_TTL", text)]).expect("allowed");
             assert_eq!(config.cache_ttl, Duration::from_millis(milliseconds), "{text}");
@@ -342,16 +347,19 @@ mod tests {
         assert!(config.redis_tracking);
     }
 
+    /// Values are shown, except the password.
     #[test]
-    fn what_is_set_can_be_told_but_no_secret() {
+    fn password_is_redacted() {
         let set = [("REDIS_PASSWORD", "secret"), ("CACHE_TTL", "7"), ("RUST_LOG", "debug")];
-        let told = redacted_values(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()));
-        let value = |name: &str| told.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        let values =
+            redacted_values(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()));
+        let value = |name: &str| values.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
         assert_eq!((value("CACHE_TTL"), value("RUST_LOG"), value("CACHE_SIZE")), (Some("7"), Some("debug"), Some("3")));
         assert_eq!(value("REDIS_PASSWORD"), Some("(set)"));
-        assert!(!format!("{told:?}").contains("secret"));
+        assert!(!format!("{values:?}").contains("secret"));
     }
 
+    /// `--help` names each variable.
     #[test]
     fn help_names_every_variable() {
         assert!(VARIABLES.iter().all(|variable| help().contains(variable.name)));
