@@ -1,5 +1,7 @@
-//! `segment-redis-proxy healthcheck`: asks the proxy that runs with the same variables whether it is well. For images without a
-//! shell, and for whoever likes exit codes.
+//! `segment-redis-proxy healthcheck`: asks the proxy that runs with the same variables for
+//! `/healthz`.
+//!
+//! Made for container images without a shell. The exit code is the result.
 
 use segment_redis_proxy::config::Config;
 use std::io::{ErrorKind, Read, Write};
@@ -7,13 +9,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs}
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How long the proxy may take for anything. Docker's own limit is 30 s unless it is told otherwise, that of the image 3 s.
+/// Timeout of connecting, and of each read and write. Shorter than the timeouts of the image (3 s)
+/// and of Docker (30 s).
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longest answer that is looked at.
+/// Longest response that is read.
 const MAX_RESPONSE_BYTES: u64 = 4096;
 
-/// Asks, prints the answer, and says how to end.
+/// Probes the proxy, prints the body of the response, and returns the exit code.
 pub fn run(config: &Config) -> Result<ExitCode, String> {
     let (host, port) = (config.proxy_host.as_str(), config.proxy_port);
     if port == 0 {
@@ -24,12 +27,16 @@ pub fn run(config: &Config) -> Result<ExitCode, String> {
     let mut failure = format!("PROXY_HOST={host} resolves to no address");
     for address in addresses.map(loopback_if_unspecified) {
         match probe(address) {
-            Ok(answer) => {
-                let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-                // Whoever does not read it wants the exit code.
+            Ok(response) => {
+                let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
+                // A closed standard output is not an error: the exit code is the result.
                 let _ = std::io::stdout().write_all(body.as_bytes());
-                let well = head.starts_with("HTTP/1.1 200 ");
-                return if well { Ok(ExitCode::SUCCESS) } else { Err(format!("the proxy at {address} is unhealthy")) };
+                let is_healthy = head.starts_with("HTTP/1.1 200 ");
+                return if is_healthy {
+                    Ok(ExitCode::SUCCESS)
+                } else {
+                    Err(format!("the proxy at {address} is unhealthy"))
+                };
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 failure = format!("no response from the proxy at {address} within {} s", TIMEOUT.as_secs());
@@ -40,7 +47,7 @@ pub fn run(config: &Config) -> Result<ExitCode, String> {
     Err(failure)
 }
 
-/// Where to reach a proxy that listens there: who listens on all addresses, listens on the loopback's too.
+/// Returns the address to probe: loopback if the proxy listens on all addresses.
 fn loopback_if_unspecified(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -50,12 +57,13 @@ fn loopback_if_unspecified(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
+/// Sends `GET /healthz` and returns the whole response.
 fn probe(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     stream.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.take(MAX_RESPONSE_BYTES).read_to_string(&mut answer)?;
-    Ok(answer)
+    let mut response = String::new();
+    stream.take(MAX_RESPONSE_BYTES).read_to_string(&mut response)?;
+    Ok(response)
 }

@@ -1,7 +1,11 @@
-//! Arguments, configuration, logging, signals, exit codes. Everything else is in the library.
+//! Command line program: arguments, logging, signals, supervision of the workers, exit codes.
 //!
-//! Exit codes: 0 after SIGTERM or SIGINT, 1 when it cannot go on, 2 for a wrong argument or variable, 128 and the signal's number
-//! when a second one came before it had ended.
+//! | exit code | reason |
+//! |---|---|
+//! | 0 | shutdown after SIGTERM or SIGINT |
+//! | 1 | failure that the program cannot continue after |
+//! | 2 | invalid argument or variable |
+//! | 128 + signal | second signal before the shutdown was complete |
 
 mod healthcheck;
 
@@ -23,29 +27,29 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-/// A cache lives and dies by its allocator: with glibc's, half of what 60 MB of entries had taken stayed with the
-/// process after they expired; this one, which Redis uses too, gives it back, from a thread of its own so that no
-/// request pays for it.
+/// The allocator that Redis uses too. It returns the memory of expired entries to the system, from
+/// a background thread so that no request pays for it (glibc kept half of what 60 MB of entries had
+/// taken).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// How long the last lines of the log may take to be written.
+/// Time to write the last log lines before the program exits.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The same where the program is to end at once.
+/// The same after a second signal.
 const LOG_FLUSH_TIMEOUT_FORCED: Duration = Duration::from_millis(100);
 
-/// How long beyond `SHUTDOWN_GRACE` the workers may take to return. One that does not is stuck.
+/// Time beyond `SHUTDOWN_GRACE` for the workers to return. A worker that exceeds it is stuck.
 const STUCK_WORKER_GRACE: Duration = Duration::from_secs(1);
 
-/// What happens while the workers run.
+/// Event that the main thread handles while the workers run.
 enum SupervisorEvent {
     Signal(i32),
-    /// The worker of that number has returned, because it was told to or with what went wrong.
+    /// The worker with this index returned: after a shutdown, or with an error message.
     WorkerExited(usize, Result<(), String>),
 }
 
-/// Why the program cannot go on, and its exit code.
+/// Exit code and error message of the program.
 struct ExitError(u8, String);
 
 impl From<ConfigError> for ExitError {
@@ -60,24 +64,24 @@ impl From<FileLimitTooLow> for ExitError {
     }
 }
 
-/// Where lines go.
+/// Writers of the event log and of the access log.
 struct Logs {
     events: LogWriter,
-    /// Each request, if that is wanted.
-    requests: Option<LogWriter>,
+    /// `None` if `ACCESS_LOG=off`. The same as `events` if both go to `LOG_FILE`.
+    access: Option<LogWriter>,
 }
 
 impl Logs {
-    /// All of them, each once.
+    /// Returns each writer once.
     fn all(&self) -> impl Iterator<Item = &LogWriter> {
-        // What is said about the requests' is among the events.
-        self.requests.iter().filter(|requests| !requests.ptr_eq(&self.events)).chain([&self.events])
+        // The event log comes last, because messages about the access log go there.
+        self.access.iter().filter(|access| !access.ptr_eq(&self.events)).chain([&self.events])
     }
 
-    /// Waits for the last lines, but no longer than this for all of them.
-    fn flush(&self, timer: Duration) {
-        let until = Instant::now() + timer;
-        self.all().for_each(|log_writer| log_writer.flush(until.saturating_duration_since(Instant::now())));
+    /// Waits until all lines are written, at most for `timeout`.
+    fn flush(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        self.all().for_each(|log_writer| log_writer.flush(deadline.saturating_duration_since(Instant::now())));
     }
 }
 
@@ -87,7 +91,7 @@ fn main() -> ExitCode {
         [] => run(),
         [Some("healthcheck")] => read_config().and_then(|config| healthcheck::run(&config).map_err(|error| ExitError(1, error))),
         [Some("--help" | "-h")] => {
-            // `--help | head` closes the pipe; that is no reason to complain.
+            // `--help | head` closes the pipe, which is not an error.
             let _ = std::io::stdout().write_all(config::help().as_bytes());
             Ok(ExitCode::SUCCESS)
         }
@@ -110,13 +114,13 @@ fn read_config() -> Result<Config, ExitError> {
     Ok(Config::read(|name| std::env::var_os(name))?)
 }
 
-/// Runs all workers until a signal comes or one of them fails.
+/// Runs the proxy until a signal arrives or a worker fails.
 fn run() -> Result<ExitCode, ExitError> {
     let config = read_config()?;
     let logs = start_logs(&config)?;
     let result = serve(&config, &logs);
     if let (Err(ExitError(_, message)), Some(_)) = (&result, &config.log_file) {
-        // Where somebody looks for it. It goes to standard error, too.
+        // The caller writes the message to standard error, but operators read the log file.
         log::error!("{message}");
     }
     logs.flush(LOG_FLUSH_TIMEOUT);
@@ -130,21 +134,24 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
     let connection_limiter = ConnectionLimiter::from_config(config)?;
     set_pinned_limit(config.client_bytes);
     let listeners = listen(config)?;
-    let register = Arc::new(MetricsRegistry::new(settings(config, &connection_limiter, &listeners), config.workers));
-    let mut watch = Watchdog::new(Arc::clone(&register));
-    let mut stoppers = Vec::new();
-    for (number, (listener, slot)) in listeners.into_iter().zip(register.slots().iter().cloned()).enumerate() {
-        let worker = Worker::new(listener, config, connection_limiter.clone(), Arc::clone(&register), slot);
-        let stopper = start_worker(number, worker, logs, sender.clone())?;
-        watch.push_loop(stopper.clone());
-        stoppers.push(stopper);
+    let registry =
+        Arc::new(MetricsRegistry::new(instance_info(config, &connection_limiter, &listeners), config.workers));
+    let mut watchdog = Watchdog::new(Arc::clone(&registry));
+    let mut handles = Vec::new();
+    for (index, (listener, slot)) in listeners.into_iter().zip(registry.slots().iter().cloned()).enumerate() {
+        let worker = Worker::new(listener, config, connection_limiter.clone(), Arc::clone(&registry), slot);
+        let handle = start_worker(index, worker, logs, sender.clone())?;
+        watchdog.push_loop(handle.clone());
+        handles.push(handle);
     }
-    supervise(config, &register, watch, &stoppers, &events, logs)
+    supervise(config, &registry, watchdog, &handles, &events, logs)
 }
 
-/// Opens the logs: events to standard error and requests to standard output, or both to one file.
+/// Opens the logs: events to standard error and requests to standard output, or both to `LOG_FILE`.
+///
+/// Also installs the logger and the panic hook.
 fn start_logs(config: &Config) -> Result<Logs, ExitError> {
-    let cannot = |error: std::io::Error| match &config.log_file {
+    let exit_error = |error: std::io::Error| match &config.log_file {
         Some(path) => ExitError(
             2,
             format!("cannot open LOG_FILE={path:?}: {error}; check that the directory exists and is writable"),
@@ -152,16 +159,16 @@ fn start_logs(config: &Config) -> Result<Logs, ExitError> {
         None => ExitError(1, format!("cannot start the log thread: {error}")),
     };
     let file = config.log_file.as_ref().map(|path| LogTarget::File(path.into()));
-    let events = LogWriter::start(file.clone().unwrap_or(LogTarget::Error)).map_err(cannot)?;
-    let requests = match (config.access_log, file) {
+    let events = LogWriter::start(file.clone().unwrap_or(LogTarget::Error)).map_err(exit_error)?;
+    let access = match (config.access_log, file) {
         (false, _) => None,
         (true, Some(_)) => Some(events.clone()),
-        (true, None) => Some(LogWriter::start(LogTarget::Output).map_err(cannot)?),
+        (true, None) => Some(LogWriter::start(LogTarget::Output).map_err(exit_error)?),
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .target(env_logger::Target::Pipe(Box::new(events.clone())))
         .init();
-    // What breaks tells so where somebody looks for it, and waits for nobody who has stopped reading.
+    // Panics go to the event log. Its bounded queue never blocks the thread that panicked.
     let log = events.clone();
     std::panic::set_hook(Box::new(move |panic| {
         let trace = Backtrace::capture();
@@ -172,14 +179,14 @@ fn start_logs(config: &Config) -> Result<Logs, ExitError> {
         if log::log_enabled!(log::Level::Error) {
             log::error!("{text}");
         } else {
-            // Whatever RUST_LOG leaves out. It takes whatever there is room for.
+            // Panics are logged even with RUST_LOG=off.
             let _ = writeln!(log.clone(), "{text}");
         }
     }));
-    Ok(Logs { events, requests })
+    Ok(Logs { events, access })
 }
 
-fn settings(config: &Config, connection_limiter: &ConnectionLimiter, listeners: &[TcpListener]) -> InstanceInfo {
+fn instance_info(config: &Config, connection_limiter: &ConnectionLimiter, listeners: &[TcpListener]) -> InstanceInfo {
     let port = listeners.first().and_then(|listener| listener.local_addr().ok()).map_or(0, |address| address.port());
     InstanceInfo {
         admin: config.admin,
@@ -193,63 +200,64 @@ fn settings(config: &Config, connection_limiter: &ConnectionLimiter, listeners: 
     }
 }
 
-/// Starts one event loop on a thread of its own.
+/// Starts the thread of one worker.
 fn start_worker(
-    number: usize,
-    server: std::io::Result<Worker>,
+    index: usize,
+    worker: std::io::Result<Worker>,
     logs: &Logs,
     events: Sender<SupervisorEvent>,
 ) -> Result<WorkerHandle, ExitError> {
-    let cannot = |error| ExitError(1, format!("cannot start event loop {number}: {error}"));
-    let mut server = server.map_err(cannot)?;
-    if let Some(requests) = &logs.requests {
-        server.log_requests(requests.clone());
+    let exit_error = |error| ExitError(1, format!("cannot start event loop {index}: {error}"));
+    let mut worker = worker.map_err(exit_error)?;
+    if let Some(access) = &logs.access {
+        worker.log_requests(access.clone());
     }
-    let stopper = server.handle();
-    let work = move || {
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| server.run()));
+    let handle = worker.handle();
+    let run = move || {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run()));
         let result = match result {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(format!("event loop {number} failed, exiting: {error}")),
+            Ok(Err(error)) => Err(format!("event loop {index} failed, exiting: {error}")),
             Err(_) => {
-                Err(format!("event loop {number} panicked, exiting; please report the panic logged before this line"))
+                Err(format!("event loop {index} panicked, exiting; please report the panic logged before this line"))
             }
         };
-        // Nobody listens any more only when the program is ending anyway.
-        let _ = events.send(SupervisorEvent::WorkerExited(number, result));
+        // The receiver is gone only if the program already exits.
+        let _ = events.send(SupervisorEvent::WorkerExited(index, result));
     };
-    std::thread::Builder::new().name(format!("loop-{number}")).spawn(work).map_err(cannot)?;
-    Ok(stopper)
+    std::thread::Builder::new().name(format!("loop-{index}")).spawn(run).map_err(exit_error)?;
+    Ok(handle)
 }
 
-/// Looks after the workers until all have ended.
+/// Runs the watchdog once a second and handles events, until all workers have returned.
 fn supervise(
     config: &Config,
-    register: &MetricsRegistry,
-    mut watch: Watchdog,
-    stoppers: &[WorkerHandle],
+    registry: &MetricsRegistry,
+    mut watchdog: Watchdog,
+    handles: &[WorkerHandle],
     events: &Receiver<SupervisorEvent>,
     logs: &Logs,
 ) -> Result<ExitCode, ExitError> {
-    let mut running: BTreeSet<usize> = (0..stoppers.len()).collect();
-    let mut ends: Option<Instant> = None;
+    let mut running: BTreeSet<usize> = (0..handles.len()).collect();
+    let mut exit_deadline: Option<Instant> = None;
     while !running.is_empty() {
-        // Of those that stop, some have ended and do not turn any more.
-        if ends.is_none() {
-            watch.check(logs.all().map(LogWriter::dropped).sum());
+        // No checks during the shutdown: a worker that has returned would look stuck.
+        if exit_deadline.is_none() {
+            watchdog.check(logs.all().map(LogWriter::dropped).sum());
         }
-        let rest = ends.map_or(WATCHDOG_INTERVAL, |ends| ends.saturating_duration_since(Instant::now()));
-        match events.recv_timeout(rest) {
+        let timeout =
+            exit_deadline.map_or(WATCHDOG_INTERVAL, |deadline| deadline.saturating_duration_since(Instant::now()));
+        match events.recv_timeout(timeout) {
             Ok(SupervisorEvent::Signal(signal)) => {
                 let grace = config.shutdown_grace;
                 log::info!("received signal {signal}: shutting down within {} s", grace.as_secs_f64());
-                ends = Some(Instant::now() + grace + STUCK_WORKER_GRACE);
-                register.set_stopping();
-                stoppers.iter().for_each(|stopper| stopper.stop(grace));
+                exit_deadline = Some(Instant::now() + grace + STUCK_WORKER_GRACE);
+                registry.set_stopping();
+                handles.iter().for_each(|handle| handle.stop(grace));
             }
-            Ok(SupervisorEvent::WorkerExited(number, Ok(()))) => _ = running.remove(&number),
+            Ok(SupervisorEvent::WorkerExited(index, Ok(()))) => _ = running.remove(&index),
             Ok(SupervisorEvent::WorkerExited(_, Err(message))) => return Err(ExitError(1, message)),
-            Err(RecvTimeoutError::Timeout) if ends.is_some() => {
+            Err(RecvTimeoutError::Timeout) if exit_deadline.is_some() => {
                 return Err(ExitError(
                     1,
                     format!(
@@ -267,7 +275,7 @@ fn supervise(
     Ok(ExitCode::SUCCESS)
 }
 
-/// A listening socket for each worker, all on the same port.
+/// Binds one listening socket for each worker, all on the same port.
 fn listen(config: &Config) -> Result<Vec<TcpListener>, ExitError> {
     let (host, port) = (config.proxy_host.as_str(), config.proxy_port);
     let unresolvable = |why: &str| ConfigError::unresolvable_proxy_host(host, why);
@@ -276,7 +284,8 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, ExitError> {
     let share_port = config.share_port || config.workers > 1;
     let mut result = Err(ExitError::from(unresolvable("no address found")));
     for address in addresses {
-        // Workers share the port with each other; that nobody else is to have it must be looked at.
+        // With SO_REUSEPORT among the workers, bind() would also succeed on the port of another
+        // proxy.
         let is_free = match share_port && !config.share_port && port != 0 {
             true => check_port_free(address),
             false => Ok(()),
@@ -289,11 +298,11 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, ExitError> {
         }
     }
     let first = result?;
-    let cannot = |error| ExitError(1, format!("cannot listen: {error}"));
-    let address = first.local_addr().map_err(cannot)?;
+    let exit_error = |error| ExitError(1, format!("cannot listen: {error}"));
+    let address = first.local_addr().map_err(exit_error)?;
     let mut listeners = vec![first];
     for _ in 1..config.workers {
-        listeners.push(bind(address, share_port).map_err(cannot)?);
+        listeners.push(bind(address, share_port).map_err(exit_error)?);
     }
     if config.share_port {
         check_port_handover(&listeners[0]);
@@ -302,24 +311,27 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, ExitError> {
     Ok(listeners)
 }
 
-/// Waits for signals on a thread of its own. As process 1 of a container the program would be deaf to SIGTERM and SIGINT without a
-/// handler. SIGHUP has a log file opened anew; it would end the program otherwise.
+/// Starts the thread that waits for signals.
+///
+/// As process 1 of a container the program would ignore SIGTERM and SIGINT without a handler.
+/// SIGHUP, which ends a program by default, reopens the log file.
 fn catch_signals(events: Sender<SupervisorEvent>, logs: &Logs) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    let logs = Logs { events: logs.events.clone(), requests: logs.requests.clone() };
-    let mut told = false;
+    let logs = Logs { events: logs.events.clone(), access: logs.access.clone() };
+    let mut is_stopping = false;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             if signal == SIGHUP {
                 log::info!("received signal {signal}: reopening the log");
                 logs.events.reopen();
-            } else if std::mem::replace(&mut told, true) {
-                // Whatever the rest of the program is at, a name server that does not answer or clients that take their time.
+            } else if std::mem::replace(&mut is_stopping, true) {
+                // Exits from this thread, because the main thread may wait for DNS or for slow
+                // clients.
                 log::warn!("received a second signal ({signal}): exiting immediately, requests in flight are lost");
                 logs.flush(LOG_FLUSH_TIMEOUT_FORCED);
                 std::process::exit(128 + signal);
             } else if events.send(SupervisorEvent::Signal(signal)).is_err() {
-                // The program is ending already, and takes its time: whoever reads what it says last has stopped reading.
+                // The main thread is exiting, and may wait for a slow reader of the log.
                 std::process::exit(128 + signal);
             }
         }

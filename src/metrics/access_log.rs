@@ -8,7 +8,7 @@ use super::{Micros, RequestOutcome};
 use crate::protocol::ReplySummary;
 use std::fmt::Write;
 
-/// Most bytes of a request in a line, give or take one escape sequence and an ellipsis.
+/// Most bytes of a request in a line, plus at most one escape sequence and an ellipsis.
 ///
 /// A target may have 8 KiB and a key 64 KiB, and a client may have 128 pending replies.
 pub(super) const MAX_LOGGED_BYTES: usize = 256;
@@ -112,7 +112,7 @@ fn push_time(line: &mut Vec<u8>, time: Micros) {
     line.extend_from_slice(format!(" {time}\n").as_bytes());
 }
 
-/// Appends bytes of a client, escaped and cut after [`MAX_LOGGED_BYTES`].
+/// Appends bytes of a client, escaped and cut after `MAX_LOGGED_BYTES`.
 ///
 /// Printable ASCII is copied. Quotes, backslashes and all other bytes become `\xhh`.
 pub fn push_escaped(text: &mut String, sent: &[u8]) {
