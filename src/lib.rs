@@ -28,8 +28,7 @@
 //! | all | `log` | the bounded buffer of [`log_writer::LogWriter`]; a full buffer drops lines and never blocks |
 //!
 //! Each worker owns its clients, its cache and its fetchers. Workers share no other data than the
-//! registry and process-wide counters: open connections, connection ids, pinned bytes and bytes of
-//! multi replies.
+//! registry and process-wide counters: open connections, connection ids, and the output budgets.
 //!
 //! # Path of a request
 //!
