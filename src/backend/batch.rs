@@ -1,102 +1,103 @@
-//! A batch on its way through a helper: every job in it is completed exactly once, whatever happens to the helper.
+//! Batch of jobs that one fetcher reads. Completes each job exactly once, also when the fetcher
+//! panics (job-completes-once).
 
 use super::{PoolShared, QueuedJob};
 use crate::types::{Completion, Failure, FetchedValue};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What became of one key.
+/// Result of reading one key: `None` if Redis has no such key.
 pub(super) type FetchResult = Result<Option<FetchedValue>, Failure>;
 
-/// A job's place on the desk, and its key.
+/// Index of a job in its batch, and the key to read.
 pub(super) type BatchKey = (usize, Arc<[u8]>);
 
-/// The jobs of a batch. Those that are open when it is dropped, because somebody forgot them or a panic came between,
-/// are failed.
+/// Jobs of a batch. Jobs that are pending when the batch is dropped, for example after a panic,
+/// fail with [`Failure::Internal`].
 pub(super) struct Batch {
     shared: Arc<PoolShared>,
-    /// `None` where the job is done.
+    /// `None` once the job is completed.
     jobs: Vec<Option<QueuedJob>>,
-    /// Not delivered yet.
-    done: Vec<Completion>,
-    /// What Redis said last of why it cannot serve.
+    /// Completions not delivered to the event loop yet.
+    completed: Vec<Completion>,
+    /// Last error that says why Redis cannot serve now.
     not_ready: Option<String>,
 }
 
 impl Batch {
     pub(super) fn new(shared: Arc<PoolShared>, batch: Vec<QueuedJob>) -> Batch {
-        Batch { shared, jobs: batch.into_iter().map(Some).collect(), done: Vec::new(), not_ready: None }
+        Batch { shared, jobs: batch.into_iter().map(Some).collect(), completed: Vec::new(), not_ready: None }
     }
 
-    /// Places and keys of the jobs that are open, in the order in which they came.
+    /// Returns the indexes and keys of the pending jobs, in the order of submission.
     pub(super) fn pending(&self) -> Vec<BatchKey> {
-        let open = |(place, queued): (usize, &Option<QueuedJob>)| Some((place, Arc::clone(&queued.as_ref()?.job.key)));
-        self.jobs.iter().enumerate().filter_map(open).collect()
+        let pending =
+            |(index, queued): (usize, &Option<QueuedJob>)| Some((index, Arc::clone(&queued.as_ref()?.job.key)));
+        self.jobs.iter().enumerate().filter_map(pending).collect()
     }
 
-    /// How many jobs are open.
+    /// Returns the number of pending jobs.
     pub(super) fn pending_count(&self) -> usize {
         self.jobs.iter().flatten().count()
     }
 
-    /// Completes the job at `place`; if it is done already, nothing happens.
-    pub(super) fn complete(&mut self, place: usize, result: FetchResult) {
-        if let Some(queued) = self.jobs.get_mut(place).and_then(Option::take) {
+    /// Completes the job at `index`, unless it is completed already.
+    pub(super) fn complete(&mut self, index: usize, result: FetchResult) {
+        if let Some(queued) = self.jobs.get_mut(index).and_then(Option::take) {
             if let Err(Failure::NotReady(text)) = &result {
                 self.not_ready = Some(text.clone());
             }
-            self.done.push(Completion { fetch_id: queued.job.fetch_id, result });
+            self.completed.push(Completion { fetch_id: queued.job.fetch_id, result });
         }
     }
 
-    /// What Redis has said of why it cannot serve.
+    /// Returns the last error that says why Redis cannot serve now.
     pub(super) fn not_ready(&self) -> Option<&str> {
         self.not_ready.as_deref()
     }
 
-    /// Fails those that have waited for a helper as long as their first client waits.
+    /// Fails the jobs that were queued for longer than their first client waits.
     pub(super) fn fail_expired(&mut self, now: Instant) {
-        for place in 0..self.jobs.len() {
-            if self.jobs[place].as_ref().is_some_and(|queued| queued.expires <= now) {
-                self.complete(place, Err(Failure::Timeout));
+        for index in 0..self.jobs.len() {
+            if self.jobs[index].as_ref().is_some_and(|queued| queued.expires_at <= now) {
+                self.complete(index, Err(Failure::Timeout));
             }
         }
     }
 
-    /// Fails all that are open. Says how many they were.
+    /// Fails all pending jobs and returns their number.
     pub(super) fn fail_pending(&mut self, failure: &Failure) -> usize {
-        let open = self.pending();
-        open.iter().for_each(|&(place, _)| self.complete(place, Err(failure.clone())));
-        open.len()
+        let pending = self.pending();
+        pending.iter().for_each(|&(index, _)| self.complete(index, Err(failure.clone())));
+        pending.len()
     }
 
-    /// Puts the jobs that are open back where they came from, if helpers are connected who can serve them. Says whether it has.
+    /// Returns pending jobs to the queue, if other fetchers are connected and can read them.
+    /// Returns true if it did.
     pub(super) fn requeue(&mut self) -> bool {
         let mut state = self.shared.state();
-        let others = state.connected > 0;
-        if others {
-            // They go first: they have waited longest.
+        let others_connected = state.connected > 0;
+        if others_connected {
+            // These jobs go to the front of the queue, because they have waited longest.
             self.jobs.drain(..).rev().flatten().for_each(|queued| state.queue.push_front(queued));
             self.shared.wake_fetcher(state);
         }
-        others
+        others_connected
     }
 
-    /// Delivers what is done.
+    /// Passes the completed jobs to the event loop.
     pub(super) fn deliver(&mut self) {
-        if !self.done.is_empty() {
-            self.shared.deliver(std::mem::take(&mut self.done));
+        if !self.completed.is_empty() {
+            self.shared.deliver(std::mem::take(&mut self.completed));
         }
     }
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        let forgotten = self.fail_pending(&Failure::Internal);
-        if forgotten > 0 {
-            log::error!(
-                "a fetcher panicked: {forgotten} keys not read, their clients get an error; please report this"
-            );
+        let lost = self.fail_pending(&Failure::Internal);
+        if lost > 0 {
+            log::error!("a fetcher panicked: {lost} keys not read, their clients get an error; please report this");
         }
         self.deliver();
     }
@@ -110,8 +111,9 @@ mod tests {
     use std::time::Duration;
 
     fn queued_jobs(count: usize) -> Vec<QueuedJob> {
-        let expires = Instant::now() + Duration::from_secs(1);
-        (0..count).map(|fetch| QueuedJob { job: Job { fetch_id: fetch, key: b"k"[..].into() }, expires }).collect()
+        let expires_at = Instant::now() + Duration::from_secs(1);
+        let queued = |fetch_id| QueuedJob { job: Job { fetch_id, key: b"k"[..].into() }, expires_at };
+        (0..count).map(queued).collect()
     }
 
     fn delivered(shared: &PoolShared) -> Vec<(usize, FetchResult)> {
@@ -120,8 +122,9 @@ mod tests {
         completions.into_iter().map(|completion| (completion.fetch_id, completion.result)).collect()
     }
 
+    /// Each job completes exactly once, also when the fetcher panics before it has read all.
     #[test]
-    fn every_job_is_completed_once_even_when_the_helper_panics() {
+    fn fetcher_panic_completes_each_job_once() {
         let shared = Arc::new(PoolShared::new(Arc::default(), || ()));
         let mut batch = Batch::new(Arc::clone(&shared), queued_jobs(3));
         batch.complete(1, Ok(None));
@@ -131,39 +134,41 @@ mod tests {
         assert_eq!(delivered(&shared), [(1, Ok(None))]);
         let fetcher = catch_unwind(AssertUnwindSafe(move || {
             batch.complete(2, Ok(None));
-            assert_eq!(batch.pending().len(), 7, "on purpose");
+            assert_eq!(batch.pending().len(), 7, "deliberate panic");
         }));
         assert!(fetcher.is_err());
         assert_eq!(delivered(&shared), [(2, Ok(None)), (0, Err(Failure::Internal))]);
     }
 
+    /// Pending jobs return to the front of the queue if another fetcher is connected.
     #[test]
-    fn jobs_go_back_to_the_front_of_the_queue_while_others_can_serve_them() {
+    fn requeue_puts_pending_jobs_first() {
         let shared = Arc::new(PoolShared::new(Arc::default(), || ()));
         let mut batch = Batch::new(Arc::clone(&shared), queued_jobs(4));
-        assert!(!batch.requeue(), "nobody is there to take them");
+        assert!(!batch.requeue(), "no fetcher is connected");
         shared.state().queue.extend(queued_jobs(10).split_off(9));
         shared.record_connect(true);
         batch.complete(1, Ok(None));
         assert!(batch.requeue());
         drop(batch);
         assert_eq!(delivered(&shared), [(1, Ok(None))]);
-        let flights: Vec<usize> = shared.state().queue.iter().map(|queued| queued.job.fetch_id).collect();
-        assert_eq!(flights, [0, 2, 3, 9]);
+        let fetches: Vec<usize> = shared.state().queue.iter().map(|queued| queued.job.fetch_id).collect();
+        assert_eq!(fetches, [0, 2, 3, 9]);
     }
 
+    /// A job that outlived its client's timeout in the queue is not read.
     #[test]
-    fn who_has_waited_long_enough_is_not_asked_for() {
+    fn expired_job_fails_with_timeout() {
         let shared = Arc::new(PoolShared::new(Arc::default(), || ()));
         let mut jobs = queued_jobs(3);
         let now = Instant::now();
-        jobs[1].expires = now;
+        jobs[1].expires_at = now;
         let mut batch = Batch::new(Arc::clone(&shared), jobs);
         batch.fail_expired(now);
-        assert_eq!(batch.pending().iter().map(|&(place, _)| place).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(batch.pending().iter().map(|&(index, _)| index).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(batch.fail_pending(&Failure::Unavailable), 2);
         drop(batch);
-        let failed = |fetch, failure| (fetch, Err(failure));
+        let failed = |fetch_id, failure| (fetch_id, Err(failure));
         let expected = [failed(1, Failure::Timeout), failed(0, Failure::Unavailable), failed(2, Failure::Unavailable)];
         assert_eq!(delivered(&shared), expected);
     }

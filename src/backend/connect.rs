@@ -1,5 +1,7 @@
-//! Getting a connection to Redis, and not trying too often: after a failure the next attempt waits, twice as long each
-//! time, and not all proxies the same, so that a Redis that comes back is not run over.
+//! Connector to Redis with exponential backoff and jitter, and the meaning of Redis' errors.
+//!
+//! The backoff doubles with each failure, up to [`MAX_BACKOFF`]. Jitter spreads the attempts of
+//! many proxies, so that they do not overload a Redis that restarts.
 
 use super::BackendConfig;
 use super::handshake::Identity;
@@ -10,13 +12,14 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-/// Wait after the first failure.
+/// Backoff after the first failure.
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
 
-/// Longest wait. What `Retry-AfterReply` tells clients: so much later Redis will have been tried again.
+/// Longest backoff. HTTP clients get it as `Retry-After`, because the proxy has tried Redis again
+/// by then.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// Opens connections, and says when the next attempt may be made.
+/// Opens connections to Redis and keeps the time of the next attempt.
 #[derive(Clone)]
 pub(super) struct Connector {
     host: String,
@@ -24,11 +27,11 @@ pub(super) struct Connector {
     identity: Identity,
     timeout: Duration,
     target: String,
-    /// Where the last attempt that succeeded led.
+    /// Address of the last successful attempt.
     last_good_address: Option<SocketAddr>,
-    /// How long to wait after the next failure.
+    /// Backoff after the next failure.
     next_backoff: Duration,
-    /// What the last attempt failed for, and when to try again.
+    /// Cause of the last failure, and the time of the next attempt.
     backoff_state: Option<(Failure, Instant)>,
 }
 
@@ -46,55 +49,57 @@ impl Connector {
         }
     }
 
-    /// Until when no attempt may be made, and what to tell those who ask meanwhile.
+    /// Returns the time of the next attempt, and the failure for requests that arrive before.
     pub(super) fn backoff(&self) -> Option<(Instant, Failure)> {
         self.backoff_state.as_ref().map(|(failure, until)| (*until, failure.clone()))
     }
 
-    /// Host and port, for the log.
+    /// Returns host and port, for the log.
     pub(super) fn target(&self) -> &str {
         &self.target
     }
 
-    /// Connects, authenticates, selects the database, and does what `prepare` does. A failure sets the time of the next
-    /// attempt.
+    /// Connects, authenticates, selects the database and calls `prepare`. Backs off if any of them
+    /// fails.
     pub(super) fn connect(&mut self, prepare: impl FnOnce(&mut Wire) -> RedisResult<()>) -> RedisResult<Wire> {
         self.backoff_state = None;
         let attempt = self.attempt().and_then(|mut wire| prepare(&mut wire).map(|()| wire));
         attempt.inspect_err(|error| self.back_off(connect_failure(error)))
     }
 
-    /// Makes the next attempt wait, longer each time.
+    /// Delays the next attempt by the current backoff, and doubles the backoff.
     pub(super) fn back_off(&mut self, failure: Failure) {
-        // Between half of the wait and all of it.
+        // The delay is random, between half of the backoff and all of it.
         let jittered = self.next_backoff / 2 + (self.next_backoff / 2).mul_f64(random_fraction());
         self.next_backoff = (self.next_backoff * 2).min(MAX_BACKOFF);
         self.back_off_for(failure, jittered);
     }
 
-    /// Makes the next attempt wait for `wait`.
-    pub(super) fn back_off_for(&mut self, failure: Failure, wait: Duration) {
-        self.backoff_state = Some((failure, Instant::now() + wait));
+    /// Delays the next attempt by `delay`.
+    pub(super) fn back_off_for(&mut self, failure: Failure, delay: Duration) {
+        self.backoff_state = Some((failure, Instant::now() + delay));
     }
 
-    /// Takes note that a connection has proved good: the next failure is the first again.
+    /// Resets the backoff to its minimum. Called once a connection has proved to work.
     pub(super) fn reset_backoff(&mut self) {
         self.next_backoff = MIN_BACKOFF;
     }
 
-    /// The name is looked up here, and not by the crate, which would count that as a part of connecting: where it takes
-    /// longer than the time-out, because the first of two name servers is dead, no attempt would ever succeed.
+    /// Resolves the host and tries each address.
+    ///
+    /// The crate would count the lookup as part of the connect timeout. With a dead first name
+    /// server a lookup takes longer than that, and no attempt would succeed.
     fn attempt(&mut self) -> RedisResult<Wire> {
         let mut addresses: Vec<SocketAddr> = (self.host.as_str(), self.port).to_socket_addrs()?.collect();
-        // The one that was there comes first: each that is dead costs the whole time-out.
+        // The last good address comes first, because each dead one costs a whole timeout.
         addresses.sort_by_key(|&address| self.last_good_address != Some(address));
         let mut failure = std::io::Error::other("REDIS_HOST resolves to no address").into();
         for address in addresses {
             match self.open(address) {
-                Err(error) if is_unwelcome(&error) => failure = error,
+                Err(error) if is_client_rejected(&error) => failure = error,
                 Err(error) if error.is_io_error() => {
-                    // What a Redis has said goes before what none has.
-                    failure = if is_unwelcome(&failure) { failure } else { error };
+                    // A rejection by Redis says more than an address without a server.
+                    failure = if is_client_rejected(&failure) { failure } else { error };
                 }
                 result => {
                     if result.is_ok() {
@@ -107,7 +112,7 @@ impl Connector {
         Err(failure)
     }
 
-    /// Connects to an address, authenticates and selects the database.
+    /// Connects to `address`, authenticates and selects the database.
     pub(super) fn open(&self, address: SocketAddr) -> RedisResult<Wire> {
         let mut wire = Wire::connect(address, self.timeout)?;
         self.identity.log_in(&mut wire)?;
@@ -115,13 +120,14 @@ impl Connector {
     }
 }
 
-/// Whether Redis refuses a command as such: the user may not use it, or there is none.
+/// Returns true if Redis denies a command in general: the user lacks the permission, or the command
+/// does not exist.
 pub(super) fn is_command_denied(error: &RedisError) -> bool {
     let unknown = |text: &str| text.to_ascii_lowercase().starts_with("unknown ");
     error.code() == Some("NOPERM") || error.detail().is_some_and(unknown)
 }
 
-/// What an error is to those who wait for a key.
+/// Returns the failure that waiters of a key get for `error`.
 pub(super) fn read_failure(error: &RedisError) -> Failure {
     if error.is_timeout() {
         Failure::Timeout
@@ -129,7 +135,7 @@ pub(super) fn read_failure(error: &RedisError) -> Failure {
         let text = format!("{code} {}", detail_of(error)).trim_end().to_owned();
         match code {
             "WRONGTYPE" => Failure::WrongType,
-            // It loads its data, has lost its master, runs a script: it will serve by itself, later.
+            // Redis loads its data, has lost its master, or runs a script. It recovers by itself.
             "LOADING" | "MASTERDOWN" | "BUSY" => Failure::NotReady(text),
             _ if is_full(error) => Failure::NotReady(text),
             _ => Failure::Redis(text),
@@ -141,27 +147,28 @@ pub(super) fn read_failure(error: &RedisError) -> Failure {
     }
 }
 
-/// Returns true if an answer to `PING` means that Redis does not serve reads. A Redis that refuses
-/// writes (MISCONF, NOREPLICAS), or that refuses this command, serves them.
+/// Returns true if an error reply to `PING` means that Redis does not serve reads. A Redis that
+/// refuses writes (MISCONF, NOREPLICAS), or that refuses `PING`, serves them.
 pub(super) fn is_outage(error: &RedisError) -> bool {
     error.code().is_none_or(|code| code == "NOAUTH") || matches!(read_failure(error), Failure::NotReady(_))
 }
 
-/// Returns true if Redis has as many clients as its `maxclients` allows.
+/// Returns true if Redis has reached its `maxclients`.
 fn is_full(error: &RedisError) -> bool {
     error.detail().is_some_and(|text| text.starts_with("max number of clients"))
 }
 
-/// Returns true if a Redis accepts no connection of this client. Another address may lead to one that does.
-fn is_unwelcome(error: &RedisError) -> bool {
+/// Returns true if Redis rejects the connection of this client. A Redis at another address may
+/// accept it.
+fn is_client_rejected(error: &RedisError) -> bool {
     is_full(error) || error.code() == Some(PROTECTED)
 }
 
-/// Code of the error of a Redis in protected mode: it has no password, and the client is on another machine.
+/// Error code of a Redis in protected mode: it has no password, and the client is remote.
 const PROTECTED: &str = "DENIED";
 
-/// Returns the text behind an error's code, without arguments. Of protected mode's, a page of advice,
-/// the first sentence.
+/// Returns the text after an error's code, without quoted arguments. The text of protected mode is
+/// a page of advice, cut to its first sentence.
 fn detail_of(error: &RedisError) -> &str {
     let detail = without_arguments(error.detail().unwrap_or_default());
     match error.code() {
@@ -170,14 +177,14 @@ fn detail_of(error: &RedisError) -> &str {
     }
 }
 
-/// Returns an error text up to the arguments that Redis quotes: a password or a client's key may be
-/// among them.
+/// Returns an error text up to the arguments that Redis quotes. They may contain a password or a
+/// client's key.
 pub(super) fn without_arguments(text: &str) -> &str {
     text.split(", with args beginning with").next().unwrap_or_default()
 }
 
-/// Returns the error's text, without arguments and control characters. The crate describes replies
-/// that are none in several lines.
+/// Returns the error's text in one line, without quoted arguments and control characters. The crate
+/// describes malformed replies in several lines.
 pub(super) fn single_line(error: &RedisError) -> String {
     if error.code() == Some(PROTECTED) {
         return format!("{PROTECTED} {}", detail_of(error));
@@ -186,7 +193,8 @@ pub(super) fn single_line(error: &RedisError) -> String {
     without_arguments(&text).split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What a failed attempt to connect is to those who wait: whatever Redis says to it, there is no Redis for them.
+/// Returns the failure that waiters get for a failed connect. [`Failure::Redis`] becomes
+/// [`Failure::Refused`], because without a connection no key can be read.
 pub(super) fn connect_failure(error: &RedisError) -> Failure {
     match read_failure(error) {
         Failure::Redis(text) => Failure::Refused(text),
@@ -194,27 +202,28 @@ pub(super) fn connect_failure(error: &RedisError) -> Failure {
     }
 }
 
-/// Which Redis a connection leads to, if it tells: one that has started anew, or another one behind the same name, has
-/// another id.
+/// Returns the run id of the Redis server at the other end, or `None` if the server does not report
+/// one. A restarted server has a new run id, and so has another server behind the same name.
 pub(super) fn run_id(wire: &mut Wire) -> RedisResult<Option<String>> {
-    match wire.ask(redis::cmd("INFO").arg("server")) {
-        // A path in it need not be UTF-8.
+    match wire.request(redis::cmd("INFO").arg("server")) {
+        // A path in the reply need not be UTF-8.
         Ok(redis::Value::BulkString(text)) => {
             let text = String::from_utf8_lossy(&text);
             Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned))
         }
         Ok(_) => Ok(None),
         Err(error) if is_command_denied(&error) => Ok(None),
-        // It would tell later: a connection that leads to nobody knows whom might be read while another one tells of changes.
+        // Any other error may be temporary. Keys must not be read over a connection to an unknown
+        // server while another server sends the invalidations.
         Err(error) => Err(error),
     }
 }
 
-/// The error's text, and what to do about the ones that have a usual cause.
+/// Returns the error's text, with a remedy for errors that have a usual cause.
 pub(super) fn describe_error(error: &RedisError) -> String {
     let text = single_line(error);
     if error.is_timeout() {
-        // The system's word for it is that a resource is temporarily unavailable.
+        // The system's text is "Resource temporarily unavailable".
         return "no reply within REDIS_TIMEOUT".into();
     }
     if text.contains("failed to lookup address") {
@@ -232,7 +241,8 @@ pub(super) fn describe_error(error: &RedisError) -> String {
     format!("{text}; {remedy}")
 }
 
-/// From 0 to 1. Jitter needs no better randomness than what keys the standard library's hash maps.
+/// Returns a random number from 0 to 1. The random hash keys of the standard library are good
+/// enough for jitter.
 fn random_fraction() -> f64 {
     f64::from((RandomState::new().hash_one(0u8) >> 32) as u32) / f64::from(u32::MAX)
 }
@@ -241,8 +251,9 @@ fn random_fraction() -> f64 {
 mod tests {
     use super::*;
 
+    /// Errors that stop reads are outages. Errors that refuse writes or `PING` are not.
     #[test]
-    fn outages_are_told_from_refused_writes() {
+    fn ping_error_that_stops_reads_is_outage() {
         for (reply, expected) in [
             ("NOAUTH Authentication required.", true),
             ("LOADING Redis is loading the dataset in memory", true),
@@ -258,16 +269,17 @@ mod tests {
         ] {
             match redis::parse_redis_value(format!("-{reply}\r\n").as_bytes()) {
                 Ok(redis::Value::ServerError(error)) => assert_eq!(is_outage(&error.into()), expected, "{reply}"),
-                other => panic!("{other:?} is no error"),
+                other => panic!("{other:?} is not an error"),
             }
         }
         assert!(is_outage(&std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()));
     }
 
+    /// The backoff doubles with each failed attempt up to its maximum, and has jitter.
     #[test]
-    fn attempts_that_fail_come_ever_more_seldom_and_not_all_proxies_at_once() {
-        // A port that was free a moment ago: nobody listens there.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    fn failed_attempts_double_backoff() {
+        // The listener is closed again, so connections to its port are refused.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("no free port");
         let settings = BackendConfig {
             host: "127.0.0.1".into(),
             port: free.port(),
@@ -285,15 +297,16 @@ mod tests {
         let mut jitters = Vec::new();
         for expected in [20, 40, 80, 160, 320, 640].into_iter().chain([1000; 10]) {
             let before = Instant::now();
-            let Err(error) = connector.connect(|_| Ok(())) else { panic!("somebody listens there") };
+            let Err(error) = connector.connect(|_| Ok(())) else { panic!("a connect to a closed port succeeded") };
             let failure = read_failure(&error);
-            let (until, told) = connector.backoff().expect("a failed attempt blocks the next");
-            assert_eq!((&failure, told), (&Failure::Unavailable, Failure::Unavailable));
+            let (until, reported) = connector.backoff().expect("a failed attempt delays the next");
+            assert_eq!((&failure, reported), (&Failure::Unavailable, Failure::Unavailable));
             assert!(until - before >= Duration::from_millis(expected / 2), "the next attempt comes too early");
             assert!(until <= Instant::now() + Duration::from_millis(expected), "the next attempt comes too late");
             jitters.push((until - before).as_millis());
         }
-        // The longest waits only: beside them it matters little how long the attempts themselves took.
+        // Only the longest delays, because the duration of the attempts themselves is small beside
+        // them.
         let longest = &mut jitters[6..];
         longest.sort_unstable();
         assert!(longest[9] - longest[0] > 20, "no jitter: {longest:?} milliseconds");

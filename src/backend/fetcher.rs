@@ -1,8 +1,9 @@
-//! One helper thread: take a batch, read it, deliver.
+//! Fetcher thread: takes a batch of jobs, reads the keys from Redis, and delivers the results.
 //!
-//! Any error on a connection drops it: replies that are still on their way die with it and can never be taken for the
-//! answer to another key. A connection that turns out to be closed is replaced and what is left of the batch asked once
-//! more, because reading twice does no harm; a time-out is not retried, its clients have waited long enough.
+//! Any error closes the connection (poisoned-connections-close). Late replies are lost with it and
+//! can never answer another key. If Redis closed an idle connection, the fetcher reconnects and
+//! repeats the pending part of the batch, because reads are idempotent. A timeout is not retried,
+//! because the clients have waited long enough.
 
 use super::batch::Batch;
 use super::connect::{Connector, connect_failure, describe_error, read_failure, run_id};
@@ -14,16 +15,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A connection that has brought a longer value is replaced: the crate's parser keeps its buffer as long as the longest
-/// reply, for ever. Replacing costs a fraction of what such a reply costs.
+/// Longest value after which a connection is reused. The crate's parser never shrinks its buffer,
+/// so a connection that received a longer value is replaced. A replacement costs less than such a
+/// reply.
 const MAX_REUSE_VALUE_BYTES: usize = 1024 * 1024;
 
-/// A connection that is counted as one as long as it lives, also when a panic ends it.
+/// Connection that is counted in the pool's state until it is dropped, also by a panic.
 struct CountedConnection {
-    link: KeyReader,
-    /// Which Redis it leads to, where that is known and matters.
-    server: Option<String>,
-    /// Whether anything was read over it.
+    reader: KeyReader,
+    /// Run id of the Redis server. Known only with tracking, and if the server reports one.
+    run_id: Option<String>,
+    /// True once keys were read over this connection.
     has_served: bool,
     shared: Arc<PoolShared>,
 }
@@ -34,27 +36,27 @@ impl Drop for CountedConnection {
     }
 }
 
-/// One helper's connection. See the top of the file.
+/// State of one fetcher thread, with at most one connection.
 pub(super) struct Fetcher {
     shared: Arc<PoolShared>,
     connector: Connector,
     connection: Option<CountedConnection>,
     timeout: Duration,
     max_value_bytes: usize,
-    /// Whether changes are heard of, so that it matters which Redis is read.
+    /// True with REDIS_TRACKING. Reads and invalidations must then come from the same server.
     tracking: bool,
-    /// Whether it goes on trying to connect where nobody is connected and there is nothing to read.
+    /// True if this fetcher keeps trying to connect while no fetcher is connected and no job waits.
     retries_idle: bool,
 }
 
-/// Why a batch was not read.
+/// Reason why a batch was not read.
 enum BatchError {
     Connecting(Failure),
     Reading(RedisError),
 }
 
 impl Fetcher {
-    pub(super) fn new(settings: &BackendConfig, shared: Arc<PoolShared>, tries: bool) -> Fetcher {
+    pub(super) fn new(settings: &BackendConfig, shared: Arc<PoolShared>, retries_idle: bool) -> Fetcher {
         Fetcher {
             shared,
             connector: Connector::new(settings),
@@ -62,25 +64,25 @@ impl Fetcher {
             timeout: settings.timeout,
             max_value_bytes: settings.max_value_bytes,
             tracking: settings.tracking,
-            retries_idle: tries,
+            retries_idle,
         }
     }
 
-    /// Connects without a job.
+    /// Connects before there is a job.
     pub(super) fn preconnect(&mut self) {
-        // A failure is in the log, and what there is to do next tries again.
+        // A failure is logged, and the next task tries again.
         self.connection = self.connect().ok();
     }
 
-    /// Serves jobs until the pool closes.
+    /// Runs tasks until the pool closes.
     pub(super) fn run(&mut self) {
         loop {
             let blocked_until = match self.connection {
                 Some(_) => None,
                 None => self.connector.backoff().map(|(until, _)| until),
             };
-            let watch = (self.retries_idle || self.connection.is_some()).then_some(PROBE_INTERVAL);
-            let done = match self.shared.next_task(self.connection.is_some(), blocked_until, watch) {
+            let probe_interval = (self.retries_idle || self.connection.is_some()).then_some(PROBE_INTERVAL);
+            let result = match self.shared.next_task(self.connection.is_some(), blocked_until, probe_interval) {
                 Task::Fetch(batch) => {
                     let mut batch = Batch::new(Arc::clone(&self.shared), batch);
                     catch_unwind(AssertUnwindSafe(|| self.serve(&mut batch)))
@@ -89,22 +91,22 @@ impl Fetcher {
                 Task::Probe => catch_unwind(AssertUnwindSafe(|| self.probe())),
                 Task::Exit => return,
             };
-            if done.is_err() {
-                // Replies may be on their way that nobody has counted.
+            if result.is_err() {
+                // After a panic the number of outstanding replies is unknown.
                 self.connection = None;
             }
         }
     }
 
-    /// Finds out whether Redis is there. A connection that has ended meanwhile is replaced.
+    /// Checks that Redis answers, and replaces a connection that was lost while idle.
     fn probe(&mut self) {
         let Some(mut connection) = self.connection.take() else { return self.preconnect() };
         self.record_request();
-        let result = connection.link.ping();
-        self.count_round_trips(&mut connection.link);
+        let result = connection.reader.ping();
+        self.count_round_trips(&mut connection.reader);
         match result {
-            Ok(trouble) => {
-                self.record_contact(trouble.as_deref());
+            Ok(reason) => {
+                self.record_contact(reason.as_deref());
                 self.connection = Some(connection);
                 return;
             }
@@ -121,42 +123,44 @@ impl Fetcher {
         }
     }
 
-    /// Redis is about to be asked something.
+    /// Records that a request is about to be sent to Redis.
     fn record_request(&self) {
         self.shared.update_status(|redis| redis.on_request(Instant::now()));
     }
 
-    fn count_round_trips(&self, link: &mut KeyReader) {
-        let round_trips = link.take_round_trips();
+    fn count_round_trips(&self, reader: &mut KeyReader) {
+        let round_trips = reader.take_round_trips();
         self.shared.update_status(|redis| redis.round_trips += round_trips);
     }
 
-    /// Redis was connected to, or asked for something else than keys.
-    fn record_contact(&self, trouble: Option<&str>) {
-        self.shared.update_status(|redis| redis.on_contact(trouble, Instant::now()));
+    /// Records the result of a connect or a `PING`: `reason` says why Redis cannot serve.
+    fn record_contact(&self, reason: Option<&str>) {
+        self.shared.update_status(|redis| redis.on_contact(reason, Instant::now()));
     }
 
-    /// Tells the log that a connection is lost, if it has not just told that of another one. Gives back what is told.
+    /// Logs the loss of a connection, as a warning at most once in 10 s. Returns the text.
     fn log_loss(&self, error: &RedisError) -> String {
         let text = format!("lost a connection to Redis at {}: {}", self.connector.target(), describe_error(error));
         match self.shared.should_log_loss() {
             None => log::debug!("{text}"),
             Some(0) => log::warn!("{text}"),
-            Some(untold) => log::warn!("{text} ({untold} more lost since the last such line)"),
+            Some(suppressed) => log::warn!("{text} ({suppressed} more lost since the last such line)"),
         }
         text
     }
 
-    /// Completes every job of a batch: what was read before an error counts, the rest fails with it.
+    /// Reads a batch. Keys that were read before an error keep their results, the others fail with
+    /// it.
     fn serve(&mut self, batch: &mut Batch) {
         batch.fail_expired(Instant::now());
         if batch.pending_count() == 0 {
             return;
         }
         loop {
-            // After an error there is no connection: only one that may have been closed while it was idle is worth another attempt.
+            // Only a connection that existed before may have been closed while idle. An error drops
+            // it, so the second attempt is the last.
             let was_idle = self.connection.is_some();
-            let asked = Instant::now();
+            let requested_at = Instant::now();
             let failure = match self.read(batch, was_idle) {
                 Ok(()) => return,
                 Err(BatchError::Connecting(_)) if batch.requeue() => return,
@@ -170,9 +174,10 @@ impl Fetcher {
                 }
                 Err(BatchError::Reading(error)) => {
                     let text = self.log_loss(&error);
-                    // Replies come in order: it is the first of those that are open.
+                    // Replies come in order, so the read of the first pending key failed.
                     if let Some((_, key)) = batch.pending().first() {
-                        self.shared.update_status(|redis| redis.on_read_failed(&text, key, asked, Instant::now()));
+                        self.shared
+                            .update_status(|redis| redis.on_read_failed(&text, key, requested_at, Instant::now()));
                     }
                     read_failure(&error)
                 }
@@ -182,38 +187,40 @@ impl Fetcher {
         }
     }
 
-    /// Reads what is open, on a new connection where there is none; after an error there is none. `was_idle` says whether there
-    /// was one before.
+    /// Reads the pending keys of a batch, and connects first if there is no connection. An error
+    /// drops the connection. `was_idle` is true if the connection existed before.
     fn read(&mut self, batch: &mut Batch, was_idle: bool) -> Result<(), BatchError> {
         let mut connection = match self.connection.take() {
-            // The name may have come to lead to another Redis, and changes of this one are not heard of any more.
-            Some(connection) if !self.shared.tracking_mismatch(connection.server.as_deref()) => connection,
+            // REDIS_HOST may lead to another server now. The old one sends no invalidations any
+            // more.
+            Some(connection) if !self.shared.tracking_mismatch(connection.run_id.as_deref()) => connection,
             _ => self.connect().map_err(BatchError::Connecting)?,
         };
-        let policy = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.shared.reads_ttl() };
+        let options = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.shared.reads_ttl() };
         let keys = batch.pending_count() as u64;
         self.record_request();
-        let result = connection.link.read(batch, policy);
-        self.count_round_trips(&mut connection.link);
+        let result = connection.reader.read(batch, options);
+        self.count_round_trips(&mut connection.reader);
         self.shared.update_status(|redis| redis.batch_sizes.observe(keys, 1));
         match result {
-            Ok(told) => {
+            Ok(ttl_support) => {
                 self.shared.update_status(|redis| redis.on_read(batch.not_ready(), Instant::now()));
-                if let Some(told) = told {
-                    self.shared.set_ttl_support(told);
+                if let Some(result) = ttl_support {
+                    self.shared.set_ttl_support(result);
                 }
                 if !std::mem::replace(&mut connection.has_served, true) {
                     self.connector.reset_backoff();
                 }
-                if connection.link.longest_value() <= MAX_REUSE_VALUE_BYTES {
+                if connection.reader.longest_value() <= MAX_REUSE_VALUE_BYTES {
                     self.connection = Some(connection);
                 }
                 Ok(())
             }
             Err(error) => {
                 if !(connection.has_served || error.is_timeout() || (was_idle && error.is_connection_dropped())) {
-                    // It was no better than none: what answers there is no Redis, and would be asked for every key. That one
-                    // was closed while nobody used it says nothing of the next.
+                    // A new connection failed at its first read, so the server may be no Redis.
+                    // Without a backoff each key would connect again. A close while idle says
+                    // nothing about the next connection.
                     self.connector.back_off(read_failure(&error));
                 }
                 Err(BatchError::Reading(error))
@@ -227,31 +234,31 @@ impl Fetcher {
         {
             return Err(failure);
         }
-        let (tracking, mut server) = (self.tracking, None);
+        let (tracking, mut server_id) = (self.tracking, None);
         let result = self.connector.connect(|wire| {
             if tracking {
-                server = run_id(wire)?;
+                server_id = run_id(wire)?;
             }
             Ok(())
         });
-        let news = self.shared.record_connect(result.is_ok());
-        // It counts from here on, and must be dropped whatever comes.
+        let outcome = self.shared.record_connect(result.is_ok());
+        // The connection is counted from here on. Dropping it ends the count.
         let result = result.map(|wire| CountedConnection {
-            link: KeyReader::new(wire, self.timeout),
-            server,
+            reader: KeyReader::new(wire, self.timeout),
+            run_id: server_id,
             has_served: false,
             shared: Arc::clone(&self.shared),
         });
         let target = self.connector.target();
         match &result {
             Ok(_) => self.record_contact(None),
-            // Others are connected, and what they see counts.
+            // The fetchers that are connected decide whether Redis is available.
             Err(_) if self.shared.state().connected > 0 => {}
             Err(error) => {
                 self.record_contact(Some(&format!("cannot connect to Redis at {target}: {}", describe_error(error))))
             }
         }
-        match (&result, news) {
+        match (&result, outcome) {
             (Ok(_), None) => {}
             (Ok(_), Some(_)) => log::info!("connected to Redis at {target}"),
             (Err(error), None) => log::debug!("cannot connect to Redis at {target}: {}", describe_error(error)),
@@ -264,7 +271,7 @@ impl Fetcher {
             (Err(error), Some(_)) => log::error!("cannot connect to Redis at {target}: {}", describe_error(error)),
         }
         let counted = result.map_err(|error| connect_failure(&error))?;
-        self.shared.set_read_run_id(counted.server.clone());
+        self.shared.set_read_run_id(counted.run_id.clone());
         Ok(counted)
     }
 }

@@ -1,86 +1,88 @@
-//! How fresh what the cache serves is, as things stand, and telling it whenever that changes.
+//! Freshness guarantee in force: how soon a change in Redis becomes visible. Logged and published
+//! whenever it changes (promise-visible).
 
 use crate::metrics::{RedisStatus, TrackingState};
 use std::fmt;
 use std::time::Duration;
 
-/// What holds of the two sources of freshness. Each says why not where an operator would expect it to hold.
+/// State of the two guarantees that the freshness of the cache depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Freshness {
-    /// Redis tells of changes. Without it CACHE_TTL is what bounds an entry's age.
+    /// Invalidations from Redis are received. Without them CACHE_TTL bounds the age of an entry.
     pub(super) tracking: Guarantee,
-    /// Redis tells how long a key has left.
+    /// Redis replies to `PTTL`, so no entry outlives its key's expiration in Redis.
     pub(super) expiry: Guarantee,
-    /// Lifetime of an entry, which bounds its age where nothing else does.
+    /// Maximum lifetime of an entry.
     pub(super) cache_ttl: Duration,
 }
 
 impl Default for Freshness {
-    /// At the start. That Redis tells how long keys have left is what everybody expects: no news until it refuses.
+    /// Returns the state at start. `expiry` starts as active, because Redis normally allows `PTTL`.
+    /// So only a denial is logged.
     fn default() -> Freshness {
         Freshness { tracking: Guarantee::NotRequested, expiry: Guarantee::Active, cache_ttl: Duration::ZERO }
     }
 }
 
-/// Whether a part of the promise holds.
+/// State of one guarantee.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Guarantee {
-    /// It was not asked for, or is not known yet.
+    /// Not configured, or not known yet.
     NotRequested,
-    /// It holds.
     Active,
-    /// It was asked for and does not hold.
+    /// Configured but not in force.
     Inactive {
-        /// What stands in the way.
         reason: String,
     },
 }
 
-/// What taking note has come to.
+/// Effect of an update on the state of a guarantee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FreshnessUpdate {
-    /// It was known.
     Unchanged,
-    /// There is another reason for the same "no".
+    /// Still inactive, but for another reason.
     ReasonChanged,
     Changed,
 }
 
 impl Guarantee {
-    /// Takes note.
-    pub(super) fn update(&mut self, holds: Result<(), String>) -> FreshnessUpdate {
-        let now = match holds {
+    /// Sets the state to active, or to inactive with a reason.
+    pub(super) fn update(&mut self, result: Result<(), String>) -> FreshnessUpdate {
+        let next = match result {
             Ok(()) => Guarantee::Active,
-            Err(why) => Guarantee::Inactive { reason: why },
+            Err(reason) => Guarantee::Inactive { reason },
         };
-        let update = match (&*self, &now) {
-            (before, now) if before == now => FreshnessUpdate::Unchanged,
+        let update = match (&*self, &next) {
+            (previous, next) if previous == next => FreshnessUpdate::Unchanged,
             (Guarantee::Inactive { .. }, Guarantee::Inactive { .. }) => FreshnessUpdate::ReasonChanged,
             _ => FreshnessUpdate::Changed,
         };
-        *self = now;
+        *self = next;
         update
+    }
+
+    fn is_unmet(&self) -> bool {
+        matches!(self, Guarantee::Inactive { .. })
     }
 }
 
 impl Freshness {
-    /// Shows it to others.
+    /// Copies the state to `redis`, for the metrics and `/readyz`.
     pub(super) fn publish(&self, redis: &mut RedisStatus) {
         redis.freshness = self.to_string();
-        redis.unmet_guarantees =
-            [&self.tracking, &self.expiry].iter().filter(|held| matches!(held, Guarantee::Inactive { .. })).count();
+        redis.unmet_guarantees = [&self.tracking, &self.expiry].iter().filter(|guarantee| guarantee.is_unmet()).count();
         redis.tracking = match self.tracking {
-            // Where it was asked for, it was lost to begin with.
+            // Pool::start has set the state: lost if tracking is configured, otherwise off.
             Guarantee::NotRequested => redis.tracking,
             Guarantee::Active => TrackingState::On,
             Guarantee::Inactive { .. } => TrackingState::Lost,
         };
     }
 
-    /// Puts it into the log.
+    /// Logs the state, as a warning if a guarantee is not met.
     pub(super) fn log(&self) {
-        let kept = ![&self.tracking, &self.expiry].iter().any(|held| matches!(held, Guarantee::Inactive { .. }));
-        log::log!(if kept { log::Level::Info } else { log::Level::Warn }, "freshness: {self}");
+        let is_unmet = self.tracking.is_unmet() || self.expiry.is_unmet();
+        log::log!(if is_unmet { log::Level::Warn } else { log::Level::Info }, "freshness: {self}");
     }
 }
 
@@ -90,15 +92,16 @@ impl fmt::Display for Freshness {
         match &self.tracking {
             Guarantee::Active => f.write_str("changes visible at once (tracking active)")?,
             Guarantee::NotRequested => write!(f, "changes visible within CACHE_TTL={ttl} s")?,
-            Guarantee::Inactive { reason: why } => {
-                write!(f, "changes visible within CACHE_TTL={ttl} s (tracking inactive: {why})")?
+            Guarantee::Inactive { reason } => {
+                write!(f, "changes visible within CACHE_TTL={ttl} s (tracking inactive: {reason})")?
             }
         }
         match &self.expiry {
             Guarantee::Active | Guarantee::NotRequested => f.write_str("; Redis expirations honoured"),
-            Guarantee::Inactive { reason: why } => {
-                write!(f, "; Redis expirations not honoured, keys may outlive them by up to CACHE_TTL={ttl} s ({why})")
-            }
+            Guarantee::Inactive { reason } => write!(
+                f,
+                "; Redis expirations not honoured, keys may outlive them by up to CACHE_TTL={ttl} s ({reason})"
+            ),
         }
     }
 }
@@ -107,30 +110,32 @@ impl fmt::Display for Freshness {
 mod tests {
     use super::*;
 
+    /// An update reports whether the state has changed, only its reason, or nothing.
     #[test]
-    fn only_what_changes_is_news() {
-        let mut held = Guarantee::NotRequested;
-        assert_eq!(held.update(Err("one reason".into())), FreshnessUpdate::Changed);
-        assert_eq!(held.update(Err("one reason".into())), FreshnessUpdate::Unchanged);
-        assert_eq!(held.update(Err("another reason".into())), FreshnessUpdate::ReasonChanged);
-        assert_eq!(held.update(Ok(())), FreshnessUpdate::Changed);
-        assert_eq!(held.update(Ok(())), FreshnessUpdate::Unchanged);
+    fn update_reports_state_and_reason_changes() {
+        let mut guarantee = Guarantee::NotRequested;
+        assert_eq!(guarantee.update(Err("one reason".into())), FreshnessUpdate::Changed);
+        assert_eq!(guarantee.update(Err("one reason".into())), FreshnessUpdate::Unchanged);
+        assert_eq!(guarantee.update(Err("another reason".into())), FreshnessUpdate::ReasonChanged);
+        assert_eq!(guarantee.update(Ok(())), FreshnessUpdate::Changed);
+        assert_eq!(guarantee.update(Ok(())), FreshnessUpdate::Unchanged);
     }
 
+    /// The text names each guarantee, and the reason for each that is inactive.
     #[test]
-    fn the_promise_says_what_holds_and_why_not() {
-        let no = |why: &str| Guarantee::Inactive { reason: why.into() };
+    fn text_names_guarantees_and_reasons() {
+        let inactive = |reason: &str| Guarantee::Inactive { reason: reason.into() };
         for (tracking, expiry, parts) in [
             (Guarantee::NotRequested, Guarantee::Active, ["within CACHE_TTL=0.5 s;", "expirations honoured"]),
             (Guarantee::Active, Guarantee::NotRequested, ["at once (tracking active);", "expirations honoured"]),
             (
-                no("gone"),
+                inactive("gone"),
                 Guarantee::Active,
                 ["within CACHE_TTL=0.5 s (tracking inactive: gone);", "expirations honoured"],
             ),
             (
                 Guarantee::Active,
-                no("NOPERM"),
+                inactive("NOPERM"),
                 ["at once", "expirations not honoured, keys may outlive them by up to CACHE_TTL=0.5 s (NOPERM)"],
             ),
         ] {

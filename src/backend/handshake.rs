@@ -1,10 +1,10 @@
-//! First exchange on a new connection to Redis: authentication, the database, and whether Redis
-//! accepts the client at all.
+//! Handshake on a new connection to Redis: authenticates, selects the database, and checks that
+//! Redis accepts the client.
 //!
-//! Redis accepts every connection, says why it does not want it, and closes it: too many clients,
-//! protected mode. The crate's handshake ignores that reply where it asks for nothing that it needs,
-//! and reports only that the connection was closed. All commands are sent together, in an order in
-//! which the first reply is always one that counts.
+//! Redis accepts every TCP connection. To reject a client (too many clients, protected mode) it
+//! sends an error and closes. The crate's handshake ignores that error if it needs no reply, and
+//! reports only the close. This handshake sends all commands together, the optional ones last, so
+//! that an error in the first reply is never ignored.
 
 use super::BackendConfig;
 use super::connect::{read_failure, without_arguments};
@@ -13,7 +13,7 @@ use super::wire::Wire;
 use crate::types::Failure;
 use redis::{ErrorKind, RedisError, RedisResult, ServerError, ServerErrorKind, Value};
 
-/// Identity to take on a new connection.
+/// Credentials and database number for a new connection.
 #[derive(Clone)]
 pub(super) struct Identity {
     username: Option<String>,
@@ -21,17 +21,18 @@ pub(super) struct Identity {
     database: i64,
 }
 
-/// Commands of the handshake, by the consequence of an error reply.
+/// Commands of the handshake. They differ in the consequence of an error reply.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum HandshakeStep {
     /// `AUTH`. Required.
     Authenticate,
     /// `SELECT`. Required.
     Select,
-    /// `PING`. Keys tell what is the matter, unless Redis wants a password or closes the connection.
+    /// `PING`. Fails the handshake only if Redis requires a password or closes the connection.
+    /// Other errors show when keys are read.
     Probe,
-    /// `CLIENT SETINFO`, which a Redis before 7.2 does not know. No consequence.
-    Introduce,
+    /// `CLIENT SETINFO`. Errors are ignored, because Redis before 7.2 does not know it.
+    SetClientInfo,
 }
 
 impl Identity {
@@ -40,11 +41,11 @@ impl Identity {
         Identity { username: username.clone(), password: password.clone(), database: *database }
     }
 
-    /// Authenticates, selects the database and asks whether Redis answers. A Redis before version 6
-    /// knows no users.
+    /// Authenticates, selects the database and checks that Redis answers. Retries without the user
+    /// name if Redis is older than version 6, which has no users.
     pub(super) fn log_in(&self, wire: &mut Wire) -> RedisResult<()> {
         match self.exchange(wire, self.username.as_deref()) {
-            Err(error) if self.username.is_some() && knows_no_users(&error) => self.exchange(wire, None),
+            Err(error) if self.username.is_some() && lacks_users(&error) => self.exchange(wire, None),
             result => result,
         }
     }
@@ -52,16 +53,16 @@ impl Identity {
     fn exchange(&self, wire: &mut Wire, username: Option<&str>) -> RedisResult<()> {
         let (steps, packed) = self.commands(username);
         if let Err(error) = wire.send(&packed) {
-            // Redis may have said why before it closed the connection.
+            // Redis may have sent the reason before it closed the connection.
             return Err(match wire.receive() {
-                Ok(Value::ServerError(reason)) => refusal_of(steps[0], reason),
+                Ok(Value::ServerError(reason)) => handshake_error(steps[0], reason),
                 _ => error,
             });
         }
         let mut errors: Vec<(HandshakeStep, ServerError)> = Vec::new();
         for step in steps {
             match (step, wire.receive()) {
-                (HandshakeStep::Introduce, Ok(_)) => {}
+                (HandshakeStep::SetClientInfo, Ok(_)) => {}
                 (_, Ok(Value::ServerError(error))) => errors.push((step, error)),
                 (HandshakeStep::Authenticate | HandshakeStep::Select, Ok(Value::Okay))
                 | (HandshakeStep::Probe, Ok(_)) => {}
@@ -69,20 +70,21 @@ impl Identity {
                     return Err(desync_error("AUTH and SELECT"));
                 }
                 (_, Err(closed)) => {
-                    // A Redis that closes has said why. One that falls silent has not, but for what is required.
-                    let says_why = |(step, _): &(HandshakeStep, _)| !closed.is_timeout() || is_required(*step);
-                    let first = errors.into_iter().next().filter(says_why);
-                    return Err(first.map_or(closed, |(step, reason)| refusal_of(step, reason)));
+                    // If Redis closes, the first error is the reason. After a timeout, only an
+                    // error of a required step is.
+                    let is_reason = |(step, _): &(HandshakeStep, _)| !closed.is_timeout() || is_required(*step);
+                    let first = errors.into_iter().next().filter(is_reason);
+                    return Err(first.map_or(closed, |(step, reason)| handshake_error(step, reason)));
                 }
             }
         }
         match errors.into_iter().find(|(step, error)| is_required(*step) || error.code() == "NOAUTH") {
-            Some((step, error)) => Err(refusal_of(step, error)),
+            Some((step, error)) => Err(handshake_error(step, error)),
             None => Ok(()),
         }
     }
 
-    /// Packs the commands.
+    /// Returns the steps, and their commands packed.
     fn commands(&self, username: Option<&str>) -> (Vec<HandshakeStep>, Vec<u8>) {
         let (mut steps, mut packed) = (Vec::new(), Vec::new());
         let mut add = |step, command: &redis::Cmd| {
@@ -97,38 +99,39 @@ impl Identity {
         }
         add(HandshakeStep::Probe, &redis::cmd("PING"));
         for (name, value) in [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
-            add(HandshakeStep::Introduce, redis::cmd("CLIENT").arg("SETINFO").arg(name).arg(value));
+            add(HandshakeStep::SetClientInfo, redis::cmd("CLIENT").arg("SETINFO").arg(name).arg(value));
         }
         (steps, packed)
     }
 }
 
-/// Returns true if a connection is of no use where Redis answers a step with an error.
+/// Returns true if an error reply to `step` makes the connection useless.
 fn is_required(step: HandshakeStep) -> bool {
     matches!(step, HandshakeStep::Authenticate | HandshakeStep::Select)
 }
 
-/// Returns the error to report for an error reply: with the command that it refuses, unless its code
-/// says more, and without the arguments that Redis quotes, because a password is one of them.
-fn refusal_of(step: HandshakeStep, reply: ServerError) -> RedisError {
+/// Returns the error to report for an error reply. It names the refused command, unless the code of
+/// the reply says more. It omits the arguments that Redis quotes, because one of them is the
+/// password.
+fn handshake_error(step: HandshakeStep, reply: ServerError) -> RedisError {
     let text = without_arguments(reply.details().unwrap_or_default());
     let error = RedisError::from(reply.clone());
-    let says_more = matches!(error.code(), Some("DENIED" | "NOAUTH" | "NOPERM"))
+    let is_code_specific = matches!(error.code(), Some("DENIED" | "NOAUTH" | "NOPERM"))
         || matches!(read_failure(&error), Failure::NotReady(_));
     match step {
-        _ if says_more => error,
+        _ if is_code_specific => error,
         HandshakeStep::Authenticate => {
             (ErrorKind::AuthenticationFailed, "Redis rejected AUTH", format!("{} {text}", reply.code())).into()
         }
         HandshakeStep::Select => {
             (ServerErrorKind::ResponseError.into(), "Redis rejected SELECT", text.to_owned()).into()
         }
-        HandshakeStep::Probe | HandshakeStep::Introduce => error,
+        HandshakeStep::Probe | HandshakeStep::SetClientInfo => error,
     }
 }
 
-/// Returns true if Redis takes a password alone.
-fn knows_no_users(error: &RedisError) -> bool {
+/// Returns true if Redis accepts only a password, without a user name.
+fn lacks_users(error: &RedisError) -> bool {
     error.detail().is_some_and(|text| text.contains("wrong number of arguments for 'auth'"))
 }
 
@@ -139,29 +142,30 @@ mod tests {
     fn reply(text: &str) -> ServerError {
         match redis::parse_redis_value(format!("-{text}\r\n").as_bytes()) {
             Ok(Value::ServerError(error)) => error,
-            other => panic!("{other:?} is no error"),
+            other => panic!("{other:?} is not an error"),
         }
     }
 
+    /// The error names the refused command, and neither the user nor the password.
     #[test]
-    fn refusals_name_command_without_arguments() {
+    fn errors_name_command_without_arguments() {
         let quoted = "ERR unknown command 'AUTH', with args beginning with: 'user' 'topsecret' ";
-        let error = refusal_of(HandshakeStep::Authenticate, reply(quoted));
+        let error = handshake_error(HandshakeStep::Authenticate, reply(quoted));
         assert!(!error.to_string().contains("topsecret") && !error.to_string().contains("user"), "{error}");
         assert!(
             error.to_string().contains("rejected AUTH") && error.to_string().contains("unknown command"),
             "{error}"
         );
         assert_eq!(error.kind(), ErrorKind::AuthenticationFailed);
-        let error = refusal_of(HandshakeStep::Select, reply("ERR DB index is out of range"));
+        let error = handshake_error(HandshakeStep::Select, reply("ERR DB index is out of range"));
         assert!(error.to_string().contains("rejected SELECT"), "{error}");
         assert_eq!(read_failure(&error), Failure::Redis("ERR DB index is out of range".into()));
         for text in ["NOAUTH Authentication required.", "NOPERM this user has no permissions"] {
-            assert_eq!(refusal_of(HandshakeStep::Select, reply(text)).code(), text.split(' ').next(), "{text}");
+            assert_eq!(handshake_error(HandshakeStep::Select, reply(text)).code(), text.split(' ').next(), "{text}");
         }
-        // These are about the connection, whatever is asked first.
+        // These errors concern the connection, whatever the first command is.
         for text in ["ERR max number of clients reached", "DENIED protected mode", "LOADING", "BUSY"] {
-            let error = refusal_of(HandshakeStep::Authenticate, reply(text));
+            let error = handshake_error(HandshakeStep::Authenticate, reply(text));
             assert_eq!(error.code(), text.split(' ').next(), "{error}");
         }
     }

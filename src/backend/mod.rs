@@ -1,9 +1,14 @@
-//! Redis, and the only place that knows it: a bounded queue of jobs, a few helper threads with a blocking connection
-//! each, perhaps one more thread that hears of changes, and a list of news that wakes the loop.
+//! Backend: reads keys from Redis and receives its invalidations. The only module that uses
+//! `redis`.
 //!
-//! A helper takes all jobs that wait, up to [`MAX_BATCH`], and reads them in one round trip, but for long values; so under
-//! load the batches grow by themselves, and an idle proxy has no delay added. Every accepted job is completed exactly
-//! once, whatever happens to the helper. Locks are held only to move jobs and news, never while a thread does I/O.
+//! The event loop submits jobs to a bounded queue. Fetcher threads, each with one blocking
+//! connection, take them, and a tracking thread receives invalidations. Both put their results into
+//! the `Inbox`, which wakes the loop.
+//!
+//! A fetcher takes all queued jobs, up to [`MAX_BATCH`], and reads them in one round trip; long
+//! values take more. So batches grow under load, and an idle proxy adds no delay. Each accepted job
+//! completes exactly once, also if the fetcher panics (job-completes-once). Locks are held only to
+//! move jobs and inbox items, never during I/O (loop-never-blocks).
 
 mod availability;
 mod batch;
@@ -32,24 +37,25 @@ use std::time::{Duration, Instant};
 use task::{ConnectOutcome, Task};
 use tracking::Tracker;
 
-/// Most jobs that wait for a helper. One for each of the 10,000 connections that a loop takes; what goes beyond it is
-/// refused at once, because it would wait longer than its client does.
+/// Most queued jobs: one for each of 10,000 client connections. Further jobs fail at once, because
+/// they would wait longer than their clients do.
 pub const QUEUE_LIMIT: usize = 10_000;
 
-/// Most keys of one round trip. Beyond some hundred the cost of a round trip is spread thin enough, and a long batch
-/// only keeps the other helpers idle.
+/// Most keys read in one round trip. Beyond about a hundred, a larger batch saves little and leaves
+/// other fetchers idle.
 pub const MAX_BATCH: usize = 128;
 
-/// Changes that are added under one lock: some ten microseconds.
+/// Invalidations added to the inbox under one lock (some 10 us).
 const INVALIDATIONS_PER_LOCK: usize = 1024;
 
-/// Where nothing is read, Redis is asked so often whether it is still there, so that whoever asks the proxy is told what is so.
+/// Interval of probes while no keys are read, so that readiness and metrics stay current.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where Redis refuses to tell how long keys have left, it is asked again after so long: permissions may be mended.
+/// Delay until `PTTL` is tried again after Redis denied it. An operator may have granted the
+/// permission.
 const TTL_RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// Where Redis is, and how to talk to it.
+/// Address of Redis, credentials, and limits.
 #[derive(Clone)]
 pub struct BackendConfig {
     /// Host name or address.
@@ -62,45 +68,47 @@ pub struct BackendConfig {
     pub password: Option<String>,
     /// Database number, for `SELECT`.
     pub database: i64,
-    /// Helper threads, each with one connection.
+    /// Number of fetcher threads, each with one connection.
     pub connections: usize,
     /// Bounds connecting, the handshake and each round trip.
     pub timeout: Duration,
     /// Lifetime of a cache entry, stated in the freshness guarantee.
     pub cache_ttl: Duration,
-    /// Whether to hear of changes (`CLIENT TRACKING`).
+    /// True to receive invalidations (`CLIENT TRACKING`).
     pub tracking: bool,
-    /// Longer values are not read.
+    /// Longest value that is read, in bytes.
     pub max_value_bytes: usize,
 }
 
-/// The helpers and what they share with the loop. Dropping it ends them once they are done with what they are at.
+/// Handle of the event loop to its fetchers. Dropping it ends each fetcher after its present task.
 pub struct Pool {
     shared: Arc<PoolShared>,
     timeout: Duration,
 }
 
-/// A job, and when the client that it was begun for waits no longer.
+/// Job in the queue, with the time at which its first client times out.
 struct QueuedJob {
     job: Job,
-    expires: Instant,
+    expires_at: Instant,
 }
 
+/// State and signals shared by the event loop, the fetchers and the tracking thread.
 struct PoolShared {
     state: Mutex<PoolState>,
-    /// A job waits, or the pool closes. Helpers that are connected wait here.
+    /// Signals connected fetchers: a job is queued, or the pool closes.
     job_ready: Condvar,
-    /// A job waits and no connected helper is idle, or the pool closes. Helpers that are not connected wait here.
+    /// Signals unconnected fetchers: a job is queued and no connected fetcher is idle, or the pool
+    /// closes.
     all_busy: Condvar,
-    /// The last connection is gone, or the pool closes. Helpers wait here that may not connect yet while others can
-    /// serve: they must not take a job only to fail it.
+    /// Signals fetchers that back off while others are connected: the last connection is lost, or
+    /// the pool closes. These fetchers must not take a job only to fail it.
     none_connected: Condvar,
     inbox: Mutex<Inbox>,
-    /// Whether there are any. Changed under their lock.
+    /// True if the inbox may have items. Changed only under the lock of `inbox`.
     inbox_ready: AtomicBool,
-    /// Where others see how things are.
+    /// Slot of the worker, where the status of Redis is published.
     slot: Arc<WorkerSlot>,
-    /// Start of the time that log throttles are passed.
+    /// Start of the time that is passed to the log throttle.
     started_at: Instant,
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -108,29 +116,32 @@ struct PoolShared {
 #[derive(Default)]
 struct PoolState {
     queue: VecDeque<QueuedJob>,
-    /// Helpers that have a connection, and how many of them wait for work.
+    /// Number of connected fetchers.
     connected: usize,
+    /// Number of connected fetchers that wait for a job.
     idle: usize,
-    /// What the log says of connecting, so that it says it once.
+    /// Outcome of connecting that was logged last, so that only a change is logged.
     logged_outcome: Option<ConnectOutcome>,
     freshness: Freshness,
-    /// Which Redis the helper that has connected last reads from. Forgotten with each tracking connection, unless it was
-    /// given up for not leading there.
+    /// Run id of the server that the last connected fetcher reads from. Reset when a tracking
+    /// connection ends, unless it ended because the server differs.
     read_run_id: Option<String>,
-    /// Which Redis tells of changes.
+    /// Run id of the server that sends invalidations.
     tracking_run_id: Option<String>,
-    /// When Redis was last asked anything.
+    /// Time of the last batch or probe. `None` makes the next probe due at once.
     last_request: Option<Instant>,
-    /// Until when keys are read without asking how long they have left.
+    /// End of the time in which keys are read without `PTTL`.
     skip_ttl_until: Option<Instant>,
-    /// Throttle for the log lines about lost connections: without it each failed read logs one.
+    /// Throttle for the log lines about lost connections. Without it each failed read would log
+    /// one.
     loss_log: LogThrottle,
     closed: bool,
 }
 
 impl Pool {
-    /// Starts the helpers, which show in `seat` how things are. `wake` is called when there is news and the loop does not know of
-    /// any; it must not block.
+    /// Starts the fetchers and, with tracking, the tracking thread. They publish the status of
+    /// Redis in `worker_slot`. They call `wake` when the loop must drain its inbox; `wake` must not
+    /// block.
     pub fn start(
         settings: &BackendConfig,
         worker_slot: Arc<WorkerSlot>,
@@ -146,10 +157,11 @@ impl Pool {
         pool.shared.state().last_request = Some(Instant::now());
         pool.shared.state().freshness = freshness.clone();
         for number in 0..settings.connections {
-            // Where nobody is connected, one goes on trying.
+            // While no fetcher is connected, the first one keeps trying.
             let mut fetcher = Fetcher::new(settings, Arc::clone(&pool.shared), number == 0);
             std::thread::Builder::new().name(format!("redis-{number}")).spawn(move || {
-                // One connects ahead, so that the log tells at start whether Redis is there.
+                // The first fetcher connects at start, so that the log shows whether Redis is
+                // reachable.
                 if number == 0 {
                     fetcher.preconnect();
                 }
@@ -165,28 +177,34 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Hands jobs over, taking them out of `jobs`. Those that find the queue full stay in it.
+    /// Moves jobs from `jobs` to the queue. Jobs that exceed [`QUEUE_LIMIT`] stay in `jobs`.
     pub fn submit(&self, jobs: &mut Vec<Job>) {
         if jobs.is_empty() {
             return;
         }
-        let expires = Instant::now() + self.timeout;
+        let expires_at = Instant::now() + self.timeout;
         let mut state = self.shared.state();
         let accepted = jobs.len().min(QUEUE_LIMIT.saturating_sub(state.queue.len()));
-        state.queue.extend(jobs.drain(..accepted).map(|job| QueuedJob { job, expires }));
+        state.queue.extend(jobs.drain(..accepted).map(|job| QueuedJob { job, expires_at }));
         self.shared.update_status(|redis| redis.queued = state.queue.len());
         self.shared.wake_fetcher(state);
     }
 
-    /// Moves all completions that have come since the last call into `completions`, and up to `most` changes into
-    /// `changes`. Says whether there is more: then the loop must come again without being woken.
-    pub fn drain_inbox(&self, completions: &mut Vec<Completion>, changes: &mut Vec<Invalidation>, most: usize) -> bool {
-        // The usual answer, of each tick, takes no lock.
+    /// Moves all completions into `completions`, and up to `max` invalidations into
+    /// `invalidations`. Returns true if some remain. The loop must then call again without waiting
+    /// for a wakeup.
+    pub fn drain_inbox(
+        &self,
+        completions: &mut Vec<Completion>,
+        invalidations: &mut Vec<Invalidation>,
+        max: usize,
+    ) -> bool {
+        // In most ticks the inbox is empty, and this check avoids the lock.
         if !self.shared.inbox_ready.load(Ordering::Acquire) {
             return false;
         }
-        let mut news = self.shared.inbox();
-        let more = news.drain(completions, changes, most);
+        let mut inbox = self.shared.inbox();
+        let more = inbox.drain(completions, invalidations, max);
         self.shared.inbox_ready.store(more, Ordering::Relaxed);
         more
     }
@@ -216,77 +234,78 @@ impl PoolShared {
         }
     }
 
-    /// The state. A panic of another thread leaves it usable: it is changed by single moves only.
+    /// Locks the state. A poisoned lock is usable, because each change is a single move.
     fn state(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows others how things are.
+    /// Changes the published status of Redis.
     fn update_status(&self, change: impl FnOnce(&mut RedisStatus)) {
         change(&mut self.slot.redis());
     }
 
-    /// A helper has found its connection dead, and gets no other. What others hold may be dead as well: one of them is to look at
-    /// once, and so on, until one is found that lives or none is left.
+    /// Makes another connected fetcher probe at once. Called when a fetcher lost its connection and
+    /// cannot reconnect, because other connections may be dead too. Each dead one makes the next
+    /// fetcher probe.
     fn probe_now(&self) {
         self.state().last_request = None;
         self.job_ready.notify_one();
     }
 
-    /// Notes which Redis a helper has connected to; `None` when that is not known, or not any more.
+    /// Records the server that a fetcher has connected to; `None` if it is unknown.
     fn set_read_run_id(&self, run_id: Option<String>) {
         self.state().read_run_id = run_id;
     }
 
-    /// Notes which Redis tells of changes; `None` when that is not known, or none does.
+    /// Records the server that sends invalidations; `None` if it is unknown, or if none does.
     fn set_tracking_run_id(&self, run_id: Option<String>) {
         self.state().tracking_run_id = run_id;
     }
 
-    /// Whether another Redis than this one is known to tell of changes.
+    /// Returns true if another server than `run_id` is known to send the invalidations.
     fn tracking_mismatch(&self, run_id: Option<&str>) -> bool {
-        run_id.is_some_and(|this| is_another(this, &self.state().tracking_run_id))
+        run_id.is_some_and(|id| is_known_and_differs(&self.state().tracking_run_id, id))
     }
 
-    /// Whether helpers are known to read from another Redis than this one.
+    /// Returns true if fetchers are known to read from another server than `run_id`.
     fn reading_mismatch(&self, run_id: Option<&str>) -> bool {
-        run_id.is_some_and(|this| is_another(this, &self.state().read_run_id))
+        run_id.is_some_and(|id| is_known_and_differs(&self.state().read_run_id, id))
     }
 
-    /// Whether helpers may ask how long keys have left.
+    /// Returns true if fetchers send `PTTL` with each read.
     fn reads_ttl(&self) -> bool {
         self.state().skip_ttl_until.is_none_or(|until| until <= Instant::now())
     }
 
-    /// Notes that Redis tells how long keys have left, or why it refuses.
-    fn set_ttl_support(&self, holds: Result<(), String>) {
+    /// Records that Redis replies to `PTTL`, or the reason why it denies it.
+    fn set_ttl_support(&self, result: Result<(), String>) {
         self.update_freshness(|state| {
-            state.skip_ttl_until = holds.is_err().then(|| Instant::now() + TTL_RETRY_DELAY);
-            state.freshness.expiry.update(holds)
+            state.skip_ttl_until = result.is_err().then(|| Instant::now() + TTL_RETRY_DELAY);
+            state.freshness.expiry.update(result)
         });
     }
 
-    /// Notes whether changes are heard of, or why not.
-    fn set_tracking(&self, holds: Result<(), String>) {
-        self.update_freshness(|state| state.freshness.tracking.update(holds));
+    /// Records that invalidations are received, or the reason why not.
+    fn set_tracking(&self, result: Result<(), String>) {
+        self.update_freshness(|state| state.freshness.tracking.update(result));
     }
 
-    /// Tells the promise if `note` says that it is another one; without the lock, which the loop takes too and must not
-    /// wait for whoever reads the log.
-    fn update_freshness(&self, note: impl FnOnce(&mut PoolState) -> FreshnessUpdate) {
+    /// Publishes and logs the freshness if `change` has changed it. Logs without the lock, because
+    /// the event loop takes the same lock and must not wait for the log.
+    fn update_freshness(&self, change: impl FnOnce(&mut PoolState) -> FreshnessUpdate) {
         let mut state = self.state();
-        let update = note(&mut state);
+        let update = change(&mut state);
         if update != FreshnessUpdate::Unchanged {
             self.update_status(|redis| state.freshness.publish(redis));
         }
-        let news = (update == FreshnessUpdate::Changed).then(|| state.freshness.clone());
+        let changed = (update == FreshnessUpdate::Changed).then(|| state.freshness.clone());
         drop(state);
-        if let Some(freshness) = news {
+        if let Some(freshness) = changed {
             freshness.log();
         }
     }
 
-    /// Waits until then, or not at all. Says whether to go on; not when the pool closes.
+    /// Sleeps until `until`, if it is set. Returns false if the pool has closed.
     fn sleep_until(&self, until: Option<Instant>) -> bool {
         let mut state = self.state();
         while !state.closed {
@@ -308,36 +327,36 @@ impl PoolShared {
     }
 
     fn deliver(&self, completions: Vec<Completion>) {
-        let mut news = self.inbox();
-        let wake = news.push_completions(completions);
-        self.notify_loop(news, wake);
+        let mut inbox = self.inbox();
+        let needs_wakeup = inbox.push_completions(completions);
+        self.notify_loop(inbox, needs_wakeup);
     }
 
-    /// Has the loop see what was added to the news.
-    fn notify_loop(&self, news: MutexGuard<'_, Inbox>, wake: bool) {
+    /// Makes added items visible to the loop. Releases the inbox and wakes the loop if it must.
+    fn notify_loop(&self, inbox: MutexGuard<'_, Inbox>, needs_wakeup: bool) {
         self.inbox_ready.store(true, Ordering::Release);
-        drop(news);
-        if wake {
+        drop(inbox);
+        if needs_wakeup {
             (self.wake)();
         }
     }
 
-    /// Adds changes to the news; more than can wait are one that stands for all.
-    fn push_invalidations(&self, mut changes: Vec<Invalidation>) {
-        let mut overflowed = changes.len() > MAX_PENDING_INVALIDATIONS;
+    /// Adds invalidations to the inbox. More than fit become one [`Invalidation::All`].
+    fn push_invalidations(&self, mut invalidations: Vec<Invalidation>) {
+        let mut overflowed = invalidations.len() > MAX_PENDING_INVALIDATIONS;
         if overflowed {
-            changes = vec![Invalidation::All];
+            invalidations = vec![Invalidation::All];
         }
-        let mut changes = changes.into_iter();
-        while changes.len() > 0 {
-            let mut news = self.inbox();
-            // The loop waits for this lock: a few at a time, and nothing is logged as long as it is held.
-            changes
+        let mut invalidations = invalidations.into_iter();
+        while invalidations.len() > 0 {
+            let mut inbox = self.inbox();
+            // The loop may wait for this lock, so each hold is short and logs nothing.
+            invalidations
                 .by_ref()
                 .take(INVALIDATIONS_PER_LOCK)
-                .for_each(|change| overflowed |= news.push_invalidation(change));
-            let wake = news.needs_wakeup();
-            self.notify_loop(news, wake);
+                .for_each(|invalidation| overflowed |= inbox.push_invalidation(invalidation));
+            let needs_wakeup = inbox.needs_wakeup();
+            self.notify_loop(inbox, needs_wakeup);
         }
         if overflowed {
             log::warn!("invalidation backlog overflow: cache flushed");
@@ -345,14 +364,14 @@ impl PoolShared {
     }
 }
 
-/// How long it is until then; no time at all where there is no then.
-fn time_until(then: Option<Instant>) -> Duration {
-    then.map_or(Duration::ZERO, |then| then.saturating_duration_since(Instant::now()))
+/// Returns the time left until `until`. Zero if it has passed, or is `None`.
+fn time_until(until: Option<Instant>) -> Duration {
+    until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
 }
 
-/// Whether `other` is known, and not `this`.
-fn is_another(this: &str, other: &Option<String>) -> bool {
-    other.as_ref().is_some_and(|other| other != this)
+/// Returns true if `known` is set and differs from `run_id`.
+fn is_known_and_differs(known: &Option<String>, run_id: &str) -> bool {
+    known.as_ref().is_some_and(|known| known != run_id)
 }
 
 #[cfg(test)]
@@ -363,78 +382,85 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::thread::JoinHandle;
 
-    /// A pool whose helpers were never started: jobs stay in its queue.
-    pub(super) fn idle_pool(wakes: Arc<AtomicUsize>) -> Pool {
+    /// Returns a pool without fetchers: jobs stay in its queue.
+    pub(super) fn pool_without_fetchers(wakeups: Arc<AtomicUsize>) -> Pool {
         let wake = move || {
-            wakes.fetch_add(1, Ordering::Relaxed);
+            wakeups.fetch_add(1, Ordering::Relaxed);
         };
         Pool { shared: Arc::new(PoolShared::new(Arc::default(), wake)), timeout: Duration::from_secs(1) }
     }
 
-    pub(super) fn job(fetch: usize) -> Job {
-        Job { fetch_id: fetch, key: b"k"[..].into() }
+    pub(super) fn job(fetch_id: usize) -> Job {
+        Job { fetch_id, key: b"k"[..].into() }
     }
 
-    fn completion(fetch: usize) -> Completion {
-        Completion { fetch_id: fetch, result: Err(Failure::Timeout) }
+    fn completion(fetch_id: usize) -> Completion {
+        Completion { fetch_id, result: Err(Failure::Timeout) }
     }
 
+    /// Several deliveries between two drains wake the loop once.
     #[test]
-    fn the_loop_is_woken_once_for_all_completions_that_it_has_not_taken() {
-        let wakes = Arc::new(AtomicUsize::new(0));
-        let pool = idle_pool(Arc::clone(&wakes));
+    fn deliveries_before_drain_wake_once() {
+        let wakeups = Arc::new(AtomicUsize::new(0));
+        let pool = pool_without_fetchers(Arc::clone(&wakeups));
         let mut taken = Vec::new();
         for round in 1..=3 {
             pool.shared.deliver(vec![completion(1), completion(2)]);
             pool.shared.deliver(vec![completion(3)]);
-            assert_eq!(wakes.load(Ordering::Relaxed), round);
+            assert_eq!(wakeups.load(Ordering::Relaxed), round);
             assert!(!pool.drain_inbox(&mut taken, &mut Vec::new(), 1));
             assert_eq!(taken.len(), round * 3);
         }
     }
 
+    /// Jobs above the limit of the queue stay with the caller, and fit after a fetcher took a
+    /// batch.
     #[test]
-    fn the_queue_takes_what_it_holds_and_gives_the_rest_back() {
-        let pool = idle_pool(Arc::default());
+    fn full_queue_returns_excess_jobs() {
+        let pool = pool_without_fetchers(Arc::default());
         let mut jobs: Vec<Job> = (0..QUEUE_LIMIT + 3).map(job).collect();
         pool.submit(&mut jobs);
         assert_eq!(
             jobs.iter().map(|job| job.fetch_id).collect::<Vec<_>>(),
             [QUEUE_LIMIT, QUEUE_LIMIT + 1, QUEUE_LIMIT + 2]
         );
-        let Task::Fetch(batch) = pool.shared.next_task(true, None, None) else { panic!("jobs wait") };
+        let Task::Fetch(batch) = pool.shared.next_task(true, None, None) else {
+            panic!("no batch although jobs are queued")
+        };
         assert!(batch.iter().map(|queued| queued.job.fetch_id).eq(0..MAX_BATCH));
         pool.submit(&mut jobs);
         assert!(jobs.is_empty());
     }
 
-    /// Gives threads the time to begin waiting. One that has not begun makes the test prove less, not fail.
-    pub(super) fn let_them_wait() {
+    /// Gives threads time to start waiting. A slower thread weakens the test but does not fail it.
+    pub(super) fn let_threads_wait() {
         std::thread::sleep(Duration::from_millis(100));
     }
 
-    /// What a thread returns, if it does in time.
-    pub(super) fn finished<T>(thread: JoinHandle<T>, otherwise: &str) -> T {
-        until(otherwise, || thread.is_finished());
-        thread.join().expect("no panic")
+    /// Returns the result of a thread. Fails with `message` if the thread does not end within 10 s.
+    pub(super) fn join_in_time<T>(thread: JoinHandle<T>, message: &str) -> T {
+        wait_until(message, || thread.is_finished());
+        thread.join().expect("the thread panicked")
     }
 
-    pub(super) fn until(otherwise: &str, done: impl Fn() -> bool) {
+    /// Waits until `is_done` returns true. Fails with `message` after 10 s.
+    pub(super) fn wait_until(message: &str, is_done: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !done() {
-            assert!(Instant::now() < deadline, "{otherwise}");
+        while !is_done() {
+            assert!(Instant::now() < deadline, "{message}");
             std::thread::yield_now();
         }
     }
 
+    /// After Redis denied `PTTL`, keys are read without it until the retry delay has passed.
     #[test]
-    fn what_redis_refuses_to_tell_is_asked_for_again_after_a_while() {
+    fn denied_ttl_is_retried_after_delay() {
         let shared = PoolShared::new(Arc::default(), || ());
         assert!(shared.reads_ttl());
         shared.set_ttl_support(Err("NOPERM".into()));
         assert!(!shared.reads_ttl());
         assert!(matches!(shared.state().freshness.expiry, Guarantee::Inactive { .. }));
-        let until = shared.state().skip_ttl_until.replace(Instant::now()).expect("it is known until when");
+        let until = shared.state().skip_ttl_until.replace(Instant::now()).expect("no time of the next try");
         assert!(until > Instant::now() + TTL_RETRY_DELAY / 2);
         assert!(shared.reads_ttl());
         shared.set_ttl_support(Ok(()));
@@ -442,15 +468,16 @@ mod tests {
         assert_eq!(shared.state().freshness.expiry, Guarantee::Active);
     }
 
+    /// Dropping the pool ends the sleep of a thread that waits to connect.
     #[test]
-    fn a_pause_ends_with_the_pool() {
-        let pool = idle_pool(Arc::default());
+    fn sleep_ends_when_pool_closes() {
+        let pool = pool_without_fetchers(Arc::default());
         assert!(pool.shared.sleep_until(None) && pool.shared.sleep_until(Some(Instant::now())));
         let shared = Arc::clone(&pool.shared);
         let later = Instant::now() + Duration::from_secs(3600);
-        let pausing = std::thread::spawn(move || shared.sleep_until(Some(later)));
-        let_them_wait();
+        let sleeping = std::thread::spawn(move || shared.sleep_until(Some(later)));
+        let_threads_wait();
         drop(pool);
-        assert!(!finished(pausing, "the pool is gone and somebody waits to connect"));
+        assert!(!join_in_time(sleeping, "the thread sleeps although the pool has closed"));
     }
 }

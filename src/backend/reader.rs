@@ -1,23 +1,25 @@
-//! Reads keys: packs the commands of a round trip and interprets their replies.
+//! Reader of keys: packs the commands of a round trip and interprets their replies.
 //!
-//! Each key takes two plain commands, all keys of a batch share one round trip:
+//! Each key takes two plain commands, and all keys of a batch share one round trip:
 //!
 //! ```text
 //!     GETRANGE key 0 n   PTTL key     ->  value  ttl
 //! ```
 //!
-//! No value brings in more than `n` + 1 bytes. A longer one is asked for its length and, where that is allowed, read alone.
+//! Redis returns at most `n` + 1 bytes of each value. For a longer value the reader asks for the
+//! length and, if that is at most MAX_VALUE_BYTES, reads the value in a round trip of its own.
 //!
-//! Plain commands, and not a transaction: Redis refuses to queue reads while it is over `maxmemory`, and answers them
-//! otherwise. A write can fall between the two commands. The value that was read has been changed then, and CACHE_TTL and
-//! tracking treat it like any value that changes after it was read. All that it gets is the lifetime of the newer value. In
-//! the reverse order a newer value could outlive its own expiry.
+//! The two commands are no transaction, because Redis over its `maxmemory` refuses to queue reads
+//! but still executes them. A write can happen between the two commands. CACHE_TTL and tracking
+//! then treat the old value like any value that changes after it was read; only its lifetime is
+//! that of the newer value. In the reverse order a newer value could outlive its own expiration.
 //!
-//! A ttl of -2 means that the key is missing, or has just gone. Beside any other ttl an empty value is ambiguous, because the
-//! key may have been created between the two commands. `GET` tells, after another look at the length.
+//! A ttl of -2 means that the key is missing. An empty value with another ttl is ambiguous, because
+//! the key may have been created between the two commands. `GET` resolves it, after a second check
+//! of the length.
 //!
-//! Where Redis refuses any of these commands with an error (an ACL, another server that speaks its protocol) but not `GET`,
-//! `GET` it is, after a look at the length.
+//! If Redis denies one of these commands (by an ACL, or as another server with this protocol), the
+//! reader falls back to `GET`, after a check of the length.
 
 use super::batch::{Batch, BatchKey, FetchResult};
 use super::connect::{is_command_denied, read_failure, single_line};
@@ -28,63 +30,66 @@ use redis::{ErrorKind, RedisError, RedisResult, ServerError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Longest value of a batch's first round trip. With 128 keys it bounds what a helper holds to 8 MiB; a second round
-/// trip costs little beside a value that is longer.
+/// Longest value in the first round trip of a batch. With 128 keys it bounds the memory of a
+/// fetcher to 8 MiB. A second round trip costs little compared with a longer value.
 const FIRST_READ_BYTES: usize = 64 * 1024;
 
-/// Bytes that the two commands for a key take beside the key itself, which stands in both; a few more than needed.
-const TX_OVERHEAD_BYTES: usize = 96;
+/// Bytes of the two commands for a key without the key itself, rounded up.
+const COMMANDS_OVERHEAD_BYTES: usize = 96;
 
-/// A connection, and how long its replies may be waited for.
+/// Connection that reads keys, with a deadline for each round trip.
 pub(super) struct KeyReader {
     wire: Wire,
-    /// Of each round trip.
+    /// Timeout of each round trip.
     timeout: Duration,
-    /// When the present one has taken too long.
+    /// Deadline of the present round trip.
     deadline: Instant,
-    /// The socket's time-out as it was last set.
+    /// Read timeout that was last set on the socket.
     socket_timeout: Duration,
-    /// Bytes of the longest value so far.
+    /// Longest value so far, in bytes.
     longest_value: usize,
-    /// Round trips so far that were not counted elsewhere.
+    /// Round trips since [`KeyReader::take_round_trips`] was last called.
     round_trips: u64,
 }
 
-/// What to read of a value, and with what.
+/// Limits and commands of a read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadOptions {
-    /// Longer values are refused.
+    /// Longest value that is read.
     pub(super) max_value_bytes: usize,
-    /// Whether to ask for the time that keys have left.
+    /// True to ask for the ttl of each key.
     pub(super) with_ttl: bool,
 }
 
 /// Replies to the two commands for one key.
-enum TxReply {
-    /// The key's value, or its absence.
+enum KeyReply {
+    /// Value of the key, or its absence.
     Read(Reading),
     /// Redis could not read the key.
     Failed(Failure),
-    /// Redis refuses one of the commands, and says why.
-    Refused(ServerError),
+    /// Redis denies one of the commands.
+    Denied(ServerError),
 }
 
-/// Meaning of a value and of the ttl that was asked for after it.
+/// Meaning of a value and of the ttl that was read after it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reading {
-    /// There is no such key.
+    /// Redis has no such key.
     Missing,
-    /// The value is longer than what was asked for.
+    /// The value is longer than the limit.
     Truncated,
     /// The value is empty. After `GETRANGE` the key may also have been missing, and created since.
     Empty(FetchedValue),
-    /// The value.
+    /// The complete value.
     Value(FetchedValue),
 }
 
 impl Reading {
-    /// Interprets a value and its ttl. `bytes` is the reply to `GETRANGE key 0 limit`, or to `GET key`, where it is `None` for a
-    /// missing key. `ttl` is the reply to `PTTL`, in milliseconds: -1 for a key that does not expire, -2 for a missing key.
+    /// Interprets a value and its ttl.
+    ///
+    /// `bytes` is the reply to `GETRANGE key 0 limit` or `GET key`; `None` is a missing key. `ttl`
+    /// is the reply to `PTTL`, in milliseconds. It is -1 for a key that does not expire, -2 for a
+    /// missing key.
     pub fn of(bytes: Option<Vec<u8>>, ttl: i64, limit: usize) -> Reading {
         let Some(bytes) = bytes.filter(|_| ttl != -2) else { return Reading::Missing };
         if bytes.len() > limit {
@@ -96,70 +101,70 @@ impl Reading {
     }
 }
 
-impl TxReply {
-    /// Classifies an error that Redis answered one of the two commands with.
-    fn of_error(error: ServerError) -> TxReply {
+impl KeyReply {
+    /// Classifies an error reply to one of the two commands.
+    fn of_error(error: ServerError) -> KeyReply {
         match is_command_denied(&error.clone().into()) {
-            true => TxReply::Refused(error),
-            false => TxReply::Failed(failure_in(error)),
+            true => KeyReply::Denied(error),
+            false => KeyReply::Failed(server_failure(error)),
         }
     }
 
-    /// Returns the outcome for the clients of a key that is not asked for in any other way.
-    fn outcome(self) -> FetchResult {
+    /// Returns the final result of a key that is not read in another way.
+    fn into_result(self) -> FetchResult {
         match self {
-            TxReply::Read(Reading::Missing) => Ok(None),
-            TxReply::Read(Reading::Value(fetched) | Reading::Empty(fetched)) => Ok(Some(fetched)),
-            TxReply::Read(Reading::Truncated) => Err(Failure::TooLong),
-            TxReply::Failed(failure) => Err(failure),
-            TxReply::Refused(error) => Err(failure_in(error)),
+            KeyReply::Read(Reading::Missing) => Ok(None),
+            KeyReply::Read(Reading::Value(fetched) | Reading::Empty(fetched)) => Ok(Some(fetched)),
+            KeyReply::Read(Reading::Truncated) => Err(Failure::TooLong),
+            KeyReply::Failed(failure) => Err(failure),
+            KeyReply::Denied(error) => Err(server_failure(error)),
         }
     }
 }
 
 impl KeyReader {
-    /// The connection's time-outs must be `timeout`.
+    /// Wraps a connection. Its socket timeouts must equal `timeout`.
     pub(super) fn new(mut wire: Wire, timeout: Duration) -> KeyReader {
         wire.set_longest_reply(usize::MAX);
         KeyReader { wire, timeout, deadline: Instant::now(), socket_timeout: timeout, longest_value: 0, round_trips: 0 }
     }
 
-    /// Bytes of the longest value so far.
+    /// Returns the length of the longest value so far, in bytes.
     pub(super) fn longest_value(&self) -> usize {
         self.longest_value
     }
 
-    /// How many round trips there have been since this was last asked.
+    /// Returns the number of round trips since the last call.
     pub(super) fn take_round_trips(&mut self) -> u64 {
         std::mem::take(&mut self.round_trips)
     }
 
-    /// Asks whether Redis is there, and what is the matter where it cannot serve.
+    /// Checks that Redis answers. Returns its error if it cannot serve now.
     pub(super) fn ping(&mut self) -> RedisResult<Option<String>> {
         self.send(&redis::cmd("PING").get_packed_command())?;
         match self.recv()? {
-            redis::Value::ServerError(error) => match failure_in(error) {
+            redis::Value::ServerError(error) => match server_failure(error) {
                 Failure::NotReady(text) => Ok(Some(text)),
-                // It is there, and the user may not ask.
+                // Redis is available, but the user lacks the permission for `PING`.
                 _ => Ok(None),
             },
             _ => Ok(None),
         }
     }
 
-    /// Begins a round trip.
+    /// Starts a round trip: sets its deadline and sends the commands.
     fn send(&mut self, commands: &[u8]) -> RedisResult<()> {
         self.round_trips += 1;
         self.deadline = Instant::now() + self.timeout;
         self.wire.send(commands)
     }
 
-    /// The next reply, if it comes before the round trip's deadline.
+    /// Receives the next reply before the deadline of the round trip.
     ///
-    /// The crate's own pipelines would wait for each of the replies anew after a time-out; so replies are read one by
-    /// one, and the socket's time-out follows the time that is left. What the crate does not let us bound is a single
-    /// reply that comes in small pieces: it may go on as long as each piece comes in time. Clients do not wait for it:
-    /// the loop has its own deadline for them.
+    /// The crate's own pipelines would wait for the full timeout at each reply. So this function
+    /// receives one reply at a time, and sets the socket timeout to the time left. The crate has no
+    /// bound for a single reply in small pieces, which may take as long as each piece arrives in
+    /// time. Clients do not wait for it, because the event loop has its own deadlines.
     fn recv(&mut self) -> RedisResult<redis::Value> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -172,143 +177,148 @@ impl KeyReader {
         self.wire.receive()
     }
 
-    /// A short reply that comes together with the one before it, without another look at the clock: it may take as long as the
-    /// one before it might have. The next [`KeyReader::reply`] is bounded again.
+    /// Receives a short reply that arrives together with the previous one, without reading the
+    /// clock. It has the socket timeout of the previous one, and the next [`KeyReader::recv`] is
+    /// bounded again.
     fn recv_next(&mut self) -> RedisResult<redis::Value> {
         self.wire.receive()
     }
 
-    /// Reads all open keys of a batch. Says whether Redis tells how long keys have left, or why it refuses that but not
-    /// `GET`, if this batch shows it. After an error the connection is of no use any more; what was completed before it
-    /// counts.
-    pub(super) fn read(&mut self, batch: &mut Batch, policy: ReadOptions) -> RedisResult<Option<Result<(), String>>> {
-        let open = batch.pending();
-        if open.is_empty() {
+    /// Reads all pending keys of a batch. After an error the connection is useless, but jobs that
+    /// were completed before keep their results.
+    ///
+    /// Returns `Some(Ok)` if Redis replies to `PTTL`, and `Some(Err)` with its error if it denies
+    /// the two commands but not `GET`. Returns `None` if this batch shows neither.
+    pub(super) fn read(&mut self, batch: &mut Batch, options: ReadOptions) -> RedisResult<Option<Result<(), String>>> {
+        let pending = batch.pending();
+        if pending.is_empty() {
             return Ok(None);
         }
-        if !policy.with_ttl {
-            self.read_with_get(&open, batch, policy)?;
+        if !options.with_ttl {
+            self.read_with_get(&pending, batch, options)?;
             return Ok(None);
         }
-        let limit = FIRST_READ_BYTES.min(policy.max_value_bytes);
-        let (mut long, mut empty, mut refused, mut told) = (Vec::new(), Vec::new(), Vec::new(), None);
-        self.send(&values_and_ttls(&open, Some(limit)))?;
-        for (place, key) in open {
-            let reading = match self.value_and_ttl(limit)? {
-                TxReply::Read(reading) => reading,
-                TxReply::Failed(failure) => {
-                    batch.complete(place, Err(failure));
+        let limit = FIRST_READ_BYTES.min(options.max_value_bytes);
+        let (mut long, mut empty, mut denied, mut ttl_support) = (Vec::new(), Vec::new(), Vec::new(), None);
+        self.send(&pack_values_and_ttls(&pending, Some(limit)))?;
+        for (index, key) in pending {
+            let reading = match self.recv_value_and_ttl(limit)? {
+                KeyReply::Read(reading) => reading,
+                KeyReply::Failed(failure) => {
+                    batch.complete(index, Err(failure));
                     continue;
                 }
-                TxReply::Refused(error) => {
-                    refused.push((place, key));
-                    told = Some(Err(single_line(&error.into())));
+                KeyReply::Denied(error) => {
+                    denied.push((index, key));
+                    ttl_support = Some(Err(single_line(&error.into())));
                     continue;
                 }
             };
-            told = told.or(Some(Ok(())));
+            ttl_support = ttl_support.or(Some(Ok(())));
             match reading {
-                Reading::Missing => batch.complete(place, Ok(None)),
-                Reading::Value(fetched) => batch.complete(place, Ok(Some(fetched))),
-                Reading::Truncated => long.push((place, key)),
-                Reading::Empty(_) => empty.push((place, key)),
+                Reading::Missing => batch.complete(index, Ok(None)),
+                Reading::Value(fetched) => batch.complete(index, Ok(Some(fetched))),
+                Reading::Truncated => long.push((index, key)),
+                Reading::Empty(_) => empty.push((index, key)),
             }
         }
-        // Nobody waits for longer values or for second questions but those who asked for them.
+        // Only waiters of keys that take another round trip must wait for it.
         batch.deliver();
-        // A key that cannot be read at all says nothing about others.
-        if !refused.is_empty() && !self.read_with_get(&refused, batch, policy)? {
-            told = None;
+        // If `GET` fails too, the denial concerns these keys and says nothing about others.
+        if !denied.is_empty() && !self.read_with_get(&denied, batch, options)? {
+            ttl_support = None;
         }
-        self.read_empty(&empty, batch, policy)?;
-        self.read_long_values(&long, batch, policy)?;
-        Ok(told)
+        self.read_empty(&empty, batch, options)?;
+        self.read_long_values(&long, batch, options)?;
+        Ok(ttl_support)
     }
 
-    /// Reads by `GET`. Says whether any key could be read so. Where Redis refuses `STRLEN`, a value that is
-    /// too long arrives whole before it is refused.
-    fn read_with_get(&mut self, keys: &[BatchKey], batch: &mut Batch, policy: ReadOptions) -> RedisResult<bool> {
-        let fitting = self.drop_too_long(keys, batch, policy)?;
-        let mut readable = false;
+    /// Reads keys with `GET`. Returns true if any key could be read. If Redis denies `STRLEN`, a
+    /// value that is too long arrives completely before it fails.
+    fn read_with_get(&mut self, keys: &[BatchKey], batch: &mut Batch, options: ReadOptions) -> RedisResult<bool> {
+        let fitting = self.drop_too_long(keys, batch, options)?;
+        let mut any_read = false;
         if !fitting.is_empty() {
-            self.send(&commands("GET", &fitting))?;
+            self.send(&pack_commands("GET", &fitting))?;
         }
-        for (place, _) in fitting {
-            let outcome = self.recv_get(policy.max_value_bytes)?;
-            readable |= outcome.is_ok();
-            batch.complete(place, outcome);
+        for (index, _) in fitting {
+            let result = self.recv_get(options.max_value_bytes)?;
+            any_read |= result.is_ok();
+            batch.complete(index, result);
         }
-        Ok(readable)
+        Ok(any_read)
     }
 
-    /// Reads values that are longer than [`FIRST_READ_BYTES`], one by one, those that are not too long.
-    fn read_long_values(&mut self, keys: &[BatchKey], batch: &mut Batch, policy: ReadOptions) -> RedisResult<()> {
-        let limit = policy.max_value_bytes;
+    /// Reads values longer than [`FIRST_READ_BYTES`], one in each round trip. Fails those that are
+    /// longer than the maximum.
+    fn read_long_values(&mut self, keys: &[BatchKey], batch: &mut Batch, options: ReadOptions) -> RedisResult<()> {
+        let limit = options.max_value_bytes;
         if limit <= FIRST_READ_BYTES {
-            keys.iter().for_each(|&(place, _)| batch.complete(place, Err(Failure::TooLong)));
+            keys.iter().for_each(|&(index, _)| batch.complete(index, Err(Failure::TooLong)));
             return Ok(());
         }
-        for (place, key) in self.drop_too_long(keys, batch, policy)? {
+        for (index, key) in self.drop_too_long(keys, batch, options)? {
             batch.deliver();
-            let asked = [(place, key)];
-            self.send(&values_and_ttls(&asked, Some(limit)))?;
-            match self.value_and_ttl(limit)? {
-                TxReply::Read(Reading::Empty(_)) => self.read_empty(&asked, batch, policy)?,
-                answer => batch.complete(place, answer.outcome()),
+            let single = [(index, key)];
+            self.send(&pack_values_and_ttls(&single, Some(limit)))?;
+            match self.recv_value_and_ttl(limit)? {
+                KeyReply::Read(Reading::Empty(_)) => self.read_empty(&single, batch, options)?,
+                reply => batch.complete(index, reply.into_result()),
             }
         }
         Ok(())
     }
 
-    /// Reads keys by `GET`, which tells an empty value from a missing key, after another look at the
-    /// length. A value that was written since and is too long ends the connection.
-    fn read_empty(&mut self, keys: &[BatchKey], batch: &mut Batch, policy: ReadOptions) -> RedisResult<()> {
+    /// Reads keys with `GET`, which distinguishes an empty value from a missing key, after a second
+    /// check of the length. A value that has outgrown the maximum since then ends the connection.
+    fn read_empty(&mut self, keys: &[BatchKey], batch: &mut Batch, options: ReadOptions) -> RedisResult<()> {
         if keys.is_empty() {
             return Ok(());
         }
         batch.deliver();
-        let keys = self.drop_too_long(keys, batch, policy)?;
-        self.wire.set_longest_reply(policy.max_value_bytes);
+        let keys = self.drop_too_long(keys, batch, options)?;
+        self.wire.set_longest_reply(options.max_value_bytes);
         if !keys.is_empty() {
-            self.send(&values_and_ttls(&keys, None))?;
+            self.send(&pack_values_and_ttls(&keys, None))?;
         }
-        for (place, _) in keys {
-            let answer = self.value_and_ttl(policy.max_value_bytes)?;
-            batch.complete(place, answer.outcome());
+        for (index, _) in keys {
+            let reply = self.recv_value_and_ttl(options.max_value_bytes)?;
+            batch.complete(index, reply.into_result());
         }
         self.wire.set_longest_reply(usize::MAX);
         Ok(())
     }
 
-    /// Those keys whose values are not too long, as far as Redis tells.
+    /// Asks for the lengths of values, and fails the keys with values that are too long. Returns
+    /// the others, including keys for which Redis denies `STRLEN`.
     fn drop_too_long(
         &mut self,
         keys: &[BatchKey],
         batch: &mut Batch,
-        policy: ReadOptions,
+        options: ReadOptions,
     ) -> RedisResult<Vec<BatchKey>> {
         let mut fitting = Vec::with_capacity(keys.len());
         if !keys.is_empty() {
-            self.send(&commands("STRLEN", keys))?;
+            self.send(&pack_commands("STRLEN", keys))?;
         }
-        for &(place, ref key) in keys {
+        for &(index, ref key) in keys {
             match self.recv()? {
-                redis::Value::Int(length) if length > policy.max_value_bytes as i64 => {
-                    batch.complete(place, Err(Failure::TooLong));
+                redis::Value::Int(length) if length > options.max_value_bytes as i64 => {
+                    batch.complete(index, Err(Failure::TooLong));
                 }
-                redis::Value::Int(_) => fitting.push((place, Arc::clone(key))),
+                redis::Value::Int(_) => fitting.push((index, Arc::clone(key))),
                 redis::Value::ServerError(error) if is_command_denied(&error.clone().into()) => {
-                    fitting.push((place, Arc::clone(key)));
+                    fitting.push((index, Arc::clone(key)));
                 }
-                redis::Value::ServerError(error) => batch.complete(place, Err(failure_in(error))),
+                redis::Value::ServerError(error) => batch.complete(index, Err(server_failure(error))),
                 _ => return Err(desync_error("STRLEN")),
             }
         }
         Ok(fitting)
     }
 
-    /// Takes the replies to one key's two commands, so that those of the next key follow.
-    fn value_and_ttl(&mut self, limit: usize) -> RedisResult<TxReply> {
+    /// Receives both replies for one key, also if the first is an error.
+    fn recv_value_and_ttl(&mut self, limit: usize) -> RedisResult<KeyReply> {
         let value = match self.recv()? {
             redis::Value::BulkString(bytes) => {
                 self.longest_value = self.longest_value.max(bytes.len());
@@ -324,12 +334,12 @@ impl KeyReader {
             _ => return Err(desync_error("PTTL")),
         };
         Ok(match (value, ttl) {
-            (Ok(bytes), Ok(ttl)) => TxReply::Read(Reading::of(bytes, ttl, limit)),
-            (Err(error), _) | (_, Err(error)) => TxReply::of_error(error),
+            (Ok(bytes), Ok(ttl)) => KeyReply::Read(Reading::of(bytes, ttl, limit)),
+            (Err(error), _) | (_, Err(error)) => KeyReply::of_error(error),
         })
     }
 
-    /// A reply to `GET`.
+    /// Receives a reply to `GET`.
     fn recv_get(&mut self, limit: usize) -> RedisResult<FetchResult> {
         Ok(match self.recv()? {
             redis::Value::BulkString(bytes) => {
@@ -341,14 +351,14 @@ impl KeyReader {
                 }
             }
             redis::Value::Nil => Ok(None),
-            redis::Value::ServerError(error) => Err(failure_in(error)),
+            redis::Value::ServerError(error) => Err(server_failure(error)),
             _ => return Err(desync_error("GET")),
         })
     }
 }
 
-/// One command for each key, packed.
-fn commands(name: &str, keys: &[BatchKey]) -> Vec<u8> {
+/// Packs one command for each key.
+fn pack_commands(name: &str, keys: &[BatchKey]) -> Vec<u8> {
     let mut packed = Vec::new();
     for (_, key) in keys {
         redis::cmd(name).arg(&**key).write_packed_command(&mut packed);
@@ -356,9 +366,10 @@ fn commands(name: &str, keys: &[BatchKey]) -> Vec<u8> {
     packed
 }
 
-/// Packs the two commands for each key. The first brings up to one byte more than `limit`; without a limit it is `GET`.
-fn values_and_ttls(keys: &[BatchKey], limit: Option<usize>) -> Vec<u8> {
-    let bytes: usize = keys.iter().map(|(_, key)| 2 * key.len() + TX_OVERHEAD_BYTES).sum();
+/// Packs the two commands for each key. The first is `GETRANGE` for one byte more than `limit`, or
+/// `GET` without a limit.
+fn pack_values_and_ttls(keys: &[BatchKey], limit: Option<usize>) -> Vec<u8> {
+    let bytes: usize = keys.iter().map(|(_, key)| 2 * key.len() + COMMANDS_OVERHEAD_BYTES).sum();
     let mut packed = Vec::with_capacity(bytes);
     for (_, key) in keys {
         match limit {
@@ -370,12 +381,13 @@ fn values_and_ttls(keys: &[BatchKey], limit: Option<usize>) -> Vec<u8> {
     packed
 }
 
-/// What an error that Redis answers with is to those who wait for the key.
-fn failure_in(error: ServerError) -> Failure {
+/// Returns the failure that waiters of a key get for an error reply.
+fn server_failure(error: ServerError) -> Failure {
     read_failure(&error.into())
 }
 
-/// A reply that the command cannot have: requests and replies have come apart.
+/// Returns the error for a reply type that `command` cannot have. Requests and replies are out of
+/// step.
 pub(super) fn desync_error(command: &'static str) -> RedisError {
     RedisError::from((ErrorKind::UnexpectedReturnType, "unexpected type of reply from Redis", command.to_owned()))
 }
@@ -384,13 +396,14 @@ pub(super) fn desync_error(command: &'static str) -> RedisError {
 mod tests {
     use super::*;
 
+    /// A denied command is not the same as an error of a key or a temporary error.
     #[test]
-    fn what_redis_refuses_to_anybody_is_told_from_what_it_refuses_now() {
+    fn command_denial_is_distinguished_from_failure() {
         let error = |text: &str| match redis::parse_redis_value(format!("-{text}\r\n").as_bytes()) {
             Ok(redis::Value::ServerError(error)) => error,
-            other => panic!("{other:?} is no error"),
+            other => panic!("{other:?} is not an error"),
         };
-        for (text, refusal, failure) in [
+        for (text, is_denied, failure) in [
             ("NOPERM no way", true, Failure::Redis("NOPERM no way".into())),
             ("ERR unknown command 'PTTL'", true, Failure::Redis("ERR unknown command 'PTTL'".into())),
             ("ERR something else", false, Failure::Redis("ERR something else".into())),
@@ -400,23 +413,24 @@ mod tests {
             ("BUSY with a script", false, Failure::NotReady("BUSY with a script".into())),
         ] {
             let error = error(text);
-            assert_eq!(is_command_denied(&error.clone().into()), refusal, "{text}");
-            assert_eq!(failure_in(error), failure);
+            assert_eq!(is_command_denied(&error.clone().into()), is_denied, "{text}");
+            assert_eq!(server_failure(error), failure);
         }
     }
 
+    /// The value and its ttl decide whether a key is missing, empty, too long or complete.
     #[test]
     fn readings_follow_value_and_ttl() {
         let read = |bytes: &[u8], ttl| Reading::of(Some(bytes.to_vec()), ttl, 3);
-        let fetched = |bytes: &[u8], remaining| FetchedValue { value: Value::new(bytes.to_vec()), ttl: remaining };
+        let fetched = |bytes: &[u8], ttl| FetchedValue { value: Value::new(bytes.to_vec()), ttl };
         assert_eq!(read(b"abc", -1), Reading::Value(fetched(b"abc", None)));
         assert_eq!(read(b"abc", 0), Reading::Value(fetched(b"abc", Some(0))));
         assert_eq!(read(b"abcd", 5), Reading::Truncated);
         assert_eq!(read(b"", 5), Reading::Empty(fetched(b"", Some(5))));
-        // The key went between the two commands.
+        // The key was deleted between the two commands.
         assert_eq!((read(b"abc", -2), read(b"abcd", -2)), (Reading::Missing, Reading::Missing));
         assert_eq!(read(b"", -2), Reading::Missing);
-        // `GET` found none, and the key was created since.
+        // `GET` found no key, and the key was created before `PTTL`.
         assert_eq!(Reading::of(None, -1, 3), Reading::Missing);
     }
 }

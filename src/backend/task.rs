@@ -1,81 +1,92 @@
-//! What each helper is to do: serve jobs, connect, or end.
+//! Scheduler of the fetchers: decides whether a fetcher reads a batch, connects, probes or exits.
 //!
-//! Jobs go to helpers that are connected. Those that are not wait apart, and are called only when all others are busy: then one
-//! of them connects, and takes jobs once it is connected. Only where nobody is connected does it take them before, so that
-//! somebody tells the clients. Helpers look at the queue before they wait, and whoever leaves jobs behind calls another.
+//! Jobs go to connected fetchers. The others wait separately and are woken only when all connected
+//! fetchers are busy. One of them then connects, and takes jobs once it is connected. If no fetcher
+//! is connected, an unconnected one takes jobs too, so that the clients get an error.
+//!
+//! A fetcher checks the queue before it waits. One that leaves jobs in the queue wakes another.
 
 use super::{MAX_BATCH, PoolShared, PoolState, QueuedJob, time_until};
 use crate::types::Millis;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How an attempt to connect has ended.
+/// Outcome of an attempt to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectOutcome {
     Connected,
-    /// Others are connected and go on.
+    /// Failed, while other fetchers are connected.
     Degraded,
-    /// Nobody is connected.
+    /// Failed, and no fetcher is connected.
     Down,
 }
 
-/// What a helper is to do next.
+/// Next task of a fetcher.
 pub(super) enum Task {
+    /// Read these jobs.
     Fetch(Vec<QueuedJob>),
-    /// There is work for one more, but others are connected: they get the jobs until it is, too.
+    /// Connect, because all connected fetchers are busy. They get the jobs until then.
     Connect,
-    /// Nothing was read for a while: it is to find out whether Redis is there.
+    /// Check that Redis answers, because no keys were read for a while.
     Probe,
-    /// The pool closes.
+    /// End the thread, because the pool closes.
     Exit,
 }
 
 impl PoolShared {
-    /// Waits for jobs and takes them, up to [`MAX_BATCH`]; where there is a `watch`, no longer than until nothing was read for that
-    /// time. A helper that has no connection leaves them to those that have one: when all of these are busy it connects, but not
-    /// before `blocked_until`.
-    pub(super) fn next_task(&self, connected: bool, blocked_until: Option<Instant>, watch: Option<Duration>) -> Task {
+    /// Waits for the next task of a fetcher. Takes up to [`MAX_BATCH`] jobs.
+    ///
+    /// An unconnected fetcher leaves the jobs to connected ones. When these are all busy it
+    /// connects, but not before `blocked_until`. With a `probe_interval` it probes once there was
+    /// no request for so long.
+    pub(super) fn next_task(
+        &self,
+        connected: bool,
+        blocked_until: Option<Instant>,
+        probe_interval: Option<Duration>,
+    ) -> Task {
         let mut state = self.state();
         loop {
             if state.closed {
                 return Task::Exit;
             }
-            let others_serve = !connected && state.connected > 0;
-            let wanted = !state.queue.is_empty() && (!others_serve || state.idle == 0);
-            let blocked = if others_serve { time_until(blocked_until) } else { Duration::ZERO };
-            if !blocked.is_zero() {
-                // The call may have come to this helper: one that may connect has to hear it.
-                if wanted {
+            let only_others_connected = !connected && state.connected > 0;
+            let is_needed = !state.queue.is_empty() && (!only_others_connected || state.idle == 0);
+            let blocked_for = if only_others_connected { time_until(blocked_until) } else { Duration::ZERO };
+            if !blocked_for.is_zero() {
+                // This fetcher may have consumed the signal. Pass it on to one that may connect.
+                if is_needed {
                     self.all_busy.notify_one();
                 }
-                state = self.none_connected.wait_timeout(state, blocked).unwrap_or_else(PoisonError::into_inner).0;
+                state = self.none_connected.wait_timeout(state, blocked_for).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
-            if wanted && others_serve {
+            if is_needed && only_others_connected {
                 if state.queue.len() > MAX_BATCH {
                     self.wake_fetcher(state);
                 }
                 return Task::Connect;
             }
-            if wanted {
+            if is_needed {
                 break;
             }
-            // Whoever is connected looks whether Redis is there; without a connection, one does where nobody has any.
-            let quiet = match watch.filter(|_| connected || state.connected == 0) {
-                // Whoever may not connect yet has nothing to find out.
-                Some(watch) => state
+            // A connected fetcher probes. An unconnected one probes only if no fetcher is
+            // connected.
+            let probe_in = match probe_interval.filter(|_| connected || state.connected == 0) {
+                // A fetcher that backs off must not connect, so it cannot probe earlier.
+                Some(interval) => state
                     .last_request
-                    .map_or(Duration::ZERO, |asked| watch.saturating_sub(asked.elapsed()))
+                    .map_or(Duration::ZERO, |requested_at| interval.saturating_sub(requested_at.elapsed()))
                     .max(if connected { Duration::ZERO } else { time_until(blocked_until) }),
                 None => Duration::MAX,
             };
-            if quiet.is_zero() {
+            if probe_in.is_zero() {
                 state.last_request = Some(Instant::now());
                 return Task::Probe;
             }
             state.idle += usize::from(connected);
-            let event = if connected { &self.job_ready } else { &self.all_busy };
-            state = event.wait_timeout(state, quiet).unwrap_or_else(PoisonError::into_inner).0;
+            let signal = if connected { &self.job_ready } else { &self.all_busy };
+            state = signal.wait_timeout(state, probe_in).unwrap_or_else(PoisonError::into_inner).0;
             state.idle -= usize::from(connected);
         }
         state.last_request = Some(Instant::now());
@@ -86,20 +97,21 @@ impl PoolShared {
         Task::Fetch(batch)
     }
 
-    /// Wakes somebody for the jobs that wait, if there are any. Helpers look at the queue before they wait: one that is busy needs
-    /// no call.
+    /// Wakes a waiting fetcher if jobs are queued. A busy fetcher needs no signal, because it
+    /// checks the queue before it waits.
     pub(super) fn wake_fetcher(&self, state: MutexGuard<'_, PoolState>) {
-        let (waiting, idle) = (!state.queue.is_empty(), state.idle > 0);
+        let (has_jobs, has_idle) = (!state.queue.is_empty(), state.idle > 0);
         drop(state);
-        if waiting {
-            if idle { &self.job_ready } else { &self.all_busy }.notify_one();
+        if has_jobs {
+            if has_idle { &self.job_ready } else { &self.all_busy }.notify_one();
         }
     }
 
-    /// Notes whether an attempt to connect has succeeded. Says what that means if it is news.
+    /// Records the result of an attempt to connect. Returns the outcome if it differs from the one
+    /// that was logged last.
     pub(super) fn record_connect(&self, connected: bool) -> Option<ConnectOutcome> {
         let mut state = self.state();
-        let attempt = match (connected, state.connected) {
+        let outcome = match (connected, state.connected) {
             (true, _) => ConnectOutcome::Connected,
             (false, 0) => ConnectOutcome::Down,
             (false, _) => ConnectOutcome::Degraded,
@@ -109,17 +121,17 @@ impl PoolShared {
             redis.connections = state.connected;
             redis.connect_attempts[usize::from(!connected)] += 1;
         });
-        (state.logged_outcome.replace(attempt) != Some(attempt)).then_some(attempt)
+        (state.logged_outcome.replace(outcome) != Some(outcome)).then_some(outcome)
     }
 
-    /// Returns how many losses were not logged since the last one, if a lost connection is to be
-    /// logged now.
+    /// Returns the number of losses suppressed since the last log line, if a line may be logged
+    /// now.
     pub(super) fn should_log_loss(&self) -> Option<u64> {
         let now = self.started_at.elapsed().as_millis() as Millis;
         self.state().loss_log.admit(now)
     }
 
-    /// Notes that a helper has lost its connection.
+    /// Records that a fetcher has lost its connection.
     pub(super) fn record_disconnect(&self) {
         let mut state = self.state();
         state.connected -= 1;
@@ -129,7 +141,7 @@ impl PoolShared {
         });
         if state.connected == 0 {
             self.none_connected.notify_all();
-            // One of those without a connection is to try again and again from now on.
+            // One of the unconnected fetchers keeps trying to connect from now on.
             self.all_busy.notify_all();
         }
     }
@@ -138,126 +150,134 @@ impl PoolShared {
 #[cfg(test)]
 mod tests {
     use super::super::Pool;
-    use super::super::tests::{finished, idle_pool, job, let_them_wait, until};
+    use super::super::tests::{job, join_in_time, let_threads_wait, pool_without_fetchers, wait_until};
     use super::*;
     use std::sync::Arc;
     use std::thread::JoinHandle;
 
-    /// Which jobs a helper is to serve.
-    fn flights(task: Task) -> Option<Vec<usize>> {
+    /// Returns the fetch ids of a task's jobs, or `None` if it is another task.
+    fn fetch_ids(task: Task) -> Option<Vec<usize>> {
         match task {
             Task::Fetch(batch) => Some(batch.iter().map(|queued| queued.job.fetch_id).collect()),
             Task::Connect | Task::Probe | Task::Exit => None,
         }
     }
 
-    /// A helper that waits for its next task.
-    fn waiting(pool: &Pool, connected: bool, blocked_until: Option<Instant>) -> JoinHandle<Task> {
+    /// Starts a fetcher that waits for its next task.
+    fn spawn_fetcher(pool: &Pool, connected: bool, blocked_until: Option<Instant>) -> JoinHandle<Task> {
         let shared = Arc::clone(&pool.shared);
         std::thread::spawn(move || shared.next_task(connected, blocked_until, None))
     }
 
+    /// When the last connection is lost, an unconnected fetcher starts to probe.
     #[test]
-    fn where_the_last_connection_is_lost_somebody_goes_on_trying() {
-        let pool = idle_pool(Arc::default());
+    fn last_lost_connection_starts_probing() {
+        let pool = pool_without_fetchers(Arc::default());
         pool.shared.record_connect(true);
         let shared = Arc::clone(&pool.shared);
-        let trying = std::thread::spawn(move || shared.next_task(false, None, Some(Duration::ZERO)));
-        let_them_wait();
-        assert!(!trying.is_finished(), "others are connected, and look after it");
+        let fetcher = std::thread::spawn(move || shared.next_task(false, None, Some(Duration::ZERO)));
+        let_threads_wait();
+        assert!(!fetcher.is_finished(), "a connected fetcher probes, not this one");
         pool.shared.record_disconnect();
-        assert!(matches!(finished(trying, "nobody tries"), Task::Probe));
+        assert!(matches!(join_in_time(fetcher, "no fetcher tries to connect"), Task::Probe));
     }
 
+    /// A connected fetcher probes Redis after an interval without reads, or at once on request.
     #[test]
-    fn who_is_connected_looks_after_redis_where_nothing_is_read() {
-        let pool = idle_pool(Arc::default());
+    fn connected_fetcher_probes_idle_redis() {
+        let pool = pool_without_fetchers(Arc::default());
         pool.shared.record_connect(true);
-        let watch = Duration::from_millis(20);
-        let next = || pool.shared.next_task(true, None, Some(watch));
+        let interval = Duration::from_millis(20);
+        let next = || pool.shared.next_task(true, None, Some(interval));
         assert!(matches!(next(), Task::Probe));
-        let begun = Instant::now();
-        assert!(matches!(next(), Task::Probe) && begun.elapsed() >= watch);
+        let started_at = Instant::now();
+        assert!(matches!(next(), Task::Probe) && started_at.elapsed() >= interval);
         pool.submit(&mut vec![job(1)]);
-        assert_eq!(flights(next()), Some(vec![1]));
-        // One has found its connection dead: the next one looks at once.
-        let waiting = std::thread::scope(|scope| {
+        assert_eq!(fetch_ids(next()), Some(vec![1]));
+        // Another fetcher lost its connection, so this one probes at once.
+        let task = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| pool.shared.next_task(true, None, Some(Duration::from_secs(3600))));
-            let_them_wait();
+            let_threads_wait();
             pool.shared.probe_now();
-            waiting.join().expect("no panic")
+            waiting.join().expect("the fetcher panicked")
         });
-        assert!(matches!(waiting, Task::Probe));
+        assert!(matches!(task, Task::Probe));
     }
 
+    /// More jobs than fit into one batch wake a second fetcher.
     #[test]
-    fn more_jobs_than_a_batch_wake_more_than_one_helper() {
-        let pool = idle_pool(Arc::default());
-        let fetchers = [(); 2].map(|()| waiting(&pool, true, None));
-        let_them_wait();
+    fn excess_jobs_wake_second_fetcher() {
+        let pool = pool_without_fetchers(Arc::default());
+        let fetchers = [(); 2].map(|()| spawn_fetcher(&pool, true, None));
+        let_threads_wait();
         pool.submit(&mut (0..MAX_BATCH + 1).map(job).collect());
         for fetcher in fetchers {
-            assert!(flights(finished(fetcher, "a job waits and nobody was woken for it")).is_some());
+            assert!(fetch_ids(join_in_time(fetcher, "no fetcher was woken for the second batch")).is_some());
         }
     }
 
+    /// A fetcher that backs off leaves jobs to connected ones, and takes them when none is left.
     #[test]
-    fn a_helper_that_may_not_connect_leaves_jobs_to_one_that_is_connected() {
-        let pool = idle_pool(Arc::default());
+    fn fetcher_in_backoff_takes_no_jobs() {
+        let pool = pool_without_fetchers(Arc::default());
         pool.submit(&mut vec![job(1)]);
-        let attempts = [true, true, false, false, true, false].map(|connected| pool.shared.record_connect(connected));
-        let (connected, no_more) = (Some(ConnectOutcome::Connected), Some(ConnectOutcome::Degraded));
-        assert_eq!(attempts, [connected, None, no_more, None, connected, no_more]);
-        let blocked = waiting(&pool, false, Some(Instant::now() + Duration::from_secs(3600)));
-        // One that may connect does so first.
+        let outcomes = [true, true, false, false, true, false].map(|connected| pool.shared.record_connect(connected));
+        let (connected, degraded) = (Some(ConnectOutcome::Connected), Some(ConnectOutcome::Degraded));
+        assert_eq!(outcomes, [connected, None, degraded, None, connected, degraded]);
+        let blocked = spawn_fetcher(&pool, false, Some(Instant::now() + Duration::from_secs(3600)));
+        // A fetcher that may connect does so first.
         assert!(matches!(pool.shared.next_task(false, None, None), Task::Connect));
         assert!(matches!(pool.shared.next_task(false, Some(Instant::now()), None), Task::Connect));
-        assert_eq!(flights(pool.shared.next_task(true, None, None)), Some(vec![1]));
+        assert_eq!(fetch_ids(pool.shared.next_task(true, None, None)), Some(vec![1]));
         pool.submit(&mut vec![job(2), job(3)]);
-        let_them_wait();
-        // The connected one is lost too: somebody has to tell the clients.
+        let_threads_wait();
+        // All connections are lost, so the clients must get an error.
         (0..3).for_each(|_| pool.shared.record_disconnect());
         assert_eq!(pool.shared.record_connect(false), Some(ConnectOutcome::Down));
-        assert_eq!(flights(finished(blocked, "clients wait and nobody tells them")), Some(vec![2, 3]));
+        assert_eq!(fetch_ids(join_in_time(blocked, "no fetcher takes the jobs")), Some(vec![2, 3]));
     }
 
+    /// A signal that wakes a fetcher in backoff is passed on to one that may connect.
     #[test]
-    fn a_call_reaches_one_that_may_connect() {
-        let pool = idle_pool(Arc::default());
-        // Nobody is connected: all wait for work. Those who may not connect are the first to be woken.
+    fn signal_reaches_fetcher_that_may_connect() {
+        let pool = pool_without_fetchers(Arc::default());
+        // No fetcher is connected, so all wait for jobs. Those in backoff wait longest and are
+        // woken first.
         let later = Some(Instant::now() + Duration::from_secs(3600));
-        let blocked = [(); 2].map(|()| waiting(&pool, false, later));
-        let_them_wait();
-        let free = waiting(&pool, false, None);
-        let_them_wait();
-        // Another one has connected, and is busy.
+        let blocked = [(); 2].map(|()| spawn_fetcher(&pool, false, later));
+        let_threads_wait();
+        let free = spawn_fetcher(&pool, false, None);
+        let_threads_wait();
+        // Another fetcher has connected, and is busy.
         pool.shared.record_connect(true);
         pool.submit(&mut vec![job(1)]);
-        assert!(matches!(finished(free, "the call is lost on who may not connect"), Task::Connect));
+        assert!(matches!(join_in_time(free, "a fetcher in backoff consumed the signal"), Task::Connect));
         drop(pool);
         for blocked in blocked {
-            assert!(matches!(finished(blocked, "the pool is gone and somebody waits to connect"), Task::Exit));
+            assert!(matches!(join_in_time(blocked, "a fetcher waits although the pool has closed"), Task::Exit));
         }
     }
 
+    /// A job wakes a connected fetcher. Only if all of these are busy, an unconnected one connects.
     #[test]
-    fn a_job_wakes_who_is_connected_and_only_if_all_are_busy_another() {
-        let pool = idle_pool(Arc::default());
+    fn job_wakes_connected_fetcher_first() {
+        let pool = pool_without_fetchers(Arc::default());
         pool.shared.record_connect(true);
-        let (others, connected) = ([(); 3].map(|()| waiting(&pool, false, None)), waiting(&pool, true, None));
-        let_them_wait();
+        let others = [(); 3].map(|()| spawn_fetcher(&pool, false, None));
+        let connected = spawn_fetcher(&pool, true, None);
+        let_threads_wait();
         pool.submit(&mut vec![job(1)]);
-        assert_eq!(flights(finished(connected, "nobody was woken for the job who can serve it")), Some(vec![1]));
-        let_them_wait();
+        assert_eq!(fetch_ids(join_in_time(connected, "the connected fetcher was not woken")), Some(vec![1]));
+        let_threads_wait();
         let mut others = Vec::from(others);
-        assert!(others.iter().all(|other| !other.is_finished()), "somebody connects although nothing waits");
+        assert!(others.iter().all(|other| !other.is_finished()), "a fetcher connects although no job is queued");
         pool.submit(&mut vec![job(2)]);
-        until("nobody comes to help", || others.iter().any(JoinHandle::is_finished));
-        let helping = others.iter().position(JoinHandle::is_finished).expect("one has come");
-        assert!(matches!(finished(others.swap_remove(helping), "it has come"), Task::Connect));
+        wait_until("no unconnected fetcher was woken", || others.iter().any(JoinHandle::is_finished));
+        let woken = others.iter().position(JoinHandle::is_finished).expect("no fetcher has ended");
+        assert!(matches!(join_in_time(others.swap_remove(woken), "the fetcher has not ended"), Task::Connect));
         drop(pool);
         for other in others {
-            assert_eq!(flights(finished(other, "the pool is gone and somebody waits for work")), None);
+            assert_eq!(fetch_ids(join_in_time(other, "a fetcher waits although the pool has closed")), None);
         }
     }
 }

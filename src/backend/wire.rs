@@ -1,38 +1,39 @@
-//! A connection to Redis: commands go out as bytes, replies and messages come in one by one, parsed
-//! by the crate.
+//! Connection to Redis that sends packed commands and receives one reply or message at a time. The
+//! crate only parses.
 //!
-//! The crate's own connection counts a reply as outstanding after each time-out and skips the next
-//! one. A tracking connection times out in every silent second, and would lose a message each time.
+//! The crate's own connection counts a reply as outstanding after each timeout, and skips the next
+//! one. A tracking connection times out in every second without a message, and would lose a message
+//! each time.
 
 use redis::{Cmd, Parser, RedisResult, Value};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Bytes that the parser may have read ahead of a reply, and the frame around it.
+/// Allowance for bytes that the parser has read ahead, and for the frame of a reply.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 
-/// Not thread-safe, and of no use after an error other than a time-out between two replies.
+/// Blocking connection to Redis. Unusable after any error except a timeout between two replies.
 pub(super) struct Wire {
     stream: TcpStream,
     parser: Parser,
-    /// Longest reply that is received; a longer one ends the connection.
+    /// Longest reply in bytes. A longer one ends the connection.
     longest_reply: usize,
 }
 
-/// Stream that yields at most `left` bytes, the bound of one reply.
-struct Bounded<'a> {
+/// Reader of at most `left` bytes of a stream, the bound of one reply.
+struct BoundedReader<'a> {
     stream: &'a mut TcpStream,
     left: usize,
 }
 
-impl Read for Bounded<'_> {
+impl Read for BoundedReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 {
             return Err(io::Error::other("the reply from Redis is longer than requested"));
         }
-        let most = buffer.len().min(self.left);
-        let length = self.stream.read(&mut buffer[..most])?;
+        let max = buffer.len().min(self.left);
+        let length = self.stream.read(&mut buffer[..max])?;
         self.left -= length;
         Ok(length)
     }
@@ -45,11 +46,11 @@ impl Wire {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        // All that a handshake brings is short.
+        // All replies of the handshake are short.
         Ok(Wire { stream, parser: Parser::new(), longest_reply: READ_AHEAD_BYTES })
     }
 
-    /// Returns the address at the other end.
+    /// Returns the address of Redis.
     pub(super) fn peer(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
     }
@@ -70,14 +71,14 @@ impl Wire {
     }
 
     /// Receives the next reply or message. An error reply is a [`Value::ServerError`]. After a
-    /// time-out the rest of a reply may be as long as a whole one.
+    /// timeout the rest of a reply may be as long as a whole one.
     pub(super) fn receive(&mut self) -> RedisResult<Value> {
         let left = self.longest_reply.saturating_add(READ_AHEAD_BYTES);
-        self.parser.parse_value(Bounded { stream: &mut self.stream, left })
+        self.parser.parse_value(BoundedReader { stream: &mut self.stream, left })
     }
 
-    /// Sends one command and receives its reply. An error reply is an error.
-    pub(super) fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
+    /// Sends one command and receives its reply. An error reply becomes an `Err`.
+    pub(super) fn request(&mut self, command: &Cmd) -> RedisResult<Value> {
         self.send(&command.get_packed_command())?;
         self.receive()?.extract_error()
     }
