@@ -1,24 +1,24 @@
-//! Many keys asked for over both protocols, and what became of each: its value, or the error instead.
+//! Client of either protocol and helpers that request many keys at once.
 
 use super::{Proxy, Response, TEST_TIMEOUT, resp, wait_for};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// What came for a key.
+/// Reply to a request for a key, over either protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     Value(String),
-    /// Over HTTP the status and the body, over RESP the error as it stands; a key that is not there is one too.
+    /// Status and body over HTTP, the error text over RESP. A missing key is an error, too.
     Error(String),
 }
 
-/// What each key holds in these tests: a value that answers another key shows.
+/// Returns the value of a key in these tests. It contains the key, so that a mix-up shows.
 pub fn value_of(key: &str) -> String {
     format!("the value of {key}")
 }
 
-/// A client of one of the two protocols.
+/// Client of one of the two protocols.
 pub enum Client {
     Http(super::HttpClient),
     Resp(BufReader<TcpStream>),
@@ -35,14 +35,14 @@ impl Client {
         Client::Resp(BufReader::new(stream))
     }
 
-    /// As many of both, by turns.
+    /// Connects `count` clients that alternate between HTTP and RESP.
     pub fn connect_mixed(address: SocketAddr, count: usize) -> Vec<Client> {
         (0..count)
             .map(|number| if number % 2 == 0 { Client::connect_http(address) } else { Client::connect_resp(address) })
             .collect()
     }
 
-    /// Asks for all of them at once.
+    /// Sends requests for all keys without waiting for a reply.
     pub fn send_gets<T: AsRef<str>>(&mut self, keys: &[T]) {
         let keys = keys.iter().map(AsRef::as_ref);
         match self {
@@ -56,7 +56,7 @@ impl Client {
         }
     }
 
-    /// What comes next.
+    /// Returns the next reply.
     pub fn read_reply(&mut self) -> Reply {
         match self {
             Client::Http(client) => reply_of_response(&client.read_response()),
@@ -64,6 +64,7 @@ impl Client {
         }
     }
 
+    /// Requests a key and returns the reply.
     pub fn get(&mut self, key: &str) -> Reply {
         self.send_gets(&[key]);
         self.read_reply()
@@ -82,7 +83,7 @@ fn reply_of_response(response: &Response) -> Reply {
 
 fn read_resp_reply(client: &mut BufReader<TcpStream>) -> Reply {
     let mut line = String::new();
-    client.read_line(&mut line).expect("a reply comes");
+    client.read_line(&mut line).expect("a reply");
     let line = line.strip_suffix("\r\n").expect("a whole line");
     let error = |text: &str| Reply::Error(text.to_owned());
     match (&line[..1], &line[1..]) {
@@ -94,15 +95,17 @@ fn read_resp_reply(client: &mut BufReader<TcpStream>) -> Reply {
             bytes.truncate(bytes.len() - 2);
             Reply::Value(String::from_utf8(bytes).expect("a value that is text"))
         }
-        _ => panic!("{line} is no reply to GET"),
+        _ => panic!("unexpected reply to GET: {line}"),
     }
 }
 
-/// Asks for `keys`, spread over the clients, all at once; `told` gets each key's answer, whether it came over HTTP and how
-/// long it took.
-pub fn get_all(clients: &mut [Client], keys: &[String], mut told: impl FnMut(&str, Reply, bool, Duration)) {
+/// Requests all `keys` at once, spread over the clients, and calls `on_reply` for each reply.
+///
+/// `on_reply` receives the key, the reply, true if it came over HTTP, and the time since the
+/// request.
+pub fn get_all(clients: &mut [Client], keys: &[String], mut on_reply: impl FnMut(&str, Reply, bool, Duration)) {
     let shares: Vec<&[String]> = keys.chunks(keys.len().div_ceil(clients.len()).max(1)).collect();
-    let asked: Vec<Instant> = clients
+    let sent_at: Vec<Instant> = clients
         .iter_mut()
         .zip(&shares)
         .map(|(client, share)| {
@@ -111,35 +114,35 @@ pub fn get_all(clients: &mut [Client], keys: &[String], mut told: impl FnMut(&st
             now
         })
         .collect();
-    for ((client, share), asked) in clients.iter_mut().zip(&shares).zip(asked) {
+    for ((client, share), sent_at) in clients.iter_mut().zip(&shares).zip(sent_at) {
         for key in *share {
-            let answer = client.read_reply();
-            told(key, answer, client.is_http(), asked.elapsed());
+            let reply = client.read_reply();
+            on_reply(key, reply, client.is_http(), sent_at.elapsed());
         }
     }
 }
 
-/// So many keys that begin with `name`.
+/// Returns `count` keys with the prefix `name` and a number.
 pub fn numbered_keys(name: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{name}-{number}")).collect()
 }
 
-/// Asks until every key has been answered with its value; what comes instead, as long as it does, is an error.
+/// Requests the keys until each is answered with its value. Until then a reply must be an error.
 pub fn wait_until_all_served(proxy: &Proxy, keys: &[String]) {
     let mut clients = Client::connect_mixed(proxy.address, 8);
-    let mut open = keys.to_vec();
-    wait_for("all keys are answered with their values", || {
+    let mut pending = keys.to_vec();
+    wait_for("every key is answered with its value", || {
         let mut failed = Vec::new();
-        get_all(&mut clients, &open, |key, answer, _, _| match answer {
+        get_all(&mut clients, &pending, |key, reply, _, _| match reply {
             Reply::Value(value) => assert_eq!(value, value_of(key), "another key's value"),
             Reply::Error(_) => failed.push(key.to_owned()),
         });
-        open = failed;
-        open.is_empty().then_some(())
+        pending = failed;
+        pending.is_empty().then_some(())
     });
 }
 
-/// The `share`th part of some times, such as 0.99.
+/// Returns the quantile `share` (such as 0.99) of `times`, or zero if there are none.
 pub fn percentile(times: &mut [Duration], share: f64) -> Duration {
     times.sort_unstable();
     times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1))).copied().unwrap_or_default()

@@ -1,26 +1,29 @@
-//! A great many entries of one size, from Redis into a proxy's memory.
+//! Helpers that load a large number of equally sized entries from Redis into a proxy's cache.
 
 use super::client::{Client, Reply, get_all};
 use super::{Proxy, Redis};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Length of each value; a key has 16 bytes.
+/// Length of each value. Each key has 16 bytes.
 const VALUE_BYTES: usize = 100;
 
-/// Keys asked for at once: fewer than the proxy lets wait for Redis.
+/// Keys requested at once. Must stay below the number of keys that may wait for Redis.
 const KEYS_PER_BATCH: usize = 2000;
 
-/// For so many keys, each with this value, that expire at this moment.
+/// Lua script that sets `ARGV[1]` keys to the value `ARGV[2]`, to expire at `ARGV[3]` (Unix
+/// milliseconds).
 const FILL_SCRIPT: &str =
     "for n = 1, ARGV[1] do redis.call('SET', string.format('entry-%010d', n), ARGV[2], 'PXAT', ARGV[3]) end";
 
-/// Gives Redis so many of them, which all expire at `end`. A script: Redis alone is at it then.
+/// Writes `count` entries to Redis that all expire at `end`.
+///
+/// A script writes them, so that the load is on Redis alone.
 pub fn fill_redis(redis: &Redis, count: usize, end: SystemTime) {
-    let end = end.duration_since(UNIX_EPOCH).expect("it is after 1970").as_millis();
+    let end = end.duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis();
     redis.run(&["EVAL", FILL_SCRIPT, "0", &count.to_string(), &"x".repeat(VALUE_BYTES), &end.to_string()]);
 }
 
-/// Has the proxy read so many of them.
+/// Requests `count` entries through the proxy, which caches them.
 pub fn read_through_proxy(proxy: &Proxy, count: usize) {
     let mut clients: Vec<Client> = (0..4).map(|_| Client::connect_resp(proxy.address)).collect();
     for first in (1..=count).step_by(KEYS_PER_BATCH) {

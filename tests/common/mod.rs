@@ -1,11 +1,12 @@
-//! What the end-to-end tests share: a real redis-server of their own, the real binary, and a plain HTTP client.
-//! Nothing has a fixed port, nothing waits by sleeping a while and hoping: readiness is asked for until it is there.
+//! Helpers of the end-to-end tests: a redis-server for each test, the proxy binary, an HTTP client.
+//!
+//! No port is fixed. Tests poll for a condition instead of sleeping for a fixed time.
 
 #![allow(
     dead_code,
     clippy::expect_used,
     clippy::panic,
-    reason = "each test uses its part, and stops at what it did not expect"
+    reason = "each test binary uses some helpers, and a test may panic"
 )]
 
 pub mod admin;
@@ -26,27 +27,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// How long anything may take before a test gives up. Generous: it only matters when something is broken.
+/// Longest wait before a test fails. Generous, because only a failing test waits that long.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Asks again and again until there is an answer.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+/// Calls `poll` every 5 ms until it returns a value. Panics after `TEST_TIMEOUT`.
+pub fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
-        if let Some(answer) = ask() {
-            return answer;
+        if let Some(value) = poll() {
+            return value;
         }
-        assert!(Instant::now() < deadline, "gave up waiting: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 fn signal(child: &Child, name: &str) {
     let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", child.id())).status();
-    assert!(status.expect("sh is there").success(), "kill -{name} failed");
+    assert!(status.expect("sh is installed").success(), "kill -{name} failed");
 }
 
-/// A redis-server of the test's own.
+/// Running redis-server that belongs to one test. Killed when dropped.
 pub struct Redis {
     child: Child,
     pub port: u16,
@@ -60,7 +61,7 @@ impl Redis {
 
     pub fn start_with(arguments: &[&str]) -> Redis {
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        // Another process may take the free port first; then the next one.
+        // Another process may take the free port first. The next attempt uses another port.
         for _ in 0..20 {
             let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
             if let Some(child) = Redis::launch(port, &arguments) {
@@ -70,6 +71,7 @@ impl Redis {
         panic!("redis-server does not start");
     }
 
+    /// Starts a redis-server, or returns `None` if it exits because the port is taken.
     fn launch(port: u16, arguments: &[String]) -> Option<Child> {
         let mut child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
@@ -83,8 +85,8 @@ impl Redis {
             }
             let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
             stream.write_all(b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n*1\r\n$4\r\nQUIT\r\n").ok()?;
-            // Another one may have taken the port first, and this one not ended yet. One that wants a password says nothing of
-            // itself.
+            // A process id identifies this server: another one may have taken the port while this
+            // one has not exited yet. A server that requires a password reports no process id.
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).ok()?;
             let own = format!("\r\nprocess_id:{}\r\n", child.id());
@@ -98,7 +100,7 @@ impl Redis {
     }
 
     pub fn connect_to(&self, url: &str) -> redis::Connection {
-        redis::Client::open(url).and_then(|client| client.get_connection()).expect("Redis takes connections")
+        redis::Client::open(url).and_then(|client| client.get_connection()).expect("Redis accepts connections")
     }
 
     pub fn set(&self, key: impl redis::ToSingleRedisArg, value: impl redis::ToSingleRedisArg) {
@@ -109,19 +111,19 @@ impl Redis {
         redis::cmd(command[0]).arg(&command[1..]).exec(&mut self.connect()).expect("the command works");
     }
 
-    /// How often a command was called.
+    /// Returns the number of calls of a command.
     pub fn count_calls(&self, command: &str) -> u64 {
         let info: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connect()).expect("INFO works");
         let line = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.map_or(0, |rest| rest.split(',').next().expect("a count").parse().expect("a number"))
     }
 
-    /// How often the proxy has read a key. Each read asks for the time the key has left.
+    /// Returns the number of reads of keys by the proxy. Each read includes one `PTTL`.
     pub fn count_reads(&self) -> u64 {
         self.count_calls("pttl")
     }
 
-    /// The process stops answering, its sockets stay open.
+    /// Stops the process with `SIGSTOP`. Its sockets stay open.
     pub fn freeze(&self) {
         signal(&self.child, "STOP");
     }
@@ -132,15 +134,15 @@ impl Redis {
 
     pub fn kill(&mut self) {
         self.child.kill().expect("Redis can be killed");
-        self.child.wait().expect("and is gone");
+        self.child.wait().expect("Redis can be waited for");
     }
 
-    /// Starts again on the same port.
+    /// Starts a new server on the same port.
     pub fn restart(&mut self) {
         self.restart_with(&[]);
     }
 
-    /// Starts again on the same port, with further arguments this once.
+    /// Starts a new server on the same port, with further arguments that later restarts do not use.
     pub fn restart_with(&mut self, arguments: &[&str]) {
         let arguments: Vec<String> =
             self.arguments.iter().cloned().chain(arguments.iter().map(|&argument| argument.to_owned())).collect();
@@ -155,7 +157,7 @@ impl Drop for Redis {
     }
 }
 
-/// The binary, listening on a port of its own.
+/// Running proxy that listens on a port of its own. Killed when dropped.
 pub struct Proxy {
     child: Child,
     pub address: SocketAddr,
@@ -163,17 +165,17 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it in front of `redis`, with further variables.
+    /// Starts a proxy in front of `redis`, with further environment variables.
     pub fn start(redis: &Redis, variables: &[(&str, &str)]) -> Proxy {
         Proxy::start_on_redis_port(redis.port, variables)
     }
 
-    /// Starts it in front of whatever is at a port.
+    /// Starts a proxy in front of the server at `redis_port`.
     pub fn start_on_redis_port(redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
         Proxy::start_command(Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy")), redis_port, variables)
     }
 
-    /// Starts it by a command that runs the binary, in front of whatever is at `redis_port`.
+    /// Starts a proxy with a command that runs the binary, and collects its log.
     pub fn start_command(mut command: Command, redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
         let (mut reader, writer) = std::io::pipe().expect("a pipe");
         command.stderr(writer);
@@ -181,13 +183,13 @@ impl Proxy {
         let lines = Arc::clone(&proxy.log);
         std::thread::spawn(move || {
             for line in BufReader::new(reader).lines().map_while(Result::ok) {
-                lines.lock().expect("no test holds it and panics").push(line);
+                lines.lock().expect("no thread panicked with the log locked").push(line);
             }
         });
         proxy
     }
 
-    /// Starts it by a command, to listen on that port and to log to where nobody looks.
+    /// Starts a proxy with a command, to listen on `port`. Collects no log.
     pub fn start_unlogged(mut command: Command, redis_port: u16, variables: &[(&str, &str)], port: u16) -> Proxy {
         let child = Proxy::spawn(&mut command, redis_port, variables);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -210,7 +212,8 @@ impl Proxy {
             .expect("the binary starts")
     }
 
-    /// Starts it by a command whose log goes to the pipe that `log` reads, and reads it only until it listens.
+    /// Starts a proxy with a command that logs to a pipe, and reads `log` only until the proxy
+    /// listens.
     pub fn start_with_log_pipe(
         mut command: Command,
         redis_port: u16,
@@ -218,29 +221,30 @@ impl Proxy {
         log: &mut PipeReader,
     ) -> Proxy {
         let child = Proxy::spawn(&mut command, redis_port, variables);
-        // The command holds the other end: the pipe ends with the proxy only once it is gone.
+        // The command holds a copy of the writing end, which would keep the pipe open after the
+        // proxy exits.
         drop(command);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut proxy = Proxy { child, address, log: Arc::default() };
         let mut line = Vec::new();
         while proxy.address.port() == 0 {
             let mut byte = [0];
-            assert!(log.read(&mut byte).expect("the log can be read") > 0, "the proxy ended: {}", proxy.log());
+            assert!(log.read(&mut byte).expect("the log can be read") > 0, "the proxy exited: {}", proxy.log());
             if byte != *b"\n" {
                 line.extend(byte);
                 continue;
             }
             let text = String::from_utf8(std::mem::take(&mut line)).expect("the log is text");
-            let listens = text.split_once("listening on ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
-            proxy.log.lock().expect("no test holds it and panics").push(text);
-            proxy.address = listens.unwrap_or(proxy.address);
+            let address = text.split_once("listening on ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+            proxy.log.lock().expect("no thread panicked with the log locked").push(text);
+            proxy.address = address.unwrap_or(proxy.address);
         }
         proxy
     }
 
-    /// What it has logged so far.
+    /// Returns the log lines so far.
     pub fn log(&self) -> String {
-        self.log.lock().expect("no test holds it and panics").join("\n")
+        self.log.lock().expect("no thread panicked with the log locked").join("\n")
     }
 
     pub fn pid(&self) -> u32 {
@@ -251,34 +255,35 @@ impl Proxy {
         HttpClient::connect(self.address)
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a new connection.
     pub fn get(&self, path: &str) -> Response {
         self.connect().get(path)
     }
 
-    /// A figure in KiB from `/proc/<id>/status`, such as `VmRSS` or `VmHWM`.
+    /// Returns a field of `/proc/<pid>/status` in KiB, such as `VmRSS` or `VmHWM`.
     pub fn memory_kib(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the proxy runs");
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok()).expect("a figure")
     }
 
-    /// How many files and sockets it has open.
+    /// Returns the number of open files and sockets.
     pub fn count_descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the proxy runs").count()
     }
 
-    /// How many files it has open once that does not change any more: connections that have ended are closed, and those to
-    /// Redis are open.
+    /// Waits until the number of open files stays the same for 50 ms, and returns it.
+    ///
+    /// By then closed connections are released and the connections to Redis are open.
     pub fn wait_for_stable_descriptors(&self) -> usize {
-        wait_for("nothing is opened or closed any more", || {
+        wait_for("the number of open files is stable", || {
             let count = self.count_descriptors();
             std::thread::sleep(Duration::from_millis(50));
             (count == self.count_descriptors()).then_some(count)
         })
     }
 
-    /// The process does nothing, its sockets stay open.
+    /// Stops the process with `SIGSTOP`. Its sockets stay open.
     pub fn freeze(&self) {
         signal(&self.child, "STOP");
     }
@@ -287,27 +292,27 @@ impl Proxy {
         signal(&self.child, "CONT");
     }
 
-    /// CPU time so far, in clock ticks of 10 ms.
+    /// Returns the CPU time used so far, in clock ticks of 10 ms.
     pub fn cpu_ticks(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the proxy runs");
         let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
         fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
     }
 
-    /// Sends a signal.
+    /// Sends a signal, given by name without `SIG`.
     pub fn signal(&self, name: &str) {
         signal(&self.child, name);
     }
 
-    /// Sends a signal and says with which code it ended.
+    /// Sends a signal, waits until the proxy exits and returns the exit code.
     pub fn stop(self, name: &str) -> Option<i32> {
         signal(&self.child, name);
         self.wait_for_exit()
     }
 
-    /// Waits for its end and says with which code.
+    /// Waits until the proxy exits and returns the exit code.
     pub fn wait_for_exit(mut self) -> Option<i32> {
-        wait_for("the proxy ends", || self.child.try_wait().expect("a child can be waited for")).code()
+        wait_for("the proxy exits", || self.child.try_wait().expect("a child can be waited for")).code()
     }
 }
 
@@ -316,12 +321,12 @@ impl Drop for Proxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("the proxy's log:\n{}", self.log());
+            eprintln!("log of the proxy:\n{}", self.log());
         }
     }
 }
 
-/// A response.
+/// HTTP response, with header names in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     pub status: u16,
@@ -334,6 +339,7 @@ impl Response {
         String::from_utf8(self.body.clone()).expect("a body that is text")
     }
 
+    /// Returns the value of a header, or an empty string if it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
@@ -343,14 +349,14 @@ impl Response {
     }
 }
 
-/// A connection that speaks just enough HTTP to see exactly what comes.
+/// Minimal HTTP/1.1 client on one connection, which checks the form of each response.
 pub struct HttpClient {
     stream: BufReader<TcpStream>,
 }
 
 impl HttpClient {
     pub fn connect(address: SocketAddr) -> HttpClient {
-        let stream = wait_for("the proxy takes connections", || TcpStream::connect(address).ok());
+        let stream = wait_for("the proxy accepts connections", || TcpStream::connect(address).ok());
         stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("a time-out can be set");
         stream.set_nodelay(true).expect("an option can be set");
         HttpClient { stream: BufReader::new(stream) }
@@ -360,6 +366,7 @@ impl HttpClient {
         self.stream.get_mut().write_all(bytes.as_ref()).expect("the proxy reads");
     }
 
+    /// Sends a `GET` without reading the response.
     pub fn send_get(&mut self, path: &str) {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
     }
@@ -373,12 +380,12 @@ impl HttpClient {
         self.read_response_to("GET")
     }
 
-    /// The next response; one to `HEAD_PREFIX` has no body.
+    /// Reads the next response. A response to `HEAD` has no body.
     pub fn read_response_to(&mut self, method: &str) -> Response {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            let length = self.stream.read_until(b'\n', &mut head).expect("a response comes");
-            assert!(length > 0, "the connection ended within a head: {:?}", String::from_utf8_lossy(&head));
+            let length = self.stream.read_until(b'\n', &mut head).expect("a response");
+            assert!(length > 0, "connection closed within a response head: {:?}", String::from_utf8_lossy(&head));
         }
         let head = String::from_utf8(head).expect("a head is text");
         let mut lines = head.trim_end().split("\r\n");
@@ -397,7 +404,7 @@ impl HttpClient {
         Response { status: status.expect("a status line"), headers: fields, body }
     }
 
-    /// Whether the proxy has closed its side, with nothing left to read.
+    /// Reads, and returns true if the proxy has closed its side and no bytes were left.
     pub fn reads_eof(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0))
     }
@@ -406,7 +413,7 @@ impl HttpClient {
         &mut self.stream
     }
 
-    /// Whether bytes have come that nobody has read.
+    /// Returns true if bytes have arrived that the test has not read.
     pub fn has_input(&mut self) -> bool {
         if !self.stream.buffer().is_empty() {
             return true;
@@ -419,7 +426,8 @@ impl HttpClient {
     }
 }
 
-/// A server that takes connections and closes each after what `serve` does with it. Says how many it had.
+/// Starts a server that closes each connection after `serve`. Returns its port and a connection
+/// count.
 pub fn start_fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("an address").port();
@@ -435,10 +443,11 @@ pub fn start_fake_redis(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) 
     (port, count)
 }
 
-/// A server that answers each command with what `answer` says to it, given its words in upper case; with nothing it
-/// closes the connection.
+/// Starts a server that replies to each command with the result of `reply_to`.
+///
+/// `reply_to` receives the words of the command in upper case. `None` closes the connection.
 pub fn start_scripted_redis(
-    answer: impl Fn(&[String]) -> Option<String> + Send + Sync + 'static,
+    reply_to: impl Fn(&[String]) -> Option<String> + Send + Sync + 'static,
 ) -> (u16, Arc<AtomicUsize>) {
     start_fake_redis(move |stream| {
         let mut parser = redis::Parser::new();
@@ -448,7 +457,7 @@ pub fn start_scripted_redis(
                 String::from_utf8_lossy(&redis::from_redis_value::<Vec<u8>>(word).unwrap_or_default()).to_uppercase()
             };
             let words: Vec<String> = words.into_iter().map(word).collect();
-            match answer(&words) {
+            match reply_to(&words) {
                 Some(reply) if stream.write_all(reply.as_bytes()).is_ok() => {}
                 _ => return,
             }

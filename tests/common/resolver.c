@@ -1,7 +1,8 @@
-/* For the proxy under test, by LD_PRELOAD: what one name leads to is what a file says, and how long it takes to find out.
+/* Replacement of getaddrinfo for the proxy under test, loaded by LD_PRELOAD.
  *
- * RESOLVER_NAME is the name, RESOLVER_FILE the file: milliseconds, and addresses with commas between them or "nowhere". Ports
- * are none of it: Rust sets them itself. Every other name is looked up as always. */
+ * RESOLVER_NAME is the name it answers for. RESOLVER_FILE is a file with a delay in milliseconds and
+ * either addresses separated by commas or "nowhere" (name not found). Results carry no port, because
+ * Rust sets it. Lookups of other names go to the real function. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <netdb.h>

@@ -1,20 +1,22 @@
-//! A name for Redis that leads where a test says, and takes as long as it says: no namespaces, no /etc/hosts, no rights.
+//! Host name for Redis with an address and a lookup delay that a test controls.
+//!
+//! `LD_PRELOAD` replaces `getaddrinfo`. This needs no namespaces, no /etc/hosts and no privileges.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What the tests call Redis.
+/// Host name of Redis in the tests.
 const NAME: &str = "redis.test";
 
-/// The name, for one proxy.
+/// Controlled result of the name lookup of one proxy.
 pub struct Resolver {
     file: PathBuf,
 }
 
 impl Resolver {
-    /// The name leads to an address, at once.
+    /// Creates a resolver that returns `address` without delay.
     pub fn start(address: &str) -> Resolver {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let resolver = Resolver { file: own_path(&format!("name-{}", COUNT.fetch_add(1, Ordering::Relaxed))) };
@@ -22,20 +24,22 @@ impl Resolver {
         resolver
     }
 
-    /// From now on a lookup takes so many milliseconds and finds `address`, of which there may be several with commas between
-    /// them, or nothing if that is "nowhere".
-    pub fn set_result(&self, milliseconds: u32, address: &str) {
-        // Renamed, so that nobody reads half of it.
+    /// Makes later lookups take `delay_ms` and return `address`.
+    ///
+    /// `address` is a comma-separated list, or "nowhere" for a lookup that fails.
+    pub fn set_result(&self, delay_ms: u32, address: &str) {
+        // The rename is atomic: the proxy never reads a partial file.
         let new = self.file.with_extension("new");
-        std::fs::write(&new, format!("{milliseconds} {address}\n")).expect("a file can be written");
+        std::fs::write(&new, format!("{delay_ms} {address}\n")).expect("a file can be written");
         std::fs::rename(&new, &self.file).expect("a file can be renamed");
     }
 
+    /// Returns true if the name resolves to `address`.
     pub fn resolves_to(&self, address: &str) -> bool {
         std::fs::read_to_string(&self.file).is_ok_and(|text| text.trim_end().ends_with(address))
     }
 
-    /// What makes the proxy ask here.
+    /// Returns the environment variables that make a proxy use this resolver.
     pub fn env(&self) -> [(&str, &str); 4] {
         let text = |path: &'static PathBuf| path.to_str().expect("a path that is text");
         let file = self.file.to_str().expect("a path that is text");
@@ -49,12 +53,12 @@ impl Drop for Resolver {
     }
 }
 
-/// A path of this process' own.
+/// Returns a path that no other process uses.
 fn own_path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()))
 }
 
-/// `resolver.c`, compiled once for all processes that test.
+/// Compiles `resolver.c` once per process and returns the path of the library.
 fn library() -> &'static PathBuf {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
@@ -63,7 +67,7 @@ fn library() -> &'static PathBuf {
         let options = ["-shared", "-fPIC", "-Wall", "-Werror", "-o"];
         let status = Command::new("cc").args(options).arg(&ours).args([source, "-ldl"]).status();
         assert!(status.expect("cc is installed").success(), "resolver.c does not compile");
-        // Other processes may compile it too: whoever is last replaces it by the same.
+        // Other test processes may compile it too. Each replaces the file by an identical one.
         std::fs::rename(&ours, &library).expect("a file can be renamed");
         library
     })

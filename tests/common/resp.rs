@@ -1,14 +1,14 @@
-//! A client of the Redis protocol that sees exactly what comes.
+//! RESP client that returns the exact bytes of the replies.
 
 use super::{TEST_TIMEOUT, wait_for};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
-/// What marks the end of the replies that are waited for.
+/// Reply to `ECHO_MARK`, which ends the replies to a request.
 const MARK: &[u8] = b"$13\r\nthat was all.\r\n";
 const ECHO_MARK: &[u8] = b"*2\r\n$4\r\nECHO\r\n$13\r\nthat was all.\r\n";
 
-/// A command's bytes.
+/// Encodes a command as an array of bulk strings.
 pub fn encode_command<T: AsRef<[u8]>>(words: &[T]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
@@ -19,12 +19,12 @@ pub fn encode_command<T: AsRef<[u8]>>(words: &[T]) -> Vec<u8> {
     bytes
 }
 
-/// The words of a text with single spaces between them.
+/// Encodes a command given as words separated by single spaces.
 pub fn encode_words(text: &str) -> Vec<u8> {
     encode_command(&text.split(' ').collect::<Vec<_>>())
 }
 
-/// See the top of the file.
+/// Connection that speaks RESP.
 pub struct RespClient {
     pub stream: TcpStream,
 }
@@ -32,23 +32,26 @@ pub struct RespClient {
 impl RespClient {
     pub fn connect(address: impl Into<SocketAddr>) -> RespClient {
         let address = address.into();
-        let stream = wait_for("somebody takes connections", || TcpStream::connect(address).ok());
+        let stream = wait_for("the server accepts connections", || TcpStream::connect(address).ok());
         stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("a time-out can be set");
         stream.set_nodelay(true).expect("an option can be set");
         RespClient { stream }
     }
 
+    /// Sends bytes without waiting for replies.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).expect("it is read");
+        self.stream.write_all(bytes.as_ref()).expect("the server reads");
     }
 
-    /// All replies to what is sent, byte for byte.
+    /// Sends bytes and returns all replies to them, byte for byte.
     pub fn call(&mut self, bytes: impl AsRef<[u8]>) -> Vec<u8> {
         self.send(bytes);
         self.read_replies()
     }
 
-    /// All replies that are still to come.
+    /// Returns all outstanding replies.
+    ///
+    /// Sends an `ECHO` and reads up to the reply to it.
     pub fn read_replies(&mut self) -> Vec<u8> {
         self.send(ECHO_MARK);
         let (mut received, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
@@ -61,20 +64,20 @@ impl RespClient {
         received
     }
 
-    /// As text.
+    /// Sends a command given as words and returns the reply as text.
     pub fn call_text(&mut self, words_of_command: &str) -> String {
         String::from_utf8_lossy(&self.call(encode_words(words_of_command))).into_owned()
     }
 
-    /// All that comes until the connection is closed from the other side.
+    /// Returns all bytes received until the server closes the connection.
     pub fn read_to_close(&mut self) -> String {
         let mut received = Vec::new();
-        // A reset ends it too; what came before counts.
+        // A reset also ends the connection. Bytes received before it count.
         let _ = self.stream.read_to_end(&mut received);
         String::from_utf8_lossy(&received).into_owned()
     }
 
-    /// No more will be sent.
+    /// Closes the sending side.
     pub fn shutdown_write(&mut self) {
         self.stream.shutdown(Shutdown::Write).expect("it is connected");
     }

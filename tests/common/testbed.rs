@@ -1,5 +1,6 @@
-//! A Redis, the way to it, and what may happen to either. What begins and ends a fault is here; `tests/e2e_redis/fault_matrix.rs` has the
-//! table of them and what must hold.
+//! Redis server and network path with faults that begin and end on command.
+//!
+//! `tests/e2e_redis/fault_matrix.rs` lists the faults and checks the proxy during each.
 
 use super::client::{numbered_keys, value_of};
 use super::relay::{Purpose, Relay};
@@ -12,88 +13,84 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How the proxy gets to Redis.
+/// Path from the proxy to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     Direct,
-    /// Something else can be put in Redis' place.
+    /// Through a relay, which can lead to another server.
     Relay,
-    /// By a name, so that the lookup can go wrong.
+    /// By a host name, so that the lookup can fail or take long.
     Dns,
 }
 
-/// See the top of the file.
+/// Redis server, the path to it, and the faults of either.
 pub struct Testbed {
     pub redis: Redis,
     relay: Option<Relay>,
     resolver: Option<Resolver>,
-    /// At the same port of another address, for a name that moves there: a Redis that holds the same.
+    /// Second Redis with the same keys, at the same port of another address. The name can move
+    /// there.
     second_redis: Option<(Redis, Relay)>,
-    /// What stands in Redis' place must go.
+    /// True once the fault has ended and a substitute server must close its connections.
     fault_ended: Arc<AtomicBool>,
-    /// Takes connections that nobody answers.
+    /// Listener that never accepts its connections.
     silent_listener: TcpListener,
 }
 
 impl Testbed {
-    /// A Redis that holds all keys, with nothing the matter yet.
-    pub fn start(way: Route) -> Testbed {
-        // For what it saves to be put where it leaves nothing behind.
+    /// Starts a Redis that holds all keys, without a fault.
+    pub fn start(route: Route) -> Testbed {
+        // Allows the test to change `dir`, so that a saved file goes to a temporary directory.
         let redis = Redis::start_with(&["--enable-protected-configs", "local"]);
         fill_redis(&redis);
-        let mute = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let relay = (way == Route::Relay).then(|| Relay::start(redis.port));
-        let names = (way == Route::Dns).then(|| Resolver::start("127.0.0.1"));
-        let other = (way == Route::Dns).then(|| {
-            let other = Redis::start();
-            fill_redis(&other);
-            let relay = Relay::start_at(("127.0.0.2", redis.port), other.port);
-            (other, relay)
+        let silent_listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let relay = (route == Route::Relay).then(|| Relay::start(redis.port));
+        let resolver = (route == Route::Dns).then(|| Resolver::start("127.0.0.1"));
+        let second_redis = (route == Route::Dns).then(|| {
+            let redis_2 = Redis::start();
+            fill_redis(&redis_2);
+            let relay = Relay::start_at(("127.0.0.2", redis.port), redis_2.port);
+            (redis_2, relay)
         });
-        Testbed {
-            redis,
-            relay,
-            resolver: names,
-            second_redis: other,
-            fault_ended: Arc::default(),
-            silent_listener: mute,
-        }
+        Testbed { redis, relay, resolver, second_redis, fault_ended: Arc::default(), silent_listener }
     }
 
     pub fn start_proxy(&self, variables: &[(&str, &str)]) -> Proxy {
         self.start_proxy_with(Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy")), variables)
     }
 
-    /// One that a command of the caller's starts.
+    /// Starts a proxy with a command of the caller.
     pub fn start_proxy_with(&self, command: Command, variables: &[(&str, &str)]) -> Proxy {
         let port = self.relay.as_ref().map_or(self.redis.port, |relay| relay.port);
-        let names = self.resolver.as_ref().map_or(Vec::new(), |names| names.env().to_vec());
-        Proxy::start_command(command, port, &[&names, variables].concat())
+        let resolver_env = self.resolver.as_ref().map_or(Vec::new(), |resolver| resolver.env().to_vec());
+        Proxy::start_command(command, port, &[&resolver_env, variables].concat())
     }
 
     fn relay(&self) -> &Relay {
-        self.relay.as_ref().expect("there is a relay")
+        self.relay.as_ref().expect("a testbed with a relay")
     }
 
     fn resolver(&self) -> &Resolver {
-        self.resolver.as_ref().expect("there is a name")
+        self.resolver.as_ref().expect("a testbed with a host name")
     }
 
-    /// Closes the proxy's connections, so that it needs new ones.
+    /// Closes the connections of the proxy, so that it has to reconnect.
     fn close_connections(&self) {
         for kind in ["normal", "pubsub"] {
             self.redis.run(&["CLIENT", "KILL", "TYPE", kind]);
         }
     }
 
-    /// Puts something else in Redis' place.
+    /// Replaces Redis by the server at `port`.
     fn replace_by(&self, port: u16) {
         self.relay().set_target(port);
-        // At once, and not when Redis and the relay come to it: a key that is on its way then would get another error.
+        // Disconnects at once. If Redis and the relay closed them later, a key in flight would get
+        // a different error.
         self.relay().disconnect(&[Purpose::Fetching, Purpose::Tracking]);
         self.close_connections();
     }
 
+    /// Ends a fault of a substitute server: new connections lead to Redis.
     pub fn restore_redis(&mut self) {
         self.fault_ended.store(true, Ordering::Relaxed);
         self.relay().set_target(self.redis.port);
@@ -117,14 +114,17 @@ impl Testbed {
         fill_redis(&self.redis);
     }
 
-    /// Redis starts anew and loads what it has saved, so slowly that it is not done before it is told to hurry. Values that
-    /// are longer than the interval let it answer between any two keys.
+    /// Restarts Redis, which loads a saved file until `finish_loading`.
+    ///
+    /// Each key takes 10 ms to load. Values longer than the event interval make Redis process
+    /// commands between any two keys.
     pub fn restart_loading(&mut self) {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
         let file = format!("{}-{}.rdb", std::process::id(), self.redis.port);
         let options = ["dir", folder.to_str().expect("a path that is text"), "dbfilename", &file];
         let mut admin = self.redis.connect();
-        let run = |command: &mut redis::Cmd, admin: &mut redis::Connection| command.exec(admin).expect("it works");
+        let run =
+            |command: &mut redis::Cmd, admin: &mut redis::Connection| command.exec(admin).expect("the command works");
         run(redis::cmd("CONFIG").arg("SET").arg(&options), &mut admin);
         let long = "x".repeat(1100);
         let filler: Vec<&str> =
@@ -133,10 +133,10 @@ impl Testbed {
         run(redis::cmd("MSET").arg(&filler), &mut admin);
         run(&mut redis::cmd("SAVE"), &mut admin);
         self.redis.kill();
-        let slowly = ["--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024"];
-        self.redis.restart_with(&[&["--dir", options[1], "--dbfilename", &file][..], &slowly].concat());
+        let slow_load = ["--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024"];
+        self.redis.restart_with(&[&["--dir", options[1], "--dbfilename", &file][..], &slow_load].concat());
         let _ = std::fs::remove_file(folder.join(file));
-        assert!(ping_reply(&self.redis).starts_with("LOADING"), "it is not loading");
+        assert!(ping_reply(&self.redis).starts_with("LOADING"), "Redis is not loading");
     }
 
     pub fn finish_loading(&mut self) {
@@ -144,11 +144,11 @@ impl Testbed {
         wait_for("everything is loaded", || (ping_reply(&self.redis) == "PONG").then_some(()));
     }
 
-    /// Another password is asked for, of those who connect from now on.
+    /// Makes Redis require a password that the proxy does not know, and closes its connections.
     pub fn require_password(&mut self) {
         let mut admin = self.redis.connect();
         for command in [&["CONFIG", "SET", "requirepass", "word"][..], &["CLIENT", "KILL", "TYPE", "normal"]] {
-            redis::cmd(command[0]).arg(&command[1..]).exec(&mut admin).expect("it works");
+            redis::cmd(command[0]).arg(&command[1..]).exec(&mut admin).expect("the command works");
         }
     }
 
@@ -157,19 +157,19 @@ impl Testbed {
         redis::cmd("CONFIG").arg(&["SET", "requirepass", ""]).exec(&mut admin).expect("CONFIG works");
     }
 
-    /// Redis becomes the replica of a master that never answers, and must not serve what it has.
+    /// Makes Redis a replica of a primary that never replies, with stale reads disabled.
     pub fn lose_primary(&mut self) {
         let port = self.silent_listener.local_addr().expect("an address").port().to_string();
         self.redis.run(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
         self.redis.run(&["REPLICAOF", "127.0.0.1", &port]);
-        assert!(ping_reply(&self.redis).starts_with("MASTERDOWN"), "it has a master");
+        assert!(ping_reply(&self.redis).starts_with("MASTERDOWN"), "Redis still has a primary");
     }
 
     pub fn become_primary(&mut self) {
         self.redis.run(&["REPLICAOF", "NO", "ONE"]);
     }
 
-    /// A script runs and does not end.
+    /// Blocks Redis with a script that does not end.
     pub fn run_endless_script(&mut self) {
         self.redis.run(&["CONFIG", "SET", "busy-reply-threshold", "10"]);
         let mut connection = self.redis.connect();
@@ -182,11 +182,11 @@ impl Testbed {
         wait_for("no script runs", || (ping_reply(&self.redis) == "PONG").then_some(()));
     }
 
-    /// What only a command that writes gets from the real one.
+    /// Replies `-READONLY` to all reads. The real Redis replies so only to writes.
     pub fn reply_readonly(&mut self) {
-        let over = Arc::clone(&self.fault_ended);
+        let fault_ended = Arc::clone(&self.fault_ended);
         let (port, _) = start_scripted_redis(move |words| match words[0].as_str() {
-            _ if over.load(Ordering::Relaxed) => None,
+            _ if fault_ended.load(Ordering::Relaxed) => None,
             "PING" => Some("+PONG\r\n".into()),
             "CLIENT" => Some("+OK\r\n".into()),
             _ => Some("-READONLY You can't write against a read only replica.\r\n".into()),
@@ -194,32 +194,32 @@ impl Testbed {
         self.replace_by(port);
     }
 
-    /// What is no reply, where the replies to the first commands of a connection belong.
+    /// Sends bytes that are not RESP instead of replies to the first commands of a connection.
     pub fn reply_garbage_to_handshake(&mut self) {
         self.replace_by(start_canned_server("HTTP/1.1 400 Bad Request\r\n\r\n", true));
     }
 
-    /// The same, once it is asked for keys.
+    /// Sends bytes that are not RESP instead of replies to reads.
     pub fn reply_garbage_to_reads(&mut self) {
         self.replace_by(start_canned_server("+OK\r\n+OK\r\n+PONG\r\n\0\x01?what\r\n$-7\r\n*1\r\n", true));
     }
 
-    /// Half of a reply, then the end of the connection.
+    /// Sends half of a reply, then closes the connection.
     pub fn close_mid_reply(&mut self) {
         self.replace_by(start_canned_server("+OK\r\n+OK\r\n+PONG\r\n$10\r\nhalf", false));
     }
 
-    /// Half of a reply, and nothing more.
+    /// Sends half of a reply, then no more bytes.
     pub fn stall_mid_reply(&mut self) {
         self.replace_by(start_canned_server("+OK\r\n+OK\r\n+PONG\r\n$10\r\nhalf", true));
     }
 
-    /// Connections are taken, what they send is read, nothing comes.
+    /// Accepts connections and reads, but never replies.
     pub fn never_reply(&mut self) {
         self.replace_by(start_canned_server("", true));
     }
 
-    /// The kernel takes connections, nobody else.
+    /// Leads connections to a listener that never accepts them. The kernel completes the handshake.
     pub fn never_accept(&mut self) {
         self.replace_by(self.silent_listener.local_addr().expect("an address").port());
     }
@@ -229,12 +229,14 @@ impl Testbed {
         self.close_connections();
     }
 
+    /// Delays each lookup by 4 s.
     pub fn slow_dns(&mut self) {
         self.delay_dns(4000);
     }
 
-    pub fn delay_dns(&mut self, milliseconds: u32) {
-        self.resolver().set_result(milliseconds, "127.0.0.1");
+    /// Delays each lookup and closes the connections of the proxy.
+    pub fn delay_dns(&mut self, delay_ms: u32) {
+        self.resolver().set_result(delay_ms, "127.0.0.1");
         self.close_connections();
     }
 
@@ -242,25 +244,31 @@ impl Testbed {
         self.resolver().set_result(0, "127.0.0.1");
     }
 
-    /// The name leads to the other Redis.
+    /// Makes the name resolve to the second Redis.
     pub fn switch_dns(&mut self) {
         self.resolver().set_result(0, "127.0.0.2");
     }
 
-    /// The name leads to somebody else at the same port, and the proxy needs new connections.
+    /// Makes the name resolve to `address` and closes the connections of the proxy.
     pub fn switch_dns_to(&mut self, address: &str) {
         self.resolver().set_result(0, address);
         self.close_connections();
     }
 
-    /// Whether the Redis that the name leads to is the one that was read, and the other one is not.
+    /// Returns true if the proxy read from the Redis that the name resolves to, and from no other.
+    ///
+    /// After a switch the first Redis may have served earlier reads.
     pub fn reads_only_current_redis(&self) -> bool {
-        let other = self.second_redis.as_ref().map_or(0, |(other, _)| other.count_reads());
-        if self.resolver().resolves_to("127.0.0.2") { other > 0 } else { other == 0 && self.redis.count_reads() > 0 }
+        let second_reads = self.second_redis.as_ref().map_or(0, |(redis, _)| redis.count_reads());
+        if self.resolver().resolves_to("127.0.0.2") {
+            second_reads > 0
+        } else {
+            second_reads == 0 && self.redis.count_reads() > 0
+        }
     }
 }
 
-/// Everything that is asked for, and nothing that is not there.
+/// Writes all keys that the tests request.
 pub fn fill_redis(redis: &Redis) {
     let all: Vec<String> =
         [numbered_keys("during", 600), numbered_keys("late", 400), numbered_keys("after", 400), vec!["hot".into()]]
@@ -270,21 +278,22 @@ pub fn fill_redis(redis: &Redis) {
     command.exec(&mut redis.connect()).expect("MSET works");
 }
 
-/// What Redis says to `PING`.
+/// Returns the reply of Redis to `PING`, or the error code and text.
 fn ping_reply(redis: &Redis) -> String {
-    let answer = redis::cmd("PING").query::<String>(&mut redis.connect());
-    answer.unwrap_or_else(|error| format!("{} {error}", error.code().unwrap_or("no answer")))
+    let reply = redis::cmd("PING").query::<String>(&mut redis.connect());
+    reply.unwrap_or_else(|error| format!("{} {error}", error.code().unwrap_or("no reply")))
 }
 
-/// A server that says this to everybody who connects, and then nothing: with the connection open, or closed.
+/// Starts a server that sends `script` on each connection. Then it stays silent if `open`, or
+/// closes.
 fn start_canned_server(script: &'static str, open: bool) -> u16 {
     let serve = move |stream: &mut TcpStream| {
-        // A client that is gone already reads nothing.
+        // Fails if the client has disconnected.
         let _ = stream.write_all(script.as_bytes());
         if !open {
             let _ = stream.shutdown(Shutdown::Write);
         }
-        // What still comes is read, so that nothing is reset before the script has been read.
+        // Unread input would reset the connection before the client has read the script.
         let _ = std::io::copy(stream, &mut std::io::sink());
     };
     start_fake_redis(serve).0
