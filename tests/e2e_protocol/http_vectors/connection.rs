@@ -1,5 +1,5 @@
-//! Requests that end a connection and those that do not: RFC 9110, sections 7.6.1, 7.8 and 10.1.1; RFC 9112,
-//! section 9.
+//! Vectors of connection persistence: RFC 9110, sections 7.6.1, 7.8 and 10.1.1; RFC 9112, section
+//! 9.
 
 use super::{HIDDEN, Vector, check_all, line, with, with_body};
 
@@ -7,15 +7,17 @@ fn http_1_0(lines: &str) -> String {
     with(lines).replace("1.1", "1.0")
 }
 
-/// Options are tokens of any case in a list, also over several lines and with empty elements (RFC
-/// 9110, section 5.6.1). `close` goes before all else (RFC 9112, section 9.3).
+/// Options of `Connection`: a list of case-insensitive tokens.
+///
+/// The list may span several lines and have empty elements (RFC 9110, section 5.6.1). `close` takes
+/// precedence (RFC 9112, section 9.3).
 fn options() -> Vec<Vector> {
     let open = [
         ("keep-alive", "Connection: keep-alive"),
         ("empty list", "Connection:"),
         ("list of commas", "Connection: ,, ,"),
         ("unknown option", "Connection: x-unknown"),
-        ("letters behind close", "Connection: closed"),
+        ("letters after close", "Connection: closed"),
         ("letters before close", "Connection: xclose"),
         ("close in quotes", "Connection: \"close\""),
         ("close with a value", "Connection: close=1"),
@@ -42,7 +44,7 @@ fn options() -> Vec<Vector> {
     vectors
 }
 
-/// HTTP/1.0 closes unless `keep-alive` is asked for (RFC 9112, section 9.3).
+/// HTTP/1.0: the connection closes unless the client sends `keep-alive` (RFC 9112, section 9.3).
 fn version_1_0() -> Vec<Vector> {
     vec![
         Vector::closed("1.0", http_1_0("A: b"), &[200]),
@@ -60,7 +62,7 @@ fn version_1_0() -> Vec<Vector> {
     ]
 }
 
-/// An offer of another protocol may be ignored (RFC 9110, section 7.8), and none is spoken here.
+/// Upgrades: a server may ignore them (RFC 9110, section 7.8), and the proxy supports none.
 fn upgrades() -> Vec<Vector> {
     vec![
         Vector::open("upgrade to WebSocket", with("Connection: Upgrade\r\nUpgrade: websocket"), &[200]),
@@ -79,14 +81,14 @@ fn upgrades() -> Vec<Vector> {
     ]
 }
 
-/// `100-continue` is of any case; unknown expectations may get 417 (RFC 9110, section 10.1.1), and
-/// do by README.md. HTTP/1.0 has none.
+/// Expectations: `100-continue` is case-insensitive, and HTTP/1.0 has none.
+///
+/// Unknown expectations may get 417 (RFC 9110, section 10.1.1), and do by README.md.
 fn expectations() -> Vec<Vector> {
     vec![
         Vector::open("expectation without a body", with("Expect: 100-continue"), &[200]),
         Vector::open("expectation in mixed case", with("Expect: 100-Continue"), &[200]),
-        // Whether the body follows is not certain after a final answer, so that nothing else may be
-        // read.
+        // After a final response the client may omit the body, so the next bytes are ambiguous.
         Vector::closed(
             "expectation of a body",
             with_body("Expect: 100-continue\r\nContent-Length: 41", HIDDEN),
@@ -106,8 +108,9 @@ fn expectations() -> Vec<Vector> {
     ]
 }
 
-/// Responses come in the order of requests, and after one that closes nothing is answered (RFC
-/// 9112, sections 9.3.2 and 9.6).
+/// Pipelines: the proxy responds in request order and answers nothing after a response that closes.
+///
+/// RFC 9112, sections 9.3.2 and 9.6.
 fn pipelines() -> Vec<Vector> {
     let good = line("GET /raw/a HTTP/1.1");
     let missing = line("GET /raw/none HTTP/1.1");
@@ -153,6 +156,7 @@ fn pipelines() -> Vec<Vector> {
     ]
 }
 
+/// Connections stay open or close by RFC 9112, section 9.
 #[test]
 fn connections_follow_rfc_9112() {
     let groups = [options(), version_1_0(), upgrades(), expectations(), pipelines()];

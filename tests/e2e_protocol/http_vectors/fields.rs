@@ -1,9 +1,10 @@
-//! Field lines: RFC 9110, section 5; RFC 9112, sections 2.2 and 5.
+//! Vectors of field lines: RFC 9110, section 5; RFC 9112, sections 2.2 and 5.
 
 use super::{Vector, check_all, with};
 
-/// A name is a token (RFC 9110, section 5.1). White space before the colon must be refused with 400
-/// (RFC 9112, section 5.1).
+/// Field names: tokens (RFC 9110, section 5.1).
+///
+/// White space before the colon must be refused with 400 (RFC 9112, section 5.1).
 fn names() -> Vec<Vector> {
     vec![
         Vector::open("name with all that a token may have", with("!#$%&'*+-.^_`|~09azAZ: b"), &[200]),
@@ -14,7 +15,7 @@ fn names() -> Vec<Vector> {
         Vector::bad("no name", with(": b")),
         Vector::bad("space for a name", with(" : b")),
         Vector::bad("no colon", with("nothing")),
-        Vector::bad("no colon, in the last line", with("A: b\r\nGET /raw/behind HTTP/1.1")),
+        Vector::bad("no colon, in the last line", with("A: b\r\nGET /raw/hidden HTTP/1.1")),
         Vector::bad("name of two words", with("A b: c")),
         Vector::bad("name in quotes", with("\"A\": b")),
         Vector::bad("name with a slash", with("A/b: c")),
@@ -35,9 +36,10 @@ fn names() -> Vec<Vector> {
     ]
 }
 
-/// White space around a value is no part of it; within it anything visible, blanks, and bytes
-/// beyond ASCII may stand (RFC 9110, section 5.5). CR, LF and NUL must be refused or replaced;
-/// other controls are invalid, and README.md has them refused.
+/// Field values: visible characters, blanks and bytes beyond ASCII (RFC 9110, section 5.5).
+///
+/// White space around a value is not part of it. CR, LF and NUL must be refused or replaced. Other
+/// controls are invalid, and the proxy refuses them by README.md.
 fn values() -> Vec<Vector> {
     let with_bytes = |value: &[u8]| [b"GET /raw/a HTTP/1.1\r\nHost: test\r\nA: ", value, b"\r\n\r\n"].concat();
     let mut vectors = vec![
@@ -74,8 +76,10 @@ fn values() -> Vec<Vector> {
     vectors
 }
 
-/// A folded line must be refused with 400 or unfolded (RFC 9112, section 5.2), and so must a line
-/// of white space in front of the first field (section 2.2). README.md has both refused.
+/// Folded lines: must be refused with 400 or unfolded (RFC 9112, section 5.2).
+///
+/// The same holds for a line of white space before the first field (section 2.2). The proxy refuses
+/// both by README.md.
 fn folding() -> Vec<Vector> {
     let first = |lines: &str| format!("GET /raw/a HTTP/1.1\r\n{lines}\r\n\r\n");
     vec![
@@ -85,32 +89,34 @@ fn folding() -> Vec<Vector> {
         Vector::bad("folded before its value", with("A:\r\n b")),
         Vector::bad("folded into white space", with("A: b\r\n \r\nC: d")),
         Vector::bad("folded into a field", with("A: b\r\n Content-Length: 5")),
-        Vector::bad("folded with a colon behind", with("A\r\n : b")),
+        Vector::bad("folded with a colon after", with("A\r\n : b")),
         Vector::bad("folded by bare LF", with("A: b\n c")),
-        Vector::bad("first field behind a space", first(" Host: test")),
-        Vector::bad("first field behind a tab", first("\tHost: test")),
+        Vector::bad("first field after a space", first(" Host: test")),
+        Vector::bad("first field after a tab", first("\tHost: test")),
         Vector::bad("line of a space before the fields", first(" \r\nHost: test")),
-        Vector::bad("field behind a space before the first", first(" X: y\r\nHost: test")),
+        Vector::bad("field after a space before the first", first(" X: y\r\nHost: test")),
     ]
 }
 
-/// A head ends with an empty line, and each line with CR LF (RFC 9112, section 2.1). Bare LF is
-/// left unread, by README.md.
+/// Line ends: each line ends with CR LF and the head with an empty line (RFC 9112, section 2.1).
+///
+/// By README.md the proxy does not accept a bare LF.
 fn ends() -> Vec<Vector> {
     let head = "GET /raw/a HTTP/1.1\r\nHost: test";
     vec![
-        Vector::bad("bare LF behind a field", format!("{head}\nA: b\r\n\r\n")),
+        Vector::bad("bare LF after a field", format!("{head}\nA: b\r\n\r\n")),
         Vector::bad("bare LF at the end", format!("{head}\r\n\n")),
         Vector::bad("two bare LFs at the end", format!("{head}\n\n")),
         Vector::bad("bare CRs at the end", format!("{head}\r\r")),
-        Vector::bad("CR CR LF behind a field", format!("{head}\r\r\nA: b\r\n\r\n")),
+        Vector::bad("CR CR LF after a field", format!("{head}\r\r\nA: b\r\n\r\n")),
         Vector::bad("CR CR LF at the end", format!("{head}\r\n\r\r\n")),
         Vector::bad("space in the empty line", format!("{head}\r\n \r\n")),
         Vector::bad("NUL in the empty line", format!("{head}\r\n\0\r\n")),
     ]
 }
 
-/// Limits of README.md: 100 fields, 16 KiB of head. Beyond them: 431 (RFC 6585, section 5).
+/// Limits in README.md: 100 fields and a head of 16 KiB. Larger heads get 431 (RFC 6585, section
+/// 5).
 fn limits() -> Vec<Vector> {
     let many = |count: usize| vec!["A: b"; count].join("\r\n");
     vec![
@@ -122,6 +128,7 @@ fn limits() -> Vec<Vector> {
     ]
 }
 
+/// Field lines are parsed or refused by RFC 9110, section 5.
 #[test]
 fn field_lines_follow_rfc_9110() {
     let groups = [names(), values(), folding(), ends(), limits()];

@@ -1,6 +1,7 @@
-//! Content-Length and Transfer-Encoding: RFC 9110, section 8.6; RFC 9112, sections 6.1, 6.2 and
-//! 6.3. Bodies are a request of their own, which is answered where a proxy and a server disagree on
-//! where the body ends.
+//! Vectors of Content-Length and Transfer-Encoding: RFC 9110, section 8.6; RFC 9112, section 6.
+//!
+//! RFC 9112, sections 6.1 to 6.3, defines the end of a body. Many bodies contain a request, which
+//! the proxy answers if it finds another end than the client.
 
 use super::{HIDDEN, Vector, check_all, with, with_body};
 
@@ -10,8 +11,10 @@ fn length(value: &str, body: &str) -> String {
     with_body(&format!("Content-Length: {value}"), body)
 }
 
-/// `Content-Length = 1*DIGIT`; large ones must not overflow (RFC 9110, section 8.6), invalid ones
-/// get 400, and the connection is closed (RFC 9112, section 6.3, item 5).
+/// Single lengths: `Content-Length = 1*DIGIT`. Large ones must not overflow (RFC 9110, section
+/// 8.6).
+///
+/// Invalid ones get 400, and the connection is closed (RFC 9112, section 6.3, item 5).
 fn lengths() -> Vec<Vector> {
     let hidden = HIDDEN.len().to_string();
     let mut vectors = vec![
@@ -22,9 +25,9 @@ fn lengths() -> Vec<Vector> {
         Vector::open("length in lower case", with_body("content-length:5", "hello"), &[200]),
         Vector::open("length of a hidden request", length(&hidden, HIDDEN), &[200]),
         Vector::open("length of an empty line", length("2", "\r\n"), &[200]),
-        // It never comes whole (RFC 9112, section 8). What has come of it is no request.
+        // The body is incomplete (RFC 9112, section 8). The part received is not a request.
         Vector::closed("length of more than what comes", length("500", HIDDEN), &[200]).cut_short(),
-        // Answered before the body, which is not read any more (RFC 9112, section 9.6).
+        // The response precedes the body, which the proxy does not read (RFC 9112, section 9.6).
         Vector::closed("length of 2^32 and 5", length("4294967301", HIDDEN), &[200]),
     ];
     let invalid = [
@@ -47,7 +50,7 @@ fn lengths() -> Vec<Vector> {
         ("length with a comment", "5 (five)"),
         ("length in quotes", "\"5\""),
         ("length with a vertical tab", "\x0b5"),
-        ("length with NUL behind", "5\0"),
+        ("length with NUL after", "5\0"),
         ("length in Arabic digits", "\u{665}"),
         ("length in words", "five"),
         ("list of different lengths", "5, 6"),
@@ -56,8 +59,9 @@ fn lengths() -> Vec<Vector> {
     vectors
 }
 
-/// Several lengths: different ones must be refused, equal ones may be (RFC 9110, section 8.6), and
-/// are by README.md.
+/// Several lengths: different ones must be refused, equal ones may be (RFC 9110, section 8.6).
+///
+/// By README.md the proxy refuses both.
 fn several_lengths() -> Vec<Vector> {
     let two = |first: &str, second: &str| with_body(&format!("{first}\r\n{second}"), "hello");
     vec![
@@ -71,8 +75,7 @@ fn several_lengths() -> Vec<Vector> {
     ]
 }
 
-/// Fields that only look like Content-Length. They mean nothing, so that what follows is the next
-/// request.
+/// Names similar to Content-Length: ignored, so the bytes after the head are the next request.
 fn other_names() -> Vec<Vector> {
     let next = "GET /raw/b HTTP/1.1\r\nHost: test\r\n\r\n";
     let names = ["Content_Length", "ContentLength", "X-Content-Length", "Content-Length-", "Content-Lengt"];
@@ -81,15 +84,16 @@ fn other_names() -> Vec<Vector> {
     vectors.extend([
         Vector::bad("Content-Length and a space", with_body("Content-Length : 5", "hello")),
         Vector::bad("Content-Length in two lines", with_body("Content-Length\r\n: 5", "hello")),
-        Vector::bad("Content-Length behind a space", with_body(" Content-Length: 5", "hello")),
+        Vector::bad("Content-Length after a space", with_body(" Content-Length: 5", "hello")),
         Vector::bad("Content-Length, folded", with_body("Content-Length:\r\n 5", "hello")),
         Vector::bad("Content-Length continued by folding", with_body("Content-Length: 5\r\n 0", "hello")),
     ]);
     vectors
 }
 
-/// A message with both may be refused, and the connection must be closed (RFC 9112, section 6.3,
-/// item 3; section 11.2).
+/// Content-Length with Transfer-Encoding: may be refused, and the connection must be closed.
+///
+/// RFC 9112, section 6.3, item 3, and section 11.2.
 fn both() -> Vec<Vector> {
     let (length, coding) = ("Content-Length: 5", "Transfer-Encoding: chunked");
     let behind_chunks = format!("0\r\n\r\n{HIDDEN}");
@@ -98,7 +102,7 @@ fn both() -> Vec<Vector> {
         Vector::bad("length, then chunked", with_body(&format!("{length}\r\n{coding}"), CHUNKED)),
         Vector::bad("chunked, then length", with_body(&format!("{coding}\r\n{length}"), CHUNKED)),
         Vector::bad("chunked and length zero", with_body(&format!("{coding}\r\nContent-Length: 0"), CHUNKED)),
-        Vector::bad("length over a request behind chunks", with_body(&whole, &behind_chunks)),
+        Vector::bad("length over a request after chunks", with_body(&whole, &behind_chunks)),
         Vector::bad("chunked and an invalid length", with_body(&format!("{coding}\r\nContent-Length: x"), CHUNKED)),
         Vector::bad("length and identity", with_body(&format!("{length}\r\nTransfer-Encoding: identity"), "hello")),
         Vector::bad("length and an unknown coding", with_body(&format!("Transfer-Encoding: x\r\n{length}"), "hello")),
@@ -109,14 +113,15 @@ fn both() -> Vec<Vector> {
     ]
 }
 
-/// Names of codings are of any case (RFC 9112, section 7). A coding that is unknown, with chunked
-/// as the last, gets 501 (section 6.1). In HTTP/1.0 the framing is faulty (section 6.1).
+/// Transfer codings: case-insensitive names (RFC 9112, section 7).
+///
+/// An unknown coding followed by chunked gets 501. In HTTP/1.0 the framing is faulty (section 6.1).
 fn codings() -> Vec<Vector> {
     let coded = |value: &str| with_body(&format!("Transfer-Encoding: {value}"), CHUNKED);
     vec![
         Vector::open("chunked", coded("chunked"), &[200]),
         Vector::open("chunked in mixed case", coded("cHunKED"), &[200]),
-        Vector::open("chunked behind a tab", coded("\tchunked"), &[200]),
+        Vector::open("chunked after a tab", coded("\tchunked"), &[200]),
         Vector::open("chunked before white space", coded("chunked \t "), &[200]),
         Vector::open("chunked and no space", with_body("TRANSFER-ENCODING:chunked", CHUNKED), &[200]),
         Vector::open("request in a chunk", with_body("Transfer-Encoding: chunked", &chunk(HIDDEN)), &[200]),
@@ -126,14 +131,15 @@ fn codings() -> Vec<Vector> {
         Vector::bad("no coding", coded("")),
         Vector::bad("chunked in HTTP/1.0", coded("chunked").replace("1.1", "1.0")),
         Vector::bad(
-            "chunked in HTTP/1.0 that is to stay",
+            "chunked in HTTP/1.0 with keep-alive",
             coded("chunked\r\nConnection: keep-alive").replace("1.1", "1.0"),
         ),
     ]
 }
 
-/// A request whose last coding is not chunked must be answered by 400 (RFC 9112, section 6.3, item
-/// 4), known coding or not. All these are names for chunked that one of two programs may take.
+/// Last codings other than chunked: refused with 400 (RFC 9112, section 6.3, item 4).
+///
+/// This holds for known and unknown codings. Some programs accept these variants as chunked.
 fn not_chunked() -> Vec<Vector> {
     let coded = |value: &str| with_body(&format!("Transfer-Encoding: {value}"), CHUNKED);
     let last = [
@@ -142,7 +148,7 @@ fn not_chunked() -> Vec<Vector> {
         ("chunked, then identity", "chunked, identity"),
         ("chunked, then gzip", "chunked, gzip"),
         ("letter before chunked", "xchunked"),
-        ("letter behind chunked", "chunkedx"),
+        ("letter after chunked", "chunkedx"),
         ("chunked cut short", "chunke"),
         ("chunked with a space within", "chunk ed"),
         ("two words", "chunked foo"),
@@ -156,17 +162,17 @@ fn not_chunked() -> Vec<Vector> {
     last.map(|(name, value)| Vector::bad(name, coded(value))).into()
 }
 
-/// Lines that are no field lines (RFC 9112, section 5), around Transfer-Encoding.
+/// Malformed field lines around Transfer-Encoding (RFC 9112, section 5).
 fn obfuscated() -> Vec<Vector> {
     let lines = [
-        ("coding behind vertical tab", "Transfer-Encoding: \x0bchunked"),
+        ("coding after vertical tab", "Transfer-Encoding: \x0bchunked"),
         ("coding before vertical tab", "Transfer-Encoding: chunked\x0b"),
         ("coding before form feed", "Transfer-Encoding: chunked\x0c"),
         ("coding before NUL", "Transfer-Encoding: chunked\0"),
         ("coding before DEL", "Transfer-Encoding: chunked\x7f"),
         ("coding before bare CR", "Transfer-Encoding: chunked\r"),
-        ("coding behind bare LF", "Transfer-Encoding:\nchunked"),
-        ("coding behind a folded line", "Transfer-Encoding:\r\n chunked"),
+        ("coding after bare LF", "Transfer-Encoding:\nchunked"),
+        ("coding after a folded line", "Transfer-Encoding:\r\n chunked"),
         ("coding continued by folding", "Transfer-Encoding: chunked\r\n , identity"),
         ("name and a space", "Transfer-Encoding : chunked"),
         ("name and a tab", "Transfer-Encoding\t: chunked"),
@@ -175,19 +181,19 @@ fn obfuscated() -> Vec<Vector> {
         ("name and bare LF", "Transfer-Encoding\n: chunked"),
         ("name and a line end", "Transfer-Encoding\r\n: chunked"),
         ("name in two words", "Transfer Encoding: chunked"),
-        ("name behind a space", " Transfer-Encoding: chunked"),
-        ("name behind vertical tab", "\x0bTransfer-Encoding: chunked"),
-        ("name behind bare CR", "X: y\r\n\rTransfer-Encoding: chunked"),
-        ("name behind bare LF", "X: y\nTransfer-Encoding: chunked"),
-        ("name behind bare CR in a value", "X: y\rTransfer-Encoding: chunked"),
-        ("name behind NUL in a value", "X: y\0\r\nTransfer-Encoding: chunked"),
+        ("name after a space", " Transfer-Encoding: chunked"),
+        ("name after vertical tab", "\x0bTransfer-Encoding: chunked"),
+        ("name after bare CR", "X: y\r\n\rTransfer-Encoding: chunked"),
+        ("name after bare LF", "X: y\nTransfer-Encoding: chunked"),
+        ("name after bare CR in a value", "X: y\rTransfer-Encoding: chunked"),
+        ("name after NUL in a value", "X: y\0\r\nTransfer-Encoding: chunked"),
     ];
     let mut vectors: Vec<Vector> = lines.map(|(name, lines)| Vector::bad(name, with_body(lines, CHUNKED))).into();
-    // Valid fields that mean nothing for the body.
+    // Valid fields without effect on the body.
     vectors.extend([
         Vector::open("name with an underscore", with("Transfer_Encoding: chunked"), &[200]),
         Vector::open("name of a prefix", with("Transfer: chunked\r\nTransfer-Encodin: chunked"), &[200]),
-        Vector::open("name of the field of what may come back", with("TE: chunked, trailers"), &[200]),
+        Vector::open("name of the field for accepted codings", with("TE: chunked, trailers"), &[200]),
         Vector::open("content coding", with("Content-Encoding: chunked"), &[200]),
     ]);
     vectors
@@ -197,6 +203,7 @@ fn chunk(data: &str) -> String {
     format!("{:x}\r\n{data}\r\n0\r\n\r\n", data.len())
 }
 
+/// The end of each body is found or refused by RFC 9112, section 6.
 #[test]
 fn body_lengths_follow_rfc_9112() {
     let groups = [lengths(), several_lengths(), other_names(), both(), codings(), not_chunked(), obfuscated()];

@@ -1,9 +1,11 @@
-//! Host: RFC 9112, section 3.2 (there once in HTTP/1.1, else 400, and 400 if its value is invalid);
-//! RFC 9110, section 7.2; the grammar of `uri-host [":" port]` in RFC 3986, section 3.2.
+//! Vectors of Host: RFC 9110, section 7.2; RFC 9112, section 3.2; RFC 3986, section 3.2.
+//!
+//! HTTP/1.1 demands exactly one Host with a valid value, otherwise 400.
+//! The grammar of a value is `uri-host [":" port]`.
 
 use super::{Vector, check_all};
 
-/// A request with these lines instead of Host.
+/// Returns a request with these lines instead of Host.
 fn lines(lines: &str) -> String {
     format!("GET /raw/a HTTP/1.1\r\n{lines}\r\n")
 }
@@ -76,7 +78,7 @@ fn invalid_values() -> Vec<Vector> {
         ("brackets around nothing", "[]"),
         ("brackets around a name", "[test]"),
         ("brackets in brackets", "[[::1]]"),
-        ("text behind the bracket", "[::1]x"),
+        ("text after the bracket", "[::1]x"),
         ("address with other letters", "[2001:dg8::1]"),
         ("broken escape", "a%2"),
         ("escape of other letters", "a%zz"),
@@ -95,7 +97,7 @@ fn invalid_values() -> Vec<Vector> {
     values.map(|(name, value)| Vector::bad(name, host(value))).into()
 }
 
-/// RFC 3986, section 3.2.2: an address in brackets is an IPv6 address or an IPvFuture.
+/// Brackets enclose an IPv6 address or an IPvFuture (RFC 3986, section 3.2.2).
 fn bracketed_values() -> Vec<Vector> {
     vec![
         Vector::bad("colons alone in brackets", host("[:::]")),
@@ -106,6 +108,7 @@ fn bracketed_values() -> Vec<Vector> {
     ]
 }
 
+/// Host is accepted or refused by RFC 9112, section 3.2.
 #[test]
 fn host_follows_rfc_9112() {
     let groups = [presence(), valid_values(), invalid_values(), bracketed_values()];

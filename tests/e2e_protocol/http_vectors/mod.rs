@@ -1,4 +1,4 @@
-//! Table of HTTP requests and of what the RFCs say comes back for each.
+//! Table of HTTP requests with the responses that the RFCs demand.
 //!
 //! ```text
 //!     request_line.rs   methods, versions, white space, other protocols
@@ -10,15 +10,14 @@
 //!     connection.rs     Connection, Expect, pipelining
 //! ```
 //!
-//! Each vector is sent on a connection of its own with a probe behind it, a request that the client
-//! never meant to be part of the vector. The probe is answered exactly if the connection stays
-//! open, so an answer too many or too few shows. What stands behind a refused request must not even
-//! be looked up: [`BEHIND`] is in Redis, and must not be in the cache in the end.
+//! Each vector is sent on a new connection and followed by a probe, a request that is not part of
+//! the vector. The proxy must response the probe if and only if the connection stays open, so one
+//! response too many or too few fails the test. A request that follows a refused one must not even
+//! be looked up. [`HIDDEN_KEY`] is in Redis and must not be in the cache after the vectors.
 //!
-//! Where an RFC leaves a choice ("MAY", "SHOULD"), README.md makes it: what goes beyond the letter
-//! of the standard is refused with 400, and the connection is closed. A vector that the proxy does
-//! not answer as the RFCs say is a [`Vector::differing`] one: it has both results, and fails as
-//! soon as the proxy does what is right.
+//! Where an RFC leaves a choice ("MAY", "SHOULD"), README.md makes it: deviations from the grammar
+//! are refused with 400, and the connection is closed. A [`Vector::differing`] is one where the
+//! proxy deviates from the RFCs. It holds both results and fails once the proxy follows the RFCs.
 
 mod chunks;
 mod connection;
@@ -32,172 +31,176 @@ use crate::common::{Proxy, Redis};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-/// Key of the probe behind a vector that leaves the connection open.
+/// Key of the probe after a vector that leaves the connection open.
 const PROBE: &str = "probe";
 
-/// Key of the probe behind a vector that ends the connection, and of requests hidden in bodies.
-/// Never to be looked up.
-const BEHIND: &str = "behind";
+/// Key of the probe after a vector that closes the connection, and of requests hidden in bodies.
+/// Must never be looked up.
+const HIDDEN_KEY: &str = "hidden";
 
 /// Request hidden in bodies.
-const HIDDEN: &str = "GET /raw/behind HTTP/1.1\r\nHost: test\r\n\r\n";
+const HIDDEN: &str = "GET /raw/hidden HTTP/1.1\r\nHost: test\r\n\r\n";
 
-/// Input and the answers to it.
+/// Input and the expected responses.
 pub struct Vector {
     name: &'static str,
     input: Vec<u8>,
     statuses: Vec<u16>,
     stays_open: bool,
-    /// Today's result where that is not right: statuses, and whether the connection
+    /// Result of the proxy where it deviates from the RFCs: statuses, and true if the connection
     /// stays open.
-    instead: Option<(Vec<u16>, bool)>,
-    /// Leading answers without a body.
+    deviation: Option<(Vec<u16>, bool)>,
+    /// Number of leading responses without a body.
     heads: usize,
-    /// True if the client's end of the connection cuts a body short.
+    /// True if the client closes its side before the end of the body.
     is_cut: bool,
 }
 
 impl Vector {
-    /// A vector behind which the connection serves further requests.
+    /// Creates a vector after which the connection serves further requests.
     pub fn open(name: &'static str, input: impl AsRef<[u8]>, statuses: &[u16]) -> Vector {
         Vector {
             name,
             input: input.as_ref().to_vec(),
             statuses: statuses.to_vec(),
             stays_open: true,
-            instead: None,
+            deviation: None,
             heads: 0,
             is_cut: false,
         }
     }
 
-    /// A vector behind which the connection is closed, with nothing more answered.
+    /// Creates a vector after which the proxy closes the connection without further responses.
     pub fn closed(name: &'static str, input: impl AsRef<[u8]>, statuses: &[u16]) -> Vector {
         Vector { stays_open: false, ..Vector::open(name, input, statuses) }
     }
 
-    /// The most frequent kind: refused with 400, and closed.
+    /// Creates a vector that the proxy refuses with 400 before it closes the connection.
     pub fn bad(name: &'static str, input: impl AsRef<[u8]>) -> Vector {
         Vector::closed(name, input, &[400])
     }
 
-    /// Says that the first `heads` answers are to HEAD and have no body.
+    /// Declares that the first `heads` responses are to HEAD and have no body.
     pub fn with_heads(self, heads: usize) -> Vector {
         Vector { heads, ..self }
     }
 
-    /// Says what the proxy answers instead of what is right, and whether it leaves the connection
-    /// open. The section of the RFC stands beside the vector.
+    /// Declares that the proxy deviates from the RFCs, with its statuses and true if the connection
+    /// stays open. A comment at the vector names the section of the RFC.
     pub fn differing(self, statuses: &[u16], stays_open: bool) -> Vector {
-        Vector { instead: Some((statuses.to_vec(), stays_open)), ..self }
+        Vector { deviation: Some((statuses.to_vec(), stays_open)), ..self }
     }
 
-    /// Says that the body never comes whole. The answer may precede it, and does not tell of the
-    /// end then.
+    /// Declares that the body is incomplete. The response may precede the body, without
+    /// `Connection: close`.
     pub fn cut_short(self) -> Vector {
         Vector { is_cut: true, ..self }
     }
 
-    /// Returns the proxy's present result, right or not: statuses, and whether the connection stays open.
-    fn today(&self) -> (&[u16], bool) {
-        self.instead.as_ref().map_or((&self.statuses, self.stays_open), |(statuses, open)| (statuses, *open))
+    /// Returns the present result of the proxy: statuses, and true if the connection stays open.
+    fn present_result(&self) -> (&[u16], bool) {
+        self.deviation.as_ref().map_or((&self.statuses, self.stays_open), |(statuses, open)| (statuses, *open))
     }
 }
 
-/// A request with that request line.
+/// Returns a request with this request line.
 pub fn line(line: &str) -> String {
     format!("{line}\r\nHost: test\r\n\r\n")
 }
 
-/// A request for that target.
+/// Returns a request for this target.
 pub fn target(target: &str) -> String {
     line(&format!("GET {target} HTTP/1.1"))
 }
 
-/// A request with further lines behind Host.
+/// Returns a request with further field lines after Host.
 pub fn with(lines: &str) -> String {
     format!("GET /raw/a HTTP/1.1\r\nHost: test\r\n{lines}\r\n\r\n")
 }
 
-/// A request with further lines and a body.
+/// Returns a request with further field lines and a body.
 pub fn with_body(lines: &str, body: &str) -> String {
     with(lines) + body
 }
 
-/// One whole response.
-struct Answer {
+/// One complete response.
+struct ReceivedResponse {
     status: u16,
     closes: bool,
     body: String,
 }
 
-/// Sends a vector and its probe, and returns all answers.
-fn answers(proxy: &Proxy, vector: &Vector) -> Vec<Answer> {
-    let key = if vector.today().1 { PROBE } else { BEHIND };
+/// Sends a vector and its probe, and returns all responses.
+fn exchange(proxy: &Proxy, vector: &Vector) -> Vec<ReceivedResponse> {
+    let key = if vector.present_result().1 { PROBE } else { HIDDEN_KEY };
     let probe = format!("GET /raw/{key} HTTP/1.1\r\nHost: test\r\n\r\n");
-    let mut stream = TcpStream::connect(proxy.address).expect("the proxy takes connections");
+    let mut stream = TcpStream::connect(proxy.address).expect("the proxy accepts connections");
     stream.set_read_timeout(Some(crate::common::TEST_TIMEOUT)).expect("a time-out can be set");
-    // The proxy may have closed before all is sent. What arrives behind its last answer is reset then,
-    // and what came before counts.
+    // The proxy may close before all bytes are sent. The kernel then resets the connection, and the
+    // bytes received before count.
     let _ = stream.write_all(&[&vector.input[..], probe.as_bytes()].concat());
     let _ = stream.shutdown(Shutdown::Write);
     let mut all = Vec::new();
     if let Err(error) = stream.read_to_end(&mut all) {
-        let may_be_reset = error.kind() == ErrorKind::ConnectionReset && !vector.today().1;
+        let may_be_reset = error.kind() == ErrorKind::ConnectionReset && !vector.present_result().1;
         assert!(may_be_reset, "{}: {error}", vector.name);
     }
-    let mut rest = String::from_utf8(all).expect("answers are text here");
-    let mut answers = Vec::new();
+    let mut rest = String::from_utf8(all).expect("responses are text");
+    let mut responses = Vec::new();
     while !rest.is_empty() {
-        let (head, behind) = rest.split_once("\r\n\r\n").expect("a whole head");
+        let (head, after) = rest.split_once("\r\n\r\n").expect("a whole head");
         let status =
             head.strip_prefix("HTTP/1.1 ").and_then(|line| line.get(..3)?.parse().ok()).expect("a status line");
         let field = |name: &str| head.split("\r\n").find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let length: usize = field("Content-Length").and_then(|length| length.parse().ok()).expect("a length");
-        let length = if answers.len() < vector.heads { 0 } else { length };
-        let (body, behind) = behind.split_at_checked(length).expect("a whole body");
-        answers.push(Answer { status, closes: field("Connection") == Some("close"), body: body.to_owned() });
-        rest = behind.to_owned();
+        let length = if responses.len() < vector.heads { 0 } else { length };
+        let (body, after) = after.split_at_checked(length).expect("a whole body");
+        responses.push(ReceivedResponse {
+            status,
+            closes: field("Connection") == Some("close"),
+            body: body.to_owned(),
+        });
+        rest = after.to_owned();
     }
-    answers
+    responses
 }
 
-/// Sends one vector and compares. Returns what is wrong.
+/// Sends one vector and compares the responses. Returns a description of the failure.
 fn check(proxy: &Proxy, vector: &Vector) -> Result<(), String> {
-    let mut answers = answers(proxy, vector);
-    let got: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
-    let (statuses, stays_open) = vector.today();
+    let mut responses = exchange(proxy, vector);
+    let got: Vec<u16> = responses.iter().map(|response| response.status).collect();
+    let (statuses, stays_open) = vector.present_result();
     let expected = [statuses, if stays_open { &[200] } else { &[] }].concat();
     if got != expected {
-        return Err(match vector.instead {
-            Some(_) if got.starts_with(&vector.statuses) => "it is right now: take differing() away".to_owned(),
+        return Err(match vector.deviation {
+            Some(_) if got.starts_with(&vector.statuses) => "the proxy follows the RFCs: remove differing()".to_owned(),
             _ => format!("expected {expected:?}, got {got:?}"),
         });
     }
-    if let Some(answer) = answers.iter().find(|answer| answer.body == BEHIND) {
-        return Err(format!("what stands behind or inside it was answered, with {}", answer.status));
+    if let Some(response) = responses.iter().find(|response| response.body == HIDDEN_KEY) {
+        return Err(format!("a hidden or following request was answered with {}", response.status));
     }
-    if stays_open && answers.pop().is_none_or(|answer| answer.body != PROBE) {
-        return Err("the last answer is not the probe's".to_owned());
+    if stays_open && responses.pop().is_none_or(|response| response.body != PROBE) {
+        return Err("the last response does not response the probe".to_owned());
     }
-    // An answer that refuses the rest of the connection says so (RFC 9112, section 9.6).
-    match answers.split_last() {
-        Some((last, before)) if last.closes != stays_open && before.iter().all(|answer| !answer.closes) => Ok(()),
+    // The last response before a close must announce it (RFC 9112, section 9.6).
+    match responses.split_last() {
+        Some((last, before)) if last.closes != stays_open && before.iter().all(|response| !response.closes) => Ok(()),
         Some((last, _)) if vector.is_cut && !last.closes => Ok(()),
         None => Ok(()),
-        _ => Err("Connection: close is not where the connection ends".to_owned()),
+        _ => Err("Connection: close is not in the last response".to_owned()),
     }
 }
 
-/// Sends all vectors of a group, and reports all that fail.
+/// Sends all vectors of a group and reports all failures. There must be at least `min_vectors`.
 #[track_caller]
-fn check_all(group: &str, least: usize, vectors: &[Vector]) {
+fn check_all(group: &str, min_vectors: usize, vectors: &[Vector]) {
     let redis = Redis::start();
-    for key in ["a", "b", PROBE, BEHIND] {
+    for key in ["a", "b", PROBE, HIDDEN_KEY] {
         redis.set(key, key);
     }
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
-    assert!(vectors.len() >= least, "{group}: {} vectors are too few", vectors.len());
+    assert!(vectors.len() >= min_vectors, "{group}: {} vectors are too few", vectors.len());
     for (at, vector) in vectors.iter().enumerate() {
         assert!(vectors[..at].iter().all(|other| other.name != vector.name), "{group}: {} twice", vector.name);
     }
@@ -207,14 +210,13 @@ fn check_all(group: &str, least: usize, vectors: &[Vector]) {
     };
     let failures: Vec<String> = vectors.iter().filter_map(report).collect();
     assert!(failures.is_empty(), "{group}: {} of {} fail\n{}", failures.len(), vectors.len(), failures.join("\n"));
-    assert!(!is_cached(&proxy, BEHIND), "{group}: what stands behind a refused request was looked up");
-    // So that the line before can fail.
-    assert_eq!(proxy.get("/raw/behind").text(), BEHIND);
-    assert!(is_cached(&proxy, BEHIND), "a value is cached");
+    assert!(!is_cached(&proxy, HIDDEN_KEY), "{group}: a request after a refused one was looked up");
+    // Shows that the previous assertion can fail.
+    assert_eq!(proxy.get("/raw/hidden").text(), HIDDEN_KEY);
+    assert!(is_cached(&proxy, HIDDEN_KEY), "a requested value is cached");
 }
 
-/// Returns true if the proxy has a copy of the key, asked over the Redis protocol, which reads
-/// nothing from Redis.
+/// Returns true if the key is in the cache. `PTTL` to the proxy does not read from Redis.
 fn is_cached(proxy: &Proxy, key: &str) -> bool {
     let url = format!("redis://{}/", proxy.address);
     let mut connection = redis::Client::open(url).and_then(|client| client.get_connection()).expect("it connects");

@@ -1,10 +1,11 @@
-//! Request lines: RFC 9112, sections 2.2, 2.3 and 3; methods of RFC 9110, section 9.
+//! Vectors of request lines: RFC 9112, sections 2.2, 2.3 and 3; methods of RFC 9110, section 9.
 
 use super::{HIDDEN, Vector, check_all, line};
 
-/// Methods are case-sensitive tokens (RFC 9110, section 9.1). One that is known and not allowed
-/// gets 405 (section 15.5.6), one that is unknown gets 501 (section 15.6.2). Behind an unknown one
-/// the connection is closed, by README.md.
+/// Methods: case-sensitive tokens (RFC 9110, section 9.1).
+///
+/// A known method that is not allowed gets 405 (section 15.5.6), an unknown one 501 (section
+/// 15.6.2). By README.md the proxy closes the connection after an unknown one.
 fn methods() -> Vec<Vector> {
     let known = ["POST", "PUT", "DELETE", "PATCH", "TRACE"];
     let unknown =
@@ -26,7 +27,7 @@ fn methods() -> Vec<Vector> {
     vectors
 }
 
-/// A method with a byte that no token has (RFC 9110, section 5.6.2), or none at all.
+/// Invalid methods: bytes outside of tokens (RFC 9110, section 5.6.2), or no method.
 fn not_methods() -> Vec<Vector> {
     vec![
         Vector::bad("no method", line(" /raw/a HTTP/1.1")),
@@ -36,62 +37,65 @@ fn not_methods() -> Vec<Vector> {
         Vector::bad("method with brackets", line("GET[] /raw/a HTTP/1.1")),
         Vector::bad("method in quotes", line("\"GET\" /raw/a HTTP/1.1")),
         Vector::bad("method with NUL", line("GE\0T /raw/a HTTP/1.1")),
-        Vector::bad("method behind NUL", line("\0GET /raw/a HTTP/1.1")),
+        Vector::bad("method after NUL", line("\0GET /raw/a HTTP/1.1")),
         Vector::bad("method with DEL", line("GET\x7f /raw/a HTTP/1.1")),
         Vector::bad("method of UTF-8", line("GÉT /raw/a HTTP/1.1")),
-        Vector::bad("method behind a byte order mark", line("\u{feff}GET /raw/a HTTP/1.1")),
+        Vector::bad("method after a byte order mark", line("\u{feff}GET /raw/a HTTP/1.1")),
         Vector::bad("line of a single word", line("GET")),
     ]
 }
 
-/// Single spaces stand between the three parts (RFC 9112, section 3); more lenient reading is a
-/// "MAY" that README.md leaves.
+/// White space: single spaces separate the three parts (RFC 9112, section 3).
+///
+/// Lenient parsing is a "MAY" that README.md declines.
 fn white_space() -> Vec<Vector> {
     vec![
         Vector::bad("space before the method", line(" GET /raw/a HTTP/1.1")),
         Vector::bad("tab before the method", line("\tGET /raw/a HTTP/1.1")),
         Vector::bad("two spaces before the target", line("GET  /raw/a HTTP/1.1")),
-        Vector::bad("two spaces behind the target", line("GET /raw/a  HTTP/1.1")),
+        Vector::bad("two spaces after the target", line("GET /raw/a  HTTP/1.1")),
         Vector::bad("tab before the target", line("GET\t/raw/a HTTP/1.1")),
-        Vector::bad("tab behind the target", line("GET /raw/a\tHTTP/1.1")),
+        Vector::bad("tab after the target", line("GET /raw/a\tHTTP/1.1")),
         Vector::bad("vertical tab as a separator", line("GET\x0b/raw/a HTTP/1.1")),
         Vector::bad("form feed as a separator", line("GET /raw/a\x0cHTTP/1.1")),
         Vector::bad("bare CR as a separator", line("GET /raw/a\rHTTP/1.1")),
-        Vector::bad("no space behind the method", line("GET/raw/a HTTP/1.1")),
-        Vector::bad("space behind the version", line("GET /raw/a HTTP/1.1 ")),
-        Vector::bad("word behind the version", line("GET /raw/a HTTP/1.1 x")),
+        Vector::bad("no space after the method", line("GET/raw/a HTTP/1.1")),
+        Vector::bad("space after the version", line("GET /raw/a HTTP/1.1 ")),
+        Vector::bad("word after the version", line("GET /raw/a HTTP/1.1 x")),
         Vector::bad("space within the target", line("GET /raw/a b HTTP/1.1")),
-        Vector::bad("two request lines in one", line("GET /raw/a HTTP/1.1 GET /raw/behind HTTP/1.1")),
+        Vector::bad("two request lines in one", line("GET /raw/a HTTP/1.1 GET /raw/hidden HTTP/1.1")),
     ]
 }
 
-/// One empty line before a request is ignored (RFC 9112, section 2.2, "at least one"). A bare CR is
-/// invalid there; reading a bare LF as a line end is a "MAY" that README.md leaves.
+/// Line ends: one empty line before a request is ignored (RFC 9112, section 2.2, "at least one").
+///
+/// A bare CR is invalid there. A bare LF as a line end is a "MAY" that README.md declines.
 fn line_ends() -> Vec<Vector> {
     let good = line("GET /raw/a HTTP/1.1");
     vec![
         Vector::open("one empty line before", format!("\r\n{good}"), &[200]),
         Vector::open("an empty line before each", format!("\r\n{good}\r\n{good}"), &[200, 200]),
         Vector::open(
-            "an empty line behind a body",
+            "an empty line after a body",
             format!("POST /raw/a HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\na=b\r\n{good}"),
             &[405, 200],
         ),
         Vector::bad("empty line with a bare LF before", format!("\n{good}")),
         Vector::bad("empty line with a bare CR before", format!("\r{good}")),
         Vector::bad("CR CR LF before", format!("\r\r\n{good}")),
-        Vector::bad("bare LF behind the request line", "GET /raw/a HTTP/1.1\nHost: test\r\n\r\n"),
-        Vector::bad("bare CR behind the request line", "GET /raw/a HTTP/1.1\rHost: test\r\n\r\n"),
-        Vector::bad("LF CR behind the request line", "GET /raw/a HTTP/1.1\n\rHost: test\r\n\r\n"),
-        Vector::bad("CR CR LF behind the request line", "GET /raw/a HTTP/1.1\r\r\nHost: test\r\n\r\n"),
+        Vector::bad("bare LF after the request line", "GET /raw/a HTTP/1.1\nHost: test\r\n\r\n"),
+        Vector::bad("bare CR after the request line", "GET /raw/a HTTP/1.1\rHost: test\r\n\r\n"),
+        Vector::bad("LF CR after the request line", "GET /raw/a HTTP/1.1\n\rHost: test\r\n\r\n"),
+        Vector::bad("CR CR LF after the request line", "GET /raw/a HTTP/1.1\r\r\nHost: test\r\n\r\n"),
         Vector::bad("bare LF everywhere", "GET /raw/a HTTP/1.1\nHost: test\n\n"),
         Vector::bad("bare CR everywhere", "GET /raw/a HTTP/1.1\rHost: test\r\r"),
     ]
 }
 
-/// `HTTP-version` is case-sensitive and has one digit on either side of the dot (RFC 9112, section
-/// 2.3). What does not parse is an invalid request line (section 3: 400). Another major version
-/// gets 505 (RFC 9110, section 15.6.6).
+/// Versions: case-sensitive, with one digit on either side of the dot (RFC 9112, section 2.3).
+///
+/// A malformed version makes the request line invalid (section 3: 400). Another major version gets
+/// 505 (RFC 9110, section 15.6.6).
 fn versions() -> Vec<Vector> {
     let closed = |name, version: &str, status| Vector::closed(name, line(&format!("GET /raw/a {version}")), &[status]);
     vec![
@@ -109,8 +113,7 @@ fn versions() -> Vec<Vector> {
         closed("name and a backslash", "HTTP\\1.1", 400),
         closed("version without a name", "1.1", 400),
         closed("name without a version", "HTTP", 400),
-        // RFC 9112, section 3, has 400 for a line that does not parse; these have no HTTP-version
-        // of section 2.3.
+        // No HTTP-version of RFC 9112, section 2.3, so section 3 demands 400.
         closed("version without a dot", "HTTP/11", 400),
         closed("space in the version", "HTTP/ 1.1", 400),
         closed("version with a comma", "HTTP/1,1", 400),
@@ -121,9 +124,11 @@ fn versions() -> Vec<Vector> {
     ]
 }
 
-/// Other protocols on this port. A request without a version (HTTP/0.9) is an invalid request line
-/// (RFC 9112, section 3). The preface of HTTP/2 (RFC 9113, section 3.4) is a request of another
-/// major version, and none of its frames are requests.
+/// Other protocols on the same port.
+///
+/// A request without a version (HTTP/0.9) has an invalid request line (RFC 9112, section 3). The
+/// preface of HTTP/2 (RFC 9113, section 3.4) is a request of another major version. No frame after
+/// it is parsed as a request.
 fn other_protocols() -> Vec<Vector> {
     vec![
         Vector::bad("HTTP/0.9", "GET /raw/a\r\n"),
@@ -139,6 +144,7 @@ fn other_protocols() -> Vec<Vector> {
     ]
 }
 
+/// Request lines are parsed or refused by RFC 9112, section 3.
 #[test]
 fn request_lines_follow_rfc_9112() {
     let groups = [methods(), not_methods(), white_space(), line_ends(), versions(), other_protocols()];

@@ -1,8 +1,9 @@
-//! Request targets: RFC 9112, section 3.2; RFC 3986, sections 2 and 3; RFC 9110, section 4.2.
+//! Vectors of request targets: RFC 9112, section 3.2; RFC 3986, sections 2 and 3; RFC 9110, section
+//! 4.2.
 
 use super::{Vector, check_all, line, target};
 
-/// Paths with a query, as clients send them (RFC 9112, section 3.2.1).
+/// Origin form: a path and an optional query (RFC 9112, section 3.2.1).
 fn origin_form() -> Vec<Vector> {
     vec![
         Vector::open("path", target("/raw/a"), &[200]),
@@ -20,13 +21,15 @@ fn origin_form() -> Vec<Vector> {
         Vector::bad("query alone", target("?a")),
         Vector::bad("dot segment alone", target("./raw/a")),
         Vector::bad("fragment", target("/raw/a#b")),
-        Vector::bad("fragment behind a query", target("/raw/a?b#c")),
+        Vector::bad("fragment after a query", target("/raw/a?b#c")),
         Vector::bad("empty target", line("GET  HTTP/1.1")),
     ]
 }
 
-/// Escapes are two hexadecimal digits of either case (RFC 3986, section 2.1), decoded once (section
-/// 2.4). What they stand for is part of the key, never of the syntax.
+/// Escapes: two hexadecimal digits of either case (RFC 3986, section 2.1), decoded once (section
+/// 2.4).
+///
+/// A decoded byte is part of the key, never of the syntax.
 fn percent_encoding() -> Vec<Vector> {
     vec![
         Vector::open("escaped letter", target("/raw/%61"), &[200]),
@@ -35,7 +38,7 @@ fn percent_encoding() -> Vec<Vector> {
         Vector::open("escaped twice", target("/raw/%2561"), &[404]),
         Vector::open("escaped NUL", target("/raw/a%00"), &[404]),
         Vector::open("escaped line end", target("/raw/a%0d%0aX:%20y"), &[404]),
-        Vector::open("escaped request", target("/raw/a%20HTTP/1.1%0d%0a%0d%0aGET%20/raw/behind"), &[404]),
+        Vector::open("escaped request", target("/raw/a%20HTTP/1.1%0d%0a%0d%0aGET%20/raw/hidden"), &[404]),
         Vector::open("escaped byte that is no UTF-8", target("/raw/%ff%C0%80"), &[404]),
         Vector::open("plus is a plus", target("/raw/+"), &[404]),
         Vector::open("escape within the query", target("/raw/a?%zz"), &[200]),
@@ -48,7 +51,7 @@ fn percent_encoding() -> Vec<Vector> {
     ]
 }
 
-/// Bytes that no URI has (RFC 3986, section 2): not ASCII, or no graphic ones.
+/// Bytes that are invalid in a URI: not ASCII, or not graphic (RFC 3986, section 2).
 fn invalid_bytes() -> Vec<Vector> {
     let bytes = |byte: u8| [b"GET /raw/a", &[byte][..], b" HTTP/1.1\r\nHost: test\r\n\r\n"].concat();
     vec![
@@ -66,9 +69,10 @@ fn invalid_bytes() -> Vec<Vector> {
     ]
 }
 
-/// URLs as targets must be accepted by a server (RFC 9112, section 3.2.2), and then Host is
-/// ignored. Scheme and host are as in RFC 9110, section 4.2: no empty host (4.2.1), no user
-/// (4.2.4). A https URL over plain TCP is misdirected (section 7.4).
+/// Absolute form: a server must accept URLs and then ignore Host (RFC 9112, section 3.2.2).
+///
+/// RFC 9110 forbids an empty host (section 4.2.1) and a user (section 4.2.4). An https URL over
+/// plain TCP is misdirected (section 7.4).
 fn absolute_form() -> Vec<Vector> {
     vec![
         Vector::open("URL with the same host", target("http://test/raw/a"), &[200]),
@@ -96,16 +100,17 @@ fn absolute_form() -> Vec<Vector> {
         Vector::bad("URL with one slash", target("http:/test/raw/a")),
         Vector::bad("URL without slashes", target("http:raw/a")),
         Vector::bad("URL with a fragment", target("http://test/raw/a#b")),
-        Vector::bad("URL behind a space", target(" http://test/raw/a")),
-        // A request of HTTP/1.1 needs Host whatever its target is (RFC 9112, section 3.2).
+        Vector::bad("URL after a space", target(" http://test/raw/a")),
+        // HTTP/1.1 requires Host with any target (RFC 9112, section 3.2).
         Vector::bad("URL and no Host", "GET http://test/raw/a HTTP/1.1\r\n\r\n"),
         Vector::bad("URL and a malformed Host", "GET http://test/raw/a HTTP/1.1\r\nHost: a/b\r\n\r\n"),
         Vector::bad("URL and two Hosts", "GET http://test/raw/a HTTP/1.1\r\nHost: test\r\nHost: test\r\n\r\n"),
     ]
 }
 
-/// `host:port` is for CONNECT alone (RFC 9112, section 3.2.3), `*` for OPTIONS alone (section
-/// 3.2.4).
+/// Other forms: `host:port` is only for CONNECT (RFC 9112, section 3.2.3).
+///
+/// `*` is only for OPTIONS (section 3.2.4).
 fn other_forms() -> Vec<Vector> {
     vec![
         Vector::open("OPTIONS of the server", line("OPTIONS * HTTP/1.1"), &[200]),
@@ -122,6 +127,7 @@ fn other_forms() -> Vec<Vector> {
     ]
 }
 
+/// Request targets are parsed or refused by RFC 9112, section 3.2, and RFC 3986.
 #[test]
 fn request_targets_follow_rfc_3986() {
     let groups = [origin_form(), percent_encoding(), invalid_bytes(), absolute_form(), other_forms()];
