@@ -29,8 +29,8 @@ pub fn read_through_proxy(proxy: &Proxy, count: usize) {
     for first in (1..=count).step_by(KEYS_PER_BATCH) {
         let keys: Vec<String> =
             (first..=count).take(KEYS_PER_BATCH).map(|number| format!("entry-{number:010}")).collect();
-        get_all(&mut clients, &keys, |key, answer, _, _| {
-            assert!(matches!(&answer, Reply::Value(value) if value.len() == VALUE_BYTES), "{key}: {answer:?}");
+        get_all(&mut clients, &keys, |key, reply, _, _| {
+            assert!(matches!(&reply, Reply::Value(value) if value.len() == VALUE_BYTES), "{key}: {reply:?}");
         });
     }
 }

@@ -79,7 +79,7 @@ impl Redis {
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
-        wait_for("redis-server answers", || {
+        wait_for("redis-server replies", || {
             if child.try_wait().expect("a child can be waited for").is_some() {
                 return Some(false);
             }
@@ -87,10 +87,10 @@ impl Redis {
             stream.write_all(b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n*1\r\n$4\r\nQUIT\r\n").ok()?;
             // A process id identifies this server: another one may have taken the port while this
             // one has not exited yet. A server that requires a password reports no process id.
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).ok()?;
+            let mut reply = Vec::new();
+            stream.read_to_end(&mut reply).ok()?;
             let own = format!("\r\nprocess_id:{}\r\n", child.id());
-            (answer.starts_with(b"-NOAUTH") || String::from_utf8_lossy(&answer).contains(&own)).then_some(true)
+            (reply.starts_with(b"-NOAUTH") || String::from_utf8_lossy(&reply).contains(&own)).then_some(true)
         })
         .then_some(child)
     }

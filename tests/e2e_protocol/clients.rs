@@ -1,5 +1,6 @@
-//! Client libraries against the real binary, as people use them: redis-py, and the `redis` crate. In both versions of the
-//! protocol: connecting, pipelines, several keys at a time, bytes, errors, reconnecting.
+//! Tests with the client libraries redis-py and the `redis` crate, over RESP2 and RESP3.
+//!
+//! They cover connection setup, pipelines, multiple keys, binary values, errors and reconnects.
 
 use crate::common::{Proxy, Redis, wait_for};
 use redis::{Commands, ProtocolVersion, RedisResult, ServerErrorKind};
@@ -7,12 +8,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+/// Returns the value of a numbered key, or `None` for a missing key.
 fn value(number: usize) -> Option<String> {
     (!number.is_multiple_of(10)).then(|| format!("value {number}"))
 }
 
-/// What tests/e2e_protocol/clients.py expects too.
-fn filled() -> Redis {
+/// Starts a Redis with the keys that tests/e2e_protocol/clients.py expects, too.
+fn start_redis() -> Redis {
     let redis = Redis::start();
     let mut connection = redis.connect();
     for number in 0..1000 {
@@ -29,11 +31,12 @@ fn filled() -> Redis {
     redis
 }
 
+/// redis-py gets correct values and errors from the proxy.
 #[test]
 fn redis_py_works() {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
-    assert!(python.exists(), "redis-py is not there: scripts/test.sh installs it into target/python");
-    let redis = filled();
+    assert!(python.exists(), "redis-py is missing: scripts/test.sh installs it into target/python");
+    let redis = start_redis();
     for version in ["2", "3"] {
         let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e_protocol/clients.py");
@@ -44,24 +47,25 @@ fn redis_py_works() {
     }
 }
 
-fn client(proxy: &Proxy, version: ProtocolVersion, options: &str) -> redis::Client {
+fn open_client(proxy: &Proxy, version: ProtocolVersion, options: &str) -> redis::Client {
     let version = if version == ProtocolVersion::RESP3 { "3" } else { "2" };
     let url = format!("redis://{options}{}/0?protocol=resp{version}", proxy.address);
     redis::Client::open(url).expect("a good address")
 }
 
+/// The `redis` crate gets correct values and errors, and reconnects after a restart.
 #[test]
-fn the_redis_crate_works() {
-    let redis = filled();
+fn redis_crate_works() {
+    let redis = start_redis();
     for version in [ProtocolVersion::RESP2, ProtocolVersion::RESP3] {
         let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
-        let mut connection = client(&proxy, version, "").get_connection().expect("it connects");
+        let mut connection = open_client(&proxy, version, "").get_connection().expect("it connects");
         for number in [1, 2, 10, 1, 10] {
             assert_eq!(connection.get(format!("key{number}")), Ok(value(number)));
         }
         let bytes: Vec<u8> = (0..=255).collect();
-        let backwards: Vec<u8> = bytes.iter().rev().copied().collect();
-        assert_eq!(connection.get(&bytes), Ok(backwards));
+        let reversed: Vec<u8> = bytes.iter().rev().copied().collect();
+        assert_eq!(connection.get(&bytes), Ok(reversed));
         assert_eq!(connection.exists(&["key1", "key10", "list", "key1"][..]), Ok(3));
         assert_eq!(connection.getrange("long", 999_998, -1), Ok("89".to_owned()));
 
@@ -79,33 +83,34 @@ fn the_redis_crate_works() {
 
         let refused: RedisResult<()> = connection.set("key1", "new");
         assert!(refused.expect_err("read-only").to_string().contains("this proxy is read-only"));
-        let wrong: RedisResult<String> = connection.get("list");
-        assert_eq!(wrong.expect_err("a list").code(), Some("WRONGTYPE"));
-        assert_eq!(connection.get("key1"), Ok(value(1)), "the connection goes on");
+        let wrong_type: RedisResult<String> = connection.get("list");
+        assert_eq!(wrong_type.expect_err("a list").code(), Some("WRONGTYPE"));
+        assert_eq!(connection.get("key1"), Ok(value(1)), "the connection stays usable");
 
         let port = proxy.address.port().to_string();
         assert_eq!(proxy.stop("TERM"), Some(0));
         let lost: RedisResult<String> = connection.get("key1");
-        assert!(lost.expect_err("it is gone").is_connection_dropped());
+        assert!(lost.expect_err("the proxy exited").is_connection_dropped());
         let proxy = Proxy::start(&redis, &[("PROXY_PORT", &port)]);
-        let mut connection = client(&proxy, version, "default:any@").get_connection().expect("it connects again");
+        let mut connection = open_client(&proxy, version, "default:any@").get_connection().expect("it reconnects");
         assert_eq!(connection.get("key2"), Ok(value(2)));
     }
 }
 
+/// The error for an unreachable Redis is of a kind that client libraries retry.
 #[test]
-fn libraries_take_the_error_for_one_to_try_again_after() {
-    let mut redis = filled();
+fn unreachable_redis_error_is_retryable() {
+    let mut redis = start_redis();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "300")]);
-    let mut connection = client(&proxy, ProtocolVersion::RESP3, "").get_connection().expect("it connects");
+    let mut connection = open_client(&proxy, ProtocolVersion::RESP3, "").get_connection().expect("it connects");
     assert_eq!(connection.get("key1"), Ok(value(1)));
     redis.kill();
-    let error = RedisResult::<String>::expect_err(connection.get("key2"), "Redis is away");
+    let error = RedisResult::<String>::expect_err(connection.get("key2"), "Redis is unreachable");
     assert_eq!(error.kind(), redis::ErrorKind::Server(ServerErrorKind::BusyLoading), "{error}");
-    assert_eq!(connection.get("key1"), Ok(value(1)), "what is cached is served");
+    assert_eq!(connection.get("key1"), Ok(value(1)), "a cached value is served");
     redis.restart();
     redis.set("key2", "value 2");
-    let found = wait_for("Redis is found again", || {
+    let found = wait_for("the proxy reconnects to Redis", || {
         std::thread::sleep(Duration::from_millis(20));
         RedisResult::<Option<String>>::ok(connection.get("key2"))
     });

@@ -1,4 +1,4 @@
-//! HTTP as clients see it: the real binary, a real Redis, exact answers.
+//! Tests of HTTP responses: values, errors, keys, connections, bodies, pipelines.
 
 use crate::common::{Proxy, Redis};
 
@@ -8,8 +8,9 @@ fn start() -> (Redis, Proxy) {
     (redis, proxy)
 }
 
+/// A value is returned as JSON or raw bytes, first from Redis and then from the cache.
 #[test]
-fn a_value_is_json_or_bytes_first_from_redis_then_from_memory() {
+fn value_is_json_or_raw_bytes() {
     let (redis, proxy) = start();
     redis.set("a", 1);
     let mut client = proxy.connect();
@@ -27,8 +28,9 @@ fn a_value_is_json_or_bytes_first_from_redis_then_from_memory() {
     assert_eq!(redis.count_reads(), 1);
 }
 
+/// Text, binary and integer values reach the client without loss.
 #[test]
-fn no_byte_of_a_value_is_lost() {
+fn values_keep_every_byte() {
     let (redis, proxy) = start();
     let every: Vec<u8> = (0..=255).collect();
     redis.set("text", "a\"b\\c\n\u{1}é");
@@ -44,9 +46,9 @@ fn no_byte_of_a_value_is_lost() {
     }
 }
 
-/// Rule 9: nil and the empty string are different, and nil is not stored.
+/// A missing key differs from an empty string, and is not cached.
 #[test]
-fn a_missing_key_is_not_an_empty_one() {
+fn missing_key_differs_from_empty_value() {
     let (redis, proxy) = start();
     redis.set("empty", "");
     let missing = proxy.get("/key/late");
@@ -65,9 +67,9 @@ fn a_missing_key_is_not_an_empty_one() {
     assert_eq!(proxy.get("/raw/list").text(), "no longer");
 }
 
-/// Rule 14: a key may hold any byte.
+/// A key may contain any byte.
 #[test]
-fn a_key_may_hold_any_byte() {
+fn key_may_contain_any_byte() {
     let (redis, proxy) = start();
     let long: Vec<u8> = (0..2048u32).map(|number| (number % 256) as u8).collect();
     let keys: [&[u8]; 6] = [b"nul\0nul", b"cr\r\nlf", b"a/b//c/", b"100%", &[0xff, 0xfe], &long];
@@ -86,8 +88,9 @@ fn a_key_may_hold_any_byte() {
     assert_eq!(proxy.get("/raw/").text(), "the empty key");
 }
 
+/// The response to HEAD is that to GET without the body.
 #[test]
-fn head_is_get_without_the_body() {
+fn head_is_get_without_body() {
     let (redis, proxy) = start();
     redis.set("a", "value");
     let mut client = proxy.connect();
@@ -101,8 +104,9 @@ fn head_is_get_without_the_body() {
     assert_eq!(client.get("/raw/a").text(), "value");
 }
 
+/// Unknown paths, methods and malformed requests get the status that fits.
 #[test]
-fn what_cannot_be_had_is_refused_with_the_right_status() {
+fn invalid_requests_get_matching_status() {
     let (_redis, proxy) = start();
     let mut client = proxy.connect();
     for (head, status) in [
@@ -127,11 +131,12 @@ fn what_cannot_be_had_is_refused_with_the_right_status() {
     }
 }
 
+/// HTTP version and `Connection` decide if the connection stays open.
 #[test]
-fn a_connection_stays_open_as_version_and_client_say() {
+fn persistence_follows_version_and_header() {
     let (redis, proxy) = start();
     redis.set("a", 1);
-    for (head, stays, says) in [
+    for (head, stays_open, connection) in [
         ("GET /raw/a HTTP/1.1\r\nHost: test", true, ""),
         ("GET /raw/a HTTP/1.1\r\nHost: test\r\nConnection: close", false, "close"),
         ("GET /raw/a HTTP/1.0", false, "close"),
@@ -140,8 +145,8 @@ fn a_connection_stays_open_as_version_and_client_say() {
         let mut client = proxy.connect();
         client.send(format!("{head}\r\n\r\n"));
         let response = client.read_response();
-        assert_eq!((response.text().as_str(), response.header("connection")), ("1", says), "{head}");
-        if stays {
+        assert_eq!((response.text().as_str(), response.header("connection")), ("1", connection), "{head}");
+        if stays_open {
             assert_eq!(client.get("/raw/a").text(), "1", "{head}");
         } else {
             assert!(client.reads_eof(), "{head}");
@@ -149,22 +154,23 @@ fn a_connection_stays_open_as_version_and_client_say() {
     }
 }
 
+/// A client that has closed its sending side still receives its responses.
 #[test]
-fn a_client_that_has_closed_its_side_gets_its_answers() {
+fn half_closed_client_receives_responses() {
     let (redis, proxy) = start();
     redis.set("a", 1);
     let mut client = proxy.connect();
     client.send_get("/key/a");
     client.send_get("/raw/a");
-    client.stream().get_ref().shutdown(std::net::Shutdown::Write).expect("a side can be closed");
+    client.stream().get_ref().shutdown(std::net::Shutdown::Write).expect("the sending side can be closed");
     assert_eq!(client.read_response().text(), "{\"value\":1,\"fromCache\":false}");
     assert_eq!(client.read_response().text(), "1");
     assert!(client.reads_eof());
 }
 
-/// A body is data, whatever it looks like: as many responses as requests, and the connection usable afterwards.
+/// A body that looks like a request is skipped, and the connection stays usable.
 #[test]
-fn a_body_is_never_read_as_a_request() {
+fn body_is_never_parsed_as_request() {
     let (redis, proxy) = start();
     redis.set("a", 1);
     redis.set("b", 2);
@@ -199,10 +205,10 @@ fn a_body_is_never_read_as_a_request() {
         assert_eq!((response.status, response.header("connection")), (status, "close"), "{fields}");
         assert!(client.reads_eof(), "{fields}");
     }
-    assert_eq!(redis.count_reads(), 2, "a body was run");
+    assert_eq!(redis.count_reads(), 2, "a body was executed as a request");
 }
 
-/// The whole of a pipeline at once, and byte by byte: the same answers in the same order.
+/// A pipeline is answered in order, sent at once or byte by byte.
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     let (redis, proxy) = start();
@@ -221,7 +227,7 @@ fn pipelined_requests_are_answered_in_order() {
         for number in 0..count {
             assert_eq!(client.read_response().text(), number.to_string());
         }
-        sending.join().expect("no panic").expect("all is read");
+        sending.join().expect("no panic").expect("the proxy reads all bytes");
     }
     let few = &all.as_bytes()[..200];
     few.iter().for_each(|byte| client.send([*byte]));

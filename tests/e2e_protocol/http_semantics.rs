@@ -1,5 +1,6 @@
-//! What RFC 9110 and RFC 9112 ask of a server beside values: methods, targets, expectations, hosts, limits, and that who is refused
-//! gets to read why.
+//! Tests of HTTP semantics in RFC 9110 and RFC 9112: methods, targets, expectations, hosts, limits.
+//!
+//! A refused client must be able to read the reason.
 
 use crate::common::{HttpClient, Proxy, Redis, Response};
 
@@ -10,23 +11,25 @@ fn start(variables: &[(&str, &str)]) -> (Redis, Proxy) {
     (redis, proxy)
 }
 
-/// The response to these bytes on a connection of their own, which is closed behind it.
+/// Sends bytes on a new connection and returns the response, which must close the connection.
 fn last_response(proxy: &Proxy, bytes: impl AsRef<[u8]>) -> Response {
     let mut client = proxy.connect();
     client.send(bytes);
     let response = client.read_response();
     assert_eq!(response.header("connection"), "close", "{response:?}");
-    assert!(client.reads_eof(), "it stays open after {response:?}");
+    assert!(client.reads_eof(), "the connection stays open after {response:?}");
     response
 }
 
-fn ask(client: &mut HttpClient, line: &str) -> Response {
+/// Sends a request with this request line, without version, and returns the response.
+fn send_line(client: &mut HttpClient, line: &str) -> Response {
     client.send(format!("{line} HTTP/1.1\r\nHost: test\r\n\r\n"));
     client.read_response()
 }
 
+/// Each method gets the status and the `Allow` of RFC 9110.
 #[test]
-fn methods_are_answered_as_the_standard_says() {
+fn methods_get_status_of_rfc_9110() {
     let (redis, proxy) = start(&[]);
     let mut client = proxy.connect();
     for (line, status, allow) in [
@@ -40,23 +43,23 @@ fn methods_are_answered_as_the_standard_says() {
         ("DELETE /raw/a", 405, true),
         ("TRACE /raw/a", 405, true),
     ] {
-        let response = ask(&mut client, line);
+        let response = send_line(&mut client, line);
         assert_eq!(response.status, status, "{line}");
         assert_eq!(response.header("allow"), if allow { "GET, HEAD, OPTIONS" } else { "" }, "{line}");
         assert_eq!(response.body.is_empty(), status == 200, "{response:?}");
         assert!(response.headers.keys().all(|name| !name.starts_with("access-control")), "{response:?}");
     }
-    // What is no method that is known may be the rest of something else, and behind CONNECT anything may come.
+    // An unknown method may be the rest of a malformed message, and any bytes may follow CONNECT.
     for (line, status) in [("BREW /key/a", 501), ("get /key/a", 501), ("0GET /raw/a", 501), ("CONNECT other:443", 405)]
     {
         let head = format!("{line} HTTP/1.1\r\nHost: test\r\n\r\n");
         assert_eq!(last_response(&proxy, format!("{head}GET /raw/a HTTP/1.1\r\nHost: test\r\n\r\n")).status, status);
     }
-    // What a client asks a server to reflect stays where it is.
+    // The proxy does not reflect a TRACE request.
     client.send("TRACE /raw/a HTTP/1.1\r\nHost: test\r\nCookie: secret\r\n\r\n");
     let traced = client.read_response();
     assert!(!traced.text().contains("secret") && !traced.headers.values().any(|value| value.contains("secret")));
-    // Nor is a page of another origin told that it may read here.
+    // No response permits a page of another origin to read it.
     client.send(
         "OPTIONS /key/a HTTP/1.1\r\nHost: test\r\nOrigin: http://other\r\nAccess-Control-Request-Method: GET\r\n\r\n",
     );
@@ -67,15 +70,16 @@ fn methods_are_answered_as_the_standard_says() {
     assert_eq!(redis.count_reads(), 1);
 }
 
+/// A target may be a URL and must consist of ASCII characters.
 #[test]
-fn targets_may_be_urls_and_must_be_ascii() {
+fn targets_may_be_ascii_urls() {
     let (_redis, proxy) = start(&[]);
     let mut client = proxy.connect();
     for target in ["http://other/raw/a", "HTTP://[::1]:80/raw/a?query", "/raw/a?query", "/raw/%61"] {
-        assert_eq!(ask(&mut client, &format!("GET {target}")).text(), "value", "{target}");
+        assert_eq!(send_line(&mut client, &format!("GET {target}")).text(), "value", "{target}");
     }
-    assert_eq!(ask(&mut client, "GET http://other").header("content-type"), "text/html; charset=utf-8");
-    assert_eq!(ask(&mut client, "GET https://other/raw/a").status, 421);
+    assert_eq!(send_line(&mut client, "GET http://other").header("content-type"), "text/html; charset=utf-8");
+    assert_eq!(send_line(&mut client, "GET https://other/raw/a").status, 421);
     for target in ["*", "raw/a", "/raw/a#b", "/raw/é", "http:///raw/a", "http://user@other/raw/a", "ftp://other/raw/a"]
     {
         let refused = last_response(&proxy, format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n"));
@@ -83,28 +87,30 @@ fn targets_may_be_urls_and_must_be_ascii() {
     }
 }
 
+/// A target that is too long gets 414, a head that is too large 431.
 #[test]
-fn what_is_too_large_is_told_which() {
+fn oversized_parts_get_own_status() {
     let (_redis, proxy) = start(&[]);
     let long = "x".repeat(9000);
     let fields = "A: b\r\n".repeat(100);
-    let endless = "x".repeat(100_000);
+    let huge = "x".repeat(100_000);
     for (bytes, status) in [
         (format!("GET /raw/{long} HTTP/1.1\r\nHost: test\r\n\r\n"), 414),
-        (format!("GET /raw/{endless}"), 414),
+        (format!("GET /raw/{huge}"), 414),
         (format!("GET /raw/a HTTP/1.1\r\nHost: test\r\n{fields}\r\n"), 431),
         (format!("GET /raw/a HTTP/1.1\r\nHost: test\r\nX: {long}\r\nY: {long}\r\n\r\n"), 431),
-        (format!("GET /raw/a HTTP/1.1\r\nHost: test\r\nX: {endless}"), 431),
+        (format!("GET /raw/a HTTP/1.1\r\nHost: test\r\nX: {huge}"), 431),
     ] {
         assert_eq!(last_response(&proxy, bytes).status, status);
     }
     let mut client = proxy.connect();
-    assert_eq!(ask(&mut client, &format!("GET /raw/{}", "x".repeat(8192 - 5))).status, 404);
+    assert_eq!(send_line(&mut client, &format!("GET /raw/{}", "x".repeat(8192 - 5))).status, 404);
     assert_eq!(proxy.get("/raw/a").text(), "value");
 }
 
+/// TLS, HTTP/2, HTTP/3, HTTP/0.9 and SSH get an HTTP error.
 #[test]
-fn other_protocols_are_told_so() {
+fn other_protocols_get_http_error() {
     let (_redis, proxy) = start(&[]);
     let hello = b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03".repeat(20);
     assert_eq!(last_response(&proxy, hello).status, 400);
@@ -112,15 +118,16 @@ fn other_protocols_are_told_so() {
     assert_eq!(last_response(&proxy, "GET /raw/a HTTP/3.0\r\n\r\n").status, 505);
     assert_eq!(last_response(&proxy, "GET /raw/a\r\n\r\n").status, 400);
     assert_eq!(last_response(&proxy, "SSH-2.0-OpenSSH_9.2\r\n").status, 400);
-    // Who asks for a head alone gets no more, also where it is wrong.
+    // The error response to HEAD has no body.
     let mut client = proxy.connect();
     client.send("HEAD /raw/a HTTP/1.1\r\n\r\n");
     assert_eq!(client.read_response_to("HEAD").status, 400);
-    assert!(client.reads_eof(), "a body came");
+    assert!(client.reads_eof(), "the response has a body");
 }
 
+/// A client that sends `Expect` always gets a final response.
 #[test]
-fn an_expectation_never_hangs() {
+fn expectation_never_hangs() {
     let (_redis, proxy) = start(&[]);
     for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
         let head = format!("GET /raw/a HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n{framing}\r\n\r\n");
@@ -129,14 +136,16 @@ fn an_expectation_never_hangs() {
     }
     let refused = last_response(&proxy, "GET /raw/a HTTP/1.1\r\nHost: test\r\nExpect: miracles\r\n\r\n");
     assert_eq!(refused.status, 417);
-    // Without a body there is nothing to wait for.
+    // Without a body the expectation has no effect.
     let mut client = proxy.connect();
     client.send("GET /raw/a HTTP/1.1\r\nHost: test\r\nExpect: 100-Continue\r\n\r\n");
     assert_eq!(client.read_response().text(), "value");
     assert_eq!(client.get("/raw/a").text(), "value");
 }
 
-/// Values have no entity tag: `*` matches each that there is, and a list of tags none (RFC 9110, section 13.1).
+/// `*` matches every existing value, and a list of tags matches none (RFC 9110, section 13.1).
+///
+/// Values have no entity tag.
 #[test]
 fn preconditions_apply_to_existing_values() {
     let (redis, proxy) = start(&[("CACHE_TTL", "600")]);
@@ -148,7 +157,7 @@ fn preconditions_apply_to_existing_values() {
         assert!(response.status == 200 || response.body.len() < 200, "{response:?}");
         (response.status, response.header("cache-control").to_owned())
     };
-    // The first of each key is a miss, all others are hits.
+    // The first request for each key is a miss, all others are hits.
     for path in ["/raw/a", "/key/a", "/raw/long", "/key/long"] {
         for method in ["GET", "HEAD"] {
             let (code, control) = status(method, path, "If-None-Match: *");
@@ -158,7 +167,7 @@ fn preconditions_apply_to_existing_values() {
             assert_eq!(status(method, path, "If-None-Match: \"tag\"").0, 200, "{method} {path}");
         }
     }
-    // None of these is a failure: 2 misses, and 30 hits.
+    // None of these requests failed: 2 misses and 30 hits.
     let metrics = proxy.get("/metrics").text();
     for (outcome, count) in [("hit", 30), ("miss", 2), ("failed", 0)] {
         let sample = format!("segment_requests_total{{protocol=\"http\",outcome=\"{outcome}\"}} {count}\n");
@@ -170,7 +179,7 @@ fn preconditions_apply_to_existing_values() {
     }
 }
 
-/// Versions 1.2 to 1.9 are read as 1.1 (RFC 9110, section 2.5): the connection stays open, and chunks are chunks.
+/// Versions 1.2 to 1.9 are served as 1.1 (RFC 9110, section 2.5).
 #[test]
 fn later_minor_versions_are_served() {
     let (_redis, proxy) = start(&[]);
@@ -185,9 +194,9 @@ fn later_minor_versions_are_served() {
     assert_eq!(last_response(&proxy, "GET /raw/a HTTP/1.10\r\nHost: test\r\n\r\n").status, 400);
 }
 
-/// A list may be empty, and may come in several fields (RFC 9110, section 5.6.1).
+/// `Expect` is a list that may be empty and may span several fields (RFC 9110, section 5.6.1).
 #[test]
-fn expectations_are_a_list() {
+fn expectations_form_a_list() {
     let (_redis, proxy) = start(&[]);
     let mut client = proxy.connect();
     for field in ["Expect:", "Expect: 100-continue\r\nExpect: 100-continue", "Expect: ,100-continue"] {
@@ -198,9 +207,9 @@ fn expectations_are_a_list() {
     assert_eq!(last_response(&proxy, mixed).status, 417);
 }
 
-/// A request whose body is broken has not been one: it is not looked up either.
+/// A request with a malformed chunked body is refused, and its key is not looked up.
 #[test]
-fn a_chunked_body_must_be_right_to_its_end() {
+fn malformed_chunked_body_is_refused() {
     let (redis, proxy) = start(&[]);
     let head = "GET /raw/a HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
     for body in [
@@ -217,7 +226,7 @@ fn a_chunked_body_must_be_right_to_its_end() {
     }
     let long = format!("ffff\r\n{}\r\n", "x".repeat(0xffff)).repeat(17);
     assert_eq!(last_response(&proxy, format!("{head}{long}")).status, 413);
-    assert_eq!(redis.count_reads(), 0, "it was looked up before it was whole");
+    assert_eq!(redis.count_reads(), 0, "the key was looked up before the body was complete");
     let mut client = proxy.connect();
     client.send(format!("{head}5\r\nhello\r\n"));
     client.send("0\r\n\r\n");
@@ -227,23 +236,24 @@ fn a_chunked_body_must_be_right_to_its_end() {
     assert!(client.reads_eof());
 }
 
+/// Valid requests before a malformed one are answered.
 #[test]
-fn the_good_ones_before_a_bad_one_are_answered() {
+fn valid_requests_before_malformed_are_answered() {
     let (_redis, proxy) = start(&[]);
     let mut client = proxy.connect();
-    let good = "GET /raw/a HTTP/1.1\r\nHost: test\r\n\r\n";
-    client.send(format!("{good}{good}GET /raw/a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n{good}"));
+    let valid = "GET /raw/a HTTP/1.1\r\nHost: test\r\n\r\n";
+    client.send(format!("{valid}{valid}GET /raw/a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n{valid}"));
     assert_eq!([client.read_response().text(), client.read_response().text()], ["value", "value"]);
-    let bad = client.read_response();
-    assert_eq!((bad.status, bad.header("connection")), (400, "close"));
-    assert!(client.reads_eof(), "what stands behind it was answered");
+    let refused = client.read_response();
+    assert_eq!((refused.status, refused.header("connection")), (400, "close"));
+    assert!(client.reads_eof(), "a request after the malformed one was answered");
 }
 
-/// Refused while it uploads, a client reads why: it is not reset, however much it has under way.
+/// A client that is refused during an upload receives the response instead of a reset.
 #[test]
-fn a_refusal_reaches_who_uploads() {
+fn refusal_reaches_uploading_client() {
     let (_redis, proxy) = start(&[]);
-    let kib = vec![b'x'; 64 * 1024];
+    let chunk = vec![b'x'; 64 * 1024];
     let length = "Content-Length: 20000000";
     for (line, fields, status) in [
         ("POST /key/a", length, 405),
@@ -256,15 +266,16 @@ fn a_refusal_reaches_who_uploads() {
     ] {
         let mut client = proxy.connect();
         client.send(format!("{line} HTTP/1.1\r\nHost: test\r\n{fields}\r\n\r\n"));
-        (0..300).for_each(|_| client.send(&kib));
+        (0..300).for_each(|_| client.send(&chunk));
         let response = client.read_response();
         assert_eq!((response.status, response.header("connection")), (status, "close"), "{line} {fields}");
         assert!(client.reads_eof());
     }
 }
 
+/// A request for a host outside of `ALLOWED_HOSTS` is refused before a lookup.
 #[test]
-fn requests_for_other_hosts_are_turned_down_before_any_lookup() {
+fn foreign_hosts_are_refused_before_lookup() {
     let (redis, proxy) = start(&[("ALLOWED_HOSTS", "cache.example, [::1],localhost")]);
     let mut client = proxy.connect();
     let mut with_host = |host: &str, target: &str| {
@@ -277,9 +288,9 @@ fn requests_for_other_hosts_are_turned_down_before_any_lookup() {
         assert!(refused.text().contains("ALLOWED_HOSTS"), "{refused:?}");
         assert_eq!(with_host(host, "/nothing").status, 421, "{host}");
     }
-    // The host in the target goes before the other (RFC 9112, section 3.2.2).
+    // The host in the target takes precedence over Host (RFC 9112, section 3.2.2).
     assert_eq!(with_host("cache.example", "http://evil.example/raw/a").status, 421);
-    assert_eq!(redis.count_reads(), 0, "a foreign host's key was looked up");
+    assert_eq!(redis.count_reads(), 0, "a key for a foreign host was looked up");
     for host in ["cache.example", "CACHE.example.", "cache.example:8080", "[::1]:1", "localhost"] {
         assert_eq!(with_host(host, "/raw/a").text(), "value", "{host}");
     }

@@ -1,10 +1,10 @@
-//! Clients that begin with an inline command, beside HTTP on the same port.
+//! Tests of clients that start with an inline command, on the port that also serves HTTP.
 
 use crate::common::resp::{RespClient, encode_words};
 use crate::common::{Proxy, Redis, wait_for};
 use std::net::SocketAddr;
 
-/// Lines that Redis and the proxy answer alike. AUTH is none: this Redis has no password.
+/// Lines with the same reply from Redis and the proxy. AUTH differs, as this Redis has no password.
 const LINES: [&str; 10] = [
     "PING\n\nPING\r\n\r\nPING\r\n",
     "PING\r\n",
@@ -18,18 +18,20 @@ const LINES: [&str; 10] = [
     "SELECT\r\n",
 ];
 
-/// Covers the first commands of eredis, fred and health checks, and frames behind them.
+/// A connection that starts with an inline command then speaks RESP.
+///
+/// Covers the first commands of eredis, fred and health checks.
 #[test]
-fn connections_beginning_inline_speak_resp() {
+fn inline_command_starts_resp_connection() {
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[]);
-    for begin in ["AUTH word\r\n", "AUTH user word\r\nSELECT 0\r\n", "PING\r\nCLIENT SETNAME me\r\n"] {
+    for start in ["AUTH word\r\n", "AUTH user word\r\nSELECT 0\r\n", "PING\r\nCLIENT SETNAME me\r\n"] {
         let mut client = RespClient::connect(proxy.address);
-        let replies = client.call(begin);
-        assert!(replies.starts_with(b"+") && !replies.contains(&b'-'), "{begin:?}: {}", replies.escape_ascii());
-        assert_eq!(client.call_text("GET a"), "$5\r\nvalue\r\n", "{begin:?}");
-        assert_eq!(client.call("PING\r\n"), b"+PONG\r\n", "{begin:?}");
+        let replies = client.call(start);
+        assert!(replies.starts_with(b"+") && !replies.contains(&b'-'), "{start:?}: {}", replies.escape_ascii());
+        assert_eq!(client.call_text("GET a"), "$5\r\nvalue\r\n", "{start:?}");
+        assert_eq!(client.call("PING\r\n"), b"+PONG\r\n", "{start:?}");
     }
     let mut client = RespClient::connect(proxy.address);
     let hello = String::from_utf8(client.call("HELLO 3\r\n")).expect("text");
@@ -40,13 +42,14 @@ fn connections_beginning_inline_speak_resp() {
     assert_eq!(client.read_to_close(), "+OK\r\n");
 }
 
+/// Inline commands get the replies of Redis, sent at once or byte by byte.
 #[test]
-fn inline_replies_are_those_of_redis() {
+fn inline_replies_equal_redis() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
-    let there = SocketAddr::from(([127, 0, 0, 1], redis.port));
+    let redis_address = SocketAddr::from(([127, 0, 0, 1], redis.port));
     for line in LINES {
-        let expected = RespClient::connect(there).call(line);
+        let expected = RespClient::connect(redis_address).call(line);
         let mut whole = RespClient::connect(proxy.address);
         assert_eq!(whole.call(line).escape_ascii().to_string(), expected.escape_ascii().to_string(), "{line:?}");
         let mut pieces = RespClient::connect(proxy.address);
@@ -54,16 +57,18 @@ fn inline_replies_are_those_of_redis() {
         assert_eq!(pieces.read_replies().escape_ascii().to_string(), expected.escape_ascii().to_string(), "{line:?}");
     }
     for line in ["PING \"a\r\n", "PING \"a\"b\r\n"] {
-        let [mut here, mut beside] = [RespClient::connect(proxy.address), RespClient::connect(there)];
-        here.send(line);
-        beside.send(line);
-        assert_eq!(here.read_to_close(), beside.read_to_close(), "{line:?}");
+        let [mut to_proxy, mut to_redis] = [RespClient::connect(proxy.address), RespClient::connect(redis_address)];
+        to_proxy.send(line);
+        to_redis.send(line);
+        assert_eq!(to_proxy.read_to_close(), to_redis.read_to_close(), "{line:?}");
     }
 }
 
-/// A page of another origin can make a browser send any method, path and body, and nothing before its request line.
+/// A browser cannot execute inline commands.
+///
+/// A page of another origin controls method, path and body, but no bytes before the request line.
 #[test]
-fn browsers_cannot_begin_inline() {
+fn browser_cannot_start_inline() {
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[]);
@@ -81,19 +86,19 @@ fn browsers_cannot_begin_inline() {
                 let mut client = RespClient::connect(proxy.address);
                 client.send(format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n{body}"));
                 client.shutdown_write();
-                let answer = client.read_to_close();
-                assert!(answer.starts_with("HTTP/1.1 "), "{method} {path} {body:?}: {answer:?}");
+                let reply = client.read_to_close();
+                assert!(reply.starts_with("HTTP/1.1 "), "{method} {path} {body:?}: {reply:?}");
                 let is_reply = |line: &str| line.starts_with(['+', '$', '-', '*']);
-                assert!(!answer.lines().any(is_reply), "{method} {path} {body:?}: {answer:?}");
+                assert!(!reply.lines().any(is_reply), "{method} {path} {body:?}: {reply:?}");
             }
         }
     }
     assert_eq!(redis.count_reads(), 4, "only GET /key/nothing may be read");
 }
 
-/// Any other first line is one of HTTP, and a connection that speaks HTTP goes on speaking it.
+/// Any other first line starts an HTTP connection, which keeps its protocol.
 #[test]
-fn other_first_lines_stay_http() {
+fn other_first_lines_start_http() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
     for (line, status) in [
@@ -107,23 +112,24 @@ fn other_first_lines_stay_http() {
         let mut client = RespClient::connect(proxy.address);
         client.send(line);
         client.shutdown_write();
-        let answer = client.read_to_close();
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && !answer.contains("+PONG"), "{line:?}: {answer}");
+        let reply = client.read_to_close();
+        assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")) && !reply.contains("+PONG"), "{line:?}: {reply}");
     }
-    // A line that never ends gets the answer of any slow request.
+    // An incomplete line times out with 408 like any slow request.
     let slow = Proxy::start(&redis, &[("CLIENT_TIMEOUT", "0.1")]);
     let mut client = RespClient::connect(slow.address);
     client.send("PING");
     assert!(client.read_to_close().starts_with("HTTP/1.1 408 "));
 }
 
+/// A client over `MAX_CONNECTIONS` that sends an inline command gets a RESP error.
 #[test]
 fn excess_client_is_refused_inline() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("MAX_CONNECTIONS", "1")]);
     let mut first = RespClient::connect(proxy.address);
     assert_eq!(first.call_text("PING"), "+PONG\r\n");
-    wait_for("a second one is refused", || {
+    wait_for("a second client is refused", || {
         let mut second = RespClient::connect(proxy.address);
         second.send("PING\r\n");
         (second.read_to_close() == "-ERR max number of clients reached\r\n").then_some(())

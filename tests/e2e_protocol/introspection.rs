@@ -1,4 +1,4 @@
-//! Replies that tools read of a server, `COMMAND` and `INFO`, judged by a real Redis and by redis-cli.
+//! Tests of `COMMAND` and `INFO` against the replies of Redis and with redis-cli.
 
 use crate::common::resp::RespClient;
 use crate::common::{Proxy, Redis, wait_for};
@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-/// Returns a connection to Redis and one to the proxy, both in `version` of the protocol.
-fn both(redis: &Redis, proxy: &Proxy, version: &str) -> [RespClient; 2] {
+/// Returns a connection to Redis and one to the proxy, both with RESP `version`.
+fn connect_both(redis: &Redis, proxy: &Proxy, version: &str) -> [RespClient; 2] {
     [SocketAddr::from(([127, 0, 0, 1], redis.port)), proxy.address].map(|address| {
         let mut client = RespClient::connect(address);
         client.call_text(&format!("HELLO {version}"));
@@ -15,11 +15,12 @@ fn both(redis: &Redis, proxy: &Proxy, version: &str) -> [RespClient; 2] {
     })
 }
 
-/// Returns the bulk strings of a reply that has nothing else in it.
-fn names(reply: &str) -> Vec<String> {
+/// Returns the elements of a reply that is an array of bulk strings.
+fn array_elements(reply: &str) -> Vec<String> {
     reply.split("\r\n").skip(2).step_by(2).map(str::to_owned).collect()
 }
 
+/// `COMMAND GETKEYS` gets the reply of Redis.
 #[test]
 fn command_getkeys_equals_redis() {
     let redis = Redis::start();
@@ -48,62 +49,68 @@ fn command_getkeys_equals_redis() {
         "command getkeys get a",
     ];
     for version in ["2", "3"] {
-        let [mut there, mut here] = both(&redis, &proxy, version);
+        let [mut to_redis, mut to_proxy] = connect_both(&redis, &proxy, version);
         for subcommand in ["GETKEYS", "getkeysandflags"] {
             let alone = format!("COMMAND {subcommand}");
             for command in lines.iter().map(|line| format!("{alone} {line}")).chain([alone.clone()]) {
-                assert_eq!(here.call_text(&command), there.call_text(&command), "{command} in version {version}");
+                assert_eq!(
+                    to_proxy.call_text(&command),
+                    to_redis.call_text(&command),
+                    "{command} in version {version}"
+                );
             }
         }
-        assert_eq!(here.call_text("COMMAND GETKEYS mget a b"), "*2\r\n$1\r\na\r\n$1\r\nb\r\n");
-        // Redis knows more commands.
-        assert_eq!(here.call_text("COMMAND GETKEYS set a b"), "-ERR Invalid command specified\r\n");
+        assert_eq!(to_proxy.call_text("COMMAND GETKEYS mget a b"), "*2\r\n$1\r\na\r\n$1\r\nb\r\n");
+        // Redis supports SET, the proxy does not.
+        assert_eq!(to_proxy.call_text("COMMAND GETKEYS set a b"), "-ERR Invalid command specified\r\n");
     }
 }
 
-/// Arguments are compared for all commands that Redis knows, too. Summaries are the proxy's own.
+/// `COMMAND DOCS` reports the arguments that Redis reports. The proxy has summaries of its own.
 #[test]
 fn command_docs_arguments_equal_redis() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
-    // Redis 7.0 has the first two not yet; the last one takes fewer arguments here.
-    let differing = ["client|no-touch", "client|setinfo", "command|list"];
+    // Redis 7.0 lacks the first two. The last one takes fewer arguments in the proxy.
+    let deviating = ["client|no-touch", "client|setinfo", "command|list"];
     for version in ["2", "3"] {
-        let [mut there, mut here] = both(&redis, &proxy, version);
-        let all = names(&here.call_text("COMMAND LIST"));
+        let [mut to_redis, mut to_proxy] = connect_both(&redis, &proxy, version);
+        let all = array_elements(&to_proxy.call_text("COMMAND LIST"));
         assert!(all.len() > 30, "{all:?}");
         for name in &all {
             let docs = format!("COMMAND DOCS {}", name.to_uppercase());
-            let (expected, found) = (there.call_text(&docs), here.call_text(&docs));
+            let (expected, found) = (to_redis.call_text(&docs), to_proxy.call_text(&docs));
             let is_container = all.iter().any(|other| other.starts_with(&format!("{name}|")));
             assert_eq!(found.contains("$11\r\nsubcommands\r\n"), is_container, "{name}");
             assert!(found.contains(&format!("${}\r\n{name}\r\n", name.len())), "{found}");
-            if !is_container && !differing.contains(&name.as_str()) {
+            if !is_container && !deviating.contains(&name.as_str()) {
                 let arguments = |reply: &str| reply.split_once("$9\r\narguments\r\n").map(|(_, rest)| rest.to_owned());
                 assert_eq!(arguments(&found), arguments(&expected), "{name} in version {version}");
             }
         }
         let none = if version == "3" { "%0\r\n" } else { "*0\r\n" };
-        assert_eq!(here.call_text("COMMAND DOCS no-such-command client|no-such get|x get|"), none);
-        assert_eq!(here.call_text("COMMAND LIST FILTERBY"), "-ERR COMMAND LIST FILTERBY is not supported\r\n");
+        assert_eq!(to_proxy.call_text("COMMAND DOCS no-such-command client|no-such get|x get|"), none);
+        assert_eq!(to_proxy.call_text("COMMAND LIST FILTERBY"), "-ERR COMMAND LIST FILTERBY is not supported\r\n");
     }
 }
 
+/// `COMMAND INFO` reports the key specifications that Redis reports.
 #[test]
 fn command_info_key_specifications_equal_redis() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
     for version in ["2", "3"] {
-        let [mut there, mut here] = both(&redis, &proxy, version);
+        let [mut to_redis, mut to_proxy] = connect_both(&redis, &proxy, version);
         for name in ["get", "mget", "exists", "strlen", "getrange", "substr", "ttl", "pttl"] {
             let info = format!("COMMAND INFO {name}");
             let specifications = |reply: String| reply.split_once("$5\r\nflags\r\n").map(|(_, rest)| rest.to_owned());
-            let found = specifications(here.call_text(&info));
-            assert!(found.is_some() && found == specifications(there.call_text(&info)), "{name}: {found:?}");
+            let found = specifications(to_proxy.call_text(&info));
+            assert!(found.is_some() && found == specifications(to_redis.call_text(&info)), "{name}: {found:?}");
         }
     }
 }
 
+/// redis-cli shows the syntax of commands from `COMMAND DOCS`.
 #[test]
 fn redis_cli_help_shows_syntax() {
     let redis = Redis::start();
@@ -131,13 +138,14 @@ fn redis_cli_help_shows_syntax() {
     }
 }
 
+/// `redis-cli --stat` shows numbers from `INFO`.
 #[test]
-fn redis_cli_stat_shows_figures() {
+fn redis_cli_stat_shows_numbers() {
     let redis = Redis::start();
     redis.set("a", "1");
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
     RespClient::connect(proxy.address).call_text("GET a");
-    wait_for("the client has gone", || {
+    wait_for("the other client is disconnected", || {
         let info = RespClient::connect(proxy.address).call_text("INFO clients");
         info.contains("\r\nconnected_clients:1\r\n").then_some(())
     });
@@ -145,13 +153,14 @@ fn redis_cli_stat_shows_figures() {
     redis_cli.args(["-p", &proxy.address.port().to_string(), "--stat", "-i", "0.001"]);
     let mut child = redis_cli.stdout(Stdio::piped()).spawn().expect("redis-cli is installed");
     let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    // It prints for ever. The first lines may still count the client that asked before.
+    // redis-cli prints without end. The first lines may still count the previous client.
     let lines: Vec<String> = lines.take(40).map(|line| line.expect("text")).collect();
-    child.kill().expect("it runs");
+    child.kill().expect("redis-cli runs");
     child.wait().expect("a child can be waited for");
     assert!(lines.len() == 40 && lines[1].starts_with("keys       mem      clients blocked"), "{lines:#?}");
     for line in lines.iter().skip(2).filter(|line| !line.starts_with(['-', 'k'])) {
-        // Keys, memory, clients, blocked clients, requests, new requests, connections, no child.
+        // Columns: keys, memory, clients, blocked clients, requests, new requests, connections. The
+        // child column is empty.
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [keys, memory, clients, blocked, requests, _, connections] = fields[..] else { panic!("{line}") };
         assert_eq!((keys, blocked), ("1", "0"), "{line}");
@@ -164,7 +173,9 @@ fn redis_cli_stat_shows_figures() {
     }
 }
 
-/// `ADMIN=off` hides pages. `INFO` is not a page.
+/// `INFO` reports the memory that the kernel reports, also with `ADMIN=off`.
+///
+/// `ADMIN=off` only hides HTTP pages.
 #[test]
 fn info_memory_matches_kernel_without_admin() {
     let redis = Redis::start();

@@ -1,6 +1,6 @@
-//! End-to-end tests of both protocols: the real binary in front of a real Redis, over HTTP and RESP.
+//! End-to-end tests of HTTP and RESP, with the proxy binary in front of a real Redis.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod clients;
 #[path = "../common/mod.rs"]

@@ -1,5 +1,6 @@
-//! The Redis protocol end to end: a real redis-server, the real binary, redis-cli, and sockets that see every byte. What
-//! Redis answers to the same bytes is the measure.
+//! Tests of RESP with redis-cli, redis-benchmark and raw sockets.
+//!
+//! Where the proxy imitates Redis, its replies must equal those of a real Redis byte for byte.
 
 use crate::common::resp::{RespClient, encode_command, encode_words};
 use crate::common::{Proxy, Redis, wait_for};
@@ -11,8 +12,8 @@ fn address_of(redis: &Redis) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], redis.port))
 }
 
-/// A Redis with something of everything in it.
-fn filled() -> Redis {
+/// Starts a Redis with values of several kinds.
+fn start_filled_redis() -> Redis {
     let redis = Redis::start();
     redis.set("a", "1");
     redis.set("text", "hello, world");
@@ -30,9 +31,10 @@ fn redis_cli(port: u16, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
 }
 
+/// redis-cli and HTTP clients share one cache.
 #[test]
-fn redis_cli_and_http_share_one_cache() {
-    let redis = filled();
+fn redis_cli_and_http_share_cache() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[]);
     let port = proxy.address.port();
     assert_eq!(redis_cli(port, &["GET", "a"]), "1");
@@ -44,22 +46,23 @@ fn redis_cli_and_http_share_one_cache() {
     assert_eq!(redis.count_reads(), 3, "a key was read twice");
     let refused = redis_cli(port, &["SET", "a", "2"]);
     assert!(refused.starts_with("ERR unknown command 'SET': this proxy is read-only"), "{refused}");
-    let no_transactions = redis_cli(port, &["MULTI"]);
-    assert!(no_transactions.contains("transactions are not supported; use a pipeline"), "{no_transactions}");
+    let refused_multi = redis_cli(port, &["MULTI"]);
+    assert!(refused_multi.contains("transactions are not supported; use a pipeline"), "{refused_multi}");
     assert!(redis_cli(port, &["COMMAND", "DOCS", "GET"]).contains("Returns the value of a key."));
 }
 
+/// All missing keys of one MGET are read in one round trip.
 #[test]
-fn what_one_mget_misses_is_read_in_one_round_trip() {
-    let redis = filled();
+fn mget_misses_use_one_round_trip() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[]);
     let mut client = RespClient::connect(proxy.address);
     client.call_text("GET a");
-    // How often Redis has read from a socket; asking for it is a few times more.
+    // Number of socket reads by Redis. Querying it adds a few reads itself.
     let reads = || {
         let info: String = redis::cmd("INFO").arg("stats").query(&mut redis.connect()).expect("INFO works");
         let line = info.lines().find_map(|line| line.strip_prefix("total_reads_processed:"));
-        line.and_then(|reads| reads.parse::<u64>().ok()).expect("it is told")
+        line.and_then(|reads| reads.parse::<u64>().ok()).expect("a number of reads")
     };
     let (first, second) = (reads(), reads());
     let keys: Vec<String> = (0..100).map(|number| format!("key{number}")).collect();
@@ -73,24 +76,25 @@ fn what_one_mget_misses_is_read_in_one_round_trip() {
     assert_eq!(redis.count_reads(), 101);
 }
 
-/// `redis-cli --pipe` sends an empty line before it asks for the end.
+/// `redis-cli --pipe` works, which sends an empty line before its final command.
 #[test]
-fn redis_cli_pipes() {
-    let redis = filled();
+fn redis_cli_pipe_works() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[]);
     let mut pipe = Command::new("redis-cli");
     pipe.args(["-p", &proxy.address.port().to_string(), "--pipe"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = pipe.spawn().expect("redis-cli is installed");
     let commands = encode_words("GET a").repeat(1000);
-    child.stdin.take().expect("a pipe").write_all(&commands).expect("it reads");
-    let output = child.wait_with_output().expect("it ends");
+    child.stdin.take().expect("a pipe").write_all(&commands).expect("redis-cli reads");
+    let output = child.wait_with_output().expect("redis-cli exits");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("errors: 0, replies: 1000"), "{text}");
 }
 
+/// redis-benchmark runs without errors and warnings.
 #[test]
 fn redis_benchmark_runs_clean() {
-    let redis = filled();
+    let redis = start_filled_redis();
     redis.set("key:__rand_int__", "xxx");
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
     let port = proxy.address.port().to_string();
@@ -104,8 +108,8 @@ fn redis_benchmark_runs_clean() {
     }
 }
 
-/// Commands whose replies are those of Redis, byte for byte, in both versions of the protocol.
-const ALIKE: &[&str] = &[
+/// Commands with the exact replies of Redis, in RESP2 and RESP3.
+const IDENTICAL_COMMANDS: &[&str] = &[
     "GET a",
     "get text",
     "GeT nothing",
@@ -189,40 +193,44 @@ const ALIKE: &[&str] = &[
     "QUIT",
 ];
 
+/// Supported commands get the exact replies of Redis, in RESP2 and RESP3.
 #[test]
-fn what_redis_answers_is_answered_to_the_byte() {
-    let redis = filled();
+fn replies_equal_redis_byte_for_byte() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[]);
     for version in ["2", "3"] {
-        let (mut there, mut here) = (RespClient::connect(address_of(&redis)), RespClient::connect(proxy.address));
-        for client in [&mut there, &mut here] {
+        let (mut to_redis, mut to_proxy) =
+            (RespClient::connect(address_of(&redis)), RespClient::connect(proxy.address));
+        for client in [&mut to_redis, &mut to_proxy] {
             client.call_text(&format!("HELLO {version}"));
         }
-        for command in ALIKE {
-            // From Redis, from memory, and after what makes the connection new.
+        for command in IDENTICAL_COMMANDS {
+            // The first call reads from Redis, the second from the cache. RESET resets the
+            // connection.
             for _ in 0..2 {
                 if *command == "QUIT" {
                     continue;
                 }
-                let (expected, found) = (there.call_text(command), here.call_text(command));
+                let (expected, found) = (to_redis.call_text(command), to_proxy.call_text(command));
                 assert_eq!(found, expected, "{command} in version {version}");
             }
             if *command == "RESET" {
-                for client in [&mut there, &mut here] {
+                for client in [&mut to_redis, &mut to_proxy] {
                     client.call_text(&format!("HELLO {version}"));
                 }
             }
         }
-        for client in [&mut there, &mut here] {
+        for client in [&mut to_redis, &mut to_proxy] {
             client.send(encode_words("QUIT"));
             assert_eq!(client.read_to_close(), "+OK\r\n");
         }
     }
 }
 
+/// Keys and values may contain any byte, and a key may have 65,536 bytes.
 #[test]
-fn keys_and_values_are_bytes() {
-    let redis = filled();
+fn keys_and_values_are_binary_safe() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[]);
     let mut client = RespClient::connect(proxy.address);
     let key: &[u8] = b"\0\xff\r\n";
@@ -238,11 +246,11 @@ fn keys_and_values_are_bytes() {
     assert_eq!(client.call(encode_command(&[b"GET", &long[..]])), b"$13\r\nof a long key\r\n");
     let longer = client.call(encode_command(&[b"GET", &[&long[..], b"x"].concat()[..]]));
     assert!(longer.starts_with(b"-ERR argument too long; the limit is 65536 bytes\r\n"));
-    assert_eq!(client.call_text("PING"), "+PONG\r\n", "the connection goes on");
+    assert_eq!(client.call_text("PING"), "+PONG\r\n", "the connection stays usable");
 }
 
-/// A conversation with some of everything, hits and misses, errors, and both versions.
-fn conversation() -> Vec<u8> {
+/// Returns a pipeline of hits, misses, errors and connection commands.
+fn mixed_pipeline() -> Vec<u8> {
     let mut bytes = Vec::new();
     for command in [
         "GET a",
@@ -268,37 +276,40 @@ fn conversation() -> Vec<u8> {
     bytes
 }
 
+/// Replies do not depend on the boundaries between received segments.
 #[test]
-fn how_the_bytes_are_cut_makes_no_difference() {
-    let redis = filled();
+fn segment_boundaries_do_not_change_replies() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[]);
-    let bytes = conversation();
-    // Each connection has a number of its own, which HELLO tells.
-    let without_number = |reply: Vec<u8>| {
+    let bytes = mixed_pipeline();
+    // HELLO reports the connection id, which differs.
+    let without_id = |reply: Vec<u8>| {
         let text = String::from_utf8_lossy(&reply).into_owned();
         let (before, rest) = text.split_once("$2\r\nid\r\n:").expect("an id");
-        format!("{before}{}", rest.split_once("\r\n").expect("its end").1)
+        format!("{before}{}", rest.split_once("\r\n").expect("the end of the id").1)
     };
-    let expected = without_number(RespClient::connect(proxy.address).call(&bytes));
+    let expected = without_id(RespClient::connect(proxy.address).call(&bytes));
     assert!(expected.ends_with("$1\r\nx\r\n") && expected.contains("this proxy is read-only"), "{expected}");
     for cut in 1..bytes.len() {
         let mut client = RespClient::connect(proxy.address);
         client.send(&bytes[..cut]);
-        // So that the two pieces are not read as one.
+        // Makes it less likely that the proxy reads both pieces at once.
         std::thread::yield_now();
-        assert_eq!(without_number(client.call(&bytes[cut..])), expected, "cut at {cut}");
+        assert_eq!(without_id(client.call(&bytes[cut..])), expected, "cut at {cut}");
     }
     let mut client = RespClient::connect(proxy.address);
     bytes.iter().for_each(|byte| client.send([*byte]));
-    assert_eq!(without_number(client.read_replies()), expected, "byte by byte");
+    assert_eq!(without_id(client.read_replies()), expected, "byte by byte");
 }
 
+/// Malformed RESP gets a protocol error, and the connection is closed.
 #[test]
-fn who_does_not_speak_the_protocol_is_told_so_and_sent_away() {
-    let redis = filled();
+fn malformed_resp_is_refused_and_closed() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[]);
     let ping = encode_words("PING");
-    // What comes before the malformed bytes is answered. The error is Redis' own where the last is true.
+    // Commands before the malformed bytes are answered. The third field is true if Redis sends the
+    // same error.
     let cases: [(&[u8], &str, bool); 16] = [
         (b"*3000000000\r\n", "invalid multibulk length", true),
         (b"*1048577\r\n", "invalid multibulk length", false),
@@ -317,25 +328,25 @@ fn who_does_not_speak_the_protocol_is_told_so_and_sent_away() {
         (b"*2\r\n$3\r\nGET\r\n$1\r\nab\r\n*1\r\n$4\r\nPING\r\n", "expected CR and LF after a bulk string", false),
         (b"GET a\r\n", "expected '*', got 'G'", false),
     ];
-    for (bytes, text, as_redis) in cases {
+    for (bytes, text, is_of_redis) in cases {
         let sent = [&ping, bytes].concat();
         let mut client = RespClient::connect(proxy.address);
         client.send(&sent);
         assert_eq!(client.read_to_close(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"));
-        if as_redis {
+        if is_of_redis {
             let mut client = RespClient::connect(address_of(&redis));
             client.send(&sent);
-            assert_eq!(client.read_to_close(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"), "of Redis");
+            assert_eq!(client.read_to_close(), format!("+PONG\r\n-ERR Protocol error: {text}\r\n"), "reply of Redis");
         }
     }
-    // Floods without an end of line, as Redis' own tests send them.
-    for begin in [&b"*"[..], b"*1\r\n$", b"*\0", b"*1\r\n$4\r\nPING"] {
+    // Floods without a line end, as in the tests of Redis.
+    for start in [&b"*"[..], b"*1\r\n$", b"*\0", b"*1\r\n$4\r\nPING"] {
         let mut client = RespClient::connect(proxy.address);
-        client.send([begin, &[b'0'; 70_000]].concat());
+        client.send([start, &[b'0'; 70_000]].concat());
         let text = client.read_to_close();
         assert!(text.starts_with("-ERR Protocol error: ") && text.ends_with("\r\n"), "{text:?}");
     }
-    // Not RESP from the first byte on: HTTP, which is told in its own words.
+    // Not RESP from the first byte: the connection is HTTP and gets an HTTP error.
     for bytes in [&b"GET a\r\n\r\n"[..], b"$4\r\nPING\r\n\r\n", b"\0*1\r\n"] {
         let mut client = RespClient::connect(proxy.address);
         client.send(bytes);
@@ -344,14 +355,15 @@ fn who_does_not_speak_the_protocol_is_told_so_and_sent_away() {
     assert_eq!(proxy.get("/key/a").status, 200);
 }
 
+/// TTL, DBSIZE, CLIENT ID and INFO report the state of the proxy.
 #[test]
-fn what_the_proxy_tells_of_itself_is_true() {
-    let redis = filled();
+fn state_commands_report_proxy() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[("REDIS_DB", "0"), ("CACHE_SIZE", "2")]);
     let mut client = RespClient::connect(proxy.address);
     let ttl = |reply: &str| reply[1..].trim_end().parse::<i64>().expect("a number");
     assert_eq!(client.call_text("TTL a"), ":-2\r\n");
-    assert_eq!(redis.count_reads(), 0, "nobody is asked");
+    assert_eq!(redis.count_reads(), 0, "TTL reads from Redis");
     client.call_text("MGET a text");
     assert!((14..=15).contains(&ttl(&client.call_text("TTL a"))));
     assert!((10_000..=15_000).contains(&ttl(&client.call_text("PTTL text"))));
@@ -359,13 +371,13 @@ fn what_the_proxy_tells_of_itself_is_true() {
     client.call_text("GET empty");
     client.call_text("GET empty");
     client.call_text("GET nothing");
-    let mut other = RespClient::connect(proxy.address);
+    let mut second = RespClient::connect(proxy.address);
     let id = |client: &mut RespClient| ttl(&client.call_text("CLIENT ID"));
-    assert!(id(&mut other) > id(&mut client) && id(&mut client) > 0);
+    assert!(id(&mut second) > id(&mut client) && id(&mut client) > 0);
     assert_eq!(proxy.get("/key/nothing").status, 404);
-    // The HTTP client has gone; the loop has to see that.
-    let info = wait_for("two clients are left", || {
-        Some(other.call_text("INFO")).filter(|info| info.contains("\r\nconnected_clients:2\r\n"))
+    // The event loop must notice that the HTTP client has disconnected.
+    let info = wait_for("two clients are connected", || {
+        Some(second.call_text("INFO")).filter(|info| info.contains("\r\nconnected_clients:2\r\n"))
     });
     for line in [
         "server_name:segment-redis-proxy",
@@ -380,21 +392,23 @@ fn what_the_proxy_tells_of_itself_is_true() {
     ] {
         assert!(info.contains(&format!("\r\n{line}\r\n")), "no {line} in {info}");
     }
-    let stats = other.call_text("INFO STATS nonsense");
+    let stats = second.call_text("INFO STATS nonsense");
     assert!(stats.contains("# Stats\r\n") && !stats.contains("# Server") && !stats.contains("# Keyspace"), "{stats}");
-    assert_eq!(other.call_text("INFO nonsense"), "$0\r\n\r\n");
-    assert!(other.call_text("HELLO 3").starts_with("%7\r\n$6\r\nserver\r\n$19\r\nsegment-redis-proxy\r\n"));
+    assert_eq!(second.call_text("INFO nonsense"), "$0\r\n\r\n");
+    assert!(second.call_text("HELLO 3").starts_with("%7\r\n$6\r\nserver\r\n$19\r\nsegment-redis-proxy\r\n"));
     assert!(
-        other.call_text("INFO clients").starts_with("=73\r\ntxt:# Clients\r\n"),
+        second.call_text("INFO clients").starts_with("=73\r\ntxt:# Clients\r\n"),
         "{}",
-        other.call_text("INFO clients")
+        second.call_text("INFO clients")
     );
 }
 
-/// Clients come with the password of the Redis behind, or with a user of it.
+/// AUTH always succeeds: the proxy does not authenticate clients.
+///
+/// Clients often send the password or a user of the Redis behind the proxy.
 #[test]
-fn whatever_clients_authenticate_with_is_right() {
-    let redis = filled();
+fn auth_always_succeeds() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[]);
     let mut client = RespClient::connect(proxy.address);
     assert_eq!(client.call_text("AUTH secret"), "+OK\r\n");
@@ -407,13 +421,14 @@ fn whatever_clients_authenticate_with_is_right() {
             .call_text(&format!("HELLO 2 SETNAME {long_name}"))
             .starts_with("-ERR Client name too long; the limit is 256")
     );
-    assert_eq!(client.call_text("GET nothing"), "_\r\n", "the version has changed");
+    assert_eq!(client.call_text("GET nothing"), "_\r\n", "the RESP version changed");
     assert_eq!(client.call_text(&format!("CLIENT SETNAME {}", &long_name[1..])), "+OK\r\n");
 }
 
+/// SELECT of another database gets an error that names `REDIS_DB`.
 #[test]
-fn another_database_is_refused_in_clear_words() {
-    let redis = filled();
+fn select_of_other_database_fails() {
+    let redis = start_filled_redis();
     redis.connect_to(&format!("redis://127.0.0.1:{}/2", redis.port));
     let proxy = Proxy::start(&redis, &[("REDIS_DB", "2")]);
     let mut client = RespClient::connect(proxy.address);
@@ -422,9 +437,10 @@ fn another_database_is_refused_in_clear_words() {
     assert_eq!(client.call_text("GET a"), "$-1\r\n");
 }
 
+/// With CLIENT NO-TOUCH a read does not protect the key from eviction.
 #[test]
-fn who_does_not_want_to_touch_keys_does_not_keep_them() {
-    let redis = filled();
+fn no_touch_reads_keep_eviction_order() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "2")]);
     let mut client = RespClient::connect(proxy.address);
     for (switch, survivor) in [("ON", "text"), ("OFF", "a")] {
@@ -438,9 +454,10 @@ fn who_does_not_want_to_touch_keys_does_not_keep_them() {
     }
 }
 
+/// Errors of Redis reach the client with their error code.
 #[test]
-fn errors_of_redis_keep_their_code() {
-    let redis = filled();
+fn redis_errors_keep_their_code() {
+    let redis = start_filled_redis();
     redis.run(&["ACL", "SETUSER", "limited", "on", ">secret", "~a*", "+@all"]);
     let proxy = Proxy::start(&redis, &[("REDIS_USERNAME", "limited"), ("REDIS_PASSWORD", "secret")]);
     let mut client = RespClient::connect(proxy.address);
@@ -451,9 +468,10 @@ fn errors_of_redis_keep_their_code() {
     assert_eq!(client.call_text("GET a"), "$1\r\n1\r\n");
 }
 
+/// While Redis is unreachable, uncached keys get `-LOADING`, which clients retry.
 #[test]
-fn while_redis_is_away_clients_are_told_to_try_again() {
-    let mut redis = filled();
+fn unreachable_redis_yields_loading_error() {
+    let mut redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "300")]);
     let mut client = RespClient::connect(proxy.address);
     assert_eq!(client.call_text("GET a"), "$1\r\n1\r\n");
@@ -464,16 +482,17 @@ fn while_redis_is_away_clients_are_told_to_try_again() {
     }
     assert_eq!(client.call_text("MGET a a"), "*2\r\n$1\r\n1\r\n$1\r\n1\r\n");
     redis.thaw();
-    wait_for("Redis is asked again", || (client.call_text("STRLEN text") == ":12\r\n").then_some(()));
+    wait_for("the proxy reads from Redis again", || (client.call_text("STRLEN text") == ":12\r\n").then_some(()));
     redis.kill();
     let reply = client.call_text("MGET a empty");
     assert!(reply.starts_with("-LOADING Redis is unreachable"), "{reply}");
     assert_eq!(client.call_text("PING"), "+PONG\r\n");
 }
 
+/// EXISTS counts a value longer than `MAX_VALUE_BYTES`, and reads of it fail.
 #[test]
-fn a_value_that_is_too_long_is_there_all_the_same() {
-    let redis = filled();
+fn oversized_value_exists_but_is_unreadable() {
+    let redis = start_filled_redis();
     let proxy = Proxy::start(&redis, &[("MAX_VALUE_BYTES", "1000")]);
     let mut client = RespClient::connect(proxy.address);
     assert_eq!(client.call_text("EXISTS long a nothing"), ":2\r\n");
@@ -483,13 +502,14 @@ fn a_value_that_is_too_long_is_there_all_the_same() {
     }
 }
 
+/// If Redis rejects the proxy, clients get `-ERR` instead of `-NOAUTH`, as they cannot help it.
 #[test]
-fn a_refused_proxy_does_not_ask_its_clients_for_a_password() {
+fn rejected_proxy_reports_plain_error() {
     let redis = Redis::start_with(&["--requirepass", "secret"]);
     let proxy = Proxy::start(&redis, &[]);
     let reply = RespClient::connect(proxy.address).call_text("GET a");
     assert!(reply.starts_with("-ERR Redis rejected the proxy's connection") && reply.contains("NOAUTH"), "{reply}");
-    let wrong = Proxy::start(&redis, &[("REDIS_PASSWORD", "wrong")]);
-    let reply = RespClient::connect(wrong.address).call_text("GET a");
+    let wrong_password = Proxy::start(&redis, &[("REDIS_PASSWORD", "wrong")]);
+    let reply = RespClient::connect(wrong_password.address).call_text("GET a");
     assert!(reply.starts_with("-ERR Redis rejected the proxy's connection") && reply.contains("WRONGPASS"), "{reply}");
 }

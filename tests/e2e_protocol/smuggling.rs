@@ -1,53 +1,59 @@
-//! Request smuggling: some thousand mutations of what says how long a body is, each with requests hidden in and behind it. The
-//! answers must be those of a model that is written from the grammar alone (RFC 9110, RFC 9112) and takes nothing else.
+//! Request smuggling tests: thousands of mutated body lengths, with requests hidden in and after
+//! bodies.
+//!
+//! The responses must equal those of a model. The model implements only the grammar of RFC 9110 and
+//! RFC 9112 and accepts nothing beyond it.
 
 use crate::common::{Proxy, Redis};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-/// What comes back for one request: a value, or an error.
+/// Expected or received response to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Answer {
+enum Outcome {
     Value(String),
     Refused,
 }
 
-/// How the model sees a message's body.
+/// Length of a body as the model parses it.
 enum Framing {
     Length(usize),
     Chunked,
 }
 
-/// What a strict reader of a conversation answers. All that is asked for are values that name their keys.
-fn model(mut input: &[u8]) -> Vec<Answer> {
-    let mut answers = Vec::new();
+/// Returns the responses of a strict server to `input`. Each value equals its key.
+fn model(mut input: &[u8]) -> Vec<Outcome> {
+    let mut responses = Vec::new();
     while !input.is_empty() {
-        let Some((answer, rest)) = request(input) else { break };
-        let refused = answer == Answer::Refused;
-        answers.push(answer);
+        let Some((response, rest)) = parse_request(input) else { break };
+        let refused = response == Outcome::Refused;
+        responses.push(response);
         match rest {
             Some(rest) if !refused => input = rest,
             _ => break,
         }
     }
-    answers
+    responses
 }
 
-/// One request: what is answered, and what follows it if more is taken. `None` where it never comes to an answer.
-fn request(input: &[u8]) -> Option<(Answer, Option<&[u8]>)> {
-    // An empty line before the request is the only thing that is forgiven.
+/// Parses one request and returns its response, and the input after it if the connection stays
+/// open.
+///
+/// Returns `None` if the request is incomplete.
+fn parse_request(input: &[u8]) -> Option<(Outcome, Option<&[u8]>)> {
+    // One empty line before the request is the only tolerated deviation.
     let input = input.strip_prefix(b"\r\n").unwrap_or(input);
-    // What has not come whole is not answered; here all of it comes.
+    // An incomplete head gets no response. The input is all that the client sends.
     let head = &input[..input.windows(4).position(|window| window == b"\r\n\r\n")?];
     let body = &input[head.len() + 4..];
-    let Some((key, framing, stays)) = understand(head) else { return Some((Answer::Refused, None)) };
-    let value = Answer::Value(key);
+    let Some((key, framing, stays_open)) = parse_head(head) else { return Some((Outcome::Refused, None)) };
+    let value = Outcome::Value(key);
     match framing {
-        Framing::Length(length) => Some((value, body.get(length..).filter(|_| stays))),
-        Framing::Chunked => match chunked_end(body) {
-            Ok(Some(end)) => Some((value, stays.then(|| &body[end..]))),
+        Framing::Length(length) => Some((value, body.get(length..).filter(|_| stays_open))),
+        Framing::Chunked => match find_chunked_end(body) {
+            Ok(Some(end)) => Some((value, stays_open.then(|| &body[end..]))),
             Ok(None) => None,
-            Err(()) => Some((Answer::Refused, None)),
+            Err(()) => Some((Outcome::Refused, None)),
         },
     }
 }
@@ -56,8 +62,8 @@ fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
 }
 
-/// Key, framing, and whether the connection stays.
-fn understand(head: &[u8]) -> Option<(String, Framing, bool)> {
+/// Parses a head. Returns the key, the framing, and true if the connection stays open.
+fn parse_head(head: &[u8]) -> Option<(String, Framing, bool)> {
     let text = String::from_utf8(head.to_vec()).ok()?;
     if text.chars().any(|c| c.is_control() && !"\r\n\t".contains(c)) {
         return None;
@@ -97,10 +103,10 @@ fn understand(head: &[u8]) -> Option<(String, Framing, bool)> {
     (hosts.len() == 1).then_some((key, framing, version == "HTTP/1.1" && !long))
 }
 
-/// Where a chunked body ends, if it does.
-fn chunked_end(body: &[u8]) -> Result<Option<usize>, ()> {
+/// Returns the end of a chunked body, `None` if it is incomplete, or an error if it is malformed.
+fn find_chunked_end(body: &[u8]) -> Result<Option<usize>, ()> {
     let mut at = 0;
-    // Lines end with both; what stands in front of a bare one of them is no line.
+    // A line ends with CR LF. A bare CR or LF is an error.
     let line_at = |at: usize| -> Result<Option<&[u8]>, ()> {
         let Some(end) = body[at..].iter().position(|byte| b"\r\n".contains(byte)) else { return Ok(None) };
         let line = &body[at..at + end];
@@ -111,7 +117,7 @@ fn chunked_end(body: &[u8]) -> Result<Option<usize>, ()> {
         let mut parts = line.split(|&byte| byte == b';');
         let size = parts.next().unwrap_or_default();
         let is_size = (1..=16).contains(&size.len()) && size.iter().all(u8::is_ascii_hexdigit);
-        // None of the quoted ones here has a semicolon in it.
+        // No quoted value in this test contains a semicolon.
         if !is_size || !parts.all(is_extension) {
             return Err(());
         }
@@ -156,7 +162,8 @@ fn is_text(text: &[u8]) -> bool {
     text.iter().all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f))
 }
 
-/// Lines that say, or nearly say, how long the body is. `{n}` is its length.
+/// Returns field lines that declare the length of the body, valid or nearly so. `{n}` is the
+/// length.
 fn mutations() -> Vec<String> {
     const LENGTHS: [&str; 26] = [
         "{n}",
@@ -251,7 +258,7 @@ fn mutations() -> Vec<String> {
             format!("{name}:: {plain}"),
         ]);
     }
-    // Two of them, in both orders, ended in several ways.
+    // Two lines, in both orders, with several line ends.
     let pairs = [
         "Content-Length: {n}",
         "content-length: {n}",
@@ -272,7 +279,7 @@ fn mutations() -> Vec<String> {
     lines
 }
 
-/// What chunked bodies may be, beside the good ones.
+/// Chunked bodies, valid and malformed.
 const CHUNKED_BODIES: [&str; 58] = [
     "0\r\n\r\n",
     "5\r\nhello\r\n0\r\n\r\n",
@@ -337,70 +344,71 @@ const CHUNKED_BODIES: [&str; 58] = [
 const SMUGGLED: &str = "GET /raw/smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
 const LAST: &str = "GET /raw/last HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// A conversation: a request with that line and body, and another behind it.
+/// Returns a request with this field line and body, and a second request after it.
 fn conversation(line: &str, version: &str, body: &str) -> Vec<u8> {
     let line = line.replace("{n}", &body.len().to_string());
     format!("GET /raw/first HTTP/{version}\r\nHost: x\r\n{line}\r\n\r\n{body}{LAST}").into_bytes()
 }
 
-/// All that comes back, as answers.
-fn answers(proxy: &Proxy, input: &[u8]) -> Vec<Answer> {
-    let mut stream = TcpStream::connect(proxy.address).expect("the proxy takes connections");
+/// Sends `input` and returns all responses.
+fn exchange(proxy: &Proxy, input: &[u8]) -> Vec<Outcome> {
+    let mut stream = TcpStream::connect(proxy.address).expect("the proxy accepts connections");
     stream.set_read_timeout(Some(crate::common::TEST_TIMEOUT)).expect("a time-out can be set");
-    // The proxy may have had enough before all is sent.
+    // The proxy may close before all bytes are sent.
     let _ = stream.write_all(input);
     let _ = stream.shutdown(Shutdown::Write);
     let mut all = Vec::new();
-    stream.read_to_end(&mut all).expect("the proxy closes, and does not reset");
+    stream.read_to_end(&mut all).expect("the proxy closes without a reset");
     let mut text = String::from_utf8(all).expect("text");
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     while !text.is_empty() {
         let (head, rest) = text.split_once("\r\n\r\n").expect("a whole head");
         assert!(!head.contains("Access-Control"), "{head}");
         let length = head.split_once("Content-Length: ").expect("a length").1;
         let length: usize = length.split("\r\n").next().expect("a line").parse().expect("a number");
         let (body, rest) = rest.split_at(length);
-        answers.push(match head.starts_with("HTTP/1.1 200") {
-            true => Answer::Value(body.to_owned()),
-            false => Answer::Refused,
+        responses.push(match head.starts_with("HTTP/1.1 200") {
+            true => Outcome::Value(body.to_owned()),
+            false => Outcome::Refused,
         });
         text = rest.to_owned();
     }
-    answers
+    responses
 }
 
+/// The proxy gives exactly the responses of the strict model.
 #[test]
-fn as_many_answers_as_a_strict_reader_gives_and_no_more() {
+fn smuggling_mutations_match_strict_model() {
     let redis = Redis::start();
     ["first", "smuggled", "last"].iter().for_each(|key| redis.set(*key, *key));
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
     let in_chunk = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n", SMUGGLED.len());
-    let behind_chunk = format!("0\r\n\r\n{SMUGGLED}");
+    let after_chunk = format!("0\r\n\r\n{SMUGGLED}");
     let mut conversations = Vec::new();
     for line in mutations() {
         for version in ["1.1", "1.0"] {
-            for body in [SMUGGLED, &in_chunk, &behind_chunk, ""] {
+            for body in [SMUGGLED, &in_chunk, &after_chunk, ""] {
                 conversations.push(conversation(&line, version, body));
             }
         }
     }
     for body in CHUNKED_BODIES {
-        for behind in ["", SMUGGLED] {
-            conversations.push(conversation("Transfer-Encoding: chunked", "1.1", &format!("{body}{behind}")));
+        for rest in ["", SMUGGLED] {
+            conversations.push(conversation("Transfer-Encoding: chunked", "1.1", &format!("{body}{rest}")));
         }
     }
     let (mut refused, mut both, mut smuggled) = (0, 0, 0);
     for input in &conversations {
         let expected = model(input);
         let shown = String::from_utf8_lossy(input);
-        assert_eq!(answers(&proxy, input), expected, "{shown:?}");
-        refused += usize::from(expected == [Answer::Refused]);
-        both += usize::from(expected.last() == Some(&Answer::Value("last".into())));
-        smuggled += usize::from(expected.contains(&Answer::Value("smuggled".into())));
+        assert_eq!(exchange(&proxy, input), expected, "{shown:?}");
+        refused += usize::from(expected == [Outcome::Refused]);
+        both += usize::from(expected.last() == Some(&Outcome::Value("last".into())));
+        smuggled += usize::from(expected.contains(&Outcome::Value("smuggled".into())));
     }
     println!(
-        "{} conversations: {refused} refused, {both} read to the end, {smuggled} with a request behind an ended body",
+        "{} conversations: {refused} refused, {both} read to the end, {smuggled} with a request after a complete body",
         conversations.len()
     );
-    assert!(conversations.len() > 5000 && refused > 1000 && both > 100, "the list tests little");
+    assert!(conversations.len() > 5000 && refused > 1000 && both > 100, "too few conversations of a kind");
 }

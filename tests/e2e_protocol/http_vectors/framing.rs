@@ -96,13 +96,13 @@ fn other_names() -> Vec<Vector> {
 /// RFC 9112, section 6.3, item 3, and section 11.2.
 fn both() -> Vec<Vector> {
     let (length, coding) = ("Content-Length: 5", "Transfer-Encoding: chunked");
-    let behind_chunks = format!("0\r\n\r\n{HIDDEN}");
-    let whole = format!("Content-Length: {}\r\n{coding}", behind_chunks.len());
+    let after_chunks = format!("0\r\n\r\n{HIDDEN}");
+    let whole = format!("Content-Length: {}\r\n{coding}", after_chunks.len());
     vec![
         Vector::bad("length, then chunked", with_body(&format!("{length}\r\n{coding}"), CHUNKED)),
         Vector::bad("chunked, then length", with_body(&format!("{coding}\r\n{length}"), CHUNKED)),
         Vector::bad("chunked and length zero", with_body(&format!("{coding}\r\nContent-Length: 0"), CHUNKED)),
-        Vector::bad("length over a request after chunks", with_body(&whole, &behind_chunks)),
+        Vector::bad("length over a request after chunks", with_body(&whole, &after_chunks)),
         Vector::bad("chunked and an invalid length", with_body(&format!("{coding}\r\nContent-Length: x"), CHUNKED)),
         Vector::bad("length and identity", with_body(&format!("{length}\r\nTransfer-Encoding: identity"), "hello")),
         Vector::bad("length and an unknown coding", with_body(&format!("Transfer-Encoding: x\r\n{length}"), "hello")),
