@@ -22,7 +22,7 @@ enum Framing {
 }
 
 /// Returns the responses of a strict server to `input`. Each value equals its key.
-fn model(mut input: &[u8]) -> Vec<Outcome> {
+fn run_model(mut input: &[u8]) -> Vec<Outcome> {
     let mut responses = Vec::new();
     while !input.is_empty() {
         let Some((response, rest)) = parse_request(input) else { break };
@@ -345,7 +345,7 @@ const SMUGGLED: &str = "GET /raw/smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
 const LAST: &str = "GET /raw/last HTTP/1.1\r\nHost: x\r\n\r\n";
 
 /// Returns a request with this field line and body, and a second request after it.
-fn conversation(line: &str, version: &str, body: &str) -> Vec<u8> {
+fn build_conversation(line: &str, version: &str, body: &str) -> Vec<u8> {
     let line = line.replace("{n}", &body.len().to_string());
     format!("GET /raw/first HTTP/{version}\r\nHost: x\r\n{line}\r\n\r\n{body}{LAST}").into_bytes()
 }
@@ -388,18 +388,18 @@ fn smuggling_mutations_match_strict_model() {
     for line in mutations() {
         for version in ["1.1", "1.0"] {
             for body in [SMUGGLED, &in_chunk, &after_chunk, ""] {
-                conversations.push(conversation(&line, version, body));
+                conversations.push(build_conversation(&line, version, body));
             }
         }
     }
     for body in CHUNKED_BODIES {
         for rest in ["", SMUGGLED] {
-            conversations.push(conversation("Transfer-Encoding: chunked", "1.1", &format!("{body}{rest}")));
+            conversations.push(build_conversation("Transfer-Encoding: chunked", "1.1", &format!("{body}{rest}")));
         }
     }
     let (mut refused, mut both, mut smuggled) = (0, 0, 0);
     for input in &conversations {
-        let expected = model(input);
+        let expected = run_model(input);
         let shown = String::from_utf8_lossy(input);
         assert_eq!(exchange(&proxy, input), expected, "{shown:?}");
         refused += usize::from(expected == [Outcome::Refused]);

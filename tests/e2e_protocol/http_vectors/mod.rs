@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Each vector is sent on a new connection and followed by a probe, a request that is not part of
-//! the vector. The proxy must response the probe if and only if the connection stays open, so one
+//! the vector. The proxy must answer the probe if and only if the connection stays open, so one
 //! response too many or too few fails the test. A request that follows a refused one must not even
 //! be looked up. [`HIDDEN_KEY`] is in Redis and must not be in the cache after the vectors.
 //!
@@ -181,7 +181,7 @@ fn check(proxy: &Proxy, vector: &Vector) -> Result<(), String> {
         return Err(format!("a hidden or following request was answered with {}", response.status));
     }
     if stays_open && responses.pop().is_none_or(|response| response.body != PROBE) {
-        return Err("the last response does not response the probe".to_owned());
+        return Err("the last response is not the response to the probe".to_owned());
     }
     // The last response before a close must announce it (RFC 9112, section 9.6).
     match responses.split_last() {
