@@ -247,7 +247,7 @@ impl Connection {
 
     /// Tells how long a key will be served from memory.
     pub fn reply_ttl(&mut self, shape: resp::RespReplyFormat, remaining: Option<Millis>, recorder: &mut Recorder) {
-        self.replies.push_resp(RequestOutcome::Other, recorder, |out| resp::encode_remaining(remaining, shape, out));
+        self.replies.push_resp(RequestOutcome::Other, recorder, |out| resp::encode_ttl(remaining, shape, out));
     }
 
     /// Tells a figure of the proxy.

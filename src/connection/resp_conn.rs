@@ -19,7 +19,7 @@ impl Connection {
                 replies.discard_open_multi();
                 // Not what it has sent: there may be a password in it.
                 recorder.begin_request(address, |text| push_escaped(text, violation.to_string().as_bytes()));
-                replies.push_resp(RequestOutcome::Refused, recorder, |out| resp::encode_violation(violation, out));
+                replies.push_resp(RequestOutcome::Refused, recorder, |out| resp::encode_protocol_error(violation, out));
                 return DecodeStep::Consumed(input.len());
             }
         };

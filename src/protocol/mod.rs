@@ -1,10 +1,11 @@
-//! Wire formats, without sockets, cache or time: bytes in, bytes out.
+//! Wire formats of HTTP and RESP: from bytes to requests, from replies to bytes.
 //!
-//! The first line of a connection tells which protocol it speaks ([`resp::is_resp`]): `*` begins a command of the Redis protocol,
-//! and so do a few words without a version of HTTP behind them.
+//! This module performs no I/O, and uses neither the cache nor the clock. The first line of a
+//! connection selects its protocol ([`resp::is_resp`]). `*` starts a RESP command. So do a few
+//! inline commands, unless their line ends with an HTTP version.
 //!
-//! A decoder is handed all bytes of a connection that it has not consumed yet. That the rest of a message has still to
-//! come is a normal outcome, not an error.
+//! A decoder receives all bytes of the connection that it has not consumed. An incomplete message
+//! is a normal result, not an error.
 
 pub mod http;
 mod multi;
@@ -20,71 +21,73 @@ pub use send_buffer::{MAX_IOVECS, SendBuffer};
 use crate::types::{Failure, KeyResult, Reply};
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 
-/// What a reply was, for the books.
+/// Status and size of a reply, for metrics and the access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplySummary {
-    /// Its status; over the Redis protocol the one that it would have over HTTP.
+    /// HTTP status; for a RESP reply, the status that HTTP would have.
     pub status: http::Status,
-    /// Bytes of its body; over the Redis protocol of all of it.
+    /// Bytes of the HTTP body, or of the whole RESP reply.
     pub bytes: usize,
 }
 
-/// How to reply to a request for a key.
+/// Format of the reply to a request for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyFormat {
-    /// As an HTTP response.
+    /// HTTP response.
     Http(http::HttpReplyFormat),
-    /// As a reply of the Redis protocol.
+    /// RESP reply.
     Resp(resp::RespReplyFormat),
 }
 
 impl ReplyFormat {
-    /// Whether so much of a shared value is sent that it is held until then.
+    /// Returns true if the reply pins a shared value until it is sent.
     fn pins(self, value: &Value) -> bool {
         match self {
-            ReplyFormat::Http(shape) => !shape.head_only && shape.unmet_precondition.is_none(),
-            ReplyFormat::Resp(shape) => shape.holds(value.bytes.len()),
+            ReplyFormat::Http(format) => !format.head_only && format.unmet_precondition.is_none(),
+            ReplyFormat::Resp(format) => format.pins(value.bytes.len()),
         }
     }
 }
 
-/// Appends the reply to a request for a key. Where there is no room for a value that would be held, a short one is copied, and a
-/// long one becomes a failure.
+/// Appends the reply to a request for a key.
+///
+/// If the budget has no memory left to pin the value, a short value is copied and a long one
+/// becomes a failure.
 pub fn encode_reply(
     reply: &Reply<'_>,
-    shape: ReplyFormat,
+    format: ReplyFormat,
     date: &http::ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
-    let without_room;
+    let unpinned;
     let reply = match reply.outcome {
-        KeyResult::Value(Payload::Shared(value)) if shape.pins(value) && !pinned::can_pin(value) => {
+        KeyResult::Value(Payload::Shared(value)) if format.pins(value) && !pinned::can_pin(value) => {
             let outcome = match value.bytes.len() {
                 0..=SHARED_VALUE_BYTES => KeyResult::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
                 _ => KeyResult::Failed(&Failure::OutputMemoryFull),
             };
-            without_room = Reply { outcome, ..*reply };
-            &without_room
+            unpinned = Reply { outcome, ..*reply };
+            &unpinned
         }
         _ => reply,
     };
-    match shape {
-        ReplyFormat::Http(shape) => http::encode_reply(reply, shape, date, out),
-        ReplyFormat::Resp(shape) => {
+    match format {
+        ReplyFormat::Http(format) => http::encode_reply(reply, format, date, out),
+        ReplyFormat::Resp(format) => {
             let before = out.unsent_bytes();
-            resp::encode_reply(reply, shape, out);
+            resp::encode_reply(reply, format, out);
             ReplySummary { status: http::status_of(reply.outcome), bytes: out.unsent_bytes() - before }
         }
     }
 }
 
-/// What a decoder made of the bytes it was shown.
+/// Result of decoding the first bytes of the input.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decoded<T, E> {
-    /// A whole message, and how many bytes it took.
+    /// A complete message, and its length in bytes.
     Complete(T, usize),
-    /// No whole message yet.
+    /// More bytes are needed.
     Incomplete,
-    /// No message will ever begin like this.
+    /// No message starts like this, whatever follows.
     Invalid(E),
 }

@@ -1,10 +1,11 @@
-//! `MGET` and `EXISTS`: one reply out of many keys, of which some are in memory and others are on their way.
+//! Replies to `MGET` and `EXISTS`, built from cache hits and from fetches that finish later.
 //!
-//! Parts are kept short: a place in a buffer, or a reference. If one key cannot be read, the whole reply is an error, as
-//! clients know no other kind of it; what came before is dropped, what comes later is of no use.
+//! Each key takes a part of 16 bytes: a position in a buffer, or a reference. If one key cannot be
+//! read, the whole reply is an error, because RESP clients expect nothing else. The parts before it
+//! are dropped, and later results are ignored.
 //!
-//! A reply may be long, and the loop has others to serve. So nothing here is done at once for all of it: the buffer grows by
-//! segments that never move, and a complete reply is rendered piece by piece, as the socket has room for it.
+//! A long reply must not delay other clients of the worker. The buffer therefore grows by segments
+//! that never move. A complete reply is rendered in pieces, as the socket accepts them.
 
 use super::SendBuffer;
 use super::output_budget::OutputBudget;
@@ -16,83 +17,85 @@ use crate::types::{Failure, KeyResult, Reply};
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use std::sync::Arc;
 
-/// Most bytes of values that one reply may hold. A first value may be longer.
+/// Limit on the bytes of all values of one reply. A single value may exceed it.
 const MAX_MULTI_REPLY_BYTES: usize = 64 * 1024 * 1024;
 
-/// Bytes of all multi-key replies of the process, except for a first segment each and for long
-/// values, which `pinned` bounds. Without this limit, clients that leave commands unfinished or do not read
-/// could fill the memory.
+/// Bytes of the parts and short values of all multi-key replies of the process.
+///
+/// The first segment of a reply does not count, and `pinned` limits the long values. Without this
+/// limit, clients that do not finish their commands, or do not read, could exhaust memory.
 static MULTI_BUDGET: OutputBudget = OutputBudget::new(256 * 1024 * 1024);
 
-/// What a client is told whose reply would make it more.
+/// Error reply if a reply would exceed [`MULTI_BUDGET`].
 const MULTI_MEMORY_FULL: &str =
     "TRYAGAIN the memory limit for multi-key replies is reached; retry, or request fewer keys at once";
 
-/// The first segment for short values grows up to this; at least four of them fit. Every other one is twice as long as the
-/// one before, up to [`MAX_SEGMENT_BYTES`]: what is freed in pieces much smaller than the whole, jemalloc does not use
-/// again for pieces before it has given it back, seconds later.
+/// Size up to which the first segment grows; at least four short values fit into it.
 const SEGMENT_BYTES: usize = 4 * SHARED_VALUE_BYTES;
+
+/// Size of the largest segment. Each segment after the first is twice as long as the one before.
+///
+/// jemalloc reuses freed pieces much smaller than the whole reply only seconds later (with segments
+/// of 64 KiB, one client took 700 MB).
 const MAX_SEGMENT_BYTES: usize = 1024 * 1024;
 
-/// A reply that is put together.
+/// Reply for several keys that is being built or rendered.
 #[derive(Debug)]
 pub struct MultiReply {
-    /// Whether only the number of keys is told.
+    /// True for `EXISTS`, which replies with the number of keys.
     count_only: bool,
     version: RespVersion,
-    /// Keys that have not been asked for.
+    /// Keys of the command that are not decoded.
     keys_left: u32,
     parts: Vec<Part>,
-    /// How many of them are [`Part::Pending`].
+    /// Number of parts that are [`Part::Pending`].
     pending: usize,
-    /// The short values, one after the other, each within one segment.
+    /// Bytes of the short values. No value spans two segments.
     segments: Vec<Segment>,
-    /// Bytes of all values that are not rendered.
+    /// Bytes of all values, short and long, that are not rendered.
     value_bytes: usize,
-    /// Room in the segments behind the first.
+    /// Capacity of the segments after the first.
     segment_bytes: usize,
     /// Bytes that [`MULTI_BUDGET`] counts for this reply.
     charged_bytes: usize,
-    /// Parts that are rendered.
+    /// Number of parts that are rendered.
     rendered: usize,
-    /// The error that it has become instead.
+    /// Error that replaces the whole reply.
     failed: Option<String>,
 }
 
-/// Room for short values, and how many in it are not rendered.
+/// Buffer for short values.
 #[derive(Debug, Default)]
 struct Segment {
     bytes: Vec<u8>,
-    value_bytes: usize,
+    /// Number of values in it that are not rendered.
+    unrendered: usize,
 }
 
-// A short value's length fits, and so does the number of any segment.
+// The length of a short value and the index of every segment fit into `Part::Short`.
 const _: () = assert!(SHARED_VALUE_BYTES <= u16::MAX as usize);
 const _: () = assert!(MAX_MULTI_REPLY_BYTES / SEGMENT_BYTES * 2 <= u16::MAX as usize && size_of::<Part>() == 16);
 
-/// What is known of a key.
+/// Result for one key.
 #[derive(Debug)]
 enum Part {
-    /// It is being read.
+    /// The key is being fetched.
     Pending,
-    /// There is none, or none of a kind that `MGET` reads.
+    /// The key does not exist, or `MGET` does not read its type.
     Absent,
-    /// A short value, and where it is.
-    Short {
-        segment: u16,
-        length: u16,
-        from: u32,
-    },
+    /// Short value: `length` bytes at `from` in a segment.
+    Short { segment: u16, length: u16, from: u32 },
+    /// Long value, by reference.
     Long(PinnedValue),
-    /// A key that is there and needs only to be counted.
+    /// The key exists, and only the count matters.
     Counted,
 }
 
 impl MultiReply {
-    /// A reply to `known` about so many keys.
-    pub fn new(known: &CommandSpec, keys: u32, version: RespVersion) -> MultiReply {
+    /// Creates the reply to a command for `keys` keys.
+    pub fn new(spec: &CommandSpec, keys: u32, version: RespVersion) -> MultiReply {
         MultiReply {
-            count_only: known.name == CommandName::Exists,
+            count_only: spec.name == CommandName::Exists,
             version,
             keys_left: keys,
             parts: Vec::new(),
@@ -106,37 +109,37 @@ impl MultiReply {
         }
     }
 
-    /// Whether keys are still to come.
+    /// Returns true if the command has keys that are not decoded.
     pub fn expects_keys(&self) -> bool {
         self.keys_left > 0
     }
 
-    /// Whether it is of no use to ask for more keys.
+    /// Returns true if the reply is an error already, so further keys need no lookup.
     pub fn has_failed(&self) -> bool {
         self.failed.is_some()
     }
 
-    /// Bytes that it holds.
+    /// Returns the bytes of values and parts that are not rendered.
     pub fn memory_bytes(&self) -> usize {
         self.value_bytes + (self.parts.len() - self.rendered) * size_of::<Part>()
     }
 
-    /// Whether all of it is there.
+    /// Returns true if the result of every key has arrived.
     pub fn is_complete(&self) -> bool {
         self.keys_left == 0 && self.pending == 0
     }
 
-    /// The number of the key that comes next.
+    /// Returns the index of the next key.
     pub fn next_part(&self) -> u32 {
         self.parts.len() as u32
     }
 
-    /// The next key is not asked for, because the reply has failed.
+    /// Skips the lookup of the next key. Called after the reply has failed.
     pub fn skip_key(&mut self) {
         self.keys_left -= 1;
     }
 
-    /// The next key is being read.
+    /// Adds the next key as pending.
     pub fn push_pending(&mut self) {
         self.keys_left -= 1;
         self.pending += 1;
@@ -144,21 +147,21 @@ impl MultiReply {
         self.charge();
     }
 
-    /// The next key was in memory.
+    /// Adds the next key with its result.
     pub fn push(&mut self, reply: &Reply<'_>) {
         let part = self.next_part();
         self.push_pending();
         self.complete_part(part, reply);
     }
 
-    /// What has become of a key that was being read. Says whether it was.
+    /// Stores the result of a pending key. Returns false if the key is not pending.
     pub fn complete_part(&mut self, part: u32, reply: &Reply<'_>) -> bool {
         let Some(Part::Pending) = self.parts.get(part as usize) else { return false };
         self.pending -= 1;
         self.parts[part as usize] = match reply.outcome {
             KeyResult::Missing => Part::Absent,
             KeyResult::Failed(Failure::WrongType) if !self.count_only => Part::Absent,
-            // Too long or of another type: it is there.
+            // A key of another type, or with a value above MAX_VALUE_BYTES, exists.
             KeyResult::Failed(Failure::WrongType | Failure::TooLong) if self.count_only => Part::Counted,
             KeyResult::Failed(failure) => {
                 self.fail(error_of(failure));
@@ -173,7 +176,7 @@ impl MultiReply {
                     ));
                     return true;
                 }
-                if long(payload).is_some_and(|value| !can_pin(value)) {
+                if shared_value(payload).is_some_and(|value| !can_pin(value)) {
                     self.fail(error_of(&Failure::OutputMemoryFull));
                     return true;
                 }
@@ -185,42 +188,41 @@ impl MultiReply {
         true
     }
 
-    /// Notes what it holds among what all hold. If that is too much, it has failed.
+    /// Updates the charge to [`MULTI_BUDGET`]. Fails the reply if the budget is exceeded.
     fn charge(&mut self) {
-        let holds = self.segment_bytes + (self.parts.len() - self.rendered) * size_of::<Part>();
-        // In whole segments: other loops count there too.
-        let charge = holds / SEGMENT_BYTES * SEGMENT_BYTES;
+        let held_bytes = self.segment_bytes + (self.parts.len() - self.rendered) * size_of::<Part>();
+        // Whole segments only: nearly every key leaves the counter untouched that workers share.
+        let charge = held_bytes / SEGMENT_BYTES * SEGMENT_BYTES;
         if !MULTI_BUDGET.update_charge(std::mem::replace(&mut self.charged_bytes, charge), charge) {
             self.fail(MULTI_MEMORY_FULL.into());
         }
     }
 
     fn store(&mut self, payload: Payload<'_>) -> Part {
-        if let Some(value) = long(payload) {
-            // Perhaps the cache holds it too; perhaps it has been evicted.
+        if let Some(value) = shared_value(payload) {
             return Part::Long(PinnedValue::new(value));
         }
-        // A reference to a short value would cost more than a copy, on its way out too.
+        // A short value is copied: a reference costs more here, and again in `writev`.
         let bytes = payload.bytes();
         let fits = |last: &Segment| last.bytes.len() + bytes.len() <= last.bytes.capacity().max(SEGMENT_BYTES);
         if !self.segments.last().is_some_and(fits) {
             self.add_segment();
         }
-        let number = self.segments.len() - 1;
-        let segment = &mut self.segments[number];
+        let index = self.segments.len() - 1;
+        let segment = &mut self.segments[index];
         let from = segment.bytes.len() as u32;
         segment.bytes.extend_from_slice(bytes);
-        segment.value_bytes += 1;
-        Part::Short { segment: number as u16, length: bytes.len() as u16, from }
+        segment.unrendered += 1;
+        Part::Short { segment: index as u16, length: bytes.len() as u16, from }
     }
 
     fn add_segment(&mut self) {
-        let room = match self.segments.len() {
+        let capacity = match self.segments.len() {
             0 => 0,
-            number => (SEGMENT_BYTES << number.min(16)).min(MAX_SEGMENT_BYTES),
+            index => (SEGMENT_BYTES << index.min(16)).min(MAX_SEGMENT_BYTES),
         };
-        self.segment_bytes += room;
-        self.segments.push(Segment { bytes: Vec::with_capacity(room), value_bytes: 0 });
+        self.segment_bytes += capacity;
+        self.segments.push(Segment { bytes: Vec::with_capacity(capacity), unrendered: 0 });
     }
 
     fn fail(&mut self, error: String) {
@@ -230,7 +232,7 @@ impl MultiReply {
         self.charge();
     }
 
-    /// Appends the reply. Only when it is complete. A long one is rendered later.
+    /// Appends the reply, which must be complete. A long one is queued and rendered later.
     pub fn encode(self: Box<MultiReply>, out: &mut SendBuffer) {
         if let Some(error) = &self.failed {
             return encode_error(error, out);
@@ -243,25 +245,25 @@ impl MultiReply {
         out.push_multi(self);
     }
 
-    /// Whether all parts are rendered.
+    /// Returns true if all parts are rendered.
     pub fn is_rendered(&self) -> bool {
         self.rendered == self.parts.len()
     }
 
-    /// Appends the next parts to `out`, which is empty, until they are `bytes`. What is rendered is held no longer.
+    /// Renders the next parts into `out`, until it holds at least `bytes` bytes, and frees them.
     pub fn render(&mut self, bytes: usize, out: &mut SendBuffer) {
         while out.unsent_bytes() < bytes && self.rendered < self.parts.len() {
             let part = std::mem::replace(&mut self.parts[self.rendered], Part::Absent);
             self.rendered += 1;
             match part {
                 Part::Short { segment, length, from } => {
-                    let (from, length, number) = (from as usize, usize::from(length), usize::from(segment));
-                    let segment = &mut self.segments[number];
+                    let (from, length, index) = (from as usize, usize::from(length), usize::from(segment));
+                    let segment = &mut self.segments[index];
                     RespWriter::new(out.tail(), self.version).bulk(&segment.bytes[from..from + length]);
                     self.value_bytes -= length;
-                    segment.value_bytes -= 1;
-                    if segment.value_bytes == 0 {
-                        self.segment_bytes -= if number > 0 { segment.bytes.capacity() } else { 0 };
+                    segment.unrendered -= 1;
+                    if segment.unrendered == 0 {
+                        self.segment_bytes -= if index > 0 { segment.bytes.capacity() } else { 0 };
                         segment.bytes = Vec::new();
                     }
                 }
@@ -277,8 +279,8 @@ impl MultiReply {
     }
 }
 
-/// The value, where it is one that is not copied.
-fn long(payload: Payload<'_>) -> Option<&Arc<Value>> {
+/// Returns the value if it is too long to be copied.
+fn shared_value(payload: Payload<'_>) -> Option<&Arc<Value>> {
     match payload {
         Payload::Shared(value) if value.bytes.len() > SHARED_VALUE_BYTES => Some(value),
         _ => None,
@@ -304,10 +306,12 @@ mod tests {
         Reply { outcome, source: Source::Cache { ttl: 1 }, tracked: false }
     }
 
-    /// By its own books, as other tests' replies are in those of the process.
+    /// A reply is charged for its memory until that is rendered or dropped.
+    ///
+    /// Looks at the charge of each reply: the budget also counts the replies of other tests.
     #[test]
-    fn what_a_reply_holds_is_charged_to_it_as_long_as_it_holds_it() {
-        let mget = commands::find(b"mget").expect("it is there");
+    fn charge_follows_memory_of_reply() {
+        let mget = commands::find(b"mget").expect("a supported command");
         let long = Arc::new(Value::new(vec![b'l'; 1_000_000]));
         let text = vec![b's'; 16_000];
         let add = |multi: &mut MultiReply, outcome| multi.push(&reply(outcome));
@@ -321,14 +325,15 @@ mod tests {
         let mut multi = MultiReply::new(mget, 1000, RespVersion::Resp2);
         (0..4).for_each(|_| add(&mut multi, short()));
         add(&mut multi, KeyResult::Value(Payload::Shared(&long)));
-        assert_eq!(multi.charged_bytes, 0, "a segment is free, and long values are in another book");
+        assert_eq!(multi.charged_bytes, 0, "the first segment and long values are not charged");
         (0..200).for_each(|_| add(&mut multi, short()));
-        let rooms: Vec<usize> = multi.segments.iter().map(|segment| segment.bytes.capacity() / SEGMENT_BYTES).collect();
-        assert_eq!(rooms[1..], [2, 4, 8, 16, 16, 16], "freed, the pieces must be long enough to be used again");
+        let capacities: Vec<usize> =
+            multi.segments.iter().map(|segment| segment.bytes.capacity() / SEGMENT_BYTES).collect();
+        assert_eq!(capacities[1..], [2, 4, 8, 16, 16, 16], "jemalloc must reuse freed segments");
         add(&mut multi, KeyResult::Value(Payload::Shared(&long)));
-        let holds = 62 * SEGMENT_BYTES + 206 * 16;
-        assert_eq!(multi.charged_bytes, holds / SEGMENT_BYTES * SEGMENT_BYTES);
-        // What is rendered is not held.
+        let held_bytes = 62 * SEGMENT_BYTES + 206 * 16;
+        assert_eq!(multi.charged_bytes, held_bytes / SEGMENT_BYTES * SEGMENT_BYTES);
+        // Rendering frees memory.
         multi.keys_left = 0;
         let mut out = SendBuffer::default();
         let mut charges = Vec::new();
@@ -344,7 +349,7 @@ mod tests {
 
         let mut two = MultiReply::new(mget, 2, RespVersion::Resp2);
         (0..2).for_each(|_| add(&mut two, KeyResult::Value(Payload::Shared(&long))));
-        assert_eq!(long.pins.get(), 2, "it is not known who holds it");
+        assert_eq!(long.pins.get(), 2, "each of two parts pins the value");
         let mut out = SendBuffer::default();
         two.render(1, &mut out);
         assert_eq!(long.pins.get(), 2);
@@ -356,14 +361,14 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in whatever order, and however it is taken, leaves as it should, and nothing stays charged.
+        /// Parts that complete in any order leave in key order, and the reply keeps no memory.
         #[test]
-        fn whatever_it_is_made_of_leaves_in_order_and_nothing_is_kept(
+        fn parts_in_any_order_leave_sorted(
             parts in vec((0..6u8, 0..4usize), 1..120),
             order in any::<u64>(),
             step in prop_oneof![1..100usize, 10_000..200_000usize],
         ) {
-            let mget = commands::find(b"mget").expect("it is there");
+            let mget = commands::find(b"mget").expect("a supported command");
             let long = Arc::new(Value::new(vec![b'l'; 20_000]));
             let lengths = [0, 10, 3000, 16_384];
             let (mut multi, mut late) = (MultiReply::new(mget, parts.len() as u32, RespVersion::Resp2), Vec::new());
@@ -389,7 +394,7 @@ mod tests {
                     late.push((number as u32, text));
                 }
             }
-            // Some order of those that come late, and one of them twice.
+            // The pending keys complete in some order, each of them twice.
             late.sort_by_key(|(part, _)| u64::from(*part).wrapping_mul(order | 1) >> 7);
             for (part, text) in &late {
                 let outcome = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
@@ -403,10 +408,11 @@ mod tests {
         }
     }
 
+    /// A long reply is rendered in pieces, and leaves complete, in order with other replies.
     #[test]
-    fn a_long_reply_is_rendered_piece_by_piece_and_leaves_whole() {
+    fn long_reply_is_rendered_in_pieces() {
         let long = Arc::new(Value::new(vec![b'l'; 100_000]));
-        let mget = commands::find(b"mget").expect("it is there");
+        let mget = commands::find(b"mget").expect("a supported command");
         for version in [RespVersion::Resp2, RespVersion::Resp3] {
             let lengths = [0, 1, 16_384, 100, 16_384, 16_383, 5000, 16_384, 16_384, 3, 70];
             let keys = 5 * lengths.len() as u32;
@@ -425,9 +431,9 @@ mod tests {
                     }
                     _ => multi.push(&reply(outcome)),
                 }
-                let nothing: &[u8] = if version == RespVersion::Resp3 { b"_\r\n" } else { b"$-1\r\n" };
+                let null: &[u8] = if version == RespVersion::Resp3 { b"_\r\n" } else { b"$-1\r\n" };
                 match part % 5 {
-                    0 => expected.extend_from_slice(nothing),
+                    0 => expected.extend_from_slice(null),
                     1 => expected.extend([b"$100000\r\n", &long.bytes[..], b"\r\n"].concat()),
                     _ => expected.extend([format!("${}\r\n", text.len()).as_bytes(), &text, b"\r\n"].concat()),
                 }
@@ -441,25 +447,25 @@ mod tests {
                 );
             }
             assert!(multi.is_complete());
-            let held = multi.memory_bytes();
+            let queued = multi.memory_bytes();
             let mut out = SendBuffer::default();
             out.tail().extend_from_slice(b"before");
             Box::new(multi).encode(&mut out);
-            // Nothing overtakes it, be it short or another one of its kind.
+            // Neither short replies nor another reply for several keys overtake it.
             let other = vec![b'o'; 16_384];
             let mut next = MultiReply::new(mget, 4, version);
             (0..4).for_each(|_| {
                 next.push(&reply(KeyResult::Value(Payload::Inline { bytes: &other, form: JsonForm::Plain })));
             });
             out.tail().extend_from_slice(b"between");
-            let held = held + next.memory_bytes();
+            let queued = queued + next.memory_bytes();
             Box::new(next).encode(&mut out);
-            out.tail().extend_from_slice(b"behind");
+            out.tail().extend_from_slice(b"after");
             expected.extend([b"between*4\r\n", &[b"$16384\r\n", &other[..], b"\r\n"].concat().repeat(4)[..]].concat());
-            let short = b"before*55\r\nbetween*4\r\nbehind".len();
-            assert_eq!(out.unsent_bytes(), held + short, "it was rendered at once");
+            let short = b"before*55\r\nbetween*4\r\nafter".len();
+            assert_eq!(out.unsent_bytes(), queued + short, "the reply was rendered at once");
             let step = if version == RespVersion::Resp3 { 1000 } else { usize::MAX };
-            assert_eq!(out.drain(step), [b"before", &expected[..], b"behind"].concat());
+            assert_eq!(out.drain(step), [b"before", &expected[..], b"after"].concat());
         }
         assert_eq!(Arc::strong_count(&long), 1);
     }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Limit on the bytes of one kind that replies hold, and the bytes charged to it.
 ///
-/// A charge may take at most half of what the other charges leave. A few large charges so leave
-/// memory for many small ones. A charge without others is always within the budget.
+/// A charge may take at most half of what the other charges leave, so a few large charges leave
+/// memory for many small ones. A charge without any others is always within the budget.
 #[derive(Debug)]
 pub struct OutputBudget {
     limit: AtomicUsize,
@@ -23,7 +23,7 @@ impl OutputBudget {
         self.limit.store(bytes, Relaxed);
     }
 
-    /// Returns true if one charge may be `bytes`; `charged` of them count already.
+    /// Returns true if a charge of `bytes` is within the budget. `charged` of them count already.
     pub fn allows(&self, bytes: usize, charged: usize) -> bool {
         let others = self.used.load(Relaxed) - charged;
         others == 0 || bytes <= self.limit.load(Relaxed).saturating_sub(others) / 2
@@ -35,7 +35,7 @@ impl OutputBudget {
     /// An unchanged charge does not touch the counter that all workers share.
     pub fn update_charge(&self, from: usize, to: usize) -> bool {
         if to != from {
-            // The counter wraps, so this subtracts where the charge shrinks.
+            // The counter wraps, so this subtracts if the charge shrinks.
             self.used.fetch_add(to.wrapping_sub(from), Relaxed);
         }
         to <= from || self.allows(to, to)
@@ -46,7 +46,7 @@ impl OutputBudget {
 mod tests {
     use super::*;
 
-    /// A charge takes at most half of what the others leave; its own bytes are no others.
+    /// A charge may take half of what the other charges leave.
     #[test]
     fn charge_takes_half_of_rest() {
         let budget = OutputBudget::new(1000);

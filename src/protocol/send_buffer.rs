@@ -1,13 +1,14 @@
-//! What a connection has still to send.
+//! Queue of the bytes that one client has not received.
 //!
-//! Short things are written into `tail`, one buffer that takes reply after reply. During a turn the loop lends its own
-//! buffer as the tail, so that a hit allocates nothing; what the socket does not take is copied into a buffer of the
-//! right size, and an idle connection owns none.
+//! Short replies are appended to `tail`. During a turn the worker lends its own buffer as the tail,
+//! so a hit allocates nothing. Bytes that the socket does not accept are copied into a buffer of
+//! the exact size. An idle connection owns no buffer.
 //!
-//! A long value is queued as a reference. It goes to the socket straight from the cache's memory, or, where JSON needs
-//! it escaped or in base64, through a window of [`RENDER_WINDOW_BYTES`] that is rendered when the socket has room for it. So
-//! however many clients read 64 MiB at whatever pace, the proxy holds the value once and a window for each. A long reply
-//! about several keys is rendered through such a window too.
+//! A long value is queued by reference, and the socket reads it from the cache's memory. If JSON
+//! needs it escaped or in base64, it passes through a window of [`RENDER_WINDOW_BYTES`], rendered
+//! when the socket accepts more. However many clients read 64 MiB, and however slowly, the proxy
+//! holds the value once and one window for each. A long reply for several keys passes through such
+//! a window, too.
 
 use super::http::json::{self, Encoding};
 use super::multi::MultiReply;
@@ -18,45 +19,49 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Slices handed to one `writev`: a head, a value, an end, for a few pipelined replies.
+/// Maximum number of slices for one `writev`: header, value and end of a few pipelined replies.
 pub const MAX_IOVECS: usize = 8;
 
-/// Source bytes rendered at a time. A multiple of 3, so that base64 needs padding only at the end. About what one
-/// `write` moves; escaped it may grow sixfold.
+/// Source bytes rendered at a time, about as many as one `write` moves.
+///
+/// A multiple of 3, so base64 needs padding only at the end. Escaping may render six times as many
+/// bytes.
 const RENDER_WINDOW_BYTES: usize = 48 * 1024;
 
-/// The queue. See the top of the file.
+/// Buffer of bytes not yet written to one client.
 #[derive(Debug, Default)]
 pub struct SendBuffer {
-    /// Before the tail, in order.
+    /// Chunks that leave before the tail, in order.
     queue: VecDeque<Chunk>,
-    /// Bytes in the queue, as far as known: a value or a reply that is not rendered counts with its own length.
+    /// Bytes in the queue. A value or reply that is not rendered counts with its own length.
     queued_bytes: usize,
-    /// Lent by the loop during a turn; otherwise what the socket did not take, or what a completion has added.
+    /// Buffer that the worker lends during a turn. Between turns, holds the bytes that the socket
+    /// did not accept or that a completion appended.
     tail: Vec<u8>,
-    /// Bytes of the tail that are sent.
+    /// Bytes of the tail that are sent already.
     tail_sent: usize,
 }
 
+/// Element of the queue.
 #[derive(Debug)]
 enum Chunk {
     Bytes {
         bytes: Box<[u8]>,
         sent: usize,
     },
-    /// Of the value, what is before `end`. `sent` counts from the value's beginning.
+    /// Bytes `sent..end` of a value that are neither sent nor rendered.
     Value {
         value: PinnedValue,
         encoding: Encoding,
         sent: usize,
         end: usize,
     },
-    /// What is not rendered of a reply about several keys.
+    /// Rest of a reply for several keys that is not rendered.
     Multi(Box<MultiReply>),
 }
 
 impl SendBuffer {
-    /// The buffer to append short things to. What is written here leaves after all that came before.
+    /// Returns the buffer for short replies. Its bytes leave after everything queued before.
     pub fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.tail
     }
@@ -66,7 +71,7 @@ impl SendBuffer {
         self.push_range(value, encoding, 0..value.bytes.len());
     }
 
-    /// Queues a part of a long value, which must be within it, as it is and without copying it.
+    /// Queues a range of a long value, unencoded and without copying it.
     pub fn push_raw_range(&mut self, value: &Arc<Value>, part: Range<usize>) {
         self.push_range(value, Encoding::Raw, part);
     }
@@ -80,10 +85,9 @@ impl SendBuffer {
         }
     }
 
-    /// Queues the parts of a complete reply, to be rendered when it is their turn.
+    /// Queues the parts of a complete reply for several keys. A short one is rendered at once.
     pub fn push_multi(&mut self, mut multi: Box<MultiReply>) {
         if multi.memory_bytes() <= RENDER_WINDOW_BYTES {
-            // Short: at once, without a turn of its own.
             return multi.render(usize::MAX, self);
         }
         self.seal_tail();
@@ -91,7 +95,7 @@ impl SendBuffer {
         self.queue.push_back(Chunk::Multi(multi));
     }
 
-    /// Puts all of `later` behind what is here.
+    /// Appends everything that `later` has not sent.
     pub fn append(&mut self, mut later: SendBuffer) {
         if !later.queue.is_empty() {
             self.seal_tail();
@@ -101,7 +105,7 @@ impl SendBuffer {
         self.tail.extend_from_slice(&later.tail[later.tail_sent..]);
     }
 
-    /// Makes the tail a chunk of its own, in a buffer of the right size; the tail keeps its room.
+    /// Moves the bytes of the tail into a chunk of the exact size. The tail keeps its capacity.
     fn seal_tail(&mut self) {
         if self.tail.len() > self.tail_sent {
             self.queued_bytes += self.tail.len() - self.tail_sent;
@@ -111,25 +115,29 @@ impl SendBuffer {
         self.tail_sent = 0;
     }
 
-    /// Whether all is sent.
+    /// Returns true if all bytes are sent.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.tail.len() == self.tail_sent
     }
 
-    /// Bytes that wait, counting with its own length what is not rendered. O(1): asked for with every request.
+    /// Returns the number of unsent bytes. Data that is not rendered counts with its own length.
+    ///
+    /// Takes O(1) time, because every request calls it.
     pub fn unsent_bytes(&self) -> usize {
         self.queued_bytes + self.tail.len() - self.tail_sent
     }
 
-    /// Lends the connection a buffer to write into. Only when it has none of its own.
+    /// Lends `buffer` as the tail, unless the connection owns a tail.
     pub fn lend_tail(&mut self, buffer: &mut Vec<u8>) {
         if self.tail.capacity() == 0 {
             std::mem::swap(&mut self.tail, buffer);
         }
     }
 
-    /// Takes the lent buffer back, emptied, and keeps what it held in one of the right size; frees one of its own that
-    /// has become empty.
+    /// Returns the lent tail to `buffer`, emptied, and keeps its unsent bytes in a buffer of the
+    /// exact size.
+    ///
+    /// If the connection owns its tail, trims it instead.
     pub fn reclaim_tail(&mut self, buffer: &mut Vec<u8>) {
         if buffer.capacity() != 0 {
             return self.trim_tail();
@@ -141,55 +149,59 @@ impl SendBuffer {
         self.tail_sent = 0;
     }
 
-    /// Lets go of what is sent of a tail of its own. A connection whose socket never takes all that waits would otherwise
-    /// keep all that it has ever sent.
+    /// Frees the sent bytes of a tail that the connection owns.
+    ///
+    /// Otherwise a connection that never sends everything would keep all bytes that it ever sent.
     fn trim_tail(&mut self) {
         if self.tail.is_empty() {
             self.tail = Vec::new();
         } else if self.tail_sent >= self.tail.len() / 2 {
-            // Half of it at least: what is moved is no more than what was sent since the last time.
+            // At least half is sent, so a move copies no more bytes than were sent since the last
+            // one.
             self.tail.drain(..self.tail_sent);
             self.tail_sent = 0;
         }
-        // Also where most of it was sealed into a chunk.
+        // The capacity may also be left over from bytes that `seal_tail` moved into a chunk.
         if self.tail.capacity() > 4 * self.tail.len() {
             self.tail.shrink_to(2 * self.tail.len());
         }
     }
 
-    /// All that is to be sent, if it is short things alone.
+    /// Returns all unsent bytes if they are contiguous, that is, if the queue is empty.
     pub fn contiguous(&self) -> Option<&[u8]> {
         self.queue.is_empty().then(|| &self.tail[self.tail_sent..])
     }
 
-    /// The next bytes to send, `most` of them at most, as slices for one `writev`. Empty when all is sent. Renders a window
-    /// where a value needs it.
-    pub fn io_slices<'a>(&'a mut self, slices: &mut [IoSlice<'a>; MAX_IOVECS], mut most: usize) -> usize {
+    /// Fills `slices` with up to `max_bytes` of the next bytes, for one `writev`. Returns the
+    /// number of slices.
+    ///
+    /// Renders the next window if the first chunk needs it. Returns 0 if all bytes are sent.
+    pub fn io_slices<'a>(&'a mut self, slices: &mut [IoSlice<'a>; MAX_IOVECS], mut max_bytes: usize) -> usize {
         self.render_front();
         let mut count = 0;
         for chunk in self.queue.iter().take(MAX_IOVECS - 1) {
             let bytes = match chunk {
                 Chunk::Bytes { bytes, sent } => &bytes[*sent..],
                 Chunk::Value { value, encoding: Encoding::Raw, sent, end } => &value.bytes[*sent..*end],
-                // Its turn to be rendered has not come; nothing behind it may go before it.
+                // Rendered once it is the first chunk. Later chunks must not overtake it.
                 Chunk::Value { .. } | Chunk::Multi(_) => return count,
             };
-            slices[count] = IoSlice::new(&bytes[..bytes.len().min(most)]);
+            slices[count] = IoSlice::new(&bytes[..bytes.len().min(max_bytes)]);
             count += 1;
-            most = most.saturating_sub(bytes.len());
-            if most == 0 {
+            max_bytes = max_bytes.saturating_sub(bytes.len());
+            if max_bytes == 0 {
                 return count;
             }
         }
         if self.queue.len() == count && self.tail.len() > self.tail_sent {
             let rest = &self.tail[self.tail_sent..];
-            slices[count] = IoSlice::new(&rest[..rest.len().min(most)]);
+            slices[count] = IoSlice::new(&rest[..rest.len().min(max_bytes)]);
             count += 1;
         }
         count
     }
 
-    /// Where the next thing to send needs rendering, puts its next window in front of it.
+    /// Renders the next window of the first chunk, if it needs that, and queues it in front.
     fn render_front(&mut self) {
         match self.queue.front_mut() {
             Some(Chunk::Value { value, encoding, sent, end }) if *encoding != Encoding::Raw => {
@@ -204,10 +216,10 @@ impl SendBuffer {
                 self.queue.push_front(Chunk::Bytes { bytes: window.into(), sent: 0 });
             }
             Some(Chunk::Multi(multi)) => {
-                let (held, mut window) = (multi.memory_bytes(), SendBuffer::default());
+                let (queued, mut window) = (multi.memory_bytes(), SendBuffer::default());
                 multi.render(RENDER_WINDOW_BYTES, &mut window);
                 window.seal_tail();
-                self.queued_bytes = self.queued_bytes - held + multi.memory_bytes() + window.queued_bytes;
+                self.queued_bytes = self.queued_bytes - queued + multi.memory_bytes() + window.queued_bytes;
                 if multi.is_rendered() {
                     self.queue.pop_front();
                 }
@@ -217,7 +229,7 @@ impl SendBuffer {
         }
     }
 
-    /// Notes that the socket took the first `count` bytes of the slices.
+    /// Removes the first `count` bytes, which the socket has accepted.
     pub fn advance(&mut self, mut count: usize) {
         while count > 0 {
             let Some(front) = self.queue.front_mut() else {
@@ -227,7 +239,7 @@ impl SendBuffer {
             let (end, sent) = match front {
                 Chunk::Bytes { bytes, sent } => (bytes.len(), sent),
                 Chunk::Value { sent, end, .. } => (*end, sent),
-                // It is not sent as it is.
+                // Never in the slices, so none of its bytes were sent.
                 Chunk::Multi(_) => return,
             };
             let step = count.min(end - *sent);
@@ -250,7 +262,7 @@ impl SendBuffer {
 
 #[cfg(test)]
 impl SendBuffer {
-    /// Sends everything in steps of `step` bytes, as a slow socket would. For the tests of all rooms.
+    /// Sends everything in steps of at most `step` bytes, as a slow socket would, and returns it.
     pub fn drain(&mut self, step: usize) -> Vec<u8> {
         let mut sent = Vec::new();
         while !self.is_empty() {
@@ -259,7 +271,7 @@ impl SendBuffer {
                 Chunk::Value { sent, end, .. } => end - sent,
                 Chunk::Multi(multi) => multi.memory_bytes(),
             });
-            assert_eq!(self.queued_bytes, queued.sum(), "the count of what is queued is wrong");
+            assert_eq!(self.queued_bytes, queued.sum(), "queued_bytes is wrong");
             let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
             let count = self.io_slices(&mut slices, step);
             let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
@@ -276,8 +288,9 @@ mod tests {
     use super::*;
     use base64::prelude::*;
 
+    /// A client that never reads everything does not make the tail grow beyond its unsent bytes.
     #[test]
-    fn a_socket_that_never_takes_all_leaves_no_more_than_waits() {
+    fn tail_is_trimmed_behind_slow_client() {
         let mut send_buffer = SendBuffer::default();
         let mut lent = Vec::with_capacity(100);
         for turn in 0..10_000 {
@@ -287,17 +300,18 @@ mod tests {
             send_buffer.advance(5000);
             send_buffer.reclaim_tail(&mut lent);
             assert_eq!(send_buffer.unsent_bytes(), 45_000);
-            assert!(send_buffer.tail.capacity() <= 4 * 45_000, "{} bytes are kept", send_buffer.tail.capacity());
+            assert!(send_buffer.tail.capacity() <= 4 * 45_000, "the tail holds {} bytes", send_buffer.tail.capacity());
         }
-        // Nor does what stands behind a long value keep the room of what stands before it.
+        // Bytes after a long value do not keep the capacity of the bytes before it.
         send_buffer.push_value(&Arc::new(Value::new(vec![b'x'; 20_000])), Encoding::Raw);
         send_buffer.tail().extend_from_slice(b"\r\n");
         send_buffer.reclaim_tail(&mut lent);
         assert_eq!((send_buffer.unsent_bytes(), send_buffer.tail.capacity() < 100), (65_002, true));
     }
 
+    /// Every byte leaves once and in order, however many bytes the socket accepts at a time.
     #[test]
-    fn everything_leaves_once_and_in_order_whatever_the_socket_takes() {
+    fn bytes_leave_once_and_in_order() {
         let plain = Arc::new(Value::new(vec![b'p'; 100_000]));
         let quoted = Arc::new(Value::new(vec![b'"'; 100_000]));
         let binary = Arc::new(Value::new((0..100_001u32).map(|number| number as u8 | 0x80).collect()));

@@ -1,61 +1,64 @@
-//! A connection's bytes, cut into commands.
+//! Decoder of the RESP commands of one connection.
 //!
-//! Most commands are short: one is decoded once it is there whole, up to [`MAX_COMMAND_BYTES`]. Two kinds are not waited
-//! for, so that their length costs no memory and no second look:
+//! Most commands are short and are decoded once they are complete, up to [`MAX_COMMAND_BYTES`]. Two
+//! kinds are decoded as they arrive, so a long command costs no memory and no second scan.
 //!
-//! - `MGET` and `EXISTS` come apart into their keys, one event for each.
-//! - What will be refused (not known, too long, a wrong number of arguments) is read over, and refused at its end, where
-//!   the next command begins. A client that sends `SET` with a megabyte gets to read why it may not.
+//! - `MGET` and `EXISTS` are split into their keys, with one event for each.
+//! - A command that will be refused is skipped: an unknown one, a long one, or one with a wrong
+//!   number of arguments. Its error follows at its end. So a client that sends a `SET` of a
+//!   megabyte can read the reason.
 //!
-//! What is decoded does not depend on how the bytes are cut.
+//! The events do not depend on how the bytes are split.
 
 use super::super::Decoded;
 use super::commands::{self, CommandSpec};
 use super::frame::{Arguments, MAX_BULK_BYTES, MAX_PRINTED_BYTES, Printable, ProtocolError};
-use super::frame::{argument_count, bulk_body, bulk_length, empty_line, whole_get};
+use super::frame::{parse_argument_count, parse_bulk_body, parse_bulk_length, parse_get, skip_empty_line};
 use super::inline;
 use crate::types::MAX_KEY_BYTES;
 use std::fmt;
 
-/// Longest command that is kept until it is whole, without its name: one argument of the greatest length, and some more.
+/// Limit on the arguments of a command that is decoded as a whole: the longest key, and some more.
 const MAX_COMMAND_BYTES: usize = MAX_KEY_BYTES + 4096;
 
-/// Most arguments of such a command. `HELLO` with all it can have takes six; names for `COMMAND DOCS` may be more.
+/// Limit on the number of arguments of such a command. `HELLO` takes up to six, `COMMAND DOCS` any
+/// number of names.
 pub const MAX_ARGS: i64 = 64;
 
-/// Most keys of one command. What is kept of them until the reply is whole is 16 bytes for each, and its value.
+/// Limit on the keys of one command. Until the reply is complete, each takes 16 bytes and its
+/// value.
 const MAX_KEYS: i64 = 64 * 1024;
 
-/// All arguments of a command together: what Redis takes for one.
+/// Limit on all arguments of one command together: the limit of Redis for a single one.
 const MAX_TOTAL_BYTES: usize = MAX_BULK_BYTES as usize;
 
-/// What the bytes of a connection hold.
+/// Event that the decoder found in the input.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DecodeEvent<'a> {
-    /// Nothing that asks for an answer.
+    /// Bytes that need no reply: an empty line, an empty command, or a part of a skipped command.
     Skipped,
-    /// A command that may have these arguments, as far as their number goes.
+    /// A complete command with a valid number of arguments.
     Command(&'static CommandSpec, Arguments<'a>),
-    /// The beginning of a command about so many keys. Each of them is an event of its own.
+    /// Start of a command for this number of keys. Each key follows as an event.
     MultiStart(&'static CommandSpec, u32),
-    /// The next of these keys.
+    /// The next key of that command.
     Key(&'a [u8]),
-    /// The end of a command that must not be carried out. If it is one about many keys, it has begun already.
+    /// End of a refused command. An `MGET` or `EXISTS` may have started before.
     Refuse(RespRefusal),
 }
 
-/// Why a command is not carried out. The connection goes on. As text: the reply.
+/// Reason why a command is refused. The connection stays open. The text is the error reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RespRefusal {
-    /// There is no such command here. The beginning of its name.
+    /// Unknown command. Holds the start of its name.
     Unknown(Box<[u8]>),
-    /// The command of this name takes another number of arguments.
+    /// Wrong number of arguments for the command of this name.
     WrongNumber(&'static str),
-    /// The command of this name takes at most so many.
+    /// More arguments for the command of this name than this limit.
     TooMany(&'static str, i64),
-    /// Its arguments are longer than what is taken.
+    /// Arguments above the limit on their length.
     TooLong,
-    /// An argument should be a number.
+    /// Argument that is not an integer.
     NotANumber,
 }
 
@@ -63,7 +66,7 @@ impl fmt::Display for RespRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RespRefusal::Unknown(name) => {
-                let is_transaction = TRANSACTIONS.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(name));
+                let is_transaction = TRANSACTION_COMMANDS.iter().any(|word| word.as_bytes().eq_ignore_ascii_case(name));
                 let hint = match is_transaction {
                     true => "transactions are not supported; use a pipeline without one (redis-py: transaction=False)",
                     false => READ_ONLY,
@@ -71,8 +74,8 @@ impl fmt::Display for RespRefusal {
                 write!(f, "ERR unknown command '{}': {hint}", Printable(name))
             }
             RespRefusal::WrongNumber(name) => f.write_str(&wrong_arity(name)),
-            RespRefusal::TooMany(name, most) => {
-                write!(f, "ERR too many arguments for '{name}' command; the limit is {most}")
+            RespRefusal::TooMany(name, max) => {
+                write!(f, "ERR too many arguments for '{name}' command; the limit is {max}")
             }
             RespRefusal::TooLong => {
                 write!(f, "ERR argument too long; the limit is {MAX_KEY_BYTES} bytes")
@@ -82,159 +85,159 @@ impl fmt::Display for RespRefusal {
     }
 }
 
-/// What is said of whatever is not answered here.
+/// Hint in the errors for unsupported commands.
 pub const READ_ONLY: &str = "this proxy is read-only; COMMAND DOCS lists the supported commands";
 
-/// Redis' error for a command, or a subcommand, that takes another number of arguments.
+/// Returns the error for a wrong number of arguments of a command or subcommand, as in Redis.
 pub fn wrong_arity(command: &str) -> String {
     format!("ERR wrong number of arguments for '{command}' command")
 }
 
-/// Commands that client libraries put around a pipeline, some of them unasked.
-const TRANSACTIONS: [&str; 5] = ["multi", "exec", "discard", "watch", "unwatch"];
+/// Commands that client libraries put around a pipeline, some of them by default.
+const TRANSACTION_COMMANDS: [&str; 5] = ["multi", "exec", "discard", "watch", "unwatch"];
 
-/// See the top of the file.
+/// Decoder of one connection, with its position in the current command.
 #[derive(Debug, Default)]
 pub struct Decoder {
     state: DecodeState,
 }
 
-/// Where the next byte stands.
+/// Position of the next byte.
 #[derive(Debug, Default)]
 enum DecodeState {
-    /// At the beginning of a command.
+    /// Start of a command.
     #[default]
     Start,
-    /// At a key; so many keys are to come, and so many bytes have come.
+    /// Start of a key. `left` keys follow, and `total` bytes of keys were decoded.
     Keys { left: u32, total: usize },
-    /// In what is read over.
-    Over(Box<SkippedCommand>),
+    /// Within a command that is skipped.
+    Skipping(Box<SkippedCommand>),
 }
 
-/// The rest of a command that is read over.
+/// Rest of a command that is skipped.
 #[derive(Debug)]
 struct SkippedCommand {
-    /// Bytes of the present argument that are to come.
+    /// Missing bytes of the current argument.
     bytes: usize,
-    /// How much of the CR and LF behind them is to come.
+    /// Missing bytes of the CR and LF after it.
     end: usize,
-    /// Arguments behind it.
+    /// Number of arguments after it.
     left: i64,
-    /// Bytes of all arguments, as far as known.
+    /// Bytes of all arguments so far, including the current one.
     total: usize,
     refusal: RespRefusal,
 }
 
-/// Hands on what a frame has, unless there is nothing yet.
+/// Unwraps a complete result, or returns an incomplete or invalid one to the caller.
 macro_rules! take {
     ($decoded:expr) => {
         match $decoded {
-            Decoded::Complete(what, consumed) => (what, consumed),
+            Decoded::Complete(value, consumed) => (value, consumed),
             Decoded::Incomplete => return Decoded::Incomplete,
-            Decoded::Invalid(violation) => return Decoded::Invalid(violation),
+            Decoded::Invalid(error) => return Decoded::Invalid(error),
         }
     };
 }
 
 impl Decoder {
-    /// The event at the beginning of all bytes that are not consumed. [`Decoded::Invalid`] means that there will
-    /// never be another.
+    /// Decodes the event at the start of `input`, the bytes that are not consumed. No event follows
+    /// [`Decoded::Invalid`].
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         match &mut self.state {
-            DecodeState::Start => self.command(input),
-            &mut DecodeState::Keys { left, total } => self.key(input, left, total),
-            DecodeState::Over(over) => {
-                let (ended, consumed) = take!(over.read(input));
-                if !ended {
+            DecodeState::Start => self.decode_command(input),
+            &mut DecodeState::Keys { left, total } => self.decode_key(input, left, total),
+            DecodeState::Skipping(skipped) => {
+                let (is_complete, consumed) = take!(skipped.skip(input));
+                if !is_complete {
                     return Decoded::Complete(DecodeEvent::Skipped, consumed);
                 }
-                let refusal = over.refusal.clone();
+                let refusal = skipped.refusal.clone();
                 self.state = DecodeState::Start;
                 Decoded::Complete(DecodeEvent::Refuse(refusal), consumed)
             }
         }
     }
 
-    /// Whether a command has begun and not come whole, beside what is not consumed.
+    /// Returns true if a part of an incomplete command is consumed.
     pub fn in_command(&self) -> bool {
         !matches!(self.state, DecodeState::Start)
     }
 
-    fn command<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
-        // The usual one at a glance. It is what would be found below.
-        if let Some((key, consumed)) = whole_get(input).filter(|(key, _)| key.len() <= MAX_KEY_BYTES) {
-            return Decoded::Complete(DecodeEvent::Command(commands::get(), Arguments::one(key)), consumed);
+    fn decode_command<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
+        // Fast path for the most frequent command. The code after it has the same result.
+        if let Some((key, consumed)) = parse_get(input).filter(|(key, _)| key.len() <= MAX_KEY_BYTES) {
+            return Decoded::Complete(DecodeEvent::Command(commands::get(), Arguments::single(key)), consumed);
         }
         if matches!(input.first(), Some(b'\r' | b'\n')) {
-            let ((), consumed) = take!(empty_line(input));
+            let ((), consumed) = take!(skip_empty_line(input));
             return Decoded::Complete(DecodeEvent::Skipped, consumed);
         }
         if !matches!(input.first(), None | Some(b'*')) {
             return match inline::decode(input) {
-                Decoded::Complete(Ok((known, words)), consumed) => {
-                    Decoded::Complete(DecodeEvent::Command(known, words), consumed)
+                Decoded::Complete(Ok((spec, words)), consumed) => {
+                    Decoded::Complete(DecodeEvent::Command(spec, words), consumed)
                 }
                 Decoded::Complete(Err(refusal), consumed) => Decoded::Complete(DecodeEvent::Refuse(refusal), consumed),
                 Decoded::Incomplete => Decoded::Incomplete,
-                Decoded::Invalid(violation) => Decoded::Invalid(violation),
+                Decoded::Invalid(error) => Decoded::Invalid(error),
             };
         }
-        let (count, head) = take!(argument_count(input));
+        let (count, head) = take!(parse_argument_count(input));
         if count <= 0 {
             return Decoded::Complete(DecodeEvent::Skipped, head);
         }
         let name_frame = &input[head..];
-        let (length, header) = take!(bulk_length(name_frame));
+        let (length, header) = take!(parse_bulk_length(name_frame));
         if length > MAX_PRINTED_BYTES {
-            let shown_end = header + MAX_PRINTED_BYTES;
-            let Some(shown) = name_frame.get(header..shown_end) else { return Decoded::Incomplete };
-            self.state = DecodeState::Over(Box::new(SkippedCommand {
+            let printed_end = header + MAX_PRINTED_BYTES;
+            let Some(printed) = name_frame.get(header..printed_end) else { return Decoded::Incomplete };
+            self.state = DecodeState::Skipping(Box::new(SkippedCommand {
                 bytes: length - MAX_PRINTED_BYTES,
                 end: 2,
                 left: count - 1,
                 total: length,
-                refusal: RespRefusal::Unknown(shown.into()),
+                refusal: RespRefusal::Unknown(printed.into()),
             }));
-            return Decoded::Complete(DecodeEvent::Skipped, head + shown_end);
+            return Decoded::Complete(DecodeEvent::Skipped, head + printed_end);
         }
-        let (name, name_length) = take!(bulk_body(name_frame, length, header));
-        let begun = head + name_length;
+        let (name, name_length) = take!(parse_bulk_body(name_frame, length, header));
+        let name_end = head + name_length;
         let left = count - 1;
-        let Some(known) = commands::find(name) else {
-            return self.skip_rest(left, RespRefusal::Unknown(name.into()), begun);
+        let Some(spec) = commands::find(name) else {
+            return self.skip_rest(left, RespRefusal::Unknown(name.into()), name_end);
         };
-        if !known.accepts_arity(count) {
-            return self.skip_rest(left, RespRefusal::WrongNumber(known.text), begun);
+        if !spec.accepts_arity(count) {
+            return self.skip_rest(left, RespRefusal::WrongNumber(spec.text), name_end);
         }
-        let most = if known.is_multi_key() { MAX_KEYS } else { MAX_ARGS };
-        if left > most {
-            return self.skip_rest(left, RespRefusal::TooMany(known.text, most), begun);
+        let max = if spec.is_multi_key() { MAX_KEYS } else { MAX_ARGS };
+        if left > max {
+            return self.skip_rest(left, RespRefusal::TooMany(spec.text, max), name_end);
         }
-        if known.is_multi_key() {
+        if spec.is_multi_key() {
             self.state = DecodeState::Keys { left: left as u32, total: 0 };
-            return Decoded::Complete(DecodeEvent::MultiStart(known, left as u32), begun);
+            return Decoded::Complete(DecodeEvent::MultiStart(spec, left as u32), name_end);
         }
-        let frames = &input[begun..];
+        let frames = &input[name_end..];
         let mut at = 0;
         for _ in 0..left {
-            let (length, header) = take!(bulk_length(&frames[at..]));
+            let (length, header) = take!(parse_bulk_length(&frames[at..]));
             if length > MAX_KEY_BYTES || at + header + length > MAX_COMMAND_BYTES {
-                return self.skip_rest(left, RespRefusal::TooLong, begun);
+                return self.skip_rest(left, RespRefusal::TooLong, name_end);
             }
-            at += take!(bulk_body(&frames[at..], length, header)).1;
+            at += take!(parse_bulk_body(&frames[at..], length, header)).1;
         }
-        Decoded::Complete(DecodeEvent::Command(known, Arguments::new(&frames[..at])), begun + at)
+        Decoded::Complete(DecodeEvent::Command(spec, Arguments::new(&frames[..at])), name_end + at)
     }
 
-    fn key<'a>(&mut self, input: &'a [u8], left: u32, total: usize) -> Decoded<DecodeEvent<'a>, ProtocolError> {
-        let (length, header) = take!(bulk_length(input));
+    fn decode_key<'a>(&mut self, input: &'a [u8], left: u32, total: usize) -> Decoded<DecodeEvent<'a>, ProtocolError> {
+        let (length, header) = take!(parse_bulk_length(input));
         let (left, total) = (left - 1, total + length);
         if total > MAX_TOTAL_BYTES {
             return Decoded::Invalid(ProtocolError::BulkLength);
         }
         if length > MAX_KEY_BYTES {
             let left = i64::from(left);
-            self.state = DecodeState::Over(Box::new(SkippedCommand {
+            self.state = DecodeState::Skipping(Box::new(SkippedCommand {
                 bytes: length,
                 end: 2,
                 left,
@@ -243,12 +246,13 @@ impl Decoder {
             }));
             return Decoded::Complete(DecodeEvent::Skipped, header);
         }
-        let (key, consumed) = take!(bulk_body(input, length, header));
+        let (key, consumed) = take!(parse_bulk_body(input, length, header));
         self.state = if left == 0 { DecodeState::Start } else { DecodeState::Keys { left, total } };
         Decoded::Complete(DecodeEvent::Key(key), consumed)
     }
 
-    /// Reads over the rest of a command, `left` arguments, of which `consumed` bytes are decoded.
+    /// Starts to skip the `left` arguments of a refused command. Its first `consumed` bytes are
+    /// decoded.
     fn skip_rest<'a>(
         &mut self,
         left: i64,
@@ -258,14 +262,14 @@ impl Decoder {
         if left == 0 {
             return Decoded::Complete(DecodeEvent::Refuse(refusal), consumed);
         }
-        self.state = DecodeState::Over(Box::new(SkippedCommand { bytes: 0, end: 0, left, total: 0, refusal }));
+        self.state = DecodeState::Skipping(Box::new(SkippedCommand { bytes: 0, end: 0, left, total: 0, refusal }));
         Decoded::Complete(DecodeEvent::Skipped, consumed)
     }
 }
 
 impl SkippedCommand {
-    /// Reads over what there is. Says whether that was all of the command.
-    fn read(&mut self, input: &[u8]) -> Decoded<bool, ProtocolError> {
+    /// Skips the bytes of `input`. Returns true if the command ends in them.
+    fn skip(&mut self, input: &[u8]) -> Decoded<bool, ProtocolError> {
         let mut at = 0;
         loop {
             let step = self.bytes.min(input.len() - at);
@@ -282,9 +286,9 @@ impl SkippedCommand {
             if self.left == 0 {
                 return Decoded::Complete(true, at);
             }
-            match bulk_length(&input[at..]) {
+            match parse_bulk_length(&input[at..]) {
                 Decoded::Incomplete => break,
-                Decoded::Invalid(violation) => return Decoded::Invalid(violation),
+                Decoded::Invalid(error) => return Decoded::Invalid(error),
                 Decoded::Complete(length, header) => {
                     self.total += length;
                     if self.total > MAX_TOTAL_BYTES {
@@ -303,7 +307,7 @@ impl SkippedCommand {
 mod tests {
     use super::*;
 
-    /// A command's bytes.
+    /// Encodes a command.
     fn command(words: &[&[u8]]) -> Vec<u8> {
         let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
         for word in words {
@@ -314,48 +318,51 @@ mod tests {
         bytes
     }
 
-    /// All that the pieces hold, as text; a piece is added whenever nothing can go on.
+    /// Decodes all pieces and returns the events as text. Adds a piece when the decoder needs
+    /// bytes.
     fn decode(pieces: &[&[u8]]) -> Vec<String> {
-        let (mut decoder, mut input, mut at, mut seen) = (Decoder::default(), Vec::new(), 0, Vec::new());
+        let (mut decoder, mut input, mut at, mut events) = (Decoder::default(), Vec::new(), 0, Vec::new());
         for piece in pieces {
             input.extend_from_slice(piece);
             loop {
                 match decoder.decode(&input[at..]) {
                     Decoded::Incomplete => break,
-                    Decoded::Invalid(violation) => {
-                        seen.push(violation.to_string());
-                        return seen;
+                    Decoded::Invalid(error) => {
+                        events.push(error.to_string());
+                        return events;
                     }
                     Decoded::Complete(event, consumed) => {
-                        assert!(consumed > 0, "{event:?} out of nothing");
+                        assert!(consumed > 0, "{event:?} without a byte");
                         at += consumed;
                         match event {
                             DecodeEvent::Skipped => {}
-                            DecodeEvent::Command(known, arguments) => {
+                            DecodeEvent::Command(spec, arguments) => {
                                 let words: Vec<_> = arguments.map(|word| word.escape_ascii().to_string()).collect();
-                                seen.push(format!("{} {}", known.text, words.join(" ")));
+                                events.push(format!("{} {}", spec.text, words.join(" ")));
                             }
-                            DecodeEvent::MultiStart(known, keys) => seen.push(format!("{} of {keys}", known.text)),
-                            DecodeEvent::Key(key) => seen.push(format!("key {}", key.escape_ascii())),
-                            DecodeEvent::Refuse(refusal) => seen.push(refusal.to_string()),
+                            DecodeEvent::MultiStart(spec, keys) => events.push(format!("{} of {keys}", spec.text)),
+                            DecodeEvent::Key(key) => events.push(format!("key {}", key.escape_ascii())),
+                            DecodeEvent::Refuse(refusal) => events.push(refusal.to_string()),
                         }
                     }
                 }
             }
         }
-        seen
+        events
     }
 
+    /// Checks the events of `bytes`: whole, split at every byte, byte by byte, and with trailing
+    /// bytes.
     fn check(bytes: &[u8], expected: &[&str]) {
         assert_eq!(decode(&[bytes]), expected);
         for cut in 0..bytes.len().min(300) {
-            assert_eq!(decode(&[&bytes[..cut], &bytes[cut..]]), expected, "cut at {cut}");
+            assert_eq!(decode(&[&bytes[..cut], &bytes[cut..]]), expected, "split at {cut}");
         }
         let single: Vec<&[u8]> = bytes.chunks(1).take(70_000).collect();
         if single.len() == bytes.len() {
             assert_eq!(decode(&single), expected, "byte by byte");
         }
-        // What comes behind belongs to the next command.
+        // Trailing bytes belong to the next command.
         let trailing = [bytes, b"*1\r\n$4\r\nPING\r\n*"].concat();
         let mut more = expected.to_vec();
         if !expected.last().is_some_and(|last| last.starts_with("expected") || last.starts_with("invalid")) {
@@ -364,8 +371,9 @@ mod tests {
         assert_eq!(decode(&[&trailing]), more);
     }
 
+    /// A command is one event, but each key of `MGET` and `EXISTS` is an event.
     #[test]
-    fn commands_are_whole_keys_come_one_by_one() {
+    fn multi_key_commands_are_split() {
         check(&command(&[b"GET", b"a"]), &["get a"]);
         check(&command(&[b"gEt", b""]), &["get "]);
         check(&command(&[b"GET", b"\r\n$1\r\n\0\xff"]), &[r"get \r\n$1\r\n\x00\xff"]);
@@ -378,8 +386,9 @@ mod tests {
         check(b"*0\r\n*-1\r\n\r\n*0\r\n", &[]);
     }
 
+    /// A refused command is skipped up to its end, and then gets its error.
     #[test]
-    fn what_is_refused_is_read_over_to_its_end() {
+    fn refused_command_is_skipped() {
         let unknown = |name| {
             format!("ERR unknown command '{name}': this proxy is read-only; COMMAND DOCS lists the supported commands")
         };
@@ -389,9 +398,9 @@ mod tests {
         assert!(transaction[0].starts_with("ERR unknown command 'Multi': transactions are not supported"));
         check(&command(&[b""]), &[&unknown("")]);
         check(&command(&[b"a\r\nb'"]), &[&unknown(r"a\r\nb'")]);
-        let (long_name, shown) = (b"x".repeat(200), unknown(&"x".repeat(64)));
-        check(&command(&[&long_name, b"a"]), &[&shown]);
-        check(&command(&[&long_name[..65]]), &[&shown]);
+        let (long_name, printed) = (b"x".repeat(200), unknown(&"x".repeat(64)));
+        check(&command(&[&long_name, b"a"]), &[&printed]);
+        check(&command(&[&long_name[..65]]), &[&printed]);
         let number = |name| format!("ERR wrong number of arguments for '{name}' command");
         check(&command(&[b"GET"]), &[&number("get")]);
         check(&command(&[b"GET", b"a", b"b"]), &[&number("get")]);
@@ -401,28 +410,31 @@ mod tests {
         check(&command(&many), &["ERR too many arguments for 'ping' command; the limit is 64"]);
     }
 
+    /// A key of `MAX_KEY_BYTES` is accepted, and a longer one is refused.
     #[test]
-    fn a_key_may_be_as_long_as_http_cannot_make_it_but_no_longer() {
+    fn key_length_is_limited() {
         let long = vec![b'k'; MAX_KEY_BYTES];
         let longer = vec![b'k'; MAX_KEY_BYTES + 1];
         let too_long = RespRefusal::TooLong.to_string();
-        let shown = String::from_utf8_lossy(&long).into_owned();
-        check(&command(&[b"GET", &long]), &[&format!("get {shown}")]);
+        let key = String::from_utf8_lossy(&long).into_owned();
+        check(&command(&[b"GET", &long]), &[&format!("get {key}")]);
         check(&command(&[b"GET", &longer]), &[&too_long]);
-        check(&command(&[b"MGET", b"a", &long]), &["mget of 2", "key a", &format!("key {shown}")]);
+        check(&command(&[b"MGET", b"a", &long]), &["mget of 2", "key a", &format!("key {key}")]);
         check(&command(&[b"MGET", b"a", &longer, b"b"]), &["mget of 3", "key a", &too_long]);
         check(&command(&[b"HELLO", b"3", b"AUTH", &long, &long]), &[&too_long]);
     }
 
+    /// A command with more than `MAX_KEYS` keys is skipped.
     #[test]
-    fn too_many_keys_are_read_over() {
+    fn too_many_keys_are_skipped() {
         let keys: Vec<&[u8]> = std::iter::repeat_n(&b"MGET"[..], MAX_KEYS as usize + 2).collect();
         assert_eq!(decode(&[&command(&keys)]), ["ERR too many arguments for 'mget' command; the limit is 65536"]);
         assert_eq!(decode(&[&command(&keys[1..])]).len(), MAX_KEYS as usize + 1);
     }
 
+    /// Invalid input gets the error text of Redis, however it is split.
     #[test]
-    fn what_is_no_command_is_told_in_redis_own_words() {
+    fn invalid_input_gets_redis_errors() {
         for (bytes, expected) in [
             (&b"GET a\r\n"[..], &["expected '*', got 'G'"][..]),
             (
@@ -449,12 +461,13 @@ mod tests {
         }
     }
 
+    /// The arguments of a skipped command are limited together.
     #[test]
-    fn all_arguments_of_a_command_together_are_bounded() {
+    fn total_argument_bytes_are_limited() {
         let mut decoder = Decoder::default();
         let chunk = vec![0; 1024 * 1024];
-        let begin: [&[u8]; 2] = [b"*3\r\n$3\r\nSET\r\n", b"$536870912\r\n"];
-        for bytes in begin.into_iter().chain(std::iter::repeat_n(chunk.as_slice(), 512)) {
+        let header: [&[u8]; 2] = [b"*3\r\n$3\r\nSET\r\n", b"$536870912\r\n"];
+        for bytes in header.into_iter().chain(std::iter::repeat_n(chunk.as_slice(), 512)) {
             assert_eq!(decoder.decode(bytes), Decoded::Complete(DecodeEvent::Skipped, bytes.len()));
         }
         assert_eq!(decoder.decode(b"\r\n$1\r\n"), Decoded::Invalid(ProtocolError::BulkLength));

@@ -147,10 +147,11 @@ impl Syntax {
 
     /// Returns the subcommand called `name`, in any case.
     pub fn subcommand(&self, name: &[u8]) -> Option<&'static Subcommand> {
-        self.subcommands().iter().find(|known| known.name.as_bytes().eq_ignore_ascii_case(name))
+        self.subcommands().iter().find(|subcommand| subcommand.name.as_bytes().eq_ignore_ascii_case(name))
     }
 
-    /// Appends the last field of the map that describes `command`, or nothing if it stands alone.
+    /// Appends the last field of the map that describes `command`. Without arguments, appends
+    /// nothing.
     pub fn write(&self, command: &str, group: &str, out: &mut RespWriter<'_>) {
         match self {
             Syntax::Arguments(arguments) => write_arguments(arguments, out),
@@ -179,8 +180,8 @@ fn write_arguments(arguments: &[Argument], out: &mut RespWriter<'_>) {
     }
 }
 
-/// Syntax of a command that stands alone.
-pub const NOTHING: Syntax = Syntax::Arguments(&[]);
+/// Syntax of a command without arguments.
+pub const NO_ARGUMENTS: Syntax = Syntax::Arguments(&[]);
 /// Syntax of a command about one key.
 pub const KEY: Syntax = Syntax::Arguments(&[A_KEY]);
 /// Syntax of a command about any number of keys.

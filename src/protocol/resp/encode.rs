@@ -1,4 +1,4 @@
-//! Replies to requests for keys, and for figures.
+//! Encodes RESP replies to commands about keys and metrics, and RESP errors.
 
 use super::decode::RespRefusal;
 use super::frame::ProtocolError;
@@ -9,32 +9,32 @@ use crate::types::{Failure, KeyResult, Millis, Reply};
 use crate::value::{Payload, SHARED_VALUE_BYTES};
 use std::ops::Range;
 
-/// What Redis says where it holds another type.
+/// Error that Redis returns for a key of another type.
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
 impl RespReplyFormat {
-    /// Whether a shared value of `length` bytes is held until the reply has been sent.
-    pub fn holds(self, length: usize) -> bool {
+    /// Returns true if the reply pins a shared value of `length` bytes until it is sent.
+    pub fn pins(self, length: usize) -> bool {
         match self.kind {
             ReplyKind::Value => true,
-            ReplyKind::Range(start, end) => !is_copied(range_of(start, end, length).len(), length),
+            ReplyKind::Range(start, end) => !should_copy(resolve_range(start, end, length).len(), length),
             _ => false,
         }
     }
 }
 
 /// Appends the reply to a command about a key.
-pub fn encode_reply(reply: &Reply<'_>, shape: RespReplyFormat, out: &mut SendBuffer) {
-    match (reply.outcome, shape.kind) {
+pub fn encode_reply(reply: &Reply<'_>, format: RespReplyFormat, out: &mut SendBuffer) {
+    match (reply.outcome, format.kind) {
         (KeyResult::Failed(failure), _) => encode_error(&error_of(failure), out),
-        (KeyResult::Missing, ReplyKind::Length) => writer(shape, out).integer(0),
-        (KeyResult::Missing, ReplyKind::Range(..)) => writer(shape, out).bulk(b""),
-        (KeyResult::Missing, _) => writer(shape, out).null(),
-        (KeyResult::Value(payload), ReplyKind::Length) => writer(shape, out).integer(payload.bytes().len() as i64),
+        (KeyResult::Missing, ReplyKind::Length) => writer(format, out).integer(0),
+        (KeyResult::Missing, ReplyKind::Range(..)) => writer(format, out).bulk(b""),
+        (KeyResult::Missing, _) => writer(format, out).null(),
+        (KeyResult::Value(payload), ReplyKind::Length) => writer(format, out).integer(payload.bytes().len() as i64),
         (KeyResult::Value(payload), ReplyKind::Range(start, end)) => {
-            encode_part(payload, range_of(start, end, payload.bytes().len()), shape.version, out);
+            encode_part(payload, resolve_range(start, end, payload.bytes().len()), format.version, out);
         }
-        (KeyResult::Value(payload), _) => encode_part(payload, 0..payload.bytes().len(), shape.version, out),
+        (KeyResult::Value(payload), _) => encode_part(payload, 0..payload.bytes().len(), format.version, out),
     }
 }
 
@@ -43,7 +43,7 @@ pub fn encode_reply(reply: &Reply<'_>, shape: RespReplyFormat, out: &mut SendBuf
 pub fn encode_part(payload: Payload<'_>, part: Range<usize>, version: RespVersion, out: &mut SendBuffer) {
     match payload {
         Payload::Inline { bytes, .. } => RespWriter::new(out.tail(), version).bulk(&bytes[part]),
-        Payload::Shared(value) if is_copied(part.len(), value.bytes.len()) => {
+        Payload::Shared(value) if should_copy(part.len(), value.bytes.len()) => {
             RespWriter::new(out.tail(), version).bulk(&value.bytes[part]);
         }
         Payload::Shared(value) => {
@@ -54,97 +54,104 @@ pub fn encode_part(payload: Payload<'_>, part: Range<usize>, version: RespVersio
     }
 }
 
-/// Whether so many bytes of a shared value of `length` are copied: a byte of it shall not keep a long one in memory.
-fn is_copied(part: usize, length: usize) -> bool {
+/// Returns true if `part` bytes of a shared value of `length` bytes are copied.
+///
+/// A short part must not keep a long value in memory.
+fn should_copy(part: usize, length: usize) -> bool {
     part < length && part <= SHARED_VALUE_BYTES
 }
 
-/// What `GETRANGE` means by its two positions in a value of `length` bytes: both included, counted from the end where
-/// they are negative, cut to what there is.
-fn range_of(start: i64, end: i64, length: usize) -> Range<usize> {
+/// Returns the bytes of a value of `length` bytes that `GETRANGE` selects.
+///
+/// Both indexes are included. Negative ones count from the end, and both are clamped to the value.
+fn resolve_range(start: i64, end: i64, length: usize) -> Range<usize> {
     let length = length as i64;
-    let position = |given: i64| if given < 0 { given.saturating_add(length).max(0) } else { given };
-    let (first, past) = (position(start), position(end).saturating_add(1).min(length));
-    // Of two positions before the beginning Redis makes nothing, of one the first byte.
-    let backwards = start < 0 && end < 0 && start > end;
-    if first >= past || backwards { 0..0 } else { first as usize..past as usize }
+    let position = |index: i64| if index < 0 { index.saturating_add(length).max(0) } else { index };
+    let (first, limit) = (position(start), position(end).saturating_add(1).min(length));
+    // As in Redis, two negative indexes in reverse order select nothing, even if clamping makes
+    // them equal.
+    let is_reversed = start < 0 && end < 0 && start > end;
+    if first >= limit || is_reversed { 0..0 } else { first as usize..limit as usize }
 }
 
-/// Appends an error, which is the same in both versions.
+/// Appends an error, which both versions encode alike.
 pub fn encode_error(text: &str, out: &mut SendBuffer) {
     RespWriter::new(out.tail(), RespVersion::Resp2).error(text);
 }
 
-/// The error that a failure is.
+/// Returns the text of the error for `failure`. It starts with an error code.
 pub fn error_of(failure: &Failure) -> String {
     match failure {
         Failure::WrongType => WRONG_TYPE.into(),
-        // It is the proxy that has to authenticate, not its client.
+        // The proxy has to authenticate, so the client must not receive NOAUTH.
         Failure::Redis(text) if text.starts_with("NOAUTH") => format!("ERR {failure}"),
-        // What came was no error of Redis but nonsense, and what is told of it begins with no code.
-        Failure::Redis(text) if !begins_with_code(text) => format!("ERR {failure}"),
-        // The client is to try again, and Redis' own word for it (too many clients) tells no library so.
+        // Without a code, the text describes a malformed reply instead of an error from Redis.
+        Failure::Redis(text) if !has_error_code(text) => format!("ERR {failure}"),
+        // Redis reports too many clients as ERR, after which no client library retries.
         Failure::NotReady(text) if text.starts_with("ERR ") => format!("LOADING {failure}"),
         Failure::Redis(text) | Failure::NotReady(text) => text.clone(),
-        // Of the codes that client libraries try again after, LOADING is the one that most of them know, and redis-py takes
-        // it for what it would have met without the proxy, a lost connection. It reconnects then; so where the proxy has
-        // too much to do already, it is TRYAGAIN.
+        // Most client libraries retry after LOADING. redis-py treats it as a lost connection, which
+        // it would see without the proxy, and reconnects. An overloaded proxy therefore replies
+        // TRYAGAIN.
         Failure::Unavailable | Failure::Timeout => format!("LOADING {failure}"),
         Failure::QueueFull | Failure::OutputMemoryFull => format!("TRYAGAIN {failure}"),
         Failure::Refused(_) | Failure::TooLong | Failure::Internal => format!("ERR {failure}"),
     }
 }
 
-/// Whether a text begins with a word in capitals, by which client libraries tell errors apart.
-fn begins_with_code(text: &str) -> bool {
+/// Returns true if `text` starts with a word in capitals, by which client libraries distinguish
+/// errors.
+fn has_error_code(text: &str) -> bool {
     let word = text.split(' ').next().unwrap_or_default();
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-/// Appends the reply to `TTL` or `PTTL`: the time that is left, rounded to seconds as Redis rounds, or -2 for nothing.
-pub fn encode_remaining(remaining: Option<Millis>, shape: RespReplyFormat, out: &mut SendBuffer) {
-    let time = |remaining: Millis| match shape.kind {
-        ReplyKind::Seconds => remaining.saturating_add(500) / 1000,
-        _ => remaining,
+/// Appends the reply to `TTL` or `PTTL`, -2 if the key is not cached. Rounds to seconds as Redis
+/// does.
+pub fn encode_ttl(ttl: Option<Millis>, format: RespReplyFormat, out: &mut SendBuffer) {
+    let time = |ttl: Millis| match format.kind {
+        ReplyKind::Seconds => ttl.saturating_add(500) / 1000,
+        _ => ttl,
     };
-    writer(shape, out).integer(remaining.map_or(-2, |remaining| time(remaining) as i64));
+    writer(format, out).integer(ttl.map_or(-2, |ttl| time(ttl) as i64));
 }
 
-/// Appends a number, the reply to `DBSIZE`.
-pub fn encode_number(number: usize, shape: RespReplyFormat, out: &mut SendBuffer) {
-    writer(shape, out).integer(number as i64);
+/// Appends the reply to `DBSIZE`.
+pub fn encode_number(number: usize, format: RespReplyFormat, out: &mut SendBuffer) {
+    writer(format, out).integer(number as i64);
 }
 
-/// Appends a text for people, the reply to `INFO`.
-pub fn encode_text(text: &str, shape: RespReplyFormat, out: &mut SendBuffer) {
-    writer(shape, out).verbatim(text);
+/// Appends the reply to `INFO`.
+pub fn encode_text(text: &str, format: RespReplyFormat, out: &mut SendBuffer) {
+    writer(format, out).verbatim(text);
 }
 
-/// Appends the reply to a command that is not carried out.
+/// Appends the error for a refused command.
 pub fn encode_refusal(refusal: &RespRefusal, out: &mut SendBuffer) {
     encode_error(&refusal.to_string(), out);
 }
 
-/// Appends the only reply to a client that is one too many, in Redis' words.
+/// Appends the error for a client above the connection limit, with the text that Redis uses.
 pub fn encode_too_many_clients(out: &mut SendBuffer) {
     encode_error("ERR max number of clients reached", out);
 }
 
-/// Appends the last reply to a client that does not speak the protocol.
-pub fn encode_violation(violation: ProtocolError, out: &mut SendBuffer) {
-    encode_error(&format!("ERR Protocol error: {violation}"), out);
+/// Appends the error for invalid input. The connection closes after it.
+pub fn encode_protocol_error(error: ProtocolError, out: &mut SendBuffer) {
+    encode_error(&format!("ERR Protocol error: {error}"), out);
 }
 
-fn writer(shape: RespReplyFormat, out: &mut SendBuffer) -> RespWriter<'_> {
-    RespWriter::new(out.tail(), shape.version)
+fn writer(format: RespReplyFormat, out: &mut SendBuffer) -> RespWriter<'_> {
+    RespWriter::new(out.tail(), format.version)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// An error from Redis keeps its code, or gets one. NOAUTH does not reach the client.
     #[test]
-    fn every_error_begins_with_a_code() {
+    fn error_starts_with_code() {
         for (text, expected) in [
             ("NOPERM no way", "NOPERM no way"),
             ("NOAUTH Authentication required.", "ERR Redis replied with an error: NOAUTH Authentication required."),
@@ -155,8 +162,9 @@ mod tests {
         }
     }
 
+    /// Indexes count from either end and are clamped to the value.
     #[test]
-    fn positions_count_from_either_end_and_are_cut_to_what_there_is() {
+    fn range_is_clamped_to_value() {
         for (start, end, expected) in [
             (0, -1, 0..10),
             (3, 3, 3..4),
@@ -170,14 +178,15 @@ mod tests {
             (i64::MIN, i64::MAX, 0..10),
             (i64::MAX, i64::MAX, 0..0),
         ] {
-            assert_eq!(range_of(start, end, 10), expected, "{start} {end}");
-            assert_eq!(range_of(start, end, 0), 0..0, "{start} {end} of nothing");
+            assert_eq!(resolve_range(start, end, 10), expected, "{start} {end}");
+            assert_eq!(resolve_range(start, end, 0), 0..0, "{start} {end} of an empty value");
         }
     }
 
+    /// `TTL` rounds half a second up, as Redis does.
     #[test]
-    fn the_time_that_is_left_is_rounded_as_redis_rounds_it() {
-        for (remaining, form, expected) in [
+    fn ttl_is_rounded_to_seconds() {
+        for (ttl, form, expected) in [
             (Some(1499), ReplyKind::Seconds, ":1\r\n"),
             (Some(1500), ReplyKind::Seconds, ":2\r\n"),
             (Some(1), ReplyKind::Seconds, ":0\r\n"),
@@ -185,7 +194,7 @@ mod tests {
             (None, ReplyKind::Seconds, ":-2\r\n"),
         ] {
             let mut out = SendBuffer::default();
-            encode_remaining(remaining, RespReplyFormat { version: RespVersion::Resp2, kind: form }, &mut out);
+            encode_ttl(ttl, RespReplyFormat { version: RespVersion::Resp2, kind: form }, &mut out);
             assert_eq!(out.drain(usize::MAX), expected.as_bytes());
         }
     }

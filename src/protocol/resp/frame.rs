@@ -1,37 +1,40 @@
-//! The frames of commands: `*3\r\n`, then each argument as `$5\r\nhello\r\n` (Redis serialization protocol, "Sending
-//! commands to a Redis server"). Commands are flat: an argument that is anything but a bulk string is refused.
+//! Frames of commands: `*3\r\n`, then each argument as `$5\r\nhello\r\n` (Redis serialization
+//! protocol, "Sending commands to a Redis server").
 //!
-//! A length is looked at byte by byte and refused at the first byte that cannot belong to it, so that what is refused, and
-//! why, does not depend on how the bytes are cut; and no line needs a limit of its own, because a number that is still in
-//! range is short.
+//! Commands are flat: every argument must be a bulk string. A length is rejected at its first
+//! invalid byte. So the error does not depend on how the bytes are split. Lines need no limit of
+//! their own, because a number in range is short.
 
 use super::super::Decoded;
 use super::inline::next_word;
 use std::fmt;
 
-/// Most arguments of a command, its name included. What Redis took for 14 years.
-pub const MAX_ARGUMENTS: i64 = 1024 * 1024;
+/// Maximum number of arguments, the name included. The limit of Redis for 14 years.
+pub const MAX_MULTIBULK_LENGTH: i64 = 1024 * 1024;
 
-/// Longest argument: Redis' `proto-max-bulk-len`. Arguments of that length are skipped, not kept.
+/// Maximum length of an argument: `proto-max-bulk-len` of Redis. Such an argument is skipped, not
+/// stored.
 pub const MAX_BULK_BYTES: i64 = 512 * 1024 * 1024;
 
-/// Why what a client sends is not the Redis protocol. Where the next command begins is not known then: the connection
-/// must end. The texts are Redis' own, where it has one.
+/// Violation of the protocol by a client.
+///
+/// The start of the next command is then unknown, so the connection must close. The texts are those
+/// of Redis if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProtocolError {
-    /// A command that begins with this byte.
+    /// A command starts with this byte.
     NoCommand(u8),
-    /// An argument that begins with this byte.
+    /// An argument starts with this byte.
     NoBulk(u8),
-    /// A number of arguments that is none, or is too large.
+    /// The number of arguments is malformed or too large.
     ArgumentCount,
-    /// A length that is none, or is too large, or makes the command too large.
+    /// A length is malformed or too large, or makes the command too large.
     BulkLength,
-    /// An argument that does not end where its length says.
+    /// An argument does not end at its length.
     BulkEnd,
-    /// An inline command that is too long.
+    /// An inline command is too long.
     LineLength,
-    /// An inline command with a quote that does not end, or does not end its word.
+    /// A quote of an inline command is not closed, or does not enclose a whole word.
     Quotes,
 }
 
@@ -49,10 +52,10 @@ impl fmt::Display for ProtocolError {
     }
 }
 
-/// A client's bytes in an error text: as many as fit there, and none that would break the line.
+/// Client bytes for an error text: shortened, and escaped unless printable ASCII.
 pub struct Printable<'a>(pub &'a [u8]);
 
-/// Most bytes of a word that are told back.
+/// Maximum number of client bytes in an error text.
 pub const MAX_PRINTED_BYTES: usize = 64;
 
 impl fmt::Display for Printable<'_> {
@@ -64,8 +67,8 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Reads over an empty line, which Redis takes for no command. Only where one could begin.
-pub fn empty_line(input: &[u8]) -> Decoded<(), ProtocolError> {
+/// Skips an empty line at the start of a command, as Redis does.
+pub fn skip_empty_line(input: &[u8]) -> Decoded<(), ProtocolError> {
     match input {
         [b'\r'] => Decoded::Incomplete,
         [b'\r', b'\n', ..] => Decoded::Complete((), 2),
@@ -75,11 +78,12 @@ pub fn empty_line(input: &[u8]) -> Decoded<(), ProtocolError> {
     }
 }
 
-/// The number of arguments at the beginning of a command. Zero and less mean that there is none, as in Redis.
-pub fn argument_count(input: &[u8]) -> Decoded<i64, ProtocolError> {
+/// Parses the number of arguments at the start of a command. As in Redis, zero and less mean no
+/// command.
+pub fn parse_argument_count(input: &[u8]) -> Decoded<i64, ProtocolError> {
     match input.first() {
         None => Decoded::Incomplete,
-        Some(b'*') => match number(&input[1..], MAX_ARGUMENTS) {
+        Some(b'*') => match parse_number(&input[1..], MAX_MULTIBULK_LENGTH) {
             Decoded::Complete(count, length) => Decoded::Complete(count, 1 + length),
             Decoded::Incomplete => Decoded::Incomplete,
             Decoded::Invalid(()) => Decoded::Invalid(ProtocolError::ArgumentCount),
@@ -88,12 +92,12 @@ pub fn argument_count(input: &[u8]) -> Decoded<i64, ProtocolError> {
     }
 }
 
-/// The length of the argument at the beginning of `input`.
+/// Parses the length of the argument at the start of `input`.
 #[inline]
-pub fn bulk_length(input: &[u8]) -> Decoded<usize, ProtocolError> {
+pub fn parse_bulk_length(input: &[u8]) -> Decoded<usize, ProtocolError> {
     match input.first() {
         None => Decoded::Incomplete,
-        Some(b'$') => match number(&input[1..], MAX_BULK_BYTES) {
+        Some(b'$') => match parse_number(&input[1..], MAX_BULK_BYTES) {
             Decoded::Complete(bytes @ 0.., length) => Decoded::Complete(bytes as usize, 1 + length),
             Decoded::Incomplete => Decoded::Incomplete,
             Decoded::Complete(..) | Decoded::Invalid(()) => Decoded::Invalid(ProtocolError::BulkLength),
@@ -102,18 +106,20 @@ pub fn bulk_length(input: &[u8]) -> Decoded<usize, ProtocolError> {
     }
 }
 
-/// The key of the `GET` at the beginning of `input`, and how many bytes that takes, if it is one and there whole.
+/// Returns the key of the `GET` at the start of `input` and its length in bytes, if that is
+/// complete.
 #[inline]
-pub fn whole_get(input: &[u8]) -> Option<(&[u8], usize)> {
+pub fn parse_get(input: &[u8]) -> Option<(&[u8], usize)> {
     let [name @ .., b'\r', b'\n'] = input.strip_prefix(b"*2\r\n$3\r\n")?.first_chunk::<5>()? else { return None };
-    let begun = b"*2\r\n$3\r\nGET\r\n".len();
-    let Decoded::Complete(length, header) = bulk_length(&input[begun..]) else { return None };
-    let Decoded::Complete(key, consumed) = bulk_body(&input[begun..], length, header) else { return None };
-    name.eq_ignore_ascii_case(b"GET").then_some((key, begun + consumed))
+    let prefix_len = b"*2\r\n$3\r\nGET\r\n".len();
+    let Decoded::Complete(length, header) = parse_bulk_length(&input[prefix_len..]) else { return None };
+    let Decoded::Complete(key, consumed) = parse_bulk_body(&input[prefix_len..], length, header) else { return None };
+    name.eq_ignore_ascii_case(b"GET").then_some((key, prefix_len + consumed))
 }
 
-/// The argument at the beginning of `input`, its length known: `header` bytes of `$`, digits, CR and LF.
-pub fn bulk_body(input: &[u8], bytes: usize, header: usize) -> Decoded<&[u8], ProtocolError> {
+/// Returns the argument of `bytes` bytes at the start of `input`, after `header` bytes of `$`,
+/// digits, CR and LF.
+pub fn parse_bulk_body(input: &[u8], bytes: usize, header: usize) -> Decoded<&[u8], ProtocolError> {
     let end = header + bytes;
     match input.get(end..) {
         Some([b'\r', b'\n', ..]) => Decoded::Complete(&input[header..end], end + 2),
@@ -122,79 +128,81 @@ pub fn bulk_body(input: &[u8], bytes: usize, header: usize) -> Decoded<&[u8], Pr
     }
 }
 
-/// A decimal number up to `most`, and the CR and LF behind it: no plus, no leading zeros, no space. Most are short.
+/// Parses a decimal number up to `max`, without plus, leading zeros or spaces, and its CR and LF.
+///
+/// Handles the usual one or two digits itself.
 #[inline]
-fn number(input: &[u8], most: i64) -> Decoded<i64, ()> {
-    debug_assert!(most >= 99, "none of these is out of range");
+fn parse_number(input: &[u8], max: i64) -> Decoded<i64, ()> {
+    debug_assert!(max >= 99, "numbers of two digits are in range");
     match input {
         [ones @ b'0'..=b'9', b'\r', b'\n', ..] => Decoded::Complete(i64::from(ones - b'0'), 3),
         [tens @ b'1'..=b'9', ones @ b'0'..=b'9', b'\r', b'\n', ..] => {
             Decoded::Complete(i64::from(tens - b'0') * 10 + i64::from(ones - b'0'), 4)
         }
-        _ => any_number(input, most),
+        _ => parse_long_number(input, max),
     }
 }
 
-/// The same, of any length.
-fn any_number(input: &[u8], most: i64) -> Decoded<i64, ()> {
-    let digits_from = usize::from(input.first() == Some(&b'-'));
+/// Parses a number of any length, as [`parse_number`] does.
+fn parse_long_number(input: &[u8], max: i64) -> Decoded<i64, ()> {
+    let first_digit = usize::from(input.first() == Some(&b'-'));
     let mut value = 0;
-    for (at, &byte) in input.iter().enumerate().skip(digits_from) {
+    for (at, &byte) in input.iter().enumerate().skip(first_digit) {
         match byte {
-            b'0'..=b'9' if at == digits_from || value > 0 => value = value * 10 + i64::from(byte - b'0'),
-            b'\r' if at > digits_from => {
+            b'0'..=b'9' if at == first_digit || value > 0 => value = value * 10 + i64::from(byte - b'0'),
+            b'\r' if at > first_digit => {
                 return match input.get(at + 1) {
                     None => Decoded::Incomplete,
-                    Some(b'\n') => Decoded::Complete(if digits_from == 1 { -value } else { value }, at + 2),
+                    Some(b'\n') => Decoded::Complete(if first_digit == 1 { -value } else { value }, at + 2),
                     Some(_) => Decoded::Invalid(()),
                 };
             }
             _ => return Decoded::Invalid(()),
         }
-        // Numbers below zero mean nothing but "none", so that they need no range of their own.
-        if value > most || (value == 0 && digits_from == 1) {
+        // Numbers below zero all mean "none", so the same limit serves them. Rejects -0, too.
+        if value > max || (value == 0 && first_digit == 1) {
             return Decoded::Invalid(());
         }
     }
     Decoded::Incomplete
 }
 
-/// The arguments of a command that is there whole, and was checked.
+/// Arguments of a complete and valid command.
 #[derive(Clone, Copy, Debug)]
 pub struct Arguments<'a> {
-    /// The next one, where it was found already.
+    /// Next argument, if it is parsed already.
     next: Option<&'a [u8]>,
-    rest: Rest<'a>,
+    rest: Remaining<'a>,
 }
 
-/// Those that are left behind it.
+/// Arguments that are not parsed.
 #[derive(Clone, Copy, Debug)]
-enum Rest<'a> {
-    /// As frames.
+enum Remaining<'a> {
+    /// Frames of bulk strings.
     Frames(&'a [u8]),
-    /// As words of an inline command.
-    Line(&'a [u8]),
+    /// Words of an inline command.
+    Inline(&'a [u8]),
 }
 
 impl<'a> Arguments<'a> {
-    /// `frames` holds whole arguments and nothing else.
+    /// Creates the arguments of `frames`, which must be complete and valid.
     pub fn new(frames: &'a [u8]) -> Arguments<'a> {
-        Arguments { next: None, rest: Rest::Frames(frames) }
+        Arguments { next: None, rest: Remaining::Frames(frames) }
     }
 
-    /// `words` is what follows the name of an inline command that was checked.
-    pub fn line(words: &'a [u8]) -> Arguments<'a> {
-        Arguments { next: None, rest: Rest::Line(words) }
+    /// Creates the arguments of an inline command from the valid text after its name.
+    pub fn inline(words: &'a [u8]) -> Arguments<'a> {
+        Arguments { next: None, rest: Remaining::Inline(words) }
     }
 
-    /// One argument and no more.
-    pub fn one(argument: &'a [u8]) -> Arguments<'a> {
-        Arguments { next: Some(argument), rest: Rest::Frames(b"") }
+    /// Creates a single argument.
+    pub fn single(argument: &'a [u8]) -> Arguments<'a> {
+        Arguments { next: Some(argument), rest: Remaining::Frames(b"") }
     }
 }
 
 impl PartialEq for Arguments<'_> {
-    /// Whether they are the same, however they were found.
+    /// Compares the arguments; frames and words may be equal.
     fn eq(&self, other: &Arguments<'_>) -> bool {
         Iterator::eq(*self, *other)
     }
@@ -211,16 +219,16 @@ impl<'a> Iterator for Arguments<'a> {
             return self.next.take();
         }
         match &mut self.rest {
-            Rest::Frames(frames) => {
-                let Decoded::Complete(bytes, header) = bulk_length(frames) else { return None };
-                let Decoded::Complete(argument, consumed) = bulk_body(frames, bytes, header) else { return None };
+            Remaining::Frames(frames) => {
+                let Decoded::Complete(bytes, header) = parse_bulk_length(frames) else { return None };
+                let Decoded::Complete(argument, consumed) = parse_bulk_body(frames, bytes, header) else { return None };
                 *frames = &frames[consumed..];
                 Some(argument)
             }
-            Rest::Line(line) => {
+            Remaining::Inline(line) => {
                 let next = next_word(line)?.ok()?;
-                *line = next.behind;
-                Some(next.word)
+                *line = next.rest;
+                Some(next.text)
             }
         }
     }
@@ -230,43 +238,56 @@ impl<'a> Iterator for Arguments<'a> {
 mod tests {
     use super::*;
 
+    /// A length is digits and an end of line. Everything else is invalid at the first wrong byte.
     #[test]
-    fn a_length_is_digits_and_an_end_of_line_and_nothing_else() {
+    fn length_is_digits_and_line_end() {
         for (text, count) in
             [("*1\r\n", 1), ("*0\r\n", 0), ("*-1\r\n", -1), ("*-10\r\n", -10), ("*1048576\r\n", 1_048_576)]
         {
-            assert_eq!(argument_count(text.as_bytes()), Decoded::Complete(count, text.len()), "{text:?}");
+            assert_eq!(parse_argument_count(text.as_bytes()), Decoded::Complete(count, text.len()), "{text:?}");
             for cut in 0..text.len() {
-                assert_eq!(argument_count(&text.as_bytes()[..cut]), Decoded::Incomplete, "{:?}", &text[..cut]);
+                assert_eq!(parse_argument_count(&text.as_bytes()[..cut]), Decoded::Incomplete, "{:?}", &text[..cut]);
             }
         }
         for text in ["*\r", "*a", "*1a", "*+1", "* 1", "*1 ", "*01", "*00", "*-0", "*--1", "*-\r", "*1\n", "*1\r\r"] {
-            assert_eq!(argument_count(text.as_bytes()), Decoded::Invalid(ProtocolError::ArgumentCount), "{text:?}");
+            assert_eq!(
+                parse_argument_count(text.as_bytes()),
+                Decoded::Invalid(ProtocolError::ArgumentCount),
+                "{text:?}"
+            );
         }
         for text in ["*1048577", "*3000000000", "*99999999999999999999999", "*-99999999999999999999999", "*\0"] {
-            assert_eq!(argument_count(text.as_bytes()), Decoded::Invalid(ProtocolError::ArgumentCount), "{text:?}");
+            assert_eq!(
+                parse_argument_count(text.as_bytes()),
+                Decoded::Invalid(ProtocolError::ArgumentCount),
+                "{text:?}"
+            );
         }
-        assert_eq!(argument_count(b"GET a\r\n"), Decoded::Invalid(ProtocolError::NoCommand(b'G')));
-        assert_eq!((empty_line(b"\r\n*"), empty_line(b"\r")), (Decoded::Complete((), 2), Decoded::Incomplete));
-        assert_eq!(empty_line(b"\r*"), Decoded::Invalid(ProtocolError::NoCommand(b'\r')));
-        assert_eq!(empty_line(b"\n*"), Decoded::Complete((), 1));
-        assert_eq!(bulk_length(b"$536870912\r\n"), Decoded::Complete(536_870_912, 12));
+        assert_eq!(parse_argument_count(b"GET a\r\n"), Decoded::Invalid(ProtocolError::NoCommand(b'G')));
+        assert_eq!(
+            (skip_empty_line(b"\r\n*"), skip_empty_line(b"\r")),
+            (Decoded::Complete((), 2), Decoded::Incomplete)
+        );
+        assert_eq!(skip_empty_line(b"\r*"), Decoded::Invalid(ProtocolError::NoCommand(b'\r')));
+        assert_eq!(skip_empty_line(b"\n*"), Decoded::Complete((), 1));
+        assert_eq!(parse_bulk_length(b"$536870912\r\n"), Decoded::Complete(536_870_912, 12));
         for text in ["$536870913", "$-1\r\n", "$-10\r\n", "$blabla", "$\r", "$1\n"] {
-            assert_eq!(bulk_length(text.as_bytes()), Decoded::Invalid(ProtocolError::BulkLength), "{text:?}");
+            assert_eq!(parse_bulk_length(text.as_bytes()), Decoded::Invalid(ProtocolError::BulkLength), "{text:?}");
         }
-        assert_eq!(bulk_length(b"*1\r\n"), Decoded::Invalid(ProtocolError::NoBulk(b'*')));
+        assert_eq!(parse_bulk_length(b"*1\r\n"), Decoded::Invalid(ProtocolError::NoBulk(b'*')));
     }
 
+    /// An argument ends at its length, with CR and LF after it.
     #[test]
-    fn an_argument_ends_where_its_length_says() {
+    fn argument_ends_at_its_length() {
         let whole = b"$3\r\na\r\n\r\nmore";
-        assert_eq!(bulk_body(whole, 3, 4), Decoded::Complete(&b"a\r\n"[..], 9));
+        assert_eq!(parse_bulk_body(whole, 3, 4), Decoded::Complete(&b"a\r\n"[..], 9));
         for cut in 4..9 {
-            assert_eq!(bulk_body(&whole[..cut], 3, 4), Decoded::Incomplete);
+            assert_eq!(parse_bulk_body(&whole[..cut], 3, 4), Decoded::Incomplete);
         }
         for text in [&b"$1\r\nabc"[..], b"$1\r\na\n", b"$1\r\na\rb", b"$0\r\nx"] {
-            let Decoded::Complete(bytes, header) = bulk_length(text) else { panic!("no length") };
-            assert_eq!(bulk_body(text, bytes, header), Decoded::Invalid(ProtocolError::BulkEnd));
+            let Decoded::Complete(bytes, header) = parse_bulk_length(text) else { panic!("no valid length") };
+            assert_eq!(parse_bulk_body(text, bytes, header), Decoded::Invalid(ProtocolError::BulkEnd));
         }
         assert_eq!(Arguments::new(b"$1\r\na\r\n$0\r\n\r\n").collect::<Vec<_>>(), [&b"a"[..], b""]);
     }

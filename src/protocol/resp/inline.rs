@@ -1,27 +1,28 @@
-//! Inline commands: words on a line instead of frames (Redis serialization protocol, "Inline commands").
+//! Inline commands: words on a line instead of frames (Redis serialization protocol, "Inline
+//! commands").
 //!
-//! Some clients begin with one: Erlang's eredis with `AUTH` and `SELECT`, fred with `HELLO`, health
-//! checks with `PING`. Only the commands that such a beginning needs are accepted. The first line of
-//! a connection may also be a request line of HTTP, which ends with a version: a browser cannot send
-//! one without.
+//! Some clients start with them: Erlang's eredis with `AUTH` and `SELECT`, fred with `HELLO`,
+//! health checks with `PING`. Only the commands for such a start are accepted. The first line of a
+//! connection may also be an HTTP request line. That ends with a version, which no browser omits.
 
 use super::super::Decoded;
 use super::commands::{self, CommandSpec};
 use super::decode::{MAX_ARGS, RespRefusal};
 use super::frame::{Arguments, ProtocolError};
 
-/// The commands, by which no method of HTTP begins.
-const COMMANDS: [&[u8]; 6] = [b"AUTH", b"CLIENT", b"HELLO", b"PING", b"QUIT", b"SELECT"];
+/// Accepted commands. No HTTP method starts with one of them.
+const INLINE_COMMANDS: [&[u8]; 6] = [b"AUTH", b"CLIENT", b"HELLO", b"PING", b"QUIT", b"SELECT"];
 
-/// Longest line, in bytes. The first one may turn out to be a head of HTTP, which is bounded alike.
+/// Maximum length of a line, as for an HTTP request head, which the first line may turn out to be.
 const MAX_LINE_BYTES: usize = 16 * 1024;
 
-/// Returns true if a connection that begins with `input` speaks the Redis protocol, and nothing where more bytes decide.
+/// Returns true if a connection that starts with `input` speaks RESP, and `None` if it takes more
+/// bytes to decide.
 pub fn is_resp(input: &[u8]) -> Option<bool> {
     if input.first() == Some(&b'*') {
         return Some(true);
     }
-    match line(input) {
+    match find_line(input) {
         Decoded::Complete(line, _) => Some(!ends_with_http_version(line)),
         Decoded::Incomplete => None,
         Decoded::Invalid(_) => Some(false),
@@ -34,42 +35,42 @@ fn ends_with_http_version(line: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"HTTP") && major.is_ascii_digit() && minor.is_ascii_digit()
 }
 
-/// Decodes the inline command at the beginning of `input`, and how many bytes it took.
+/// Decodes the inline command at the start of `input`, and returns its length in bytes.
 pub fn decode(input: &[u8]) -> Decoded<Result<(&'static CommandSpec, Arguments<'_>), RespRefusal>, ProtocolError> {
-    let (line, consumed) = match line(input) {
+    let (line, consumed) = match find_line(input) {
         Decoded::Complete(line, consumed) => (line, consumed),
         Decoded::Incomplete => return Decoded::Incomplete,
-        Decoded::Invalid(violation) => return Decoded::Invalid(violation),
+        Decoded::Invalid(error) => return Decoded::Invalid(error),
     };
-    let (name, words) = line.split_at(word_end(line));
-    let Some(known) = commands::find(name) else { return Decoded::Invalid(ProtocolError::NoCommand(line[0])) };
+    let (name, words) = line.split_at(first_word_end(line));
+    let Some(spec) = commands::find(name) else { return Decoded::Invalid(ProtocolError::NoCommand(line[0])) };
     let (mut count, mut rest) = (1_i64, words);
     while let Some(next) = next_word(rest) {
         match next {
-            Ok(Word { behind, .. }) => (count, rest) = (count + 1, behind),
-            Err(violation) => return Decoded::Invalid(violation),
+            Ok(word) => (count, rest) = (count + 1, word.rest),
+            Err(error) => return Decoded::Invalid(error),
         }
     }
     Decoded::Complete(
-        match known.accepts_arity(count) {
-            _ if count - 1 > MAX_ARGS => Err(RespRefusal::TooMany(known.text, MAX_ARGS)),
-            false => Err(RespRefusal::WrongNumber(known.text)),
-            true => Ok((known, Arguments::line(words))),
+        match spec.accepts_arity(count) {
+            _ if count - 1 > MAX_ARGS => Err(RespRefusal::TooMany(spec.text, MAX_ARGS)),
+            false => Err(RespRefusal::WrongNumber(spec.text)),
+            true => Ok((spec, Arguments::inline(words))),
         },
         consumed,
     )
 }
 
-/// Finds the line that begins with one of the commands, without its end.
-fn line(input: &[u8]) -> Decoded<&[u8], ProtocolError> {
+/// Returns the first line of `input` without its LF, if it starts with an accepted command.
+fn find_line(input: &[u8]) -> Decoded<&[u8], ProtocolError> {
     let Some(&first) = input.first() else { return Decoded::Incomplete };
-    let word = &input[..word_end(input)];
+    let word = &input[..first_word_end(input)];
     let is_whole = word.len() < input.len();
     let may_be = |command: &&[u8]| match is_whole {
         true => command.eq_ignore_ascii_case(word),
         false => command.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word)),
     };
-    if !COMMANDS.iter().any(may_be) {
+    if !INLINE_COMMANDS.iter().any(may_be) {
         return Decoded::Invalid(ProtocolError::NoCommand(first));
     }
     let longest = &input[..input.len().min(MAX_LINE_BYTES)];
@@ -80,37 +81,37 @@ fn line(input: &[u8]) -> Decoded<&[u8], ProtocolError> {
     }
 }
 
-/// Returns where the first word ends.
-fn word_end(input: &[u8]) -> usize {
+/// Returns the index at which the first word ends.
+fn first_word_end(input: &[u8]) -> usize {
     input.iter().position(|byte| matches!(byte, b' ' | b'\r' | b'\n')).unwrap_or(input.len())
 }
 
-/// A word of a line, without its quotes, and what stands behind it.
+/// Word of a line, without its quotes, and the rest of the line.
 pub struct Word<'a> {
-    pub word: &'a [u8],
-    pub behind: &'a [u8],
+    pub text: &'a [u8],
+    pub rest: &'a [u8],
 }
 
-/// Finds the first word of a line. Quotes enclose whole words only, and a quote without its end is
-/// an error. Escapes in quotes are left as they are.
+/// Returns the first word of a line. Quotes enclose whole words only, and an unclosed quote is an
+/// error. Escapes in quotes are not decoded.
 pub fn next_word(line: &[u8]) -> Option<Result<Word<'_>, ProtocolError>> {
     let line = line.trim_ascii_start();
     let quote = match line.first()? {
         quote @ (b'"' | b'\'') => *quote,
         _ => {
             let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
-            let (word, behind) = line.split_at(end);
-            let is_quoted_within = word.iter().any(|byte| matches!(byte, b'"' | b'\''));
-            return Some(if is_quoted_within { Err(ProtocolError::Quotes) } else { Ok(Word { word, behind }) });
+            let (text, rest) = line.split_at(end);
+            let has_inner_quote = text.iter().any(|byte| matches!(byte, b'"' | b'\''));
+            return Some(if has_inner_quote { Err(ProtocolError::Quotes) } else { Ok(Word { text, rest }) });
         }
     };
     let mut is_escaped = false;
     for (at, &byte) in line.iter().enumerate().skip(1) {
         if byte == quote && !is_escaped {
-            let (word, behind) = (&line[1..at], &line[at + 1..]);
-            return Some(match behind.first() {
+            let (text, rest) = (&line[1..at], &line[at + 1..]);
+            return Some(match rest.first() {
                 Some(byte) if !byte.is_ascii_whitespace() => Err(ProtocolError::Quotes),
-                _ => Ok(Word { word, behind }),
+                _ => Ok(Word { text, rest }),
             });
         }
         is_escaped = byte == b'\\' && !is_escaped;
@@ -125,17 +126,18 @@ mod tests {
     fn decoded(input: &str) -> String {
         match decode(input.as_bytes()) {
             Decoded::Incomplete => "incomplete".into(),
-            Decoded::Invalid(violation) => violation.to_string(),
+            Decoded::Invalid(error) => error.to_string(),
             Decoded::Complete(Err(refusal), _) => refusal.to_string(),
-            Decoded::Complete(Ok((known, arguments)), consumed) => {
+            Decoded::Complete(Ok((spec, arguments)), consumed) => {
                 let words: Vec<_> = arguments.map(|word| word.escape_ascii().to_string()).collect();
-                format!("{} [{}] {consumed}", known.text, words.join("|"))
+                format!("{} [{}] {consumed}", spec.text, words.join("|"))
             }
         }
     }
 
+    /// White space separates words, quotes enclose whole ones, and the length is limited.
     #[test]
-    fn words_are_split_at_white_space() {
+    fn line_is_split_into_words() {
         for (line, expected) in [
             ("PING\r\n", "ping [] 6"),
             ("ping\n", "ping [] 5"),
@@ -165,9 +167,9 @@ mod tests {
         assert_eq!(decoded(&format!("PING {at_most}x\n")), "too big inline request");
     }
 
-    /// A first line of HTTP stays one, and how it is cut changes nothing.
+    /// The first line selects the protocol, and a shorter prefix never selects another one.
     #[test]
-    fn first_line_tells_protocol_once() {
+    fn first_line_selects_protocol() {
         let long = format!("PING {}", "x".repeat(MAX_LINE_BYTES));
         for (input, expected) in [
             ("*1\r\n", Some(true)),
@@ -191,7 +193,7 @@ mod tests {
         ] {
             assert_eq!(is_resp(input.as_bytes()), expected, "{input:?}");
             let cuts = (0..input.len()).map(|cut| is_resp(&input.as_bytes()[..cut]));
-            assert!(cuts.into_iter().all(|early| early.is_none() || early == expected), "{input:?}, in pieces");
+            assert!(cuts.into_iter().all(|early| early.is_none() || early == expected), "{input:?}, a prefix");
         }
     }
 }

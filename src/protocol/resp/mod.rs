@@ -1,17 +1,17 @@
-//! The Redis serialization protocol, versions 2 and 3 (RESP2, RESP3): commands in, replies out.
+//! Redis serialization protocol, versions 2 and 3 (RESP2, RESP3): decodes commands, encodes
+//! replies.
 //!
-//! ```text
-//!     frame         lengths and arguments, and why bytes are refused
-//!     commands      what is answered here, and what COMMAND tells of it
-//!     docs          arguments and subcommands, as COMMAND DOCS describes them
-//!     decode        a connection's bytes, cut into commands; of MGET and EXISTS into single keys; what is too long or
-//!                   not known is read over without being kept
-//!     inline        commands that are words on a line, with which some clients begin
-//!     session       what a connection has chosen, the commands about that, and what the others ask for
-//!     encode        replies
-//!     write         the types of both versions
-//!     sections      which parts of INFO are asked for
-//! ```
+//! | module | purpose |
+//! |---|---|
+//! | `frame` | lengths and arguments of commands, protocol errors |
+//! | `commands` | table of supported commands, replies to `COMMAND` |
+//! | `docs` | arguments and subcommands, as `COMMAND DOCS` describes them |
+//! | `decode` | splits bytes into commands, `MGET` and `EXISTS` into keys; skips refused commands |
+//! | `inline` | inline commands, which some clients send first |
+//! | `session` | state of one connection, commands that it answers, operation of all others |
+//! | `encode` | replies to commands about keys and metrics |
+//! | `writer` | data types of both versions |
+//! | `sections` | sections of `INFO` |
 
 pub(super) mod commands;
 mod decode;
@@ -26,8 +26,8 @@ pub(super) mod writer;
 pub use commands::CommandSpec;
 pub use decode::{DecodeEvent, RespRefusal};
 pub use encode::{
-    encode_number, encode_refusal, encode_remaining, encode_reply, encode_text, encode_too_many_clients,
-    encode_violation,
+    encode_number, encode_protocol_error, encode_refusal, encode_reply, encode_text, encode_too_many_clients,
+    encode_ttl,
 };
 pub use frame::{Arguments, ProtocolError};
 pub use inline::is_resp;
@@ -35,30 +35,31 @@ pub use sections::InfoSections;
 pub use session::{AfterReply, RespOperation, Session};
 pub use writer::RespVersion;
 
-/// What of a command its reply depends on.
+/// Format of a reply: protocol version and kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RespReplyFormat {
-    /// The version of the protocol when it was asked.
+    /// Protocol version at the time of the command.
     pub version: RespVersion,
-    /// What is told of the key, or of the proxy.
+    /// Property of the key or of the proxy that the reply holds.
     pub kind: ReplyKind,
 }
 
-/// What a command is answered with.
+/// Property of a key or of the proxy that a command asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyKind {
     /// `GET`: the value.
     Value,
     /// `STRLEN`: its length.
     Length,
-    /// `GETRANGE`: what of it lies between these positions, both included; from the end where they are negative.
+    /// `GETRANGE`: the bytes from one index to another, both included. Negative ones count from the
+    /// end.
     Range(i64, i64),
-    /// `TTL`.
+    /// `TTL`: seconds until the cached copy expires.
     Seconds,
-    /// `PTTL`.
+    /// `PTTL`: milliseconds until the cached copy expires.
     Milliseconds,
-    /// `DBSIZE`.
+    /// `DBSIZE`: number of cached keys.
     Entries,
-    /// `INFO`.
+    /// `INFO`: metrics of the proxy.
     Info(InfoSections),
 }

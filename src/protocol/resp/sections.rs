@@ -1,27 +1,29 @@
-//! Which parts of its reply an `INFO` asks for.
+//! Sections of the reply to `INFO`, and the names that select them.
 
-/// Which sections are asked for.
+/// Set of sections that one `INFO` selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InfoSections(u16);
 
-/// Their names, in the order in which they are told.
+/// Names of the sections, in the order of the reply.
 const SECTIONS: [&str; 9] =
     ["server", "clients", "memory", "persistence", "stats", "replication", "cpu", "cluster", "keyspace"];
 
 impl InfoSections {
-    /// Those that are named, in whatever case; all, where none is. A name that is not known stands for nothing.
+    /// Returns the sections that `names` select, in any case; all of them without a name. Unknown
+    /// names select nothing.
     pub fn named<'a>(names: impl Iterator<Item = &'a [u8]>) -> InfoSections {
         const ALL: u16 = (1 << SECTIONS.len()) - 1;
         let mut named = None;
         for name in names {
-            let all = ["all", "default", "everything"].iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
-            let place = SECTIONS.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(name));
-            *named.get_or_insert(0) |= if all { ALL } else { place.map_or(0, |place| 1 << place) };
+            let is_all =
+                ["all", "default", "everything"].iter().any(|section| section.as_bytes().eq_ignore_ascii_case(name));
+            let index = SECTIONS.iter().position(|section| section.as_bytes().eq_ignore_ascii_case(name));
+            *named.get_or_insert(0) |= if is_all { ALL } else { index.map_or(0, |index| 1 << index) };
         }
         InfoSections(named.unwrap_or(ALL))
     }
 
-    /// The names of those that are asked for, in order.
+    /// Returns the names of the selected sections, in order.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         SECTIONS.into_iter().enumerate().filter(move |(number, _)| self.0 & (1 << number) != 0).map(|(_, name)| name)
     }
@@ -31,8 +33,9 @@ impl InfoSections {
 mod tests {
     use super::*;
 
+    /// Names in any case select sections, in fixed order. Unknown names select none.
     #[test]
-    fn sections_are_those_that_are_named() {
+    fn names_select_sections() {
         let named =
             |names: &[&str]| InfoSections::named(names.iter().map(|name| name.as_bytes())).names().collect::<Vec<_>>();
         assert_eq!(named(&["Clients"]), ["clients"]);

@@ -1,4 +1,5 @@
-//! What a connection has chosen, the commands that are about the connection alone, and what all others ask for.
+//! RESP state of one connection: runs the commands that need only that, and maps all others to
+//! operations.
 
 use super::commands::{self, CommandName, CommandSpec};
 use super::decode::{DecodeEvent, Decoder, READ_ONLY, RespRefusal, wrong_arity};
@@ -7,104 +8,106 @@ use super::writer::{RespVersion, RespWriter};
 use super::{InfoSections, ReplyKind, RespReplyFormat};
 use crate::protocol::Decoded;
 
-/// Longest name that a client may give its connection, in bytes: that of a host, and something behind it. Redis has no
-/// limit; an idle connection shall be small.
+/// Maximum length of a connection name: a host name and some more.
+///
+/// Redis has no limit, but an idle connection must stay small.
 const MAX_CLIENT_NAME_BYTES: usize = 256;
 
-/// One connection's side of the protocol.
+/// RESP state of one connection.
 #[derive(Debug)]
 pub struct Session {
     decoder: Decoder,
-    /// The number that `CLIENT ID` tells.
+    /// Number that `CLIENT ID` returns.
     id: u64,
-    /// The one that `SELECT` may choose.
+    /// Only database that `SELECT` accepts.
     database: u32,
     version: RespVersion,
-    /// What it looks up does not become recently used (`CLIENT NO-TOUCH`).
+    /// Reads do not update the LRU order (`CLIENT NO-TOUCH`).
     no_touch: bool,
     name: Option<Box<[u8]>>,
 }
 
-/// What a command comes to.
+/// Operation that a command requests.
 #[derive(Debug)]
 pub enum RespOperation<'a> {
-    /// What Redis holds at a key, in this shape.
+    /// Reads a key and replies in this format.
     Get(&'a [u8], RespReplyFormat),
-    /// How long a key will be served from memory.
+    /// Returns the time until the cached copy of a key expires.
     Ttl(&'a [u8], RespReplyFormat),
-    /// The proxy's figures.
+    /// Returns metrics of the proxy.
     Info(RespReplyFormat),
-    /// [`Session::answer`] answers it.
+    /// [`Session::run_local`] runs the command.
     Local,
-    /// It cannot be carried out.
+    /// The command is refused.
     Refuse(RespRefusal),
 }
 
-/// What is to happen after an answer.
+/// State of the connection after a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterReply {
-    /// The next command.
+    /// The connection accepts the next command.
     Continue,
-    /// The end of the connection.
+    /// The connection closes.
     Close,
 }
 
 impl Session {
-    /// A new connection's. `id` is unique, `database` the one that is served.
+    /// Creates the state of a new connection. `id` is unique, and `database` is the only one
+    /// served.
     pub fn new(id: u64, database: u32) -> Session {
         Session { decoder: Decoder::default(), id, database, version: RespVersion::Resp2, no_touch: false, name: None }
     }
 
-    /// The version of the protocol that replies are written in.
+    /// Returns the protocol version of the replies.
     pub fn version(&self) -> RespVersion {
         self.version
     }
 
-    /// The event at the beginning of all bytes that are not consumed.
+    /// Decodes the event at the start of `input`, the bytes that are not consumed.
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         self.decoder.decode(input)
     }
 
-    /// Whether a command has begun and not come whole, beside what is not consumed.
+    /// Returns true if a part of an incomplete command is consumed.
     pub fn in_command(&self) -> bool {
         self.decoder.in_command()
     }
 
-    /// Whether keys become recently used by being asked for.
+    /// Returns true if reads of this connection update the LRU order.
     pub fn updates_recency(&self) -> bool {
         !self.no_touch
     }
 
-    /// What a command comes to.
+    /// Returns the operation that a command requests.
     #[inline]
-    pub fn operation_of<'a>(&self, known: &CommandSpec, mut arguments: Arguments<'a>) -> RespOperation<'a> {
-        let shape = |form| RespReplyFormat { version: self.version, kind: form };
-        // The number of arguments has been looked at.
+    pub fn operation_of<'a>(&self, spec: &CommandSpec, mut arguments: Arguments<'a>) -> RespOperation<'a> {
+        let format = |form| RespReplyFormat { version: self.version, kind: form };
+        // The decoder has checked the number of arguments.
         let mut key = || arguments.next().unwrap_or_default();
-        match known.name {
-            CommandName::Get => RespOperation::Get(key(), shape(ReplyKind::Value)),
-            CommandName::StrLen => RespOperation::Get(key(), shape(ReplyKind::Length)),
+        match spec.name {
+            CommandName::Get => RespOperation::Get(key(), format(ReplyKind::Value)),
+            CommandName::StrLen => RespOperation::Get(key(), format(ReplyKind::Length)),
             CommandName::GetRange => {
                 let key = key();
-                match (arguments.next().and_then(number), arguments.next().and_then(number)) {
-                    (Some(start), Some(end)) => RespOperation::Get(key, shape(ReplyKind::Range(start, end))),
+                match (arguments.next().and_then(parse_integer), arguments.next().and_then(parse_integer)) {
+                    (Some(start), Some(end)) => RespOperation::Get(key, format(ReplyKind::Range(start, end))),
                     _ => RespOperation::Refuse(RespRefusal::NotANumber),
                 }
             }
-            CommandName::Ttl => RespOperation::Ttl(key(), shape(ReplyKind::Seconds)),
-            CommandName::PTtl => RespOperation::Ttl(key(), shape(ReplyKind::Milliseconds)),
-            CommandName::DbSize => RespOperation::Info(shape(ReplyKind::Entries)),
-            CommandName::Info => RespOperation::Info(shape(ReplyKind::Info(InfoSections::named(arguments)))),
+            CommandName::Ttl => RespOperation::Ttl(key(), format(ReplyKind::Seconds)),
+            CommandName::PTtl => RespOperation::Ttl(key(), format(ReplyKind::Milliseconds)),
+            CommandName::DbSize => RespOperation::Info(format(ReplyKind::Entries)),
+            CommandName::Info => RespOperation::Info(format(ReplyKind::Info(InfoSections::named(arguments)))),
             _ => RespOperation::Local,
         }
     }
 
-    /// Carries out a command that is about the connection, or about nothing, and answers it.
-    pub fn run_local(&mut self, known: &CommandSpec, arguments: Arguments<'_>, out: &mut Vec<u8>) -> AfterReply {
+    /// Runs a [`RespOperation::Local`] command and appends its reply.
+    pub fn run_local(&mut self, spec: &CommandSpec, arguments: Arguments<'_>, out: &mut Vec<u8>) -> AfterReply {
         let words: Vec<&[u8]> = arguments.collect();
-        match known.name {
-            CommandName::Hello => self.hello(&words, out),
-            CommandName::Client => self.client(&words, &mut self.writer(out)),
+        match spec.name {
+            CommandName::Hello => self.run_hello(&words, out),
+            CommandName::Client => self.run_client(&words, &mut self.writer(out)),
             CommandName::Reset => {
                 *self = Session::new(self.id, self.database);
                 self.writer(out).simple("RESET");
@@ -113,7 +116,7 @@ impl Session {
                 self.writer(out).simple("OK");
                 return AfterReply::Close;
             }
-            _ => run_stateless(known, &words, self.database, &mut self.writer(out)),
+            _ => run_stateless(spec, &words, self.database, &mut self.writer(out)),
         }
         AfterReply::Continue
     }
@@ -122,13 +125,13 @@ impl Session {
         RespWriter::new(out, self.version)
     }
 
-    /// `HELLO [version [AUTH user password] [SETNAME name]]`. Nothing is changed unless all of it can be.
-    fn hello(&mut self, words: &[&[u8]], out: &mut Vec<u8>) {
-        let chosen = hello_options(words, self.version).and_then(|(version, name)| {
+    /// Runs `HELLO [version [AUTH user password] [SETNAME name]]`. An error changes nothing.
+    fn run_hello(&mut self, words: &[&[u8]], out: &mut Vec<u8>) {
+        let options = parse_hello(words, self.version).and_then(|(version, name)| {
             name.map_or(Ok(()), |name| self.set_name(name))?;
             Ok(version)
         });
-        match chosen {
+        match options {
             Err(text) => return self.writer(out).error(&text),
             Ok(version) => self.version = version,
         }
@@ -141,15 +144,15 @@ impl Session {
         out.bulk(b"id");
         out.integer(self.id as i64);
         out.pair("mode", "standalone");
-        // Clients look for a master to read from; to them this is one.
+        // Some clients read from a master only, so the proxy reports that role.
         out.pair("role", "master");
         out.bulk(b"modules");
         out.array(0);
     }
 
-    /// `CLIENT`, and a word that says what.
-    fn client(&mut self, words: &[&[u8]], out: &mut RespWriter<'_>) {
-        let Some((word, rest)) = words.split_first() else { return wrong_number("client", out) };
+    /// Runs a subcommand of `CLIENT`.
+    fn run_client(&mut self, words: &[&[u8]], out: &mut RespWriter<'_>) {
+        let Some((word, rest)) = words.split_first() else { return write_wrong_arity("client", out) };
         match (word.to_ascii_lowercase().as_slice(), rest) {
             (b"id", []) => out.integer(self.id as i64),
             (b"getname", []) => match &self.name {
@@ -160,13 +163,13 @@ impl Session {
                 Ok(()) => out.simple("OK"),
                 Err(text) => out.error(&text),
             },
-            // Nobody can ask for the library, so that it is not kept.
+            // No supported command returns the library name, so it is not stored.
             (b"setinfo", [option, value]) => match option.to_ascii_lowercase().as_slice() {
                 b"lib-name" | b"lib-ver" if is_name(value) => out.simple("OK"),
-                b"lib-name" | b"lib-ver" => out.error(&format!("ERR {} {BAD_NAME}", Printable(option))),
+                b"lib-name" | b"lib-ver" => out.error(&format!("ERR {} {INVALID_NAME}", Printable(option))),
                 _ => out.error(&format!("ERR Unrecognized option '{}'", Printable(option))),
             },
-            // No client is ever evicted here.
+            // The proxy evicts no client, so the switch has no effect.
             (b"no-evict", [switch]) => _ = parse_on_off(switch, out),
             (b"no-touch", [switch]) => {
                 if let Some(on) = parse_on_off(switch, out) {
@@ -174,16 +177,16 @@ impl Session {
                 }
             }
             (b"id" | b"getname" | b"setname" | b"setinfo" | b"no-evict" | b"no-touch", _) => {
-                wrong_number(&format!("client|{}", Printable(&word.to_ascii_lowercase())), out);
+                write_wrong_arity(&format!("client|{}", Printable(&word.to_ascii_lowercase())), out);
             }
             _ => unknown_subcommand("client", word, out),
         }
     }
 
-    /// Keeps a name, or none, if it may be one.
+    /// Stores a valid name. An empty one removes the name.
     fn set_name(&mut self, name: &[u8]) -> Result<(), String> {
         if !is_name(name) {
-            return Err(format!("ERR Client names {BAD_NAME}"));
+            return Err(format!("ERR Client names {INVALID_NAME}"));
         }
         if name.len() > MAX_CLIENT_NAME_BYTES {
             return Err(format!("ERR Client name too long; the limit is {MAX_CLIENT_NAME_BYTES} bytes"));
@@ -193,10 +196,10 @@ impl Session {
     }
 }
 
-/// What the words of `HELLO` choose: a version, which is the `present` one where there is none, and a name. Or the error.
-fn hello_options<'a>(words: &[&'a [u8]], present: RespVersion) -> Result<(RespVersion, Option<&'a [u8]>), String> {
-    let Some((wanted, mut options)) = words.split_first() else { return Ok((present, None)) };
-    let version = match number(wanted) {
+/// Parses the arguments of `HELLO`. Returns the version, `current` if there is none, and the name.
+fn parse_hello<'a>(words: &[&'a [u8]], current: RespVersion) -> Result<(RespVersion, Option<&'a [u8]>), String> {
+    let Some((requested, mut options)) = words.split_first() else { return Ok((current, None)) };
+    let version = match parse_integer(requested) {
         Some(2) => RespVersion::Resp2,
         Some(3) => RespVersion::Resp3,
         Some(_) => return Err("NOPROTO unsupported protocol version".into()),
@@ -205,7 +208,7 @@ fn hello_options<'a>(words: &[&'a [u8]], present: RespVersion) -> Result<(RespVe
     let mut name = None;
     while let [option, rest @ ..] = options {
         options = match rest {
-            // Any user and any password: there are none here.
+            // The proxy does not authenticate clients, so it accepts any user and password.
             [_, _, rest @ ..] if option.eq_ignore_ascii_case(b"auth") => rest,
             [given, rest @ ..] if option.eq_ignore_ascii_case(b"setname") => {
                 name = Some(*given);
@@ -217,16 +220,17 @@ fn hello_options<'a>(words: &[&'a [u8]], present: RespVersion) -> Result<(RespVe
     Ok((version, name))
 }
 
-/// Answers a command whose answer is the same for every connection.
-fn run_stateless(known: &CommandSpec, words: &[&[u8]], database: u32, out: &mut RespWriter<'_>) {
+/// Runs a command that neither reads nor changes the state of the connection.
+fn run_stateless(spec: &CommandSpec, words: &[&[u8]], database: u32, out: &mut RespWriter<'_>) {
     let first = words.first().map(|word| word.to_ascii_lowercase()).unwrap_or_default();
-    match (known.name, words) {
+    match (spec.name, words) {
         (CommandName::Ping, []) => out.simple("PONG"),
         (CommandName::Ping | CommandName::Echo, [text]) => out.bulk(text),
-        // Clients bring the password of the Redis behind. Nothing is protected here, so that all are right.
+        // Clients may send the password of Redis. AUTH always succeeds: the proxy does not
+        // authenticate clients.
         (CommandName::Auth, [_] | [_, _]) => out.simple("OK"),
         (CommandName::Auth, _) => out.error("ERR syntax error"),
-        (CommandName::Select, [index]) => match number(index) {
+        (CommandName::Select, [index]) => match parse_integer(index) {
             Some(index) if index == i64::from(database) => out.simple("OK"),
             Some(_) => out.error(&format!(
                 "ERR this proxy serves only database {database}; set its REDIS_DB, or run another proxy"
@@ -234,14 +238,14 @@ fn run_stateless(known: &CommandSpec, words: &[&[u8]], database: u32, out: &mut 
             None => out.error(&RespRefusal::NotANumber.to_string()),
         },
         (CommandName::Config, [_, names @ ..]) if first == b"get" && !names.is_empty() => {
-            let asked: Vec<_> = SETTINGS
+            let selected: Vec<_> = CONFIG_PARAMETERS
                 .iter()
-                .filter(|(setting, _)| names.iter().any(|name| name.eq_ignore_ascii_case(setting.as_bytes())))
+                .filter(|(parameter, _)| names.iter().any(|name| name.eq_ignore_ascii_case(parameter.as_bytes())))
                 .collect();
-            out.map(asked.len());
-            asked.iter().for_each(|(setting, value)| out.pair(setting, value));
+            out.map(selected.len());
+            selected.iter().for_each(|(parameter, value)| out.pair(parameter, value));
         }
-        (CommandName::Config, [_]) if first == b"get" => wrong_number("config|get", out),
+        (CommandName::Config, [_]) if first == b"get" => write_wrong_arity("config|get", out),
         (CommandName::Command, []) => commands::write_all(out),
         (CommandName::Command, [_]) if first == b"count" => commands::write_count(out),
         (CommandName::Command, [_]) if first == b"info" => commands::write_all(out),
@@ -256,32 +260,34 @@ fn run_stateless(known: &CommandSpec, words: &[&[u8]], database: u32, out: &mut 
             commands::write_keys(line, true, out);
         }
         (CommandName::Command, [_, ..]) if [&b"count"[..], b"getkeys", b"getkeysandflags"].contains(&&*first) => {
-            wrong_number(&format!("command|{}", Printable(&first)), out);
+            write_wrong_arity(&format!("command|{}", Printable(&first)), out);
         }
-        (CommandName::Command | CommandName::Config, [word, ..]) => unknown_subcommand(known.text, word, out),
-        _ => wrong_number(known.text, out),
+        (CommandName::Command | CommandName::Config, [word, ..]) => unknown_subcommand(spec.text, word, out),
+        _ => write_wrong_arity(spec.text, out),
     }
 }
 
-/// Settings of Redis that hold here too: nothing is saved. `redis-benchmark` asks for them, and warns where it gets none.
-/// The proxy's own are environment variables.
-const SETTINGS: [(&str, &str); 2] = [("save", ""), ("appendonly", "no")];
+/// Parameters of Redis that `CONFIG GET` returns: the proxy saves nothing.
+///
+/// `redis-benchmark` reads them, and warns without a reply. Environment variables configure the
+/// proxy itself.
+const CONFIG_PARAMETERS: [(&str, &str); 2] = [("save", ""), ("appendonly", "no")];
 
-const BAD_NAME: &str = "cannot contain spaces, newlines or special characters.";
+const INVALID_NAME: &str = "cannot contain spaces, newlines or special characters.";
 
-/// What Redis takes for the name of a connection or a library.
+/// Returns true if Redis accepts `bytes` as the name of a connection or a library.
 fn is_name(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| (b'!'..=b'~').contains(byte))
 }
 
-/// A whole number, as Redis reads it: no plus, no leading zeros.
-fn number(word: &[u8]) -> Option<i64> {
+/// Parses an integer as Redis does, without plus or leading zeros.
+fn parse_integer(word: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(word).ok()?;
     let number: i64 = text.parse().ok()?;
     (itoa::Buffer::new().format(number) == text).then_some(number)
 }
 
-/// `ON` or `OFF`: says so, and which it was.
+/// Parses `ON` or `OFF`, appends the reply, and returns the value.
 fn parse_on_off(word: &[u8], out: &mut RespWriter<'_>) -> Option<bool> {
     let on = word.eq_ignore_ascii_case(b"on");
     if !on && !word.eq_ignore_ascii_case(b"off") {
@@ -292,7 +298,7 @@ fn parse_on_off(word: &[u8], out: &mut RespWriter<'_>) -> Option<bool> {
     Some(on)
 }
 
-fn wrong_number(command: &str, out: &mut RespWriter<'_>) {
+fn write_wrong_arity(command: &str, out: &mut RespWriter<'_>) {
     out.error(&wrong_arity(command));
 }
 
@@ -304,51 +310,53 @@ fn unknown_subcommand(command: &str, word: &[u8], out: &mut RespWriter<'_>) {
 mod tests {
     use super::*;
 
+    /// Names and integers are valid if Redis accepts them.
     #[test]
-    fn names_and_numbers_are_what_redis_takes_for_them() {
+    fn names_and_integers_match_redis() {
         assert!(is_name(b"!~az-09:/") && is_name(b""));
         for bytes in [&b"a b"[..], b"a\n", b"\x7f", b"\xc3\xa9", b"\0"] {
             assert!(!is_name(bytes), "{bytes:?}");
         }
-        assert_eq!((number(b"0"), number(b"-9223372036854775808")), (Some(0), Some(i64::MIN)));
+        assert_eq!((parse_integer(b"0"), parse_integer(b"-9223372036854775808")), (Some(0), Some(i64::MIN)));
         for word in [&b""[..], b"-0", b"01", b"+1", b" 1", b"1.0", b"9223372036854775808", b"\xff"] {
-            assert_eq!(number(word), None, "{word:?}");
+            assert_eq!(parse_integer(word), None, "{word:?}");
         }
     }
 
-    /// Subcommands are described in one place and answered in another.
+    /// Every subcommand in `docs.rs` has an implementation.
     #[test]
-    fn documented_subcommands_are_answered() {
+    fn documented_subcommands_are_implemented() {
         let mut session = Session::new(7, 0);
-        let mut answer = |words: &[&str]| {
+        let mut run = |words: &[&str]| {
             let frames: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
             let input = format!("*{}\r\n{frames}", words.len());
             let mut out = Vec::new();
             match session.decode(input.as_bytes()) {
-                Decoded::Complete(DecodeEvent::Command(known, arguments), _) => {
-                    session.run_local(known, arguments, &mut out)
+                Decoded::Complete(DecodeEvent::Command(spec, arguments), _) => {
+                    session.run_local(spec, arguments, &mut out)
                 }
-                _ => unreachable!("a whole command"),
+                _ => unreachable!("a complete command"),
             };
-            String::from_utf8(out).expect("text")
+            String::from_utf8(out).expect("UTF-8")
         };
-        let list = answer(&["COMMAND", "LIST"]);
+        let list = run(&["COMMAND", "LIST"]);
         let subcommands: Vec<_> = list.lines().filter_map(|name| name.split_once('|')).collect();
         assert!(subcommands.contains(&("client", "getname")) && subcommands.len() > 10, "{list}");
         for (command, subcommand) in subcommands {
-            let reply = answer(&[command, subcommand]);
+            let reply = run(&[command, subcommand]);
             assert!(!reply.contains("unknown subcommand"), "{command} {subcommand}: {reply}");
         }
-        assert!(answer(&["CLIENT", "KILL"]).contains("unknown subcommand"));
+        assert!(run(&["CLIENT", "KILL"]).contains("unknown subcommand"));
     }
 
+    /// A failed `HELLO` changes neither version nor name.
     #[test]
-    fn nothing_is_changed_by_a_hello_that_fails() {
+    fn failed_hello_changes_nothing() {
         let mut session = Session::new(7, 0);
         let hello = |session: &mut Session, words: &[&[u8]]| {
             let mut out = Vec::new();
-            session.hello(words, &mut out);
-            String::from_utf8(out).expect("text")
+            session.run_hello(words, &mut out);
+            String::from_utf8(out).expect("UTF-8")
         };
         assert!(hello(&mut session, &[b"2", b"SETNAME", b"me"]).starts_with("*14\r\n"));
         for words in [&[&b"3"[..], b"SETNAME", b"a b"][..], &[b"3", b"SETNAME", b"you", b"x"], &[b"3", b"AUTH", b"x"]] {

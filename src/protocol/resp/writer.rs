@@ -1,18 +1,20 @@
-//! Replies of the Redis serialization protocol, version 2 and 3. What version 2 has no type for becomes what Redis makes
-//! of it: a map is an array of twice the length, a set an array, null an empty bulk string of length -1.
+//! Writer for the data types of RESP2 and RESP3.
+//!
+//! Types that RESP2 lacks are written as Redis writes them. A map becomes an array of twice the
+//! length, a set an array, and null a bulk string of length -1.
 
-/// The version of the protocol that a client has chosen (`HELLO`).
+/// Protocol version, which a client selects with `HELLO`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RespVersion {
-    /// What every connection begins with.
+    /// Version of a new connection.
     #[default]
     Resp2,
-    /// After `HELLO 3`.
+    /// Version after `HELLO 3`.
     Resp3,
 }
 
 impl RespVersion {
-    /// As people call it.
+    /// Returns the usual name of the version.
     pub fn name(self) -> &'static str {
         match self {
             RespVersion::Resp2 => "RESP2",
@@ -21,79 +23,81 @@ impl RespVersion {
     }
 }
 
-/// Writes replies in one version. Whoever announces a length writes as many.
+/// Writer that appends reply elements in one version.
+///
+/// After a length, the caller must write that many elements.
 pub struct RespWriter<'a> {
     out: &'a mut Vec<u8>,
     version: RespVersion,
 }
 
 impl<'a> RespWriter<'a> {
-    /// Appends to `out`.
+    /// Creates a writer that appends to `out`.
     pub fn new(out: &'a mut Vec<u8>, version: RespVersion) -> RespWriter<'a> {
         RespWriter { out, version }
     }
 
-    /// A type and a number, which is a length or the value itself.
+    /// Appends a type and a number, which is a length or an integer.
     #[inline]
-    fn head(&mut self, kind: u8, number: i64) {
+    fn push_header(&mut self, kind: u8, number: i64) {
         self.out.push(kind);
         self.out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
         self.out.extend_from_slice(b"\r\n");
     }
 
-    /// A line.
-    fn line(&mut self, kind: u8, text: &str) {
+    /// Appends a type and one line of text.
+    fn push_line(&mut self, kind: u8, text: &str) {
         self.out.push(kind);
-        // A line that holds an end of line would be two: what Redis or a client has sent goes into some.
+        // Text from Redis or a client may contain line ends, which would split the reply.
         self.out.extend(text.bytes().map(|byte| if byte < b' ' { b' ' } else { byte }));
         self.out.extend_from_slice(b"\r\n");
     }
 
-    /// A short text that is no error.
+    /// Appends a simple string.
     pub fn simple(&mut self, text: &str) {
-        self.line(b'+', text);
+        self.push_line(b'+', text);
     }
 
-    /// An error: a code in capitals, a space, and what is the matter.
+    /// Appends an error: a code in capitals, a space and a message.
     pub fn error(&mut self, text: &str) {
-        self.line(b'-', text);
+        self.push_line(b'-', text);
     }
 
-    /// A whole number.
+    /// Appends an integer.
     pub fn integer(&mut self, number: i64) {
-        self.head(b':', number);
+        self.push_header(b':', number);
     }
 
-    /// Bytes.
+    /// Appends a bulk string.
     pub fn bulk(&mut self, bytes: &[u8]) {
         self.bulk_head(bytes.len());
         self.out.extend_from_slice(bytes);
         self.bulk_end();
     }
 
-    /// A pair of a map, both texts.
+    /// Appends key and value of a map, both as bulk strings.
     pub fn pair(&mut self, field: &str, text: &str) {
         self.bulk(field.as_bytes());
         self.bulk(text.as_bytes());
     }
 
-    /// What comes before `length` bytes.
+    /// Appends the header of a bulk string of `length` bytes. The caller appends the bytes.
     pub fn bulk_head(&mut self, length: usize) {
-        self.head(b'$', length as i64);
+        self.push_header(b'$', length as i64);
     }
 
-    /// What comes behind them.
+    /// Appends the end of a bulk string.
     pub fn bulk_end(&mut self) {
         self.out.extend_from_slice(b"\r\n");
     }
 
-    /// Bytes that are text.
+    /// Appends text: a verbatim string in RESP3, a bulk string in RESP2.
     pub fn verbatim(&mut self, text: &str) {
         match self.version {
             RespVersion::Resp2 => self.bulk(text.as_bytes()),
             RespVersion::Resp3 => {
                 const TEXT: &[u8] = b"txt:";
-                self.head(b'=', (TEXT.len() + text.len()) as i64);
+                self.push_header(b'=', (TEXT.len() + text.len()) as i64);
                 self.out.extend_from_slice(TEXT);
                 self.out.extend_from_slice(text.as_bytes());
                 self.bulk_end();
@@ -101,25 +105,25 @@ impl<'a> RespWriter<'a> {
         }
     }
 
-    /// The length of an array, whose elements follow.
+    /// Appends the header of an array of `length` elements.
     pub fn array(&mut self, length: usize) {
-        self.head(b'*', length as i64);
+        self.push_header(b'*', length as i64);
     }
 
-    /// The length of a set, whose elements follow.
+    /// Appends the header of a set of `length` elements.
     pub fn set(&mut self, length: usize) {
-        self.head(if self.version == RespVersion::Resp3 { b'~' } else { b'*' }, length as i64);
+        self.push_header(if self.version == RespVersion::Resp3 { b'~' } else { b'*' }, length as i64);
     }
 
-    /// The number of pairs of a map. They follow, key and value in turns.
+    /// Appends the header of a map of `pairs` pairs. Keys and values follow alternately.
     pub fn map(&mut self, pairs: usize) {
         match self.version {
-            RespVersion::Resp2 => self.head(b'*', 2 * pairs as i64),
-            RespVersion::Resp3 => self.head(b'%', pairs as i64),
+            RespVersion::Resp2 => self.push_header(b'*', 2 * pairs as i64),
+            RespVersion::Resp3 => self.push_header(b'%', pairs as i64),
         }
     }
 
-    /// Nothing.
+    /// Appends null.
     pub fn null(&mut self) {
         self.out.extend_from_slice(if self.version == RespVersion::Resp3 { b"_\r\n" } else { b"$-1\r\n" });
     }
