@@ -1,13 +1,15 @@
-//! The design's rules that need the whole program to be seen: each test fails when its rule is broken.
+//! Tests of invariants that only the whole program shows. Each test fails if its invariant is
+//! broken.
 
 use crate::common::{HttpClient, Proxy, Redis, wait_for};
 use std::collections::HashMap;
 use std::io::Read;
 use std::time::Duration;
 
-/// Rule 5: a completion for a client that is gone does not answer the one that has its place now.
+/// A completion for a closed client does not answer the next client in its slot
+/// (stale-ids-dropped).
 #[test]
-fn a_late_completion_does_not_answer_a_new_client_in_the_same_place() {
+fn late_completion_skips_reused_slot() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("REDIS_CONNECTIONS", "1")]);
     redis.set("first", "for the first");
@@ -16,15 +18,16 @@ fn a_late_completion_does_not_answer_a_new_client_in_the_same_place() {
     redis.freeze();
     let mut first = proxy.connect();
     first.send_get("/raw/first");
-    // The first client's request has been taken when a later one's of another client is answered.
+    // The proxy has read the first request once it answers a later one of another client.
     assert_eq!(proxy.get("/nothing").status, 404);
-    // A reset, not a polite end: whoever closes politely gets its answer, so that its place is kept for it.
+    // A reset, not a FIN: a client that sends FIN still gets its reply, and keeps its slot until
+    // then.
     let with_first = proxy.wait_for_stable_descriptors();
     let socket = socket2::SockRef::from(first.stream().get_ref());
     socket.set_linger(Some(Duration::ZERO)).expect("an option can be set");
     drop(first);
-    wait_for("the first is gone", || (proxy.count_descriptors() < with_first).then_some(()));
-    // The next client gets its place.
+    wait_for("the first client is closed", || (proxy.count_descriptors() < with_first).then_some(()));
+    // The next client gets the freed slot.
     let mut second = proxy.connect();
     second.send_get("/raw/second");
     assert_eq!(proxy.get("/nothing").status, 404);
@@ -32,12 +35,12 @@ fn a_late_completion_does_not_answer_a_new_client_in_the_same_place() {
     assert_eq!(second.read_response().text(), "for the second");
     let stored = second.get("/raw/first");
     assert_eq!(stored.text(), "for the first");
-    assert!(stored.header("cache-status").contains("hit"), "the value that came late was thrown away");
+    assert!(stored.header("cache-status").contains("hit"), "the late value was not cached");
 }
 
-/// Rule 6: hits behind a slow miss wait for it; nothing is sent out of order.
+/// Hits behind a slow miss wait for it, and no reply leaves out of order (replies-in-order).
 #[test]
-fn replies_leave_in_request_order_with_a_slow_miss_first() {
+fn slow_miss_keeps_reply_order() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000")]);
     redis.set("slow", "slow");
@@ -51,7 +54,7 @@ fn replies_leave_in_request_order_with_a_slow_miss_first() {
     for _ in 0..20 {
         assert_eq!(proxy.get("/raw/fast").text(), "fast");
     }
-    assert!(!client.has_input(), "something overtook the miss");
+    assert!(!client.has_input(), "a reply overtook the miss");
     redis.thaw();
     for (status, text) in [(200, "slow"), (200, "fast"), (404, ""), (200, "slow"), (200, "fast")] {
         let response = client.read_response();
@@ -60,9 +63,9 @@ fn replies_leave_in_request_order_with_a_slow_miss_first() {
     }
 }
 
-/// Rule 6, the bound: a client with too many open replies is not read, and goes on by itself.
+/// A client with too many pending replies is paused, and resumes without further events.
 #[test]
-fn a_client_at_the_bound_of_open_replies_goes_on_by_itself() {
+fn client_at_reply_limit_resumes() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("REDIS_CONNECTIONS", "1")]);
     assert_eq!(proxy.get("/raw/other").status, 404);
@@ -77,9 +80,9 @@ fn a_client_at_the_bound_of_open_replies_goes_on_by_itself() {
     }
 }
 
-/// A fetch is shared by all who ask for its key while it is under way.
+/// All requests for a key share the fetch that is in flight.
 #[test]
-fn a_thousand_concurrent_misses_of_one_key_are_one_get() {
+fn concurrent_misses_share_one_fetch() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000")]);
     redis.set("wanted", "by all");
@@ -99,9 +102,10 @@ fn a_thousand_concurrent_misses_of_one_key_are_one_get() {
     assert_eq!(statuses.get("segment-redis-proxy; fwd=miss; collapsed; stored; ttl=15"), Some(&999), "{statuses:?}");
 }
 
-/// Rule 2: with nobody asking, the loop wakes by itself for what expires, and the memory goes back.
+/// The event loop of an idle proxy wakes itself for expired entries and frees them
+/// (no-expired-hit).
 #[test]
-fn an_idle_proxy_gives_back_the_memory_of_what_expired() {
+fn idle_proxy_frees_expired_memory() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "3"), ("CACHE_SIZE", "10000")]);
     let value = vec![b'x'; 15_000];
@@ -115,17 +119,18 @@ fn an_idle_proxy_gives_back_the_memory_of_what_expired() {
     for number in 0..4000 {
         assert_eq!(client.get(&format!("/raw/k{number}")).body.len(), value.len());
     }
-    // The earliest may have expired by now on a slow machine; the peak tells what was held.
+    // On a slow machine the earliest entries may have expired. The peak shows that all were held.
     assert!(proxy.memory_kib("VmHWM") > empty + 40_000, "the values were not held");
-    wait_for("the memory goes back", || (proxy.memory_kib("VmRSS") < empty + 20_000).then_some(()));
+    wait_for("memory returns to the kernel", || (proxy.memory_kib("VmRSS") < empty + 20_000).then_some(()));
     let ticks = proxy.cpu_ticks();
     std::thread::sleep(Duration::from_millis(500));
-    assert!(proxy.cpu_ticks() - ticks < 25, "an idle proxy is busy");
+    assert!(proxy.cpu_ticks() - ticks < 25, "an idle proxy uses CPU time");
 }
 
-/// Rules 11 and 12: what idle clients cost, and what one costs that asks and never reads.
+/// Idle clients, and a client that never reads, cost little (idle-owns-nothing,
+/// everything-bounded).
 #[test]
-fn clients_that_do_nothing_or_never_read_cost_little() {
+fn idle_and_stalled_clients_cost_little() {
     let redis = Redis::start();
     redis.set("a", "x".repeat(10_000));
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
@@ -134,39 +139,39 @@ fn clients_that_do_nothing_or_never_read_cost_little() {
     let mut idle: Vec<HttpClient> = (0..700).map(|_| proxy.connect()).collect();
     for client in &mut idle {
         assert_eq!(client.get("/raw/a").status, 200);
-        // A miss behind a hit, and a hit behind a miss: both went through buffers of the client's own.
+        // A miss behind a hit and a hit behind a miss: both use buffers that the client owns.
         client.send_get("/raw/missing");
         client.send_get("/raw/a");
         assert_eq!(client.read_response().status, 404);
         assert_eq!(client.read_response().body.len(), 10_000);
     }
-    let kib = wait_for("idle clients cost little", || {
+    let kib = wait_for("idle clients take little memory", || {
         let grown = proxy.memory_kib("VmRSS").saturating_sub(before);
         (grown < 1400).then_some(grown)
     });
     println!("700 idle clients: {kib} KiB");
     let before = proxy.memory_kib("VmRSS");
     let mut stream = proxy.connect().stream().get_ref().try_clone().expect("a stream can be cloned");
-    // Sends requests until nobody takes them any more: the proxy has stopped reading.
+    // Sends requests until the proxy stops reading.
     let request = b"GET /raw/a HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
-    stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out can be set");
+    stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a timeout can be set");
     let mut sent = 0;
     while let Ok(length) = std::io::Write::write(&mut stream, &request) {
         sent += length;
-        assert!(sent < 200_000_000, "the proxy reads on and on");
+        assert!(sent < 200_000_000, "the proxy never stops reading");
         assert_eq!(proxy.get("/raw/a").status, 200);
     }
     let grown = proxy.memory_kib("VmRSS").saturating_sub(before);
-    assert!(grown < 4096, "a client that never reads cost {grown} KiB");
-    // When it reads after all, it gets what it asked for.
+    assert!(grown < 4096, "a client that never reads took {grown} KiB");
+    // Once the client reads, it receives its replies.
     let mut head = [0; 15];
-    stream.read_exact(&mut head).expect("the answers are there");
+    stream.read_exact(&mut head).expect("replies arrive");
     assert_eq!(&head, b"HTTP/1.1 200 OK");
 }
 
-/// A long value is held once, whoever reads it at whatever pace and in whatever form.
+/// Slow readers share one copy of a long value, at any pace and in any form.
 #[test]
-fn slow_readers_of_64_mib_share_one_copy() {
+fn slow_readers_share_one_copy() {
     const LENGTH: usize = 64 * 1024 * 1024;
     let redis = Redis::start();
     let text: Vec<u8> = (0..LENGTH).map(|number| b"abcdefgh\"\n"[number % 10]).collect();
@@ -177,7 +182,7 @@ fn slow_readers_of_64_mib_share_one_copy() {
     let mut readers = Vec::new();
     for (key, value) in [("text", &text), ("binary", &binary)] {
         redis.set(key, value);
-        assert!(proxy.get(&format!("/raw/{key}")).body == *value, "another value came");
+        assert!(proxy.get(&format!("/raw/{key}")).body == *value, "wrong value");
     }
     let before = proxy.memory_kib("VmRSS");
     for key in ["text", "binary"] {
@@ -189,41 +194,41 @@ fn slow_readers_of_64_mib_share_one_copy() {
             }
         }
     }
-    // All are answered up to what their sockets take; hits are not held up.
-    wait_for("all have begun", || readers.iter_mut().all(|(_, _, client)| client.has_input()).then_some(()));
-    let mut others = proxy.connect();
+    // Each reply has started, as far as the socket buffers allow. Hits are not delayed.
+    wait_for("every reply has started", || readers.iter_mut().all(|(_, _, client)| client.has_input()).then_some(()));
+    let mut other_client = proxy.connect();
     for _ in 0..100 {
-        assert_eq!(others.get("/raw/none").status, 404);
+        assert_eq!(other_client.get("/raw/none").status, 404);
     }
     let json_text = format!("{{\"value\":\"{}\",\"fromCache\":true}}", "abcdefgh\\\"\\n".repeat(LENGTH / 10 + 1));
     for (key, view, client) in &mut readers {
         let response = client.read_response();
         match (*key, *view) {
-            ("text", "raw") => assert!(response.body == text, "another text"),
-            ("binary", "raw") => assert!(response.body == binary, "other bytes"),
+            ("text", "raw") => assert!(response.body == text, "wrong text"),
+            ("binary", "raw") => assert!(response.body == binary, "wrong bytes"),
             ("text", _) => {
                 let end = b"\",\"fromCache\":true}";
                 let inside = response.body.len() - end.len();
-                assert!(response.body.ends_with(end), "another end");
-                assert!(json_text.as_bytes()[..inside] == response.body[..inside], "other JSON");
+                assert!(response.body.ends_with(end), "wrong end");
+                assert!(json_text.as_bytes()[..inside] == response.body[..inside], "wrong JSON");
             }
             _ => {
                 let end = b"\",\"encoding\":\"base64\",\"fromCache\":true}";
                 let expected = LENGTH.div_ceil(3) * 4 + "{\"value\":\"".len() + end.len();
                 assert_eq!(response.body.len(), expected);
-                assert!(response.body.ends_with(end), "another end");
+                assert!(response.body.ends_with(end), "wrong end");
             }
         }
     }
     let peak = proxy.memory_kib("VmHWM").max(before);
     let grown = proxy.memory_kib("VmRSS").saturating_sub(before);
-    assert!(grown < 32 * 1024, "twenty readers of values that were in memory made it grow by {grown} KiB");
+    assert!(grown < 32 * 1024, "twenty readers of cached values took {grown} KiB");
     assert!(peak < 700 * 1024, "two values of 64 MiB took {peak} KiB at the peak");
 }
 
-/// Each worker is a whole proxy, and the kernel spreads connections over them.
+/// Workers share the port, and each has a cache of its own.
 #[test]
-fn workers_share_a_port_and_have_a_cache_each() {
+fn workers_share_port_not_cache() {
     let redis = Redis::start();
     redis.set("a", 1);
     let proxy = Proxy::start(&redis, &[("WORKERS", "3")]);
@@ -237,9 +242,9 @@ fn workers_share_a_port_and_have_a_cache_each() {
     assert_eq!(proxy.stop("TERM"), Some(0));
 }
 
-/// A client that is refused while it uploads gets to read why, and cannot stay for ever.
+/// A client that is refused during an upload can read the response, and is closed in bounded time.
 #[test]
-fn a_refusal_reaches_a_client_that_goes_on_sending() {
+fn refused_upload_receives_response() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
     let mut client = proxy.connect();
@@ -247,11 +252,11 @@ fn a_refusal_reaches_a_client_that_goes_on_sending() {
     client.send(vec![b'x'; 1_000_000]);
     assert_eq!(client.read_response().status, 405);
     assert!(client.reads_eof());
-    // So slowly that it is the time that ends it, not the number of bytes.
-    wait_for("the proxy cuts it off", || {
+    // The client sends so slowly that the linger timeout closes it, not the limit of bytes.
+    wait_for("the proxy closes the upload", || {
         std::io::Write::write_all(client.stream().get_mut(), b"x").is_err().then_some(())
     });
-    // What was to end one client does not end the next in its place.
+    // The timer that closed one client does not close the next client in its slot.
     let mut client = proxy.connect();
     client.send("nonsense\r\n\r\n");
     assert_eq!(client.read_response().status, 400);
@@ -263,9 +268,9 @@ fn a_refusal_reaches_a_client_that_goes_on_sending() {
     assert_eq!(next.get("/nothing").status, 404);
 }
 
-/// A reply that is still on its way survives what its client sends after its last request.
+/// Input after the last request does not cut off the reply in transit.
 #[test]
-fn a_stray_byte_after_the_last_request_does_not_cut_the_reply() {
+fn stray_crlf_after_request_keeps_reply() {
     let redis = Redis::start();
     let value = vec![b'x'; 20_000_000];
     redis.set("big", &value);
@@ -273,34 +278,34 @@ fn a_stray_byte_after_the_last_request_does_not_cut_the_reply() {
     for _ in 0..3 {
         let mut client = proxy.connect();
         client.send("GET /raw/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        wait_for("the reply begins", || client.has_input().then_some(()));
+        wait_for("the reply starts", || client.has_input().then_some(()));
         client.send("\r\n");
         assert!(client.read_response().body == value);
     }
 }
 
-/// Rule 11: many replies that wait behind a slow one hold their values once.
+/// Many replies that wait for one fetch hold its value once (everything-bounded).
 #[test]
-fn replies_that_wait_for_one_fetch_share_its_value() {
+fn pending_replies_share_fetched_value() {
     let redis = Redis::start();
     redis.set("control", vec![1u8; 16 * 1024]);
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000")]);
     assert_eq!(proxy.get("/raw/other").status, 404);
     redis.freeze();
     let before = proxy.memory_kib("VmRSS");
-    let open = segment_redis_proxy::connection::MAX_PENDING_REPLIES;
+    let replies_per_client = segment_redis_proxy::connection::MAX_PENDING_REPLIES;
     let mut clients: Vec<HttpClient> = (0..40).map(|_| proxy.connect()).collect();
     for client in &mut clients {
-        client.send("GET /key/control HTTP/1.1\r\nHost: x\r\n\r\n".repeat(open));
+        client.send("GET /key/control HTTP/1.1\r\nHost: x\r\n\r\n".repeat(replies_per_client));
     }
     assert_eq!(proxy.get("/nothing").status, 404);
     redis.thaw();
     for client in &mut clients {
-        wait_for("its replies begin", || client.has_input().then_some(()));
+        wait_for("replies arrive", || client.has_input().then_some(()));
     }
     let grown = proxy.memory_kib("VmHWM").saturating_sub(before);
-    assert!(grown < 64 * 1024, "{} replies of 96 KiB took {grown} KiB", 40 * open);
+    assert!(grown < 64 * 1024, "{} replies of 96 KiB took {grown} KiB", 40 * replies_per_client);
     for client in &mut clients {
-        (0..open).for_each(|_| assert_eq!(client.read_response().body.len(), 16 * 1024 * 6 + 30));
+        (0..replies_per_client).for_each(|_| assert_eq!(client.read_response().body.len(), 16 * 1024 * 6 + 30));
     }
 }

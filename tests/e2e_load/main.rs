@@ -1,4 +1,5 @@
-//! End-to-end tests that measure memory, descriptors, CPU or time of the proxy, or open thousands of connections.
+//! End-to-end tests that measure memory, descriptors, CPU or time of the proxy, or open thousands
+//! of connections.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
 

@@ -1,4 +1,5 @@
-//! Bounds over the Redis protocol: what clients send, and what they do not read.
+//! Tests of the bounds on RESP clients: input, multi-key replies, and replies that clients do not
+//! read.
 
 use crate::common::resp::{RespClient, encode_command, encode_words};
 use crate::common::{Proxy, Redis, wait_for};
@@ -6,15 +7,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What one client may cost beyond what the kernel holds, in KiB: generous against what would be without a bound.
-const ALLOWANCE: u64 = 8 * 1024;
+/// Most memory that one client may take in user space, in KiB. Without a bound it would be far
+/// more.
+const MAX_GROWTH_KIB: u64 = 8 * 1024;
 
-fn descriptors(proxy: &Proxy) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("it runs").count()
-}
-
+/// A million unread replies take bounded memory, and hits of another client are served meanwhile.
 #[test]
-fn a_million_gets_whose_replies_nobody_reads_cost_no_memory_and_no_time_of_others() {
+fn unread_replies_take_bounded_memory() {
     const GETS: usize = 1_000_000;
     let redis = Redis::start();
     redis.set("a", "x".repeat(1000));
@@ -23,37 +22,37 @@ fn a_million_gets_whose_replies_nobody_reads_cost_no_memory_and_no_time_of_other
     other.call_text("GET a");
     let before = proxy.memory_kib("VmHWM");
     let hit = |other: &mut RespClient| {
-        let began = Instant::now();
+        let started = Instant::now();
         assert_eq!(other.call_text("GET a").len(), 1009);
-        began.elapsed()
+        started.elapsed()
     };
-    let mut undisturbed: Vec<Duration> = (0..2000).map(|_| hit(&mut other)).collect();
-    let over = AtomicBool::new(false);
-    let mut disturbed = Vec::new();
+    let mut idle_times: Vec<Duration> = (0..2000).map(|_| hit(&mut other)).collect();
+    let stop = AtomicBool::new(false);
+    let mut flood_times = Vec::new();
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| {
             let mut client = RespClient::connect(proxy.address);
             client.stream.set_write_timeout(Some(Duration::from_millis(500))).expect("an option can be set");
-            let piece = encode_words("GET a").repeat(1000);
+            let commands = encode_words("GET a").repeat(1000);
             let mut sent = 0;
-            // Until the proxy takes no more. What the kernel holds on both sides is some megabytes.
-            while sent < GETS * piece.len() / 1000 {
-                match client.stream.write(&piece[sent % piece.len()..]) {
+            // Until the proxy stops reading. Kernel buffers hold some megabytes on both sides.
+            while sent < GETS * commands.len() / 1000 {
+                match client.stream.write(&commands[sent % commands.len()..]) {
                     Ok(length) => sent += length,
                     Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => break,
                     Err(error) => panic!("{error}"),
                 }
             }
-            while !over.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 std::thread::yield_now();
             }
-            // Once it reads, it gets everything, in order.
+            // Once the client reads, it receives every reply in order.
             client.stream.set_nonblocking(true).expect("an option can be set");
             let (mut received, mut buffer, total) = (0, vec![0; 1 << 20], GETS * 1009);
-            let bytes = GETS * piece.len() / 1000;
+            let bytes = GETS * commands.len() / 1000;
             while received < total {
                 if sent < bytes
-                    && let Ok(length) = client.stream.write(&piece[sent % piece.len()..])
+                    && let Ok(length) = client.stream.write(&commands[sent % commands.len()..])
                 {
                     sent += length;
                 }
@@ -65,21 +64,22 @@ fn a_million_gets_whose_replies_nobody_reads_cost_no_memory_and_no_time_of_other
                 }
             }
         });
-        disturbed.extend((0..2000).map(|_| hit(&mut other)));
+        flood_times.extend((0..2000).map(|_| hit(&mut other)));
         let after = proxy.memory_kib("VmHWM");
-        assert!(after < before + ALLOWANCE, "{before} KiB have become {after}");
-        over.store(true, Ordering::Relaxed);
-        flood.join().expect("all replies come");
+        assert!(after < before + MAX_GROWTH_KIB, "memory grew from {before} to {after} KiB");
+        stop.store(true, Ordering::Relaxed);
+        flood.join().expect("all replies arrive");
     });
-    undisturbed.sort();
-    disturbed.sort();
-    println!("a hit takes {:?} alone, {:?} beside the flood (p50 of 2000)", undisturbed[1000], disturbed[1000]);
+    idle_times.sort();
+    flood_times.sort();
+    println!("a hit takes {:?} alone, {:?} during the flood (p50 of 2000)", idle_times[1000], flood_times[1000]);
     let after = proxy.memory_kib("VmHWM");
-    assert!(after < before + ALLOWANCE, "{before} KiB have become {after}");
+    assert!(after < before + MAX_GROWTH_KIB, "memory grew from {before} to {after} KiB");
 }
 
+/// The proxy skips a refused command of 64 MiB, and an announced length costs no memory.
 #[test]
-fn what_is_refused_is_read_over_and_not_kept() {
+fn refused_input_is_not_buffered() {
     const LONG: usize = 64 * 1024 * 1024;
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
@@ -87,19 +87,19 @@ fn what_is_refused_is_read_over_and_not_kept() {
     client.call_text("PING");
     let before = proxy.memory_kib("VmHWM");
     client.send(format!("*3\r\n$3\r\nSET\r\n$1\r\na\r\n${LONG}\r\n"));
-    let piece = vec![b'*'; 1 << 20];
-    (0..LONG / piece.len()).for_each(|_| client.send(&piece));
+    let chunk = vec![b'*'; 1 << 20];
+    (0..LONG / chunk.len()).for_each(|_| client.send(&chunk));
     client.send("\r\n");
     let reply = String::from_utf8(client.read_replies()).expect("text");
     assert!(reply.starts_with("-ERR unknown command 'SET': this proxy is read-only"), "{reply}");
-    // A length alone is nothing.
-    for begin in
+    // An announced length alone allocates nothing.
+    for prefix in
         ["*1048576\r\n", "*2\r\n$536870912\r\n", "*65537\r\n$4\r\nMGET\r\n$65536\r\n", "*2\r\n$3\r\nGET\r\n$65536\r\n"]
     {
         let clients: Vec<RespClient> = (0..20)
             .map(|_| {
                 let mut client = RespClient::connect(proxy.address);
-                client.send(begin);
+                client.send(prefix);
                 client
             })
             .collect();
@@ -107,19 +107,20 @@ fn what_is_refused_is_read_over_and_not_kept() {
         drop(clients);
     }
     let after = proxy.memory_kib("VmHWM");
-    assert!(after < before + ALLOWANCE, "{before} KiB have become {after}");
+    assert!(after < before + MAX_GROWTH_KIB, "memory grew from {before} to {after} KiB");
 }
 
+/// A reply to 40,000 keys is complete, whether Redis or the cache has them.
 #[test]
-fn a_reply_about_many_keys_is_whole_whatever_has_to_be_read_for_it() {
+fn multi_key_reply_is_complete() {
     const KEYS: usize = 20_000;
     let redis = Redis::start();
-    let mut filling = redis.connect();
-    let mut set = redis::cmd("MSET");
+    let mut writer = redis.connect();
+    let mut mset = redis::cmd("MSET");
     (0..KEYS).filter(|number| number % 10 != 0).for_each(|number| {
-        set.arg(format!("key{number}")).arg(number.to_string().repeat(30));
+        mset.arg(format!("key{number}")).arg(number.to_string().repeat(30));
     });
-    set.exec(&mut filling).expect("MSET works");
+    mset.exec(&mut writer).expect("MSET works");
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
     let mut expected = format!("*{}\r\n", 2 * KEYS).into_bytes();
     let mut mget = vec!["MGET".to_owned()];
@@ -131,7 +132,7 @@ fn a_reply_about_many_keys_is_whole_whatever_has_to_be_read_for_it() {
             _ => format!("${}\r\n{value}\r\n", value.len()).into_bytes(),
         });
     }
-    // Read whole, then from memory but for what is not there.
+    // The first round reads all keys from Redis, the second only those that do not exist.
     for _ in 0..2 {
         let mut client = RespClient::connect(proxy.address);
         let reply = client.call(encode_command(&mget));
@@ -144,8 +145,9 @@ fn a_reply_about_many_keys_is_whole_whatever_has_to_be_read_for_it() {
     );
 }
 
+/// A reply over the size limit is an error, and its memory returns to the kernel.
 #[test]
-fn a_reply_that_would_hold_too_much_is_an_error_and_the_memory_comes_back() {
+fn oversized_reply_fails_and_frees_memory() {
     let redis = Redis::start();
     redis.set("a", "x".repeat(16_000));
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
@@ -155,12 +157,12 @@ fn a_reply_that_would_hold_too_much_is_an_error_and_the_memory_comes_back() {
     assert_eq!(client.call(mget(4000)).len(), "*4000\r\n".len() + 4000 * (16_000 + "$16000\r\n\r\n".len()));
     let error = String::from_utf8(client.call(mget(5000))).expect("text");
     assert!(error.starts_with("-ERR the reply would be longer than 67108864 bytes; request fewer keys"), "{error}");
-    wait_for("the memory is given back", || (proxy.memory_kib("VmRSS") < 48 * 1024).then_some(()));
+    wait_for("memory returns to the kernel", || (proxy.memory_kib("VmRSS") < 48 * 1024).then_some(()));
 }
 
-/// Neither commands that do not end nor replies that nobody reads may fill the memory, however many clients try.
+/// Incomplete commands and unread replies take bounded memory, at any number of clients.
 #[test]
-fn what_all_replies_hold_together_is_bounded() {
+fn multi_key_replies_share_memory_limit() {
     let redis = Redis::start();
     redis.set("a", "x".repeat(16_000));
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
@@ -168,92 +170,95 @@ fn what_all_replies_hold_together_is_bounded() {
     watcher.call_text("GET a");
     let before = proxy.memory_kib("VmHWM");
     let mget = encode_command(&[&["MGET"][..], &["a"; 4000]].concat());
-    let mut refused = String::new();
+    let mut replies = String::new();
     let clients: Vec<RespClient> = (0..8)
         .map(|_| {
             let mut client = RespClient::connect(proxy.address);
             client.send(&mget);
-            let mut begin = [0; 24];
-            client.stream.peek(&mut begin).expect("a reply begins");
-            refused += &String::from_utf8_lossy(&begin);
+            let mut start = [0; 24];
+            client.stream.peek(&mut start).expect("a reply starts");
+            replies += &String::from_utf8_lossy(&start);
             client
         })
         .collect();
-    // Each may have half of what the others leave.
-    assert_eq!(refused.matches("*4000\r\n").count(), 3, "{refused}");
-    assert_eq!(refused.matches("-TRYAGAIN the memory").count(), 5, "{refused}");
+    // A reply may take half of what the others leave.
+    assert_eq!(replies.matches("*4000\r\n").count(), 3, "{replies}");
+    assert_eq!(replies.matches("-TRYAGAIN the memory").count(), 5, "{replies}");
     let after = proxy.memory_kib("VmHWM");
-    assert!(after < before + (256 + 64) * 1024, "{before} KiB have become {after}");
-    let some = encode_command(&[&["MGET"][..], &["a"; 500]].concat());
-    assert!(watcher.call(&some).len() > 500 * 16_000, "there is none left for others");
+    assert!(after < before + (256 + 64) * 1024, "memory grew from {before} to {after} KiB");
+    let smaller = encode_command(&[&["MGET"][..], &["a"; 500]].concat());
+    assert!(watcher.call(&smaller).len() > 500 * 16_000, "no memory is left for other clients");
     drop(clients);
-    wait_for("there is room again", || (watcher.call(&mget).len() > 4000 * 16_000).then_some(()));
+    wait_for("memory is available again", || (watcher.call(&mget).len() > 4000 * 16_000).then_some(()));
 }
 
-/// How often a key was found in memory so far.
-fn hits(watcher: &mut RespClient) -> usize {
+/// Returns the number of cache hits so far.
+fn read_hits(watcher: &mut RespClient) -> usize {
     let info = watcher.call_text("INFO stats");
     let line = info.lines().find_map(|line| line.strip_prefix("keyspace_hits:"));
-    line.and_then(|hits| hits.parse().ok()).expect("it is told")
+    line.and_then(|hits| hits.parse().ok()).expect("INFO has the count")
 }
 
-/// The reply fails while its keys are being read, as many as may be: whoever waits for that must be woken by them.
+/// A multi-key reply that fails while it waits for its keys resumes its client.
+///
+/// As many keys as allowed are pending, and only their completions can wake the client.
 #[test]
-fn a_reply_that_fails_while_it_waits_holds_up_nothing_for_ever() {
-    const READ_AT_ONCE: usize = 1024;
+fn failed_multi_key_reply_resumes_client() {
+    const MAX_PENDING_KEYS: usize = 1024;
     let redis = Redis::start();
     redis.set("long", "x".repeat(16_000));
     redis.set("a", "1");
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600"), ("REDIS_TIMEOUT", "60000")]);
     let mut watcher = RespClient::connect(proxy.address);
     watcher.call_text("MGET long a");
-    // Others hold all there is, in commands that do not end: first long values, then nothing but keys, until there is less
-    // left than what two segments take. The smallest take one more than is free with the fifth key, and with the 4096th.
+    // Incomplete commands of other clients take all memory: first with long values, then with keys
+    // alone, until less than two segments are left. The smallest commands need another segment at
+    // the fifth key, and at the 4096th.
     let mut holders = Vec::new();
-    for (key, most, least) in [("long", 4000, 8), ("a", 4100, 4100)] {
-        let mut keys = most;
-        while keys >= least {
+    for (key, max_keys, min_keys) in [("long", 4000, 8), ("a", 4100, 4100)] {
+        let mut keys = max_keys;
+        while keys >= min_keys {
             let mut holder = RespClient::connect(proxy.address);
             let mget = encode_command(&[&["MGET"][..], &vec![key; keys + 1]].concat());
-            let before = hits(&mut watcher);
+            let before = read_hits(&mut watcher);
             holder.send(&mget[..mget.len() - 3]);
-            // A reply that has failed looks nothing up any more.
+            // A failed reply looks up no further keys.
             let mut seen = (before, 0);
-            wait_for("it has been looked at", || {
-                let now = hits(&mut watcher);
+            wait_for("the keys are looked up", || {
+                let now = read_hits(&mut watcher);
                 seen = if now == seen.0 { (now, seen.1 + 1) } else { (now, 0) };
                 (now == before + keys || seen.1 == 50).then_some(())
             });
             match seen.0 == before + keys {
                 true => holders.push(holder),
-                false => keys = if keys == least { 0 } else { (keys / 2).max(least) },
+                false => keys = if keys == min_keys { 0 } else { (keys / 2).max(min_keys) },
             }
         }
     }
     redis.freeze();
-    // The last key that may be read at once is the one with which it holds more than it may.
+    // The last key that may be pending at once makes the reply exceed its memory.
     let mut mget = vec!["MGET".to_owned()];
-    mget.extend(std::iter::repeat_n("a".to_owned(), 4096 - READ_AT_ONCE));
-    mget.extend((0..READ_AT_ONCE).map(|number| format!("missing {number}")));
+    mget.extend(std::iter::repeat_n("a".to_owned(), 4096 - MAX_PENDING_KEYS));
+    mget.extend((0..MAX_PENDING_KEYS).map(|number| format!("missing {number}")));
     mget.extend(std::iter::repeat_n("a".to_owned(), 900));
     let mut client = RespClient::connect(proxy.address);
     client.send([encode_command(&mget), encode_words("PING")].concat());
-    wait_for("it waits for all of them", || {
-        let misses = format!("keyspace_misses:{}\r\n", READ_AT_ONCE + 2);
+    wait_for("all keys are pending", || {
+        let misses = format!("keyspace_misses:{}\r\n", MAX_PENDING_KEYS + 2);
         watcher.call_text("INFO stats").contains(&misses).then_some(())
     });
     redis.thaw();
     let (mut reply, mut buffer) = (String::new(), [0; 1000]);
     while !reply.ends_with("+PONG\r\n") {
-        let length = client.stream.read(&mut buffer).expect("a reply comes");
+        let length = client.stream.read(&mut buffer).expect("a reply arrives");
         reply += &String::from_utf8_lossy(&buffer[..length]);
     }
     assert!(reply.starts_with("-TRYAGAIN the memory limit for multi-key replies"), "{reply}");
 }
 
-/// Keys of commands that were broken off are being read all the same.
+/// Keys of aborted commands are still read, and do not fill the queue for other clients.
 #[test]
-fn who_breaks_commands_off_does_not_fill_the_queue() {
+fn aborted_commands_leave_queue_usable() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "500")]);
     let mut client = RespClient::connect(proxy.address);
@@ -269,14 +274,14 @@ fn who_breaks_commands_off_does_not_fill_the_queue() {
     let reply = RespClient::connect(proxy.address).call_text("GET innocent");
     assert!(reply.starts_with("-LOADING Redis did not reply within REDIS_TIMEOUT"), "{reply}");
     redis.thaw();
-    // What stands behind them waits for them, and no longer.
+    // Later commands wait for these keys, and no longer.
     let replies = String::from_utf8(client.read_replies()).expect("text");
     assert_eq!(replies.matches("-ERR argument too long").count(), 12, "{replies}");
 }
 
-/// Long values may be nowhere else any more than in the replies that wait for their clients.
+/// Long values count toward the memory of replies, which may be their only owners.
 #[test]
-fn long_values_count_among_what_all_replies_hold() {
+fn long_values_count_toward_reply_memory() {
     let redis = Redis::start();
     let mut keys = vec!["MGET".to_owned()];
     for number in 0..300 {
@@ -289,43 +294,44 @@ fn long_values_count_among_what_all_replies_hold() {
         .map(|_| {
             let mut client = RespClient::connect(proxy.address);
             client.send(encode_command(&keys));
-            let mut begin = [0];
-            client.stream.peek(&mut begin).expect("a reply begins");
-            (client, begin[0])
+            let mut start = [0];
+            client.stream.peek(&mut start).expect("a reply starts");
+            (client, start[0])
         })
         .collect();
-    assert!(clients.iter().filter(|(_, begin)| *begin == b'*').count() >= 3);
-    assert!(clients.iter().filter(|(_, begin)| *begin == b'-').count() >= 5);
-    // Beside them: what helpers and the queue to the loop hold meanwhile.
+    assert!(clients.iter().filter(|(_, start)| *start == b'*').count() >= 3);
+    assert!(clients.iter().filter(|(_, start)| *start == b'-').count() >= 5);
+    // The fetchers and the inbox of the event loop hold further values meanwhile.
     let after = proxy.memory_kib("VmHWM");
-    assert!(after < before + (256 + 128) * 1024, "{before} KiB have become {after}");
+    assert!(after < before + (256 + 128) * 1024, "memory grew from {before} to {after} KiB");
 }
 
+/// A client that sends FIN within a command gets earlier replies and leaves no descriptor behind.
 #[test]
-fn who_leaves_in_the_middle_leaves_nothing_behind() {
+fn partial_command_at_eof_leaves_nothing() {
     let redis = Redis::start();
     redis.set("a", "1");
     let proxy = Proxy::start(&redis, &[("REDIS_CONNECTIONS", "1")]);
     let mut watcher = RespClient::connect(proxy.address);
     watcher.call_text("GET a");
-    let before = descriptors(&proxy);
-    for begin in [
+    let before = proxy.count_descriptors();
+    for partial in [
         "*",
         "*3\r\n$4\r\nMGET\r\n$1\r\na\r\n",
         "*3\r\n$4\r\nMGET\r\n$1\r\nb\r\n",
         "*2\r\n$3\r\nSET\r\n$100\r\n",
         "*2\r\n$3",
     ] {
-        // It sends no more, but reads: there is nothing for it to get.
+        // The client sends FIN and reads. There is no reply for it.
         let mut client = RespClient::connect(proxy.address);
-        client.send(begin);
+        client.send(partial);
         client.shutdown_write();
-        assert_eq!(client.read_to_close(), "", "{begin:?}");
+        assert_eq!(client.read_to_close(), "", "{partial:?}");
     }
-    // It gets what it has asked for whole.
+    // Complete commands before the FIN are answered.
     let mut client = RespClient::connect(proxy.address);
     client.send([encode_words("GET a"), encode_words("MGET a nothing"), b"*2\r\n$4\r\nMGET\r\n".to_vec()].concat());
     client.shutdown_write();
     assert_eq!(client.read_to_close(), "$1\r\n1\r\n*2\r\n$1\r\n1\r\n$-1\r\n");
-    wait_for("all descriptors are closed", || (descriptors(&proxy) == before).then_some(()));
+    wait_for("all descriptors are closed", || (proxy.count_descriptors() == before).then_some(()));
 }

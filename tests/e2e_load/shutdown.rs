@@ -1,4 +1,5 @@
-//! How it ends: what is under way is answered, nobody new is let in, and a restart under load loses nothing.
+//! Tests of shutdown: requests in flight are answered, new connections are refused, and a rolling
+//! restart loses no request.
 
 use crate::common::resp::{RespClient, encode_command};
 use crate::common::{HttpClient, Proxy, Redis, wait_for};
@@ -9,39 +10,41 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A proxy with one client whose request waits for Redis, which is frozen.
-fn with_one_waiting(variables: &[(&str, &str)]) -> (Redis, Proxy, HttpClient) {
+/// Starts a proxy with one client whose request waits for a frozen Redis.
+fn start_with_waiting_client(variables: &[(&str, &str)]) -> (Redis, Proxy, HttpClient) {
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[&[("REDIS_TIMEOUT", "60000")], variables].concat());
     assert_eq!(proxy.get("/key/none").status, 404);
-    let waiting = one_waits(&redis, &proxy);
+    let waiting = connect_waiting_client(&redis, &proxy);
     (redis, proxy, waiting)
 }
 
-/// Freezes Redis, and has a client ask for what is not in memory.
-fn one_waits(redis: &Redis, proxy: &Proxy) -> HttpClient {
+/// Freezes Redis and connects a client that requests a key that is not cached.
+fn connect_waiting_client(redis: &Redis, proxy: &Proxy) -> HttpClient {
     redis.freeze();
     let mut waiting = proxy.connect();
     waiting.send_get("/raw/a");
-    until_inflight(proxy);
+    wait_until_inflight(proxy);
     waiting
 }
 
-fn until_inflight(proxy: &Proxy) {
-    wait_for("the key is being read", || {
+/// Waits until one key is in flight.
+fn wait_until_inflight(proxy: &Proxy) {
+    wait_for("the key is in flight", || {
         proxy.get("/metrics").text().contains("\nsegment_inflight_keys 1\n").then_some(())
     });
 }
 
+/// Shutdown answers requests in flight and refuses new connections.
 #[test]
-fn what_is_under_way_is_answered_and_nobody_new_is_let_in() {
-    let (redis, proxy, mut waiting) = with_one_waiting(&[]);
-    // It has begun to ask, so that it is not one that asks nothing.
+fn inflight_requests_complete_new_ones_refused() {
+    let (redis, proxy, mut waiting) = start_with_waiting_client(&[]);
+    // A client that has sent a part of its request does not count as idle.
     let mut asking = proxy.connect();
     asking.send("GET /readyz HTTP/1.1\r\n");
     proxy.signal("TERM");
-    until_nobody_is_let_in(&proxy);
+    wait_until_refusing(&proxy);
     asking.send("Host: x\r\n\r\n");
     let ready = asking.read_response();
     assert_eq!((ready.status, ready.header("connection")), (503, "close"));
@@ -54,44 +57,50 @@ fn what_is_under_way_is_answered_and_nobody_new_is_let_in() {
     assert_eq!(proxy.wait_for_exit(), Some(0));
 }
 
-/// A proxy that has been told to stop, and one client that has not been told so yet: it has begun a request, so that it is not one that
-/// asks nothing. Redis is frozen, and somebody waits for it, so that the proxy does not end.
-fn stopping(value: &str) -> (Proxy, HttpClient, (Redis, HttpClient)) {
+/// Starts a proxy that is shutting down, with one client that is unaware of it.
+///
+/// The client has sent a part of its request, so it does not count as idle. Redis is frozen and
+/// another client waits for it, so the proxy does not exit.
+fn start_shutting_down(value: &str) -> (Proxy, HttpClient, (Redis, HttpClient)) {
     let redis = Redis::start();
     redis.set("b", value);
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600"), ("CLIENT_TIMEOUT", "60")]);
     let mut client = proxy.connect();
-    // So that most of a long response is the business of the proxy's kernel.
+    // A small receive buffer leaves most of a long response to the proxy's kernel.
     let socket = socket2::SockRef::from(client.stream().get_ref());
     socket.set_recv_buffer_size(32 * 1024).expect("an option can be set");
     assert_eq!(proxy.get("/raw/b").status, 200);
-    let waiting = one_waits(&redis, &proxy);
-    client.send(GET);
+    let waiting = connect_waiting_client(&redis, &proxy);
+    client.send(PARTIAL_GET);
     proxy.signal("TERM");
-    until_nobody_is_let_in(&proxy);
+    wait_until_refusing(&proxy);
     (proxy, client, (redis, waiting))
 }
 
-/// What a request for the value begins with.
-const GET: &str = "GET /raw/b HTTP/1.1\r\nHost: x\r\n";
+/// Request for the value without the empty line that ends the head.
+const PARTIAL_GET: &str = "GET /raw/b HTTP/1.1\r\nHost: x\r\n";
 
-fn until_nobody_is_let_in(proxy: &Proxy) {
+/// Waits until the proxy refuses connections.
+fn wait_until_refusing(proxy: &Proxy) {
     let connect = || TcpStream::connect_timeout(&proxy.address, Duration::from_secs(2));
-    wait_for("nobody is let in", || connect().is_err().then_some(()));
+    wait_for("the proxy refuses connections", || connect().is_err().then_some(()));
 }
 
-/// Who closes a socket for which more comes has his kernel throw away what the client has not got yet.
+/// Input that follows the last request does not cut off the last response.
+///
+/// A socket that is closed with unread input makes the kernel discard its unsent output.
 #[test]
-fn what_a_client_sends_behind_the_last_response_does_not_cut_that_off() {
-    // More than the client's kernel takes unread, less than the proxy's takes at once.
+fn pipelined_input_keeps_last_response() {
+    // More than the receive buffer of the client holds, less than the proxy's kernel takes at once.
     let value = "x".repeat(200_000);
-    let came = || {
-        let (_proxy, mut client, _held) = stopping(&value);
+    let receives_response = || {
+        let (_proxy, mut client, _held) = start_shutting_down(&value);
         client.send("\r\n");
-        // It reads nothing yet, and goes on asking for a while: it does not know.
+        // The client is unaware of the shutdown. It sends further requests for a while before it
+        // reads.
         for _ in 0..10 {
             std::thread::sleep(Duration::from_millis(5));
-            if client.stream().get_mut().write_all(format!("{GET}\r\n").as_bytes()).is_err() {
+            if client.stream().get_mut().write_all(format!("{PARTIAL_GET}\r\n").as_bytes()).is_err() {
                 break;
             }
         }
@@ -100,55 +109,59 @@ fn what_a_client_sends_behind_the_last_response_does_not_cut_that_off() {
         assert!(all.starts_with("HTTP/1.1 200 OK\r\n"), "{all}");
         result.is_ok() && all.contains("\r\nConnection: close\r\n") && all.ends_with(&format!("\r\n\r\n{value}"))
     };
-    // Nobody waits for more of it for ever: a machine may be so busy that a client is too late.
-    assert!((0..3).any(|_| came()), "the response was cut off");
+    // The proxy lingers for a bounded time, and on a busy machine a client may be too late.
+    assert!((0..3).any(|_| receives_response()), "the response was cut off");
 }
 
+/// The response to a request with a body announces the close, too.
 #[test]
-fn who_sends_bodies_with_requests_is_told_too() {
+fn request_with_body_learns_of_close() {
     for body in ["Content-Length: 2\r\n\r\nxx", "Transfer-Encoding: chunked\r\n\r\n2\r\nxx\r\n0\r\n\r\n"] {
-        let (_proxy, mut client, _held) = stopping("value");
+        let (_proxy, mut client, _held) = start_shutting_down("value");
         client.send(body);
         let response = client.read_response();
         assert_eq!((response.text(), response.header("connection")), ("value".into(), "close"), "{body}");
         assert!(client.reads_eof());
     }
-    // Whoever has sent more hears it with the last.
-    let (_proxy, mut client, _held) = stopping("value");
-    client.send(format!("Content-Length: 2\r\n\r\nxx{GET}\r\n{GET}\r\n"));
-    let told = [(); 3].map(|()| client.read_response()).map(|response| response.headers.contains_key("connection"));
-    assert_eq!(told, [false, false, true]);
+    // Of pipelined requests, only the last response announces the close.
+    let (_proxy, mut client, _held) = start_shutting_down("value");
+    client.send(format!("Content-Length: 2\r\n\r\nxx{PARTIAL_GET}\r\n{PARTIAL_GET}\r\n"));
+    let announced =
+        [(); 3].map(|()| client.read_response()).map(|response| response.headers.contains_key("connection"));
+    assert_eq!(announced, [false, false, true]);
 }
 
-/// Whether somebody listens at this port of 127.0.0.1. It is looked up, for whoever connects wakes the loop.
+/// Returns true if a socket listens on this port of 127.0.0.1. A connection would wake the event
+/// loop, so this reads `/proc/net/tcp`.
 fn is_listening(port: u16) -> bool {
     const LISTEN: &str = "0A";
-    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("the kernel tells");
-    let here = format!("0100007F:{port:04X}");
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp can be read");
+    let address = format!("0100007F:{port:04X}");
     sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|fields| {
-        fields.get(1).is_some_and(|local| *local == here) && fields.get(3).is_some_and(|state| *state == LISTEN)
+        fields.get(1).is_some_and(|local| *local == address) && fields.get(3).is_some_and(|state| *state == LISTEN)
     })
 }
 
-/// Who comes after the signal is to be refused, so that he goes elsewhere, or finds the next proxy there.
+/// Connections after the signal are refused, so that clients reach another proxy or the next one.
 #[test]
-fn the_port_is_free_at_once() {
+fn port_is_free_after_signal() {
     let closes_soon = || {
-        let (_redis, proxy, _waiting) = with_one_waiting(&[("WORKERS", "2")]);
+        let (_redis, proxy, _waiting) = start_with_waiting_client(&[("WORKERS", "2")]);
         assert!(is_listening(proxy.address.port()));
         proxy.signal("TERM");
-        let begun = Instant::now();
-        wait_for("nobody listens", || (!is_listening(proxy.address.port())).then_some(()));
-        // Otherwise it would be when idle clients are closed, a second later.
-        begun.elapsed() < Duration::from_millis(800)
+        let started = Instant::now();
+        wait_for("the port is free", || (!is_listening(proxy.address.port())).then_some(()));
+        // Otherwise the port would be free when idle clients are closed, a second later.
+        started.elapsed() < Duration::from_millis(800)
     };
-    // A machine may be so busy that it takes as long once, or twice.
+    // A busy machine may take as long once or twice.
     assert!((0..5).any(|_| closes_soon()));
 }
 
-/// The kernel has made their connections, and the proxy has not seen them yet.
+/// Clients in the accept queue at the signal are answered, although the proxy has not accepted
+/// them.
 #[test]
-fn who_has_connected_is_answered_however_many_they_are() {
+fn queued_connections_are_answered() {
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
@@ -164,8 +177,9 @@ fn who_has_connected_is_answered_however_many_they_are() {
     assert_eq!(proxy.wait_for_exit(), Some(0));
 }
 
+/// Idle clients of both protocols are closed well before `SHUTDOWN_GRACE`.
 #[test]
-fn clients_that_ask_nothing_do_not_hold_it_up() {
+fn idle_clients_do_not_delay_shutdown() {
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[("SHUTDOWN_GRACE", "60"), ("WORKERS", "2")]);
@@ -176,143 +190,150 @@ fn clients_that_ask_nothing_do_not_hold_it_up() {
     resp.send(encode_command(&["GET", "a"]));
     let mut reply = [0; 11];
     resp.stream.read_exact(&mut reply).expect("a reply");
-    let begun = Instant::now();
+    let started = Instant::now();
     assert_eq!(proxy.stop("INT"), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(50), "{:?}", started.elapsed());
     assert!(silent.reads_eof() && idle.reads_eof());
     assert_eq!(resp.read_to_close(), "");
 }
 
+/// Shutdown ends when `SHUTDOWN_GRACE` expires, or earlier at a second signal.
 #[test]
-fn the_grace_is_the_end_and_a_second_signal_comes_before_it() {
-    let (_redis, proxy, waiting) = with_one_waiting(&[("SHUTDOWN_GRACE", "0.7")]);
+fn grace_or_second_signal_ends_shutdown() {
+    let (_redis, proxy, waiting) = start_with_waiting_client(&[("SHUTDOWN_GRACE", "0.7")]);
     proxy.signal("TERM");
-    wait_for("it says so", || {
+    wait_for("the expiry is logged", || {
         proxy.log().contains("SHUTDOWN_GRACE expired: closing 1 open client connections").then_some(())
     });
     assert_eq!(proxy.wait_for_exit(), Some(0));
     drop(waiting);
 
-    let (_redis, proxy, _waiting) = with_one_waiting(&[("SHUTDOWN_GRACE", "3600")]);
+    let (_redis, proxy, _waiting) = start_with_waiting_client(&[("SHUTDOWN_GRACE", "3600")]);
     proxy.signal("TERM");
-    wait_for("it is stopping", || {
+    wait_for("the shutdown is logged", || {
         proxy.log().contains("received signal 15: shutting down within 3600 s").then_some(())
     });
     assert_eq!(proxy.stop("INT"), Some(128 + 2));
 
-    let (_redis, proxy, _waiting) = with_one_waiting(&[("SHUTDOWN_GRACE", "0")]);
+    let (_redis, proxy, _waiting) = start_with_waiting_client(&[("SHUTDOWN_GRACE", "0")]);
     assert_eq!(proxy.stop("TERM"), Some(0));
 }
 
-/// Clients of the Redis protocol cannot be told that a reply is the last. They see an end between two commands.
+/// A busy RESP client does not delay shutdown.
+///
+/// RESP cannot announce the last reply, so the client sees EOF between two commands.
 #[test]
-fn a_client_that_asks_and_asks_over_the_redis_protocol_does_not_hold_it_up() {
+fn busy_resp_client_sees_eof() {
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[("SHUTDOWN_GRACE", "60")]);
     let mut resp = RespClient::connect(proxy.address);
-    let (asked, ended) = std::sync::mpsc::channel();
+    let (reply_sender, replies) = std::sync::mpsc::channel();
     let client = std::thread::spawn(move || {
         let mut reply = [0; 11];
         loop {
             let sent = resp.stream.write_all(&encode_command(&["GET", "a"]));
-            // Not a byte of a reply, and no error: an end.
+            // EOF before the first byte of a reply is the expected end.
             match resp.stream.read(&mut reply[..1]) {
                 Ok(0) => return,
                 result => assert!(sent.is_ok() && result.is_ok(), "{sent:?} {result:?}"),
             }
-            resp.stream.read_exact(&mut reply[1..]).expect("the rest");
+            resp.stream.read_exact(&mut reply[1..]).expect("the remaining bytes");
             assert_eq!(&reply, b"$5\r\nvalue\r\n");
-            let _ = asked.send(());
+            let _ = reply_sender.send(());
         }
     });
-    ended.recv().expect("a first reply");
-    let begun = Instant::now();
+    replies.recv().expect("a first reply");
+    let started = Instant::now();
     assert_eq!(proxy.stop("TERM"), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-    client.join().expect("it has seen an end");
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    client.join().expect("the client has seen EOF");
 }
 
-/// Workers end one after the other. That one is gone is no news then.
+/// A worker that exits before the others is not reported as stuck.
 #[test]
-fn a_worker_that_has_ended_is_not_taken_for_one_that_is_stuck() {
-    let (_redis, proxy, waiting) = with_one_waiting(&[("SHUTDOWN_GRACE", "8"), ("WORKERS", "2")]);
+fn exited_worker_is_not_stuck() {
+    let (_redis, proxy, waiting) = start_with_waiting_client(&[("SHUTDOWN_GRACE", "8"), ("WORKERS", "2")]);
     proxy.signal("TERM");
-    wait_for("it is over", || proxy.log().contains("SHUTDOWN_GRACE expired").then_some(()));
+    wait_for("the grace expires", || proxy.log().contains("SHUTDOWN_GRACE expired").then_some(()));
     let log = proxy.log();
     assert_eq!(proxy.wait_for_exit(), Some(0));
     assert!(!log.contains("is stuck"), "{log}");
     drop(waiting);
 }
 
-/// Becomes the program that is named behind it. Only root has what could be taken away.
-const WITHOUT_PRIVILEGE: &str =
+/// Shell script that executes its argument without CAP_NET_ADMIN. Only root has this capability.
+const DROP_NET_ADMIN: &str =
     r#"[ "$(id -u)" = 0 ] && exec setpriv --bounding-set=-net_admin --inh-caps=-net_admin "$0"; exec "$0""#;
 
-/// A proxy that shares its port, has no privilege, and is frozen while it stops. `None` if it has stopped listening before.
-fn frozen_while_it_listens() -> Option<(Proxy, Redis, HttpClient)> {
+/// Starts a proxy that shares its port, has no privilege, and is frozen during shutdown. Returns
+/// `None` if it has stopped listening before.
+fn freeze_while_listening() -> Option<(Proxy, Redis, HttpClient)> {
     let redis = Redis::start();
     redis.set("b", "value");
     let mut command = Command::new("sh");
-    command.args(["-c", WITHOUT_PRIVILEGE, env!("CARGO_BIN_EXE_segment-redis-proxy")]);
+    command.args(["-c", DROP_NET_ADMIN, env!("CARGO_BIN_EXE_segment-redis-proxy")]);
     let variables = [("SHARE_PORT", "on"), ("REDIS_TIMEOUT", "60000"), ("CACHE_TTL", "600")];
     let proxy = Proxy::start_command(command, redis.port, &variables);
     assert_eq!(proxy.get("/raw/b").status, 200);
-    let waiting = one_waits(&redis, &proxy);
+    let waiting = connect_waiting_client(&redis, &proxy);
     proxy.signal("TERM");
-    wait_for("it is stopping", || proxy.log().contains("shutting down within").then_some(()));
+    wait_for("the shutdown is logged", || proxy.log().contains("shutting down within").then_some(()));
     proxy.freeze();
     is_listening(proxy.address.port()).then_some((proxy, redis, waiting))
 }
 
-/// Whoever has connected while a proxy that shares its port stops is answered, also when the kernel tells of him at the last moment.
+/// A client that connects just before a shared port stops listening is answered.
 #[test]
-fn who_comes_at_the_last_moment_is_answered() {
-    // A machine may be so busy that it stops listening before it is frozen.
-    let (proxy, _redis, _waiting) = wait_for("it listens", frozen_while_it_listens);
-    // Some kernels keep them away without any privilege.
+fn late_connection_to_shared_port_answered() {
+    // On a busy machine the proxy may stop listening before it is frozen.
+    let (proxy, _redis, _waiting) = wait_for("the proxy is frozen while it listens", freeze_while_listening);
+    // Some kernels refuse these connections even without a privilege.
     let connect = |_| TcpStream::connect_timeout(&proxy.address, Duration::from_millis(300));
     let Ok(mut clients) = (0..20).map(connect).collect::<Result<Vec<_>, _>>() else { return };
-    clients.iter_mut().for_each(|client| client.write_all(format!("{GET}\r\n").as_bytes()).expect("it is open"));
-    // Longer than it listens: it finds that over when it goes on.
+    clients
+        .iter_mut()
+        .for_each(|client| client.write_all(format!("{PARTIAL_GET}\r\n").as_bytes()).expect("the connection is open"));
+    // Longer than ACCEPT_GRACE: that time has passed when the proxy resumes.
     std::thread::sleep(Duration::from_millis(700));
     proxy.thaw();
     for client in &mut clients {
         let mut text = String::new();
-        client.read_to_string(&mut text).expect("an answer, and an end");
+        client.read_to_string(&mut text).expect("a response and EOF");
         assert!(text.ends_with("\r\n\r\nvalue"), "{text}");
     }
 }
 
-/// What clients have seen.
+/// Counts that the client threads share.
 #[derive(Default)]
-struct Seen {
+struct ClientCounts {
     answered: AtomicU64,
     failed: AtomicU64,
-    /// Those among them that were the first over their connection.
+    /// Failed requests that were the first on their connection.
     failed_first: AtomicU64,
-    over: AtomicBool,
+    stop: AtomicBool,
 }
 
-/// Asks again and again over connections that it keeps for so many requests, or until it is told that a response is the last.
-fn ask_again_and_again(address: SocketAddr, kept_for: u32, seen: &Seen) {
+/// Sends requests until `stop` is set. A connection ends after `max_requests` responses, or with a
+/// response that announces the close.
+fn run_client(address: SocketAddr, max_requests: u32, counts: &ClientCounts) {
     let request = b"GET /raw/a HTTP/1.1\r\nHost: x\r\n\r\n";
-    while !seen.over.load(Ordering::Relaxed) {
+    while !counts.stop.load(Ordering::Relaxed) {
         let (mut last_response, mut idle_for, mut is_first) = (Instant::now(), Duration::ZERO, true);
         let result = (|| -> std::io::Result<()> {
             let mut stream = BufReader::new(TcpStream::connect(address)?);
             stream.get_ref().set_nodelay(true)?;
             last_response = Instant::now();
-            for _ in 0..kept_for {
+            for _ in 0..max_requests {
                 idle_for = last_response.elapsed();
                 stream.get_mut().write_all(request)?;
-                let (mut line, mut last, mut status) = (String::new(), false, String::new());
+                let (mut line, mut announces_close, mut status) = (String::new(), false, String::new());
                 while line != "\r\n" {
                     line.clear();
                     if stream.read_line(&mut line)? == 0 {
                         return Err(std::io::ErrorKind::UnexpectedEof.into());
                     }
-                    last |= line == "Connection: close\r\n";
+                    announces_close |= line == "Connection: close\r\n";
                     if status.is_empty() {
                         status.clone_from(&line);
                     }
@@ -323,28 +344,29 @@ fn ask_again_and_again(address: SocketAddr, kept_for: u32, seen: &Seen) {
                     return Err(std::io::Error::other(format!("{status} {body:?}")));
                 }
                 (last_response, is_first) = (Instant::now(), false);
-                seen.answered.fetch_add(1, Ordering::Relaxed);
-                if last || seen.over.load(Ordering::Relaxed) {
+                counts.answered.fetch_add(1, Ordering::Relaxed);
+                if announces_close || counts.stop.load(Ordering::Relaxed) {
                     break;
                 }
             }
             Ok(())
         })();
-        // A machine so busy that it has kept a client from asking for most of a second has made it one that asks nothing: such a
-        // connection may be closed at any time, and a client asks once more over another (RFC 9112, section 9.3.1).
+        // A busy machine may suspend this client for most of a second, which makes its connection
+        // idle. The proxy may close an idle connection at any time, and a client retries on another
+        // (RFC 9112, section 9.3.1).
         let was_idle = idle_for > Duration::from_millis(800);
         if let Err(error) = result.or_else(|error| if was_idle { Ok(()) } else { Err(error) }) {
             println!("a request failed: {error}");
-            seen.failed.fetch_add(1, Ordering::Relaxed);
-            seen.failed_first.fetch_add(u64::from(is_first), Ordering::Relaxed);
+            counts.failed.fetch_add(1, Ordering::Relaxed);
+            counts.failed_first.fetch_add(u64::from(is_first), Ordering::Relaxed);
         }
     }
 }
 
-/// Two proxies on one port, of which now one and now the other is replaced, while clients ask over new connections and over old
-/// ones: each request gets its answer.
+/// Two proxies share a port and are replaced in turn under load. Every request is answered, on new
+/// and on kept connections.
 #[test]
-fn a_rolling_restart_under_load_loses_no_request() {
+fn rolling_restart_loses_no_request() {
     const REQUESTS: u64 = 100_000;
     const RESTARTS: u64 = 6;
     let redis = Redis::start();
@@ -353,29 +375,29 @@ fn a_rolling_restart_under_load_loses_no_request() {
     let (address, port) = (first.address, first.address.port().to_string());
     let start = || Proxy::start(&redis, &[("SHARE_PORT", "on"), ("PROXY_PORT", &port)]);
     let mut proxies = [first, start()];
-    let seen = Arc::new(Seen::default());
+    let counts = Arc::new(ClientCounts::default());
     let clients: Vec<_> = [1, 1, 7, 1000, u32::MAX, u32::MAX, u32::MAX, u32::MAX]
-        .map(|kept_for| {
-            let seen = Arc::clone(&seen);
-            std::thread::spawn(move || ask_again_and_again(address, kept_for, &seen))
+        .map(|max_requests| {
+            let counts = Arc::clone(&counts);
+            std::thread::spawn(move || run_client(address, max_requests, &counts))
         })
         .into();
     for restart in 0..RESTARTS {
         let old = std::mem::replace(&mut proxies[restart as usize % 2], start());
         assert_eq!(old.stop("TERM"), Some(0));
-        wait_for("they are asked further", || {
+        wait_for("clients send further requests", || {
             let wanted = REQUESTS * (restart + 1) / RESTARTS;
-            (seen.answered.load(Ordering::Relaxed) >= wanted).then_some(())
+            (counts.answered.load(Ordering::Relaxed) >= wanted).then_some(())
         });
     }
-    seen.over.store(true, Ordering::Relaxed);
+    counts.stop.store(true, Ordering::Relaxed);
     for client in clients {
         client.join().expect("no panic");
     }
     let [answered, failed, first] =
-        [&seen.answered, &seen.failed, &seen.failed_first].map(|count| count.load(Ordering::Relaxed));
+        [&counts.answered, &counts.failed, &counts.failed_first].map(|count| count.load(Ordering::Relaxed));
     println!("{RESTARTS} restarts, {answered} requests answered, {failed} failed, {first} of them on a new connection");
-    // Where the kernel gives no means against that, the proxy says so when it starts.
+    // The proxy logs at its start if the kernel offers no means against such resets.
     let excused = if proxies[0].log().contains("the kernel may reset new client connections") { first } else { 0 };
     assert_eq!(failed, excused, "of {answered}");
 }
