@@ -1,4 +1,5 @@
-//! What each promise of freshness is worth: how old a value may be, with a real Redis and the real binary.
+//! Tests of the freshness guarantees: how old a value may be, with a real Redis and the real
+//! binary.
 
 use crate::common::freshness::{
     env_number, is_hit, max_propagation, start_tracking_proxy, wait_until_cached, wait_until_text,
@@ -9,8 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// An entry never outlives its key in Redis.
 #[test]
-fn an_entry_does_not_outlive_its_key_in_redis() {
+fn entry_expires_with_redis_key() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "15")]);
     let mut client = proxy.connect();
@@ -18,21 +20,21 @@ fn an_entry_does_not_outlive_its_key_in_redis() {
     assert_eq!(client.get("/raw/forever").header("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
     redis.run(&["SET", "long", "v", "EX", "1000"]);
     assert_eq!(client.get("/raw/long").header("cache-status"), "segment-redis-proxy; fwd=miss; stored; ttl=15");
-    // Again where the machine was too busy to read it twice within its time.
-    let hits = (0..10).map(|_| hits_until_it_is_gone(&redis, &mut client)).find(|&hits| hits > 0);
-    assert!(hits.is_some(), "it was not cached at all");
-    assert!(is_hit(&client.get("/raw/forever")), "everything is gone");
+    // A busy machine may not read the key twice within its lifetime, so there are ten attempts.
+    let hits = (0..10).map(|_| count_hits_until_expiry(&redis, &mut client)).find(|&hits| hits > 0);
+    assert!(hits.is_some(), "the key was never cached");
+    assert!(is_hit(&client.get("/raw/forever")), "an entry without expiry was dropped");
 }
 
-/// Sets a key for 300 ms and reads it until it is gone. Says how often the cache answered, and makes sure that it did
-/// so only in time.
-fn hits_until_it_is_gone(redis: &Redis, client: &mut HttpClient) -> usize {
+/// Sets a key for 300 ms and reads it until it is gone. Returns the number of hits, and checks that
+/// none came too late.
+fn count_hits_until_expiry(redis: &Redis, client: &mut HttpClient) -> usize {
     redis.run(&["SET", "short", "v", "PX", "300"]);
-    // From here on it cannot last longer than 300 ms.
+    // From here on the key lives at most 300 ms.
     let set = Instant::now();
     let mut hits = 0;
     loop {
-        let asked = Instant::now();
+        let sent = Instant::now();
         let response = client.get("/raw/short");
         if response.status == 404 {
             return hits;
@@ -41,14 +43,15 @@ fn hits_until_it_is_gone(redis: &Redis, client: &mut HttpClient) -> usize {
         assert!(status.ends_with("; ttl=0") || status == "segment-redis-proxy; fwd=miss", "{status}");
         if is_hit(&response) {
             // Both sides count whole milliseconds.
-            assert!(asked - set < Duration::from_millis(301), "a hit {:?} after it was set", asked - set);
+            assert!(sent - set < Duration::from_millis(301), "a hit {:?} after the key was set", sent - set);
             hits += 1;
         }
     }
 }
 
+/// An empty value is cached and returned with 200, a missing key with 404.
 #[test]
-fn an_empty_value_and_a_missing_key_are_told_apart() {
+fn empty_value_differs_from_missing_key() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
     redis.set("empty", "");
@@ -56,8 +59,9 @@ fn an_empty_value_and_a_missing_key_are_told_apart() {
     assert!(is_hit(&proxy.get("/raw/empty")));
 }
 
+/// With tracking, each kind of write to a key invalidates its entry.
 #[test]
-fn every_way_of_changing_a_key_reaches_the_cache() {
+fn every_change_invalidates_entry() {
     let redis = Redis::start();
     let proxy = start_tracking_proxy(redis.port, &[]);
     let mut client = proxy.connect();
@@ -65,7 +69,7 @@ fn every_way_of_changing_a_key_reaches_the_cache() {
         (&["SET", "a", "2"], "2"),
         (&["APPEND", "a", "1"], "11"),
         (&["INCR", "a"], "2"),
-        // Redis tells of several keys at once, in order of their names.
+        // Redis sends the invalidations of several keys at once, in order of their names.
         (&["MSET", "A", "1", "a", "3", "z", "1"], "3"),
         (&["EVAL", "redis.call('SET', KEYS[1], '4')", "1", "a"], "4"),
         (&["RENAME", "b", "a"], "b"),
@@ -73,32 +77,35 @@ fn every_way_of_changing_a_key_reaches_the_cache() {
         (&["FLUSHALL"], "{\"error\":\"key not found\"}"),
         (&["FLUSHDB", "ASYNC"], "{\"error\":\"key not found\"}"),
     ];
-    for (command, after) in changes {
+    for (command, value) in changes {
         redis.run(&["MSET", "a", "1", "b", "b"]);
         wait_until_text(&mut client, "/raw/a", "1");
         wait_until_cached(&mut client, "/raw/a", "1");
         redis.run(command);
-        wait_until_text(&mut client, "/raw/a", after);
+        wait_until_text(&mut client, "/raw/a", value);
     }
-    // A key that expires: Redis tells when it removes it, the proxy does not wait for that.
+    // Redis sends the invalidation of an expired key when it removes it. The proxy does not wait
+    // for that.
     redis.run(&["SET", "a", "1"]);
     wait_until_cached(&mut client, "/raw/a", "1");
     redis.run(&["PEXPIRE", "a", "100"]);
     wait_until_text(&mut client, "/raw/a", "{\"error\":\"key not found\"}");
 }
 
-/// What Redis does not tell, or tells too much of: databases are swapped without a word, and their numbers not told apart.
+/// Writes in another database invalidate the entry, `SWAPDB` does not.
+///
+/// Redis sends invalidations without a database number, and none at all for `SWAPDB`.
 #[test]
-fn databases_are_not_told_apart_and_swapping_them_is_not_told() {
+fn other_databases_invalidate_swapdb_does_not() {
     let redis = Redis::start();
     let proxy = start_tracking_proxy(redis.port, &[("CACHE_TTL", "1")]);
     let mut client = proxy.connect();
     let mut other = redis.connect_to(&format!("redis://127.0.0.1:{}/1", redis.port));
     redis.set("a", "in 0");
-    wait_for("a change in another database drops the entry too", || {
+    wait_for("a write in another database drops the entry", || {
         wait_until_cached(&mut client, "/raw/a", "in 0");
         redis::cmd("SET").arg("a").arg("in 1").exec(&mut other).expect("SET works");
-        // Until it is heard of, or until the entry expires, which is not what is looked for.
+        // Until the invalidation arrives, or the entry expires, which is not the event under test.
         let deadline = Instant::now() + Duration::from_millis(300);
         while Instant::now() < deadline {
             let response = client.get("/raw/a");
@@ -111,14 +118,16 @@ fn databases_are_not_told_apart_and_swapping_them_is_not_told() {
     });
     wait_until_cached(&mut client, "/raw/a", "in 0");
     redis.run(&["SWAPDB", "0", "1"]);
-    // CACHE_TTL bounds it.
+    // `CACHE_TTL` bounds the age of the value.
     wait_until_text(&mut client, "/raw/a", "in 1");
 }
 
-/// The forced race: a value is read, changed, and the change is heard of before the value has arrived. Naively stored it
-/// would stay for ever.
+/// A fetch that an invalidation overtook answers its waiters and is not cached (invalidation-wins).
+///
+/// The relay delays the value until the invalidation has arrived. Cached, the old value would stay
+/// forever.
 #[test]
-fn a_value_that_its_change_has_overtaken_is_not_kept() {
+fn overtaken_fetch_is_not_cached() {
     let redis = Redis::start();
     let relay = Relay::start(redis.port);
     let proxy = start_tracking_proxy(relay.port, &[("REDIS_TIMEOUT", "20000"), ("REDIS_CONNECTIONS", "2")]);
@@ -127,7 +136,7 @@ fn a_value_that_its_change_has_overtaken_is_not_kept() {
     let mut write = |value: String| redis::cmd("SET").arg("raced").arg(value).exec(&mut writer).expect("SET works");
     for round in 0..60 {
         write(format!("old {round}"));
-        // The connections of both helpers are known by what they have read.
+        // The relay knows the connections of both fetchers by their reads.
         (0..4).for_each(|number| assert_eq!(early.get(&format!("/raw/none{number}")).status, 404));
         redis.set("marker", round);
         wait_until_cached(&mut late, "/raw/marker", &round.to_string());
@@ -135,10 +144,11 @@ fn a_value_that_its_change_has_overtaken_is_not_kept() {
         early.send_get("/raw/raced");
         relay.wait_until_held();
         write(format!("new {round}"));
-        // Changes are heard of in order: when this one has taken the marker away, so has the other.
+        // Invalidations arrive in order: once the marker is gone, the other key is invalidated,
+        // too.
         redis.set("marker", "gone");
         let mut probes = Vec::new();
-        wait_for("the change is heard of", || {
+        wait_for("the invalidation arrives", || {
             let mut probe = proxy.connect();
             probe.send_get("/raw/marker");
             (0..2).for_each(|_| assert_eq!(late.get("/nothing").status, 404));
@@ -149,32 +159,34 @@ fn a_value_that_its_change_has_overtaken_is_not_kept() {
         late.send_get("/raw/raced");
         relay.release();
         assert_eq!(early.read_response().text(), format!("old {round}"));
-        assert_eq!(late.read_response().text(), format!("new {round}"), "answered by what the change has overtaken");
-        assert_eq!(late.get("/raw/raced").text(), format!("new {round}"), "what the change has overtaken was stored");
+        assert_eq!(late.read_response().text(), format!("new {round}"), "a later request got the overtaken value");
+        assert_eq!(late.get("/raw/raced").text(), format!("new {round}"), "the overtaken value was cached");
     }
 }
 
-/// More changes at once than one tick follows: what is left over is followed without anybody asking, and what comes
-/// meanwhile is not forgotten either.
+/// A burst of more invalidations than one tick processes leaves nothing stale.
+///
+/// The event loop processes the remainder without further requests, and misses none that arrive
+/// meanwhile.
 #[test]
-fn a_burst_of_changes_leaves_nothing_stale() {
+fn invalidation_burst_leaves_nothing_stale() {
     let redis = Redis::start();
     let proxy = start_tracking_proxy(redis.port, &[]);
     let mut client = proxy.connect();
-    let many = |prefix: &str, count: usize| {
+    let mset = |prefix: &str, count: usize| {
         let mut command = redis::cmd("MSET");
         (0..count).for_each(|number| _ = command.arg(format!("{prefix}{number}")).arg("v"));
         command
     };
-    let (most, more) = (many("a", 50_000), many("b", 6000));
+    let (large_burst, small_burst) = (mset("a", 50_000), mset("b", 6000));
     let mut connection = redis.connect();
     for round in 0..6 {
         redis.set("target", format!("old {round}"));
         wait_until_cached(&mut client, "/raw/target", &format!("old {round}"));
-        most.exec(&mut connection).expect("MSET works");
+        large_burst.exec(&mut connection).expect("MSET works");
         std::thread::sleep(Duration::from_millis(round * 2));
-        more.clone().arg("target").arg(format!("new {round}")).exec(&mut connection).expect("MSET works");
-        // Nobody asks for anything: no socket wakes the loop.
+        small_burst.clone().arg("target").arg(format!("new {round}")).exec(&mut connection).expect("MSET works");
+        // No client sends a request, so no socket wakes the event loop.
         std::thread::sleep(max_propagation());
         assert_eq!(client.get("/raw/target").text(), format!("new {round}"));
     }
@@ -185,22 +197,24 @@ fn a_burst_of_changes_leaves_nothing_stale() {
     );
 }
 
-/// One writer, many readers, and now and then everything that the proxy has to Redis is cut: once a write is
-/// acknowledged and a hop has passed, nobody gets what was before.
-fn no_stale_reads(cuts: bool) {
+/// Checks that no reader gets a value older than an acknowledged write plus the propagation time.
+///
+/// One client writes and eight read. With `cut_connections`, every connection of the proxy to Redis
+/// is closed once a second.
+fn check_no_stale_reads(cut_connections: bool) {
     const KEYS: usize = 20;
-    let (seconds, hop) = (env_number("FRESHNESS_SECONDS", 5), max_propagation());
+    let (seconds, propagation) = (env_number("FRESHNESS_SECONDS", 5), max_propagation());
     let redis = Redis::start();
     for key in 0..KEYS {
         redis.set(format!("k{key}"), 0);
     }
     let proxy = start_tracking_proxy(redis.port, &[]);
-    // The value of each key that was acknowledged at least a hop ago.
-    let settled: Arc<Vec<AtomicU64>> = Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
+    // Newest value of each key whose write was acknowledged at least the propagation time ago.
+    let visible: Arc<Vec<AtomicU64>> = Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
     let stop = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..8)
         .map(|number| {
-            let (settled, stop, mut client) = (Arc::clone(&settled), Arc::clone(&stop), proxy.connect());
+            let (visible, stop, mut client) = (Arc::clone(&visible), Arc::clone(&stop), proxy.connect());
             std::thread::spawn(move || {
                 let (mut reads, mut hits, mut stale) = (0u64, 0u64, 0u64);
                 for key in (number..).step_by(7) {
@@ -208,14 +222,14 @@ fn no_stale_reads(cuts: bool) {
                         break;
                     }
                     let key = key % KEYS;
-                    let least = settled[key].load(Ordering::Acquire);
+                    let min_value = visible[key].load(Ordering::Acquire);
                     let response = client.get(&format!("/raw/k{key}"));
-                    // Cut off while it was read: no answer is no stale one.
+                    // A read over a closed connection fails. It has no value that could be stale.
                     if response.status == 200 {
                         let value: u64 = response.text().parse().expect("a number");
                         reads += 1;
                         hits += u64::from(is_hit(&response));
-                        stale += u64::from(value < least);
+                        stale += u64::from(value < min_value);
                     }
                 }
                 (reads, hits, stale)
@@ -224,29 +238,29 @@ fn no_stale_reads(cuts: bool) {
         .collect();
     let mut writer = redis.connect();
     let mut client = proxy.connect();
-    let (began, mut last_cut, mut value) = (Instant::now(), Instant::now(), 0u64);
+    let (started, mut last_cut, mut value) = (Instant::now(), Instant::now(), 0u64);
     let mut delays = Vec::new();
     let mut acknowledged = std::collections::VecDeque::new();
-    while began.elapsed() < Duration::from_secs(seconds) {
+    while started.elapsed() < Duration::from_secs(seconds) {
         value += 1;
         let key = value as usize % KEYS;
         redis::cmd("SET").arg(format!("k{key}")).arg(value).exec(&mut writer).expect("SET works");
         let set = Instant::now();
         acknowledged.push_back((set, key, value));
         while let Some(&(time, key, value)) = acknowledged.front()
-            && time.elapsed() >= hop
+            && time.elapsed() >= propagation
         {
-            settled[key].store(value, Ordering::Release);
+            visible[key].store(value, Ordering::Release);
             acknowledged.pop_front();
         }
-        // How soon a reader sees it, for some.
+        // Measures for some writes how soon a reader sees them.
         if value % 16 == 0 {
             wait_for("the write is seen", || {
                 (client.get(&format!("/raw/k{key}")).text() == value.to_string()).then_some(())
             });
             delays.push(set.elapsed());
         }
-        if cuts && last_cut.elapsed() >= Duration::from_secs(1) {
+        if cut_connections && last_cut.elapsed() >= Duration::from_secs(1) {
             last_cut = Instant::now();
             redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]);
             redis.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
@@ -260,20 +274,22 @@ fn no_stale_reads(cuts: bool) {
     delays.sort_unstable();
     println!(
         "{seconds} s{}: {reads} reads, {hits} hits, {stale} stale; {value} writes, seen after {:?} (median), {:?} (longest)",
-        if cuts { ", all connections cut each second" } else { "" },
+        if cut_connections { ", connections closed each second" } else { "" },
         delays[delays.len() / 2],
         delays[delays.len() - 1]
     );
     assert_eq!(stale, 0, "of {reads} reads");
-    assert!(hits > reads / 4, "{hits} hits in {reads} reads: nothing was cached that could be stale");
+    assert!(hits > reads / 4, "{hits} hits in {reads} reads: too few cached values to judge");
 }
 
+/// With tracking, no read is stale.
 #[test]
-fn with_tracking_no_read_is_stale() {
-    no_stale_reads(false);
+fn tracking_allows_no_stale_read() {
+    check_no_stale_reads(false);
 }
 
+/// With tracking, no read is stale although every connection to Redis is closed once a second.
 #[test]
-fn with_tracking_no_read_is_stale_although_connections_are_cut() {
-    no_stale_reads(true);
+fn reconnecting_tracking_allows_no_stale_read() {
+    check_no_stale_reads(true);
 }

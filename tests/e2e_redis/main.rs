@@ -1,4 +1,4 @@
-//! End-to-end tests of the side towards Redis: faults, tracking, freshness and large values.
+//! End-to-end tests of the connections to Redis: faults, tracking, freshness and large values.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
 

@@ -1,4 +1,5 @@
-//! How connections to Redis are kept, replaced and given up. What clients see of a Redis that is away is in `fault_matrix.rs`.
+//! Tests of the connections to Redis: how the proxy keeps, replaces and abandons them.
+//! `fault_matrix.rs` has the errors that clients get while Redis is unavailable.
 
 use crate::common::admin::read_metric;
 use crate::common::resolver::Resolver;
@@ -8,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// What Redis closes while nobody asks is replaced before anybody notices.
+/// Connections that Redis closes while idle are replaced without an error for any client.
 #[test]
-fn connections_closed_while_idle_are_replaced_unseen() {
+fn idle_disconnects_cause_no_errors() {
     let mut redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_CONNECTIONS", "1")]);
-    // Before it was ever used, too.
-    wait_for("it has connected", || proxy.log().contains("] connected to Redis").then_some(()));
+    // This holds for a connection without any request, too.
+    wait_for("the proxy is connected", || proxy.log().contains("] connected to Redis").then_some(()));
     redis.kill();
     redis.restart();
     redis.set("a", 1);
@@ -28,15 +29,15 @@ fn connections_closed_while_idle_are_replaced_unseen() {
     assert_eq!(proxy.get("/raw/c").text(), "3", "a client saw the closed connection");
 }
 
-/// A helper that cannot connect leaves the jobs to those that can.
+/// A fetcher that cannot connect leaves its jobs to the connected ones.
 #[test]
-fn one_connection_is_enough_where_redis_allows_no_more() {
+fn one_allowed_connection_serves_all_keys() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "0.001"), ("REDIS_CONNECTIONS", "4")]);
     redis.set("a", 1);
-    wait_for("a helper has connected", || (proxy.get("/raw/a").status == 200).then_some(()));
+    wait_for("a fetcher is connected", || (proxy.get("/raw/a").status == 200).then_some(()));
     let mut admin = redis.connect();
-    // The proxy's and this one are there; no further ones are let in.
+    // The connections of the proxy and of this test exist. Redis accepts no further ones.
     let info: String = redis::cmd("INFO").arg("clients").query(&mut admin).expect("INFO works");
     let clients = info.lines().find_map(|line| line.strip_prefix("connected_clients:")).expect("a count");
     redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(clients).exec(&mut admin).expect("CONFIG works");
@@ -44,7 +45,7 @@ fn one_connection_is_enough_where_redis_allows_no_more() {
         drop(proxy);
         Proxy::start(&redis, &[("CACHE_TTL", "0.001"), ("REDIS_CONNECTIONS", "4")])
     };
-    wait_for("a helper has connected", || (proxy.get("/raw/a").status == 200).then_some(()));
+    wait_for("a fetcher is connected", || (proxy.get("/raw/a").status == 200).then_some(()));
     let mut clients: Vec<HttpClient> = (0..8).map(|_| proxy.connect()).collect();
     let mut failed = 0;
     for round in 0..200 {
@@ -53,26 +54,26 @@ fn one_connection_is_enough_where_redis_allows_no_more() {
         }
         failed += clients.iter_mut().map(HttpClient::read_response).filter(|response| response.status != 404).count();
     }
-    // Helpers without a connection take nothing as long as one has one.
-    assert_eq!(failed, 0, "of 1600 were failed by helpers without a connection");
+    // Fetchers without a connection take no jobs while another fetcher has one.
+    assert_eq!(failed, 0, "of 1600 requests failed in fetchers without a connection");
 }
 
-/// A connection is lost that cannot be replaced: the keys that were to be read over it are read over another.
+/// A connection is lost and cannot be replaced: its keys are read over another connection.
 #[test]
-fn what_one_helper_cannot_read_another_does() {
+fn lost_connection_requeues_its_keys() {
     let redis = Redis::start();
     redis.set("a", 1);
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "0.001"), ("REDIS_CONNECTIONS", "2"), ("REDIS_TIMEOUT", "60000")]);
     let mut admin = redis.connect();
-    // All connections but the one that asks for them.
+    // Returns the ids of all connections except the one of this test.
     let mut ids = || {
         let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut admin).expect("CLIENT LIST works");
         let others = list.lines().filter(|line| !line.contains("cmd=client|list"));
         others.map(|line| line.split(' ').next().expect("an id").replace("id=", "")).collect::<Vec<_>>()
     };
     let mut clients: Vec<HttpClient> = (0..2).map(|_| proxy.connect()).collect();
-    let ids = wait_for("both helpers are connected", || {
-        // With one of them held up, the other one is needed.
+    let ids = wait_for("both fetchers are connected", || {
+        // While one fetcher waits, the other one is needed.
         redis.freeze();
         clients[0].send_get("/raw/b");
         std::thread::sleep(Duration::from_millis(20));
@@ -80,21 +81,23 @@ fn what_one_helper_cannot_read_another_does() {
         std::thread::sleep(Duration::from_millis(20));
         redis.thaw();
         clients.iter_mut().for_each(|client| assert_eq!(client.read_response().status, 404));
-        // By the proxy's own count: Redis counts one that is still logging in.
+        // The proxy's own count, since Redis counts a connection that is still authenticating.
         (read_metric(&proxy, "segment_redis_connections") == 2.0).then(&mut ids)
     });
     redis::cmd("CLIENT").arg("KILL").arg("ID").arg(&ids[0]).exec(&mut admin).expect("CLIENT KILL works");
-    // One of the proxy's, and this one.
+    // One connection of the proxy and the one of this test.
     redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(2).exec(&mut admin).expect("CONFIG works");
-    wait_for("the one without a connection has tried", || {
+    wait_for("the disconnected fetcher has tried to connect", || {
         (0..50).for_each(|_| assert_eq!(clients[0].get("/raw/a").text(), "1"));
         proxy.log().contains("cannot open another connection to Redis").then_some(())
     });
     assert!(!proxy.log().contains("cannot connect"), "{}", proxy.log());
 }
 
+/// The proxy authenticates and selects its database, and reports errors of either without the
+/// password.
 #[test]
-fn authentication_and_database_are_used_and_their_errors_told() {
+fn auth_and_database_errors_are_reported() {
     let redis = Redis::start_with(&["--requirepass", "secret"]);
     let url = |rest: &str| format!("redis://{rest}127.0.0.1:{}/3", redis.port);
     let mut admin = redis.connect_to(&url(":secret@"));
@@ -118,60 +121,66 @@ fn authentication_and_database_are_used_and_their_errors_told() {
         let proxy = Proxy::start(&redis, variables);
         let refused = proxy.get("/raw/a");
         assert_eq!(refused.status, 502, "{variables:?}: {refused:?}");
-        wait_for("the hint is told", || (proxy.log().contains(hint) || refused.text().contains(hint)).then_some(()));
+        wait_for("the hint is visible", || (proxy.log().contains(hint) || refused.text().contains(hint)).then_some(()));
         assert!(!proxy.log().contains("secret") && !refused.text().contains("secret"), "the password is shown");
     }
 }
 
-/// A dead name server makes every lookup slow. That is no reason never to connect.
+/// A lookup slower than `REDIS_TIMEOUT` still ends in a connection.
+///
+/// A dead name server makes every lookup slow.
 #[test]
-fn a_lookup_may_take_longer_than_redis_timeout() {
+fn slow_dns_lookup_still_connects() {
     let redis = Redis::start();
     redis.set("a", 1);
-    let names = Resolver::start("127.0.0.1");
-    names.set_result(1000, "127.0.0.1");
-    let proxy = Proxy::start(&redis, &[&names.env()[..], &[("REDIS_TIMEOUT", "300")]].concat());
-    wait_for("it has connected", || (proxy.get("/raw/a").text() == "1").then_some(()));
+    let resolver = Resolver::start("127.0.0.1");
+    resolver.set_result(1000, "127.0.0.1");
+    let proxy = Proxy::start(&redis, &[&resolver.env()[..], &[("REDIS_TIMEOUT", "300")]].concat());
+    wait_for("the proxy is connected", || (proxy.get("/raw/a").text() == "1").then_some(()));
 }
 
-/// A name with several addresses of which one is dead, and the first: that is waited for once by each helper, not each time.
+/// If the first of several addresses is dead, each fetcher waits for it once, not for every
+/// connection.
 #[test]
-fn an_address_that_answered_is_tried_first() {
+fn last_good_address_is_tried_first() {
     let redis = Redis::start();
     redis.set("a", 1);
-    // On the same port of another address of this machine: it takes connections, and never answers.
-    let dead = std::net::TcpListener::bind(("127.0.0.2", redis.port)).expect("it is free there");
+    // On the same port of another local address: this server accepts connections and never replies.
+    let dead = std::net::TcpListener::bind(("127.0.0.2", redis.port)).expect("the port is free at that address");
     let attempts = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&attempts);
     std::thread::spawn(move || {
-        let mut taken = Vec::new();
+        let mut streams = Vec::new();
         for stream in dead.incoming() {
             counted.fetch_add(1, Ordering::Relaxed);
-            taken.push(stream);
+            streams.push(stream);
         }
     });
-    let names = Resolver::start("127.0.0.2,127.0.0.1");
+    let resolver = Resolver::start("127.0.0.2,127.0.0.1");
     let variables = [("REDIS_TIMEOUT", "300"), ("REDIS_CONNECTIONS", "1"), ("CACHE_TTL", "0.001")];
-    let proxy = Proxy::start(&redis, &[&names.env()[..], &variables].concat());
-    wait_for("it has connected", || (proxy.get("/raw/a").text() == "1").then_some(()));
+    let proxy = Proxy::start(&redis, &[&resolver.env()[..], &variables].concat());
+    wait_for("the proxy is connected", || (proxy.get("/raw/a").text() == "1").then_some(()));
     assert_eq!(attempts.load(Ordering::Relaxed), 1);
     for _ in 0..5 {
         redis.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-        wait_for("it has connected again", || (proxy.get("/raw/a").text() == "1").then_some(()));
+        wait_for("the proxy is connected again", || (proxy.get("/raw/a").text() == "1").then_some(()));
     }
-    assert_eq!(attempts.load(Ordering::Relaxed), 1, "the dead one is tried again and again");
+    assert_eq!(attempts.load(Ordering::Relaxed), 1, "the dead address was tried again");
 }
 
-/// What the real one cannot be made to show: replies that are no replies, or stop half way.
+/// Replies that are malformed or incomplete fail the request and close the connection.
+///
+/// A real Redis cannot be made to send them.
 #[test]
-fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
-    // Every connection gets the next script, however many commands it sends; the last one for all that follow.
+fn malformed_reply_fails_and_disconnects() {
+    // Each connection sends the next script, whatever commands it gets. Connections after the last
+    // script are closed at once.
     let next = AtomicUsize::new(0);
     let (port, connections) = start_fake_redis(move |stream| {
         let replies = [
             "?what\r\n",
             ":5\r\n",
-            // A ttl that is no number, and no bytes where the value belongs.
+            // A TTL that is not a number, and a number instead of a value.
             "$1\r\nv\r\n+OK\r\n",
             "*1\r\n$1\r\nv\r\n:-1\r\n",
             "$10\r\nhalf",
@@ -179,14 +188,15 @@ fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
         let reply = replies.get(next.fetch_add(1, Ordering::Relaxed));
         let script = reply.map_or(String::new(), |reply| format!("+OK\r\n+OK\r\n+PONG\r\n{reply}"));
         stream.write_all(script.as_bytes()).expect("the proxy reads");
-        stream.shutdown(std::net::Shutdown::Write).expect("it can be closed");
-        // What the proxy still sends is read, so that nothing is reset before it has read the script.
+        stream.shutdown(std::net::Shutdown::Write).expect("the socket can be closed");
+        // Reads the remaining input, so that no reset discards the script before the proxy has read
+        // it.
         let _ = std::io::copy(stream, &mut std::io::sink());
     });
     let proxy = Proxy::start_on_redis_port(port, &[("REDIS_CONNECTIONS", "1")]);
     let statuses = [1, 2, 3, 4, 5, 6].map(|number| {
-        // After each of them the next connection waits a while.
-        wait_for("there is a next connection", || {
+        // After each script the next connection attempt backs off.
+        wait_for("the next connection exists", || {
             let status = proxy.get("/raw/a").status;
             (connections.load(Ordering::Relaxed) >= number).then_some(status)
         })
@@ -196,9 +206,9 @@ fn nonsense_from_redis_is_a_502_and_ends_the_connection() {
     assert!(log.lines().all(|line| line.starts_with('[')), "an entry takes several lines: {log}");
 }
 
-/// A Redis that refuses is not tried again for every request.
+/// A Redis that closes connections is not contacted again for every request.
 #[test]
-fn reconnecting_backs_off() {
+fn refused_connection_backs_off() {
     let (port, attempts) = start_fake_redis(|_| ());
     let proxy = Proxy::start_on_redis_port(port, &[]);
     let mut client = proxy.connect();
@@ -209,9 +219,10 @@ fn reconnecting_backs_off() {
     assert!((1..100).contains(&attempts), "{attempts} attempts for 300 requests");
 }
 
-/// What takes connections and answers nonsense is no better than what takes none, and the log tells of it as seldom.
+/// A server that sends garbage is contacted no more often than one that refuses, and logged as
+/// rarely.
 #[test]
-fn reconnecting_to_nonsense_backs_off() {
+fn garbage_reply_backs_off() {
     let (port, attempts) = start_fake_redis(|stream| {
         stream.write_all(b"+OK\r\n+OK\r\n+PONG\r\n?what\r\n").expect("the proxy reads");
         let _ = std::io::copy(stream, &mut std::io::sink());
@@ -226,22 +237,24 @@ fn reconnecting_to_nonsense_backs_off() {
     assert!(proxy.log().matches("lost a connection").count() < 100, "the log repeats itself");
 }
 
-/// A batch has one deadline: replies that each come in time but together too late end the connection.
+/// A batch has one deadline: replies that are each in time and together too late end the
+/// connection.
 #[test]
-fn a_round_trip_is_bounded_as_a_whole() {
-    let taken = Arc::new(AtomicUsize::new(0));
-    let replies = Arc::clone(&taken);
+fn slow_batch_ends_at_deadline() {
+    let replies = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&replies);
     let (port, _) = start_fake_redis(move |stream| {
-        // The handshake, three commands, is answered at once; then each key takes a third of the time there is.
+        // The handshake of three commands is answered at once. Then each key takes a third of the
+        // timeout.
         stream.write_all(b"+OK\r\n+OK\r\n+PONG\r\n").expect("the proxy reads");
         let mut received = [0; 8];
         while !received.windows(3).any(|word| word == b"GET") {
-            stream.read_exact(&mut received[..1]).expect("the proxy asks");
+            stream.read_exact(&mut received[..1]).expect("the proxy sends commands");
             received.rotate_left(1);
         }
         std::thread::sleep(Duration::from_millis(200));
         while stream.write_all(b"$1\r\nv\r\n:-1\r\n").is_ok() {
-            replies.fetch_add(1, Ordering::Relaxed);
+            counted.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(200));
         }
     });
@@ -250,14 +263,14 @@ fn a_round_trip_is_bounded_as_a_whole() {
     client.send((0..100).map(|number| format!("GET /raw/{number} HTTP/1.1\r\nHost: x\r\n\r\n")).collect::<String>());
     let statuses: Vec<u16> = (0..100).map(|_| client.read_response().status).collect();
     assert_eq!(statuses[99], 504, "{statuses:?}");
-    wait_for("the connection is given up", || proxy.log().contains("lost a connection").then_some(()));
-    let taken = taken.load(Ordering::Relaxed);
-    assert!(taken < 20, "{taken} replies were waited for");
+    wait_for("the connection is closed", || proxy.log().contains("lost a connection").then_some(()));
+    let replies = replies.load(Ordering::Relaxed);
+    assert!(replies < 20, "the fetcher waited for {replies} replies");
 }
 
-/// Rule 7: a full queue is told at once, and every waiting client is answered once.
+/// A full queue fails at once, and every waiting client gets one reply (job-completes-once).
 #[test]
-fn a_full_queue_answers_at_once() {
+fn full_queue_fails_at_once() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000")]);
     assert_eq!(proxy.get("/raw/a").status, 404);
@@ -266,11 +279,11 @@ fn a_full_queue_answers_at_once() {
     let capacity = segment_redis_proxy::backend::QUEUE_LIMIT + 4 * segment_redis_proxy::backend::MAX_BATCH;
     let mut clients: Vec<HttpClient> = (0..capacity / per_client + 10).map(|_| proxy.connect()).collect();
     for (number, client) in clients.iter_mut().enumerate() {
-        let all: String =
+        let requests: String =
             (0..per_client).map(|request| format!("GET /raw/{number}-{request} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
-        client.send(all);
+        client.send(requests);
     }
-    let refused = wait_for("somebody is refused", || clients.iter_mut().position(HttpClient::has_input));
+    let refused = wait_for("a request is refused", || clients.iter_mut().position(HttpClient::has_input));
     let response = clients[refused].read_response();
     assert_eq!((response.status, response.header("retry-after")), (503, "1"), "{response:?}");
     assert!(response.text().contains("too many keys"), "{response:?}");
@@ -286,9 +299,10 @@ fn a_full_queue_answers_at_once() {
     assert!(statuses[&404] >= segment_redis_proxy::backend::QUEUE_LIMIT, "{statuses:?}");
 }
 
-/// The crate keeps a buffer as long as the longest reply of a connection; so such a connection is replaced.
+/// A connection that received a long value is replaced: the redis crate keeps a buffer as long as
+/// the longest reply.
 #[test]
-fn a_connection_that_has_brought_a_long_value_is_replaced() {
+fn connection_is_replaced_after_long_value() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_CONNECTIONS", "1"), ("CACHE_TTL", "0.001")]);
     redis.set("short", "v");
@@ -302,7 +316,7 @@ fn a_connection_that_has_brought_a_long_value_is_replaced() {
     let first = addresses();
     assert_eq!(first.len(), 1, "{first:?}");
     assert_eq!(proxy.get("/raw/short").status, 200);
-    assert_eq!(addresses(), first, "a connection was replaced for nothing");
+    assert_eq!(addresses(), first, "a connection was replaced without need");
     assert_eq!(proxy.get("/raw/long").body.len(), 2_000_000);
     assert_eq!(proxy.get("/raw/short").status, 200);
     assert!(!addresses().iter().any(|address| first.contains(address)));

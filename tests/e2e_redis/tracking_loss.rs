@@ -1,4 +1,5 @@
-//! Freshness on bad days: tracking that is lost, silent, refused or misled, and what is served while Redis is away.
+//! Tests of an invalidation stream that is lost, silent, refused or misdirected, and of stale
+//! values while Redis is unavailable.
 
 use crate::common::admin::read_metric;
 use crate::common::freshness::{is_hit, start_tracking_proxy, wait_until_cached, wait_until_text, wait_until_tracking};
@@ -10,9 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Lost connections, one after the other: what was cached goes, and what is read meanwhile does not stay either.
+/// Each loss of the tracking connection flushes the cache, and is logged.
+///
+/// A value that is read meanwhile does not stay cached either.
 #[test]
-fn when_tracking_is_lost_everything_is_read_anew_and_the_log_tells() {
+fn lost_tracking_flushes_and_logs() {
     let redis = Redis::start();
     let proxy = start_tracking_proxy(redis.port, &[]);
     let mut client = proxy.connect();
@@ -20,18 +23,20 @@ fn when_tracking_is_lost_everything_is_read_anew_and_the_log_tells() {
         redis.set("a", round);
         wait_until_cached(&mut client, "/raw/a", &round.to_string());
         redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-        // Nobody tells of this one.
-        redis.set("a", "unheard of");
-        wait_until_text(&mut client, "/raw/a", "unheard of");
+        // No invalidation arrives for this write.
+        redis.set("a", "not invalidated");
+        wait_until_text(&mut client, "/raw/a", "not invalidated");
         wait_until_tracking(&proxy, 1 + round);
     }
     let log = proxy.log();
     assert_eq!(log.matches("(tracking inactive: ").count(), 3, "{log}");
 }
 
-/// Rule 1: whoever reads the log may stop reading it. No lock that the loop takes is held while something is logged.
+/// A log pipe that is not read delays neither hits nor misses (loop-never-blocks).
+///
+/// The proxy holds no lock that the event loop takes while it writes to the log.
 #[test]
-fn a_log_that_nobody_reads_stops_neither_hits_nor_misses() {
+fn blocked_log_delays_no_request() {
     let redis = Redis::start();
     let (mut log, mut end) = std::io::pipe().expect("a pipe");
     let mut command = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"));
@@ -41,18 +46,18 @@ fn a_log_that_nobody_reads_stops_neither_hits_nor_misses() {
     let mut client = proxy.connect();
     redis.set("a", 1);
     wait_until_cached(&mut client, "/raw/a", "1");
-    // Fills the pipe and then waits, until the test is over and the pipe's other end closed.
-    let full = Arc::new(AtomicU64::new(0));
-    let written = Arc::clone(&full);
+    // Fills the pipe and blocks until the test closes the other end.
+    let written_bytes = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&written_bytes);
     std::thread::spawn(move || {
         while end.write_all(b"x").is_ok() {
-            written.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(1, Ordering::Relaxed);
         }
     });
     wait_for("the pipe is full", || {
-        let before = full.load(Ordering::Relaxed);
+        let before = written_bytes.load(Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(50));
-        (before > 0 && before == full.load(Ordering::Relaxed)).then_some(())
+        (before > 0 && before == written_bytes.load(Ordering::Relaxed)).then_some(())
     });
     redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     for round in 0..20 {
@@ -63,9 +68,9 @@ fn a_log_that_nobody_reads_stops_neither_hits_nor_misses() {
     drop(log);
 }
 
-/// Another Redis behind the same name: what is read comes from there, so changes must be heard of from there.
+/// If fetchers read from another Redis behind the same name, tracking moves to it.
 #[test]
-fn the_redis_that_tells_is_the_one_that_is_read() {
+fn tracking_follows_fetchers_to_new_redis() {
     let (one, other) = (Redis::start(), Redis::start());
     let relay = Relay::start(one.port);
     let proxy = start_tracking_proxy(relay.port, &[]);
@@ -75,7 +80,7 @@ fn the_redis_that_tells_is_the_one_that_is_read() {
     wait_until_cached(&mut client, "/raw/a", "in one");
     relay.set_target(other.port);
     one.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    wait_for("a helper connects anew", || {
+    wait_for("a fetcher reconnects", || {
         client.get("/raw/missing");
         (other.count_calls("info") > 1).then_some(())
     });
@@ -87,8 +92,8 @@ fn the_redis_that_tells_is_the_one_that_is_read() {
     assert!(proxy.log().contains("another Redis"), "{}", proxy.log());
 }
 
-/// A proxy in front of one of two, with one reader, which has cached what that one holds.
-fn before_one_of_two() -> ([Redis; 2], Relay, Proxy, HttpClient) {
+/// Starts two Redis servers and a proxy that reads from the first and has cached its value.
+fn start_with_two_redis() -> ([Redis; 2], Relay, Proxy, HttpClient) {
     let (one, other) = (Redis::start(), Redis::start());
     let relay = Relay::start(one.port);
     let proxy = start_tracking_proxy(relay.port, &[("REDIS_CONNECTIONS", "1")]);
@@ -99,10 +104,10 @@ fn before_one_of_two() -> ([Redis; 2], Relay, Proxy, HttpClient) {
     ([one, other], relay, proxy, client)
 }
 
-/// The other way round: what tells of changes has moved on, and who reads moves on with it before reading again.
+/// If tracking moves to another Redis, the fetchers move to it before they read again.
 #[test]
-fn the_redis_that_is_read_is_the_one_that_tells() {
-    let ([_one, other], relay, proxy, mut client) = before_one_of_two();
+fn fetchers_follow_tracking_to_new_redis() {
+    let ([_one, other], relay, proxy, mut client) = start_with_two_redis();
     relay.set_target(other.port);
     relay.disconnect(&[Purpose::Tracking]);
     wait_until_tracking(&proxy, 2);
@@ -111,10 +116,10 @@ fn the_redis_that_is_read_is_the_one_that_tells() {
     wait_until_text(&mut client, "/raw/a", "changed");
 }
 
-/// The same, where Redis could not say who it is when the one that reads connected: it is asked again.
+/// If Redis was busy and could not report its run id to a fetcher, the fetcher asks again later.
 #[test]
-fn a_redis_that_was_busy_is_known_afterwards() {
-    let ([one, other], relay, _proxy, mut client) = before_one_of_two();
+fn busy_redis_is_identified_later() {
+    let ([one, other], relay, _proxy, mut client) = start_with_two_redis();
     one.run(&["CONFIG", "SET", "busy-reply-threshold", "10"]);
     let mut script = one.connect();
     let running = std::thread::spawn(move || redis::cmd("EVAL").arg("while true do end").arg(0).exec(&mut script));
@@ -126,7 +131,7 @@ fn a_redis_that_was_busy_is_known_afterwards() {
     let response = client.get("/raw/b");
     assert!(response.status == 503 && response.text().contains("BUSY"), "{response:?}");
     one.run(&["SCRIPT", "KILL"]);
-    assert!(running.join().expect("no panic").is_err(), "it has ended by itself");
+    assert!(running.join().expect("no panic").is_err(), "the script ended by itself");
     wait_for("keys are read", || (client.get("/raw/b").status == 404).then_some(()));
     relay.set_target(other.port);
     relay.disconnect(&[Purpose::Tracking]);
@@ -135,9 +140,9 @@ fn a_redis_that_was_busy_is_known_afterwards() {
     wait_until_text(&mut client, "/raw/a", "changed");
 }
 
-/// The same Redis started anew is another one by its id: tracking goes on, without waiting for anybody who reads.
+/// A restarted Redis has another run id: tracking resumes without waiting for a read.
 #[test]
-fn tracking_goes_on_when_redis_has_started_anew() {
+fn tracking_resumes_after_redis_restart() {
     let mut redis = Redis::start();
     let proxy = start_tracking_proxy(redis.port, &[]);
     let mut client = proxy.connect();
@@ -146,7 +151,7 @@ fn tracking_goes_on_when_redis_has_started_anew() {
     redis.kill();
     redis.restart();
     wait_until_tracking(&proxy, 2);
-    // As long as nobody reads, the helpers' connections are those to the Redis that was.
+    // Without reads, the fetchers keep their connections to the old process.
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(proxy.log().matches("at once (tracking active)").count(), 2, "{}", proxy.log());
     assert_eq!(client.get("/raw/a").status, 404);
@@ -158,12 +163,13 @@ fn tracking_goes_on_when_redis_has_started_anew() {
     assert_eq!(proxy.log().matches("at once (tracking active)").count(), 2, "{}", proxy.log());
 }
 
-/// A Redis that is there and does not serve yet is no reason to forget what can be served until then.
+/// A Redis that is loading counts as unavailable: stale values are still served.
 #[test]
-fn a_redis_that_loads_its_data_is_still_away() {
+fn loading_redis_counts_as_unavailable() {
     let mut redis = Redis::start();
     let relay = Relay::start(redis.port);
-    // As a real one while it loads: connections are taken and prepared, but nothing is read, and PING says why.
+    // Replies of a real Redis that is loading: it accepts connections and the handshake, and fails
+    // reads and `PING`.
     let (loading, _) = start_scripted_redis(|words| {
         Some(match words[0].as_str() {
             "INFO" => "$10\r\nrun_id:new\r\n".into(),
@@ -175,65 +181,66 @@ fn a_redis_that_loads_its_data_is_still_away() {
     });
     let proxy = start_tracking_proxy(relay.port, &[("STALE_IF_ERROR", "600")]);
     let mut client = proxy.connect();
-    redis.set("a", "kept");
-    wait_until_cached(&mut client, "/raw/a", "kept");
+    redis.set("a", "cached");
+    wait_until_cached(&mut client, "/raw/a", "cached");
     relay.set_target(loading);
     redis.kill();
     relay.disconnect(&[Purpose::Fetching, Purpose::Tracking]);
-    wait_for("changes are not heard of", || proxy.log().contains("tracking inactive").then_some(()));
+    wait_for("tracking is lost", || proxy.log().contains("tracking inactive").then_some(()));
     let until = Instant::now() + Duration::from_millis(500);
     while Instant::now() < until {
         let response = client.get("/raw/a");
-        assert_eq!((response.status, response.text().as_str()), (200, "kept"), "{response:?}");
+        assert_eq!((response.status, response.text().as_str()), (200, "cached"), "{response:?}");
         assert!(response.header("cache-status").contains("fwd=stale"), "{response:?}");
         let nothing = client.get("/raw/nothing");
         assert_eq!(nothing.status, 503, "{nothing:?}");
     }
 }
 
-/// A Redis that takes the subscription and ends it at once, again and again, is not asked again and again.
+/// A Redis that repeatedly ends the subscription at once is not contacted without pause.
 #[test]
-fn tracking_that_does_not_last_is_not_begun_without_end() {
+fn short_lived_tracking_backs_off() {
     let (port, attempts) = start_scripted_redis(|words| match words[0].as_str() {
         "INFO" => Some("$0\r\n\r\n".into()),
         "CLIENT" if words[1] == "ID" => Some(":1\r\n".into()),
-        // What follows the answer is no message.
+        // The bytes after the reply are not a message.
         "SUBSCRIBE" => Some("*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n?\r\n".into()),
         _ => Some("+OK\r\n".into()),
     });
     let proxy = Proxy::start_on_redis_port(port, &[("REDIS_TRACKING", "on")]);
-    wait_for("it has been tried", || proxy.log().contains("tracking inactive").then_some(()));
+    wait_for("tracking was tried", || proxy.log().contains("tracking inactive").then_some(()));
     let before = attempts.load(Ordering::Relaxed);
     std::thread::sleep(Duration::from_secs(1));
     let attempts = attempts.load(Ordering::Relaxed) - before;
     assert!(attempts < 20, "{attempts} attempts in a second");
 }
 
-/// Who is not let in any more has no Redis either.
+/// A Redis that rejects the connection counts as unavailable: stale values are served.
 #[test]
-fn a_redis_that_refuses_the_connection_is_away() {
+fn rejected_connection_serves_stale() {
     let redis = Redis::start_with(&["--requirepass", "word"]);
     let variables = [("REDIS_PASSWORD", "word"), ("STALE_IF_ERROR", "600"), ("CACHE_TTL", "0.05")];
     let proxy = Proxy::start(&redis, &variables);
     let mut client = proxy.connect();
     let mut admin = redis.connect_to(&format!("redis://:word@127.0.0.1:{}/", redis.port));
-    redis::cmd("SET").arg("a").arg("kept").exec(&mut admin).expect("SET works");
-    wait_until_text(&mut client, "/raw/a", "kept");
+    redis::cmd("SET").arg("a").arg("cached").exec(&mut admin).expect("SET works");
+    wait_until_text(&mut client, "/raw/a", "cached");
     redis::cmd("CONFIG").arg(&["SET", "requirepass", "another"]).exec(&mut admin).expect("CONFIG works");
     redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).exec(&mut admin).expect("CLIENT KILL works");
-    wait_for("it is served stale", || {
+    wait_for("the stale value is served", || {
         let response = client.get("/raw/a");
-        assert_eq!((response.status, response.text().as_str()), (200, "kept"), "{response:?}");
+        assert_eq!((response.status, response.text().as_str()), (200, "cached"), "{response:?}");
         response.header("cache-status").contains("fwd=stale; detail=redis-unreachable").then_some(())
     });
     let nothing = client.get("/raw/nothing");
     assert!(nothing.status == 502 && nothing.text().contains("rejected the proxy's connection"), "{nothing:?}");
 }
 
-/// A network that goes silent closes nothing. After a second without a word Redis is asked, and nothing is served that
-/// may have changed.
+/// A silent network is detected: the tracking connection sends `PING` after a second without input.
+///
+/// No value is served as fresh that may have changed.
 #[test]
-fn a_silent_network_is_noticed() {
+fn silent_network_ends_tracking() {
     let redis = Redis::start();
     let relay = Relay::start(redis.port);
     let proxy = start_tracking_proxy(relay.port, &[("REDIS_TIMEOUT", "300")]);
@@ -243,7 +250,7 @@ fn a_silent_network_is_noticed() {
     relay.hold_replies(Purpose::Tracking);
     redis.set("a", "2");
     wait_until_text(&mut client, "/raw/a", "2");
-    wait_for("it is told", || proxy.log().contains("tracking inactive").then_some(()));
+    wait_for("the loss is logged", || proxy.log().contains("tracking inactive").then_some(()));
     relay.release();
     wait_until_tracking(&proxy, 2);
     wait_until_cached(&mut client, "/raw/a", "2");
@@ -252,9 +259,9 @@ fn a_silent_network_is_noticed() {
     wait_for("one connection is left", || (relay.count_open(Purpose::Tracking) == 1).then_some(()));
 }
 
-/// Redis closes idle connections, and cuts off subscribers that it has too much to tell.
+/// Redis closes idle connections and slow subscribers. Neither costs freshness.
 #[test]
-fn redis_own_limits_cost_no_freshness() {
+fn redis_client_limits_keep_freshness() {
     let redis = Redis::start_with(&["--timeout", "1"]);
     let proxy = start_tracking_proxy(redis.port, &[]);
     let mut client = proxy.connect();
@@ -264,11 +271,11 @@ fn redis_own_limits_cost_no_freshness() {
         let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut redis.connect()).expect("CLIENT LIST works");
         list.lines().filter(|line| line.contains("lib-name=segment") || line.contains("cmd=pttl")).count()
     };
-    wait_for("helpers are closed for being idle", || (idle() == 0).then_some(()));
+    wait_for("idle fetcher connections are closed", || (idle() == 0).then_some(()));
     redis.set("a", "2");
     wait_until_text(&mut client, "/raw/a", "2");
-    assert!(!proxy.log().contains("tracking inactive"), "an idle listener was closed: {}", proxy.log());
-    // One message over the limit: it is never seen, and neither is what follows.
+    assert!(!proxy.log().contains("tracking inactive"), "the idle tracking connection was closed: {}", proxy.log());
+    // One message over the limit: Redis delivers neither this message nor later ones.
     redis.run(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1000 1000 1"]);
     wait_until_cached(&mut client, "/raw/a", "2");
     let many: Vec<String> = (0..2000).flat_map(|number| [format!("key-{number}"), "v".into()]).collect();
@@ -276,13 +283,13 @@ fn redis_own_limits_cost_no_freshness() {
     command.extend(many.iter().map(String::as_str));
     redis.run(&command);
     wait_until_text(&mut client, "/raw/a", "3");
-    wait_for("it is told", || proxy.log().contains("tracking inactive").then_some(()));
+    wait_for("the loss is logged", || proxy.log().contains("tracking inactive").then_some(()));
     wait_until_tracking(&proxy, 2);
 }
 
-/// An expired value is served instead of an error, as long as Redis is away, and marked.
+/// While Redis is unavailable, an expired value is served instead of an error, and marked as stale.
 #[test]
-fn stale_rather_than_nothing() {
+fn redis_outage_serves_marked_stale_value() {
     let mut redis = Redis::start();
     let variables = [("STALE_IF_ERROR", "600"), ("CACHE_TTL", "0.05"), ("REDIS_TIMEOUT", "200")];
     for tracking in ["off", "on"] {
@@ -294,7 +301,7 @@ fn stale_rather_than_nothing() {
         if tracking == "on" {
             wait_until_tracking(&proxy, 1);
         }
-        let stale = |client: &mut HttpClient, detail: &str| {
+        let wait_until_stale = |client: &mut HttpClient, detail: &str| {
             wait_for(detail, || {
                 let response = client.get("/key/a");
                 let status = response.header("cache-status").to_owned();
@@ -309,12 +316,12 @@ fn stale_rather_than_nothing() {
         redis.run(&["DEL", "changed"]);
         wait_until_text(&mut client, "/raw/changed", "{\"error\":\"key not found\"}");
         redis.freeze();
-        stale(&mut client, "redis-timed-out");
+        wait_until_stale(&mut client, "redis-timed-out");
         redis.thaw();
         redis.kill();
-        stale(&mut client, "redis-unreachable");
+        wait_until_stale(&mut client, "redis-unreachable");
         assert!(read_metric(&proxy, "segment_requests_total{protocol=\"http\",outcome=\"stale\"}") >= 2.0);
-        assert_eq!(client.get("/raw/changed").status, 503, "what is gone has come back");
+        assert_eq!(client.get("/raw/changed").status, 503, "a deleted key was served");
         assert_eq!(client.get("/raw/never").status, 503);
         redis.restart();
         wait_for("Redis is back", || (client.get("/raw/a").status == 404).then_some(()));

@@ -1,4 +1,4 @@
-//! What Redis does not allow is done without, and what is too long is not done at all.
+//! Tests of commands that the Redis user may not run, and of values and key names that are long.
 
 use crate::common::admin::read_metric;
 use crate::common::freshness::{is_hit, start_tracking_proxy, wait_until_cached, wait_until_text};
@@ -8,17 +8,17 @@ use crate::common::{HttpClient, Proxy, Redis, Response, wait_for};
 use std::net::TcpListener;
 use std::time::Duration;
 
-/// Step by step down to what the user may do, told once.
+/// The proxy works without the commands that the user may not run, and logs the consequence once.
 #[test]
-fn what_redis_does_not_allow_is_done_without() {
+fn denied_commands_degrade_and_log_once() {
     let redis = Redis::start();
     redis.run(&["SET", "short", "v", "PX", "60000"]);
     redis.run(&["RPUSH", "list", "1"]);
     redis.run(&["SETRANGE", "long", "99999", "x"]);
     let mut proxies = Vec::new();
-    for (number, (policy, expires, told)) in [
+    for (number, (policy, expires, logged)) in [
         (&["+@all", "&*"][..], true, &["at once (tracking active); Redis expirations honoured"][..]),
-        // No channels, so no messages about changes.
+        // Without channels Redis sends no invalidations.
         (&["+@all", "resetchannels"], true, &["tracking inactive", "expirations honoured"]),
         (&["+@all", "-client"], true, &["tracking inactive", "expirations honoured"]),
         (&["+@all", "-client", "-pttl"], false, &["tracking inactive", "expirations not honoured", "pttl"]),
@@ -39,10 +39,10 @@ fn what_redis_does_not_allow_is_done_without() {
         let proxy = Proxy::start(&redis, &[&variables[..], &[("CACHE_TTL", "600")]].concat());
         let mut client = proxy.connect();
         let tracking = if policy.contains(&"&*") { "at once (tracking active)" } else { "tracking inactive" };
-        wait_for("the log tells", || proxy.log().contains(tracking).then_some(()));
+        wait_for("the log has the guarantee", || proxy.log().contains(tracking).then_some(()));
         let response = client.get("/raw/short");
-        let told_ttl = response.header("cache-status").strip_prefix("segment-redis-proxy; fwd=miss; stored; ttl=");
-        let ttl: u64 = told_ttl.and_then(|ttl| ttl.parse().ok()).expect("it is stored");
+        let stored_ttl = response.header("cache-status").strip_prefix("segment-redis-proxy; fwd=miss; stored; ttl=");
+        let ttl: u64 = stored_ttl.and_then(|ttl| ttl.parse().ok()).expect("the value is stored");
         assert_eq!((response.status, ttl < 60, ttl == 600), (200, expires, !expires), "{policy:?}: {ttl}");
         assert!(ttl >= 30, "{policy:?}: {ttl}");
         assert!(is_hit(&client.get("/raw/short")));
@@ -50,21 +50,21 @@ fn what_redis_does_not_allow_is_done_without() {
         assert_eq!(client.get("/raw/list").status, 409, "{policy:?}");
         (0..20).for_each(|number| assert_eq!(client.get(&format!("/raw/none{number}")).status, 404));
         assert_eq!(client.get("/raw/long").body.len(), 100_000, "{policy:?}");
-        proxies.push((proxy, client, policy, told));
+        proxies.push((proxy, client, policy, logged));
     }
-    // All of them at once: long enough for what is done now and then, such as asking a silent Redis whether it is there.
+    // All proxies run at once, long enough for periodic work, such as probing a silent Redis.
     std::thread::sleep(Duration::from_millis(2500));
-    for (proxy, mut client, policy, told) in proxies {
+    for (proxy, mut client, policy, logged) in proxies {
         assert!(is_hit(&client.get("/raw/short")), "{policy:?} does not last: {}", proxy.log());
         let log = proxy.log();
-        assert!(told.iter().all(|part| log.contains(part)), "{policy:?} is not told: {log}");
-        assert!(log.matches("freshness:").count() <= 2, "{policy:?} is told again and again: {log}");
+        assert!(logged.iter().all(|part| log.contains(part)), "{policy:?} is not logged: {log}");
+        assert!(log.matches("freshness:").count() <= 2, "{policy:?} is logged repeatedly: {log}");
     }
 }
 
-/// A key that the user may not read is its own client's trouble, not that of others in the same round trip.
+/// A forbidden key fails alone: other keys in the same round trip are served.
 #[test]
-fn a_forbidden_key_fails_alone() {
+fn forbidden_key_fails_alone() {
     let redis = Redis::start();
     redis.run(&["ACL", "SETUSER", "reader", "on", ">word", "~open*", "+@all"]);
     redis.set("open", "to all");
@@ -78,12 +78,12 @@ fn a_forbidden_key_fails_alone() {
         assert_eq!(responses.iter().map(|response| response.status).collect::<Vec<_>>(), [200, 502, 404, 200]);
         assert!(responses[1].text().contains("NOPERM"), "{responses:?}");
     }
-    assert!(!proxy.log().contains("not honoured"), "one key took the promise from all: {}", proxy.log());
+    assert!(!proxy.log().contains("not honoured"), "one key changed the guarantee for all: {}", proxy.log());
 }
 
-/// Without the right to ask how long keys have left, values that are too long are refused unread all the same.
+/// Without permission for `PTTL`, a value over the limit is refused without reading it, too.
 #[test]
-fn a_long_value_is_not_read_by_a_plain_get_either() {
+fn plain_get_reads_no_oversized_value() {
     let redis = Redis::start();
     redis.run(&["ACL", "SETUSER", "reader", "on", ">word", "~*", "+@all", "-pttl"]);
     redis.run(&["SETRANGE", "long", "67108863", "x"]);
@@ -95,9 +95,9 @@ fn a_long_value_is_not_read_by_a_plain_get_either() {
     assert!(grown < 32 * 1024, "{grown} KiB for a value that is refused");
 }
 
-/// A value that is too long is never read, whoever asks for it how often.
+/// A value over the limit is never read, however often it is requested.
 #[test]
-fn a_value_over_the_limit_is_refused_and_never_read() {
+fn oversized_value_is_never_read() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
     let mut admin = redis.connect();
@@ -119,7 +119,7 @@ fn a_value_over_the_limit_is_refused_and_never_read() {
     assert_eq!(proxy.get("/raw/most").body.len(), 8 << 20);
     let grown = proxy.memory_kib("VmHWM") - before;
     assert!(grown < 64 * 1024, "{grown} KiB for a value of 8 MiB");
-    // Lengths around the one that is read in one go.
+    // Lengths around the limit of the first read.
     for length in [65_535, 65_536, 65_537, 70_000] {
         let value: Vec<u8> = (0..length).map(|at| b'a' + (at % 23) as u8).collect();
         redis.set("middle", &value);
@@ -130,8 +130,9 @@ fn a_value_over_the_limit_is_refused_and_never_read() {
     }
 }
 
+/// The cache holds at most `CACHE_BYTES`, and a longer value evicts nothing.
 #[test]
-fn the_cache_is_bounded_in_bytes() {
+fn cache_bytes_limits_entries() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("CACHE_BYTES", "10000"), ("CACHE_TTL", "600")]);
     let mut client = proxy.connect();
@@ -141,15 +142,15 @@ fn the_cache_is_bounded_in_bytes() {
         client.get(&format!("/raw/k{number:03}"));
     }
     let cached = (0..20).rev().filter(|number| is_hit(&client.get(&format!("/raw/k{number:03}")))).count();
-    assert_eq!(cached, 10, "entries of 1000 bytes in 10000");
+    assert_eq!(cached, 10, "entries of 1000 bytes fit in 10000");
     redis.set("longer", "x".repeat(10_000));
     assert_eq!(client.get("/raw/longer").header("cache-status"), "segment-redis-proxy; fwd=miss");
-    assert!(is_hit(&client.get("/raw/k000")), "evicted for what was not even stored");
+    assert!(is_hit(&client.get("/raw/k000")), "evicted for a value that was not cached");
 }
 
-/// Long values that are on their way hold a bounded part of memory, however many clients ask for different ones and read none.
+/// Long values in transit take bounded memory, however many clients request them and do not read.
 #[test]
-fn what_waits_for_slow_readers_is_bounded() {
+fn client_bytes_limits_unread_values() {
     const LENGTH: usize = 8 << 20;
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("CLIENT_BYTES", "40000000"), ("CACHE_SIZE", "1"), ("REDIS_TIMEOUT", "60000")]);
@@ -158,19 +159,20 @@ fn what_waits_for_slow_readers_is_bounded() {
         redis.run(&["SETRANGE", &format!("k{number}"), &(LENGTH - 1).to_string(), "x"]);
     }
     assert_eq!(proxy.get("/raw/k0").body.len(), LENGTH);
-    let ask = |number: usize| {
+    let start_reader = |number: usize| {
         let mut client = proxy.connect();
         let socket = socket2::SockRef::from(client.stream().get_ref());
         socket.set_recv_buffer_size(64 * 1024).expect("an option can be set");
         client.send_get(&format!("/raw/k{number}"));
-        wait_for("an answer begins", || client.has_input().then_some(()));
+        wait_for("a response starts", || client.has_input().then_some(()));
         client
     };
-    // The same value for all is one value.
-    let same: Vec<HttpClient> = (0..10).map(|_| ask(0)).collect();
+    // Clients of the same value share it.
+    let same: Vec<HttpClient> = (0..10).map(|_| start_reader(0)).collect();
     drop(same);
-    let mut clients: Vec<HttpClient> = (0..8).map(ask).collect();
-    // It is one book for both protocols, and for values that are gathered. What is not sent needs no room, nor what is short.
+    let mut clients: Vec<HttpClient> = (0..8).map(start_reader).collect();
+    // Both protocols and multi-key replies share the limit. A value that is not sent, or is short,
+    // does not count.
     let mut resp = RespClient::connect(proxy.address);
     for refused in ["GET k7", "MGET short k7", "GETRANGE k7 1 -1"] {
         let reply = resp.call_text(refused);
@@ -183,7 +185,7 @@ fn what_waits_for_slow_readers_is_bounded() {
     head.send("HEAD /raw/k7 HTTP/1.1\r\nHost: test\r\n\r\n");
     assert_eq!(head.read_response_to("HEAD").status, 200);
     assert_eq!(proxy.get("/raw/short").text(), "enough for all");
-    // A value of a megabyte finds room where one of eight does not.
+    // A value of 1 MB fits where one of 8 MiB does not.
     redis.run(&["SETRANGE", "middle", "999999", "x"]);
     assert_eq!(resp.call_text("MGET middle short").len(), "*2\r\n$1000000\r\n\r\n$14\r\n\r\n".len() + 1_000_014);
     let mut statuses = Vec::new();
@@ -192,18 +194,19 @@ fn what_waits_for_slow_readers_is_bounded() {
         assert!(response.status == 200 || response.text().contains("CLIENT_BYTES"), "{response:?}");
         statuses.push(response.status);
     }
-    // Each may have half of what is left of 40 MB: the first three of 8 MiB.
+    // Each value may take half of what is left of 40 MB, so the first three of 8 MiB fit.
     assert_eq!(statuses, [200, 200, 200, 503, 503, 503, 503, 503]);
-    // Three over the Redis protocol, five over HTTP.
+    // Three over RESP, five over HTTP.
     assert_eq!(read_metric(&proxy, "segment_errors_total{kind=\"too_much_held\"}"), 8.0);
-    // All is taken: there is room again.
+    // All values are sent, so the limit is free again.
     assert_eq!(proxy.get("/raw/k7").body.len(), LENGTH);
     assert_eq!(proxy.get("/raw/k0").body.len(), LENGTH);
-    // Where there is room for nothing, one alone goes all the same, and what is not long is copied, from Redis and from memory.
+    // With a limit of one byte a single long value is still sent. Short values are copied, from
+    // Redis and from the cache.
     let proxy = Proxy::start(&redis, &[("CLIENT_BYTES", "1"), ("CACHE_TTL", "600")]);
     let mut slow = proxy.connect();
     slow.send_get("/raw/k0");
-    wait_for("an answer begins", || slow.has_input().then_some(()));
+    wait_for("a response starts", || slow.has_input().then_some(()));
     for length in [2000, 16 * 1024, 16 * 1024 + 1] {
         redis.set(length, "x".repeat(length));
         for _ in 0..2 {
@@ -214,8 +217,10 @@ fn what_waits_for_slow_readers_is_bounded() {
     assert_eq!(slow.read_response().body.len(), LENGTH);
 }
 
-/// The name of a key that was written comes in one message, however long it is. No memory stays with it, nothing that is
-/// cached is lost, and no change is missed while another connection takes over.
+/// A key name of 20 MiB in an invalidation costs neither memory nor freshness.
+///
+/// Redis sends the name in one message. No memory stays with the connection, nothing cached is
+/// lost, and no invalidation is missed while another connection takes over.
 #[test]
 fn long_key_names_release_memory() {
     const KEYS: usize = 2000;
@@ -239,35 +244,35 @@ fn long_key_names_release_memory() {
         let before = redis.count_reads();
         (values().iter().filter(|value| *value == "old").count() == KEYS && redis.count_reads() == before).then_some(())
     });
-    let (before, tracked) = (proxy.memory_kib("VmRSS"), listeners(&redis));
+    let (before, tracked) = (proxy.memory_kib("VmRSS"), list_tracking_connections(&redis));
     let mut pipeline = redis::pipe();
     pipeline.cmd("SET").arg(vec![b'k'; 20 << 20]).arg("1").ignore();
     let mut writer = redis.connect();
     pipeline.exec(&mut writer).expect("SET works");
-    // These are on their way while the connection is replaced.
+    // These invalidations are in transit while the connection is replaced.
     set_all("new").exec(&mut writer).expect("SET works");
-    wait_for("every change is seen", || (values()[1..].iter().all(|value| value == "new")).then_some(()));
-    wait_for("another connection has taken over", || (listeners(&redis) != tracked).then_some(()));
+    wait_for("every invalidation is applied", || (values()[1..].iter().all(|value| value == "new")).then_some(()));
+    wait_for("another connection has taken over", || (list_tracking_connections(&redis) != tracked).then_some(()));
     assert!(is_hit(&proxy.get("/raw/kept")), "the cache was flushed");
     redis.set("kept", "changed");
-    wait_for("changes are heard of", || (proxy.get("/raw/kept").text() == "changed").then_some(()));
-    wait_for("memory is given back", || (proxy.memory_kib("VmRSS") < before + 16 * 1024).then_some(()));
+    wait_for("invalidations arrive", || (proxy.get("/raw/kept").text() == "changed").then_some(()));
+    wait_for("memory returns to the kernel", || (proxy.memory_kib("VmRSS") < before + 16 * 1024).then_some(()));
     assert!(!proxy.log().contains("tracking inactive"), "{}", proxy.log());
 }
 
-/// Changes are received while a successor hangs in connecting.
+/// Invalidations arrive while the next tracking connection hangs in its handshake.
 #[test]
-fn hung_takeover_delays_no_change() {
+fn hung_takeover_delays_no_invalidation() {
     let redis = Redis::start();
     let relay = Relay::start(redis.port);
     let proxy = start_tracking_proxy(relay.port, &[("REDIS_TIMEOUT", "600000"), ("REDIS_CONNECTIONS", "1")]);
     redis.set("a", "old");
     let mut client = proxy.connect();
     wait_until_cached(&mut client, "/raw/a", "old");
-    let mute = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    relay.set_target(mute.local_addr().expect("an address").port());
+    let silent_listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    relay.set_target(silent_listener.local_addr().expect("an address").port());
     redis.run(&["SET", &"k".repeat(2 << 20), "1"]);
-    let _successor = mute.accept().expect("a successor connects");
+    let _successor = silent_listener.accept().expect("the next connection arrives");
     for value in ["new", "newer"] {
         redis.set("a", value);
         wait_until_text(&mut client, "/raw/a", value);
@@ -276,8 +281,8 @@ fn hung_takeover_delays_no_change() {
     assert!(!proxy.log().contains("tracking inactive"), "{}", proxy.log());
 }
 
-/// Returns the ids of the connections that hear of changes.
-fn listeners(redis: &Redis) -> Vec<String> {
+/// Returns the ids of the tracking connections.
+fn list_tracking_connections(redis: &Redis) -> Vec<String> {
     let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut redis.connect()).expect("CLIENT LIST works");
     let listening = list.lines().filter(|line| line.contains(" sub=1 "));
     listening.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
