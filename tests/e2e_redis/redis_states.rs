@@ -270,7 +270,7 @@ fn full_address_is_skipped() {
 
 /// Errors of `PING` on a tracking connection end tracking only if Redis does not serve reads.
 #[test]
-fn ping_errors_end_tracking_in_outages_only() {
+fn outage_ping_error_ends_tracking() {
     for (error, is_kept) in [
         ("MISCONF Redis is configured to save RDB snapshots", true),
         ("NOPERM this user has no permissions to run the 'ping' command", true),
