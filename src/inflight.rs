@@ -149,6 +149,7 @@ impl Inflight {
 
     /// Checks that every flight with waiters has its deadline in the heap, and that only flights can be joined. For
     /// tests; walks everything.
+    #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub fn validate(&self) -> Result<(), String> {
         let position = |id: u32| self.fetches.get(id as usize).and_then(|fetch| fetch.position).unwrap_or(u32::MAX);
         self.deadlines.validate(position)?;

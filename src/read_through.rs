@@ -226,6 +226,7 @@ impl ReadThrough {
     }
 
     /// Checks cache and flights. For tests; walks everything.
+    #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub fn validate(&self) -> Result<(), String> {
         self.cache.validate()?;
         self.inflight.validate()

@@ -130,6 +130,7 @@ impl DeadlineHeap {
     }
 
     /// Checks the heap's order and that every member's owner knows its position. For tests; walks everything.
+    #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub fn validate(&self, position_of: impl Fn(u32) -> u32) -> Result<(), String> {
         for (position, &slot) in self.slots.iter().enumerate() {
             let (deadline, id) = (slot.deadline(), slot.id);

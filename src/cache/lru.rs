@@ -53,6 +53,7 @@ impl LruList {
     }
 
     /// Checks that both directions agree and that the list has `len` members. For tests; walks everything.
+    #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub(super) fn validate(&self, nodes: &PagedVec<Node>, len: usize) -> Result<(), String> {
         let (mut id, mut newer, mut count) = (self.newest, NIL, 0);
         while id != NIL {

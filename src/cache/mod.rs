@@ -415,6 +415,7 @@ impl Cache {
     }
 
     /// Checks every link, heap slot, index and record against each other. For tests; walks everything.
+    #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub fn validate(&self) -> Result<(), String> {
         let len = self.len();
         let capacity = self.limits.entries;

@@ -57,6 +57,7 @@ impl<T> PagedVec<T> {
     }
 
     /// All elements in order.
+    #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.pages.iter().flatten()
     }

@@ -2,7 +2,7 @@
 //! allocation where the value is short.
 
 use crate::types::MAX_KEY_BYTES;
-use crate::value::{JsonForm, Payload, SHARED_VALUE_BYTES, Value};
+use crate::value::{JsonForm, Payload, Value};
 use std::sync::Arc;
 
 /// Length of a short record's head: the key's length, the mark and the form in 24 bits. Three bytes, not four or eight,
@@ -102,9 +102,10 @@ impl Record {
     }
 
     /// Whether the record is of the kind that its value's length calls for.
+    #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub(super) fn validate(&self) -> Result<(), String> {
         match self.payload() {
-            Payload::Inline { bytes, .. } if bytes.len() > SHARED_VALUE_BYTES => {
+            Payload::Inline { bytes, .. } if bytes.len() > crate::value::SHARED_VALUE_BYTES => {
                 Err(format!("a value of {} bytes is not shared", bytes.len()))
             }
             _ => Ok(()),

@@ -105,6 +105,7 @@ impl Table {
     }
 
     /// Checks that every entry is in the chain of its bucket, once. For tests; walks everything.
+    #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub(super) fn validate(&self, nodes: &PagedVec<Node>) -> Result<(), String> {
         let mut seen = vec![false; nodes.len()];
         let mut count = 0;
