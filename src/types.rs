@@ -1,111 +1,114 @@
-//! The words that all rooms share: what a client asks for, what it is answered, what is asked of Redis.
+//! Types that modules exchange: replies, jobs and completions, invalidations, failures, ids.
 //!
-//! Nothing here knows a wire format. A protocol turns bytes into a key and a [`Reply`] into bytes; the cache and
-//! the backend hand [`Value`]s on without looking into them.
+//! They are independent of any wire format. A protocol decodes bytes into a key and encodes a
+//! [`Reply`] into bytes.
 
 use crate::value::{Payload, Value};
 use std::fmt;
 use std::sync::Arc;
 
-/// Milliseconds of monotonic time since the loop started. Taken once for each tick and handed down.
+/// Milliseconds of monotonic time since the worker started, and durations in milliseconds. The
+/// event loop reads the clock once a tick and passes the time in.
 pub type Millis = u64;
 
-/// Longest key that is accepted, in bytes. A request head is bounded far below it; the cache's records rely on it.
+/// Maximum length of a key. The head of an HTTP request has a much lower limit. A record of the
+/// cache has 17 bits for the length.
 pub const MAX_KEY_BYTES: usize = 64 * 1024;
 
-/// A value as a fetch brings it.
+/// Value that a fetch read, and its lifetime in Redis.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FetchedValue {
     /// The value.
     pub value: Value,
-    /// Milliseconds after which Redis itself lets the key expire, counted from before it was asked; `None` where it
-    /// does not, or could not be asked.
+    /// Time until the key expires in Redis, counted from before the fetcher sent its request.
+    /// `None` if the key does not expire, or if Redis cannot be asked for its lifetime.
     pub ttl: Option<Millis>,
 }
 
-/// Where an answer came from. Clients see it as `fromCache` and `Cache-Status`.
+/// Origin of a reply. Clients see it as `fromCache` and `Cache-Status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// From memory; the entry lives that much longer.
+    /// A fresh entry of the cache.
     Cache {
-        /// Milliseconds until the entry expires.
+        /// Time until the entry expires.
         ttl: Millis,
     },
-    /// From memory although the entry has expired, because Redis is away.
+    /// An expired entry of the cache, served during an outage.
     Stale {
-        /// Milliseconds since the entry expired.
+        /// Time since the entry expired.
         expired_for: Millis,
-        /// What is the matter with Redis.
+        /// Kind of the outage.
         outage: Outage,
     },
-    /// From Redis.
+    /// Redis.
     Redis {
-        /// Whether this client waited for a fetch that another one had begun.
+        /// True if the request joined a fetch that another request had started.
         collapsed: bool,
-        /// Milliseconds the new entry will live, where one was stored.
+        /// Time until the new entry expires. `None` if the value was not cached.
         stored: Option<Millis>,
     },
 }
 
-/// In what way Redis is away, so that an expired value is better than none.
+/// Kind of outage. During any of them expired entries are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outage {
-    /// There is no connection to it, or it refuses one.
+    /// No fetcher has a connection, or Redis refuses it.
     Unreachable,
-    /// It was asked and did not answer in time.
+    /// Redis did not reply in time.
     TimedOut,
-    /// It answers that it cannot serve now.
+    /// Redis replies that it cannot serve now.
     NotReady,
 }
 
-/// What there is to say about a key.
+/// Result of a request for one key.
 #[derive(Clone, Copy, Debug)]
 pub enum KeyResult<'a> {
-    /// Redis holds it.
+    /// Value of the key.
     Value(Payload<'a>),
-    /// Redis has no such key. Never stored.
+    /// Redis has no such key. Never cached.
     Missing,
-    /// It could not be found out.
+    /// The key could not be read.
     Failed(&'a Failure),
 }
 
-/// The answer to one request, in no protocol's terms yet.
+/// Reply to a request for one key, independent of the protocol.
 #[derive(Clone, Copy, Debug)]
 pub struct Reply<'a> {
-    /// What there is to say.
+    /// Value, missing key or failure.
     pub outcome: KeyResult<'a>,
-    /// Where it came from.
+    /// Origin of the result.
     pub source: Source,
-    /// True while changes in Redis reach the cache at once (`REDIS_TRACKING`).
+    /// True while the cache receives invalidations from Redis (`REDIS_TRACKING`).
     pub tracked: bool,
 }
 
-/// Why a key could not be read. Not stored, and never the answer to another key.
+/// Reason for which a key could not be read. Never cached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// More keys wait for Redis than the queue holds.
+    /// The job queue is full.
     QueueFull,
-    /// Long values that wait for clients to take them hold all that they may.
+    /// Unsent long values fill the memory that `CLIENT_BYTES` allows them.
     OutputMemoryFull,
-    /// There is no connection to Redis. The log says why.
+    /// No connection to Redis. The log has the cause.
     Unavailable,
-    /// Redis was asked and did not answer within `REDIS_TIMEOUT`.
+    /// Redis did not reply within `REDIS_TIMEOUT`.
     Timeout,
-    /// Redis answers, but cannot serve now: it is loading its data, has lost its master, or runs a script.
+    /// Redis replies that it cannot serve now: it loads its data, lost its master, or runs a
+    /// script.
     NotReady(String),
-    /// Redis refuses the connection with this error: a wrong password, too many clients.
+    /// Redis refuses the connection with this error, such as a wrong password or too many clients.
     Refused(String),
     /// The value is longer than `MAX_VALUE_BYTES`.
     TooLong,
-    /// The key holds a list, a hash or another type that `GET` does not read.
+    /// The key holds a list, a hash or another type that is not a string.
     WrongType,
-    /// Redis answered with this error.
+    /// Redis replied with this error.
     Redis(String),
-    /// A helper thread broke. A bug in this program.
+    /// A fetcher panicked. A bug in the proxy.
     Internal,
 }
 
-/// What is the matter, and what whoever asked can do about it.
+/// Cause and remedy, as clients read them.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -132,7 +135,7 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
-    /// In what way Redis is away, if that is what it says.
+    /// Returns the kind of outage that the failure shows. `None` if Redis serves other keys.
     pub fn outage(&self) -> Option<Outage> {
         match self {
             Failure::Unavailable | Failure::Refused(_) => Some(Outage::Unreachable),
@@ -143,7 +146,7 @@ impl Failure {
         }
     }
 
-    /// All kinds, in the order of [`Failure::kind`], as operators know them.
+    /// Names of all kinds in metrics, indexed by [`Failure::kind`].
     pub const KINDS: [&'static str; 10] = [
         "queue_full",
         "too_much_held",
@@ -157,7 +160,7 @@ impl Failure {
         "internal",
     ];
 
-    /// Which of [`Failure::KINDS`] it is.
+    /// Returns the index into [`Failure::KINDS`].
     pub fn kind(&self) -> usize {
         match self {
             Failure::QueueFull => 0,
@@ -173,43 +176,44 @@ impl Failure {
         }
     }
 
-    /// Whether Redis has told that the key holds nothing that could be served, so that an older value must go.
+    /// Returns true if the key now holds nothing that the proxy can serve. A cached older value
+    /// must be removed.
     pub fn invalidates_entry(&self) -> bool {
         matches!(self, Failure::WrongType | Failure::TooLong)
     }
 }
 
-/// One key to be read from Redis. Every job that the backend accepts comes back as one [`Completion`].
+/// A key to read from Redis. Each job that the backend accepts ends in exactly one [`Completion`].
 #[derive(Debug)]
 pub struct Job {
-    /// Which flight of `inflight` it belongs to.
+    /// Fetch in `inflight` that the job belongs to.
     pub fetch_id: usize,
-    /// The key, shared with the flight.
+    /// The key, shared with the fetch.
     pub key: Arc<[u8]>,
 }
 
-/// What became of a [`Job`].
+/// Result of a [`Job`].
 #[derive(Debug)]
 pub struct Completion {
-    /// The job's flight.
+    /// Fetch that the job belongs to.
     pub fetch_id: usize,
-    /// What Redis holds, `None` where it has no such key, or why it could not be read.
+    /// Value in Redis, `None` if the key is missing, or the reason for which it could not be read.
     pub result: Result<Option<FetchedValue>, Failure>,
 }
 
-/// What the backend hears of changes in Redis, in the order in which it hears it.
+/// A change in Redis, or of the stream of changes. The worker applies them in order of arrival.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Invalidation {
-    /// This key was written, deleted or has expired.
+    /// A key was written, deleted or expired.
     Key(Vec<u8>),
-    /// Everything may have changed: a flush, more changes than could be kept, or the begin of tracking.
+    /// Any key may have changed. Redis was flushed, the inbox overflowed, or tracking started.
     All,
-    /// From here on changes are not heard of.
+    /// No more invalidations arrive, until the next [`Invalidation::All`].
     TrackingLost,
 }
 
 impl Invalidation {
-    /// Returns how many bytes its key has.
+    /// Returns the length of the key.
     pub fn bytes(&self) -> usize {
         match self {
             Invalidation::Key(key) => key.len(),
@@ -218,15 +222,16 @@ impl Invalidation {
     }
 }
 
-/// Who waits for a reply. The generation tells a new connection in a reused slot from the one that asked.
+/// Address of a waiter. The connection id distinguishes the client from a later one in the same
+/// slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestId {
-    /// The connection's place in the server's slab.
+    /// Index of the client in the worker's slab.
     pub slot: usize,
-    /// Counts connections; never reused.
+    /// Number of the connection, never reused.
     pub connection_id: u64,
-    /// Counts the requests of that connection.
+    /// Number of the request on its connection.
     pub sequence: u64,
-    /// Which key of that request, where it is about several.
+    /// Index of the key in a multi reply, otherwise 0.
     pub part: u32,
 }

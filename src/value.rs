@@ -1,30 +1,34 @@
-//! Value: the bytes that Redis holds for a key, and what JSON makes of them.
+//! Values: the bytes that Redis holds for a key, their JSON form and their way into a reply.
+//!
+//! The cache and the backend pass values on and never look into them. The protocols render them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Values longer than this are held behind an [`Arc`] and shared with every client that reads them; shorter ones are
-/// copied, because a copy of that size costs less than an allocation and a second `iovec`.
+/// Maximum length of a value that is copied into the cache and into replies. The cache and all
+/// replies share a longer one behind an [`Arc`]. A copy of this size costs less than an allocation
+/// and a second `iovec`.
 pub const SHARED_VALUE_BYTES: usize = 16 * 1024;
 
-/// What a value needs to become JSON. Found once, when the value arrives, because it takes a look at every byte.
+/// Rendering that a value needs in JSON. Determined once, when the value arrives, because it takes
+/// a scan of all bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JsonForm {
-    /// A canonical decimal integer within +-(2^53 - 1): a JSON number, digit for digit.
+    /// A canonical decimal integer within +-(2^53 - 1): a JSON number with the same digits.
     Integer,
-    /// UTF-8 in which no byte needs escaping: a JSON string as it stands.
+    /// UTF-8 in which no byte needs escaping: a JSON string without changes.
     Plain,
-    /// UTF-8 with quotes, backslashes or control characters.
+    /// UTF-8 with quotes, backslashes or control characters: a JSON string with escapes.
     Escaped,
-    /// Not UTF-8: base64.
+    /// Not UTF-8: base64 in a JSON string.
     Binary,
 }
 
-/// The largest integer that every JSON reader holds exactly (RFC 8259, section 6).
+/// Largest integer that every JSON reader represents exactly (RFC 8259, section 6).
 const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
 impl JsonForm {
-    /// Looks at every byte of `bytes` and says which form it takes.
+    /// Determines the form of a value. Scans all bytes.
     pub fn of(bytes: &[u8]) -> JsonForm {
         if is_safe_integer(bytes) {
             JsonForm::Integer
@@ -38,12 +42,12 @@ impl JsonForm {
     }
 }
 
-/// Whether a byte of a JSON string must be escaped (RFC 8259, section 7).
+/// Returns true if a byte must be escaped in a JSON string (RFC 8259, section 7).
 pub fn needs_escape(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
-/// Bytes that one byte takes inside a JSON string: itself, a short escape, or `\u00xx`.
+/// Returns the length of one byte in a JSON string: 1, or that of a short escape or of `\u00xx`.
 pub fn escaped_len(byte: u8) -> usize {
     match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
@@ -52,50 +56,54 @@ pub fn escaped_len(byte: u8) -> usize {
     }
 }
 
-/// "0", or an optional minus and digits that start with 1 to 9, within the range that JSON readers keep exactly.
-/// "-0", "007" and "+1" are strings: as numbers they would not come back as the bytes that Redis holds.
+/// Returns true for "0", and for an optional minus and digits that start with 1 to 9, up to
+/// [`MAX_SAFE_INTEGER`].
+///
+/// "-0", "007" and "+1" are strings: as numbers they would not come back as the bytes that Redis
+/// holds.
 fn is_safe_integer(bytes: &[u8]) -> bool {
     let digits = bytes.strip_prefix(b"-").unwrap_or(bytes);
-    // 2^53 - 1 has 16 digits; a longer text cannot be in range and shall not overflow the sum below.
+    // 2^53 - 1 has 16 digits. Longer texts are out of range and would overflow `magnitude`.
     if digits.is_empty() || digits.len() > 16 || !digits.iter().all(u8::is_ascii_digit) {
         return false;
     }
     if digits[0] == b'0' {
         return bytes == b"0";
     }
-    let magnitude = digits.iter().fold(0u64, |sum, &digit| sum * 10 + u64::from(digit - b'0'));
+    let magnitude = digits.iter().fold(0u64, |value, &digit| value * 10 + u64::from(digit - b'0'));
     magnitude <= MAX_SAFE_INTEGER
 }
 
-/// A value as Redis gave it, with its JSON form. Built on the helper threads, so that a look at 64 MiB stalls no loop.
+/// A value from Redis with its JSON form. Built by fetchers, so that a scan of 64 MiB does not
+/// block the event loop.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Value {
-    /// The bytes, exactly.
+    /// Bytes as Redis sent them.
     pub bytes: Vec<u8>,
-    /// What JSON makes of them.
+    /// Rendering in JSON.
     pub form: JsonForm,
-    /// How long they are inside a JSON string, where `form` is [`Form::Escaped`]; otherwise their own length.
+    /// Length in a JSON string if `form` is [`JsonForm::Escaped`], otherwise the length of `bytes`.
     pub escaped_bytes: usize,
-    /// How many replies hold it on their way to clients.
+    /// Number of unsent replies that hold the value.
     pub pins: PinCount,
 }
 
-/// Counts those who hold a value. Not a part of what it is.
+/// Number of unsent replies that hold a value. Values with equal bytes are equal at any count.
 #[derive(Debug, Default)]
 pub struct PinCount(AtomicU32);
 
 impl PinCount {
-    /// How many there are.
+    /// Returns the number of holders.
     pub fn get(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// One more. Says whether it is the first.
+    /// Adds a holder. Returns true for the first.
     pub fn add(&self) -> bool {
         self.0.fetch_add(1, Ordering::Relaxed) == 0
     }
 
-    /// One less. Says whether it was the last.
+    /// Removes a holder. Returns true for the last.
     pub fn remove(&self) -> bool {
         self.0.fetch_sub(1, Ordering::Relaxed) == 1
     }
@@ -110,7 +118,7 @@ impl PartialEq for PinCount {
 impl Eq for PinCount {}
 
 impl Value {
-    /// Takes the bytes and finds their form.
+    /// Creates a value and determines its form. Scans all bytes.
     pub fn new(bytes: Vec<u8>) -> Value {
         let form = JsonForm::of(&bytes);
         let escaped_bytes = match form {
@@ -121,22 +129,23 @@ impl Value {
     }
 }
 
-/// A value on its way to a client: borrowed from the cache for the length of one call, or shared.
+/// A value to be put into a reply or into the cache.
 #[derive(Clone, Copy, Debug)]
 pub enum Payload<'a> {
-    /// At most [`SHARED_VALUE_BYTES`]: will be copied.
+    /// A short value, which the recipient copies.
     Inline {
-        /// The value's bytes.
+        /// Bytes of the value.
         bytes: &'a [u8],
-        /// Their JSON form.
+        /// Rendering in JSON.
         form: JsonForm,
     },
-    /// A long value: the socket's queue holds a reference to it, not a copy.
+    /// A long value, which the recipient holds by reference. Waiters share fetched values from a
+    /// lower limit on than [`SHARED_VALUE_BYTES`].
     Shared(&'a Arc<Value>),
 }
 
 impl Payload<'_> {
-    /// The value's bytes.
+    /// Returns the bytes of the value.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Payload::Inline { bytes, .. } => bytes,
@@ -149,8 +158,9 @@ impl Payload<'_> {
 mod tests {
     use super::*;
 
+    /// A text is a JSON number only if the number renders as the same text.
     #[test]
-    fn integers_are_numbers_only_when_they_come_back_unchanged() {
+    fn json_form_canonical_integer_is_number() {
         for text in ["0", "1", "-1", "12", "9007199254740991", "-9007199254740991"] {
             assert_eq!(JsonForm::of(text.as_bytes()), JsonForm::Integer, "{text}");
         }
@@ -175,8 +185,9 @@ mod tests {
         }
     }
 
+    /// A text is escaped only if JSON requires it, and is base64 if it is not UTF-8.
     #[test]
-    fn text_is_escaped_only_where_json_asks_for_it() {
+    fn json_form_text_escapes_only_if_required() {
         for text in ["a\"b", "a\\b", "a\nb", "\u{0}", "\u{1f}"] {
             assert_eq!(JsonForm::of(text.as_bytes()), JsonForm::Escaped, "{text:?}");
         }
