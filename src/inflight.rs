@@ -1,14 +1,16 @@
-//! Fetches in flight: which key is being read, and who waits for it. One fetch for each key, however many ask.
+//! Fetches in flight: the keys being read from Redis, and the requests that wait for each.
 //!
-//! A flight lives from the job's acceptance to its completion, which comes exactly once; so its place in the slab
-//! names it unmistakably. Its deadline is for those who wait, not for the fetch: when it passes they are answered and
-//! leave, the flight stays until the helper comes back, and whoever asks meanwhile joins it with a deadline of its own.
-//! A hung Redis is therefore asked for a key once, not again for each time-out.
+//! One fetch reads a key for all requests. It exists from the acceptance of its job to the
+//! completion, which comes exactly once. So its slab index identifies it.
 //!
-//! A change of the key in Redis can overtake the reply that was on its way: they come on different connections. So a
-//! change detaches the key's flight: it answers those who are aboard, who asked before the change was heard of, but it
-//! is not current any more. What it brings must not be stored, and who asks from then on begins a new flight. Done
-//! without that, the old value would stay, and nobody would ever tell of the change again.
+//! Deadlines belong to waiters, not to fetches. A waiter gets its reply at its own deadline. The
+//! fetch goes on until its fetcher completes it, and later requests join it. So a hung Redis is
+//! asked once for a key, and not again after each timeout.
+//!
+//! The invalidation of a key may overtake the value that a fetch has read, because they arrive on
+//! different connections. So it detaches the fetch of that key. Current waiters, which asked before
+//! the invalidation, receive the value. It is not cached, and later requests start a new fetch.
+//! Otherwise the old value would stay in the cache, and no further invalidation would remove it.
 
 use crate::cache::DeadlineHeap;
 use crate::types::{Millis, RequestId};
@@ -16,156 +18,165 @@ use slab::Slab;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// All flights. See the top of the file.
+/// All fetches in flight of one worker.
 #[derive(Debug)]
 pub struct Inflight {
     fetches: Slab<Fetch>,
-    /// The flights that can be joined. Keyed by random, as the cache is (std's SipHash-1-3).
+    /// Fetches that requests can join: all that are not detached. Hashes with random keys, as the
+    /// cache does (SipHash-1-3).
     by_key: HashMap<Arc<[u8]>, usize>,
     deadlines: DeadlineHeap,
 }
 
+/// A read of one key, shared by its waiters.
 #[derive(Debug)]
 struct Fetch {
     key: Arc<[u8]>,
     started_at: Millis,
-    /// In the order in which they asked, so that of their deadlines too.
+    /// In order of arrival, which is also the order of their deadlines.
     waiters: Vec<Waiter>,
-    /// Where the first one's deadline is in the heap, while somebody waits.
-    position: Option<u32>,
+    /// Heap position of the first waiter's deadline. `None` without waiters.
+    heap_position: Option<u32>,
 }
 
-/// Who waits, and whether the fetch had begun for somebody else.
+/// A request that waits for a fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiter {
-    /// Whom to answer.
-    pub waiter: RequestId,
-    /// Whether the fetch had begun before it asked.
+    /// Address of the reply.
+    pub request_id: RequestId,
+    /// True if the request joined a fetch that another request had started.
     pub collapsed: bool,
-    /// When it has waited long enough.
+    /// Time at which the request gets a reply without the fetch.
     deadline: Millis,
 }
 
-/// A flight that has ended.
+/// A completed fetch.
 #[derive(Debug)]
 pub struct FinishedFetch {
-    /// What was read.
+    /// Key that was read.
     pub key: Arc<[u8]>,
-    /// Who still waits.
+    /// Waiters without a reply.
     pub waiters: Vec<Waiter>,
-    /// When it was decided on: before Redis was asked.
+    /// Time of the first request, before Redis was asked.
     pub started_at: Millis,
-    /// Whether no change of the key has been heard of since. Only then may what it brought be stored.
-    pub current: bool,
+    /// True if an invalidation of the key has arrived since the start. The value must not be
+    /// cached.
+    pub is_detached: bool,
 }
 
-/// A request's way into a flight.
+/// Result of [`Inflight::join_or_start`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Join {
-    /// The key is being read already.
+    /// The request waits for a fetch that was already in flight.
     Joined,
-    /// The key has to be read: the new flight, and the key to read.
+    /// The request started a fetch. The caller must submit a job with this fetch id and key.
     Started(usize, Arc<[u8]>),
 }
 
 impl Inflight {
-    /// No flights.
-    #[allow(clippy::new_without_default, reason = "one way to make one is enough")]
+    /// Creates the state without fetches.
+    #[allow(clippy::new_without_default, reason = "one constructor is enough")]
     pub fn new() -> Inflight {
         Inflight { fetches: Slab::new(), by_key: HashMap::new(), deadlines: DeadlineHeap::new() }
     }
 
-    /// Keys that are being read.
+    /// Returns the number of fetches in flight, including detached ones.
     pub fn count(&self) -> usize {
         self.fetches.len()
     }
 
-    /// Makes `waiter` wait for `key`, until `deadline` at the latest.
-    pub fn join_or_start(&mut self, key: &[u8], waiter: RequestId, now: Millis, deadline: Millis) -> Join {
-        if let Some(&fetch) = self.by_key.get(key) {
-            self.fetches[fetch].waiters.push(Waiter { waiter, collapsed: true, deadline });
-            self.arm_deadline(fetch);
+    /// Adds a waiter for `key` with this deadline. Starts a fetch if there is none to join.
+    pub fn join_or_start(&mut self, key: &[u8], request_id: RequestId, now: Millis, deadline: Millis) -> Join {
+        if let Some(&fetch_id) = self.by_key.get(key) {
+            self.fetches[fetch_id].waiters.push(Waiter { request_id, collapsed: true, deadline });
+            self.arm_deadline(fetch_id);
             return Join::Joined;
         }
         let key: Arc<[u8]> = key.into();
-        let waiters = vec![Waiter { waiter, collapsed: false, deadline }];
-        let fetch = self.fetches.insert(Fetch { key: Arc::clone(&key), started_at: now, waiters, position: None });
-        self.by_key.insert(Arc::clone(&key), fetch);
-        self.arm_deadline(fetch);
-        Join::Started(fetch, key)
+        let waiters = vec![Waiter { request_id, collapsed: false, deadline }];
+        let fetch_id =
+            self.fetches.insert(Fetch { key: Arc::clone(&key), started_at: now, waiters, heap_position: None });
+        self.by_key.insert(Arc::clone(&key), fetch_id);
+        self.arm_deadline(fetch_id);
+        Join::Started(fetch_id, key)
     }
 
-    /// Puts a flight with waiters into the heap, if it is not there.
-    fn arm_deadline(&mut self, fetch: usize) {
-        let flights = &mut self.fetches;
-        if let Fetch { position: None, waiters, .. } = &flights[fetch]
+    /// Adds a fetch with waiters to the heap, unless it is already there.
+    fn arm_deadline(&mut self, fetch_id: usize) {
+        let fetches = &mut self.fetches;
+        if let Fetch { heap_position: None, waiters, .. } = &fetches[fetch_id]
             && let Some(deadline) = waiters.first().map(|first| first.deadline)
         {
-            self.deadlines.push(deadline, fetch as u32, |id, position| flights[id as usize].position = Some(position));
+            self.deadlines.push(deadline, fetch_id as u32, |id, position| {
+                fetches[id as usize].heap_position = Some(position);
+            });
         }
     }
 
-    /// Ends a flight whose job has come back.
-    pub fn finish(&mut self, fetch: usize) -> Option<FinishedFetch> {
-        self.clear_deadline(fetch);
-        let Fetch { key, started_at: began, waiters, .. } = self.fetches.try_remove(fetch)?;
-        let joined = self.by_key.remove(&key);
-        let current = joined == Some(fetch);
-        if let Some(newer) = joined.filter(|_| !current) {
+    /// Removes the fetch of a completed job. Returns `None` if there is no such fetch.
+    pub fn finish(&mut self, fetch_id: usize) -> Option<FinishedFetch> {
+        self.clear_deadline(fetch_id);
+        let Fetch { key, started_at, waiters, .. } = self.fetches.try_remove(fetch_id)?;
+        let joinable = self.by_key.remove(&key);
+        let is_detached = joinable != Some(fetch_id);
+        if let Some(newer) = joinable.filter(|_| is_detached) {
             self.by_key.insert(Arc::clone(&key), newer);
         }
-        Some(FinishedFetch { key, waiters, started_at: began, current })
+        Some(FinishedFetch { key, waiters, started_at, is_detached })
     }
 
-    /// The key has changed in Redis: its flight, if there is one, takes nobody aboard any more.
+    /// Detaches the fetch of a key that changed in Redis. Later requests start a new fetch.
     pub fn detach(&mut self, key: &[u8]) {
         self.by_key.remove(key);
     }
 
-    /// Any key may have changed.
+    /// Detaches all fetches, because any key may have changed.
     pub fn detach_all(&mut self) {
         self.by_key.clear();
     }
 
-    /// Those who have waited until `now`, of one flight, and its key. The flight goes on without them.
+    /// Removes the timed-out waiters of one fetch, and returns its key and them. The fetch stays in
+    /// flight. Returns `None` if no waiter has timed out.
     pub fn take_timed_out(&mut self, now: Millis) -> Option<(Arc<[u8]>, Vec<Waiter>)> {
-        let (_, fetch) = self.deadlines.first().filter(|&(deadline, _)| deadline <= now)?;
-        let fetch = fetch as usize;
-        self.clear_deadline(fetch);
-        let Fetch { key, waiters, .. } = &mut self.fetches[fetch];
+        let (_, fetch_id) = self.deadlines.first().filter(|&(deadline, _)| deadline <= now)?;
+        let fetch_id = fetch_id as usize;
+        self.clear_deadline(fetch_id);
+        let Fetch { key, waiters, .. } = &mut self.fetches[fetch_id];
         let key = Arc::clone(key);
-        let patient = waiters.iter().position(|waiter| waiter.deadline > now).unwrap_or(waiters.len());
-        let overdue = waiters.drain(..patient).collect();
-        self.arm_deadline(fetch);
-        Some((key, overdue))
+        let first_in_time = waiters.iter().position(|waiter| waiter.deadline > now).unwrap_or(waiters.len());
+        let timed_out = waiters.drain(..first_in_time).collect();
+        self.arm_deadline(fetch_id);
+        Some((key, timed_out))
     }
 
-    fn clear_deadline(&mut self, fetch: usize) {
-        let flights = &mut self.fetches;
-        if let Some(position) = flights.get_mut(fetch).and_then(|fetch| fetch.position.take()) {
-            self.deadlines.remove(position, |id, position| flights[id as usize].position = Some(position));
+    /// Removes a fetch from the heap, if it is there.
+    fn clear_deadline(&mut self, fetch_id: usize) {
+        let fetches = &mut self.fetches;
+        if let Some(position) = fetches.get_mut(fetch_id).and_then(|fetch| fetch.heap_position.take()) {
+            self.deadlines.remove(position, |id, position| fetches[id as usize].heap_position = Some(position));
         }
     }
 
-    /// Checks that every flight with waiters has its deadline in the heap, and that only flights can be joined. For
-    /// tests; walks everything.
+    /// Checks that the heap has the deadline of every fetch with waiters, and that every joinable
+    /// fetch is in flight. Walks all fetches.
     #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub fn validate(&self) -> Result<(), String> {
-        let position = |id: u32| self.fetches.get(id as usize).and_then(|fetch| fetch.position).unwrap_or(u32::MAX);
-        self.deadlines.validate(position)?;
-        for (fetch, Fetch { key, waiters, position, .. }) in &self.fetches {
+        let position = |id: u32| self.fetches.get(id as usize).and_then(|fetch| fetch.heap_position);
+        self.deadlines.validate(|id| position(id).unwrap_or(u32::MAX))?;
+        for (fetch_id, Fetch { key, waiters, heap_position, .. }) in &self.fetches {
             let first = waiters.iter().map(|waiter| waiter.deadline).min();
-            if position.map(|position| self.deadlines.deadline_at(position)) != first {
-                return Err(format!("flight {fetch} for {key:?} is not due when its first waiter is"));
+            if heap_position.map(|position| self.deadlines.deadline_at(position)) != first {
+                return Err(format!("fetch {fetch_id} of {key:?} does not have the deadline of its first waiter"));
             }
         }
-        match self.by_key.iter().find(|&(key, &fetch)| self.fetches.get(fetch).is_none_or(|found| found.key != *key)) {
-            Some((key, fetch)) => Err(format!("flight {fetch} for {key:?} can be joined and is not there")),
+        let is_in_flight = |key: &Arc<[u8]>, id: usize| self.fetches.get(id).is_some_and(|fetch| fetch.key == *key);
+        match self.by_key.iter().find(|&(key, &fetch_id)| !is_in_flight(key, fetch_id)) {
+            Some((key, fetch_id)) => Err(format!("fetch {fetch_id} of {key:?} is joinable but not in flight")),
             None => Ok(()),
         }
     }
 
-    /// When the next of those who wait have waited long enough.
+    /// Returns the earliest deadline of a waiter.
     pub fn next_deadline(&self) -> Option<Millis> {
         self.deadlines.first().map(|(deadline, _)| deadline)
     }
@@ -175,71 +186,81 @@ impl Inflight {
 mod tests {
     use super::*;
 
-    fn waiter(slot: usize) -> RequestId {
+    fn request_id(slot: usize) -> RequestId {
         RequestId { slot, connection_id: 7, sequence: 1, part: 0 }
     }
 
-    fn slots(waiters: &[Waiter]) -> Vec<(usize, bool)> {
-        waiters.iter().map(|waiter| (waiter.waiter.slot, waiter.collapsed)).collect()
+    /// Starts a fetch and returns its id.
+    fn start(inflight: &mut Inflight, key: &[u8], slot: usize, now: Millis, deadline: Millis) -> usize {
+        match inflight.join_or_start(key, request_id(slot), now, deadline) {
+            Join::Started(fetch_id, _) => fetch_id,
+            Join::Joined => panic!("joined a fetch instead of starting one"),
+        }
     }
 
+    /// Returns the slot of each waiter, and true if it joined a fetch of another request.
+    fn summary_of(waiters: &[Waiter]) -> Vec<(usize, bool)> {
+        waiters.iter().map(|waiter| (waiter.request_id.slot, waiter.collapsed)).collect()
+    }
+
+    /// A key has one fetch at a time, and each waiter leaves it once.
     #[test]
-    fn one_flight_for_each_key_and_each_waiter_leaves_once() {
+    fn fetch_finished_returns_each_waiter_once() {
         let mut inflight = Inflight::new();
-        let Join::Started(a, _) = inflight.join_or_start(b"a", waiter(1), 7, 100) else { panic!("no flight for a") };
-        let Join::Started(b, _) = inflight.join_or_start(b"b", waiter(2), 7, 100) else { panic!("no flight for b") };
-        assert_eq!(inflight.join_or_start(b"a", waiter(3), 7, 150), Join::Joined);
-        let finished = inflight.finish(a).expect("a is in flight");
-        assert_eq!((&*finished.key, slots(&finished.waiters)), (&b"a"[..], vec![(1, false), (3, true)]));
-        assert_eq!((finished.started_at, finished.current), (7, true));
+        let a = start(&mut inflight, b"a", 1, 7, 100);
+        let b = start(&mut inflight, b"b", 2, 7, 100);
+        assert_eq!(inflight.join_or_start(b"a", request_id(3), 7, 150), Join::Joined);
+        let finished = inflight.finish(a).expect("a fetch of a");
+        assert_eq!((&*finished.key, summary_of(&finished.waiters)), (&b"a"[..], vec![(1, false), (3, true)]));
+        assert_eq!((finished.started_at, finished.is_detached), (7, false));
         assert!(inflight.finish(a).is_none());
-        assert!(matches!(inflight.join_or_start(b"a", waiter(4), 7, 200), Join::Started(..)));
-        assert_eq!(slots(&inflight.finish(b).expect("b is in flight").waiters), [(2, false)]);
+        assert!(matches!(inflight.join_or_start(b"a", request_id(4), 7, 200), Join::Started(..)));
+        assert_eq!(summary_of(&inflight.finish(b).expect("a fetch of b").waiters), [(2, false)]);
     }
 
+    /// After an invalidation requests start a new fetch, and the detached one keeps its waiters.
     #[test]
-    fn a_change_detaches_the_flight_and_who_asks_then_begins_a_new_one() {
+    fn invalidated_fetch_is_not_joined() {
         let mut inflight = Inflight::new();
-        let Join::Started(old, _) = inflight.join_or_start(b"a", waiter(1), 0, 100) else { panic!("no flight") };
-        let Join::Started(other, _) = inflight.join_or_start(b"b", waiter(2), 0, 100) else { panic!("no flight") };
+        let old = start(&mut inflight, b"a", 1, 0, 100);
+        let other = start(&mut inflight, b"b", 2, 0, 100);
         inflight.detach(b"a");
-        inflight.detach(b"nobody asked for it");
-        let Join::Started(new, _) = inflight.join_or_start(b"a", waiter(3), 5, 105) else {
-            panic!("joined what is old")
-        };
-        assert_eq!(inflight.join_or_start(b"a", waiter(4), 6, 106), Join::Joined);
+        inflight.detach(b"a key without a fetch");
+        let new = start(&mut inflight, b"a", 3, 5, 105);
+        assert_eq!(inflight.join_or_start(b"a", request_id(4), 6, 106), Join::Joined);
         assert_eq!(inflight.validate(), Ok(()));
-        let finished = inflight.finish(old).expect("it is in flight");
-        assert_eq!((finished.current, slots(&finished.waiters)), (false, vec![(1, false)]));
+        let finished = inflight.finish(old).expect("the detached fetch");
+        assert_eq!((finished.is_detached, summary_of(&finished.waiters)), (true, vec![(1, false)]));
         assert_eq!(
-            inflight.join_or_start(b"a", waiter(5), 7, 107),
+            inflight.join_or_start(b"a", request_id(5), 7, 107),
             Join::Joined,
-            "the old one took the new one's place"
+            "the end of the detached fetch removed the new one"
         );
-        let finished = inflight.finish(new).expect("it is in flight");
-        assert_eq!((finished.current, finished.started_at), (true, 5));
-        assert_eq!(slots(&finished.waiters), [(3, false), (4, true), (5, true)]);
+        let finished = inflight.finish(new).expect("the new fetch");
+        assert_eq!((finished.is_detached, finished.started_at), (false, 5));
+        assert_eq!(summary_of(&finished.waiters), [(3, false), (4, true), (5, true)]);
         inflight.detach_all();
-        assert_eq!(inflight.finish(other).map(|finished| finished.current), Some(false));
+        assert_eq!(inflight.finish(other).map(|finished| finished.is_detached), Some(true));
         assert_eq!(inflight.validate(), Ok(()));
     }
 
+    /// A waiter leaves at its own deadline, and later requests join the fetch that goes on.
     #[test]
-    fn those_who_waited_long_enough_leave_and_the_flight_goes_on() {
+    fn timed_out_waiter_leaves_fetch_running() {
         let mut inflight = Inflight::new();
-        let Join::Started(a, _) = inflight.join_or_start(b"a", waiter(1), 7, 100) else { panic!("no flight") };
-        inflight.join_or_start(b"a", waiter(2), 7, 180);
-        inflight.join_or_start(b"b", waiter(3), 7, 120);
+        let a = start(&mut inflight, b"a", 1, 7, 100);
+        inflight.join_or_start(b"a", request_id(2), 7, 180);
+        inflight.join_or_start(b"b", request_id(3), 7, 120);
         assert!(inflight.take_timed_out(99).is_none());
-        assert_eq!(slots(&inflight.take_timed_out(100).expect("a is overdue").1), [(1, false)]);
-        assert!(inflight.take_timed_out(100).is_none(), "told before it has waited long enough");
+        assert_eq!(summary_of(&inflight.take_timed_out(100).expect("a waiter of a").1), [(1, false)]);
+        assert!(inflight.take_timed_out(100).is_none(), "a waiter left before its deadline");
         assert_eq!(inflight.next_deadline(), Some(120));
-        assert_eq!(inflight.join_or_start(b"a", waiter(4), 7, 300), Join::Joined, "a hung key is asked for once more");
-        assert_eq!(slots(&inflight.take_timed_out(120).expect("b is overdue").1), [(3, false)]);
+        assert_eq!(inflight.join_or_start(b"a", request_id(4), 7, 300), Join::Joined, "a hung key is fetched again");
+        assert_eq!(summary_of(&inflight.take_timed_out(120).expect("the waiter of b").1), [(3, false)]);
         assert_eq!(inflight.next_deadline(), Some(180));
-        assert_eq!(slots(&inflight.take_timed_out(180).expect("a is overdue again").1), [(2, true)]);
+        assert_eq!(summary_of(&inflight.take_timed_out(180).expect("the next waiter of a").1), [(2, true)]);
         assert_eq!(inflight.next_deadline(), Some(300));
-        assert_eq!(slots(&inflight.finish(a).expect("a is in flight").waiters), [(4, true)]);
+        assert_eq!(summary_of(&inflight.finish(a).expect("a fetch of a").waiters), [(4, true)]);
         assert_eq!(inflight.next_deadline(), None);
         assert_eq!(inflight.fetches.len(), 1);
     }

@@ -1,82 +1,86 @@
-//! A min-heap of deadlines from which any member can be taken out: one slot for each live member, never more.
+//! Min-heap of deadlines that can remove any member, so that it has exactly one slot per live
+//! member.
 //!
-//! Used for cache entries, for fetches in flight and for the server's connections. Members are known by an id that
-//! their owner chooses; the owner keeps each member's position, which the heap reports whenever it moves one.
+//! It serves cache entries, fetches in flight and client timers. The owner of a heap chooses an id
+//! for each member and stores the member's position. The heap reports every change of a position
+//! through the callback `on_move(id, position)`.
 //!
-//! Four children for each parent instead of two: half the levels, and the four lie in one cache line of 9-byte slots.
-//! With one TTL for all, a new deadline is the latest, so that pushing one costs a single comparison.
+//! A parent has four children instead of two. That halves the levels, and four 9-byte slots fit one
+//! cache line. With the same TTL for all members a new deadline is the latest. Pushing it costs a
+//! single comparison.
 
 use super::paged_vec::PagedVec;
 use crate::types::Millis;
 
-/// Children of each slot.
+/// Maximum of children of a slot.
 const ARITY: usize = 4;
 
-/// The latest deadline that can be kept, 34 years after the start. A later one is kept as this: an entry may always
-/// go early.
+/// Latest deadline that a slot can hold, 34 years after the start. The heap stores later ones as
+/// this one, because an entry may always be removed early.
 const MAX_DEADLINE: Millis = (1 << 40) - 1;
 
-/// Deadline, in 40 bits, and member. Packed to 9 bytes: with 64 bits and padding a million slots would take 7 MB more.
+/// Deadline of 40 bits, and a member's id. Packed to 9 bytes (64 bits and padding would take 7 MB
+/// more for a million slots).
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed)]
 struct HeapSlot {
-    low: u32,
-    high: u8,
+    deadline_low: u32,
+    deadline_high: u8,
     id: u32,
 }
 
 impl HeapSlot {
     fn new(deadline: Millis, id: u32) -> HeapSlot {
         let deadline = deadline.min(MAX_DEADLINE);
-        HeapSlot { low: deadline as u32, high: (deadline >> 32) as u8, id }
+        HeapSlot { deadline_low: deadline as u32, deadline_high: (deadline >> 32) as u8, id }
     }
 
     fn deadline(self) -> Millis {
-        Millis::from(self.high) << 32 | Millis::from(self.low)
+        Millis::from(self.deadline_high) << 32 | Millis::from(self.deadline_low)
     }
 }
 
-/// The heap. See the top of the file. Every method that moves members calls `moved(id, position)` for each of them.
+/// Min-heap of deadlines. Methods that move members call `on_move(id, position)` for each of them.
 #[derive(Debug)]
 pub struct DeadlineHeap {
     slots: PagedVec<HeapSlot>,
 }
 
 impl DeadlineHeap {
-    /// An empty heap. Takes no memory.
+    /// Creates an empty heap. Allocates nothing.
     #[allow(clippy::new_without_default)]
     pub fn new() -> DeadlineHeap {
         DeadlineHeap { slots: PagedVec::new() }
     }
 
-    /// How many members there are.
+    /// Returns the number of members.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if the heap has no members.
     pub fn is_empty(&self) -> bool {
         self.slots.len() == 0
     }
 
-    /// The earliest deadline and whose it is.
+    /// Returns the earliest deadline and the id of its member.
     pub fn first(&self) -> Option<(Millis, u32)> {
         (!self.is_empty()).then(|| (self.slots[0].deadline(), self.slots[0].id))
     }
 
-    /// The deadline at a position that the heap reported.
+    /// Returns the deadline at a position that the heap reported.
     pub fn deadline_at(&self, position: u32) -> Millis {
         self.slots[position as usize].deadline()
     }
 
-    /// Adds a member. O(1) for the latest deadline of all, O(log n) otherwise.
-    pub fn push(&mut self, deadline: Millis, id: u32, moved: impl FnMut(u32, u32)) {
+    /// Adds a member. O(1) if its deadline is the latest, otherwise O(log n).
+    pub fn push(&mut self, deadline: Millis, id: u32, on_move: impl FnMut(u32, u32)) {
         self.slots.push(HeapSlot::new(deadline, id));
-        self.sift_up(self.slots.len() - 1, moved);
+        self.sift_up(self.slots.len() - 1, on_move);
     }
 
-    /// Takes out the member at `position`. O(log n).
-    pub fn remove(&mut self, position: u32, moved: impl FnMut(u32, u32)) {
+    /// Removes the member at `position`. O(log n).
+    pub fn remove(&mut self, position: u32, on_move: impl FnMut(u32, u32)) {
         let position = position as usize;
         let removed = self.slots[position];
         if let Some(last) = self.slots.pop()
@@ -84,14 +88,14 @@ impl DeadlineHeap {
         {
             self.slots[position] = last;
             if last.deadline() < removed.deadline() {
-                self.sift_up(position, moved);
+                self.sift_up(position, on_move);
             } else {
-                self.sift_down(position, moved);
+                self.sift_down(position, on_move);
             }
         }
     }
 
-    fn sift_up(&mut self, mut position: usize, mut moved: impl FnMut(u32, u32)) {
+    fn sift_up(&mut self, mut position: usize, mut on_move: impl FnMut(u32, u32)) {
         let slot = self.slots[position];
         while position > 0 {
             let parent = self.slots[(position - 1) / ARITY];
@@ -99,47 +103,48 @@ impl DeadlineHeap {
                 break;
             }
             self.slots[position] = parent;
-            moved(parent.id, position as u32);
+            on_move(parent.id, position as u32);
             position = (position - 1) / ARITY;
         }
         self.slots[position] = slot;
-        moved(slot.id, position as u32);
+        on_move(slot.id, position as u32);
     }
 
-    fn sift_down(&mut self, mut position: usize, mut moved: impl FnMut(u32, u32)) {
+    fn sift_down(&mut self, mut position: usize, mut on_move: impl FnMut(u32, u32)) {
         let slot = self.slots[position];
         loop {
             let first_child = position * ARITY + 1;
             let end = (first_child + ARITY).min(self.slots.len());
-            let Some(least) = (first_child..end).min_by_key(|&child| self.slots[child].deadline()) else { break };
-            let child = self.slots[least];
+            let Some(earliest) = (first_child..end).min_by_key(|&child| self.slots[child].deadline()) else { break };
+            let child = self.slots[earliest];
             if child.deadline() >= slot.deadline() {
                 break;
             }
             self.slots[position] = child;
-            moved(child.id, position as u32);
-            position = least;
+            on_move(child.id, position as u32);
+            position = earliest;
         }
         self.slots[position] = slot;
-        moved(slot.id, position as u32);
+        on_move(slot.id, position as u32);
     }
 
-    /// Drops the last page of slots, of a heap that is not needed any more: nobody is told.
+    /// Drops the last page of slots of a heap that is no longer needed. Reports no positions.
     pub(super) fn drop_page(&mut self) {
         self.slots.drop_page();
     }
 
-    /// Checks the heap's order and that every member's owner knows its position. For tests; walks everything.
+    /// Checks the order of the heap, and that the owner knows the position of each member. Walks
+    /// all slots.
     #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub fn validate(&self, position_of: impl Fn(u32) -> u32) -> Result<(), String> {
         for (position, &slot) in self.slots.iter().enumerate() {
             let (deadline, id) = (slot.deadline(), slot.id);
             let parent = self.slots[position.saturating_sub(1) / ARITY].deadline();
             if parent > deadline {
-                return Err(format!("slot {position} is due at {deadline}, before its parent at {parent}"));
+                return Err(format!("slot {position} has deadline {deadline}, before that of its parent ({parent})"));
             }
             if position_of(id) != position as u32 {
-                return Err(format!("member {id} is at {position}, its owner says {}", position_of(id)));
+                return Err(format!("member {id} is at position {position}, but its owner has {}", position_of(id)));
             }
         }
         Ok(())
@@ -151,8 +156,9 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
+    /// Deadlines are exact up to the maximum, and later ones become the maximum.
     #[test]
-    fn deadlines_are_kept_exactly_up_to_the_latest() {
+    fn heap_late_deadline_becomes_the_maximum() {
         let mut heap = DeadlineHeap::new();
         for (id, deadline) in
             [MAX_DEADLINE + 1, MAX_DEADLINE, MAX_DEADLINE - 1, 1 << 32, (1 << 32) - 1, 0].into_iter().enumerate()
@@ -162,9 +168,9 @@ mod tests {
         }
     }
 
-    /// Pushes and removes in a fixed mixture, against a sorted map.
+    /// After any pushes and removals the first member is the earliest, as in a sorted map.
     #[test]
-    fn any_member_can_be_taken_out_and_the_first_is_always_the_earliest() {
+    fn heap_random_removals_keep_the_order() {
         let mut heap = DeadlineHeap::new();
         let mut model: BTreeMap<u32, Millis> = BTreeMap::new();
         let mut positions = vec![None; 500];
@@ -173,7 +179,7 @@ mod tests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let id = (random >> 33) as u32 % 500;
             if model.remove(&id).is_some() {
-                let position = positions[id as usize].take().expect("a member has a position");
+                let position = positions[id as usize].take().expect("a reported position");
                 heap.remove(position, |id, position| positions[id as usize] = Some(position));
             } else {
                 let deadline = (random >> 50) % 1000;

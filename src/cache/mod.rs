@@ -1,22 +1,23 @@
-//! The cache: least recently used out first, no entry beyond its deadline. Time comes in as an argument.
+//! LRU cache with a deadline for each entry. Performs no I/O and takes the time as an argument.
 //!
-//! Four parts, tied together by entry ids (indices into `nodes` and `records`):
+//! Four parts refer to each other by entry id, which is an index into `nodes` and `records`:
 //!
-//! ```text
-//!     table      key -> id         chains through nodes[id].chain
-//!     recency    who goes next     links through nodes[id].newer and .older
-//!     deadlines  who expires next  heap slot at nodes[id].position
-//!     records    key and value     records[id]
-//! ```
+//! | part | holds | links |
+//! |---|---|---|
+//! | `table` | key to id | `nodes[id].next` |
+//! | `lru` | order of use | `nodes[id].newer`, `nodes[id].older` |
+//! | `deadlines` | expiry order | heap slot at `nodes[id].heap_position` |
+//! | `records` | key and value | `records[id]` |
 //!
-//! An id that is not in use hangs in the free list (through `chain`) and has no heap slot. Whatever ends an entry,
-//! be it eviction, expiry, removal or replacement, goes through `release`, which takes it out of all four.
+//! A free id is in the free list, linked by `next`, and has no heap slot. Eviction, expiry, removal
+//! and replacement all end an entry in `Cache::release`, which removes it from all four parts.
 //!
-//! An entry is fresh until its deadline, and then perhaps kept for a while, for the case that nothing better can be had.
-//! The heap has the moment at which it need not be kept any longer; without [`TimeoutConfig::stale`] the two are the same.
+//! An entry is fresh until its deadline. With [`Limits::stale`] the cache retains it longer, for
+//! use during an outage. The heap holds the time until which an entry is retained; without
+//! [`Limits::stale`] that is the deadline.
 //!
-//! Nodes and records are two arrays: a walk along a chain or a change of the recency list touches nodes only, and
-//! side by side they need no padding.
+//! Nodes and records are separate arrays. Following a chain or updating the LRU list touches only
+//! nodes, and neither array needs padding.
 
 mod deadline_heap;
 mod lru;
@@ -35,77 +36,86 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use table::Table;
 
-/// "No entry", in every link.
+/// Link to no entry.
 const NIL: u32 = u32::MAX;
 
-/// Most entries a cache can have. Ids are 32 bits wide and `NIL` is not one of them.
+/// Maximum of entries in a cache. Ids have 32 bits, and one value of them is no id.
 pub const MAX_CAPACITY: usize = 2_000_000_000;
 
-/// Ids that a cache keeps room for when its last entry goes. With more it gives all of it back: an idle proxy whose
-/// million entries have expired holds none of their memory.
+/// Number of ids up to which an empty cache retains its memory. With more it frees all of it, so
+/// that an idle proxy holds no memory of a million expired entries.
 const MIN_RETAINED_IDS: usize = 1024;
 
-/// Removals that dropping a record of a discarded cache compares to: it takes out nothing, and often frees nothing.
+/// Records of retired storage that the sweep drops instead of one removal. A drop updates no other
+/// part, and often frees nothing.
 const DROPS_PER_REMOVAL: usize = 16;
 
-/// Most entries that one insertion evicts: some ten microseconds of work. A long value may need the room of a million
-/// short ones; what is left to evict then is the sweep's, which has a budget too.
+/// Maximum of entries that one insertion evicts, which takes some ten microseconds. A long value
+/// may need the memory of a million short ones. The sweep evicts the rest within its own budget.
 const EVICTIONS_PER_INSERT: usize = 64;
 
-/// How much longer than it is fresh an entry is kept, its grace: 0, or a step each twice as long as the one before, of
-/// which the longest makes all of [`TimeoutConfig::stale`]. An entry that Redis lets expire meanwhile gets the longest step that
-/// is over by then: half of the time at least, unless that is short of the shortest step. The step is kept in the entry's
-/// mark, together with its generation, because a second deadline would cost five bytes an entry.
+/// Bits of a grace step, in the tag of an entry. The generation takes the remaining bit.
+///
+/// The grace of an entry is the time for which it is retained after its deadline. Step 0 is no
+/// grace. Each further step is twice as long as the one before, and the last one is
+/// [`Limits::stale`]. If Redis expires the key earlier, the entry gets the longest step that ends
+/// before. That is at least half of the time that Redis allows, unless even the shortest step is
+/// too long. A second deadline instead of a step would cost 5 bytes an entry.
 const GRACE_BITS: u32 = record::TAG_BITS - 1;
-const MAX_GRACE: u8 = (1 << GRACE_BITS) - 1;
 
-/// Everything about an entry but its key and value. 20 bytes.
+/// Longest grace step.
+const MAX_GRACE_STEP: u8 = (1 << GRACE_BITS) - 1;
+
+/// Links and hash of an entry. Takes 20 bytes.
 #[derive(Clone, Copy, Debug)]
 struct Node {
-    /// Next entry of the same bucket; for a free id the next free one.
-    chain: u32,
-    /// The key's hash, so that growing and walking a chain look at no key.
+    /// Next entry of the bucket, or next free id.
+    next: u32,
+    /// Hash of the key, so that splitting a bucket and following a chain read no keys.
     hash: u32,
-    /// Neighbours in the recency list.
+    /// More recently used neighbour in the LRU list.
     newer: u32,
+    /// Less recently used neighbour in the LRU list.
     older: u32,
-    /// Where the entry's deadline is in the heap; [`NIL`] for a free id.
-    position: u32,
+    /// Position of the entry in the deadline heap, [`NIL`] for a free id.
+    heap_position: u32,
 }
 
-/// What bounds a cache.
+/// Limits of a cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Most entries (1 to [`MAX_CAPACITY`]).
+    /// Maximum of entries, 1 to [`MAX_CAPACITY`].
     pub entries: usize,
-    /// Most bytes of keys and values together; `usize::MAX` for no bound. What an entry takes beside them does not count.
+    /// Maximum of bytes of all keys and values, `usize::MAX` for no limit. The overhead of an entry
+    /// does not count.
     pub bytes: usize,
-    /// How long an entry is kept after it has expired, for [`Cache::kept`]; 0 for not at all.
+    /// Longest time for which an expired entry is retained for [`Cache::get_allow_stale`], 0 for
+    /// not at all.
     pub stale: Millis,
 }
 
-/// A live entry, as [`Cache::get`] finds it.
+/// A fresh entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Hit<'a> {
-    /// The value.
+    /// Value of the entry.
     pub payload: Payload<'a>,
-    /// How much longer the entry lives. Never 0.
-    pub remaining: Millis,
+    /// Time until the entry expires. Never 0.
+    pub ttl: Millis,
 }
 
-/// An entry that is kept, as [`Cache::kept`] finds it.
+/// A fresh or retained entry.
 #[derive(Clone, Copy, Debug)]
 pub struct MaybeStale<'a> {
-    /// The value.
+    /// Value of the entry.
     pub payload: Payload<'a>,
-    /// How much longer it is fresh; 0 when it has expired.
-    pub remaining: Millis,
-    /// How long ago it expired; 0 while it is fresh.
+    /// Time until the entry expires, 0 if it is expired.
+    pub ttl: Millis,
+    /// Time since the entry expired, 0 if it is fresh.
     pub expired_for: Millis,
 }
 
-/// What is left of a cache that was emptied. Dropped piece by piece: all at once it held the loop up for 20 ms after
-/// ten million entries.
+/// Memory of a cleared cache, which sweeps drop piece by piece. Dropping it at once would block the
+/// event loop (20 ms for ten million entries).
 #[derive(Debug)]
 struct RetiredStorage {
     nodes: PagedVec<Node>,
@@ -115,7 +125,8 @@ struct RetiredStorage {
 }
 
 impl RetiredStorage {
-    /// Drops a page of what owns no memory, and up to `budget` records. Says whether anything is left.
+    /// Drops one page of each other array and up to `budget` records. Returns true if anything is
+    /// left.
     fn drop_some(&mut self, budget: usize) -> bool {
         self.nodes.drop_page();
         self.heads.drop_page();
@@ -129,35 +140,37 @@ impl RetiredStorage {
     }
 }
 
-/// The cache. See the top of the file.
+/// LRU cache with a deadline for each entry. Each worker has its own.
 #[derive(Debug)]
 pub struct Cache {
     limits: Limits,
     /// Bytes of all keys and values.
     bytes: usize,
-    /// The generation that new entries get, 0 or 1. Those of the other one, if there are any, have all expired.
+    /// Generation of new entries, 0 or 1. All entries of the other generation are expired.
     generation: u8,
-    /// When they did; `None` where there can be none.
+    /// Time at which the other generation expired. `None` if it has no entries.
     previous_expired_at: Option<Millis>,
-    /// Keyed by random, so that no client can choose keys that collide (std's SipHash-1-3).
+    /// Hashes with random keys, so that clients cannot choose keys that collide (SipHash-1-3).
     hasher: RandomState,
     nodes: PagedVec<Node>,
     records: PagedVec<Record>,
     retired: VecDeque<RetiredStorage>,
-    free: u32,
+    /// Head of the free list.
+    first_free: u32,
     table: Table,
-    recency: LruList,
+    lru: LruList,
     deadlines: DeadlineHeap,
-    /// Entries that were removed because their time was over, and those that made room.
+    /// Entries removed after their expiry since the start.
     expired: u64,
+    /// Entries evicted since the start.
     evicted: u64,
 }
 
 impl Cache {
-    /// An empty cache. Memory grows with the entries.
+    /// Creates an empty cache. Its memory grows with the entries.
     pub fn new(limits: Limits) -> Cache {
         let entries = limits.entries;
-        assert!((1..=MAX_CAPACITY).contains(&entries), "a cache holds 1 to {MAX_CAPACITY} entries, not {entries}");
+        assert!((1..=MAX_CAPACITY).contains(&entries), "a cache has 1 to {MAX_CAPACITY} entries, not {entries}");
         Cache {
             limits,
             bytes: 0,
@@ -167,90 +180,97 @@ impl Cache {
             nodes: PagedVec::new(),
             records: PagedVec::new(),
             retired: VecDeque::new(),
-            free: NIL,
+            first_free: NIL,
             table: Table::new(),
-            recency: LruList::new(),
+            lru: LruList::new(),
             deadlines: DeadlineHeap::new(),
             expired: 0,
             evicted: 0,
         }
     }
 
-    /// Entries that were removed because their time was over, since the start.
+    /// Returns the number of entries removed after their expiry since the start.
     pub fn expired(&self) -> u64 {
         self.expired
     }
 
-    /// Entries that were removed to make room, since the start.
+    /// Returns the number of entries evicted since the start.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 
-    /// Entries in memory, those included that have expired.
+    /// Returns the number of entries in memory, including expired ones.
     pub fn len(&self) -> usize {
         self.deadlines.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if no entry is in memory.
     pub fn is_empty(&self) -> bool {
         self.deadlines.is_empty()
     }
 
-    /// Bytes of all keys and values in memory. Over the limit only until the next sweeps, and by one value at most.
+    /// Returns the bytes of all keys and values in memory. They may exceed the limit until the next
+    /// sweeps, by one value at most.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Looks `key` up and marks it as just used. An entry whose deadline has come is not returned, whether or not the
-    /// sweep has reached it, and removed if it need not be kept. O(1) for a hit; O(log n) when it removes.
+    /// Looks up `key` and makes its entry the most recently used.
+    ///
+    /// An expired entry is never a hit, swept or not. It is removed unless the cache retains it.
+    /// O(1) for a hit, O(log n) for a removal.
     pub fn get(&mut self, key: &[u8], now: Millis) -> Option<Hit<'_>> {
-        let kept = self.get_allow_stale(key, now)?;
-        (kept.remaining > 0).then_some(Hit { payload: kept.payload, remaining: kept.remaining })
+        let found = self.get_allow_stale(key, now)?;
+        (found.ttl > 0).then_some(Hit { payload: found.payload, ttl: found.ttl })
     }
 
-    /// Looks `key` up as [`Cache::get`] does, but leaves it as recently used as it was.
+    /// Looks up `key` without making its entry the most recently used.
     pub fn peek(&mut self, key: &[u8], now: Millis) -> Option<Hit<'_>> {
-        let (id, kept_until) = self.find_retained(key, now)?;
-        let remaining = self.fresh_until(id, kept_until).saturating_sub(now);
-        (remaining > 0).then(|| Hit { payload: self.records[id as usize].payload(), remaining })
+        let (id, retain_until) = self.find_retained(key, now)?;
+        let ttl = self.fresh_until(id, retain_until).saturating_sub(now);
+        (ttl > 0).then(|| Hit { payload: self.records[id as usize].payload(), ttl })
     }
 
-    /// Looks `key` up among all that is kept, expired or not, and marks it as just used.
+    /// Looks up `key` among fresh and retained entries, and makes its entry the most recently used.
     pub fn get_allow_stale(&mut self, key: &[u8], now: Millis) -> Option<MaybeStale<'_>> {
-        let (id, kept_until) = self.find_retained(key, now)?;
-        let fresh_until = self.fresh_until(id, kept_until);
-        let (remaining, expired_for) = (fresh_until.saturating_sub(now), now.saturating_sub(fresh_until));
-        if remaining == 0 && expired_for >= self.limits.stale {
+        let (id, retain_until) = self.find_retained(key, now)?;
+        let fresh_until = self.fresh_until(id, retain_until);
+        let (ttl, expired_for) = (fresh_until.saturating_sub(now), now.saturating_sub(fresh_until));
+        if ttl == 0 && expired_for >= self.limits.stale {
             return None;
         }
-        self.recency.touch(&mut self.nodes, id);
-        Some(MaybeStale { payload: self.records[id as usize].payload(), remaining, expired_for })
+        self.lru.touch(&mut self.nodes, id);
+        Some(MaybeStale { payload: self.records[id as usize].payload(), ttl, expired_for })
     }
 
-    /// Stores `value` until `deadline`, replacing what `key` had and evicting the least recently used entries of a full
-    /// cache. A value that must be stored has its deadline in the future; one that has passed is never served. After
-    /// `ends`, which is not before `deadline`, the entry is not kept either. Says whether it was stored: a value that
-    /// is too long for the limit is not, nor one that would make a cache still larger that is over its limit already.
-    pub fn insert(&mut self, key: &[u8], value: Payload<'_>, deadline: Millis, ends: Millis) -> bool {
+    /// Stores a value that is fresh until `deadline`. Replaces the entry of `key`, and evicts the
+    /// least recently used entries if the cache is full.
+    ///
+    /// The cache does not retain the entry beyond `redis_expiry`, which must not be before
+    /// `deadline`. Returns false without storing if key and value exceed the limit of bytes. The
+    /// same applies if the cache would still exceed it after the evictions that one insertion may
+    /// make.
+    pub fn insert(&mut self, key: &[u8], value: Payload<'_>, deadline: Millis, redis_expiry: Millis) -> bool {
         let hash = self.hash(key);
         if let Some(replaced) = self.find(hash, key) {
             self.release(replaced);
         }
-        let grace = grace_within(self.limits.stale, ends.saturating_sub(deadline));
-        let record = Record::new(key, value, self.generation << GRACE_BITS | grace);
+        let step = longest_grace_step(self.limits.stale, redis_expiry.saturating_sub(deadline));
+        let record = Record::new(key, value, self.generation << GRACE_BITS | step);
         if !self.evict_for(record.bytes()) {
             return false;
         }
         self.bytes += record.bytes();
         let id = self.allocate(hash, record);
         self.table.insert(&mut self.nodes, id);
-        self.recency.push_newest(&mut self.nodes, id);
-        let (nodes, kept_until) = (&mut self.nodes, deadline.saturating_add(grace_millis(grace, self.limits.stale)));
-        self.deadlines.push(kept_until, id, |id, position| nodes[id as usize].position = position);
+        self.lru.push_newest(&mut self.nodes, id);
+        let retain_until = deadline.saturating_add(grace_millis(step, self.limits.stale));
+        let nodes = &mut self.nodes;
+        self.deadlines.push(retain_until, id, |id, position| nodes[id as usize].heap_position = position);
         true
     }
 
-    /// Forgets `key`. Says whether it was there.
+    /// Removes the entry of `key`. Returns true if there was one.
     pub fn remove(&mut self, key: &[u8]) -> bool {
         let found = self.find(self.hash(key), key);
         if let Some(id) = found {
@@ -259,12 +279,12 @@ impl Cache {
         found.is_some()
     }
 
-    /// Forgets everything. O(1); the sweep frees the memory.
+    /// Removes all entries. O(1): sweeps free the memory.
     pub fn clear(&mut self) {
         self.bytes = 0;
         self.previous_expired_at = None;
-        self.free = NIL;
-        self.recency = LruList::new();
+        self.first_free = NIL;
+        self.lru = LruList::new();
         if self.nodes.len() == 0 {
             return;
         }
@@ -276,9 +296,11 @@ impl Cache {
         });
     }
 
-    /// Makes everything expire now, for [`Cache::kept`] to find what may be kept longer. O(1).
+    /// Makes all fresh entries expire now. [`Cache::get_allow_stale`] still finds retained ones.
+    /// O(1).
     pub fn expire_all(&mut self, now: Millis) {
-        // With two generations, none may be left of those that had expired so before: they would be fresh again.
+        // Without grace nothing is retained. Entries of the previous generation, if any are left,
+        // would be fresh again in the new one.
         if self.limits.stale == 0 || self.previous_expired_at.is_some() {
             return self.clear();
         }
@@ -286,11 +308,11 @@ impl Cache {
         self.previous_expired_at = Some(now);
     }
 
-    /// Removes up to `budget` entries that are kept no longer, the earliest first, and as many that are too much for
-    /// the limit of bytes. Says whether there may be more to do.
+    /// Removes up to `budget` entries that are no longer retained, earliest first, and evicts up to
+    /// `budget` entries beyond the limit of bytes. Returns true if more may be due.
     pub fn sweep(&mut self, now: Millis, budget: usize) -> bool {
-        if let Some(discarded) = self.retired.front_mut()
-            && !discarded.drop_some(budget * DROPS_PER_REMOVAL)
+        if let Some(retired) = self.retired.front_mut()
+            && !retired.drop_some(budget * DROPS_PER_REMOVAL)
         {
             self.retired.pop_front();
         }
@@ -304,20 +326,21 @@ impl Cache {
         true
     }
 
-    /// When the next entry goes: the moment by which a sweep is due.
+    /// Returns the time at which the next entry must be swept.
     pub fn next_deadline(&self) -> Option<Millis> {
         self.deadlines.first().map(|(deadline, _)| deadline)
     }
 
-    /// The entry of `key`, fresh or kept, and until when it is kept. One that need not be kept any longer goes.
+    /// Returns the fresh or retained entry of `key`, and the time until which it is retained.
+    /// Removes an entry that is no longer retained.
     fn find_retained(&mut self, key: &[u8], now: Millis) -> Option<(u32, Millis)> {
         let id = self.find(self.hash(key), key)?;
-        let kept_until = self.deadlines.deadline_at(self.nodes[id as usize].position);
-        if kept_until <= now {
+        let retain_until = self.deadlines.deadline_at(self.nodes[id as usize].heap_position);
+        if retain_until <= now {
             self.expire(id);
             return None;
         }
-        Some((id, kept_until))
+        Some((id, retain_until))
     }
 
     fn expire(&mut self, id: u32) {
@@ -325,20 +348,20 @@ impl Cache {
         self.release(id);
     }
 
-    /// Until when entry `id` is fresh. The heap has until when it is kept.
-    fn fresh_until(&self, id: u32, kept_until: Millis) -> Millis {
+    /// Returns the time until which entry `id` is fresh, from the time until which it is retained.
+    fn fresh_until(&self, id: u32, retain_until: Millis) -> Millis {
         if self.limits.stale == 0 {
-            return kept_until;
+            return retain_until;
         }
-        let mark = self.records[id as usize].tag();
-        let deadline = kept_until - grace_millis(mark & MAX_GRACE, self.limits.stale);
+        let tag = self.records[id as usize].tag();
+        let deadline = retain_until - grace_millis(tag & MAX_GRACE_STEP, self.limits.stale);
         match self.previous_expired_at {
-            Some(time) if mark >> GRACE_BITS != self.generation => deadline.min(time),
+            Some(time) if tag >> GRACE_BITS != self.generation => deadline.min(time),
             _ => deadline,
         }
     }
 
-    /// Evicts for an entry of `size` bytes, and says whether it may be stored.
+    /// Evicts for a new entry of `size` bytes. Returns true if the entry may be stored.
     fn evict_for(&mut self, size: usize) -> bool {
         if size > self.limits.bytes {
             return false;
@@ -350,7 +373,7 @@ impl Cache {
         self.bytes <= self.limits.bytes
     }
 
-    /// Evicts until there are at most `bytes`, but no more than `budget` entries.
+    /// Evicts up to `budget` entries, until at most `bytes` are left.
     fn evict_to(&mut self, bytes: usize, budget: usize) {
         for _ in 0..budget {
             if self.bytes <= bytes {
@@ -361,35 +384,35 @@ impl Cache {
     }
 
     fn evict(&mut self) {
-        if let Some(victim) = self.recency.oldest() {
+        if let Some(victim) = self.lru.oldest() {
             self.evicted += 1;
             self.release(victim);
         }
     }
 
     fn hash(&self, key: &[u8]) -> u32 {
-        // The key's bytes and nothing else: no other word is hashed that its length would have to be told from.
+        // Only the bytes, without their length: nothing else is hashed with them.
         let mut hasher = self.hasher.build_hasher();
         hasher.write(key);
         (hasher.finish() >> 32) as u32
     }
 
-    /// The entry of `key`, whose hash is `hash`.
+    /// Returns the entry of `key`, which has this hash.
     fn find(&self, hash: u32, key: &[u8]) -> Option<u32> {
         self.table.find(&self.nodes, hash, |id| self.records[id as usize].key() == key)
     }
 
-    /// An id for a new entry: a free one, or one more.
+    /// Returns an id for a new entry: a free one, or a new one.
     fn allocate(&mut self, hash: u32, record: Record) -> u32 {
-        let node = Node { chain: NIL, hash, newer: NIL, older: NIL, position: NIL };
-        match self.free {
+        let node = Node { next: NIL, hash, newer: NIL, older: NIL, heap_position: NIL };
+        match self.first_free {
             NIL => {
                 self.nodes.push(node);
                 self.records.push(record);
                 (self.nodes.len() - 1) as u32
             }
             id => {
-                self.free = self.nodes[id as usize].chain;
+                self.first_free = self.nodes[id as usize].next;
                 self.nodes[id as usize] = node;
                 self.records[id as usize] = record;
                 id
@@ -397,84 +420,89 @@ impl Cache {
         }
     }
 
-    /// Ends entry `id`: out of the table, the recency list and the heap, its record freed, its id free.
+    /// Removes entry `id` from the table, the LRU list and the heap, drops its record and frees its
+    /// id.
     fn release(&mut self, id: u32) {
         self.table.remove(&mut self.nodes, id);
-        self.recency.remove(&mut self.nodes, id);
+        self.lru.remove(&mut self.nodes, id);
         let nodes = &mut self.nodes;
-        let position = nodes[id as usize].position;
-        self.deadlines.remove(position, |id, position| nodes[id as usize].position = position);
+        let position = nodes[id as usize].heap_position;
+        self.deadlines.remove(position, |id, position| nodes[id as usize].heap_position = position);
         self.bytes -= self.records[id as usize].bytes();
         self.records[id as usize] = Record::vacant();
-        self.nodes[id as usize].position = NIL;
-        self.nodes[id as usize].chain = self.free;
-        self.free = id;
+        self.nodes[id as usize].heap_position = NIL;
+        self.nodes[id as usize].next = self.first_free;
+        self.first_free = id;
         if self.is_empty() && self.nodes.len() > MIN_RETAINED_IDS {
             self.clear();
         }
     }
 
-    /// Checks every link, heap slot, index and record against each other. For tests; walks everything.
+    /// Checks all links, heap slots, ids and records against each other. Walks the whole cache.
     #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub fn validate(&self) -> Result<(), String> {
         let len = self.len();
         let capacity = self.limits.entries;
         if len > capacity {
-            return Err(format!("{len} entries in a cache for {capacity}"));
+            return Err(format!("{len} entries exceed the limit of {capacity}"));
         }
         if self.nodes.len() != self.records.len() || self.nodes.len() > capacity {
-            return Err(format!("{} nodes and {} records for {capacity}", self.nodes.len(), self.records.len()));
+            return Err(format!(
+                "{} nodes and {} records for at most {capacity} entries",
+                self.nodes.len(),
+                self.records.len()
+            ));
         }
         self.table.validate(&self.nodes)?;
-        self.recency.validate(&self.nodes, len)?;
-        self.deadlines.validate(|id| self.nodes[id as usize].position)?;
-        let mut free = 0;
-        let mut id = self.free;
+        self.lru.validate(&self.nodes, len)?;
+        self.deadlines.validate(|id| self.nodes[id as usize].heap_position)?;
+        let mut free_count = 0;
+        let mut id = self.first_free;
         while id != NIL {
-            if self.nodes[id as usize].position != NIL {
-                return Err(format!("entry {id} is free and has a heap slot"));
+            if self.nodes[id as usize].heap_position != NIL {
+                return Err(format!("id {id} is free and has a heap slot"));
             }
-            free += 1;
-            if free > self.nodes.len() {
-                return Err("the free list runs in a circle".into());
+            free_count += 1;
+            if free_count > self.nodes.len() {
+                return Err("the free list is circular".into());
             }
-            id = self.nodes[id as usize].chain;
+            id = self.nodes[id as usize].next;
         }
-        if free + len != self.nodes.len() {
-            return Err(format!("{len} entries and {free} free ids, but {} nodes", self.nodes.len()));
+        if free_count + len != self.nodes.len() {
+            return Err(format!("{len} entries and {free_count} free ids, but {} nodes", self.nodes.len()));
         }
         let mut bytes = 0;
-        for (id, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.position != NIL) {
+        for (id, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.heap_position != NIL) {
             self.records[id].validate()?;
             bytes += self.records[id].bytes();
             if self.hash(self.records[id].key()) != node.hash {
-                return Err(format!("entry {id} has another hash than its key"));
+                return Err(format!("entry {id} has a wrong hash"));
             }
             if self.find(node.hash, self.records[id].key()) != Some(id as u32) {
                 return Err(format!("entry {id} is not found by its key"));
             }
         }
-        if bytes != self.bytes { Err(format!("{bytes} bytes are held, {} counted", self.bytes)) } else { Ok(()) }
+        if bytes != self.bytes { Err(format!("records have {bytes} bytes, {} counted", self.bytes)) } else { Ok(()) }
     }
 }
 
-/// The longest grace that is over after `room` milliseconds.
-fn grace_within(stale: Millis, room: Millis) -> u8 {
-    (1..=MAX_GRACE).rev().find(|&grace| grace_millis(grace, stale) <= room).unwrap_or(0)
+/// Returns the longest grace step of at most `max_grace` milliseconds.
+fn longest_grace_step(stale: Millis, max_grace: Millis) -> u8 {
+    (1..=MAX_GRACE_STEP).rev().find(|&step| grace_millis(step, stale) <= max_grace).unwrap_or(0)
 }
 
-/// A grace in milliseconds.
-fn grace_millis(grace: u8, stale: Millis) -> Millis {
-    if grace == 0 { 0 } else { stale >> (MAX_GRACE - grace) }
+/// Returns the length of a grace step.
+fn grace_millis(step: u8, stale: Millis) -> Millis {
+    if step == 0 { 0 } else { stale >> (MAX_GRACE_STEP - step) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Rule 14: who knows how one process places its keys knows nothing of another.
+    /// Two caches hash with different random keys.
     #[test]
-    fn every_cache_hashes_by_a_key_of_its_own() {
+    fn cache_hashes_with_random_keys() {
         let limits = Limits { entries: 1, bytes: usize::MAX, stale: 0 };
         let [one, other] = [Cache::new(limits), Cache::new(limits)];
         let keys = [b"a", b"b", b"c", b"d"];

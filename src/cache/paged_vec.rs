@@ -1,16 +1,18 @@
-//! A vector that never moves its elements: it grows by whole pages.
+//! Vector that grows by whole pages and never moves its elements.
 //!
-//! A plain vector doubles by moving everything; with ten million entries that held the loop up for 40 milliseconds
-//! at a time (measured, `cargo bench`). The price is one more load for each access, from a list that stays in the
-//! first-level cache.
+//! A plain vector moves all elements when it doubles, which blocks the event loop (40 ms at ten
+//! million entries, `cargo bench`). Each access costs one more load, from a page list that stays in
+//! the first-level cache.
 
 use std::ops::{Index, IndexMut};
 
-/// Elements of a page: 64 Ki, so that a page of nodes takes 1.25 MiB and ten million entries take 153 pages.
+/// Binary logarithm of [`PAGE_LEN`].
 const PAGE_BITS: u32 = 16;
-const PAGE: usize = 1 << PAGE_BITS;
 
-/// The vector. See the top of the file.
+/// Elements of a page. A page of nodes takes 1.25 MiB, and ten million entries take 153 pages.
+const PAGE_LEN: usize = 1 << PAGE_BITS;
+
+/// Vector of pages. All pages before the last one with elements are full.
 #[derive(Debug)]
 pub(super) struct PagedVec<T> {
     pages: Vec<Vec<T>>,
@@ -26,37 +28,41 @@ impl<T> PagedVec<T> {
         self.len
     }
 
-    /// Adds an element. The first page grows by doubling, so that a small cache stays small; later ones come whole,
-    /// and the kernel lends their memory as it is touched.
+    /// Appends an element.
+    ///
+    /// The first page grows by doubling, so that a small cache stays small. Later pages are
+    /// allocated whole, and the kernel provides their memory as it is touched.
     pub(super) fn push(&mut self, element: T) {
         let page = self.len >> PAGE_BITS;
         if page == self.pages.len() {
-            self.pages.push(Vec::with_capacity(if page == 0 { 16 } else { PAGE }));
+            self.pages.push(Vec::with_capacity(if page == 0 { 16 } else { PAGE_LEN }));
         }
         self.pages[page].push(element);
         self.len += 1;
     }
 
-    /// Takes the last element off and gives it back. An empty page but the first is freed once the one before it
-    /// begins to empty too, so that a length that swings around a page's edge does not allocate each time.
+    /// Removes and returns the last element.
+    ///
+    /// An empty page is freed only when the page before it is half empty. So a length that swings
+    /// around the edge of a page does not allocate each time. The first page is never freed.
     pub(super) fn pop(&mut self) -> Option<T> {
         let last = self.len.checked_sub(1)?;
         self.len = last;
         let page = last >> PAGE_BITS;
-        if self.pages.len() > page + 1 && last & (PAGE - 1) < PAGE / 2 {
+        if self.pages.len() > page + 1 && last & (PAGE_LEN - 1) < PAGE_LEN / 2 {
             self.pages.truncate(page + 1);
         }
         self.pages[page].pop()
     }
 
-    /// Drops the last page with all that is in it.
+    /// Drops the last page with its elements.
     pub(super) fn drop_page(&mut self) {
         if let Some(page) = self.pages.pop() {
             self.len -= page.len();
         }
     }
 
-    /// All elements in order.
+    /// Returns all elements in order.
     #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.pages.iter().flatten()
@@ -67,13 +73,13 @@ impl<T> Index<usize> for PagedVec<T> {
     type Output = T;
 
     fn index(&self, index: usize) -> &T {
-        &self.pages[index >> PAGE_BITS][index & (PAGE - 1)]
+        &self.pages[index >> PAGE_BITS][index & (PAGE_LEN - 1)]
     }
 }
 
 impl<T> IndexMut<usize> for PagedVec<T> {
     fn index_mut(&mut self, index: usize) -> &mut T {
-        &mut self.pages[index >> PAGE_BITS][index & (PAGE - 1)]
+        &mut self.pages[index >> PAGE_BITS][index & (PAGE_LEN - 1)]
     }
 }
 
@@ -81,30 +87,31 @@ impl<T> IndexMut<usize> for PagedVec<T> {
 mod tests {
     use super::*;
 
+    /// Elements keep their addresses, come off in reverse order, and emptied pages are freed.
     #[test]
-    fn elements_stay_where_they_are_and_come_off_in_reverse() {
-        let mut pages = PagedVec::new();
-        for number in 0..PAGE * 2 + 10 {
-            pages.push(number);
+    fn paged_vec_growth_moves_no_element() {
+        let mut vec = PagedVec::new();
+        for number in 0..PAGE_LEN * 2 + 10 {
+            vec.push(number);
         }
-        let address = &raw const pages[PAGE + 5];
-        for number in PAGE * 2 + 10..PAGE * 3 + 1 {
-            pages.push(number);
+        let address = &raw const vec[PAGE_LEN + 5];
+        for number in PAGE_LEN * 2 + 10..PAGE_LEN * 3 + 1 {
+            vec.push(number);
         }
-        assert_eq!(&raw const pages[PAGE + 5], address);
-        assert!(pages.iter().copied().eq(0..PAGE * 3 + 1));
-        for number in (0..PAGE * 3 + 1).rev() {
-            assert_eq!(pages[number], number);
-            assert_eq!(pages.pop(), Some(number));
+        assert_eq!(&raw const vec[PAGE_LEN + 5], address);
+        assert!(vec.iter().copied().eq(0..PAGE_LEN * 3 + 1));
+        for number in (0..PAGE_LEN * 3 + 1).rev() {
+            assert_eq!(vec[number], number);
+            assert_eq!(vec.pop(), Some(number));
         }
-        assert_eq!((pages.pop(), pages.len()), (None, 0));
-        assert_eq!(pages.pages.len(), 1, "emptied pages are kept");
-        pages.push(7);
-        assert_eq!((pages[0], pages.len()), (7, 1));
-        (1..PAGE + 3).for_each(|number| pages.push(number));
-        for left in [PAGE, 0, 0] {
-            pages.drop_page();
-            assert_eq!(pages.len(), left);
+        assert_eq!((vec.pop(), vec.len()), (None, 0));
+        assert_eq!(vec.pages.len(), 1, "emptied pages are not freed");
+        vec.push(7);
+        assert_eq!((vec[0], vec.len()), (7, 1));
+        (1..PAGE_LEN + 3).for_each(|number| vec.push(number));
+        for len in [PAGE_LEN, 0, 0] {
+            vec.drop_page();
+            assert_eq!(vec.len(), len);
         }
     }
 }

@@ -1,29 +1,31 @@
-//! What an entry holds: its key, its value, the value's JSON form and a mark for the cache's own use, in one
-//! allocation where the value is short.
+//! Record of a cache entry: key, value, JSON form and a tag of the cache.
+//!
+//! A record with a short value is one allocation.
 
 use crate::types::MAX_KEY_BYTES;
 use crate::value::{JsonForm, Payload, Value};
 use std::sync::Arc;
 
-/// Length of a short record's head: the key's length, the mark and the form in 24 bits. Three bytes, not four or eight,
-/// because malloc hands out steps of 16: a 16-byte key with a 100-byte value still fits a chunk of 128.
+/// Length of the header of an inline record. Its 24 bits are the length of the key, the tag and the
+/// JSON form. Three bytes instead of four or eight suit the allocator's steps of 16. A 16-byte key
+/// with a 100-byte value fits a chunk of 128.
 const HEADER_BYTES: usize = 3;
 
-/// Bits of a mark. With two for the form they leave 17 for the key's length.
+/// Bits of a tag. The form takes two more, which leaves 17 for the length of the key.
 pub(super) const TAG_BITS: u32 = 5;
 
 const _: () = assert!(MAX_KEY_BYTES << (TAG_BITS + 2) < 1 << (8 * HEADER_BYTES));
 
-/// Key and value of one entry. 16 bytes, beside what it points to.
+/// Key, value and tag of an entry. Takes 16 bytes besides its allocations.
 #[derive(Debug)]
 pub(super) enum Record {
-    /// Head, key, value. Empty for a vacant entry.
+    /// Header, key and value. Empty for a free id.
     Inline(Box<[u8]>),
-    /// A value that is shared with the sockets' queues.
+    /// A long value, shared with replies.
     Shared(Box<SharedRecord>),
 }
 
-/// Key and value of an entry with a long value.
+/// Key, value and tag of an entry with a long value.
 #[derive(Debug)]
 pub(super) struct SharedRecord {
     key: Box<[u8]>,
@@ -34,49 +36,49 @@ pub(super) struct SharedRecord {
 const _: () = assert!(size_of::<Record>() == 16);
 
 impl Record {
-    /// A record for an entry that is not in use. Allocates nothing.
+    /// Creates the record of a free id. Allocates nothing.
     pub(super) fn vacant() -> Record {
         Record::Inline(Box::default())
     }
 
-    /// `mark` has [`TAG_BITS`] bits.
-    pub(super) fn new(key: &[u8], value: Payload<'_>, mark: u8) -> Record {
+    /// Creates a record. `tag` has at most [`TAG_BITS`] bits.
+    pub(super) fn new(key: &[u8], value: Payload<'_>, tag: u8) -> Record {
         match value {
             Payload::Inline { bytes, form } => {
                 let mut record = Vec::with_capacity(HEADER_BYTES + key.len() + bytes.len());
-                let head = ((key.len() as u32) << TAG_BITS | u32::from(mark)) << 2 | form as u32;
-                record.extend_from_slice(&head.to_le_bytes()[..HEADER_BYTES]);
+                let header = ((key.len() as u32) << TAG_BITS | u32::from(tag)) << 2 | form as u32;
+                record.extend_from_slice(&header.to_le_bytes()[..HEADER_BYTES]);
                 record.extend_from_slice(key);
                 record.extend_from_slice(bytes);
                 Record::Inline(record.into_boxed_slice())
             }
             Payload::Shared(value) => {
-                Record::Shared(Box::new(SharedRecord { key: key.into(), value: Arc::clone(value), tag: mark }))
+                Record::Shared(Box::new(SharedRecord { key: key.into(), value: Arc::clone(value), tag }))
             }
         }
     }
 
-    /// Key length, mark and form of a short record. A vacant record has none and is never asked.
-    fn head(record: &[u8]) -> (usize, u8, JsonForm) {
-        let head = u32::from_le_bytes([record[0], record[1], record[2], 0]);
-        let form = match head & 3 {
+    /// Returns key length, tag and form of an inline record, which must not be vacant.
+    fn parse_header(record: &[u8]) -> (usize, u8, JsonForm) {
+        let header = u32::from_le_bytes([record[0], record[1], record[2], 0]);
+        let form = match header & 3 {
             0 => JsonForm::Integer,
             1 => JsonForm::Plain,
             2 => JsonForm::Escaped,
             _ => JsonForm::Binary,
         };
-        ((head >> (TAG_BITS + 2)) as usize, (head >> 2) as u8 & ((1 << TAG_BITS) - 1), form)
+        ((header >> (TAG_BITS + 2)) as usize, (header >> 2) as u8 & ((1 << TAG_BITS) - 1), form)
     }
 
-    /// The mark it was made with.
+    /// Returns the tag that the record was created with.
     pub(super) fn tag(&self) -> u8 {
         match self {
-            Record::Inline(record) => Record::head(record).1,
+            Record::Inline(record) => Record::parse_header(record).1,
             Record::Shared(record) => record.tag,
         }
     }
 
-    /// Length of key and value.
+    /// Returns the length of key and value together.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Record::Inline(record) => record.len() - HEADER_BYTES,
@@ -86,7 +88,7 @@ impl Record {
 
     pub(super) fn key(&self) -> &[u8] {
         match self {
-            Record::Inline(record) => &record[HEADER_BYTES..HEADER_BYTES + Record::head(record).0],
+            Record::Inline(record) => &record[HEADER_BYTES..HEADER_BYTES + Record::parse_header(record).0],
             Record::Shared(record) => &record.key,
         }
     }
@@ -94,19 +96,19 @@ impl Record {
     pub(super) fn payload(&self) -> Payload<'_> {
         match self {
             Record::Inline(record) => {
-                let (key_bytes, _, form) = Record::head(record);
+                let (key_bytes, _, form) = Record::parse_header(record);
                 Payload::Inline { bytes: &record[HEADER_BYTES + key_bytes..], form }
             }
             Record::Shared(record) => Payload::Shared(&record.value),
         }
     }
 
-    /// Whether the record is of the kind that its value's length calls for.
+    /// Checks that no long value is inline.
     #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub(super) fn validate(&self) -> Result<(), String> {
         match self.payload() {
             Payload::Inline { bytes, .. } if bytes.len() > crate::value::SHARED_VALUE_BYTES => {
-                Err(format!("a value of {} bytes is not shared", bytes.len()))
+                Err(format!("a value of {} bytes is inline", bytes.len()))
             }
             _ => Ok(()),
         }
@@ -117,13 +119,14 @@ impl Record {
 mod tests {
     use super::*;
 
+    /// A record returns the key, value, form and tag that it was created with.
     #[test]
-    fn a_record_gives_back_key_value_form_and_mark() {
+    fn record_inline_returns_all_parts() {
         for form in [JsonForm::Integer, JsonForm::Plain, JsonForm::Escaped, JsonForm::Binary] {
             for key in [&b""[..], b"k", &[0; 255], &vec![7; MAX_KEY_BYTES]] {
-                for (value, mark) in [(&b""[..], 0), (b"12", 0b1_0101), (b"", 0b1_1111)] {
-                    let record = Record::new(key, Payload::Inline { bytes: value, form }, mark);
-                    assert_eq!((record.key(), record.tag(), record.bytes()), (key, mark, key.len() + value.len()));
+                for (value, tag) in [(&b""[..], 0), (b"12", 0b1_0101), (b"", 0b1_1111)] {
+                    let record = Record::new(key, Payload::Inline { bytes: value, form }, tag);
+                    assert_eq!((record.key(), record.tag(), record.bytes()), (key, tag, key.len() + value.len()));
                     let Payload::Inline { bytes, form: found } = record.payload() else { panic!("not inline") };
                     assert_eq!((bytes, found), (value, form));
                 }

@@ -1,25 +1,27 @@
-//! The index from key to entry: linear hashing (Litwin, 1980) over chains of entry ids.
+//! Hash table from key to entry id: linear hashing (Litwin, 1980) over chains of entry ids.
 //!
-//! A table that doubles must at some moment move every entry; at ten million entries that stops the loop for most of a
-//! second. This one grows by a single bucket at a time: the new bucket takes over what its hash bits call for from one
-//! older bucket, and nothing else moves. No insertion is ever more than one short chain's work.
+//! A table that doubles moves every entry at once, which blocks the event loop (most of a second at
+//! ten million entries). This table grows by one bucket at a time. The new bucket takes its entries
+//! from one older bucket, and nothing else moves. So an insertion costs at most one short chain.
 //!
-//! With `n` buckets, `mask` covers the next power of two. A hash picks `hash & mask`; where that bucket does not exist
-//! yet, the bucket that it will be split from holds its entries: the same bits without the highest.
+//! With `n` buckets, `mask` covers the next power of two, and a hash selects bucket `hash & mask`.
+//! If that bucket does not exist yet, its entries are in the bucket that it will be split from. The
+//! number of that bucket lacks the highest bit of the mask.
 //!
-//! The table owns only the heads of its chains, four bytes a bucket. The links and the hashes live in the nodes.
+//! The table owns only the heads of its chains, 4 bytes a bucket. Links and hashes are in the
+//! nodes.
 
 use super::paged_vec::PagedVec;
 use super::{NIL, Node};
 
-/// Buckets of an empty table: one cache line of heads.
+/// Buckets of an empty table. Their heads take one cache line.
 const INITIAL_BUCKETS: usize = 16;
 
-/// Entries for each bucket, at most. At 2 a hit walks two nodes on average and a bucket costs an entry two bytes. Nodes
-/// hold the full hash, so that the walk touches no key but the one that is meant.
+/// Maximum average of entries per bucket. At 2 a hit walks two nodes on average, and the heads cost
+/// an entry 2 bytes. Nodes hold the full hash, so the walk reads almost no key but the wanted one.
 const MAX_ENTRIES_PER_BUCKET: usize = 2;
 
-/// Heads of the chains. See the top of the file.
+/// Heads of the chains, and the number of entries in them.
 #[derive(Debug)]
 pub(super) struct Table {
     heads: PagedVec<u32>,
@@ -35,60 +37,60 @@ impl Table {
         Table { heads, len: 0 }
     }
 
-    /// What is left of it when it is not needed any more.
+    /// Returns the memory of a table that is no longer needed.
     pub(super) fn into_heads(self) -> PagedVec<u32> {
         self.heads
     }
 
-    /// Bucket of `hash`.
-    fn bucket(&self, hash: u32) -> usize {
+    /// Returns the bucket of a hash.
+    fn bucket_of(&self, hash: u32) -> usize {
         let mask = self.heads.len().next_power_of_two() - 1;
         let bucket = hash as usize & mask;
         if bucket < self.heads.len() { bucket } else { bucket & (mask >> 1) }
     }
 
-    /// The first entry with this hash for which `is_it` holds.
-    pub(super) fn find(&self, nodes: &PagedVec<Node>, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
-        let mut id = self.heads[self.bucket(hash)];
+    /// Returns the first entry with this hash that `matches` accepts.
+    pub(super) fn find(&self, nodes: &PagedVec<Node>, hash: u32, mut matches: impl FnMut(u32) -> bool) -> Option<u32> {
+        let mut id = self.heads[self.bucket_of(hash)];
         while id != NIL {
             let node = &nodes[id as usize];
-            if node.hash == hash && is_it(id) {
+            if node.hash == hash && matches(id) {
                 return Some(id);
             }
-            id = node.chain;
+            id = node.next;
         }
         None
     }
 
-    /// Adds entry `id`, whose node holds its hash. The key must not be in the table.
+    /// Adds entry `id`. Its node must hold its hash, and its key must not be in the table.
     pub(super) fn insert(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
-        let bucket = self.bucket(nodes[id as usize].hash);
-        nodes[id as usize].chain = self.heads[bucket];
+        let bucket = self.bucket_of(nodes[id as usize].hash);
+        nodes[id as usize].next = self.heads[bucket];
         self.heads[bucket] = id;
         self.len += 1;
         if self.len > self.heads.len() * MAX_ENTRIES_PER_BUCKET {
-            self.split(nodes);
+            self.split_bucket(nodes);
         }
     }
 
-    /// Takes entry `id` out.
+    /// Removes entry `id`.
     pub(super) fn remove(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
-        let bucket = self.bucket(nodes[id as usize].hash);
-        let after = nodes[id as usize].chain;
+        let bucket = self.bucket_of(nodes[id as usize].hash);
+        let next = nodes[id as usize].next;
         if self.heads[bucket] == id {
-            self.heads[bucket] = after;
+            self.heads[bucket] = next;
         } else {
-            let mut before = self.heads[bucket] as usize;
-            while nodes[before].chain != id {
-                before = nodes[before].chain as usize;
+            let mut previous = self.heads[bucket] as usize;
+            while nodes[previous].next != id {
+                previous = nodes[previous].next as usize;
             }
-            nodes[before].chain = after;
+            nodes[previous].next = next;
         }
         self.len -= 1;
     }
 
-    /// Adds one bucket and moves to it what it has a claim to.
-    fn split(&mut self, nodes: &mut PagedVec<Node>) {
+    /// Adds a bucket and moves its entries there, from the one bucket that held them.
+    fn split_bucket(&mut self, nodes: &mut PagedVec<Node>) {
         let new = self.heads.len();
         let highest_bit = 1 << new.ilog2();
         let mask = highest_bit * 2 - 1;
@@ -98,13 +100,13 @@ impl Table {
         while id != NIL {
             let node = &mut nodes[id as usize];
             let bucket = if node.hash as usize & mask == new { new } else { old };
-            let next = std::mem::replace(&mut node.chain, self.heads[bucket]);
+            let next = std::mem::replace(&mut node.next, self.heads[bucket]);
             self.heads[bucket] = id;
             id = next;
         }
     }
 
-    /// Checks that every entry is in the chain of its bucket, once. For tests; walks everything.
+    /// Checks that every entry is in the chain of its bucket, and in it once. Walks all chains.
     #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub(super) fn validate(&self, nodes: &PagedVec<Node>) -> Result<(), String> {
         let mut seen = vec![false; nodes.len()];
@@ -114,15 +116,15 @@ impl Table {
             while id != NIL {
                 let node = &nodes[id as usize];
                 if std::mem::replace(&mut seen[id as usize], true) {
-                    return Err(format!("entry {id} is chained twice"));
+                    return Err(format!("entry {id} is in a chain twice"));
                 }
-                if self.bucket(node.hash) != bucket {
-                    return Err(format!("entry {id} is in bucket {bucket}, its hash says {}", self.bucket(node.hash)));
+                if self.bucket_of(node.hash) != bucket {
+                    return Err(format!("entry {id} is in bucket {bucket} instead of {}", self.bucket_of(node.hash)));
                 }
                 count += 1;
-                id = node.chain;
+                id = node.next;
             }
         }
-        if count != self.len { Err(format!("{count} entries are chained, {} counted", self.len)) } else { Ok(()) }
+        if count != self.len { Err(format!("{count} entries are in chains, {} counted", self.len)) } else { Ok(()) }
     }
 }

@@ -49,7 +49,7 @@ proptest! {
 fn an_entry_is_served_until_the_millisecond_before_its_deadline() {
     let mut cache = cache_for(3);
     insert(&mut cache, b"a", b"1".to_vec(), 100);
-    assert_eq!(cache.get(b"a", 99).map(|hit| hit.remaining), Some(1));
+    assert_eq!(cache.get(b"a", 99).map(|hit| hit.ttl), Some(1));
     assert!(cache.get(b"a", 100).is_none(), "served at its deadline, before any sweep");
     assert_eq!(cache.len(), 0, "found expired and kept");
 }

@@ -146,16 +146,16 @@ impl Pair {
         let now = *now;
         match *operation {
             Operation::Get(key) => {
-                let found = cache.get(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.remaining));
+                let found = cache.get(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.ttl));
                 agree(found, fresh(model.kept(&key_of(key), now)))?;
             }
             Operation::Peek(key) => {
-                let found = cache.peek(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.remaining));
+                let found = cache.peek(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.ttl));
                 agree(found, fresh(model.peek(&key_of(key), now)))?;
             }
             Operation::Kept(key) => {
                 let found = cache.get_allow_stale(&key_of(key), now);
-                let found = found.map(|kept| (digest_of(kept.payload), kept.remaining, kept.expired_for));
+                let found = found.map(|kept| (digest_of(kept.payload), kept.ttl, kept.expired_for));
                 let kept = model.kept(&key_of(key), now);
                 agree(found, kept.map(|(value, left, ago)| (expected(&value), left, ago)))?;
             }
