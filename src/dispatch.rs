@@ -11,16 +11,16 @@ use crate::read_through::{Lookup, ReadThrough};
 use crate::types::{Job, KeyResult, Millis, Reply};
 use crate::value::Payload;
 
-/// Requests, or keys of one request, that a client gets processed in one turn: 100 to 200 us of
-/// work. A single read can bring ten thousand.
+/// Maximum number of requests, or keys of one request, processed for a client in one turn (100 to
+/// 200 us of work). A single read can bring ten thousand.
 pub const MAX_STEPS_PER_TURN: usize = 512;
 
-/// Steps that one request for metrics counts as (about 20 us), and those added for each worker whose
-/// metrics are summed.
+/// Steps that a request for metrics counts as (about 20 us), and the steps added for each worker in
+/// the sum.
 const ADMIN_STEP_COST: usize = 80;
 const ADMIN_STEP_COST_PER_WORKER: usize = 2;
 
-/// Bytes of values that a client gets copied into replies to multi-key commands in one turn.
+/// Maximum number of bytes copied into a client's multi-key replies in one turn.
 const MAX_COPIED_PER_TURN: usize = MAX_UNSENT_BYTES;
 
 /// Processes the requests of one client at a time, with the state of its event loop.
@@ -29,7 +29,7 @@ pub struct Dispatcher<'a> {
     pub read_through: &'a mut ReadThrough,
     /// Receives the fetches to start.
     pub jobs: &'a mut Vec<Job>,
-    /// What connections decode and reply with.
+    /// Context in which connections decode and reply.
     pub context: DecodeContext<'a>,
     /// Metrics of all workers, for requests that ask for them.
     pub registry: &'a MetricsRegistry,
@@ -40,9 +40,9 @@ pub struct Dispatcher<'a> {
 }
 
 impl Dispatcher<'_> {
-    /// Processes the bytes that were just read from the client in `slot`, and stores what cannot be
-    /// used yet. Returns true if it stopped for a limit rather than for missing bytes; then
-    /// [`Dispatcher::resume_input`] continues.
+    /// Processes bytes that were read from the client in `slot`, and stores those that cannot be
+    /// used yet. Returns true if a limit ended it, not missing bytes. [`Dispatcher::resume_input`]
+    /// continues then.
     pub fn on_input(&mut self, connection: &mut Connection, slot: usize, input: &[u8]) -> bool {
         if connection.has_unparsed() {
             let mut all = connection.take_unparsed();
@@ -88,17 +88,17 @@ impl Dispatcher<'_> {
                             copied += copied_bytes(mode, &reply);
                             connection.reply_now(mode, &reply, &mut self.context.reply);
                         }
-                        Lookup::Wait => connection.defer(mode, self.context.reply.recorder),
+                        Lookup::Wait => connection.defer(mode, &mut self.context.reply),
                         Lookup::Fetch(job) => {
                             self.jobs.push(job);
-                            connection.defer(mode, self.context.reply.recorder);
+                            connection.defer(mode, &mut self.context.reply);
                         }
                     }
                 }
                 DecodeStep::Ttl { key, format, consumed } => {
                     at += consumed;
                     let ttl = self.read_through.remaining_ttl(key, self.now);
-                    connection.reply_ttl(format, ttl, self.context.reply.recorder);
+                    connection.reply_ttl(format, ttl, &mut self.context.reply);
                 }
                 DecodeStep::Info { format, consumed } => {
                     at += consumed;
@@ -122,15 +122,15 @@ impl Dispatcher<'_> {
 
     /// Answers `INFO` and `DBSIZE`.
     fn reply_info(&mut self, connection: &mut Connection, format: resp::RespReplyFormat) {
-        let recorder = &mut *self.context.reply.recorder;
-        sync_metrics(recorder, self.read_through, self.now);
+        let context = &mut self.context.reply;
+        sync_metrics(context.recorder, self.read_through, self.now);
         match format.kind {
             resp::ReplyKind::Info(sections) => {
                 let MetricsRegistry { settings, .. } = self.registry;
-                let text = admin::info(&recorder.metrics, &self.registry.process(), settings, sections);
-                connection.reply_text(format, &text, recorder);
+                let text = admin::info(&context.recorder.metrics, &self.registry.process(), settings, sections);
+                connection.reply_text(format, &text, context);
             }
-            _ => connection.reply_number(format, recorder.metrics.entries, recorder),
+            _ => connection.reply_number(format, context.recorder.metrics.entries, context),
         }
     }
 }
@@ -162,15 +162,16 @@ mod tests {
     use crate::value::Value;
     use std::time::SystemTime;
 
-    /// One client must not keep the loop from the others: it gets a part of what it wants, and is told to come again.
+    /// A turn processes a bounded number of keys and copied bytes. Decoding resumes in the next
+    /// turn.
     #[test]
-    fn what_is_done_at_once_is_bounded_by_keys_and_by_bytes() {
+    fn turn_is_bounded_by_keys_and_bytes() {
         let limits = Limits { entries: 10, bytes: usize::MAX, stale: 0 };
         let (mut read_through, mut jobs) = (ReadThrough::new(limits, 1000, 1000), Vec::new());
         let (mut recorder, mut head_decoder) = (Recorder::default(), HeadDecoder::new());
         let date = ResponseDate::at(SystemTime::UNIX_EPOCH);
         let mut connection = Connection::new(1, 0);
-        let mut serve = |connection: &mut Connection, input: Option<&[u8]>| {
+        let mut run_turn = |connection: &mut Connection, input: Option<&[u8]>| {
             let reply = ReplyContext { date: &date, recorder: &mut recorder };
             let mut dispatcher = Dispatcher {
                 read_through: &mut read_through,
@@ -195,20 +196,21 @@ mod tests {
             is_paused
         };
         let key_frames = |key: &str, count: usize| format!("$1\r\n{key}\r\n").repeat(count);
-        for (key, keys, at_once) in [("a", 5000, MAX_STEPS_PER_TURN), ("b", 100, MAX_COPIED_PER_TURN / (16 * 1024) + 1)]
+        for (key, keys, max_keys_per_turn) in
+            [("a", 5000, MAX_STEPS_PER_TURN), ("b", 100, MAX_COPIED_PER_TURN / (16 * 1024) + 1)]
         {
-            // The first time it is fetched.
-            serve(&mut connection, Some(format!("*2\r\n$3\r\nGET\r\n{}", key_frames(key, 1)).as_bytes()));
+            // Fetches the key, so that the keys of MGET are hits.
+            run_turn(&mut connection, Some(format!("*2\r\n$3\r\nGET\r\n{}", key_frames(key, 1)).as_bytes()));
             connection.send_buffer().drain(usize::MAX);
             let mget = format!("*{}\r\n$4\r\nMGET\r\n{}", keys + 1, key_frames(key, keys));
-            let mut is_paused = serve(&mut connection, Some(mget.as_bytes()));
-            let mut rounds = 1;
+            let mut is_paused = run_turn(&mut connection, Some(mget.as_bytes()));
+            let mut turns = 1;
             while is_paused {
                 assert!(connection.can_take_request() && connection.has_unparsed());
-                is_paused = serve(&mut connection, None);
-                rounds += 1;
+                is_paused = run_turn(&mut connection, None);
+                turns += 1;
             }
-            assert_eq!(rounds, (keys + 1).div_ceil(at_once), "{key}");
+            assert_eq!(turns, (keys + 1).div_ceil(max_keys_per_turn), "{key}");
             assert!(connection.send_buffer().unsent_bytes() > keys && !connection.has_unparsed());
             connection.send_buffer().drain(usize::MAX);
         }

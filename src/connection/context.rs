@@ -1,9 +1,9 @@
-//! What all connections of one event loop share while they decode requests and encode replies.
+//! State of the event loop that connections borrow to decode requests and encode replies.
 
 use crate::metrics::Recorder;
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
 
-/// Date and metrics, which each reply needs.
+/// Date and metrics for replies.
 pub struct ReplyContext<'a> {
     /// Value of the `Date` field.
     pub date: &'a ResponseDate,
@@ -11,12 +11,12 @@ pub struct ReplyContext<'a> {
     pub recorder: &'a mut Recorder,
 }
 
-/// Everything needed to decode a request and to answer it.
+/// Everything needed to decode a request and to reply to it.
 pub struct DecodeContext<'a> {
-    /// HTTP requests that are accepted.
+    /// Rules for accepting HTTP requests.
     pub policy: &'a Policy,
     /// Decoder of request heads, with its cache of header fields.
     pub head_decoder: &'a mut HeadDecoder,
-    /// Date and metrics of the replies.
+    /// Date and metrics for the replies.
     pub reply: ReplyContext<'a>,
 }

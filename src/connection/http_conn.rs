@@ -1,20 +1,26 @@
-//! A connection's requests over HTTP: heads, and the bodies between them.
+//! HTTP side of a connection: decodes request heads, and skips the bodies between them.
 
 use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext, ReplyMode};
-use crate::metrics::{Protocol as Wire, RequestInfo, RequestOutcome, push_escaped};
+use crate::metrics::{RequestInfo, RequestOutcome, push_escaped};
 use crate::protocol::http::{self, Body, Head, HttpOperation, HttpRefusal};
 use crate::protocol::{Decoded, ReplyFormat};
 
-/// What an HTTP connection is at between heads.
+pub(super) const HEAD_PREFIX: &[u8] = b"HEAD ";
+
+/// Longest first word of malformed input that is logged. Methods are shorter.
+const MAX_LOGGED_METHOD_BYTES: usize = 16;
+
+/// HTTP state between two request heads.
 #[derive(Debug)]
 pub(super) struct HttpState {
-    /// What is left of the last request's body.
+    /// Rest of the last request's body.
     pub(super) body: Body,
-    /// The last request, where it is taken up only when its body has come whole.
+    /// Last request, if it runs only after its body.
     deferred: Option<Box<DeferredGet>>,
 }
 
-/// A request for a key with a chunked body. Whether it is well-formed is known only at its end, and what is not is refused.
+/// Request for a key with a chunked body. It runs once the body is complete, because a malformed
+/// body makes the whole request malformed.
 #[derive(Debug)]
 struct DeferredGet {
     key: Vec<u8>,
@@ -23,51 +29,48 @@ struct DeferredGet {
 }
 
 impl HttpState {
-    /// With nothing left of any body.
+    /// State without a body to skip.
     pub(super) const BETWEEN_REQUESTS: HttpState = HttpState { body: Body::Done, deferred: None };
 
-    /// Whether a body has not come whole.
+    /// Returns true if the body of the last request is incomplete.
     pub(super) fn in_body(&self) -> bool {
         self.body != Body::Done
     }
 
-    /// What is remembered of the request whose body is coming, where it has no reply.
+    /// Returns the info of the deferred request for the access log.
     pub(super) fn request_info(&self) -> Option<&RequestInfo> {
         self.deferred.as_ref().map(|deferred| &deferred.request_info)
     }
 
-    /// Whether the request whose body is coming, and which has no reply, is one whose response has no body.
+    /// Returns true if the deferred request is a HEAD request.
     pub(super) fn deferred_is_head(&self) -> bool {
         self.deferred.as_ref().is_some_and(|deferred| deferred.format.head_only)
     }
 
-    /// Whether that body belongs to a request that has its reply.
+    /// Returns true if the incomplete body belongs to a request that was answered already.
     pub(super) fn body_is_leftover(&self) -> bool {
         self.in_body() && self.deferred.is_none()
     }
 }
 
 impl Connection {
-    /// The next step at the beginning of `input`, which is not empty.
+    /// Decodes the next step of an HTTP connection. `input` is not empty.
     pub(super) fn decode_http<'a>(&mut self, input: &'a [u8], context: &'a mut DecodeContext<'_>) -> DecodeStep<'a> {
-        match &mut self.protocol {
-            ProtocolState::Http(between) if between.in_body() => {
-                return self.skip_body(input, context);
-            }
-            _ => {}
+        if matches!(&self.protocol, ProtocolState::Http(state) if state.in_body()) {
+            return self.skip_body(input, context);
         }
         let DecodeContext { policy, head_decoder, reply } = context;
         match http::decode(input, policy, head_decoder) {
             Decoded::Incomplete => DecodeStep::Blocked,
             Decoded::Complete(mut head, consumed) => {
                 reply.recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
-                let told_to_go = policy.announce_close
+                let announces_close = policy.announce_close
                     && head.format.keep_alive
                     && !has_pipelined_input(&head, input.len() - consumed);
-                head.format.keep_alive &= !told_to_go;
+                head.format.keep_alive &= !announces_close;
                 let step = self.start_http_request(head, consumed, reply);
-                if told_to_go && let Phase::Closing { unread } = &mut self.phase {
-                    // It does not know yet, and may be sending its next request.
+                if announces_close && let Phase::Closing { unread } = &mut self.phase {
+                    // The client may send its next request before it reads this response.
                     *unread = true;
                 }
                 step
@@ -88,7 +91,7 @@ impl Connection {
                 Some(deferred) => {
                     reply.recorder.resume_request(&deferred.request_info);
                     if !deferred.format.keep_alive {
-                        // Whether it knows that was said with the head.
+                        // A client that did not ask for the close may be sending its next request.
                         self.phase = Phase::Closing { unread: true };
                     }
                     head_decoder.key_scratch = deferred.key;
@@ -102,13 +105,13 @@ impl Connection {
                 None => DecodeStep::Consumed(consumed),
             },
             Ok(consumed) => DecodeStep::Consumed(consumed),
-            Err(fault) => {
+            Err(error) => {
                 match deferred.take() {
                     Some(deferred) => {
                         reply.recorder.resume_request(&deferred.request_info);
-                        self.refuse_and_close(fault.refusal(), deferred.format.head_only, reply);
+                        self.refuse_and_close(error.refusal(), deferred.format.head_only, reply);
                     }
-                    // The request that the body belongs to has its reply; a second one would answer nobody.
+                    // The request was answered already: a second response would answer none.
                     None => self.phase = Phase::Closing { unread: true },
                 }
                 DecodeStep::Consumed(input.len())
@@ -116,65 +119,60 @@ impl Connection {
         }
     }
 
-    /// Takes up a request.
+    /// Starts a request with a well-formed head.
     fn start_http_request<'a>(
         &mut self,
         head: Head<'a>,
         consumed: usize,
         context: &mut ReplyContext<'_>,
     ) -> DecodeStep<'a> {
-        let Head { operation: command, format: shape, body, expects_continue: expects_answer, .. } = head;
-        let chunked = matches!(body, Body::Chunked(..));
-        match command {
-            // A client that waits for an answer before it sends the body gets it now.
-            HttpOperation::Get(key) if chunked && !expects_answer => {
-                let deferred = Some(Box::new(DeferredGet {
-                    key: key.to_vec(),
-                    format: shape,
-                    request_info: context.recorder.request_info(),
-                }));
+        let Head { operation, format, body, expects_continue, .. } = head;
+        let is_chunked = matches!(body, Body::Chunked(..));
+        match operation {
+            // A client that expects 100-continue sends the body after a response: it gets the final
+            // one now.
+            HttpOperation::Get(key) if is_chunked && !expects_continue => {
+                let request_info = context.recorder.request_info();
+                let deferred = Some(Box::new(DeferredGet { key: key.to_vec(), format, request_info }));
                 self.protocol = ProtocolState::Http(HttpState { body, deferred });
                 return DecodeStep::Consumed(consumed);
             }
-            _ if shape.keep_alive => {
-                if let ProtocolState::Http(between) = &mut self.protocol {
-                    between.body = body;
+            _ if format.keep_alive => {
+                if let ProtocolState::Http(state) = &mut self.protocol {
+                    state.body = body;
                 }
             }
             _ => self.phase = Phase::Closing { unread: body != Body::Done },
         }
-        match command {
+        match operation {
             HttpOperation::Get(key) => {
-                DecodeStep::Get { key, touch: true, mode: ReplyMode::Single(ReplyFormat::Http(shape)), consumed }
+                let mode = ReplyMode::Single(ReplyFormat::Http(format));
+                return DecodeStep::Get { key, touch: true, mode, consumed };
             }
-            HttpOperation::Admin(topic) => DecodeStep::Admin { endpoint: topic, format: shape, consumed },
-            HttpOperation::Options => {
-                let sent = self.replies.push(|out| http::encode_options(shape, context.date, out));
-                context.recorder.record_reply(Wire::Http, RequestOutcome::Other, sent);
-                DecodeStep::Consumed(consumed)
-            }
-            HttpOperation::Refuse(refusal) => {
-                self.refuse_http(refusal, shape, context);
-                DecodeStep::Consumed(consumed)
-            }
+            HttpOperation::Admin(endpoint) => return DecodeStep::Admin { endpoint, format, consumed },
+            HttpOperation::Options => self
+                .replies
+                .push_http(RequestOutcome::Other, context, |date, out| http::encode_options(format, date, out)),
+            HttpOperation::Refuse(refusal) => self.refuse_http(refusal, format, context),
         }
+        DecodeStep::Consumed(consumed)
     }
 
-    /// Refuses what cannot be read, for the last time.
+    /// Refuses a request, and closes the connection after the response.
     pub(super) fn refuse_and_close(&mut self, refusal: HttpRefusal, head_only: bool, context: &mut ReplyContext<'_>) {
         self.phase = Phase::Closing { unread: true };
-        let shape = http::HttpReplyFormat { head_only, keep_alive: false, ..http::HttpReplyFormat::default() };
-        self.refuse_http(refusal, shape, context);
+        let format = http::HttpReplyFormat { head_only, keep_alive: false, ..http::HttpReplyFormat::default() };
+        self.refuse_http(refusal, format, context);
     }
 
-    fn refuse_http(&mut self, refusal: HttpRefusal, shape: http::HttpReplyFormat, context: &mut ReplyContext<'_>) {
-        let sent = self.replies.push(|out| http::encode_refusal(refusal, shape, context.date, out));
-        context.recorder.record_reply(Wire::Http, RequestOutcome::Refused, sent);
+    fn refuse_http(&mut self, refusal: HttpRefusal, format: http::HttpReplyFormat, context: &mut ReplyContext<'_>) {
+        self.replies
+            .push_http(RequestOutcome::Refused, context, |date, out| http::encode_refusal(refusal, format, date, out));
     }
 }
 
-/// Whether a client has sent more than a request and its body, of which `rest` bytes may be: whoever has gets to hear with a later
-/// response that it is the last. Of a chunked body nobody knows yet where it ends.
+/// Returns true if the `rest` bytes behind a head hold more than its body. Then a later response
+/// announces the close. The end of a chunked body is not known yet.
 fn has_pipelined_input(head: &Head<'_>, rest: usize) -> bool {
     match head.body {
         Body::Done => rest > 0,
@@ -183,21 +181,16 @@ fn has_pipelined_input(head: &Head<'_>, rest: usize) -> bool {
     }
 }
 
-/// Appends what the access log has of what does not parse: its first word. Behind that there may be a password, of a URL or of a
-/// command (`AUTH password`) of somebody who takes this for another protocol.
+/// Appends the first word of malformed input for the access log. The rest may be a password: in a
+/// URL, or in a command (`AUTH password`) of a client that speaks another protocol.
 pub(super) fn log_malformed(text: &mut String, input: &[u8]) {
     let word = input.trim_ascii_start().split(|byte| !byte.is_ascii_alphabetic()).next().unwrap_or_default();
     push_escaped(text, &word[..word.len().min(MAX_LOGGED_METHOD_BYTES)]);
     text.push_str(" ...");
 }
 
-/// Whether the request that `input` begins with is one whose response has no body. What has been found malformed is so behind
-/// that, so that it does not matter how much of it has come.
+/// Returns true if `input` starts with a HEAD request: its response has no body. In malformed
+/// input, errors are found only behind the method.
 pub(super) fn is_head(input: &[u8]) -> bool {
     input.strip_prefix(b"\r\n").unwrap_or(input).starts_with(HEAD_PREFIX)
 }
-
-pub(super) const HEAD_PREFIX: &[u8] = b"HEAD ";
-
-/// Longest first word of what does not parse that is logged, in bytes. Methods are shorter.
-const MAX_LOGGED_METHOD_BYTES: usize = 16;

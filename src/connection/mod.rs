@@ -1,9 +1,11 @@
-//! One client, without its socket: bytes that are not parsed yet, replies in the order of their requests, bytes that
-//! are not sent yet, and when it is over. The first line says which protocol it speaks.
+//! One client connection without its socket: unparsed input, pending replies, unsent output.
 //!
-//! Backpressure: with [`MAX_PENDING_REPLIES`] requests or [`MAX_PENDING_KEYS`] keys waiting, or more than [`MAX_UNSENT_BYTES`]
-//! unsent, no further request is decoded. What has been read stays here, nothing more is read, and the caller tries again
-//! after every change.
+//! This type performs no I/O. The first line of the input selects the protocol.
+//!
+//! Backpressure: no further request is decoded while [`MAX_PENDING_REPLIES`] replies or
+//! [`MAX_PENDING_KEYS`] keys are pending, or more than [`MAX_UNSENT_BYTES`] are unsent. Input that
+//! was read stays here, the caller reads no more, and decoding resumes after a reply is complete or
+//! sent.
 
 mod close;
 mod context;
@@ -13,131 +15,136 @@ mod resp_conn;
 #[cfg(test)]
 mod tests;
 
-use crate::metrics::{Protocol as Wire, Recorder, RequestOutcome};
-use crate::protocol::http::{self, AdminEndpoint, AdminResponse, Status};
+use crate::metrics::RequestOutcome;
+use crate::protocol::http::{self, AdminEndpoint, AdminResponse};
 use crate::protocol::resp::{self, Session};
-use crate::protocol::{MultiReply, ReplyFormat, ReplySummary, SendBuffer, encode_reply};
-use crate::types::{Failure, KeyResult, Millis, Reply, RequestId, Source};
+use crate::protocol::{MultiReply, ReplyFormat, SendBuffer};
+use crate::types::{Millis, Reply, RequestId};
 pub use context::{DecodeContext, ReplyContext};
 use http_conn::HttpState;
 use reply_queue::ReplyQueue;
 
-/// Most replies of a connection that are not complete. Enough to keep a pipelining client's fetches together in one
-/// round trip; with the longest heads it bounds what one client can make the proxy hold.
+/// Maximum number of incomplete replies of a connection. The fetches of a pipelining client fit in
+/// one round trip. With the longest request heads, this bounds what one client makes the proxy
+/// hold.
 pub const MAX_PENDING_REPLIES: usize = 128;
 
-/// Most keys that are being read for a connection, also for replies that are of no use any more. A few round trips' worth,
-/// so that the helpers share them, and a tenth of the queue, so that one client does not fill it.
+/// Maximum number of keys that are being fetched for a connection, including those of discarded
+/// replies. A few round trips, so that the fetchers share the keys. A tenth of the job queue, so
+/// that one client does not fill it.
 pub const MAX_PENDING_KEYS: usize = 1024;
 
-/// Beyond that many unsent bytes no further request is decoded. Twice a usual socket buffer's worth. Replies to requests
-/// that are taken already may go over it: what they add are heads, and references to values that are not copied.
+/// Unsent bytes beyond which no further request is decoded: twice a usual socket buffer. Replies to
+/// earlier requests may exceed it: they add heads, and references to values that are not copied.
 pub const MAX_UNSENT_BYTES: usize = 256 * 1024;
 
-/// One client. See the top of the file.
+/// State of one client connection.
 #[derive(Debug)]
 pub struct Connection {
-    /// Counts connections, never reused: tells this one from others that had or will have its place.
+    /// Number of the connection, never reused. Replies to an earlier client of the slot have
+    /// another.
     pub id: u64,
-    /// The database that the Redis protocol can choose.
+    /// The only database that RESP clients can select.
     database: u32,
-    /// Its address, as the access log has it; empty where nobody wants to know.
+    /// Client address for the access log; empty without one.
     address: Box<str>,
     unparsed: Vec<u8>,
     protocol: ProtocolState,
     replies: ReplyQueue,
-    /// Keys that are being read for it.
+    /// Keys that are being fetched for this connection.
     pending_keys: usize,
-    /// Requests that were taken up before the present one began.
+    /// Requests before the one that is being decoded.
     requests_before: u64,
     phase: Phase,
 }
 
-/// What a connection speaks.
+/// Protocol of a connection, with the decoder's state.
 #[derive(Debug)]
 enum ProtocolState {
-    /// Its first line has not come whole.
+    /// The first line is incomplete.
     Detecting,
-    /// Its first line has not come whole, and whatever it is, the connection is one too many.
+    /// The first line is incomplete, and the connection is above the connection limit.
     Rejecting,
-    /// HTTP.
     Http(HttpState),
-    /// The Redis protocol.
     Resp(Session),
 }
 
-/// How the connection's end has come about.
+/// Phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Requests are taken.
     Open,
-    /// The last request is taken; its reply says so.
+    /// The last request was taken.
     Closing {
-        /// Whether the client may still be sending what nobody will read: closing at once would make its kernel throw
-        /// the reply away (RFC 9112, section 9.6).
+        /// The client may be sending input that is not read. If the proxy closes at once, the
+        /// client's kernel discards the reply (RFC 9112, section 9.6).
         unread: bool,
     },
 }
 
-/// What [`Connection::decode`] found at the beginning of the bytes.
+/// Result of [`Connection::decode`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum DecodeStep<'a> {
-    /// A request for a key. To be answered with `reply_now`, or noted with `wait`.
+    /// A request for a key. The caller continues with [`Connection::reply_now`] or
+    /// [`Connection::defer`].
     Get {
-        /// The key.
+        /// Requested key.
         key: &'a [u8],
-        /// Whether it becomes recently used thereby.
+        /// The key becomes the most recently used one.
         touch: bool,
-        /// How to answer.
+        /// Mode of the reply.
         mode: ReplyMode,
-        /// Bytes that it took.
+        /// Bytes of input consumed.
         consumed: usize,
     },
-    /// A question for how long a key will be served from memory. To be answered with `reply_ttl`.
+    /// A request for the remaining time to live of a cached key. The caller continues with
+    /// [`Connection::reply_ttl`].
     Ttl {
-        /// The key.
+        /// Requested key.
         key: &'a [u8],
-        /// How to answer.
+        /// Format of the reply.
         format: resp::RespReplyFormat,
-        /// Bytes that it took.
+        /// Bytes of input consumed.
         consumed: usize,
     },
-    /// A question about the proxy itself, over HTTP. To be answered with `reply_admin`.
+    /// An HTTP request for an admin endpoint. The caller continues with
+    /// [`Connection::reply_admin`].
     Admin {
-        /// What about.
+        /// Requested endpoint.
         endpoint: AdminEndpoint,
-        /// How to answer.
+        /// Format of the response.
         format: http::HttpReplyFormat,
-        /// Bytes that it took.
+        /// Bytes of input consumed.
         consumed: usize,
     },
-    /// A question for the proxy's figures, over the Redis protocol. To be answered with `reply_number` or `reply_text`.
+    /// A RESP command for metrics of the proxy. The caller continues with
+    /// [`Connection::reply_number`] or [`Connection::reply_text`].
     Info {
-        /// How to answer.
+        /// Format of the reply.
         format: resp::RespReplyFormat,
-        /// Bytes that it took.
+        /// Bytes of input consumed.
         consumed: usize,
     },
-    /// Something that needs no look at a key, and is dealt with. Bytes that it took.
+    /// That many bytes of input were consumed. The caller has nothing to look up.
     Consumed(usize),
-    /// Nothing that can go on now: more bytes must come, or replies must leave, or it is over.
+    /// No progress: input is missing, a limit is reached, or the connection is closing.
     Blocked,
 }
 
-/// How a request is to be answered.
+/// Mode of the reply to a request for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyMode {
-    /// By a reply of its own.
+    /// A reply for one key.
     Single(ReplyFormat),
-    /// As a part of a reply about several keys.
+    /// A part of the reply for several keys.
     Part,
 }
 
 impl Connection {
-    /// A connection that has just been accepted. `database` is the one that is served.
-    pub fn new(generation: u64, database: u32) -> Connection {
+    /// Creates a connection for an accepted client. `database` is the one that is served.
+    pub fn new(id: u64, database: u32) -> Connection {
         Connection {
-            id: generation,
+            id,
             database,
             address: Box::default(),
             unparsed: Vec::new(),
@@ -149,17 +156,17 @@ impl Connection {
         }
     }
 
-    /// Has it known by its address in the access log.
+    /// Sets the client address for the access log.
     pub fn set_address(&mut self, address: String) {
         self.address = address.into();
     }
 
-    /// Takes out the bytes that were kept by [`Connection::keep`].
+    /// Takes the bytes stored by [`Connection::store_unparsed`].
     pub fn take_unparsed(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.unparsed)
     }
 
-    /// Keeps bytes that were read and not consumed. After the last request there is nothing they could be.
+    /// Stores bytes that were read and not consumed. After the last request they are dropped.
     pub fn store_unparsed(&mut self, bytes: Vec<u8>) {
         match &mut self.phase {
             Phase::Open => self.unparsed = bytes,
@@ -167,23 +174,24 @@ impl Connection {
         }
     }
 
-    /// Whether bytes were read and not consumed.
+    /// Returns true if bytes are stored that were read and not consumed.
     pub fn has_unparsed(&self) -> bool {
         !self.unparsed.is_empty()
     }
 
-    /// Whether a further request, or a further key of the present one, would be taken now.
+    /// Returns true if another request, or another key of the present one, can be decoded.
     pub fn can_take_request(&self) -> bool {
         if self.phase != Phase::Open || self.pending_keys >= MAX_PENDING_KEYS {
             return false;
         }
-        // What has begun must be able to end, whatever it holds: it has bounds of its own.
+        // A multi-key reply has bounds of its own. Without its remaining keys it could never
+        // complete.
         self.replies.open_multi().is_some()
             || (self.replies.len() < MAX_PENDING_REPLIES && self.replies.unsent_bytes() <= MAX_UNSENT_BYTES)
     }
 
-    /// Looks at the beginning of all bytes that are not consumed. What needs no look at a key is answered here; it goes the
-    /// way of every other reply.
+    /// Decodes the next step from `input`, which holds all unconsumed bytes. Replies to requests
+    /// that need no lookup.
     pub fn decode<'a>(&mut self, input: &'a [u8], context: &'a mut DecodeContext<'_>) -> DecodeStep<'a> {
         if !self.can_take_request() || input.is_empty() {
             return DecodeStep::Blocked;
@@ -192,13 +200,13 @@ impl Connection {
             self.requests_before = self.request_count();
         }
         match self.protocol {
-            ProtocolState::Resp(_) => self.decode_resp(input, context.reply.recorder),
+            ProtocolState::Resp(_) => self.decode_resp(input, &mut context.reply),
             ProtocolState::Http(_) => self.decode_http(input, context),
             ProtocolState::Rejecting => self.reject(input, context),
             ProtocolState::Detecting => match resp::is_resp(input) {
                 Some(true) => {
                     self.protocol = ProtocolState::Resp(Session::new(self.id, self.database));
-                    self.decode_resp(input, context.reply.recorder)
+                    self.decode_resp(input, &mut context.reply)
                 }
                 Some(false) => {
                     self.protocol = ProtocolState::Http(HttpState::BETWEEN_REQUESTS);
@@ -209,104 +217,77 @@ impl Connection {
         }
     }
 
-    /// How many requests it has taken up so far.
+    /// Returns the number of requests taken so far.
     pub fn request_count(&self) -> u64 {
         self.replies.next_sequence()
     }
 
-    /// Whom to answer if the reply to the request just decoded has to wait. `slot` is the connection's place.
+    /// Returns the id by which the request just decoded can be answered later. `slot` is the slot
+    /// of the client.
     pub fn request_id(&self, slot: usize) -> RequestId {
-        let (generation, next) = (self.id, self.replies.next_sequence());
+        let (connection_id, next) = (self.id, self.replies.next_sequence());
         match self.replies.open_multi() {
-            Some(multi) => RequestId { slot, connection_id: generation, sequence: next - 1, part: multi.next_part() },
-            None => RequestId { slot, connection_id: generation, sequence: next, part: 0 },
+            Some(multi) => RequestId { slot, connection_id, sequence: next - 1, part: multi.next_part() },
+            None => RequestId { slot, connection_id, sequence: next, part: 0 },
         }
     }
 
-    /// Replies to the request just decoded, which is for a key.
+    /// Replies to the request for a key that was just decoded.
     pub fn reply_now(&mut self, mode: ReplyMode, reply: &Reply<'_>, context: &mut ReplyContext<'_>) {
-        let ReplyContext { date, recorder } = context;
         match mode {
-            ReplyMode::Single(shape) => {
-                let sent = self.replies.push(|out| encode_reply(reply, shape, date, out));
-                let ending = outcome_of(reply, sent, recorder);
-                recorder.record_reply(protocol_of(shape), ending, sent);
-            }
-            ReplyMode::Part => self.replies.update_open_multi(recorder, |multi| multi.push(reply)),
+            ReplyMode::Single(format) => self.replies.push_reply(reply, format, context),
+            ReplyMode::Part => self.replies.update_open_multi(context.recorder, |multi| multi.push(reply)),
         }
     }
 
-    /// Notes that the request just decoded will be replied to later.
-    pub fn defer(&mut self, mode: ReplyMode, recorder: &mut Recorder) {
+    /// Marks the request for a key that was just decoded as pending.
+    pub fn defer(&mut self, mode: ReplyMode, context: &mut ReplyContext<'_>) {
         self.pending_keys += 1;
         match mode {
-            ReplyMode::Single(shape) => self.replies.push_pending(shape, recorder.request_info()),
-            ReplyMode::Part => self.replies.update_open_multi(recorder, MultiReply::push_pending),
+            ReplyMode::Single(format) => self.replies.push_pending(format, context.recorder),
+            ReplyMode::Part => self.replies.update_open_multi(context.recorder, MultiReply::push_pending),
         }
     }
 
-    /// Tells how long a key will be served from memory.
-    pub fn reply_ttl(&mut self, shape: resp::RespReplyFormat, remaining: Option<Millis>, recorder: &mut Recorder) {
-        self.replies.push_resp(RequestOutcome::Other, recorder, |out| resp::encode_ttl(remaining, shape, out));
+    /// Replies with the remaining time to live of a cached key, `None` if it is not cached.
+    pub fn reply_ttl(&mut self, format: resp::RespReplyFormat, ttl: Option<Millis>, context: &mut ReplyContext<'_>) {
+        self.replies.push_resp(RequestOutcome::Other, context, |out| resp::encode_ttl(ttl, format, out));
     }
 
-    /// Tells a figure of the proxy.
-    pub fn reply_number(&mut self, shape: resp::RespReplyFormat, number: usize, recorder: &mut Recorder) {
-        self.replies.push_resp(RequestOutcome::Other, recorder, |out| resp::encode_number(number, shape, out));
+    /// Replies with a number.
+    pub fn reply_number(&mut self, format: resp::RespReplyFormat, number: usize, context: &mut ReplyContext<'_>) {
+        self.replies.push_resp(RequestOutcome::Other, context, |out| resp::encode_number(number, format, out));
     }
 
-    /// Tells of the proxy.
-    pub fn reply_text(&mut self, shape: resp::RespReplyFormat, text: &str, recorder: &mut Recorder) {
-        self.replies.push_resp(RequestOutcome::Other, recorder, |out| resp::encode_text(text, shape, out));
+    /// Replies with a text.
+    pub fn reply_text(&mut self, format: resp::RespReplyFormat, text: &str, context: &mut ReplyContext<'_>) {
+        self.replies.push_resp(RequestOutcome::Other, context, |out| resp::encode_text(text, format, out));
     }
 
-    /// Tells of the proxy, over HTTP.
+    /// Replies with the response of an admin endpoint.
     pub fn reply_admin(
         &mut self,
-        shape: http::HttpReplyFormat,
-        document: &AdminResponse,
+        format: http::HttpReplyFormat,
+        response: &AdminResponse,
         context: &mut ReplyContext<'_>,
     ) {
-        let sent = self.replies.push(|out| http::encode_admin(document, shape, context.date, out));
-        context.recorder.record_reply(Wire::Http, RequestOutcome::Other, sent);
+        self.replies
+            .push_http(RequestOutcome::Other, context, |date, out| http::encode_admin(response, format, date, out));
     }
 
-    /// Replies to an earlier request, if it is one of this connection and was not replied to before. Says whether it was.
-    pub fn reply_later(&mut self, waiter: RequestId, reply: &Reply<'_>, context: &mut ReplyContext<'_>) -> bool {
-        if waiter.connection_id != self.id {
+    /// Replies to an earlier request. Returns false if it is not of this connection, or waits for
+    /// no reply.
+    pub fn reply_later(&mut self, id: RequestId, reply: &Reply<'_>, context: &mut ReplyContext<'_>) -> bool {
+        if id.connection_id != self.id {
             return false;
         }
-        // Each of them is answered once, whether or not it is still of use.
+        // Each pending key is answered once, even if its reply was discarded.
         self.pending_keys = self.pending_keys.saturating_sub(1);
-        self.replies.reply_later(waiter, reply, context)
+        self.replies.reply_later(id, reply, context)
     }
 
-    /// The bytes to send.
+    /// Returns the buffer of bytes to send.
     pub fn send_buffer(&mut self) -> &mut SendBuffer {
         &mut self.replies.send_buffer
-    }
-}
-
-fn protocol_of(shape: ReplyFormat) -> Wire {
-    match shape {
-        ReplyFormat::Http(_) => Wire::Http,
-        ReplyFormat::Resp(_) => Wire::Resp,
-    }
-}
-
-/// What became of a request for one key, of which this was sent.
-fn outcome_of(reply: &Reply<'_>, sent: ReplySummary, recorder: &mut Recorder) -> RequestOutcome {
-    match (reply.outcome, reply.source) {
-        (KeyResult::Missing, _) => RequestOutcome::Missing,
-        (KeyResult::Failed(_), _) => RequestOutcome::Failed,
-        (KeyResult::Value(_), _) if sent.status == Status::ServiceUnavailable => {
-            // There was no room for it on its way.
-            recorder.record_failure(&Failure::OutputMemoryFull);
-            RequestOutcome::Failed
-        }
-        (_, Source::Cache { .. }) => RequestOutcome::Hit,
-        (_, Source::Stale { .. }) => RequestOutcome::Stale,
-        (_, Source::Redis { collapsed: true, .. }) => RequestOutcome::Collapsed,
-        (_, Source::Redis { collapsed: false, .. }) => RequestOutcome::Miss,
     }
 }

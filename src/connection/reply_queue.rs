@@ -1,29 +1,29 @@
-//! The replies of one connection, in the order of their requests.
+//! Replies of one connection, in the order of their requests.
 //!
-//! Every request gets the next sequence number. A reply that is there at once, with none before it missing, goes
-//! straight to the outgoing bytes and leaves no trace: that is the hit. Otherwise the request takes a slot, and the
-//! slots leave in order as they are filled, whatever order the fetches finish in. A request about several keys has one slot,
-//! in which its parts come together.
+//! Each request gets the next sequence number. A hit is encoded straight into the send buffer and
+//! takes no slot, unless an earlier reply is pending. Any other request takes a slot. Slots leave
+//! from the front once they are filled, in whatever order the fetches finish. A request for several
+//! keys has one slot, which collects its parts.
 
-use super::{ReplyContext, outcome_of, protocol_of};
-use crate::metrics::{Protocol as Wire, Recorder, RequestInfo, RequestOutcome};
-use crate::protocol::http::Status;
+use super::ReplyContext;
+use crate::metrics::{Protocol, Recorder, RequestInfo, RequestOutcome};
+use crate::protocol::http::{ResponseDate, Status};
 use crate::protocol::{MultiReply, ReplyFormat, ReplySummary, SendBuffer, encode_reply};
-use crate::types::{Failure, KeyResult, Reply, RequestId};
+use crate::types::{Failure, KeyResult, Reply, RequestId, Source};
 use std::collections::VecDeque;
 
-/// See the top of the file.
+/// Queue of replies that cannot be sent yet, and the send buffer behind it.
 #[derive(Debug, Default)]
 pub(super) struct ReplyQueue {
     /// Sequence number of the first slot.
     first_sequence: u64,
     slots: VecDeque<ReplySlot>,
-    /// Bytes in the slots.
+    /// Bytes held by the slots.
     queued_bytes: usize,
     pub(super) send_buffer: SendBuffer,
 }
 
-/// A request whose reply cannot leave yet.
+/// Slot of a request with an incomplete reply, or with an incomplete reply before it.
 #[derive(Debug)]
 enum ReplySlot {
     Pending(ReplyFormat, RequestInfo),
@@ -32,68 +32,75 @@ enum ReplySlot {
 }
 
 impl ReplyQueue {
-    /// The sequence number that the next request will have.
+    /// Returns the sequence number of the next request.
     pub(super) fn next_sequence(&self) -> u64 {
         self.first_sequence + self.slots.len() as u64
     }
 
-    /// Requests whose replies are not complete.
+    /// Returns the number of requests in slots.
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Bytes that wait to be sent, or for others to be sent before them.
+    /// Returns the number of bytes in the send buffer and in the slots.
     pub(super) fn unsent_bytes(&self) -> usize {
         self.send_buffer.unsent_bytes() + self.queued_bytes
     }
 
-    /// Whether all is sent that ever will be, unless another request comes or the last one goes on.
-    pub(super) fn is_settled(&self) -> bool {
+    /// Returns true if every reply to a complete request was sent.
+    pub(super) fn is_flushed(&self) -> bool {
         self.send_buffer.is_empty() && self.slots.len() == usize::from(self.open_multi().is_some())
     }
 
-    /// Puts the reply to the next request where it belongs: out, or behind those that wait.
-    pub(super) fn push<T>(&mut self, encode: impl FnOnce(&mut SendBuffer) -> T) -> T {
-        if self.slots.is_empty() {
-            self.first_sequence += 1;
-            return encode(&mut self.send_buffer);
-        }
-        let mut send_buffer = SendBuffer::default();
-        let result = encode(&mut send_buffer);
-        self.queued_bytes += send_buffer.unsent_bytes();
-        self.slots.push_back(ReplySlot::Ready(send_buffer));
-        result
+    /// Replies to the next request, which is for one key.
+    pub(super) fn push_reply(&mut self, reply: &Reply<'_>, format: ReplyFormat, context: &mut ReplyContext<'_>) {
+        let ReplyContext { date, recorder } = context;
+        let sent = self.push(|out| encode_reply(reply, format, date, out));
+        let outcome = record_outcome(reply, sent, recorder);
+        recorder.record_reply(protocol_of(format), outcome, sent);
     }
 
-    /// Replies over the Redis protocol to a request that asks for no key.
+    /// Replies over HTTP to the next request, which is for no key.
+    pub(super) fn push_http(
+        &mut self,
+        outcome: RequestOutcome,
+        context: &mut ReplyContext<'_>,
+        encode: impl FnOnce(&ResponseDate, &mut SendBuffer) -> ReplySummary,
+    ) {
+        let sent = self.push(|out| encode(context.date, out));
+        context.recorder.record_reply(Protocol::Http, outcome, sent);
+    }
+
+    /// Replies over RESP to the next request, which is for no key. An error counts as refused.
     pub(super) fn push_resp<T>(
         &mut self,
-        ending: RequestOutcome,
-        recorder: &mut Recorder,
+        outcome: RequestOutcome,
+        context: &mut ReplyContext<'_>,
         encode: impl FnOnce(&mut SendBuffer) -> T,
     ) -> T {
         let (result, bytes, is_error) = self.push(|out| {
-            let at = out.tail().len();
+            let start = out.tail().len();
             let (result, bytes) = measured(out, encode);
-            (result, bytes, out.tail().get(at) == Some(&b'-'))
+            (result, bytes, out.tail().get(start) == Some(&b'-'))
         });
-        let ending = if is_error { RequestOutcome::Refused } else { ending };
-        let status = if ending == RequestOutcome::Refused { Status::BadRequest } else { Status::Ok };
-        recorder.record_reply(Wire::Resp, ending, ReplySummary { status, bytes });
+        let outcome = if is_error { RequestOutcome::Refused } else { outcome };
+        let status = if outcome == RequestOutcome::Refused { Status::BadRequest } else { Status::Ok };
+        context.recorder.record_reply(Protocol::Resp, outcome, ReplySummary { status, bytes });
         result
     }
 
-    /// Notes that the next request will be replied to later.
-    pub(super) fn push_pending(&mut self, shape: ReplyFormat, note: RequestInfo) {
-        self.slots.push_back(ReplySlot::Pending(shape, note));
+    /// Adds a slot for the next request, which is for one key.
+    pub(super) fn push_pending(&mut self, format: ReplyFormat, recorder: &Recorder) {
+        self.slots.push_back(ReplySlot::Pending(format, recorder.request_info()));
     }
 
-    /// Notes that the next request is one whose reply is put together.
-    pub(super) fn push_multi(&mut self, multi: MultiReply, note: RequestInfo) {
-        self.slots.push_back(ReplySlot::Multi(Box::new(multi), note));
+    /// Adds a slot for the next request, which is for several keys.
+    pub(super) fn push_multi(&mut self, multi: MultiReply, recorder: &Recorder) {
+        self.slots.push_back(ReplySlot::Multi(Box::new(multi), recorder.request_info()));
     }
 
-    /// The last request's reply, as long as keys for it are to come.
+    /// Returns the reply to the last request if that request is for several keys, and not all of
+    /// them have arrived.
     pub(super) fn open_multi(&self) -> Option<&MultiReply> {
         match self.slots.back() {
             Some(ReplySlot::Multi(multi, _)) if multi.expects_keys() => Some(multi),
@@ -101,102 +108,114 @@ impl ReplyQueue {
         }
     }
 
-    /// Does something to the reply that is put together last, while keys for it are to come.
-    pub(super) fn update_open_multi(&mut self, recorder: &mut Recorder, change: impl FnOnce(&mut MultiReply)) {
+    /// Updates the reply that [`ReplyQueue::open_multi`] returns, if there is one.
+    pub(super) fn update_open_multi(&mut self, recorder: &mut Recorder, update: impl FnOnce(&mut MultiReply)) {
         if self.open_multi().is_some() {
             self.update_multi(self.slots.len() - 1, recorder, None, |multi| {
-                change(multi);
+                update(multi);
                 true
             });
         }
     }
 
-    /// Forgets the request whose keys were still to come. Gives back what was noted of it.
+    /// Removes the last request if keys of it are missing. Returns its info for the access log.
     pub(super) fn discard_open_multi(&mut self) -> Option<RequestInfo> {
         self.queued_bytes -= self.open_multi()?.memory_bytes();
         let slot = self.slots.pop_back();
         self.free_if_empty();
         match slot {
-            Some(ReplySlot::Multi(_, note)) => Some(note),
+            Some(ReplySlot::Multi(_, info)) => Some(info),
             _ => None,
         }
     }
 
-    /// Replies to an earlier request, or to a part of it, if it is there and was not replied to before. Says whether it
-    /// was.
-    pub(super) fn reply_later(&mut self, waiter: RequestId, reply: &Reply<'_>, context: &mut ReplyContext<'_>) -> bool {
-        let Some(place) = waiter.sequence.checked_sub(self.first_sequence) else { return false };
-        let (place, recorder) = (place as usize, &mut *context.recorder);
-        match self.slots.get_mut(place) {
-            Some(ReplySlot::Pending(shape, note)) => {
-                let (shape, note) = (*shape, std::mem::take(note));
-                let sent = self.fill_slot(place, |out| encode_reply(reply, shape, context.date, out));
-                if let Some(failure) = failure_of(reply) {
-                    recorder.record_failure(failure);
-                }
-                let ending = outcome_of(reply, sent, recorder);
-                recorder.record_deferred_reply(&note, protocol_of(shape), ending, sent);
+    /// Replies to an earlier request, or to one key of it. Returns false if it waits for no reply.
+    pub(super) fn reply_later(&mut self, id: RequestId, reply: &Reply<'_>, context: &mut ReplyContext<'_>) -> bool {
+        let Some(index) = id.sequence.checked_sub(self.first_sequence) else { return false };
+        let (index, ReplyContext { date, recorder }) = (index as usize, context);
+        match self.slots.get_mut(index) {
+            Some(ReplySlot::Pending(format, info)) => {
+                let (format, info) = (*format, std::mem::take(info));
+                let sent = self.fill_slot(index, |out| encode_reply(reply, format, date, out));
+                let outcome = record_outcome(reply, sent, recorder);
+                recorder.record_deferred_reply(&info, protocol_of(format), outcome, sent);
                 true
             }
             Some(ReplySlot::Multi(..)) => {
-                self.update_multi(place, recorder, failure_of(reply), |multi| multi.complete_part(waiter.part, reply))
+                let failure = match reply.outcome {
+                    KeyResult::Failed(failure) => Some(failure),
+                    KeyResult::Missing | KeyResult::Value(_) => None,
+                };
+                self.update_multi(index, recorder, failure, |multi| multi.complete_part(id.part, reply))
             }
             Some(ReplySlot::Ready(_)) | None => false,
         }
     }
 
-    /// The client is gone: nobody takes the replies that are missing.
+    /// Records the unanswered requests as aborted, and removes all slots.
     pub(super) fn abort(&mut self, recorder: &mut Recorder) {
         for slot in self.slots.drain(..) {
             match slot {
-                ReplySlot::Pending(shape, note) => recorder.record_aborted(&note, protocol_of(shape)),
-                ReplySlot::Multi(_, note) => recorder.record_aborted(&note, Wire::Resp),
+                ReplySlot::Pending(format, info) => recorder.record_aborted(&info, protocol_of(format)),
+                ReplySlot::Multi(_, info) => recorder.record_aborted(&info, Protocol::Resp),
                 ReplySlot::Ready(_) => {}
             }
         }
     }
 
-    /// Does something to the reply that is put together at `place`, and lets it leave if it is complete then. `failure` is why there is
-    /// no value, if there is none.
+    /// Updates the multi reply at `index`, and encodes it if it is complete then. `failure` is why
+    /// the key that `update` adds has no value, if it has none. Returns the result of `update`.
     fn update_multi(
         &mut self,
-        place: usize,
+        index: usize,
         recorder: &mut Recorder,
         failure: Option<&Failure>,
-        change: impl FnOnce(&mut MultiReply) -> bool,
+        update: impl FnOnce(&mut MultiReply) -> bool,
     ) -> bool {
-        let Some(ReplySlot::Multi(multi, note)) = self.slots.get_mut(place) else { return false };
+        let Some(ReplySlot::Multi(multi, info)) = self.slots.get_mut(index) else { return false };
         self.queued_bytes -= multi.memory_bytes();
-        let (was_open, had_failed) = (multi.expects_keys(), multi.has_failed());
-        let changed = change(multi);
-        // Not every failure of a key is one of the reply: another type is no value to some commands.
+        let (expected_keys, had_failed) = (multi.expects_keys(), multi.has_failed());
+        let is_updated = update(multi);
+        // A key may fail without the reply: for MGET a key of another type has no value.
         if multi.has_failed() && !had_failed {
             recorder.record_failure(failure.unwrap_or(&Failure::OutputMemoryFull));
         }
-        if was_open {
-            // Its client takes the time that it takes to say which keys.
-            recorder.restart_timer(note);
+        if expected_keys {
+            // The time that the client takes to send the keys does not count as latency.
+            recorder.restart_timer(info);
         }
         if !multi.is_complete() {
             self.queued_bytes += multi.memory_bytes();
-            return changed;
+            return is_updated;
         }
-        if let ReplySlot::Multi(multi, note) =
-            std::mem::replace(&mut self.slots[place], ReplySlot::Ready(SendBuffer::default()))
+        if let ReplySlot::Multi(multi, info) =
+            std::mem::replace(&mut self.slots[index], ReplySlot::Ready(SendBuffer::default()))
         {
-            let (ending, status) = match multi.has_failed() {
+            let (outcome, status) = match multi.has_failed() {
                 true => (RequestOutcome::Failed, Status::ServiceUnavailable),
                 false => (RequestOutcome::Many, Status::Ok),
             };
-            let ((), bytes) = self.fill_slot(place, |out| measured(out, |out| multi.encode(out)));
-            recorder.record_deferred_reply(&note, Wire::Resp, ending, ReplySummary { status, bytes });
+            let ((), bytes) = self.fill_slot(index, |out| measured(out, |out| multi.encode(out)));
+            recorder.record_deferred_reply(&info, Protocol::Resp, outcome, ReplySummary { status, bytes });
         }
-        changed
+        is_updated
     }
 
-    /// The reply at `place` is there: it goes out, with those behind it that have waited for nothing else, or is kept.
-    fn fill_slot<T>(&mut self, place: usize, encode: impl FnOnce(&mut SendBuffer) -> T) -> T {
-        if place == 0 {
+    /// Encodes the reply to the next request: into the send buffer, or into a slot if earlier
+    /// replies are incomplete.
+    fn push<T>(&mut self, encode: impl FnOnce(&mut SendBuffer) -> T) -> T {
+        if self.slots.is_empty() {
+            self.first_sequence += 1;
+            return encode(&mut self.send_buffer);
+        }
+        self.slots.push_back(ReplySlot::Ready(SendBuffer::default()));
+        self.fill_slot(self.slots.len() - 1, encode)
+    }
+
+    /// Encodes the reply of the slot at `index`. In the first slot it moves to the send buffer, and
+    /// so do the complete replies behind it.
+    fn fill_slot<T>(&mut self, index: usize, encode: impl FnOnce(&mut SendBuffer) -> T) -> T {
+        if index == 0 {
             let result = encode(&mut self.send_buffer);
             self.slots.pop_front();
             self.first_sequence += 1;
@@ -206,11 +225,11 @@ impl ReplyQueue {
         let mut send_buffer = SendBuffer::default();
         let result = encode(&mut send_buffer);
         self.queued_bytes += send_buffer.unsent_bytes();
-        self.slots[place] = ReplySlot::Ready(send_buffer);
+        self.slots[index] = ReplySlot::Ready(send_buffer);
         result
     }
 
-    /// Sends off all replies that have none missing before them.
+    /// Moves the complete replies at the front to the send buffer.
     fn flush_ready(&mut self) {
         while let Some(ReplySlot::Ready(send_buffer)) = self.slots.front_mut() {
             self.queued_bytes -= send_buffer.unsent_bytes();
@@ -221,7 +240,7 @@ impl ReplyQueue {
         self.free_if_empty();
     }
 
-    /// An idle connection owns no buffer.
+    /// Frees the memory of an empty queue: an idle connection owns no buffer.
     fn free_if_empty(&mut self) {
         if self.slots.is_empty() {
             self.slots = VecDeque::new();
@@ -229,15 +248,34 @@ impl ReplyQueue {
     }
 }
 
-/// Why there is no value in it.
-fn failure_of<'a>(reply: &Reply<'a>) -> Option<&'a Failure> {
-    match reply.outcome {
-        KeyResult::Failed(failure) => Some(failure),
-        KeyResult::Missing | KeyResult::Value(_) => None,
+fn protocol_of(format: ReplyFormat) -> Protocol {
+    match format {
+        ReplyFormat::Http(_) => Protocol::Http,
+        ReplyFormat::Resp(_) => Protocol::Resp,
     }
 }
 
-/// Encodes, and says how many bytes that has made.
+/// Returns the outcome of a request for one key, which was answered with `sent`. Records the reason
+/// of a failure.
+fn record_outcome(reply: &Reply<'_>, sent: ReplySummary, recorder: &mut Recorder) -> RequestOutcome {
+    match (reply.outcome, reply.source) {
+        (KeyResult::Missing, _) => RequestOutcome::Missing,
+        (KeyResult::Failed(failure), _) => {
+            recorder.record_failure(failure);
+            RequestOutcome::Failed
+        }
+        (KeyResult::Value(_), _) if sent.status == Status::ServiceUnavailable => {
+            recorder.record_failure(&Failure::OutputMemoryFull);
+            RequestOutcome::Failed
+        }
+        (_, Source::Cache { .. }) => RequestOutcome::Hit,
+        (_, Source::Stale { .. }) => RequestOutcome::Stale,
+        (_, Source::Redis { collapsed: true, .. }) => RequestOutcome::Collapsed,
+        (_, Source::Redis { collapsed: false, .. }) => RequestOutcome::Miss,
+    }
+}
+
+/// Encodes with `encode`. Returns its result and the number of bytes added to `out`.
 fn measured<T>(out: &mut SendBuffer, encode: impl FnOnce(&mut SendBuffer) -> T) -> (T, usize) {
     let before = out.unsent_bytes();
     let result = encode(out);

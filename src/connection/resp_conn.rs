@@ -1,82 +1,83 @@
-//! A connection's commands over the Redis protocol.
+//! RESP side of a connection: decodes commands, and replies to those that need no key.
 
-use super::{Connection, DecodeStep, Phase, ProtocolState, ReplyMode};
-use crate::metrics::{Recorder, RequestOutcome, push_escaped};
+use super::{Connection, DecodeStep, Phase, ProtocolState, ReplyContext, ReplyMode};
+use crate::metrics::{RequestOutcome, push_escaped};
 use crate::protocol::resp::{self, AfterReply, Arguments, CommandSpec, DecodeEvent, RespOperation, Session};
-use crate::protocol::{Decoded, MultiReply, ReplyFormat};
+use crate::protocol::{Decoded, MultiReply, ReplyFormat, SendBuffer};
 
 impl Connection {
-    /// The next step at the beginning of `input`, which is not empty.
-    pub(super) fn decode_resp<'a>(&mut self, input: &'a [u8], recorder: &mut Recorder) -> DecodeStep<'a> {
+    /// Decodes the next step of a RESP connection. `input` is not empty.
+    pub(super) fn decode_resp<'a>(&mut self, input: &'a [u8], context: &mut ReplyContext<'_>) -> DecodeStep<'a> {
         let Connection { protocol: ProtocolState::Resp(session), replies, phase, address, .. } = self else {
             return DecodeStep::Blocked;
         };
         let (event, consumed) = match session.decode(input) {
             Decoded::Incomplete => return DecodeStep::Blocked,
             Decoded::Complete(event, consumed) => (event, consumed),
-            Decoded::Invalid(violation) => {
+            Decoded::Invalid(error) => {
                 *phase = Phase::Closing { unread: true };
                 replies.discard_open_multi();
-                // Not what it has sent: there may be a password in it.
-                recorder.begin_request(address, |text| push_escaped(text, violation.to_string().as_bytes()));
-                replies.push_resp(RequestOutcome::Refused, recorder, |out| resp::encode_protocol_error(violation, out));
+                // Logs the error instead of the input, which may contain a password.
+                context.recorder.begin_request(address, |text| push_escaped(text, error.to_string().as_bytes()));
+                replies.push_resp(RequestOutcome::Refused, context, |out| resp::encode_protocol_error(error, out));
                 return DecodeStep::Consumed(input.len());
             }
         };
         match event {
             DecodeEvent::Skipped => {}
-            DecodeEvent::MultiStart(known, keys) => {
-                recorder.begin_request(address, |text| {
-                    log_command(text, known, Some(format!("({keys})").as_bytes()), session)
+            DecodeEvent::MultiStart(spec, keys) => {
+                context.recorder.begin_request(address, |text| {
+                    log_command(text, spec, Some(format!("({keys})").as_bytes()), session)
                 });
-                replies.push_multi(MultiReply::new(known, keys, session.version()), recorder.request_info());
+                replies.push_multi(MultiReply::new(spec, keys, session.version()), context.recorder);
             }
             DecodeEvent::Key(_) if replies.open_multi().is_none_or(MultiReply::has_failed) => {
-                replies.update_open_multi(recorder, MultiReply::skip_key);
+                replies.update_open_multi(context.recorder, MultiReply::skip_key);
             }
             DecodeEvent::Key(key) => {
                 return DecodeStep::Get { key, touch: session.updates_recency(), mode: ReplyMode::Part, consumed };
             }
             DecodeEvent::Refuse(refusal) => {
                 replies.discard_open_multi();
-                recorder.begin_request(address, |text| push_escaped(text, refusal.to_string().as_bytes()));
-                replies.push_resp(RequestOutcome::Refused, recorder, |out| resp::encode_refusal(&refusal, out));
+                context.recorder.begin_request(address, |text| push_escaped(text, refusal.to_string().as_bytes()));
+                replies.push_resp(RequestOutcome::Refused, context, |out| resp::encode_refusal(&refusal, out));
             }
-            DecodeEvent::Command(known, arguments) => {
-                // Keys, and nothing else: there are passwords among other arguments.
-                let key = || { arguments }.next().filter(|_| known.has_key());
-                recorder.begin_request(address, |text| log_command(text, known, key(), session));
-                return self.run_command(known, arguments, consumed, consumed < input.len(), recorder);
+            DecodeEvent::Command(spec, arguments) => {
+                // Only keys are logged: other arguments may be passwords.
+                let key = || { arguments }.next().filter(|_| spec.has_key());
+                context.recorder.begin_request(address, |text| log_command(text, spec, key(), session));
+                return self.run_command(spec, arguments, consumed, consumed < input.len(), context);
             }
         }
         DecodeStep::Consumed(consumed)
     }
 
-    /// Takes up a command. `unread` says whether there are bytes behind it.
+    /// Runs a command, or returns the step that completes it. `unread` is true if more input
+    /// follows.
     fn run_command<'a>(
         &mut self,
-        known: &'static CommandSpec,
+        spec: &'static CommandSpec,
         arguments: Arguments<'a>,
         consumed: usize,
         unread: bool,
-        recorder: &mut Recorder,
+        context: &mut ReplyContext<'_>,
     ) -> DecodeStep<'a> {
         let Connection { protocol: ProtocolState::Resp(session), replies, phase, .. } = self else {
             return DecodeStep::Blocked;
         };
-        match session.operation_of(known, arguments) {
-            RespOperation::Get(key, shape) => {
-                let mode = ReplyMode::Single(ReplyFormat::Resp(shape));
+        match session.operation_of(spec, arguments) {
+            RespOperation::Get(key, format) => {
+                let mode = ReplyMode::Single(ReplyFormat::Resp(format));
                 return DecodeStep::Get { key, touch: session.updates_recency(), mode, consumed };
             }
-            RespOperation::Ttl(key, shape) => return DecodeStep::Ttl { key, format: shape, consumed },
-            RespOperation::Info(shape) => return DecodeStep::Info { format: shape, consumed },
+            RespOperation::Ttl(key, format) => return DecodeStep::Ttl { key, format, consumed },
+            RespOperation::Info(format) => return DecodeStep::Info { format, consumed },
             RespOperation::Refuse(refusal) => {
-                replies.push_resp(RequestOutcome::Refused, recorder, |out| resp::encode_refusal(&refusal, out));
+                replies.push_resp(RequestOutcome::Refused, context, |out| resp::encode_refusal(&refusal, out));
             }
             RespOperation::Local => {
-                let answer = |out: &mut crate::protocol::SendBuffer| session.run_local(known, arguments, out.tail());
-                if replies.push_resp(RequestOutcome::Other, recorder, answer) == AfterReply::Close {
+                let run = |out: &mut SendBuffer| session.run_local(spec, arguments, out.tail());
+                if replies.push_resp(RequestOutcome::Other, context, run) == AfterReply::Close {
                     *phase = Phase::Closing { unread };
                 }
             }
@@ -85,9 +86,9 @@ impl Connection {
     }
 }
 
-/// A command as the access log has it: its name, its key if it has one, and the protocol.
-fn log_command(text: &mut String, known: &CommandSpec, key: Option<&[u8]>, session: &Session) {
-    text.push_str(known.text);
+/// Appends a command for the access log: its name, its key if it has one, and the RESP version.
+fn log_command(text: &mut String, spec: &CommandSpec, key: Option<&[u8]>, session: &Session) {
+    text.push_str(spec.text);
     if let Some(key) = key {
         text.push(' ');
         push_escaped(text, key);
