@@ -1,15 +1,17 @@
-//! One client's socket, and its turn at the loop: send, decode, read, until there is nothing left to do or it has had
-//! its share.
+//! Client of an event loop: its socket, and the turn in which the event loop serves it.
 //!
-//! Events are edge-triggered: `readable` and `writable` hold from the edge until the kernel has said "no more". A read
-//! or write that is shorter than it could have been says so too (epoll(7)), which spares a hit its second `read`.
+//! A turn sends, decodes and reads until nothing is left to do or its budget is used up.
 //!
-//! The two system calls of a hit are made without the C library, for which each of them is a point at which a thread can be
-//! cancelled: four atomic operations for nothing, 2 % of a hit.
+//! Events are edge-triggered: `readable` and `writable` stay set from the edge until the kernel
+//! reports "would block". A short read or write implies the same (epoll(7)), which saves a hit its
+//! second `read`.
+//!
+//! The two system calls of a hit bypass the C library. There each of them is a cancellation point
+//! of the thread, which costs four atomic operations (2 % of a hit).
 
 use super::Scratch;
 use super::timeouts::{Activity, ClientTimer, TimeoutAction, TimeoutConfig};
-use crate::connection::Connection;
+use crate::connection::{Connection, DecodeContext};
 use crate::dispatch::Dispatcher;
 use crate::metrics::TimeoutKind;
 use crate::protocol::MAX_IOVECS;
@@ -21,15 +23,15 @@ use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
-/// Bytes sent in one turn, after which others go first: a value of 64 KiB and what goes with it, some ten microseconds. When it was
-/// 256 KiB, and one write could move more, a reader of 64 MiB made the p99.9 of hits four times as long.
+/// Bytes sent in one turn before other clients get theirs: a value of 64 KiB and some more (about
+/// 10 us of work). (With 256 KiB, one reader of 64 MiB made the p99.9 of hits four times as long.)
 const WRITE_BUDGET: usize = 96 * 1024;
 
-/// Bytes that are read and thrown away from a client that is told to stop and goes on sending: more than most have under way,
-/// as long as there is time.
-const LINGER_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of input that are discarded while lingering: more than most clients have in flight. The
+/// linger timeout may end it earlier.
+const MAX_LINGER_BYTES: usize = 64 * 1024 * 1024;
 
-/// What a turn works with beside the client itself.
+/// State of the event loop that a turn uses.
 pub(super) struct TurnContext<'a> {
     pub(super) dispatcher: Dispatcher<'a>,
     pub(super) scratch: &'a mut Scratch,
@@ -38,62 +40,64 @@ pub(super) struct TurnContext<'a> {
     pub(super) closes_idle: bool,
 }
 
-/// What is to happen after a turn.
+/// Result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TurnResult {
-    /// Nothing, until the socket or a completion wakes it.
+    /// The client waits for a socket event or a completion.
     Wait,
-    /// Another turn, after the others had theirs: no further edge will come for what is left.
+    /// The client needs another turn: no further edge comes for the work that is left.
     Requeue,
-    /// All is said; what the client still sends is thrown away for a while, so that it gets to read the last reply.
+    /// The last reply is sent. Input is discarded for a while, so that the client can read the
+    /// reply.
     Linger,
-    /// It is over.
+    /// The client is to be closed.
     Close,
 }
 
-/// One client. See the top of the file.
+/// Client of an event loop.
 pub(super) struct Client {
     pub(super) connection: Connection,
     stream: TcpStream,
     readable: bool,
     writable: bool,
-    /// The kernel has told that the client's end is closed: reads must go on until they return nothing.
+    /// The kernel reported that the client closed its end: reads continue until one returns
+    /// nothing.
     peer_closing: bool,
-    /// The client sends no more. It may still be reading.
+    /// A read returned nothing: the client sends no more. It may still be reading.
     read_eof: bool,
-    /// Decoding stopped because too much was open, or enough was done, not because bytes were missing.
+    /// Decoding stopped at a limit, not because bytes were missing.
     decode_paused: bool,
-    /// Bytes that may still be thrown away.
-    lingering: Option<usize>,
-    /// It is here only to be told that it cannot be.
+    /// Bytes of input left to discard, `None` unless the client lingers.
+    linger_bytes_left: Option<usize>,
+    /// The client is above the connection limit, and is only to be refused.
     pub(super) rejected: bool,
-    /// How long it may take.
+    /// Deadline of the present activity.
     pub(super) timer_state: ClientTimer,
     /// Bytes sent in this turn.
     sent_this_turn: usize,
-    /// Whether its time is up, and this turn decides.
+    /// The deadline passed: the client is closed after the next turn unless that makes progress.
     timeout_pending: bool,
-    /// Whether it is in the queue of those who get a turn.
+    /// The client is in the ready queue.
     pub(super) in_ready_queue: bool,
-    /// Where its deadline is among the timers.
+    /// Position of the client's timer in the deadline heap.
     pub(super) timer: Option<u32>,
 }
 
 impl Client {
-    pub(super) fn new(stream: TcpStream, connection: Connection, turned_away: bool, now: Millis) -> Client {
-        let standing = if turned_away { Activity::Rejected } else { Activity::Idle(0) };
+    pub(super) fn new(stream: TcpStream, connection: Connection, rejected: bool, now: Millis) -> Client {
+        let activity = if rejected { Activity::Rejected } else { Activity::Idle(0) };
         Client {
             connection,
             stream,
             readable: false,
-            // A new socket can be written to; its first edge says so too, later.
+            // A new socket is writable before its first edge.
             writable: true,
             peer_closing: false,
             read_eof: false,
             decode_paused: false,
-            lingering: None,
-            rejected: turned_away,
-            timer_state: ClientTimer::new(standing, now),
+            linger_bytes_left: None,
+            rejected,
+            timer_state: ClientTimer::new(activity, now),
             sent_this_turn: 0,
             timeout_pending: false,
             in_ready_queue: false,
@@ -101,63 +105,62 @@ impl Client {
         }
     }
 
-    /// Takes note of what the kernel told.
+    /// Stores the readiness that the kernel reported.
     pub(super) fn on_event(&mut self, event: &mio::event::Event) {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable();
         self.peer_closing |= event.is_read_closed() || event.is_error();
     }
 
-    /// One turn. `slot` is the client's place, for those who answer it later.
+    /// Runs one turn. `slot` is the client's slot, to which later replies are addressed.
     pub(super) fn turn(&mut self, slot: usize, turn: &mut TurnContext<'_>) -> TurnResult {
-        if self.lingering.is_some() {
-            let judged = std::mem::take(&mut self.timeout_pending)
-                && self.timer_state.on_deadline(turn.timeouts, turn.dispatcher.now) == TimeoutAction::Close;
-            return if judged { TurnResult::Close } else { self.discard_input(&mut turn.scratch.read) };
+        let now = turn.dispatcher.now;
+        if self.linger_bytes_left.is_some() {
+            let is_timed_out = std::mem::take(&mut self.timeout_pending)
+                && self.timer_state.on_deadline(turn.timeouts, now) == TimeoutAction::Close;
+            return if is_timed_out { TurnResult::Close } else { self.discard_input(&mut turn.scratch.read) };
         }
         self.sent_this_turn = 0;
         self.connection.send_buffer().lend_tail(&mut turn.scratch.write);
-        let next = self.drive(slot, turn).unwrap_or(TurnResult::Close);
+        let result = self.drive(slot, turn).unwrap_or(TurnResult::Close);
         self.connection.send_buffer().reclaim_tail(&mut turn.scratch.write);
-        let (now, standing) = (turn.dispatcher.now, self.activity());
-        self.timer_state.update(standing, self.sent_this_turn, now);
-        if next == TurnResult::Close || !std::mem::take(&mut self.timeout_pending) {
-            return next;
+        let activity = self.activity();
+        self.timer_state.update(activity, self.sent_this_turn, now);
+        if result == TurnResult::Close || !std::mem::take(&mut self.timeout_pending) {
+            return result;
         }
-        let verdict = self.timer_state.on_deadline(turn.timeouts, now);
-        if let Some(timed_out) =
-            timeout_kind(verdict, standing).filter(|_| !turn.dispatcher.context.policy.announce_close)
-        {
-            turn.dispatcher.context.reply.recorder.metrics.timeouts[timed_out as usize] += 1;
+        let action = self.timer_state.on_deadline(turn.timeouts, now);
+        let DecodeContext { policy, reply, .. } = &mut turn.dispatcher.context;
+        if let Some(kind) = timeout_kind(action, activity).filter(|_| !policy.announce_close) {
+            reply.recorder.metrics.timeouts[kind as usize] += 1;
         }
-        match verdict {
-            TimeoutAction::Keep => next,
+        match action {
+            TimeoutAction::Keep => result,
             TimeoutAction::RespondTimeout => {
-                let before = self.connection.request_count();
-                self.connection.time_out_request(&mut turn.dispatcher.context.reply);
-                // One that has not come whole, and has its answer.
-                turn.dispatcher.context.reply.recorder.metrics.requests +=
-                    self.connection.request_count().saturating_sub(before);
+                let requests_before = self.connection.request_count();
+                self.connection.time_out_request(reply);
+                // An incomplete request counts if it was answered.
+                reply.recorder.metrics.requests += self.connection.request_count().saturating_sub(requests_before);
                 TurnResult::Requeue
             }
             TimeoutAction::Close => TurnResult::Close,
             TimeoutAction::Reset => {
-                // If that fails, the kernel will give up some time.
+                // On failure the kernel keeps sending, until it gives up by itself.
                 let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
                 TurnResult::Close
             }
         }
     }
 
-    /// Its time is up. What it does in its next turn decides: something may have come that the loop has not been told of, and that
-    /// the kernel has some room, it tells only once there is a lot of it.
+    /// Makes the next turn read and write, and then close the client unless it makes progress.
+    /// Input may have arrived without an event yet, and the kernel reports a writable socket only
+    /// once much of its buffer is free.
     pub(super) fn begin_timeout_check(&mut self) {
         (self.readable, self.writable, self.timeout_pending) = (true, true, true);
     }
 
-    /// What it is at now.
     fn activity(&mut self) -> Activity {
-        if self.lingering.is_some() {
+        if self.linger_bytes_left.is_some() {
             if self.rejected { Activity::RejectedLinger } else { Activity::Linger }
         } else if !self.connection.send_buffer().is_empty() {
             Activity::WritingReply
@@ -177,23 +180,24 @@ impl Client {
     }
 
     fn drive(&mut self, slot: usize, turn: &mut TurnContext<'_>) -> io::Result<TurnResult> {
-        // One read in each turn, or going on with what was read: some hundred requests, a tenth of a millisecond. With two of
-        // a thousand, others waited ten times as long for a hit beside a client that floods as without.
+        // One read in each turn, or stored input instead: some hundred requests (0.1 ms). (With
+        // two, and a thousand requests each, a hit beside a flooding client took ten times as long
+        // as without.)
         let mut has_read = false;
         loop {
             self.send(WRITE_BUDGET.saturating_sub(self.sent_this_turn))?;
-            let sent = self.sent_this_turn;
             if self.connection.is_flushed() && (self.connection.is_closing() || self.read_eof) {
                 return Ok(self.finish());
             }
             if turn.closes_idle && matches!(self.activity(), Activity::Idle(_)) {
-                // It may have sent something by now: it shall see the end, and not an error.
+                // The client may have sent a request just now: it must read an end of stream, not
+                // an error.
                 return Ok(self.start_linger());
             }
-            if sent >= WRITE_BUDGET || has_read {
-                let more = (self.writable && !self.connection.send_buffer().is_empty())
+            if self.sent_this_turn >= WRITE_BUDGET || has_read {
+                let has_more = (self.writable && !self.connection.send_buffer().is_empty())
                     || (self.connection.can_take_request() && (self.readable || self.decode_paused));
-                return Ok(if more { TurnResult::Requeue } else { TurnResult::Wait });
+                return Ok(if has_more { TurnResult::Requeue } else { TurnResult::Wait });
             }
             if !self.connection.can_take_request() {
                 return Ok(TurnResult::Wait);
@@ -209,8 +213,9 @@ impl Client {
         }
     }
 
-    /// Everything is sent that will be. With bytes unread, here or in the kernel, closing at once would make the client's
-    /// kernel throw away what it has not read yet (RFC 9112, section 9.6).
+    /// Closes the client after its last reply, or lingers if input is unread, here or in the
+    /// kernel. An immediate close would then make the client's kernel discard the reply (RFC 9112,
+    /// section 9.6).
     fn finish(&mut self) -> TurnResult {
         if self.read_eof || !(self.readable || self.connection.needs_linger()) {
             return TurnResult::Close;
@@ -218,32 +223,32 @@ impl Client {
         self.start_linger()
     }
 
-    /// Tells the client that nothing more comes, and throws away what it still sends.
+    /// Ends the output stream. The input is discarded from now on.
     fn start_linger(&mut self) -> TurnResult {
         match self.stream.shutdown(Shutdown::Write) {
             Ok(()) => {
-                self.lingering = Some(LINGER_BYTES);
+                self.linger_bytes_left = Some(MAX_LINGER_BYTES);
                 TurnResult::Linger
             }
             Err(_) => TurnResult::Close,
         }
     }
 
-    /// Sends until all is sent, the socket is full, or `most` bytes are over.
-    fn send(&mut self, most: usize) -> io::Result<()> {
+    /// Sends until the send buffer is empty, the socket is full, or `max_bytes` are sent.
+    fn send(&mut self, max_bytes: usize) -> io::Result<()> {
         let mut sent = 0;
-        while self.writable && sent < most {
+        while self.writable && sent < max_bytes {
             let (result, length) = match self.connection.send_buffer().contiguous() {
                 Some([]) => break,
                 Some(bytes) => {
-                    let bytes = &bytes[..bytes.len().min(most - sent)];
+                    let bytes = &bytes[..bytes.len().min(max_bytes - sent)];
                     (write(&self.stream, bytes), bytes.len())
                 }
                 None => {
                     let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
-                    let count = self.connection.send_buffer().io_slices(&mut slices, most - sent);
+                    let count = self.connection.send_buffer().io_slices(&mut slices, max_bytes - sent);
                     let length = slices[..count].iter().map(|slice| slice.len()).sum();
-                    // The queue is not empty, nothing in it is, and the first is rendered.
+                    // The send buffer is not empty, and its first chunk was rendered.
                     debug_assert!(length > 0);
                     (self.stream.write_vectored(&slices[..count]), length)
                 }
@@ -264,7 +269,8 @@ impl Client {
         Ok(())
     }
 
-    /// Reads once into the loop's buffer; keeps only what could not be used.
+    /// Reads once into the event loop's buffer, and decodes. The connection copies unused bytes
+    /// only.
     fn read(&mut self, slot: usize, turn: &mut TurnContext<'_>) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut turn.scratch.read);
         let result = self.receive(&mut buffer);
@@ -275,7 +281,7 @@ impl Client {
         result.map(|_| ())
     }
 
-    /// One read, and what its outcome says about the socket.
+    /// Reads once, and updates the readiness of the socket. Returns 0 if there was no input.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match read(&self.stream, buffer) {
             Ok(0) => {
@@ -295,10 +301,10 @@ impl Client {
         }
     }
 
-    /// Reads what nobody wants, until the client closes, or has had its bytes.
+    /// Reads and discards input. The client is closed at its end, and after [`MAX_LINGER_BYTES`].
     fn discard_input(&mut self, buffer: &mut [u8]) -> TurnResult {
         if self.readable {
-            match (self.receive(buffer), &mut self.lingering) {
+            match (self.receive(buffer), &mut self.linger_bytes_left) {
                 (Ok(length), Some(left)) if length < *left => *left -= length,
                 _ => return TurnResult::Close,
             }
@@ -311,19 +317,19 @@ impl Client {
     }
 }
 
-/// Reads what has come, as much as there is room for.
+/// Reads into `buffer` by a direct system call.
 fn read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::net::recv(stream, buffer, RecvFlags::empty())?.0)
 }
 
-/// Writes as much as the socket takes.
+/// Writes as much as the socket accepts by a direct system call.
 fn write(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?)
 }
 
-/// What a client was too slow for, if that is why it is closed.
-fn timeout_kind(verdict: TimeoutAction, standing: Activity) -> Option<TimeoutKind> {
-    match (verdict, standing) {
+/// Returns the kind of timeout to record for a client, if a timeout closes it.
+fn timeout_kind(action: TimeoutAction, activity: Activity) -> Option<TimeoutKind> {
+    match (action, activity) {
         (TimeoutAction::RespondTimeout, _) => Some(TimeoutKind::Request),
         (TimeoutAction::Reset, _) => Some(TimeoutKind::Reply),
         (TimeoutAction::Close, Activity::Idle(_)) => Some(TimeoutKind::Idle),
@@ -346,36 +352,41 @@ mod tests {
 
     const TIMEOUTS: TimeoutConfig = TimeoutConfig { request: 10, idle: 1_000_000, write: 1_000_000, linger: 1_000_000 };
 
-    /// A client all of whose bytes have come, and what its turns need.
-    struct Scene {
+    /// Client that has sent all its bytes, and the state that its turns use.
+    struct Fixture {
         client: Client,
         peer: std::net::TcpStream,
         read_through: ReadThrough,
         scratch: Scratch,
     }
 
-    impl Scene {
-        fn new(bytes: &[u8]) -> Scene {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-            SockRef::from(&listener).set_recv_buffer_size(1 << 20).expect("an option can be set");
+    impl Fixture {
+        fn new(bytes: &[u8]) -> Fixture {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+            SockRef::from(&listener).set_recv_buffer_size(1 << 20).expect("a receive buffer of 1 MiB");
             let mut peer =
-                std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+                std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("a listener");
             let (stream, _) = listener.accept().expect("a connection");
-            peer.write_all(bytes).expect("the kernel takes it");
-            // All of it, or as much as this system's window lets through before somebody reads: more than a turn's worth.
-            let (mut seen, begun) = (vec![0; bytes.len()], std::time::Instant::now());
-            while stream.peek(&mut seen).expect("it is connected") < bytes.len() && begun.elapsed().as_millis() < 300 {}
-            stream.set_nonblocking(true).expect("an option can be set");
+            peer.write_all(bytes).expect("space in the socket buffers");
+            // Waits until all bytes arrived, or as many as the window of this system admits: more
+            // than a turn reads.
+            let (mut arrived, started) = (vec![0; bytes.len()], std::time::Instant::now());
+            while stream.peek(&mut arrived).expect("a connection") < bytes.len() && started.elapsed().as_millis() < 300
+            {
+            }
+            stream.set_nonblocking(true).expect("non-blocking mode");
             let mut client = Client::new(TcpStream::from_std(stream), Connection::new(1, 0), false, 0);
             client.readable = true;
             let mut read_through =
                 ReadThrough::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
             // The key "a" is cached.
-            let nobody = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
-            let Lookup::Fetch(job) = read_through.get(b"a", true, nobody, 0) else { panic!("it is in memory") };
+            let request_id = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
+            let Lookup::Fetch(job) = read_through.get(b"a", true, request_id, 0) else {
+                panic!("the key is already cached")
+            };
             let fetched = FetchedValue { value: Value::new(vec![b'x']), ttl: None };
             read_through.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, 0, |_, _| ());
-            Scene { client, peer, read_through, scratch: Scratch { read: vec![0; 64 * 1024], write: Vec::new() } }
+            Fixture { client, peer, read_through, scratch: Scratch { read: vec![0; 64 * 1024], write: Vec::new() } }
         }
 
         fn turn(&mut self, now: Millis) -> TurnResult {
@@ -394,62 +405,62 @@ mod tests {
         }
     }
 
-    /// One client must not keep the loop from the others, however much it has sent: it goes to the end of the queue, and comes
-    /// to its end all the same.
+    /// A turn is bounded however much a client has sent, and the client is requeued until all is
+    /// done.
     #[test]
-    fn a_turn_is_bounded_and_leads_to_another() {
+    fn turn_is_bounded_and_requeues() {
         const PINGS: u64 = 20_000;
-        let mut scene = Scene::new(&b"*1\r\n$4\r\nPING\r\n".repeat(PINGS as usize));
+        let mut fixture = Fixture::new(&b"*1\r\n$4\r\nPING\r\n".repeat(PINGS as usize));
         let mut turns = 0;
         loop {
-            let before = scene.client.connection.request_count();
-            let next = scene.turn(0);
-            let done = scene.client.connection.request_count() - before;
-            assert!(done <= MAX_STEPS_PER_TURN as u64, "{done} requests in one turn");
-            assert!(turns > 0 || next == TurnResult::Requeue, "{next:?} with more to read");
+            let requests_before = fixture.client.connection.request_count();
+            let result = fixture.turn(0);
+            let processed = fixture.client.connection.request_count() - requests_before;
+            assert!(processed <= MAX_STEPS_PER_TURN as u64, "{processed} requests in one turn");
+            assert!(turns > 0 || result == TurnResult::Requeue, "{result:?} with more to read");
             turns += 1;
-            match next {
+            match result {
                 TurnResult::Requeue => {}
-                TurnResult::Wait if scene.client.connection.request_count() == PINGS => break,
-                // The rest is on its way, and the kernel would tell.
-                TurnResult::Wait => scene.client.readable = true,
+                TurnResult::Wait if fixture.client.connection.request_count() == PINGS => break,
+                // The rest is in transit: the kernel would report it.
+                TurnResult::Wait => fixture.client.readable = true,
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(scene.client.activity(), Activity::Idle(PINGS));
+        assert_eq!(fixture.client.activity(), Activity::Idle(PINGS));
     }
 
-    /// What has come and waits for further turns is the proxy's time. Only what has not come is the client's.
+    /// A complete request that waits for further turns does not time out. An incomplete one does.
     #[test]
-    fn who_has_sent_all_is_not_given_up() {
+    fn complete_request_does_not_time_out() {
         let keys = "$1\r\na\r\n".repeat(5000);
         let command = |count: usize| format!("*{count}\r\n$6\r\nEXISTS\r\n{keys}");
         let chunked = "GET /raw/a HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
         let body = format!("3e8\r\n{}\r\n", "x".repeat(1000)).repeat(180);
-        for (bytes, whole) in [
+        for (bytes, is_complete) in [
             (command(5001), true),
             (command(5002), false),
             (format!("{chunked}{body}0\r\n\r\n"), true),
             (format!("{chunked}{body}"), false),
         ] {
-            let mut scene = Scene::new(bytes.as_bytes());
+            let mut fixture = Fixture::new(bytes.as_bytes());
             let (mut now, mut turns) = (0, 0);
-            // Each turn comes when all of its time is over, and the first has to show that something has come at all.
-            let given_up = loop {
-                let next = scene.turn(now);
+            // Each turn runs at the client's deadline. The first one only discovers the input.
+            let timed_out = loop {
+                let result = fixture.turn(now);
                 now += TIMEOUTS.request;
-                scene.client.begin_timeout_check();
+                fixture.client.begin_timeout_check();
                 turns += 1;
-                assert!(turns < 100, "it comes to no end");
-                if scene.client.connection.is_closing() {
+                assert!(turns < 100, "still busy after 100 turns");
+                if fixture.client.connection.is_closing() {
                     break true;
                 }
-                if next == TurnResult::Wait && turns > 20 {
+                if result == TurnResult::Wait && turns > 20 {
                     break false;
                 }
             };
-            assert_eq!(given_up, !whole, "{:?} after {turns} turns", &bytes[..20]);
-            drop(scene.peer);
+            assert_eq!(timed_out, !is_complete, "{:?} after {turns} turns", &bytes[..20]);
+            drop(fixture.peer);
         }
     }
 }

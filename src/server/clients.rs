@@ -1,4 +1,4 @@
-//! All clients of one event loop: connections, the ready queue, and one timer for each client.
+//! Clients of one event loop: slab, ready queue, and one timer for each client.
 
 use super::client::{Client, TurnResult};
 use super::timeouts::TimeoutConfig;
@@ -16,7 +16,7 @@ use std::time::SystemTime;
 /// Connected clients by slot. A slot is reused after its client was removed.
 pub(super) struct Clients {
     slab: Slab<Client>,
-    /// Slots of the clients that get a turn, in order. May hold a slot whose client was removed.
+    /// Slots of the clients that get a turn, in order. A removed client may still be in it.
     ready_queue: VecDeque<usize>,
     timers: DeadlineHeap,
     timeouts: TimeoutConfig,
@@ -24,7 +24,7 @@ pub(super) struct Clients {
     date: ResponseDate,
     /// Metrics of this event loop.
     pub(super) recorder: Recorder,
-    /// Destination of the access log, if there is one.
+    /// Writer of the access log, if it is on.
     access_log: Option<LogWriter>,
 }
 
@@ -55,7 +55,7 @@ impl Clients {
         self.slab.is_empty()
     }
 
-    /// Returns the slot of the next client that is inserted.
+    /// Returns the slot that the next inserted client gets.
     pub(super) fn vacant_slot(&self) -> usize {
         self.slab.vacant_key()
     }
@@ -66,7 +66,7 @@ impl Clients {
         self.arm_timer(slot);
     }
 
-    /// Removes a client. Records its unanswered requests as aborted.
+    /// Removes a client, and records its unanswered requests as aborted.
     pub(super) fn remove(&mut self, slot: usize) -> Client {
         self.disarm_timer(slot);
         let mut client = self.slab.remove(slot);
@@ -85,7 +85,7 @@ impl Clients {
         self.date = date;
     }
 
-    /// Stores readiness that epoll reported, and queues the client.
+    /// Stores the readiness that the kernel reported, and queues the client.
     pub(super) fn on_event(&mut self, slot: usize, event: &mio::event::Event) {
         if let Some(client) = self.slab.get_mut(slot) {
             client.on_event(event);
@@ -93,8 +93,8 @@ impl Clients {
         }
     }
 
-    /// Delivers a reply to the connection that waits for it, unless that one is gone, and queues its
-    /// client. A reply to a failed request queues it, too: decoding may have been paused until then.
+    /// Delivers a reply, unless its connection is gone, and queues the client. A reply that the
+    /// connection discards queues it too: decoding may wait for a lower number of pending keys.
     pub(super) fn deliver_reply(&mut self, request_id: RequestId, reply: &Reply<'_>) {
         if let Some(client) = self.slab.get_mut(request_id.slot)
             && client.connection.id == request_id.connection_id
@@ -106,7 +106,7 @@ impl Clients {
         }
     }
 
-    /// Queues a client for a turn, once.
+    /// Queues a client for a turn, unless it is queued already.
     fn enqueue(&mut self, slot: usize) {
         if let Some(client) = self.slab.get_mut(slot)
             && !std::mem::replace(&mut client.in_ready_queue, true)
@@ -115,7 +115,7 @@ impl Clients {
         }
     }
 
-    /// Returns how many turns the ready queue holds.
+    /// Returns the length of the ready queue.
     pub(super) fn ready_count(&self) -> usize {
         self.ready_queue.len()
     }
@@ -125,14 +125,15 @@ impl Clients {
         self.ready_queue.pop_front()
     }
 
-    /// Returns the client in `slot` and what its turn needs.
+    /// Starts the turn of the client in `slot`. Returns it with the state that the turn needs.
     pub(super) fn begin_turn(&mut self, slot: usize) -> Option<(&mut Client, TimeoutConfig, ReplyContext<'_>)> {
         let client = self.slab.get_mut(slot)?;
         client.in_ready_queue = false;
         Some((client, self.timeouts, ReplyContext { date: &self.date, recorder: &mut self.recorder }))
     }
 
-    /// Queues a client that needs another turn, and arms its timer if its deadline is earlier now.
+    /// Ends a turn: queues a client that needs another, and arms its timer if its deadline is
+    /// earlier now.
     pub(super) fn end_turn(&mut self, slot: usize, result: TurnResult) {
         if matches!(result, TurnResult::Requeue | TurnResult::Linger) {
             self.enqueue(slot);
@@ -140,8 +141,8 @@ impl Clients {
         self.arm_timer(slot);
     }
 
-    /// Assigns the time up to `micros` to the replies since the last call. With an access log, this
-    /// is called after each turn, so that each line has its own time.
+    /// Records the time up to `micros` for the replies since the last call. With an access log,
+    /// this is called after each turn, so that each line has its own time.
     pub(super) fn end_turns(&mut self, micros: Micros) {
         self.recorder.end_turns(micros);
         self.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
@@ -152,10 +153,10 @@ impl Clients {
         self.access_log.is_some()
     }
 
-    /// Passes the access log lines to the log writer if they exceed `threshold` bytes.
-    pub(super) fn flush_access_log(&mut self, threshold: usize) {
+    /// Passes the access log lines to the log writer if they exceed `max_bytes`.
+    pub(super) fn flush_access_log(&mut self, max_bytes: usize) {
         let Some(log_writer) = &self.access_log else { return };
-        if let Some(lines) = self.recorder.access_log_lines().filter(|lines| lines.len() > threshold) {
+        if let Some(lines) = self.recorder.access_log_lines().filter(|lines| lines.len() > max_bytes) {
             log_writer.write_access_lines(lines);
             lines.clear();
             lines.shrink_to(2 * ACCESS_LOG_FLUSH_BYTES);
@@ -189,14 +190,14 @@ impl Clients {
         self.timeouts
     }
 
-    /// Shortens the timeouts, and arms all timers whose deadlines are earlier now.
+    /// Shortens the timeouts, and moves all timers to the earlier deadlines.
     pub(super) fn set_timeouts(&mut self, timeouts: TimeoutConfig) {
         self.timeouts = timeouts;
         let slots: Vec<usize> = self.slab.iter().map(|(slot, _)| slot).collect();
         slots.into_iter().for_each(|slot| self.arm_timer(slot));
     }
 
-    /// Sets a client's timer to its deadline, unless the timer fires early enough already.
+    /// Sets the timer of a client to its deadline, unless it fires earlier.
     fn arm_timer(&mut self, slot: usize) {
         let Some(client) = self.slab.get(slot) else { return };
         let deadline = client.timer_state.deadline(self.timeouts);

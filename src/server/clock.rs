@@ -1,10 +1,10 @@
-//! Clock of one event loop.
+//! Clock of one event loop: monotonic time, read once in each tick.
 
 use crate::metrics::Micros;
 use crate::types::Millis;
 use std::time::{Instant, SystemTime};
 
-/// Monotonic time since the event loop started, read once in each tick.
+/// Time since the event loop started.
 pub(super) struct Clock {
     started: Instant,
     pub(super) now: Millis,
@@ -23,7 +23,7 @@ impl Clock {
         self.started.elapsed().as_micros() as Micros
     }
 
-    /// Starts a tick. Returns the wall clock time if another second has begun.
+    /// Starts a tick. Returns the wall clock time if a new second has begun.
     pub(super) fn tick(&mut self) -> Option<SystemTime> {
         self.micros = self.micros();
         self.now = self.micros / 1000;

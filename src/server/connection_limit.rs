@@ -1,43 +1,46 @@
-//! How many clients there is room for: in the operator's eyes (`MAX_CONNECTIONS`), and in the system's, which bounds open files.
+//! Connection limit: `MAX_CONNECTIONS`, or less if the system allows fewer open files.
 //!
-//! All loops count together. Beyond the last place each loop has a few more, for those who are only told that there is none:
-//! their first line says in which protocol.
+//! All event loops share one count. Above the limit each event loop accepts a few clients only to
+//! refuse them, in the protocol that their first line shows.
 
 use crate::config::Config;
 use rlimit::Resource;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Clients of one loop, at most, that are being told that there is no place for them. Each stays for a quarter of a second at most,
-/// less if it asks at once; more wait in the kernel's queue until then, unless a place becomes free.
+/// Maximum number of clients that one event loop refuses at the same time. Each takes at most 250
+/// ms, less if its first line arrives at once. Others wait in the kernel's queue, unless a
+/// connection becomes free.
 const MAX_REJECTING: usize = 256;
 
-/// Open files beside clients and Redis: standard streams, signals, and what the system's libraries open for a moment.
+/// Open files apart from clients and Redis: standard streams, signals, and files that system
+/// libraries open briefly.
 const OTHER_FILES: usize = 16;
 
-/// Open files of each loop: listener, epoll, eventfd, and one to spare.
-const FILES_PER_LOOP: usize = 4;
+/// Open files of each event loop: listener, epoll, eventfd, and one to spare.
+const FILES_PER_WORKER: usize = 4;
 
-/// Open files of each connection to Redis: while a name is resolved, one more than the connection.
+/// Open files of each connection to Redis: the connection, and one to resolve a host name.
 const FILES_PER_REDIS_CONNECTION: usize = 2;
 
-/// Open files that are allowed where the system does not tell: the usual limit.
+/// Assumed limit of open files if the system does not report it: the usual one.
 const DEFAULT_FILE_LIMIT: usize = 1024;
 
-/// Clients that have a place, of all loops.
+/// Connections of all event loops that count against the limit.
 static OPEN_CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// See the top of the file. Each loop has one of its own.
+/// Connection limit of all event loops, and the refused clients of one. Each event loop has a
+/// clone.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter {
-    /// Clients that all loops together may have.
+    /// Maximum number of clients of all event loops.
     max_connections: usize,
-    /// Clients that this loop may be turning away.
+    /// Maximum number of clients that this event loop refuses at the same time.
     max_rejecting: usize,
     rejecting: usize,
 }
 
-/// The system allows so few open files that there is no place for any client.
+/// Error: the system allows too few open files for a single client.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FileLimitTooLow {
     files: usize,
@@ -55,65 +58,71 @@ impl std::fmt::Display for FileLimitTooLow {
 }
 
 impl ConnectionLimiter {
-    /// Makes room for what the configuration allows: raises the limit of open files if need be, as far as the system lets
-    /// it, and allows fewer clients if that is not far enough.
+    /// Creates the limiter for a configuration. Raises the limit of open files as far as needed and
+    /// possible. Lowers the connection limit if that is not enough.
+    ///
+    /// # Errors
+    ///
+    /// The limit of open files is too low for a single client.
     pub fn from_config(config: &Config) -> Result<ConnectionLimiter, FileLimitTooLow> {
         let wanted = ConnectionLimiter::for_file_limit(usize::MAX, config)?;
         let needed = reserved_files(config) + wanted.max_connections + wanted.max_rejecting * config.workers;
         let files = raise_file_limit(needed);
-        let connection_limiter = ConnectionLimiter::for_file_limit(files, config)?;
-        if connection_limiter.max_connections < wanted.max_connections {
+        let limiter = ConnectionLimiter::for_file_limit(files, config)?;
+        if limiter.max_connections < wanted.max_connections {
             log::warn!(
                 "MAX_CONNECTIONS={} needs {needed} open files, but the system allows {files}: connection limit lowered to \
                  {}; raise the limit of open files (ulimit -Hn, or LimitNOFILE= in systemd)",
                 wanted.max_connections,
-                connection_limiter.max_connections
+                limiter.max_connections
             );
         }
-        Ok(connection_limiter)
+        Ok(limiter)
     }
 
-    /// What there is room for in so many open files.
+    /// Returns the limits that fit in `files` open files.
     fn for_file_limit(files: usize, config: &Config) -> Result<ConnectionLimiter, FileLimitTooLow> {
-        let other = reserved_files(config);
-        let needed = other + 1 + config.workers;
-        let rest = files.saturating_sub(other);
+        let reserved = reserved_files(config);
+        let needed = reserved + 1 + config.workers;
+        let available = files.saturating_sub(reserved);
         if files < needed {
             return Err(FileLimitTooLow { files, needed });
         }
-        // With few files most of them are for clients that are served.
-        let most_turned_away = (rest / 8 / config.workers).clamp(1, MAX_REJECTING);
-        let most = config.max_connections.min(rest - most_turned_away * config.workers);
-        Ok(ConnectionLimiter { max_connections: most, max_rejecting: most_turned_away, rejecting: 0 })
+        // At most an eighth of the files is for clients to refuse.
+        let max_rejecting = (available / 8 / config.workers).clamp(1, MAX_REJECTING);
+        let max_connections = config.max_connections.min(available - max_rejecting * config.workers);
+        Ok(ConnectionLimiter { max_connections, max_rejecting, rejecting: 0 })
     }
 
-    /// Clients that all loops together may have.
+    /// Returns the maximum number of clients of all event loops.
     pub fn max_connections(&self) -> usize {
         self.max_connections
     }
 
-    /// Clients of this loop that are being turned away.
+    /// Returns the number of clients that this event loop is refusing.
     pub(super) fn rejecting(&self) -> usize {
         self.rejecting
     }
 
-    /// Whether a connection can be accepted, be it to turn it away.
+    /// Returns true if a connection can be accepted, if only to refuse it.
     pub(super) fn can_accept(&self) -> bool {
         self.rejecting < self.max_rejecting || OPEN_CONNECTIONS.load(Ordering::Relaxed) < self.max_connections
     }
 
-    /// Takes a place. Says whether it is one of those that are there to be turned away.
+    /// Counts an accepted connection. Returns true if it is above the limit and must be refused.
     pub(super) fn acquire(&mut self) -> bool {
-        let taken = OPEN_CONNECTIONS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            (taken < self.max_connections).then_some(taken + 1)
-        });
-        self.rejecting += usize::from(taken.is_err());
-        taken.is_err()
+        let rejected = OPEN_CONNECTIONS
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
+                (open < self.max_connections).then_some(open + 1)
+            })
+            .is_err();
+        self.rejecting += usize::from(rejected);
+        rejected
     }
 
-    /// Gives a place back.
-    pub(super) fn release(&mut self, turned_away: bool) {
-        if turned_away {
+    /// Releases a connection. `rejected` is the result of [`ConnectionLimiter::acquire`] for it.
+    pub(super) fn release(&mut self, rejected: bool) {
+        if rejected {
             self.rejecting -= 1;
         } else {
             OPEN_CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
@@ -121,13 +130,14 @@ impl ConnectionLimiter {
     }
 }
 
+/// Returns the number of open files that are not for clients.
 fn reserved_files(config: &Config) -> usize {
-    // One more connection for tracking.
+    // With one connection for tracking.
     let redis = (config.redis_connections + 1) * FILES_PER_REDIS_CONNECTION;
-    OTHER_FILES + config.workers * (FILES_PER_LOOP + redis)
+    OTHER_FILES + config.workers * (FILES_PER_WORKER + redis)
 }
 
-/// Raises the limit of open files to what is needed, or as far as it goes. Says what it is then.
+/// Raises the limit of open files to `needed`, or as far as possible. Returns the limit in force.
 fn raise_file_limit(needed: usize) -> usize {
     let needed = needed as u64;
     let raise = || -> io::Result<u64> {
@@ -135,10 +145,10 @@ fn raise_file_limit(needed: usize) -> usize {
         if soft >= needed {
             return Ok(soft);
         }
-        // Root could go beyond the hard limit; but somebody has set it.
-        let most = needed.min(hard);
-        Resource::NOFILE.set(most, hard)?;
-        Ok(most)
+        // Never above the hard limit, which root could raise: the operator has set it.
+        let raised = needed.min(hard);
+        Resource::NOFILE.set(raised, hard)?;
+        Ok(raised)
     };
     match raise() {
         Ok(files) => usize::try_from(files).unwrap_or(usize::MAX),
@@ -155,28 +165,26 @@ mod tests {
 
     fn config(variables: &[(&str, &str)]) -> Config {
         let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-        Config::read(find).expect("allowed")
+        Config::read(find).expect("valid variables")
     }
 
+    /// Few open files lower the connection limit. Too few for one client are an error.
     #[test]
-    fn few_files_mean_few_clients_and_none_is_an_error() {
+    fn file_limit_lowers_connection_limit() {
         let defaults = config(&[]);
-        let connection_limiter = |files| {
+        let limits = |files| {
             ConnectionLimiter::for_file_limit(files, &defaults)
-                .map(|connection_limiter| (connection_limiter.max_connections, connection_limiter.max_rejecting))
+                .map(|limiter| (limiter.max_connections, limiter.max_rejecting))
         };
-        assert_eq!(connection_limiter(20_000), Ok((10_000, 256)));
-        assert_eq!(connection_limiter(64), Ok((30, 4)));
-        assert_eq!(connection_limiter(32), Ok((1, 1)));
-        assert_eq!(connection_limiter(31), Err(FileLimitTooLow { files: 31, needed: 32 }));
+        assert_eq!(limits(20_000), Ok((10_000, 256)));
+        assert_eq!(limits(64), Ok((30, 4)));
+        assert_eq!(limits(32), Ok((1, 1)));
+        assert_eq!(limits(31), Err(FileLimitTooLow { files: 31, needed: 32 }));
         let many = config(&[("WORKERS", "4"), ("MAX_CONNECTIONS", "50")]);
-        let connection_limiter = ConnectionLimiter::for_file_limit(1000, &many).expect("room");
-        assert_eq!((connection_limiter.max_connections, connection_limiter.max_rejecting), (50, 29));
+        let limiter = ConnectionLimiter::for_file_limit(1000, &many).expect("enough open files");
+        assert_eq!((limiter.max_connections, limiter.max_rejecting), (50, 29));
         let many = config(&[("WORKERS", "4")]);
-        let connection_limiter = ConnectionLimiter::for_file_limit(200, &many).expect("room");
-        assert_eq!(
-            connection_limiter.max_connections + 4 * connection_limiter.max_rejecting,
-            200 - reserved_files(&many)
-        );
+        let limiter = ConnectionLimiter::for_file_limit(200, &many).expect("enough open files");
+        assert_eq!(limiter.max_connections + 4 * limiter.max_rejecting, 200 - reserved_files(&many));
     }
 }

@@ -1,5 +1,7 @@
-//! The listening socket: bound so that several loops can share a port, and accepting in a way that survives running out
-//! of descriptors neither deaf nor spinning.
+//! Listening socket of an event loop: binding, accepting, and the handover of its port on shutdown.
+//!
+//! Several event loops and proxies can share a port. Without free file descriptors, accepting backs
+//! off and retries.
 
 use crate::log_throttle::LogThrottle;
 use crate::types::Millis;
@@ -10,56 +12,73 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Connections that the kernel keeps for the loop to accept. It cuts this to `net.core.somaxconn`.
+/// Maximum number of connections that wait in the kernel to be accepted. The kernel lowers it to
+/// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Silence after which the kernel asks whether a client is still there, and how often it does then, nine times. Redis' own
-/// `tcp-keepalive` is 300 s.
+/// Silence after which the kernel probes a client, as `tcp-keepalive` of Redis.
 const TCP_KEEPALIVE_TIME: Duration = Duration::from_secs(300);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long accepting rests when the system has no descriptors or memory for another connection and none of ours
-/// ends meanwhile.
+/// Interval of the probes. The kernel closes the connection after nine without a response.
+const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Pause of accepting when the system has no descriptor or memory for another connection. It ends
+/// early when a client is closed.
 const ACCEPT_BACKOFF: Millis = 100;
 
-/// Binds a listening socket. With `share_port` other loops may bind the same address; the kernel spreads connections.
+/// Setting of the kernel: "1" if it moves the pending connections of a closed socket to other
+/// sockets at the same port (ip-sysctl.rst, Linux 5.14).
+const TCP_MIGRATE_REQ: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+
+/// Binds a listening socket. With `share_port` other event loops may bind the same address, and the
+/// kernel spreads connections over them.
+///
+/// # Errors
+///
+/// The address is in use or not available, or the system refuses a socket option.
 pub fn bind(address: SocketAddr, share_port: bool) -> io::Result<std::net::TcpListener> {
     let socket = bind_socket(address, share_port)?;
-    // Every connection accepted here inherits it (socket(7), tcp(7)): a client whose machine is gone without a word is noticed,
+    // Accepted connections inherit it (socket(7), tcp(7)). It detects a client that vanished,
     // however long CLIENT_IDLE_TIMEOUT is.
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL))?;
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE_TIME).with_interval(TCP_KEEPALIVE_INTERVAL))?;
     socket.set_nonblocking(true)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Fails where somebody listens at the address: who shares a port with his own loops only does not notice when he binds it.
+/// Checks that no other process listens at the address. With several event loops [`bind`] shares
+/// the port, and would not fail.
+///
+/// # Errors
+///
+/// The address is in use or not available.
 pub fn check_port_free(address: SocketAddr) -> io::Result<()> {
     bind_socket(address, false).map(drop)
 }
 
 fn bind_socket(address: SocketAddr, share_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for connections of the last run to be forgotten.
+    // Connections of the last run in TIME_WAIT must not delay a restart.
     socket.set_reuse_address(true)?;
     if share_port {
         socket.set_reuse_port(true)?;
     }
     if address.is_ipv6() {
-        // "::" means every address, IPv4 too, whatever the system's default.
+        // "::" includes IPv4 addresses, whatever the default of the system.
         socket.set_only_v6(false)?;
     }
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
-/// Says in the log what is in the way of closing a socket without losing a connection, where others are to go on at its port. Tried
-/// at start, when there is time to mend it.
+/// Checks that the socket can be closed without losing a connection while other proxies listen at
+/// its port, and logs a warning if not. Called at start, when the operator can still fix it.
 pub fn check_port_handover(listener: &std::net::TcpListener) {
     let socket = SockRef::from(listener);
-    let tried = socket.attach_filter(&drop_syn_filter()).and_then(|()| socket.detach_filter());
+    let filter_result = socket.attach_filter(&drop_syn_filter()).and_then(|()| socket.detach_filter());
     let migrates = std::fs::read_to_string(TCP_MIGRATE_REQ).is_ok_and(|text| text.trim() == "1");
-    if let (Err(error), false) = (tried, migrates) {
+    if let (Err(error), false) = (filter_result, migrates) {
         log::warn!(
             "SHARE_PORT=on: on shutdown the kernel may reset new client connections not accepted yet ({error}); set the \
              sysctl net.ipv4.tcp_migrate_req=1, or grant CAP_NET_ADMIN to the process"
@@ -67,51 +86,48 @@ pub fn check_port_handover(listener: &std::net::TcpListener) {
     }
 }
 
-/// Where the kernel tells whether it hands connections that wait at a socket over to others at the same port (`tcp_migrate_req`,
-/// ip-sysctl.rst, Linux 5.14).
-const TCP_MIGRATE_REQ: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
-
-/// For connections to a port that others listen on too: a program of the kernel's packet filter (filter.rst, classic BPF) that
-/// drops what asks for a new connection (SYN) and lets all else through. What it sees begins with the TCP header.
+/// Returns a packet filter (filter.rst, classic BPF) that drops new connections (SYN) and passes
+/// all other segments. Its input starts with the TCP header.
 ///
-/// The kernel gives each new connection to one of the sockets at once, and whoever closes his takes those along that nobody
-/// has accepted yet. So first no more are let in, then all that are there are accepted, then it is closed. Whoever is not let in
-/// asks again a second later (RFC 6298, section 2), and finds the others.
+/// The kernel assigns each new connection to one of the sockets that share a port. Closing a socket
+/// resets those that were not accepted. So the proxy first drops SYNs, then accepts all pending
+/// connections, then closes the socket. A client repeats a dropped SYN after a second (RFC 6298,
+/// section 2), and reaches another socket.
 fn drop_syn_filter() -> [SockFilter; 4] {
     const LOAD_BYTE: u16 = 0x30;
     const JUMP_IF_ANY_BIT: u16 = 0x45;
     const RETURN: u16 = 0x06;
-    const FLAGS_AT: u32 = 13;
+    const FLAGS_OFFSET: u32 = 13;
     const SYN: u32 = 0x02;
     [
-        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_AT),
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_OFFSET),
         SockFilter::new(JUMP_IF_ANY_BIT, 0, 1, SYN),
         SockFilter::new(RETURN, 0, 0, 0),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
     ]
 }
 
-/// What came of trying to accept.
+/// Result of [`Acceptor::accept`].
 pub(super) enum AcceptResult {
-    /// A connection, and from where.
+    /// A connection, and the address of the client.
     Stream(TcpStream, SocketAddr),
-    /// Nothing that matters: a connection that was gone again.
+    /// The connection was gone already; others may be pending.
     Retry,
-    /// No more for now.
+    /// No connection is pending, or accepting backs off.
     Stop,
 }
 
-/// The listener, and whether there is a point in trying.
+/// Listening socket with its readiness and its backoff.
 pub(super) struct Acceptor {
-    /// `None` when no more are accepted.
+    /// `None` once the socket is closed.
     listener: Option<TcpListener>,
-    /// Whether other proxies may listen at the port, and go on when this one stops (`SHARE_PORT`).
+    /// Other proxies may listen at the port, and continue when this one stops (`SHARE_PORT`).
     is_shared: bool,
-    /// Edge-triggered: once told, connections wait until the kernel says there are none left.
+    /// Connections may be pending: set by the edge, cleared when the kernel reports "would block".
     pending: bool,
-    /// After a failure for want of resources: when to try again.
+    /// Time of the next attempt after a failure for lack of resources.
     backoff_until: Option<Millis>,
-    /// Throttle for the log lines about such failures: at the limit each client that connects logs one.
+    /// Throttle for the log lines about such failures: at the limit each new client causes one.
     error_log: LogThrottle,
 }
 
@@ -126,7 +142,7 @@ impl Acceptor {
         }
     }
 
-    /// Has the kernel tell of connections.
+    /// Registers the socket for events.
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.listener {
             Some(listener) => registry.register(listener, token, Interest::READABLE),
@@ -134,16 +150,16 @@ impl Acceptor {
         }
     }
 
-    /// The kernel says that connections wait.
+    /// Marks connections as pending, because of an event.
     pub(super) fn notify(&mut self) {
         self.pending = true;
     }
 
-    /// Lets no new connections begin where others may listen on the port. Those that have begun come to be accepted. Says whether it
-    /// has come to that: where nobody else listens, who comes now had better be refused at once.
+    /// Drops new connections if the port is shared. Handshakes in progress complete. Returns true
+    /// if the port is shared: otherwise new clients are better refused at once.
     pub(super) fn block_new_connections(&mut self) -> bool {
         let Some(listener) = &self.listener else { return false };
-        // Some kernels (6.18 is one) want CAP_NET_ADMIN for that. What it means to do without has been said at start.
+        // Some kernels (6.18 for one) require CAP_NET_ADMIN. `check_port_handover` warned at start.
         if self.is_shared
             && let Err(error) = SockRef::from(listener).attach_filter(&drop_syn_filter())
         {
@@ -152,34 +168,34 @@ impl Acceptor {
         self.is_shared
     }
 
-    /// Closes the socket: others may have the port.
+    /// Closes the socket. The kernel removes it from epoll.
     pub(super) fn close(&mut self) {
-        // The kernel forgets to watch it.
         (self.listener, self.pending) = (None, false);
     }
 
-    /// Whether accepting rests for want of descriptors or memory.
+    /// Returns true if accepting backs off for lack of descriptors or memory.
     pub(super) fn is_backing_off(&self, now: Millis) -> bool {
         self.backoff_until.is_some_and(|until| until > now)
     }
 
-    /// Whether connections may wait to be accepted.
+    /// Returns true if connections may be pending.
     pub(super) fn has_pending(&self) -> bool {
         self.pending
     }
 
-    /// A connection has ended: there may be a descriptor for another.
+    /// Ends a backoff: a client was closed, so a descriptor may be free.
     pub(super) fn resume(&mut self, now: Millis) {
         if let Some(until) = &mut self.backoff_until {
             *until = now;
         }
     }
 
-    /// Whether to try now; if not, when.
+    /// Returns the time of the next attempt, `None` if no connection is pending.
     pub(super) fn next_attempt(&self) -> Option<Millis> {
         self.pending.then(|| self.backoff_until.unwrap_or(0))
     }
 
+    /// Accepts a connection.
     pub(super) fn accept(&mut self, now: Millis) -> AcceptResult {
         if self.next_attempt().is_none_or(|due| due > now) {
             return AcceptResult::Stop;
@@ -199,12 +215,14 @@ impl Acceptor {
                     AcceptResult::Retry
                 }
                 _ => {
-                    // Out of descriptors or memory. The connection stays in the kernel's queue, and no new edge will
-                    // tell of it: `waiting` stays true, and the deadline brings the loop back.
+                    // No descriptor or memory is left. The connection stays in the kernel's queue
+                    // without a new edge: `pending` stays set, and `next_attempt` wakes the event
+                    // loop.
                     self.backoff_until = Some(now + ACCEPT_BACKOFF);
                     if self.error_log.admit(now).is_some() {
                         log::error!(
-                            "cannot accept client connections, they wait in the kernel: {error}; raise the limit of open files (ulimit -n)"
+                            "cannot accept client connections, they wait in the kernel: {error}; raise the limit of \
+                             open files (ulimit -n)"
                         );
                     }
                     AcceptResult::Stop

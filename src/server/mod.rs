@@ -1,4 +1,5 @@
-//! Event loop: poll, accept, timers, and the turns of clients. Only this module uses `mio`.
+//! Event loop of one worker: accepts clients, serves their turns, runs timers. Only this module
+//! uses `mio`.
 //!
 //! A tick runs these steps in order:
 //!
@@ -8,7 +9,7 @@
 //! accept      a bounded number of connections
 //! inbox       a bounded number of invalidations, then all completions: store values, encode replies
 //! timers      a bounded number of late waiters, expired entries and client timers; before the turns,
-//!             so that a late client still gets one, and one clock read after them ends the tick
+//!             so that a client at its deadline gets one more
 //! turns       each ready client: send, decode, look up, read
 //! submit      the fetches of these turns, under one lock; refused ones are answered
 //! ```
@@ -56,27 +57,31 @@ use timeouts::TimeoutConfig;
 const LISTENER: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
 
-/// Events taken from the kernel at a time.
+/// Maximum number of events taken from the kernel in one tick.
 const EVENTS_PER_TICK: usize = 1024;
 
-/// Connections accepted in one tick, so that a burst of them does not delay connected clients.
+/// Maximum number of connections accepted in one tick, so that a burst of them does not delay
+/// connected clients.
 const ACCEPTS_PER_TICK: usize = 64;
 
-/// Entries removed in one tick because they expired or exceed `CACHE_BYTES`, and late waiters
-/// answered: about ten microseconds of work. Each completion of the tick adds one, so that removal
-/// keeps up with insertion, and so does each ready client, so that it ends on a busy event loop, too.
-/// (256 delayed hits noticeably when many entries expired at once.)
+/// Maximum number of entries removed in one tick because they expired or exceed `CACHE_BYTES`, and
+/// of late waiters answered (about 10 us of work).
+///
+/// Each completion of the tick adds one, so that removal keeps up with insertion. Each ready client
+/// adds one, so that removal also keeps up with few, long ticks. (256 delayed hits noticeably when
+/// many entries expired at once.)
 pub const SWEEP_PER_TICK: usize = 32;
 
-/// Client timers run in one tick: more than connections are accepted. Most fire early and are armed
-/// again.
+/// Maximum number of client timers run in one tick: more than connections are accepted in one. Most
+/// fire early and are armed again.
 const TIMERS_PER_TICK: usize = 256;
 
-/// Clients that an event loop reserves memory for. The unused part is address space only. A slab
-/// that grows by doubling would leave its old memory to the allocator, which returns it late.
+/// Maximum number of clients that an event loop reserves memory for. The unused part is address
+/// space only. A slab that grows by doubling would leave its old memory to the allocator, which
+/// returns it late.
 const RESERVED_CLIENTS: usize = 64 * 1024;
 
-/// Invalidations applied in one tick: some hundred microseconds of work.
+/// Maximum number of invalidations applied in one tick (some 100 us of work).
 const INVALIDATIONS_PER_TICK: usize = 1024;
 
 /// Size of the buffer for all reads: one usual socket buffer.
@@ -85,7 +90,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// Size of the buffer lent to each turn. Larger replies grow it, and the turn's end shrinks it.
 const WRITE_BYTES: usize = 64 * 1024;
 
-/// Bytes of the access log that are passed on before the tick ends.
+/// Size of the access log beyond which its lines are passed on before the tick ends.
 const ACCESS_LOG_FLUSH_BYTES: usize = 64 * 1024;
 
 /// Id of the next connection of any event loop. Unique, because `CLIENT ID` shows it.
@@ -97,14 +102,14 @@ struct Scratch {
     write: Vec<u8>,
 }
 
-/// The fetchers' side: jobs that go out, completions and invalidations that come in.
+/// Link to the fetchers: jobs go out, completions and invalidations come in.
 struct Backend {
     pool: Pool,
     /// Fetches started in this tick.
     jobs: Vec<Job>,
     completions: Vec<Completion>,
     invalidations: Vec<Invalidation>,
-    /// The inbox holds more invalidations than one tick takes. They cause no further wakeup.
+    /// The inbox holds more invalidations than one tick applies. They cause no further wakeup.
     inbox_backlogged: bool,
 }
 
@@ -125,13 +130,13 @@ pub struct Worker {
     registry: Arc<MetricsRegistry>,
     worker_slot: Arc<WorkerSlot>,
     clock: Clock,
-    /// More entries or waiters are due than one tick takes.
+    /// More entries or waiters are due than one tick handles.
     timers_backlogged: bool,
 }
 
 impl Worker {
-    /// Creates a worker on a non-blocking listening socket, and starts its fetchers. It publishes its
-    /// metrics in `worker_slot`, which is one of the registry's.
+    /// Creates a worker on a non-blocking listening socket, and starts its fetchers. `worker_slot`
+    /// is the slot of the registry for its metrics.
     ///
     /// # Errors
     ///
@@ -149,22 +154,21 @@ impl Worker {
         acceptor.register(poll.registry(), LISTENER)?;
         let wake = Arc::clone(&waker);
         let pool = Pool::start(&backend_config(config), Arc::clone(&worker_slot), move || {
-            // If the counter of the eventfd is full, mio resets it.
+            // A full eventfd counter is no error here: mio resets it.
             if let Err(error) = wake.wake() {
                 log::error!("cannot wake the event loop, replies from Redis may be late: {error}");
             }
         })?;
+        let millis = |duration: Duration| duration.as_millis() as Millis;
         let limits = Limits {
             entries: config.cache_size,
             bytes: config.cache_bytes.unwrap_or(usize::MAX),
-            stale: config.stale_if_error.as_millis() as Millis,
+            stale: millis(config.stale_if_error),
         };
-        let ttl = config.cache_ttl.as_millis() as Millis;
-        let wait_timeout = config.redis_timeout.as_millis() as Millis;
         let timeouts = TimeoutConfig {
-            request: config.client_timeout.as_millis() as Millis,
-            idle: config.client_idle_timeout.as_millis() as Millis,
-            write: config.client_idle_timeout.as_millis() as Millis,
+            request: millis(config.client_timeout),
+            idle: millis(config.client_idle_timeout),
+            write: millis(config.client_idle_timeout),
             linger: timeouts::LINGER_TIMEOUT,
         };
         Ok(Worker {
@@ -175,7 +179,7 @@ impl Worker {
             clients: Clients::new(connection_limit.max_connections().div_ceil(config.workers), timeouts),
             connection_limit,
             policy: Policy { allowed_hosts: config.allowed_hosts.clone(), admin: config.admin, ..Policy::default() },
-            read_through: ReadThrough::new(limits, ttl, wait_timeout),
+            read_through: ReadThrough::new(limits, millis(config.cache_ttl), millis(config.redis_timeout)),
             backend: Backend {
                 pool,
                 jobs: Vec::new(),
@@ -223,7 +227,7 @@ impl Worker {
             self.submit_jobs();
             self.end_tick();
         }
-        // The clients that the grace was too short for.
+        // These clients are still open because the grace expired.
         self.clients.abort_all();
         self.clients.flush_access_log(0);
         Ok(())
@@ -238,7 +242,7 @@ impl Worker {
     }
 
     fn end_tick(&mut self) {
-        // Covers the last turns and the replies delivered outside of turns.
+        // Covers the last turns, and replies delivered outside of turns.
         let now = self.clock.micros();
         self.clients.end_turns(now);
         self.clients.recorder.metrics.tick_duration.observe(now - self.clock.micros, 1);
@@ -261,7 +265,8 @@ impl Worker {
             return Some(Duration::ZERO);
         }
         let accept = self.acceptor.next_attempt().filter(|_| self.connection_limit.can_accept());
-        // Runs in each tick: a chain of iterators over the four took as long as the rest of this.
+        // Not an iterator over the four deadlines: that doubles the time of this function, which
+        // runs in each tick.
         let or_never = |deadline: Option<Millis>| deadline.unwrap_or(Millis::MAX);
         let next = or_never(accept)
             .min(or_never(self.clients.next_timer()))
@@ -274,7 +279,7 @@ impl Worker {
         for event in events {
             match event.token() {
                 LISTENER => self.acceptor.notify(),
-                // Each tick looks at the inbox and at the shutdown request.
+                // Each tick drains the inbox and polls the shutdown request.
                 WAKER => {}
                 Token(slot) => self.clients.on_event(slot, event),
             }
@@ -321,7 +326,7 @@ impl Worker {
         self.clients.insert(Client::new(stream, connection, rejected, self.clock.now));
     }
 
-    /// Applies invalidations before completions, because a value that is already invalid need not be
+    /// Applies invalidations before completions: then values that are invalid already are not
     /// stored. Returns the number of completions.
     fn drain_inbox(&mut self) -> usize {
         let Backend { pool, completions, invalidations, inbox_backlogged, .. } = &mut self.backend;
@@ -340,7 +345,7 @@ impl Worker {
 
     fn submit_jobs(&mut self) {
         self.backend.pool.submit(&mut self.backend.jobs);
-        // The jobs that are left were refused.
+        // The pool leaves the jobs that it refuses.
         for job in self.backend.jobs.drain(..) {
             let refused = Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull) };
             self.read_through.complete(refused, self.clock.now, |request_id, reply| {

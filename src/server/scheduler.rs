@@ -1,23 +1,23 @@
-//! Scheduler of client turns: each ready client gets one bounded turn in a tick.
+//! Scheduler of client turns: each ready client gets one bounded turn in a tick, in queue order.
 
 use super::client::{TurnContext, TurnResult};
 use super::{WRITE_BYTES, Worker};
 use crate::connection::DecodeContext;
 use crate::dispatch::Dispatcher;
 
-/// Turns between two clock reads, which attribute processing time to replies. A clock read costs 1 %
-/// of a turn; four turns of hits take about 20 us.
+/// Turns between two clock reads, which measure the latency of hits. (A clock read costs 1 % of a
+/// turn, and four turns of hits take about 20 us.)
 const TURNS_PER_CLOCK_READ: usize = 4;
 
 impl Worker {
-    /// Runs each client in the ready queue once. A client that is queued meanwhile waits for the next
-    /// tick.
+    /// Runs one turn of each client in the ready queue. A client that is requeued waits for the
+    /// next tick.
     pub(super) fn run_ready_clients(&mut self) {
         self.record_connected_clients();
         for turns_left in (0..self.clients.ready_count()).rev() {
             let Some(slot) = self.clients.take_ready() else { return };
             let Some(result) = self.run_turn(slot) else { continue };
-            // The end of the tick reads the clock for the last turns.
+            // `end_tick` reads the clock for the last turns.
             if self.clients.access_log_enabled() || (turns_left > 0 && turns_left.is_multiple_of(TURNS_PER_CLOCK_READ))
             {
                 self.clients.end_turns(self.clock.micros());

@@ -1,8 +1,8 @@
-//! Shutdown of an event loop: stop accepting, answer what was asked, close idle clients.
+//! Shutdown of an event loop: stops accepting, answers open requests, closes idle clients.
 //!
 //! The next response to each HTTP client says `Connection: close`, so a client that sends requests
-//! regularly never meets a closed connection. RESP has no such message. RESP clients and clients
-//! without a request in progress are therefore closed a second later, between two requests.
+//! regularly never meets a closed connection. RESP has no such message. RESP clients and idle
+//! clients are therefore closed a second later, between two requests.
 
 use super::timeouts::TimeoutConfig;
 use super::{Millis, Worker};
@@ -11,15 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Time for which connections are accepted whose handshake began before the shutdown: a few round
-/// trips around the earth. Less than the second after which a client repeats a dropped SYN.
+/// Time to accept connections with a handshake that began before the shutdown: a few round trips
+/// around the earth. Less than the second after which a client repeats a dropped SYN.
 const ACCEPT_GRACE: Millis = 500;
 
-/// Time for which input of a client is discarded that was closed while idle.
+/// Linger time of a client that is closed while idle.
 const DRAIN_LINGER: Millis = ACCEPT_GRACE;
 
-/// Idle time that clients have during a shutdown, and time until clients are closed that cannot be
-/// notified.
+/// Idle timeout during a shutdown, and time until clients without a request in progress are closed.
 const DRAIN_IDLE_TIMEOUT: Millis = 1000;
 
 /// Value of [`WorkerHandle::grace`] before a shutdown was requested.
@@ -28,7 +27,7 @@ const NOT_STOPPING: u64 = u64::MAX;
 /// Handle by which other threads wake or stop an event loop.
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
-    /// Milliseconds that the shutdown may take.
+    /// Maximum duration of the shutdown in milliseconds, or [`NOT_STOPPING`].
     grace: Arc<AtomicU64>,
     waker: Arc<Waker>,
 }
@@ -74,7 +73,7 @@ pub(super) struct Schedule {
     accept_until: Option<Millis>,
     /// Start of [`ShutdownPhase::ClosingIdle`].
     close_idle_at: Millis,
-    /// Time at which the event loop returns, whatever is still open.
+    /// Time at which the event loop returns even with open clients.
     deadline: Millis,
 }
 
@@ -84,8 +83,8 @@ impl ShutdownPhase {
         matches!(self, ShutdownPhase::ClosingIdle(_))
     }
 
-    /// Returns the time of the next transition. The end of accepting is left out if it has passed:
-    /// then accepting backs off, and the acceptor has a deadline of its own.
+    /// Returns the time of the next transition. Skips an end of accepting that has passed: then
+    /// accepting backs off, and the acceptor has a deadline of its own.
     pub(super) fn next_deadline(&self, now: Millis) -> Option<Millis> {
         let (ShutdownPhase::Announcing(schedule) | ShutdownPhase::ClosingIdle(schedule)) = self else { return None };
         let transitions = [schedule.accept_until, Some(schedule.close_idle_at)].into_iter().flatten();
@@ -149,10 +148,10 @@ impl Worker {
         }
     }
 
-    /// Accepts all pending connections and closes the listening socket in the same tick. The kernel
-    /// resets a connection that arrives in between, unless a filter dropped its SYN.
+    /// Accepts all pending connections, and closes the listening socket in the same tick. The
+    /// kernel resets a connection that arrives in between, unless the filter dropped its SYN.
     fn drain_accept_queue(&mut self) {
-        // The kernel may have reported connections in this tick that are not dispatched yet.
+        // An event of this tick may not be dispatched yet.
         self.acceptor.notify();
         loop {
             self.accept();

@@ -1,70 +1,74 @@
-//! How long a client may take for what it does at present. Bytes that trickle move no deadline; what a client does completely
-//! begins a new one.
+//! Timeouts of clients: a deadline for what a client is doing. This module reads no clock.
 //!
-//! Each client has one timer. It is moved only when a deadline comes to be earlier than it: a client that asks and asks would
-//! move it with each request otherwise. When the timer goes off, the deadline may turn out to be later, and it is set anew.
+//! Trickling bytes move no deadline. Only a completed step starts a new one.
+//!
+//! Each client has one timer. It moves only to an earlier time: otherwise a busy client would move
+//! it with each request. A timer that fires before the deadline is armed again.
 
 use crate::types::Millis;
 
-/// How long a client that was told to stop may go on sending before it is cut off.
+/// Time for which input is discarded after the last reply. Then the client is closed.
 pub(super) const LINGER_TIMEOUT: Millis = 2000;
 
-/// Time for a client that is one too many to send its first line, and be refused. It usually comes with the connection.
+/// Time for a client above the connection limit to send its first line, and be refused. The line
+/// usually arrives with the connection.
 const REJECT_TIMEOUT: Millis = 250;
 
-/// How long it may go on sending when it has been told. Others wait to be told.
+/// Linger time of a refused client. It is short, because other clients wait to be refused.
 const REJECT_LINGER: Millis = 100;
 
-/// What must leave for a client in each `CLIENT_IDLE_TIMEOUT`, in bytes. A client's kernel lets more through only when its buffer has
-/// become empty by a half or so, and ours takes more only when it has got rid of what it sent at a time, 64 KiB: who takes some 128 KiB
-/// in that time is sure to stay. Hence the longer of the two time-outs, as nginx has it.
+/// Bytes that a client with unsent replies must accept in each `CLIENT_IDLE_TIMEOUT`.
+///
+/// Progress comes in steps. The client's kernel accepts more only once about half of its buffer is
+/// read, and this kernel accepts more only once it has sent 64 KiB. So a client that reads 128 KiB
+/// in that time is sure to stay. This is why the longer timeout applies here, as in nginx.
 const MIN_WRITE_PROGRESS: usize = 4096;
 
-/// What a client is at.
+/// Activity of a client, which determines its timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activity {
-    /// It asks nothing, behind so many requests.
+    /// No request is in progress, after that many requests.
     Idle(u64),
-    /// Behind so many it has begun a request, and the rest is to come.
+    /// A request is incomplete, after that many requests.
     ReadingRequest(u64),
-    /// It waits for the proxy, which has more of it to take up, or for Redis. There are other bounds for that.
+    /// The client waits for the proxy or for Redis. Other limits bound that time.
     Processing,
-    /// It has replies to take.
+    /// Replies are unsent.
     WritingReply,
-    /// It is one too many.
+    /// The client is above the connection limit, and not yet refused.
     Rejected,
-    /// It has been told so; what it still sends is thrown away.
+    /// The client was refused, and its input is discarded.
     RejectedLinger,
-    /// All is said; what it still sends is thrown away.
+    /// The last reply was sent, and input is discarded.
     Linger,
 }
 
-/// What the operator has set.
+/// Timeouts in force.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TimeoutConfig {
     /// `CLIENT_TIMEOUT`.
     pub(super) request: Millis,
-    /// `CLIENT_IDLE_TIMEOUT`, for asking nothing. Less while the proxy stops.
+    /// `CLIENT_IDLE_TIMEOUT`, between two requests. Shorter during a shutdown.
     pub(super) idle: Millis,
-    /// The same, for taking replies.
+    /// `CLIENT_IDLE_TIMEOUT`, without progress in accepting replies.
     pub(super) write: Millis,
-    /// For closing when all is said: [`LINGER`], or less while the proxy stops.
+    /// [`LINGER_TIMEOUT`]. Shorter during a shutdown.
     pub(super) linger: Millis,
 }
 
-/// What is to happen to a client whose time is up.
+/// Action at the deadline of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimeoutAction {
-    /// Nothing: it was not up, or is the proxy's.
+    /// Keep the client: its deadline moved, or the proxy causes the delay.
     Keep,
-    /// It is told that it was too slow, if it can be.
+    /// Answer the incomplete request if the protocol allows it, and close the client.
     RespondTimeout,
     Close,
-    /// Close, and forget what it has not taken.
+    /// Close the client, and discard its unsent replies.
     Reset,
 }
 
-/// Time that a client has taken behind so many requests.
+/// Time that a client spent in an activity after a number of requests.
 #[derive(Debug)]
 struct TimeSpent {
     requests: u64,
@@ -72,88 +76,91 @@ struct TimeSpent {
 }
 
 impl TimeSpent {
-    const NOTHING: TimeSpent = TimeSpent { requests: u64::MAX, time: 0 };
+    const NONE: TimeSpent = TimeSpent { requests: u64::MAX, time: 0 };
 
     fn after(&self, requests: u64) -> Millis {
         if self.requests == requests { self.time } else { 0 }
     }
 }
 
-/// One client's time. See the top of the file.
+/// Activity of one client, with its deadline and its timer.
 #[derive(Debug)]
 pub(super) struct ClientTimer {
-    standing: Activity,
-    since: Millis,
-    /// Bytes taken since then.
-    written: usize,
-    /// What it has used of its time to be idle and to ask.
-    idled: TimeSpent,
-    asked: TimeSpent,
-    /// When the timer goes off, if there is one. It may be earlier than the deadline.
+    activity: Activity,
+    started_at: Millis,
+    /// Bytes sent since then.
+    sent_bytes: usize,
+    /// Time last spent idle.
+    idle_spent: TimeSpent,
+    /// Time last spent on sending a request.
+    request_spent: TimeSpent,
+    /// Time at which the timer fires, `Millis::MAX` without one. It may be before the deadline.
     pub(super) timer_at: Millis,
 }
 
 impl ClientTimer {
-    pub(super) fn new(standing: Activity, now: Millis) -> ClientTimer {
+    pub(super) fn new(activity: Activity, now: Millis) -> ClientTimer {
         ClientTimer {
-            standing,
-            since: now,
-            written: 0,
-            idled: TimeSpent::NOTHING,
-            asked: TimeSpent::NOTHING,
+            activity,
+            started_at: now,
+            sent_bytes: 0,
+            idle_spent: TimeSpent::NONE,
+            request_spent: TimeSpent::NONE,
             timer_at: Millis::MAX,
         }
     }
 
-    /// Takes note of what the client is at after a turn, in which it has taken that many bytes.
-    pub(super) fn update(&mut self, standing: Activity, taken: usize, now: Millis) {
-        match standing {
-            // Looked at again and again, and never over by itself.
-            Activity::Processing => self.enter(standing, now),
-            _ if standing != self.standing => self.enter(standing, now),
-            _ => self.written += taken,
+    /// Updates the activity after a turn in which `sent` bytes were sent.
+    pub(super) fn update(&mut self, activity: Activity, sent: usize, now: Millis) {
+        match activity {
+            // Each turn restarts it: the proxy takes this time, not the client.
+            Activity::Processing => self.enter(activity, now),
+            _ if activity != self.activity => self.enter(activity, now),
+            _ => self.sent_bytes += sent,
         }
     }
 
-    /// What it is at is something else. What it comes back to with no request done in between has used some of its time already:
-    /// else a client could have any time for one request by sending much now and then, and any to be idle by asking nothing.
-    fn enter(&mut self, standing: Activity, now: Millis) {
-        let time = now - self.since;
-        match self.standing {
-            Activity::Idle(requests) => self.idled = TimeSpent { requests, time },
-            Activity::ReadingRequest(requests) => self.asked = TimeSpent { requests, time },
+    /// Enters an activity. A client that returns to one with no request completed in between has
+    /// less time left. Otherwise it could prolong one request forever by sending much now and then,
+    /// and its idle time by sending input without a request.
+    fn enter(&mut self, activity: Activity, now: Millis) {
+        let time = now - self.started_at;
+        match self.activity {
+            Activity::Idle(requests) => self.idle_spent = TimeSpent { requests, time },
+            Activity::ReadingRequest(requests) => self.request_spent = TimeSpent { requests, time },
             _ => {}
         }
-        let used = match standing {
-            Activity::Idle(requests) => self.idled.after(requests),
-            Activity::ReadingRequest(requests) => self.asked.after(requests),
+        let spent = match activity {
+            Activity::Idle(requests) => self.idle_spent.after(requests),
+            Activity::ReadingRequest(requests) => self.request_spent.after(requests),
             _ => 0,
         };
-        (self.standing, self.since, self.written) = (standing, now - used, 0);
+        (self.activity, self.started_at, self.sent_bytes) = (activity, now - spent, 0);
     }
 
-    /// When what the client is at must have come to an end.
-    pub(super) fn deadline(&self, limits: TimeoutConfig) -> Millis {
-        let time = match self.standing {
-            Activity::Idle(_) => limits.idle,
-            Activity::Processing | Activity::WritingReply => limits.write,
-            Activity::ReadingRequest(_) => limits.request,
+    /// Returns the time by which the activity must end.
+    pub(super) fn deadline(&self, timeouts: TimeoutConfig) -> Millis {
+        let timeout = match self.activity {
+            Activity::Idle(_) => timeouts.idle,
+            Activity::Processing | Activity::WritingReply => timeouts.write,
+            Activity::ReadingRequest(_) => timeouts.request,
             Activity::Rejected => REJECT_TIMEOUT,
             Activity::RejectedLinger => REJECT_LINGER,
-            Activity::Linger => limits.linger,
+            Activity::Linger => timeouts.linger,
         };
-        self.since.saturating_add(time)
+        self.started_at.saturating_add(timeout)
     }
 
-    /// What is to happen if its time is up, after a turn in which it could show what it is at.
-    pub(super) fn on_deadline(&mut self, limits: TimeoutConfig, now: Millis) -> TimeoutAction {
-        if self.deadline(limits) > now {
+    /// Returns what to do with the client if its deadline passed. Called after a turn that read and
+    /// wrote.
+    pub(super) fn on_deadline(&mut self, timeouts: TimeoutConfig, now: Millis) -> TimeoutAction {
+        if self.deadline(timeouts) > now {
             return TimeoutAction::Keep;
         }
-        match self.standing {
+        match self.activity {
             Activity::Processing => TimeoutAction::Keep,
             Activity::ReadingRequest(_) => TimeoutAction::RespondTimeout,
-            Activity::WritingReply if self.written >= MIN_WRITE_PROGRESS => {
+            Activity::WritingReply if self.sent_bytes >= MIN_WRITE_PROGRESS => {
                 self.enter(Activity::WritingReply, now);
                 TimeoutAction::Keep
             }
@@ -169,29 +176,31 @@ impl ClientTimer {
 mod tests {
     use super::*;
 
-    const LIMITS: TimeoutConfig = TimeoutConfig { request: 10, idle: 60, write: 60, linger: LINGER_TIMEOUT };
+    const TIMEOUTS: TimeoutConfig = TimeoutConfig { request: 10, idle: 60, write: 60, linger: LINGER_TIMEOUT };
 
+    /// Only a completed step moves the deadline.
     #[test]
-    fn only_what_is_done_completely_moves_the_deadline() {
+    fn deadline_moves_with_completed_steps() {
         let mut timer = ClientTimer::new(Activity::Idle(0), 0);
-        assert_eq!(timer.deadline(LIMITS), 60);
-        for (standing, now, deadline) in [
+        assert_eq!(timer.deadline(TIMEOUTS), 60);
+        for (activity, now, deadline) in [
             (Activity::Idle(7), 50, 110),
             (Activity::Idle(7), 51, 110),
             (Activity::ReadingRequest(7), 51, 61),
             (Activity::ReadingRequest(7), 55, 61),
             (Activity::ReadingRequest(7), 60, 61),
-            // Its request has come whole, and the next has begun.
+            // The request is complete, and the next one has started.
             (Activity::ReadingRequest(8), 60, 70),
             (Activity::Processing, 65, 125),
             (Activity::Processing, 100, 160),
             (Activity::WritingReply, 101, 161),
             (Activity::WritingReply, 110, 161),
-            // It goes on with the same one, of whose time it has used 5.
+            // The client continues the same request, on which it spent 5 ms.
             (Activity::ReadingRequest(8), 111, 116),
             (Activity::Processing, 112, 172),
             (Activity::ReadingRequest(8), 112, 116),
-            // It was an empty one: it has been idle behind as many before, for 1.
+            // The input was an empty line: the client was idle after as many requests before, for 1
+            // ms.
             (Activity::Idle(7), 114, 173),
             (Activity::ReadingRequest(8), 115, 117),
             (Activity::Idle(7), 116, 174),
@@ -200,23 +209,24 @@ mod tests {
             (Activity::Linger, 119, 119 + LINGER_TIMEOUT),
             (Activity::Linger, 120, 119 + LINGER_TIMEOUT),
         ] {
-            timer.update(standing, 1, now);
-            assert_eq!(timer.deadline(LIMITS), deadline, "{standing:?} at {now}");
+            timer.update(activity, 1, now);
+            assert_eq!(timer.deadline(TIMEOUTS), deadline, "{activity:?} at {now}");
         }
     }
 
+    /// A client that accepts too few bytes of its replies is reset.
     #[test]
-    fn who_takes_replies_must_take_enough_of_them() {
+    fn slow_reader_is_reset() {
         let mut timer = ClientTimer::new(Activity::Idle(0), 0);
-        // What was sent before it had to wait does not count.
+        // Bytes sent before the client fell behind do not count.
         timer.update(Activity::WritingReply, 1_000_000, 5);
         timer.update(Activity::WritingReply, MIN_WRITE_PROGRESS - 1, 6);
         assert_eq!(
-            (timer.on_deadline(LIMITS, 64), timer.on_deadline(LIMITS, 65)),
+            (timer.on_deadline(TIMEOUTS, 64), timer.on_deadline(TIMEOUTS, 65)),
             (TimeoutAction::Keep, TimeoutAction::Reset)
         );
         timer.update(Activity::WritingReply, 1, 65);
-        assert_eq!((timer.on_deadline(LIMITS, 65), timer.deadline(LIMITS)), (TimeoutAction::Keep, 125));
-        assert_eq!(timer.on_deadline(LIMITS, 125), TimeoutAction::Reset, "what was taken counts twice");
+        assert_eq!((timer.on_deadline(TIMEOUTS, 65), timer.deadline(TIMEOUTS)), (TimeoutAction::Keep, 125));
+        assert_eq!(timer.on_deadline(TIMEOUTS, 125), TimeoutAction::Reset, "bytes count for two periods");
     }
 }

@@ -1,5 +1,8 @@
-//! Looking after the process, once a second, from a thread that is no loop's: whether the loops turn, and what the system
-//! knows of the process. Reading that is file I/O, which no loop does.
+//! Watchdog of the process: detects stuck event loops and a silent Redis, and reads process
+//! statistics.
+//!
+//! The main thread runs it once a second. Reading the statistics is file I/O, which event loops
+//! avoid.
 
 use super::WorkerHandle;
 use crate::metrics::{MetricsRegistry, ProcessStats};
@@ -8,74 +11,78 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How often to look.
+/// Interval of the checks.
 pub const WATCHDOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A loop that was called and has not turned for so long does not turn. Ticks take milliseconds; a machine that is too busy
-/// for a tick in five seconds serves nobody.
+/// Time without a response to a ping after which an event loop is reported as stuck. Ticks take
+/// milliseconds; a machine too busy for one tick in five seconds serves no client.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
-/// A Redis that was asked and has answered nothing at all for so long is away.
+/// Time without any reply after which Redis is reported as unavailable.
 const REDIS_SILENT_AFTER: Duration = Duration::from_secs(3);
 
-/// The kernel counts processor time in hundredths of a second, whatever its own clock (`USER_HZ`, proc(5)).
-const TICKS_PER_SECOND: f64 = 100.0;
+/// Unit of CPU time in `/proc`: hundredths of a second on any kernel (`USER_HZ`, proc(5)).
+const CPU_TICKS_PER_SECOND: f64 = 100.0;
 
-/// See the top of the file.
+/// Watchdog of the event loops, of Redis and of the process.
 pub struct Watchdog {
     registry: Arc<MetricsRegistry>,
     handles: Vec<WorkerHandle>,
-    /// When each loop was last called.
+    /// Time of the last ping of each event loop.
     pinged_at: Vec<Instant>,
+    /// Start of the process in seconds since the Unix epoch.
     started: f64,
 }
 
 impl Watchdog {
-    /// Reads the figures of the process, so that they are known before a loop serves clients.
-    /// Watches no loop yet.
-    pub fn new(register: Arc<MetricsRegistry>) -> Watchdog {
+    /// Creates a watchdog without event loops. Publishes the process statistics, so that they are
+    /// available before an event loop serves clients.
+    pub fn new(registry: Arc<MetricsRegistry>) -> Watchdog {
         let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let watch = Watchdog { registry: register, handles: Vec::new(), pinged_at: Vec::new(), started };
-        watch.publish_process(0);
-        watch
+        let watchdog = Watchdog { registry, handles: Vec::new(), pinged_at: Vec::new(), started };
+        watchdog.publish_process_stats(0);
+        watchdog
     }
 
-    /// Adds a loop. The order is that of the register.
-    pub fn push_loop(&mut self, stopper: WorkerHandle) {
-        self.handles.push(stopper);
+    /// Adds an event loop. The order is that of the slots of the registry.
+    pub fn push_loop(&mut self, handle: WorkerHandle) {
+        self.handles.push(handle);
         self.pinged_at.push(Instant::now());
     }
 
-    /// Looks once. `dropped_lines` is what the log has lost.
+    /// Runs all checks once. `dropped_lines` is the number of lost log lines.
     pub fn check(&mut self, dropped_lines: u64) {
         self.ping_workers(Instant::now());
         self.check_redis(Instant::now());
-        self.publish_process(dropped_lines);
+        self.publish_process_stats(dropped_lines);
     }
 
-    /// Publishes the figures of the process. `INFO` shows them also with `ADMIN=off`.
-    fn publish_process(&self, dropped_lines: u64) {
+    /// Publishes the process statistics. `INFO` shows them even with `ADMIN=off`.
+    fn publish_process_stats(&self, dropped_lines: u64) {
         self.registry.set_process(ProcessStats { started: self.started, dropped_lines, ..read_process_stats() });
     }
 
-    /// A Redis that takes its time is away, also where clients would wait for it for longer (`REDIS_TIMEOUT`).
+    /// Marks Redis as unavailable if it is silent, even if `REDIS_TIMEOUT` lets clients wait for
+    /// longer.
     fn check_redis(&self, now: Instant) {
         for worker_slot in self.registry.slots() {
             let mut redis = worker_slot.redis();
-            let late =
-                redis.unanswered_since.is_some_and(|asked| now.saturating_duration_since(asked) >= REDIS_SILENT_AFTER);
-            if late && redis.unavailable.is_none() {
+            let is_silent =
+                redis.unanswered_since.is_some_and(|since| now.saturating_duration_since(since) >= REDIS_SILENT_AFTER);
+            if is_silent && redis.unavailable.is_none() {
                 redis.unavailable = Some(format!("no reply from Redis for {} s", REDIS_SILENT_AFTER.as_secs()));
             }
         }
     }
 
+    /// Pings the event loops that responded to their last ping, and reports those that did not in
+    /// time.
     fn ping_workers(&mut self, now: Instant) {
-        for (number, ((worker_slot, stopper), called)) in
+        for (number, ((worker_slot, handle), pinged_at)) in
             self.registry.slots().iter().zip(&self.handles).zip(&mut self.pinged_at).enumerate()
         {
             if !worker_slot.has_responded() {
-                if now.saturating_duration_since(*called) >= STUCK_AFTER && worker_slot.set_stuck(true) {
+                if now.saturating_duration_since(*pinged_at) >= STUCK_AFTER && worker_slot.set_stuck(true) {
                     log::error!(
                         "event loop {number} is stuck (no tick for {} s): its clients get no replies; restart the proxy and \
                          please report this",
@@ -87,14 +94,14 @@ impl Watchdog {
             if worker_slot.set_stuck(false) {
                 log::warn!("event loop {number} is no longer stuck");
             }
-            *called = now;
+            *pinged_at = now;
             worker_slot.ping();
-            stopper.wake();
+            handle.wake();
         }
     }
 }
 
-/// What the system knows of the process. What cannot be read is 0.
+/// Reads the process statistics. A value that cannot be read is 0.
 fn read_process_stats() -> ProcessStats {
     let read = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
     let status = read("status");
@@ -103,12 +110,15 @@ fn read_process_stats() -> ProcessStats {
         let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         kibibytes.unwrap_or_default() * 1024
     };
-    // Behind the name, which is in brackets and may hold anything: user and system time are the 12th and 13th fields.
+    // The name is in parentheses and may hold any byte. User and system time are the 12th and 13th
+    // fields behind it.
     let stat = read("stat");
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
-    let mut seconds = fields.skip(11).map(|ticks| ticks.parse::<u64>().unwrap_or_default() as f64 / TICKS_PER_SECOND);
+    let mut seconds =
+        fields.skip(11).map(|ticks| ticks.parse::<u64>().unwrap_or_default() as f64 / CPU_TICKS_PER_SECOND);
     let (user, system) = (seconds.next().unwrap_or_default(), seconds.next().unwrap_or_default());
-    // Since Linux 6.2 the folder's size is the number of its files; counting thousands would take milliseconds.
+    // Since Linux 6.2 the size of the directory is its number of files. Counting thousands takes
+    // milliseconds.
     let open_files = match fs::metadata("/proc/self/fd").map_or(0, |metadata| metadata.len()) {
         0 => fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64),
         count => count,
@@ -130,45 +140,48 @@ mod tests {
     use crate::metrics::{InstanceInfo, WorkerMetrics};
     use mio::{Poll, Token, Waker};
 
+    /// An event loop that does not respond to a ping is stuck until it responds.
     #[test]
-    fn a_loop_that_does_not_answer_for_a_while_is_stuck_until_it_does() {
-        let register = Arc::new(MetricsRegistry::new(InstanceInfo::default(), 2));
-        let poll = Poll::new().expect("a poll");
+    fn silent_worker_is_stuck() {
+        let registry = Arc::new(MetricsRegistry::new(InstanceInfo::default(), 2));
+        let poll = Poll::new().expect("an epoll instance");
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).expect("a waker"));
-        let stopper = WorkerHandle::new(waker);
-        let mut watch = Watchdog::new(Arc::clone(&register));
-        [stopper.clone(), stopper].into_iter().for_each(|stopper| watch.push_loop(stopper));
-        let begin = Instant::now();
-        let mut look = |after: Duration, answering: &[usize]| {
-            watch.ping_workers(begin + after);
-            answering.iter().for_each(|&number| register.slots()[number].publish(&WorkerMetrics::default()));
-            register.snapshot().stuck_workers
+        let handle = WorkerHandle::new(waker);
+        let mut watchdog = Watchdog::new(Arc::clone(&registry));
+        [handle.clone(), handle].into_iter().for_each(|handle| watchdog.push_loop(handle));
+        let start = Instant::now();
+        let mut stuck_at = |after: Duration, responding: &[usize]| {
+            watchdog.ping_workers(start + after);
+            responding.iter().for_each(|&number| registry.slots()[number].publish(&WorkerMetrics::default()));
+            registry.snapshot().stuck_workers
         };
-        assert_eq!(look(Duration::ZERO, &[0]), 0);
-        assert_eq!(look(WATCHDOG_INTERVAL, &[0]), 0);
-        assert_eq!(look(STUCK_AFTER - WATCHDOG_INTERVAL / 2, &[0]), 0);
-        assert_eq!(look(STUCK_AFTER, &[0]), 1);
-        assert_eq!(look(2 * STUCK_AFTER, &[0, 1]), 1);
-        assert_eq!(look(2 * STUCK_AFTER + WATCHDOG_INTERVAL, &[0, 1]), 0);
+        assert_eq!(stuck_at(Duration::ZERO, &[0]), 0);
+        assert_eq!(stuck_at(WATCHDOG_INTERVAL, &[0]), 0);
+        assert_eq!(stuck_at(STUCK_AFTER - WATCHDOG_INTERVAL / 2, &[0]), 0);
+        assert_eq!(stuck_at(STUCK_AFTER, &[0]), 1);
+        assert_eq!(stuck_at(2 * STUCK_AFTER, &[0, 1]), 1);
+        assert_eq!(stuck_at(2 * STUCK_AFTER + WATCHDOG_INTERVAL, &[0, 1]), 0);
     }
 
+    /// A Redis that sends no reply for 3 s is unavailable.
     #[test]
-    fn a_redis_that_answers_nothing_for_a_while_is_away() {
-        let register = Arc::new(MetricsRegistry::new(InstanceInfo::default(), 1));
-        let watch = Watchdog::new(Arc::clone(&register));
-        let asked = Instant::now();
-        let away_after = |time: Duration| {
-            watch.check_redis(asked + time);
-            register.snapshot().redis.unavailable
+    fn silent_redis_is_unavailable() {
+        let registry = Arc::new(MetricsRegistry::new(InstanceInfo::default(), 1));
+        let watchdog = Watchdog::new(Arc::clone(&registry));
+        let start = Instant::now();
+        let unavailable_after = |time: Duration| {
+            watchdog.check_redis(start + time);
+            registry.snapshot().redis.unavailable
         };
-        assert_eq!(away_after(2 * REDIS_SILENT_AFTER), None);
-        register.slots()[0].redis().unanswered_since = Some(asked);
-        assert_eq!(away_after(REDIS_SILENT_AFTER / 2), None);
-        assert_eq!(away_after(REDIS_SILENT_AFTER).as_deref(), Some("no reply from Redis for 3 s"));
+        assert_eq!(unavailable_after(2 * REDIS_SILENT_AFTER), None);
+        registry.slots()[0].redis().unanswered_since = Some(start);
+        assert_eq!(unavailable_after(REDIS_SILENT_AFTER / 2), None);
+        assert_eq!(unavailable_after(REDIS_SILENT_AFTER).as_deref(), Some("no reply from Redis for 3 s"));
     }
 
+    /// The process statistics are read from the system.
     #[test]
-    fn the_system_knows_the_process() {
+    fn process_stats_are_plausible() {
         let process = read_process_stats();
         assert!(process.resident_bytes > 1_000_000 && process.open_files >= 3, "{process:?}");
         assert!(process.max_open_files >= process.open_files, "{process:?}");
@@ -176,13 +189,13 @@ mod tests {
         assert!(process.cpu_seconds >= process.system_cpu_seconds, "{process:?}");
     }
 
-    /// `INFO` shows the figures from the first client on, and also with `ADMIN=off`.
+    /// `INFO` shows process statistics to the first client already, and with `ADMIN=off`.
     #[test]
-    fn process_figures_need_no_admin() {
-        let register = Arc::new(MetricsRegistry::default());
-        let mut watch = Watchdog::new(Arc::clone(&register));
-        assert!(register.process().resident_bytes > 0 && register.process().started > 0.0);
-        watch.check(7);
-        assert_eq!((register.settings.admin, register.process().dropped_lines), (false, 7));
+    fn process_stats_need_no_admin() {
+        let registry = Arc::new(MetricsRegistry::default());
+        let mut watchdog = Watchdog::new(Arc::clone(&registry));
+        assert!(registry.process().resident_bytes > 0 && registry.process().started > 0.0);
+        watchdog.check(7);
+        assert_eq!((registry.settings.admin, registry.process().dropped_lines), (false, 7));
     }
 }
