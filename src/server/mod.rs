@@ -68,8 +68,8 @@ const ACCEPTS_PER_TICK: usize = 64;
 /// of late waiters answered (about 10 us of work).
 ///
 /// Each completion of the tick adds one, so that removal keeps up with insertion. Each ready client
-/// adds one, so that removal also keeps up with few, long ticks. (256 delayed hits noticeably when
-/// many entries expired at once.)
+/// adds one, a fraction of its turn, so that removal also ends beside many clients. (256 delayed hits
+/// noticeably when many entries expired at once.)
 pub const SWEEP_PER_TICK: usize = 32;
 
 /// Maximum number of client timers run in one tick: more than connections are accepted in one. Most
