@@ -11,8 +11,8 @@ use crate::read_through::{Lookup, ReadThrough};
 use crate::types::{Job, KeyResult, Millis, Reply};
 use crate::value::Payload;
 
-/// Maximum number of requests, or keys of one request, processed for a client in one turn (100 to
-/// 200 us of work). A single read can bring ten thousand.
+/// Maximum number of requests, or keys of one request, processed in one turn (100 to 200 us). A
+/// single read can bring ten thousand.
 pub const MAX_STEPS_PER_TURN: usize = 512;
 
 /// Steps that a request for metrics counts as (about 20 us), and the steps added for each worker in

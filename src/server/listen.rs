@@ -26,8 +26,8 @@ const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// early when a client is closed.
 const ACCEPT_BACKOFF: Millis = 100;
 
-/// Setting of the kernel: "1" if it moves the pending connections of a closed socket to other
-/// sockets at the same port (ip-sysctl.rst, Linux 5.14).
+/// Setting of the kernel (ip-sysctl.rst, Linux 5.14). With "1" it moves the pending connections of
+/// a closed socket to others at the port.
 const TCP_MIGRATE_REQ: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 
 /// Binds a listening socket. With `share_port` other event loops may bind the same address, and the
@@ -72,8 +72,8 @@ fn bind_socket(address: SocketAddr, share_port: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Checks that the socket can be closed without losing a connection while other proxies listen at
-/// its port, and logs a warning if not. Called at start, when the operator can still fix it.
+/// Logs a warning if closing the socket may lose a connection while others listen at its port.
+/// Called at start, when the operator can still fix it.
 pub fn check_port_handover(listener: &std::net::TcpListener) {
     let socket = SockRef::from(listener);
     let filter_result = socket.attach_filter(&drop_syn_filter()).and_then(|()| socket.detach_filter());

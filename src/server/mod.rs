@@ -64,12 +64,12 @@ const EVENTS_PER_TICK: usize = 1024;
 /// connected clients.
 const ACCEPTS_PER_TICK: usize = 64;
 
-/// Maximum number of entries removed in one tick because they expired or exceed `CACHE_BYTES`, and
-/// of late waiters answered (about 10 us of work).
+/// Maximum number of entries removed in one tick, and of late waiters answered (about 10 us of
+/// work). Entries are removed when they expired or exceed `CACHE_BYTES`.
 ///
 /// Each completion of the tick adds one, so that removal keeps up with insertion. Each ready client
-/// adds one, a fraction of its turn, so that removal also ends beside many clients. (256 delayed hits
-/// noticeably when many entries expired at once.)
+/// adds one, a fraction of its turn, so that removal also ends beside many clients. (256 delayed
+/// hits noticeably when many entries expired at once.)
 pub const SWEEP_PER_TICK: usize = 32;
 
 /// Maximum number of client timers run in one tick: more than connections are accepted in one. Most
@@ -336,9 +336,7 @@ impl Worker {
             self.read_through.invalidate(&invalidation, self.clock.now);
         }
         for completion in completions.drain(..) {
-            self.read_through.complete(completion, self.clock.now, |request_id, reply| {
-                self.clients.deliver_reply(request_id, reply);
-            });
+            self.read_through.complete(completion, self.clock.now, |id, reply| self.clients.deliver_reply(id, reply));
         }
         completed
     }
@@ -348,18 +346,14 @@ impl Worker {
         // The pool leaves the jobs that it refuses.
         for job in self.backend.jobs.drain(..) {
             let refused = Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull) };
-            self.read_through.complete(refused, self.clock.now, |request_id, reply| {
-                self.clients.deliver_reply(request_id, reply);
-            });
+            self.read_through.complete(refused, self.clock.now, |id, reply| self.clients.deliver_reply(id, reply));
         }
     }
 
     fn run_timers(&mut self, completed: usize) {
         let now = self.clock.now;
         let budget = SWEEP_PER_TICK + completed + self.clients.ready_count();
-        self.timers_backlogged = self.read_through.tick(now, budget, |request_id, reply| {
-            self.clients.deliver_reply(request_id, reply);
-        });
+        self.timers_backlogged = self.read_through.tick(now, budget, |id, reply| self.clients.deliver_reply(id, reply));
         for _ in 0..TIMERS_PER_TICK {
             if !self.clients.run_due_timer(now) {
                 return;

@@ -20,8 +20,8 @@ const REJECT_LINGER: Millis = 100;
 /// Bytes that a client with unsent replies must accept in each `CLIENT_IDLE_TIMEOUT`.
 ///
 /// Progress comes in steps. The client's kernel accepts more only once about half of its buffer is
-/// read, and this kernel accepts more only once it has sent 64 KiB. So a client that reads 128 KiB
-/// in that time is sure to stay. This is why the longer timeout applies here, as in nginx.
+/// read. The kernel of the proxy accepts more only once it has sent 64 KiB. So a client that reads
+/// 128 KiB in that time is sure to stay. This is why the longer timeout applies here, as in nginx.
 const MIN_WRITE_PROGRESS: usize = 4096;
 
 /// Activity of a client, which determines its timeout.
@@ -121,8 +121,8 @@ impl ClientTimer {
     }
 
     /// Enters an activity. A client that returns to one with no request completed in between has
-    /// less time left. Otherwise it could prolong one request forever by sending much now and then,
-    /// and its idle time by sending input without a request.
+    /// less time left. Otherwise it could prolong one request by sending much now and then. It
+    /// could prolong its idle time by input without a request.
     fn enter(&mut self, activity: Activity, now: Millis) {
         let time = now - self.started_at;
         match self.activity {
