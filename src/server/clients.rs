@@ -17,9 +17,10 @@ use std::time::SystemTime;
 pub(super) struct Clients {
     slab: Slab<Client>,
     /// Slots of the clients that get a turn, in order. A removed client may still be in it.
-    ready_queue: VecDeque<usize>,
+    pub(super) ready_queue: VecDeque<usize>,
     timers: DeadlineHeap,
-    timeouts: TimeoutConfig,
+    /// Timeouts in force. After a change, [`Clients::rearm_timers`] must follow.
+    pub(super) timeouts: TimeoutConfig,
     /// `Date` of all replies.
     date: ResponseDate,
     /// Metrics of this event loop.
@@ -49,10 +50,6 @@ impl Clients {
 
     pub(super) fn len(&self) -> usize {
         self.slab.len()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.slab.is_empty()
     }
 
     /// Returns the slot that the next inserted client gets.
@@ -115,21 +112,11 @@ impl Clients {
         }
     }
 
-    /// Returns the length of the ready queue.
-    pub(super) fn ready_count(&self) -> usize {
-        self.ready_queue.len()
-    }
-
-    /// Takes the next slot from the ready queue.
-    pub(super) fn take_ready(&mut self) -> Option<usize> {
-        self.ready_queue.pop_front()
-    }
-
     /// Starts the turn of the client in `slot`. Returns it with the state that the turn needs.
-    pub(super) fn begin_turn(&mut self, slot: usize) -> Option<(&mut Client, TimeoutConfig, ReplyContext<'_>)> {
+    pub(super) fn begin_turn(&mut self, slot: usize) -> Option<(&mut Client, ReplyContext<'_>)> {
         let client = self.slab.get_mut(slot)?;
         client.in_ready_queue = false;
-        Some((client, self.timeouts, ReplyContext { date: &self.date, recorder: &mut self.recorder }))
+        Some((client, ReplyContext { date: &self.date, recorder: &mut self.recorder }))
     }
 
     /// Ends a turn: queues a client that needs another, and arms its timer if its deadline is
@@ -146,11 +133,6 @@ impl Clients {
     pub(super) fn end_turns(&mut self, micros: Micros) {
         self.recorder.end_turns(micros);
         self.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
-    }
-
-    /// Returns true if requests are logged.
-    pub(super) fn access_log_enabled(&self) -> bool {
-        self.access_log.is_some()
     }
 
     /// Passes the access log lines to the log writer if they exceed `max_bytes`.
@@ -185,14 +167,8 @@ impl Clients {
         true
     }
 
-    /// Returns the timeouts in force.
-    pub(super) fn timeouts(&self) -> TimeoutConfig {
-        self.timeouts
-    }
-
-    /// Shortens the timeouts, and moves all timers to the earlier deadlines.
-    pub(super) fn set_timeouts(&mut self, timeouts: TimeoutConfig) {
-        self.timeouts = timeouts;
+    /// Moves all timers to deadlines that have become earlier.
+    pub(super) fn rearm_timers(&mut self) {
         let slots: Vec<usize> = self.slab.iter().map(|(slot, _)| slot).collect();
         slots.into_iter().for_each(|slot| self.arm_timer(slot));
     }

@@ -261,7 +261,7 @@ impl Worker {
 
     /// Returns how long the next poll may sleep, `None` without a limit.
     fn poll_timeout(&self) -> Option<Duration> {
-        if self.clients.ready_count() > 0 || self.timers_backlogged || self.backend.inbox_backlogged {
+        if !self.clients.ready_queue.is_empty() || self.timers_backlogged || self.backend.inbox_backlogged {
             return Some(Duration::ZERO);
         }
         let accept = self.acceptor.next_attempt().filter(|_| self.connection_limit.can_accept());
@@ -320,7 +320,7 @@ impl Worker {
             let id = NEXT_CONNECTION_ID.fetch_add(1, Ordering::Relaxed);
             Connection::new(id, self.registry.settings.database)
         };
-        if self.clients.access_log_enabled() {
+        if self.clients.recorder.access_log_enabled() {
             connection.set_address(address.to_canonical().to_string());
         }
         self.clients.insert(Client::new(stream, connection, rejected, self.clock.now));
@@ -352,7 +352,7 @@ impl Worker {
 
     fn run_timers(&mut self, completed: usize) {
         let now = self.clock.now;
-        let budget = SWEEP_PER_TICK + completed + self.clients.ready_count();
+        let budget = SWEEP_PER_TICK + completed + self.clients.ready_queue.len();
         self.timers_backlogged = self.read_through.tick(now, budget, |id, reply| self.clients.deliver_reply(id, reply));
         for _ in 0..TIMERS_PER_TICK {
             if !self.clients.run_due_timer(now) {

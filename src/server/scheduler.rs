@@ -14,11 +14,12 @@ impl Worker {
     /// next tick.
     pub(super) fn run_ready_clients(&mut self) {
         self.record_connected_clients();
-        for turns_left in (0..self.clients.ready_count()).rev() {
-            let Some(slot) = self.clients.take_ready() else { return };
+        for turns_left in (0..self.clients.ready_queue.len()).rev() {
+            let Some(slot) = self.clients.ready_queue.pop_front() else { return };
             let Some(result) = self.run_turn(slot) else { continue };
             // `end_tick` reads the clock for the last turns.
-            if self.clients.access_log_enabled() || (turns_left > 0 && turns_left.is_multiple_of(TURNS_PER_CLOCK_READ))
+            if self.clients.recorder.access_log_enabled()
+                || (turns_left > 0 && turns_left.is_multiple_of(TURNS_PER_CLOCK_READ))
             {
                 self.clients.end_turns(self.clock.micros());
             }
@@ -32,7 +33,8 @@ impl Worker {
 
     /// Runs one turn of the client in `slot`, if it still exists.
     fn run_turn(&mut self, slot: usize) -> Option<TurnResult> {
-        let (client, timeouts, reply) = self.clients.begin_turn(slot)?;
+        let timeouts = self.clients.timeouts;
+        let (client, reply) = self.clients.begin_turn(slot)?;
         let dispatcher = Dispatcher {
             read_through: &mut self.read_through,
             jobs: &mut self.backend.jobs,

@@ -4,7 +4,6 @@
 //! regularly never meets a closed connection. RESP has no such message. RESP clients and idle
 //! clients are therefore closed a second later, between two requests.
 
-use super::timeouts::TimeoutConfig;
 use super::{Millis, Worker};
 use mio::Waker;
 use std::sync::Arc;
@@ -104,10 +103,10 @@ impl Worker {
     pub(super) fn is_shut_down(&mut self) -> bool {
         let now = self.clock.now;
         let Some(&mut Schedule { accept_until, deadline, .. }) = self.shutdown.schedule() else { return false };
-        if now >= deadline && !self.clients.is_empty() {
+        if now >= deadline && self.clients.len() > 0 {
             log::info!("SHUTDOWN_GRACE expired: closing {} open client connections", self.clients.len());
         }
-        now >= deadline || (accept_until.is_none() && self.clients.is_empty())
+        now >= deadline || (accept_until.is_none() && self.clients.len() == 0)
     }
 
     /// Advances the phase of the shutdown. Called once in each tick.
@@ -122,7 +121,8 @@ impl Worker {
             }
             ShutdownPhase::Announcing(schedule) if schedule.close_idle_at <= now => {
                 self.shutdown = ShutdownPhase::ClosingIdle(schedule);
-                self.clients.set_timeouts(TimeoutConfig { linger: DRAIN_LINGER, ..self.clients.timeouts() });
+                self.clients.timeouts.linger = DRAIN_LINGER;
+                self.clients.rearm_timers();
             }
             ShutdownPhase::Announcing(_) | ShutdownPhase::ClosingIdle(_) => {}
         }
@@ -141,8 +141,8 @@ impl Worker {
             deadline: now + grace,
         });
         self.policy.announce_close = true;
-        let timeouts = self.clients.timeouts();
-        self.clients.set_timeouts(TimeoutConfig { idle: timeouts.idle.min(DRAIN_IDLE_TIMEOUT), ..timeouts });
+        self.clients.timeouts.idle = self.clients.timeouts.idle.min(DRAIN_IDLE_TIMEOUT);
+        self.clients.rearm_timers();
         if accept_grace == 0 {
             self.drain_accept_queue();
         }
