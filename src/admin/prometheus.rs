@@ -26,7 +26,7 @@ impl Exposition {
     }
 
     /// Adds a metric of one sample: a counter if the name ends in `_total`, else a gauge.
-    fn gauge_or_counter(&mut self, name: &str, value: impl Display, help: &str) {
+    fn metric(&mut self, name: &str, value: impl Display, help: &str) {
         self.begin(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
         self.sample(name, "", value);
     }
@@ -105,48 +105,24 @@ fn requests(text: &mut Exposition, now: &Snapshot) {
 
 fn cache(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
     let metrics = &now.metrics;
-    text.gauge_or_counter("segment_hits_total", metrics.hits, "Requested keys found in the cache.");
-    text.gauge_or_counter("segment_misses_total", metrics.misses, "Requested keys not found in the cache.");
-    text.gauge_or_counter(
-        "segment_collapsed_total",
-        metrics.collapsed,
-        "Misses that joined a fetch in flight for the same key.",
-    );
-    text.gauge_or_counter(
-        "segment_evictions_total",
-        metrics.evicted,
-        "Entries evicted to stay within the cache capacity.",
-    );
-    text.gauge_or_counter("segment_expirations_total", metrics.expired, "Entries removed because they expired.");
-    text.gauge_or_counter(
-        "segment_invalidations_total",
-        metrics.invalidated,
-        "Entries removed by an invalidation from Redis.",
-    );
-    text.gauge_or_counter("segment_cache_entries", metrics.entries, "Keys in the cache.");
-    text.gauge_or_counter("segment_cache_bytes", metrics.bytes, "Bytes of keys and values in the cache.");
-    text.gauge_or_counter(
-        "segment_cache_capacity_entries",
-        settings.capacity,
-        "Cache capacity in keys, of all workers together.",
-    );
-    text.gauge_or_counter("segment_inflight_keys", metrics.inflight_keys, "Keys with a fetch from Redis in flight.");
+    text.metric("segment_hits_total", metrics.hits, "Requested keys found in the cache.");
+    text.metric("segment_misses_total", metrics.misses, "Requested keys not found in the cache.");
+    text.metric("segment_collapsed_total", metrics.collapsed, "Misses that joined a fetch in flight.");
+    text.metric("segment_evictions_total", metrics.evicted, "Entries evicted to stay within the capacity.");
+    text.metric("segment_expirations_total", metrics.expired, "Entries removed because they expired.");
+    text.metric("segment_invalidations_total", metrics.invalidated, "Entries removed by an invalidation from Redis.");
+    text.metric("segment_cache_entries", metrics.entries, "Keys in the cache.");
+    text.metric("segment_cache_bytes", metrics.bytes, "Bytes of keys and values in the cache.");
+    text.metric("segment_cache_capacity_entries", settings.capacity, "Cache capacity in keys, of all workers.");
+    text.metric("segment_inflight_keys", metrics.inflight_keys, "Keys with a fetch from Redis in flight.");
 }
 
 fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
     let metrics = &now.metrics;
-    text.gauge_or_counter("segment_connections", metrics.connected_clients, "Open client connections.");
-    text.gauge_or_counter(
-        "segment_connections_limit",
-        settings.max_connections,
-        "Connection limit: highest number of client connections.",
-    );
-    text.gauge_or_counter("segment_connections_accepted_total", metrics.accepted, "Accepted client connections.");
-    text.gauge_or_counter(
-        "segment_connections_rejected_total",
-        metrics.rejected,
-        "Client connections rejected because the connection limit was reached.",
-    );
+    text.metric("segment_connections", metrics.connected_clients, "Open client connections.");
+    text.metric("segment_connections_limit", settings.max_connections, "Limit of client connections.");
+    text.metric("segment_connections_accepted_total", metrics.accepted, "Accepted client connections.");
+    text.metric("segment_connections_rejected_total", metrics.rejected, "Client connections rejected at the limit.");
     text.labelled_counter(
         "segment_client_timeouts_total",
         "kind",
@@ -158,12 +134,12 @@ fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
 
 fn redis(text: &mut Exposition, now: &Snapshot) {
     let Snapshot { metrics, redis, .. } = now;
-    text.gauge_or_counter(
+    text.metric(
         "segment_redis_up",
         u8::from(redis.unavailable.is_none()),
         "1 if Redis is available to all workers, else 0.",
     );
-    text.gauge_or_counter("segment_redis_connections", redis.connections, "Open connections of fetchers to Redis.");
+    text.metric("segment_redis_connections", redis.connections, "Open connections of fetchers to Redis.");
     let connects = ["ok", "failed"].into_iter().zip(redis.connect_attempts);
     text.labelled_counter(
         "segment_redis_connects_total",
@@ -171,29 +147,25 @@ fn redis(text: &mut Exposition, now: &Snapshot) {
         "Attempts of fetchers to connect to Redis, by result.",
         connects,
     );
-    text.gauge_or_counter(
+    text.metric(
         "segment_redis_connections_lost_total",
         redis.disconnects,
         "Connections of fetchers to Redis that were closed.",
     );
-    text.gauge_or_counter(
+    text.metric(
         "segment_redis_round_trips_total",
         redis.round_trips,
         "Round trips to Redis; a pipeline of commands counts once.",
     );
     text.histogram("segment_redis_batch_keys", &redis.batch_sizes, 1.0, "Keys read from Redis in one batch.");
-    text.gauge_or_counter("segment_queue_length", redis.queued, "Keys in the queue, waiting for a fetcher.");
-    text.gauge_or_counter(
-        "segment_tracking_wanted",
-        now.tracking_wanted,
-        "Workers configured for tracking (REDIS_TRACKING=on).",
-    );
-    text.gauge_or_counter(
+    text.metric("segment_queue_length", redis.queued, "Keys in the queue, waiting for a fetcher.");
+    text.metric("segment_tracking_wanted", now.tracking_wanted, "Workers configured for tracking (REDIS_TRACKING=on).");
+    text.metric(
         "segment_tracking_active",
         now.tracking_active,
         "Workers with active tracking, which receive invalidations from Redis.",
     );
-    text.gauge_or_counter(
+    text.metric(
         "segment_tracking_epochs_total",
         metrics.flushes,
         "Times that the whole cache was flushed or expired, because any key may have changed.",
@@ -204,23 +176,19 @@ fn process(text: &mut Exposition, now: &Snapshot) {
     let Snapshot { metrics, process, .. } = now;
     text.begin("segment_build_info", "gauge", "Version of the proxy.");
     text.sample("segment_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1);
-    text.gauge_or_counter("segment_workers", now.workers, "Event loops (workers).");
-    text.gauge_or_counter("segment_workers_stuck", now.stuck_workers, "Event loops that are stuck.");
-    text.gauge_or_counter("segment_uptime_seconds", metrics.uptime as f64 / 1e3, "Time since the start of the proxy.");
-    text.gauge_or_counter(
+    text.metric("segment_workers", now.workers, "Event loops (workers).");
+    text.metric("segment_workers_stuck", now.stuck_workers, "Event loops that are stuck.");
+    text.metric("segment_uptime_seconds", metrics.uptime as f64 / 1e3, "Time since the start of the proxy.");
+    text.metric(
         "segment_log_lines_dropped_total",
         process.dropped_lines,
         "Log lines lost because the log buffer was full or a write failed.",
     );
-    text.gauge_or_counter("process_resident_memory_bytes", process.resident_bytes, "Resident memory.");
-    text.gauge_or_counter("process_open_fds", process.open_files, "Open file descriptors.");
-    text.gauge_or_counter("process_max_fds", process.max_open_files, "Limit of open file descriptors.");
-    text.gauge_or_counter("process_cpu_seconds_total", process.cpu_seconds, "User and system CPU time.");
-    text.gauge_or_counter(
-        "process_start_time_seconds",
-        process.started,
-        "Start time of the process, in seconds since the Unix epoch.",
-    );
+    text.metric("process_resident_memory_bytes", process.resident_bytes, "Resident memory.");
+    text.metric("process_open_fds", process.open_files, "Open file descriptors.");
+    text.metric("process_max_fds", process.max_open_files, "Limit of open file descriptors.");
+    text.metric("process_cpu_seconds_total", process.cpu_seconds, "User and system CPU time.");
+    text.metric("process_start_time_seconds", process.started, "Start time in seconds since the Unix epoch.");
 }
 
 #[cfg(test)]
