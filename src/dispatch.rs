@@ -145,7 +145,7 @@ pub fn sync_metrics(recorder: &mut Recorder, read_through: &ReadThrough, now: Mi
 /// Returns the bytes that are copied into a multi-key reply. The limit of unsent bytes bounds what
 /// other replies copy.
 fn copied_bytes(mode: ReplyMode, reply: &Reply<'_>) -> usize {
-    match (mode, reply.outcome) {
+    match (mode, reply.result) {
         (ReplyMode::Part, KeyResult::Value(Payload::Inline { bytes, .. })) => bytes.len(),
         _ => 0,
     }

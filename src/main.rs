@@ -141,7 +141,7 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
     for (index, (listener, slot)) in listeners.into_iter().zip(registry.slots().iter().cloned()).enumerate() {
         let worker = Worker::new(listener, config, connection_limiter.clone(), Arc::clone(&registry), slot);
         let handle = start_worker(index, worker, logs, sender.clone())?;
-        watchdog.push_loop(handle.clone());
+        watchdog.push_worker(handle.clone());
         handles.push(handle);
     }
     supervise(config, &registry, watchdog, &handles, &events, logs)

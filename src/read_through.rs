@@ -71,7 +71,7 @@ impl ReadThrough {
         if let Some(hit) = found {
             self.counters.hits += 1;
             let source = Source::Cache { ttl: hit.ttl };
-            return Lookup::Reply(Reply { outcome: KeyResult::Value(hit.payload), source, tracked: self.tracked });
+            return Lookup::Reply(Reply { result: KeyResult::Value(hit.payload), source, tracked: self.tracked });
         }
         self.counters.misses += 1;
         match self.inflight.join_or_start(key, request_id, now, now + self.wait_timeout) {
@@ -167,7 +167,7 @@ impl ReadThrough {
             // A later fetch has cached a fresh value.
             ttl => Source::Cache { ttl },
         };
-        let reply = Reply { outcome: KeyResult::Value(cached.payload), source, tracked: self.tracked };
+        let reply = Reply { result: KeyResult::Value(cached.payload), source, tracked: self.tracked };
         waiters.iter().for_each(|waiter| deliver(waiter.request_id, &reply));
     }
 
@@ -181,7 +181,7 @@ impl ReadThrough {
     ) {
         for waiter in waiters {
             let source = Source::Redis { collapsed: waiter.collapsed, stored };
-            deliver(waiter.request_id, &Reply { outcome, source, tracked: self.tracked });
+            deliver(waiter.request_id, &Reply { result: outcome, source, tracked: self.tracked });
         }
     }
 
@@ -308,7 +308,7 @@ mod tests {
 
     /// Returns slot, result and source of a reply.
     fn describe(request_id: RequestId, reply: &Reply<'_>) -> String {
-        let outcome = match reply.outcome {
+        let outcome = match reply.result {
             KeyResult::Value(Payload::Inline { bytes, .. }) => String::from_utf8_lossy(bytes).into_owned(),
             KeyResult::Value(Payload::Shared(value)) => format!("{} shared", value.bytes.len()),
             KeyResult::Missing => "missing".into(),
@@ -402,11 +402,11 @@ mod tests {
         let mut addresses = Vec::new();
         let value = Value::new(vec![b'x'; SHARED_VALUE_BYTES + 1]);
         let result = Ok(Some(FetchedValue { value, ttl: None }));
-        read_through.complete(Completion { fetch_id: job.fetch_id, result }, 0, |_, reply| match reply.outcome {
+        read_through.complete(Completion { fetch_id: job.fetch_id, result }, 0, |_, reply| match reply.result {
             KeyResult::Value(Payload::Shared(value)) => addresses.push(Arc::as_ptr(value)),
             other => panic!("{other:?}"),
         });
-        let Lookup::Reply(Reply { outcome: KeyResult::Value(Payload::Shared(value)), .. }) =
+        let Lookup::Reply(Reply { result: KeyResult::Value(Payload::Shared(value)), .. }) =
             read_through.get(b"a", true, request_id(3), 0)
         else {
             panic!("a shared value expected")

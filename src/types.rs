@@ -75,7 +75,7 @@ pub enum KeyResult<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Reply<'a> {
     /// Value, missing key or failure.
-    pub outcome: KeyResult<'a>,
+    pub result: KeyResult<'a>,
     /// Origin of the result.
     pub source: Source,
     /// True while the cache receives invalidations from Redis (`REDIS_TRACKING`).

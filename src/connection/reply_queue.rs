@@ -142,7 +142,7 @@ impl ReplyQueue {
                 true
             }
             Some(ReplySlot::Multi(..)) => {
-                let failure = match reply.outcome {
+                let failure = match reply.result {
                     KeyResult::Failed(failure) => Some(failure),
                     KeyResult::Missing | KeyResult::Value(_) => None,
                 };
@@ -258,7 +258,7 @@ fn protocol_of(format: ReplyFormat) -> Protocol {
 /// Returns the outcome of a request for one key, which was answered with `sent`. Records the reason
 /// of a failure.
 fn record_outcome(reply: &Reply<'_>, sent: ReplySummary, recorder: &mut Recorder) -> RequestOutcome {
-    match (reply.outcome, reply.source) {
+    match (reply.result, reply.source) {
         (KeyResult::Missing, _) => RequestOutcome::Missing,
         (KeyResult::Failed(failure), _) => {
             recorder.record_failure(failure);

@@ -96,7 +96,7 @@ fn text_value(text: &str) -> KeyResult<'_> {
 }
 
 fn reply_of_redis(outcome: KeyResult<'_>) -> Reply<'_> {
-    Reply { outcome, source: Source::Redis { collapsed: false, stored: None }, tracked: false }
+    Reply { result: outcome, source: Source::Redis { collapsed: false, stored: None }, tracked: false }
 }
 
 fn command(words: &[&str]) -> String {

@@ -60,13 +60,13 @@ pub fn encode_reply(
     out: &mut SendBuffer,
 ) -> ReplySummary {
     let unpinned;
-    let reply = match reply.outcome {
+    let reply = match reply.result {
         KeyResult::Value(Payload::Shared(value)) if format.pins(value) && !pinned::can_pin(value) => {
             let outcome = match value.bytes.len() {
                 0..=SHARED_VALUE_BYTES => KeyResult::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
                 _ => KeyResult::Failed(&Failure::OutputMemoryFull),
             };
-            unpinned = Reply { outcome, ..*reply };
+            unpinned = Reply { result: outcome, ..*reply };
             &unpinned
         }
         _ => reply,
@@ -76,7 +76,7 @@ pub fn encode_reply(
         ReplyFormat::Resp(format) => {
             let before = out.unsent_bytes();
             resp::encode_reply(reply, format, out);
-            ReplySummary { status: http::status_of(reply.outcome), bytes: out.unsent_bytes() - before }
+            ReplySummary { status: http::status_of(reply.result), bytes: out.unsent_bytes() - before }
         }
     }
 }

@@ -158,7 +158,7 @@ impl MultiReply {
     pub fn complete_part(&mut self, part: u32, reply: &Reply<'_>) -> bool {
         let Some(Part::Pending) = self.parts.get(part as usize) else { return false };
         self.pending -= 1;
-        self.parts[part as usize] = match reply.outcome {
+        self.parts[part as usize] = match reply.result {
             KeyResult::Missing => Part::Absent,
             KeyResult::Failed(Failure::WrongType) if !self.count_only => Part::Absent,
             // A key of another type, or with a value above MAX_VALUE_BYTES, exists.
@@ -303,7 +303,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn reply(outcome: KeyResult<'_>) -> Reply<'_> {
-        Reply { outcome, source: Source::Cache { ttl: 1 }, tracked: false }
+        Reply { result: outcome, source: Source::Cache { ttl: 1 }, tracked: false }
     }
 
     /// A reply is charged for its memory until that is rendered or dropped.

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 /// Maximum number of bytes sent in one turn: a value of 64 KiB and some more (about 10 us). (With
 /// 256 KiB, one reader of 64 MiB made the p99.9 of hits four times as long.)
-const WRITE_BUDGET: usize = 96 * 1024;
+const WRITE_BUDGET_BYTES: usize = 96 * 1024;
 
 /// Bytes of input that are discarded while lingering: more than most clients have in flight. The
 /// linger timeout may end it earlier.
@@ -185,7 +185,7 @@ impl Client {
         // as without.)
         let mut has_read = false;
         loop {
-            self.send(WRITE_BUDGET.saturating_sub(self.sent_this_turn))?;
+            self.send(WRITE_BUDGET_BYTES.saturating_sub(self.sent_this_turn))?;
             if self.connection.is_flushed() && (self.connection.is_closing() || self.read_eof) {
                 return Ok(self.finish());
             }
@@ -194,7 +194,7 @@ impl Client {
                 // an error.
                 return Ok(self.start_linger());
             }
-            if self.sent_this_turn >= WRITE_BUDGET || has_read {
+            if self.sent_this_turn >= WRITE_BUDGET_BYTES || has_read {
                 let has_more = (self.writable && !self.connection.send_buffer().is_empty())
                     || (self.connection.can_take_request() && (self.readable || self.decode_paused));
                 return Ok(if has_more { TurnResult::Requeue } else { TurnResult::Wait });

@@ -45,7 +45,7 @@ impl Watchdog {
     }
 
     /// Adds an event loop. The order is that of the slots of the registry.
-    pub fn push_loop(&mut self, handle: WorkerHandle) {
+    pub fn push_worker(&mut self, handle: WorkerHandle) {
         self.handles.push(handle);
         self.pinged_at.push(Instant::now());
     }
@@ -148,7 +148,7 @@ mod tests {
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).expect("a waker"));
         let handle = WorkerHandle::new(waker);
         let mut watchdog = Watchdog::new(Arc::clone(&registry));
-        [handle.clone(), handle].into_iter().for_each(|handle| watchdog.push_loop(handle));
+        [handle.clone(), handle].into_iter().for_each(|handle| watchdog.push_worker(handle));
         let start = Instant::now();
         let mut stuck_at = |after: Duration, responding: &[usize]| {
             watchdog.ping_workers(start + after);

@@ -570,5 +570,5 @@ fn answer(
     let was_cached = matches!(reply.source, Source::Cache { .. });
     assert!(!was_cached || [Cause::Outage, Cause::Overdue].contains(&cause), "a hit for somebody who waits");
     (part.answered, part.cause, part.source) = (time, Some(cause), Some(reply.source));
-    part.failed = taken && matches!(reply.outcome, KeyResult::Failed(_));
+    part.failed = taken && matches!(reply.result, KeyResult::Failed(_));
 }

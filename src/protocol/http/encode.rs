@@ -125,8 +125,8 @@ pub fn encode_reply(
     date: &ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
-    let status = status_of(reply.outcome);
-    match (reply.outcome, format.unmet_precondition) {
+    let status = status_of(reply.result);
+    match (reply.result, format.unmet_precondition) {
         (KeyResult::Value(_), Some(Status::NotModified)) => encode_not_modified(Some(reply), format, date, out),
         (KeyResult::Value(_), Some(status)) => {
             encode_error(status, IF_MATCH_FAILED, Some(reply.source), "", format, date, out)
@@ -334,7 +334,7 @@ mod tests {
     fn body_of(bytes: &[u8], view: View, source: Source) -> String {
         let value = Arc::new(Value::new(bytes.to_vec()));
         let [inline, shared] = [Payload::Inline { bytes, form: value.form }, Payload::Shared(&value)].map(|payload| {
-            let reply = Reply { outcome: KeyResult::Value(payload), source, tracked: false };
+            let reply = Reply { result: KeyResult::Value(payload), source, tracked: false };
             text_of(|date, out| _ = encode_reply(&reply, HttpReplyFormat { view, ..KEEP_ALIVE }, date, out))
         });
         assert_eq!(inline, shared, "inline and shared values differ");
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn hit_has_exact_bytes() {
         let reply = Reply {
-            outcome: KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer }),
+            result: KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer }),
             source: HIT,
             tracked: false,
         };
@@ -389,7 +389,7 @@ mod tests {
                 "fwd=stale; detail=redis-unreachable; ttl=-3",
             ),
         ] {
-            let reply = Reply { outcome: KeyResult::Missing, source, tracked: false };
+            let reply = Reply { result: KeyResult::Missing, source, tracked: false };
             let response = text_of(|date, out| _ = encode_reply(&reply, KEEP_ALIVE, date, out));
             assert!(response.contains(&format!("\r\nCache-Status: segment-redis-proxy; {text}\r\n")), "{response}");
         }
@@ -414,7 +414,7 @@ mod tests {
             (KeyResult::Missing, stored(None), true, "no-store".into()),
             (KeyResult::Failed(&Failure::Timeout), stored(None), false, "no-store".into()),
         ] {
-            let reply = Reply { outcome, source, tracked };
+            let reply = Reply { result: outcome, source, tracked };
             let response = text_of(|date, out| _ = encode_reply(&reply, KEEP_ALIVE, date, out));
             let fields: Vec<&str> = response.split("\r\n").filter(|line| line.starts_with("Cache-Control: ")).collect();
             assert_eq!(fields, [format!("Cache-Control: {control}")], "{reply:?}");
@@ -425,7 +425,7 @@ mod tests {
     #[test]
     fn unmet_precondition_replaces_200_only() {
         let value = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
-        let reply = |outcome| Reply { outcome, source: HIT, tracked: true };
+        let reply = |outcome| Reply { result: outcome, source: HIT, tracked: true };
         let encode_unmet = |outcome, unmet| {
             let format = HttpReplyFormat { unmet_precondition: Some(unmet), ..KEEP_ALIVE };
             text_of(|date, out| _ = encode_reply(&reply(outcome), format, date, out))
@@ -475,7 +475,7 @@ mod tests {
             (Failure::Internal, "500 "),
         ] {
             let source = Source::Redis { collapsed: false, stored: None };
-            let reply = Reply { outcome: KeyResult::Failed(&failure), source, tracked: false };
+            let reply = Reply { result: KeyResult::Failed(&failure), source, tracked: false };
             let response = text_of(|date, out| _ = encode_reply(&reply, KEEP_ALIVE, date, out));
             assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
             assert_eq!(response.contains("\r\nRetry-After: 1\r\n"), status == "503 ", "{response}");
@@ -518,7 +518,7 @@ mod tests {
     /// A response to `HEAD` has no body; `Connection` says `close`, or `keep-alive` for HTTP/1.0.
     #[test]
     fn head_response_omits_body() {
-        let reply = Reply { outcome: KeyResult::Missing, source: HIT, tracked: false };
+        let reply = Reply { result: KeyResult::Missing, source: HIT, tracked: false };
         let format = HttpReplyFormat { head_only: true, keep_alive: false, ..KEEP_ALIVE };
         let response = text_of(|date, out| _ = encode_reply(&reply, format, date, out));
         assert!(response.ends_with("Connection: close\r\n\r\n"), "{response}");

@@ -25,7 +25,7 @@ impl RespReplyFormat {
 
 /// Appends the reply to a command about a key.
 pub fn encode_reply(reply: &Reply<'_>, format: RespReplyFormat, out: &mut SendBuffer) {
-    match (reply.outcome, format.kind) {
+    match (reply.result, format.kind) {
         (KeyResult::Failed(failure), _) => encode_error(&error_of(failure), out),
         (KeyResult::Missing, ReplyKind::Length) => writer(format, out).integer(0),
         (KeyResult::Missing, ReplyKind::Range(..)) => writer(format, out).bulk(b""),
