@@ -175,13 +175,13 @@ impl ReadThrough {
     fn reply_all(
         &self,
         waiters: &[Waiter],
-        outcome: KeyResult<'_>,
+        result: KeyResult<'_>,
         stored: Option<Millis>,
         deliver: &mut impl FnMut(RequestId, &Reply<'_>),
     ) {
         for waiter in waiters {
             let source = Source::Redis { collapsed: waiter.collapsed, stored };
-            deliver(waiter.request_id, &Reply { result: outcome, source, tracked: self.tracked });
+            deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked });
         }
     }
 
@@ -308,13 +308,13 @@ mod tests {
 
     /// Returns slot, result and source of a reply.
     fn describe(request_id: RequestId, reply: &Reply<'_>) -> String {
-        let outcome = match reply.result {
+        let result = match reply.result {
             KeyResult::Value(Payload::Inline { bytes, .. }) => String::from_utf8_lossy(bytes).into_owned(),
             KeyResult::Value(Payload::Shared(value)) => format!("{} shared", value.bytes.len()),
             KeyResult::Missing => "missing".into(),
             KeyResult::Failed(failure) => format!("{failure:?}"),
         };
-        format!("{}: {outcome}, {:?}", request_id.slot, reply.source)
+        format!("{}: {result}, {:?}", request_id.slot, reply.source)
     }
 
     /// Returns the reply of a hit, `None` for a miss.

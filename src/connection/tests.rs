@@ -51,14 +51,14 @@ impl Client {
         self.connection.store_unparsed(input.split_off(at));
     }
 
-    fn reply_later(&mut self, request_id: RequestId, outcome: KeyResult<'_>) -> bool {
+    fn reply_later(&mut self, request_id: RequestId, result: KeyResult<'_>) -> bool {
         let mut context = ReplyContext { date: &self.date, recorder: &mut self.recorder };
-        self.connection.reply_later(request_id, &reply_of_redis(outcome), &mut context)
+        self.connection.reply_later(request_id, &reply_of_redis(result), &mut context)
     }
 
     /// Completes the deferred request at `index`.
-    fn complete(&mut self, index: usize, outcome: KeyResult<'_>) -> bool {
-        self.reply_later(self.pending[index].0, outcome)
+    fn complete(&mut self, index: usize, result: KeyResult<'_>) -> bool {
+        self.reply_later(self.pending[index].0, result)
     }
 
     /// Completes the request with this sequence number. A reply for another connection has no
@@ -95,8 +95,8 @@ fn text_value(text: &str) -> KeyResult<'_> {
     value(text.as_bytes())
 }
 
-fn reply_of_redis(outcome: KeyResult<'_>) -> Reply<'_> {
-    Reply { result: outcome, source: Source::Redis { collapsed: false, stored: None }, tracked: false }
+fn reply_of_redis(result: KeyResult<'_>) -> Reply<'_> {
+    Reply { result, source: Source::Redis { collapsed: false, stored: None }, tracked: false }
 }
 
 fn command(words: &[&str]) -> String {

@@ -62,11 +62,11 @@ pub fn encode_reply(
     let unpinned;
     let reply = match reply.result {
         KeyResult::Value(Payload::Shared(value)) if format.pins(value) && !pinned::can_pin(value) => {
-            let outcome = match value.bytes.len() {
+            let result = match value.bytes.len() {
                 0..=SHARED_VALUE_BYTES => KeyResult::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
                 _ => KeyResult::Failed(&Failure::OutputMemoryFull),
             };
-            unpinned = Reply { result: outcome, ..*reply };
+            unpinned = Reply { result, ..*reply };
             &unpinned
         }
         _ => reply,

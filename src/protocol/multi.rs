@@ -302,8 +302,8 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    fn reply(outcome: KeyResult<'_>) -> Reply<'_> {
-        Reply { result: outcome, source: Source::Cache { ttl: 1 }, tracked: false }
+    fn reply(result: KeyResult<'_>) -> Reply<'_> {
+        Reply { result, source: Source::Cache { ttl: 1 }, tracked: false }
     }
 
     /// A reply is charged for its memory until that is rendered or dropped.
@@ -314,7 +314,7 @@ mod tests {
         let mget = commands::find(b"mget").expect("a supported command");
         let long = Arc::new(Value::new(vec![b'l'; 1_000_000]));
         let text = vec![b's'; 16_000];
-        let add = |multi: &mut MultiReply, outcome| multi.push(&reply(outcome));
+        let add = |multi: &mut MultiReply, result| multi.push(&reply(result));
         let short = || KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain });
 
         let mut absent = MultiReply::new(mget, 10_000, RespVersion::Resp2);
@@ -375,12 +375,12 @@ mod tests {
             let mut expected = format!("*{}\r\n", parts.len()).into_bytes();
             for (number, &(kind, length)) in parts.iter().enumerate() {
                 let text = vec![b'a' + number as u8 % 26; lengths[length]];
-                let outcome = match kind {
+                let result = match kind {
                     0 => KeyResult::Missing,
                     1 => KeyResult::Value(Payload::Shared(&long)),
                     _ => KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain }),
                 };
-                match outcome {
+                match result {
                     KeyResult::Value(payload) => {
                         let bytes = payload.bytes();
                         expected.extend([format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat());
@@ -388,7 +388,7 @@ mod tests {
                     _ => expected.extend(b"$-1\r\n"),
                 }
                 if kind < 5 {
-                    multi.push(&reply(outcome));
+                    multi.push(&reply(result));
                 } else {
                     multi.push_pending();
                     late.push((number as u32, text));
@@ -397,8 +397,8 @@ mod tests {
             // The pending keys complete in some order, each of them twice.
             late.sort_by_key(|(part, _)| u64::from(*part).wrapping_mul(order | 1) >> 7);
             for (part, text) in &late {
-                let outcome = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
-                prop_assert!(multi.complete_part(*part, &reply(outcome)) && !multi.complete_part(*part, &reply(outcome)));
+                let result = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
+                prop_assert!(multi.complete_part(*part, &reply(result)) && !multi.complete_part(*part, &reply(result)));
             }
             prop_assert!(multi.is_complete());
             let mut out = SendBuffer::default();
@@ -420,7 +420,7 @@ mod tests {
             let mut late = Vec::new();
             for part in 0..keys {
                 let text = vec![b'a' + (part % 26) as u8; lengths[part as usize % lengths.len()]];
-                let outcome = KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain });
+                let result = KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain });
                 assert_eq!(multi.next_part(), part);
                 match part % 5 {
                     0 => multi.push(&reply(KeyResult::Missing)),
@@ -429,7 +429,7 @@ mod tests {
                         late.push((part, text.clone()));
                         multi.push_pending();
                     }
-                    _ => multi.push(&reply(outcome)),
+                    _ => multi.push(&reply(result)),
                 }
                 let null: &[u8] = if version == RespVersion::Resp3 { b"_\r\n" } else { b"$-1\r\n" };
                 match part % 5 {
@@ -440,9 +440,9 @@ mod tests {
             }
             assert!(!multi.expects_keys() && !multi.is_complete() && multi.pending == late.len());
             for (part, text) in late.iter().rev() {
-                let outcome = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
+                let result = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
                 assert!(
-                    multi.complete_part(*part, &reply(outcome))
+                    multi.complete_part(*part, &reply(result))
                         && !multi.complete_part(*part, &reply(KeyResult::Missing))
                 );
             }

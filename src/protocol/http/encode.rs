@@ -176,8 +176,8 @@ fn encode_not_modified(
 }
 
 /// Returns the status of a response about a key.
-pub fn status_of(outcome: KeyResult<'_>) -> Status {
-    let failure = match outcome {
+pub fn status_of(result: KeyResult<'_>) -> Status {
+    let failure = match result {
         KeyResult::Value(_) => return Status::Ok,
         KeyResult::Missing => return Status::NotFound,
         KeyResult::Failed(failure) => failure,
@@ -402,7 +402,7 @@ mod tests {
         let stored = |stored| Source::Redis { collapsed: false, stored };
         let stale = Source::Stale { expired_for: 1, outage: Outage::Unreachable };
         let max_age = "proxy-revalidate, stale-while-revalidate=0";
-        for (outcome, source, tracked, control) in [
+        for (result, source, tracked, control) in [
             (value, HIT, false, format!("max-age=14, {max_age}")),
             (value, Source::Cache { ttl: 999 }, false, format!("max-age=0, {max_age}")),
             (value, stored(Some(2000)), false, format!("max-age=2, {max_age}")),
@@ -414,7 +414,7 @@ mod tests {
             (KeyResult::Missing, stored(None), true, "no-store".into()),
             (KeyResult::Failed(&Failure::Timeout), stored(None), false, "no-store".into()),
         ] {
-            let reply = Reply { result: outcome, source, tracked };
+            let reply = Reply { result, source, tracked };
             let response = text_of(|date, out| _ = encode_reply(&reply, KEEP_ALIVE, date, out));
             let fields: Vec<&str> = response.split("\r\n").filter(|line| line.starts_with("Cache-Control: ")).collect();
             assert_eq!(fields, [format!("Cache-Control: {control}")], "{reply:?}");
@@ -425,10 +425,10 @@ mod tests {
     #[test]
     fn unmet_precondition_replaces_200_only() {
         let value = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
-        let reply = |outcome| Reply { result: outcome, source: HIT, tracked: true };
-        let encode_unmet = |outcome, unmet| {
+        let reply = |result| Reply { result, source: HIT, tracked: true };
+        let encode_unmet = |result, unmet| {
             let format = HttpReplyFormat { unmet_precondition: Some(unmet), ..KEEP_ALIVE };
-            text_of(|date, out| _ = encode_reply(&reply(outcome), format, date, out))
+            text_of(|date, out| _ = encode_reply(&reply(result), format, date, out))
         };
         assert_eq!(
             encode_unmet(value, Status::NotModified),
