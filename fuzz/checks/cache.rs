@@ -45,7 +45,7 @@ fn next_operation(next: &mut impl FnMut() -> Option<u8>) -> Option<Operation> {
         }
         5..=6 => Operation::Get(next()?),
         7 => Operation::Peek(next()?),
-        8 => Operation::Kept(next()?),
+        8 => Operation::GetAllowStale(next()?),
         9 => Operation::Remove(next()?),
         10 => Operation::Clear,
         11 => Operation::ExpireAll,

@@ -1,61 +1,65 @@
-//! What the fuzzer has found, and what it begins with, for ever: each input that is kept in `fuzz/corpus` goes through the same
-//! checks here (`fuzz/checks`), without libFuzzer; then mutations of them, from a seed, the same each time.
+//! Tests that replay the fuzz corpus, and mutations of it, without libFuzzer.
 //!
-//! `FUZZ_INPUTS=1000000 cargo test --test model fuzz_replay` makes more of them, `FUZZ_FIRST` others. `scripts/fuzz.sh` is the real thing:
-//! it learns what an input has reached.
+//! Each input in `fuzz/corpus` runs through its check in `fuzz/checks`. Mutations depend on a seed
+//! only, so a failure can be repeated.
+//!
+//! `FUZZ_INPUTS=1000000 cargo test --test model fuzz_replay` runs more mutations, `FUZZ_FIRST` sets
+//! the first seed. `scripts/fuzz.sh` runs libFuzzer, which is guided by coverage.
 
 use crate::checks::{self, random::Random};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Mutated inputs of each target: a few seconds.
+/// Default number of mutated inputs for each target, which take a few seconds.
 const DEFAULT_INPUTS: u64 = 20_000;
 
-/// Longest mutated input, in bytes. Longer ones are the corpus' own.
-const LONGEST: usize = 4096;
+/// Length limit of a mutated input. The corpus has longer inputs.
+const MAX_MUTATED_BYTES: usize = 4096;
 
-/// Mutations of one input.
-const MUTATIONS: u64 = 5;
+/// Limit of mutations of one input.
+const MAX_MUTATIONS: u64 = 5;
 
-/// Where a new piece may be put with some hope: at the beginning of a line, half of the time.
-const LINE_END: u8 = b'\n';
-
-fn number(name: &str) -> Option<u64> {
+fn env_number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
 }
 
-fn folder(name: &str) -> PathBuf {
+fn fuzz_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(name)
 }
 
-/// The kept inputs of a target, always in the same order.
-fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let entries = fs::read_dir(folder("corpus").join(target)).expect("a folder of inputs");
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+/// Returns the corpus of a target with the path of each input, in a fixed order.
+fn read_corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = fs::read_dir(fuzz_path("corpus").join(target)).expect("a directory of inputs");
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("a directory entry").path()).collect();
     paths.sort();
     paths.into_iter().map(|path| (path.clone(), fs::read(path).expect("an input"))).collect()
 }
 
-/// Says which input it was when a check panics.
-struct Telling<'a>(&'a str, &'a str, &'a [u8]);
+/// Guard that prints the input if the check panics.
+struct PrintOnPanic<'a> {
+    target: &'a str,
+    name: &'a str,
+    input: &'a [u8],
+}
 
-impl Drop for Telling<'_> {
+impl Drop for PrintOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}, {}: {}", self.0, self.1, self.2.escape_ascii());
+            eprintln!("{}, {}: {}", self.target, self.name, self.input.escape_ascii());
         }
     }
 }
 
 fn check(target: &str, name: &str, input: &[u8]) {
-    let _telling = Telling(target, name, input);
+    let _guard = PrintOnPanic { target, name, input };
     checks::check(target, input);
 }
 
+/// Every input of the corpus passes its check.
 #[test]
-fn every_kept_input_passes() {
+fn corpus_passes() {
     for (target, _) in checks::TARGETS {
-        let inputs = corpus(target);
+        let inputs = read_corpus(target);
         assert!(inputs.len() >= 20, "{target} has only {} inputs", inputs.len());
         for (path, input) in inputs {
             check(target, &path.to_string_lossy(), &input);
@@ -63,57 +67,64 @@ fn every_kept_input_passes() {
     }
 }
 
-fn mutations_pass(target: &str) {
-    let inputs: Vec<Vec<u8>> = corpus(target).into_iter().map(|(_, input)| input).collect();
-    let words = words();
-    let first = number("FUZZ_FIRST").unwrap_or(1);
-    for seed in first..first + number("FUZZ_INPUTS").unwrap_or(DEFAULT_INPUTS) {
+/// Checks mutated inputs of a target.
+fn check_mutations(target: &str) {
+    let inputs: Vec<Vec<u8>> = read_corpus(target).into_iter().map(|(_, input)| input).collect();
+    let words = read_words();
+    let first = env_number("FUZZ_FIRST").unwrap_or(1);
+    for seed in first..first + env_number("FUZZ_INPUTS").unwrap_or(DEFAULT_INPUTS) {
         let mut random = Random::new(seed);
-        let mut input = some(&inputs, &mut random).to_vec();
-        for _ in 0..random.between(1, MUTATIONS) {
+        let mut input = pick(&inputs, &mut random).to_vec();
+        for _ in 0..random.between(1, MAX_MUTATIONS) {
             mutate(&mut input, &inputs, &words, &mut random);
         }
-        input.truncate(LONGEST);
+        input.truncate(MAX_MUTATED_BYTES);
         check(target, &format!("FUZZ_FIRST={seed} FUZZ_INPUTS=1"), &input);
     }
 }
 
+/// Mutated request heads and bodies pass their check.
 #[test]
-fn mutations_of_http_pass() {
-    mutations_pass("http");
+fn http_mutations_pass() {
+    check_mutations("http");
 }
 
+/// Mutated commands of the Redis protocol pass their check.
 #[test]
-fn mutations_of_resp_pass() {
-    mutations_pass("resp");
+fn resp_mutations_pass() {
+    check_mutations("resp");
 }
 
+/// Mutated sequences of cache operations pass their check.
 #[test]
-fn mutations_of_cache_pass() {
-    mutations_pass("cache");
+fn cache_mutations_pass() {
+    check_mutations("cache");
 }
 
+/// Mutated inputs of whole connections pass their check.
 #[test]
-fn mutations_of_connection_pass() {
-    mutations_pass("connection");
+fn connection_mutations_pass() {
+    check_mutations("connection");
 }
 
-fn some<'a>(inputs: &'a [Vec<u8>], random: &mut Random) -> &'a [u8] {
+fn pick<'a>(inputs: &'a [Vec<u8>], random: &mut Random) -> &'a [u8] {
     &inputs[random.below(inputs.len() as u64) as usize]
 }
 
-fn place(input: &[u8], random: &mut Random) -> usize {
-    let place = random.between(0, input.len() as u64) as usize;
+/// Returns a random position. Half of the positions are moved to the start of the next line, where
+/// mutations reach more code.
+fn pick_position(input: &[u8], random: &mut Random) -> usize {
+    let at = random.between(0, input.len() as u64) as usize;
     if random.percent(50) {
-        return place;
+        return at;
     }
-    let line = input[place..].iter().position(|&byte| byte == LINE_END);
-    line.map_or(place, |end| place + end + 1)
+    let line_end = input[at..].iter().position(|&byte| byte == b'\n');
+    line_end.map_or(at, |end| at + end + 1)
 }
 
-/// Changes one thing.
+/// Applies one random mutation.
 fn mutate(input: &mut Vec<u8>, inputs: &[Vec<u8>], words: &[Vec<u8>], random: &mut Random) {
-    let at = place(input, random);
+    let at = pick_position(input, random);
     let until = (at + random.between(1, 40) as usize).min(input.len());
     match random.below(8) {
         0 if at < input.len() => input[at] = random.next() as u8,
@@ -121,31 +132,31 @@ fn mutate(input: &mut Vec<u8>, inputs: &[Vec<u8>], words: &[Vec<u8>], random: &m
         2 => _ = input.drain(at..until),
         3 => {
             let piece = input[at..until].to_vec();
-            let to = place(input, random);
+            let to = pick_position(input, random);
             _ = input.splice(to..to, piece);
         }
         4 => {
-            let other = some(inputs, random);
-            let from = place(other, random);
+            let other = pick(inputs, random);
+            let from = pick_position(other, random);
             input.truncate(at);
             input.extend_from_slice(&other[from..]);
         }
-        5 | 6 => _ = input.splice(at..at, some(words, random).iter().copied()),
-        // What is chosen beside the bytes stands in front.
+        5 | 6 => _ = input.splice(at..at, pick(words, random).iter().copied()),
+        // The first four bytes are the choices of an input.
         _ if input.len() > 4 => input[random.below(4) as usize] = random.next() as u8,
         _ => input.push(random.next() as u8),
     }
 }
 
-/// The words of libFuzzer's dictionaries.
-fn words() -> Vec<Vec<u8>> {
-    let texts = ["http.dict", "resp.dict"].map(|name| fs::read_to_string(folder("dictionaries").join(name)));
+/// Returns the words of the dictionaries of libFuzzer.
+fn read_words() -> Vec<Vec<u8>> {
+    let texts = ["http.dict", "resp.dict"].map(|name| fs::read_to_string(fuzz_path("dictionaries").join(name)));
     let texts = texts.map(|text| text.expect("a dictionary"));
     let words = texts.iter().flat_map(|text| text.lines()).filter_map(|line| line.strip_prefix('"'));
     words.map(|word| unescape(word.trim_end_matches('"'))).collect()
 }
 
-/// Bytes that are no text stand as `\x` and two hexadecimal digits.
+/// Decodes a word, in which `\x` and two hexadecimal digits stand for a byte.
 fn unescape(word: &str) -> Vec<u8> {
     let mut parts = word.split("\\x");
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();

@@ -118,7 +118,8 @@ fn parse_names(cell: &str) -> Vec<String> {
 /// Returns the modules in ARCHITECTURE.md with their imports, in the order of its table.
 fn read_architecture() -> Vec<(String, Names)> {
     let text = read_repository_file("ARCHITECTURE.md");
-    let (_, rest) = text.split_once("| module | purpose | imports from above |\n|---|---|---|\n").expect("the table of modules");
+    let (_, rest) =
+        text.split_once("| module | purpose | imports from above |\n|---|---|---|\n").expect("the table of modules");
     let mut rows = Vec::new();
     for line in rest.lines().take_while(|line| line.starts_with('|')) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
@@ -134,7 +135,12 @@ fn read_architecture() -> Vec<(String, Names)> {
 fn imports_match_architecture() {
     let modules = read_modules();
     let documented: BTreeMap<String, Names> = read_architecture().into_iter().collect();
-    assert!(documented.keys().eq(modules.keys()), "ARCHITECTURE.md: {:?}\nsrc: {:?}", documented.keys(), modules.keys());
+    assert!(
+        documented.keys().eq(modules.keys()),
+        "ARCHITECTURE.md: {:?}\nsrc: {:?}",
+        documented.keys(),
+        modules.keys()
+    );
     let mut differences = Vec::new();
     for (module, sources) in &modules {
         let others = modules.keys().filter(|&other| other != module);

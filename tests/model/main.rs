@@ -1,10 +1,7 @@
-//! Tests in this process: the cache against its model, replayed fuzz inputs, and which module imports which.
+//! Tests without the binary: the cache against its model, replayed fuzz inputs, and the layout of
+//! `src`.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test may stop at what it did not expect, and a check says so by a panic"
-)]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test may panic, and a fuzz check reports by a panic")]
 
 mod cache_model;
 #[path = "../../fuzz/checks/mod.rs"]

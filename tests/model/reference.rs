@@ -1,6 +1,9 @@
-//! A cache so simple that it is right by inspection, and the real one beside it: each operation is done to both, each answer
-//! compared, every link checked after each. `tests/model/cache_model.rs` chooses the operations at random, the fuzzer by what
-//! they reach.
+//! Model of the cache, simple enough to be verified by reading, and a [`Pair`] of the model and the
+//! real cache.
+//!
+//! A pair applies each operation to both, compares the results, and validates all links of the
+//! cache. `tests/model/cache_model.rs` chooses random operations, `fuzz/checks/cache.rs` those of
+//! the fuzzer.
 
 use segment_redis_proxy::cache::{Cache, Limits};
 use segment_redis_proxy::types::Millis;
@@ -8,26 +11,26 @@ use segment_redis_proxy::value::{JsonForm, Payload, PinCount, SHARED_VALUE_BYTES
 use std::fmt::Debug;
 use std::sync::Arc;
 
-/// Value, time left, time since it expired.
+/// Value with its remaining lifetime and the time since it expired.
 type Found = (Vec<u8>, Millis, Millis);
 
-/// Keys and values in order of use, the most recent last.
+/// Entries in order of use, the most recently used last.
 struct Model {
     limits: Limits,
     entries: Vec<Entry>,
-    /// Whether entries may be left that have all expired at once.
-    outdated: bool,
+    /// True if `expire_all` has left stale entries.
+    has_expired_all: bool,
 }
 
 struct Entry {
     key: Vec<u8>,
     value: Vec<u8>,
     fresh_until: Millis,
-    kept_until: Millis,
+    retained_until: Millis,
 }
 
 impl Model {
-    fn place(&self, key: &[u8]) -> Option<usize> {
+    fn position(&self, key: &[u8]) -> Option<usize> {
         self.entries.iter().position(|entry| entry.key == key)
     }
 
@@ -35,30 +38,32 @@ impl Model {
         self.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum()
     }
 
-    /// Leaves the entry where it is, unless its time is over.
+    /// Looks an entry up, without effect on the order of use. Removes it at the end of its grace.
     fn peek(&mut self, key: &[u8], now: Millis) -> Option<Found> {
-        let place = self.place(key)?;
-        let Entry { fresh_until, kept_until, .. } = self.entries[place];
-        if kept_until <= now {
-            self.entries.remove(place);
+        let position = self.position(key)?;
+        let Entry { fresh_until, retained_until, .. } = self.entries[position];
+        if retained_until <= now {
+            self.entries.remove(position);
             return None;
         }
         if fresh_until <= now && now >= fresh_until + self.limits.stale {
             return None;
         }
-        let value = self.entries[place].value.clone();
+        let value = self.entries[position].value.clone();
         Some((value, fresh_until.saturating_sub(now), now.saturating_sub(fresh_until)))
     }
 
-    fn kept(&mut self, key: &[u8], now: Millis) -> Option<Found> {
+    /// Looks an entry up, fresh or stale, and makes it the most recently used.
+    fn get_allow_stale(&mut self, key: &[u8], now: Millis) -> Option<Found> {
         let found = self.peek(key, now)?;
-        let entry = self.place(key).map(|place| self.entries.remove(place))?;
+        let entry = self.position(key).map(|position| self.entries.remove(position))?;
         self.entries.push(entry);
         Some(found)
     }
 
-    /// Evicts a first-in-line at a time, 64 at most for the bytes; what is too much then, the sweep evicts.
-    fn insert(&mut self, key: &[u8], value: &[u8], deadline: Millis, ends: Millis) -> bool {
+    /// Evicts the least recently used entries first, at most 64 for the limit of bytes, and returns
+    /// true if the entry was stored. The sweep evicts the rest.
+    fn insert(&mut self, key: &[u8], value: &[u8], deadline: Millis, redis_expiry: Millis) -> bool {
         self.remove(key);
         let Limits { entries, bytes, stale } = self.limits;
         let size = key.len() + value.len();
@@ -72,52 +77,56 @@ impl Model {
         if self.bytes() > bytes {
             return false;
         }
-        // All of the time, or half of it, a quarter, ... 15 steps down to nothing.
-        let grace = (0..15).map(|halvings| stale >> halvings).find(|&grace| grace <= ends - deadline).unwrap_or(0);
-        let kept_until = deadline + grace;
-        self.entries.push(Entry { key: key.into(), value: value.into(), fresh_until: deadline, kept_until });
+        // The grace is the longest of `stale`, its half, its quarter and so on (15 steps) that ends
+        // before Redis lets the key expire, or zero.
+        let left = redis_expiry - deadline;
+        let grace = (0..15).map(|halvings| stale >> halvings).find(|&grace| grace <= left).unwrap_or(0);
+        let retained_until = deadline + grace;
+        self.entries.push(Entry { key: key.into(), value: value.into(), fresh_until: deadline, retained_until });
         true
     }
 
-    fn evict(&mut self, most: usize, bytes: usize) {
-        for _ in 0..most {
-            if self.bytes() > bytes {
+    /// Evicts up to `max_entries` entries, as long as there are more than `max_bytes`.
+    fn evict(&mut self, max_entries: usize, max_bytes: usize) {
+        for _ in 0..max_entries {
+            if self.bytes() > max_bytes {
                 self.entries.remove(0);
             }
         }
     }
 
     fn remove(&mut self, key: &[u8]) -> bool {
-        self.place(key).map(|place| self.entries.remove(place)).is_some()
+        self.position(key).map(|position| self.entries.remove(position)).is_some()
     }
 
     fn clear(&mut self) {
         self.entries.clear();
-        self.outdated = false;
+        self.has_expired_all = false;
     }
 
     fn expire_all(&mut self, now: Millis) {
-        if self.limits.stale == 0 || self.outdated {
+        if self.limits.stale == 0 || self.has_expired_all {
             return self.clear();
         }
         self.entries.iter_mut().for_each(|entry| entry.fresh_until = entry.fresh_until.min(now));
-        self.outdated = true;
+        self.has_expired_all = true;
     }
 
-    /// Removes all that need not be kept. Which of several goes first is left open: sweeps have a budget for all.
+    /// Removes all entries at the end of their grace. Their order is not compared: a sweep of a
+    /// pair has a budget for all of them.
     fn sweep(&mut self, now: Millis) {
         self.evict(self.entries.len(), self.limits.bytes);
-        self.entries.retain(|entry| entry.kept_until > now);
+        self.entries.retain(|entry| entry.retained_until > now);
     }
 }
 
-/// What is done to both. Keys and values are numbers here: see [`key_of`] and [`value_of`].
+/// Operation on both. [`key_of`] and [`value_of`] turn the numbers into keys and values.
 #[derive(Clone, Debug)]
 pub enum Operation {
     Get(u8),
     Peek(u8),
-    Kept(u8),
-    /// Key, value, time to live, and how much longer Redis keeps it.
+    GetAllowStale(u8),
+    /// Key, value, time to live, and the additional time that Redis keeps the key.
     Insert(u8, u16, Millis, Millis),
     Remove(u8),
     Clear,
@@ -125,7 +134,8 @@ pub enum Operation {
     Sweep,
     Wait(Millis),
 }
-/// Both, and the time.
+
+/// Cache and model with the same contents, and the current time.
 pub struct Pair {
     limits: Limits,
     cache: Cache,
@@ -134,37 +144,37 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Both empty.
+    /// Returns an empty pair.
     pub fn new(limits: Limits) -> Pair {
-        let model = Model { limits, entries: Vec::new(), outdated: false };
+        let model = Model { limits, entries: Vec::new(), has_expired_all: false };
         Pair { limits, cache: Cache::new(limits), model, now: 0 }
     }
 
-    /// Does it to both; says in what they differ.
+    /// Applies an operation to both. Returns the difference as an error.
     pub fn apply(&mut self, operation: &Operation) -> Result<(), String> {
         let Pair { cache, model, now, .. } = self;
         let now = *now;
         match *operation {
             Operation::Get(key) => {
                 let found = cache.get(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.ttl));
-                agree(found, fresh(model.kept(&key_of(key), now)))?;
+                expect_equal(found, fresh(model.get_allow_stale(&key_of(key), now)))?;
             }
             Operation::Peek(key) => {
                 let found = cache.peek(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.ttl));
-                agree(found, fresh(model.peek(&key_of(key), now)))?;
+                expect_equal(found, fresh(model.peek(&key_of(key), now)))?;
             }
-            Operation::Kept(key) => {
+            Operation::GetAllowStale(key) => {
                 let found = cache.get_allow_stale(&key_of(key), now);
-                let found = found.map(|kept| (digest_of(kept.payload), kept.ttl, kept.expired_for));
-                let kept = model.kept(&key_of(key), now);
-                agree(found, kept.map(|(value, left, ago)| (expected(&value), left, ago)))?;
+                let found = found.map(|entry| (digest_of(entry.payload), entry.ttl, entry.expired_for));
+                let expected = model.get_allow_stale(&key_of(key), now);
+                expect_equal(found, expected.map(|(value, left, ago)| (digest_of_value(&value), left, ago)))?;
             }
-            Operation::Insert(key, value, ttl, longer) => {
-                let (key, value, deadline, ends) = (key_of(key), value_of(value), now + ttl, now + ttl + longer);
-                let stored = model.insert(&key, &value, deadline, ends);
-                agree(insert_until(cache, &key, value, deadline, ends), stored)?;
+            Operation::Insert(key, value, ttl, extra) => {
+                let (key, value, deadline) = (key_of(key), value_of(value), now + ttl);
+                let stored = model.insert(&key, &value, deadline, deadline + extra);
+                expect_equal(insert_until(cache, &key, value, deadline, deadline + extra), stored)?;
             }
-            Operation::Remove(key) => agree(cache.remove(&key_of(key)), model.remove(&key_of(key)))?,
+            Operation::Remove(key) => expect_equal(cache.remove(&key_of(key)), model.remove(&key_of(key)))?,
             Operation::Clear => {
                 cache.clear();
                 model.clear();
@@ -182,63 +192,64 @@ impl Pair {
         self.compare()
     }
 
-    /// What must hold between any two operations.
+    /// Checks what holds between any two operations.
     fn compare(&self) -> Result<(), String> {
         let Pair { limits, cache, model, .. } = self;
-        agree((cache.len(), cache.bytes()), (model.entries.len(), model.bytes()))?;
-        if cache.bytes() > limits.bytes.saturating_add(LONGEST) {
-            return Err("far beyond the limit of bytes".into());
+        expect_equal((cache.len(), cache.bytes()), (model.entries.len(), model.bytes()))?;
+        if cache.bytes() > limits.bytes.saturating_add(MAX_ENTRY_BYTES) {
+            return Err("the cache exceeds its limit of bytes by more than an entry".into());
         }
-        agree(cache.next_deadline(), model.entries.iter().map(|entry| entry.kept_until).min())?;
+        expect_equal(cache.next_deadline(), model.entries.iter().map(|entry| entry.retained_until).min())?;
         cache.validate()
     }
 }
 
-fn agree<T: PartialEq + Debug>(found: T, expected: T) -> Result<(), String> {
+fn expect_equal<T: PartialEq + Debug>(found: T, expected: T) -> Result<(), String> {
     if found == expected { Ok(()) } else { Err(format!("the cache has {found:?}, the model {expected:?}")) }
 }
 
-/// What is found of an entry that has not expired.
+/// Returns the digest of a fresh entry with its remaining lifetime, or `None` for a stale one.
 fn fresh(found: Option<Found>) -> Option<(Digest, Millis)> {
-    found.filter(|&(_, left, _)| left > 0).map(|(value, left, _)| (expected(&value), left))
+    found.filter(|&(_, left, _)| left > 0).map(|(value, left, _)| (digest_of_value(&value), left))
 }
 
-/// Long keys for some numbers, an empty one for 0: lengths on both sides of a byte.
+/// Returns the key of a number: empty for 0, longer than 255 bytes for some others.
 fn key_of(number: u8) -> Vec<u8> {
     vec![number; usize::from(number) * if number.is_multiple_of(5) { 3 } else { 1 }]
 }
 
-/// One value in eight is long enough to be shared.
+/// Returns the value of a number. One in eight is long enough to be shared.
 fn value_of(number: u16) -> Vec<u8> {
     let length = if number.is_multiple_of(8) { SHARED_VALUE_BYTES + 1 } else { usize::from(number % 100) };
     vec![number as u8; length]
 }
-/// Stores as the proxy does: long values shared, short ones copied.
-pub fn insert_until(cache: &mut Cache, key: &[u8], bytes: Vec<u8>, deadline: Millis, ends: Millis) -> bool {
+
+/// Inserts an entry as the proxy does: long values are shared, short ones copied.
+pub fn insert_until(cache: &mut Cache, key: &[u8], bytes: Vec<u8>, deadline: Millis, redis_expiry: Millis) -> bool {
     let form = form_of(&bytes);
     if bytes.len() > SHARED_VALUE_BYTES {
-        // `Value::new` would look at every byte, of which the fuzzer takes note.
+        // `Value::new` visits every byte, and the fuzzer would record each visit.
         let value = Arc::new(Value { escaped_bytes: bytes.len(), form, bytes, pins: PinCount::default() });
-        cache.insert(key, Payload::Shared(&value), deadline, ends)
+        cache.insert(key, Payload::Shared(&value), deadline, redis_expiry)
     } else {
-        cache.insert(key, Payload::Inline { bytes: &bytes, form }, deadline, ends)
+        cache.insert(key, Payload::Inline { bytes: &bytes, form }, deadline, redis_expiry)
     }
 }
 
-/// Values are one byte repeated, or short: the beginning has the form of the whole.
+/// Returns the form of a value from its first bytes: a long value repeats one byte.
 fn form_of(value: &[u8]) -> JsonForm {
     JsonForm::of(&value[..value.len().min(DIGEST_BYTES)])
 }
 
-/// Key and value of the longest entry.
-const LONGEST: usize = 3 * 255 + SHARED_VALUE_BYTES + 1;
+/// Bytes of the longest entry, its key included.
+const MAX_ENTRY_BYTES: usize = 3 * 255 + SHARED_VALUE_BYTES + 1;
 
-/// Bytes of a value that are compared.
+/// Bytes of a value that a digest holds.
 const DIGEST_BYTES: usize = 100;
 
+/// Length, first bytes and form of a value. Long values repeat one byte, so this identifies them.
 type Digest = (usize, Vec<u8>, JsonForm);
 
-/// A value for comparison: short ones whole, of long ones, which are of one byte repeated, their length.
 fn digest(value: &[u8], form: JsonForm) -> Digest {
     (value.len(), value.iter().copied().take(DIGEST_BYTES).collect(), form)
 }
@@ -248,10 +259,11 @@ fn digest_of(payload: Payload<'_>) -> Digest {
     digest(&bytes, form)
 }
 
-fn expected(value: &[u8]) -> Digest {
+fn digest_of_value(value: &[u8]) -> Digest {
     digest(value, form_of(value))
 }
 
+/// Returns the bytes of a payload with their form.
 pub fn bytes_of(payload: Payload<'_>) -> (Vec<u8>, JsonForm) {
     match payload {
         Payload::Inline { bytes, form } => (bytes.to_vec(), form),
