@@ -1,8 +1,11 @@
-//! Rule 13: what a hit on a kept-alive connection costs. System calls are counted by strace on the real binary,
-//! allocations by a counting allocator under a real loop in this process.
+//! Tests of the cost of a hit on a keep-alive connection: two system calls, no allocation
+//! (two-syscalls).
+//!
+//! strace counts the system calls of the real binary. A counting allocator counts the allocations
+//! of a worker in this process.
 
-#![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
-#![allow(unsafe_code, reason = "an allocator can only be written so; it does nothing but count and pass on")]
+#![allow(clippy::expect_used, reason = "a test may panic")]
+#![allow(unsafe_code, reason = "a global allocator requires it; this one counts and calls the system's")]
 
 mod common;
 
@@ -21,44 +24,48 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 thread_local! {
-    /// Whether this thread's allocations count.
-    static COUNTED: Cell<bool> = const { Cell::new(false) };
+    /// True if the allocations of this thread are counted.
+    static IS_COUNTED: Cell<bool> = const { Cell::new(false) };
 }
+
+/// Number of allocations of all counted threads.
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-struct Counting;
+/// Allocator that counts allocations and reallocations.
+struct CountingAllocator;
 
-fn count() {
-    if COUNTED.with(Cell::get) {
+fn count_allocation() {
+    if IS_COUNTED.with(Cell::get) {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the contract.
-unsafe impl GlobalAlloc for Counting {
+// SAFETY: every call goes unchanged to the system's allocator, which fulfils the contract.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
+        count_allocation();
+        // SAFETY: the caller fulfils the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the pointer came from `System`, by `alloc` or `realloc` above and below.
+        // SAFETY: the pointer comes from `System`, through `alloc` or `realloc` of this type.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count_allocation();
         // SAFETY: as for `dealloc`.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
+/// A hit allocates nothing, over HTTP and in both versions of RESP.
 #[test]
-fn a_hit_allocates_nothing() {
+fn hit_allocates_nothing() {
     let redis = Redis::start();
     redis.set("a", "1");
     redis.set("text", "with \"quotes\"");
@@ -67,21 +74,21 @@ fn a_hit_allocates_nothing() {
         ("REDIS_PORT", redis.port.to_string()),
         ("CACHE_TTL", "600".to_owned()),
     ]);
-    let config = Config::read(|name| variables.get(name).map(Into::into)).expect("allowed");
+    let config = Config::read(|name| variables.get(name).map(Into::into)).expect("a valid configuration");
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    let mut server = Worker::new(
+    let address = listener.local_addr().expect("a bound listener");
+    let mut worker = Worker::new(
         listener,
         &config,
-        ConnectionLimiter::from_config(&config).expect("room"),
+        ConnectionLimiter::from_config(&config).expect("enough open files"),
         Arc::default(),
         Arc::default(),
     )
-    .expect("a server");
-    let stopper = server.handle();
-    let serving = std::thread::spawn(move || {
-        COUNTED.with(|counted| counted.set(true));
-        server.run().expect("it polls");
+    .expect("a worker");
+    let handle = worker.handle();
+    let thread = std::thread::spawn(move || {
+        IS_COUNTED.with(|is_counted| is_counted.set(true));
+        worker.run().expect("no error of the poll");
     });
     let mut client = HttpClient::connect(address);
     let paths = ["/key/a", "/raw/a", "/key/text", "/key/%61?query"];
@@ -95,35 +102,37 @@ fn a_hit_allocates_nothing() {
         (encode_command(&["STRLEN", "text"]), ":13\r\n"),
         (encode_command(&["GETRANGE", "text", "0", "3"]), "$4\r\nwith\r\n"),
     ];
-    let misses = ALLOCATIONS.load(Ordering::Relaxed);
-    assert!(misses > 0, "nothing is counted");
-    // A new second renders a new Date. That is one allocation a second, not one for each hit.
-    let fewest = (0..5).map(|_| {
+    let before_hits = ALLOCATIONS.load(Ordering::Relaxed);
+    assert!(before_hits > 0, "no allocation is counted");
+    // A new `Date` is rendered once a second, which allocates. One of five rounds has to be free of
+    // allocations.
+    let allocations = (0..5).map(|_| {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         for path in paths.iter().cycle().take(1000) {
             assert!(client.get(path).header("cache-status").contains("hit"));
         }
         for (command, reply) in hits.iter().cycle().take(1000) {
-            resp.iter_mut().for_each(|client| expect(client, command, reply));
+            resp.iter_mut().for_each(|client| assert_reply(client, command, reply));
         }
         ALLOCATIONS.load(Ordering::Relaxed) - before
     });
-    assert_eq!(fewest.min(), Some(0), "hits allocate");
-    stopper.stop(Duration::ZERO);
-    serving.join().expect("no panic");
+    assert_eq!(allocations.min(), Some(0), "hits allocate");
+    handle.stop(Duration::ZERO);
+    thread.join().expect("no panic");
 }
 
-/// Sends a command and reads its reply, each at once.
-fn expect(client: &mut RespClient, command: &[u8], reply: &str) {
+/// Sends a command and asserts its reply, with one write and one read.
+fn assert_reply(client: &mut RespClient, command: &[u8], reply: &str) {
     client.send(command);
     let mut received = [0; 64];
     client.stream.read_exact(&mut received[..reply.len()]).expect("a reply");
     assert_eq!(&received[..reply.len()], reply.as_bytes());
 }
 
+/// A hit costs two system calls beside the poll.
 #[test]
-fn a_hit_costs_two_system_calls_beside_the_poll() {
-    // Many, beside the calls of starting and ending, which are counted too.
+fn hit_costs_two_system_calls() {
+    // Many more than the system calls of start and shutdown, which strace counts as well.
     const HITS: usize = 20_000;
     let redis = Redis::start();
     redis.set("a", "1");
@@ -136,20 +145,21 @@ fn a_hit_costs_two_system_calls_beside_the_poll() {
     let (mut resp, get) = (RespClient::connect(proxy.address), encode_command(&["GET", "a"]));
     for _ in 0..HITS / 2 {
         assert_eq!(client.get("/key/a").status, 200);
-        expect(&mut resp, &get, "$1\r\n1\r\n");
+        assert_reply(&mut resp, &get, "$1\r\n1\r\n");
     }
     assert_eq!(proxy.stop("TERM"), Some(0));
     let calls = strace::read_counts(&summary);
-    std::fs::remove_file(&summary).expect("it can be removed");
+    std::fs::remove_file(&summary).expect("a file of this test");
     let polls = calls.get("epoll_wait").copied().unwrap_or(0);
-    assert!(polls > 0, "strace has seen nothing: {calls:?}");
+    assert!(polls > 0, "strace counted no poll: {calls:?}");
     let others: usize = calls.values().sum::<usize>() - polls;
-    assert!(others >= HITS * 2, "strace has not seen all: {calls:?}");
+    assert!(others >= HITS * 2, "strace did not count all calls: {calls:?}");
     assert!(others as f64 / HITS as f64 <= 2.1, "{others} system calls for {HITS} hits: {calls:?}");
 }
 
+/// A line about a thread that exited during a system call is not a row of the strace summary.
 #[test]
-fn a_thread_that_strace_left_in_the_middle_of_something_is_no_system_call() {
+fn detached_thread_is_not_counted() {
     let text = "19098 ???( <detached ...>\n    calls syscall\n--------- ----------------\n\
                 \x20      58 futex\n    20014 recvfrom\n--------- ----------------\n    20072 total\n";
     let table = strace::parse_counts(text).expect("a table");
