@@ -1,27 +1,27 @@
-//! Whether a response is one that its request may have, by what has happened.
+//! Check of one response: the history of Redis and of the fetches must allow it.
 
-use crate::client::{Cause, Content, Part, Request, Response, Told};
+use crate::client::{Cause, Content, KeyReply, Part, Request, Response};
 use crate::redis::{KEYS, Redis, Version};
 use segment_redis_proxy::types::{Millis, Outage, Source};
 
-/// How old a reply may be.
-pub struct Rules {
+/// Configured bounds on the age of a reply.
+pub struct AgeLimits {
     pub ttl: Millis,
     pub stale: Millis,
-    pub timer: Millis,
+    pub wait_timeout: Millis,
 }
 
-/// What has happened.
+/// Events so far.
 pub struct History<'a> {
     pub redis: &'a Redis,
-    /// When a fetch last brought each version of each key.
-    pub brought: &'a [Vec<Option<Millis>>; KEYS],
-    /// When all entries last expired at once.
-    pub unwatched: Millis,
+    /// Time of the last fetch of each version of each key.
+    pub fetched_at: &'a [Vec<Option<Millis>>; KEYS],
+    /// Time at which all entries last expired at once, because tracking was lost.
+    pub tracking_lost_at: Millis,
 }
 
 impl Part {
-    /// What `Cache-Status` would say of it.
+    /// Returns the `Cache-Status` that the reply would have over HTTP.
     pub fn status(&self) -> String {
         match self.source {
             None | Some(Source::Cache { .. }) => "hit".into(),
@@ -33,76 +33,90 @@ impl Part {
     }
 }
 
-/// Whether a response is one that its request may have.
-pub fn check(request: &Request, response: &Response, history: &History<'_>, policy: &Rules) -> Result<(), String> {
-    if request.asked.is_none() {
-        return Err("replied to a request that was not taken up".into());
+/// Checks the response to a request.
+pub fn check(
+    request: &Request,
+    response: &Response,
+    history: &History<'_>,
+    age_limits: &AgeLimits,
+) -> Result<(), String> {
+    if request.decoded_at.is_none() {
+        return Err("a reply to a request that was not decoded".into());
     }
-    if response.closes != request.last {
-        return Err("says wrongly whether more may follow".into());
+    if response.closes != request.is_last {
+        return Err("announces wrongly whether the connection closes".into());
     }
     let parts = &request.parts;
-    let failure = parts.iter().find(|part| part.failed);
+    let failure = parts.iter().find(|part| part.has_failed);
     match &response.content {
-        Content::Violation => expect(request.last, "a request was taken for garbage"),
-        Content::Other => expect(parts.is_empty(), "no word of the keys"),
-        Content::Remaining(time) => {
-            expect(*time == -2 || (1..=policy.ttl as i64).contains(time), "longer than CACHE_TTL")
+        Content::Malformed => expect(request.is_last, "a well-formed request was refused as malformed"),
+        Content::Fixed => expect(parts.is_empty(), "the reply has no values"),
+        Content::Ttl(time) => {
+            expect(*time == -2 || (1..=age_limits.ttl as i64).contains(time), "a lifetime longer than CACHE_TTL")
         }
         Content::Error { timed_out } => {
-            let Some(cause) = failure.and_then(|part| part.cause) else { return Err("an error out of nothing".into()) };
-            let fits = match timed_out {
-                true => [Cause::Outage, Cause::Overdue].contains(&cause),
-                false => ![Cause::Answered, Cause::Overdue].contains(&cause),
+            let Some(cause) = failure.and_then(|part| part.cause) else {
+                return Err("an error, although no key failed".into());
             };
-            expect(fits, "an error of another kind")
+            let fits = match timed_out {
+                true => [Cause::Outage, Cause::WaitTimeout].contains(&cause),
+                false => ![Cause::Fetched, Cause::WaitTimeout].contains(&cause),
+            };
+            expect(fits, "an error that contradicts the cause")
         }
-        Content::Keys(_) | Content::Count(_) if failure.is_some() => Err("values although a key failed".into()),
-        Content::Keys(told) => {
-            expect(told.len() == parts.len(), "a reply about other keys")?;
-            parts.iter().zip(told).try_for_each(|(part, told)| {
+        Content::Keys(_) | Content::Count(_) if failure.is_some() => Err("values, although a key failed".into()),
+        Content::Keys(replies) => {
+            expect(replies.len() == parts.len(), "a wrong number of values")?;
+            parts.iter().zip(replies).try_for_each(|(part, reply)| {
                 let status = response.status.clone().unwrap_or_else(|| part.status());
-                check_part(part, told, &status, history, policy)
+                check_part(part, reply, &status, history, age_limits)
             })
         }
         Content::Count(count) => {
-            let may_be = |part: &&Part, told| check_part(part, &told, &part.status(), history, policy).is_ok();
-            let least = parts.iter().filter(|part| !may_be(part, Told::Absent)).count();
-            let most = parts.iter().filter(|part| may_be(part, Told::Present)).count();
-            expect((least..=most).contains(count), "a count that cannot be")
+            let allows = |part: &&Part, reply| check_part(part, &reply, &part.status(), history, age_limits).is_ok();
+            let min = parts.iter().filter(|part| !allows(part, KeyReply::Missing)).count();
+            let max = parts.iter().filter(|part| allows(part, KeyReply::Present)).count();
+            expect((min..=max).contains(count), "an impossible count")
         }
     }
 }
 
-/// Whether `told` may be the answer to one key, where `status` says it comes from.
-fn check_part(part: &Part, told: &Told, status: &str, history: &History<'_>, policy: &Rules) -> Result<(), String> {
+/// Checks the reply for one key, with `status` as its source.
+fn check_part(
+    part: &Part,
+    reply: &KeyReply,
+    status: &str,
+    history: &History<'_>,
+    age_limits: &AgeLimits,
+) -> Result<(), String> {
     let versions = &history.redis.keys[part.key];
-    if let Told::Value(text) = told
+    if let KeyReply::Value(text) = reply
         && !text.is_empty()
     {
-        let Some((found, _)) = history.redis.identify(text) else { return Err("a value that never was".into()) };
-        expect(found == part.key, "another key's value")?;
+        let Some((key, _)) = history.redis.identify(text) else { return Err("a value that never existed".into()) };
+        expect(key == part.key, "the value of another key")?;
     }
     // Length and parts of a missing key are those of an empty value.
-    let may_be_absent = [Told::Part(String::new()), Told::Length(0)].contains(told) && status.starts_with("fwd=miss");
-    if *told == Told::Absent || may_be_absent {
-        let absent = check_absent(part, status, versions);
-        if *told == Told::Absent || absent.is_ok() {
-            return absent;
+    let may_be_missing =
+        [KeyReply::Part(String::new()), KeyReply::Length(0)].contains(reply) && status.starts_with("fwd=miss");
+    if *reply == KeyReply::Missing || may_be_missing {
+        let missing = check_missing(part, status, versions);
+        if *reply == KeyReply::Missing || missing.is_ok() {
+            return missing;
         }
     }
-    // An empty value, a length or a part names no version: any that fits may be the one.
-    let mut last = Err("a value that never was".into());
+    // An empty value, a length or a part names no version, so any version that fits may be the one.
+    let mut last = Err("a value that never existed".into());
     for (number, version) in versions.iter().enumerate().rev() {
-        let fits = version.value.as_ref().is_some_and(|value| match told {
-            Told::Absent => false,
-            Told::Present => true,
-            Told::Value(text) => value == text,
-            Told::Length(length) => value.len() == *length,
-            Told::Part(text) => value.contains(text),
+        let fits = version.value.as_ref().is_some_and(|value| match reply {
+            KeyReply::Missing => false,
+            KeyReply::Present => true,
+            KeyReply::Value(text) => value == text,
+            KeyReply::Length(length) => value.len() == *length,
+            KeyReply::Part(text) => value.contains(text),
         });
         if fits {
-            last = check_version(part, number, version, status, history, policy);
+            last = check_version(part, number, version, status, history, age_limits);
             if last.is_ok() {
                 break;
             }
@@ -111,60 +125,66 @@ fn check_part(part: &Part, told: &Told, status: &str, history: &History<'_>, pol
     last
 }
 
-fn check_absent(part: &Part, status: &str, versions: &[Version]) -> Result<(), String> {
-    expect(status.starts_with("fwd=miss"), "the absence of a key was cached")?;
-    let Some((_, asked)) = part.asked else { return Err("an answer for a key that was not asked for".into()) };
-    // Who comes in between asks after the read has begun, perhaps after it was carried out.
-    let since = if status.contains("collapsed") { part.floor } else { part.floor.max(asked) };
-    let absent =
-        |version: &Version| version.value.is_none() && version.from <= part.answered.1 && version.until > since;
-    expect(versions.iter().any(absent), "the key was there all the time")
+/// Checks the reply that a key is missing.
+fn check_missing(part: &Part, status: &str, versions: &[Version]) -> Result<(), String> {
+    expect(status.starts_with("fwd=miss"), "a missing key was cached")?;
+    let Some((_, decoded_at)) = part.decoded_at else { return Err("a reply for a key that was not decoded".into()) };
+    // A collapsed request joined a read that Redis may have executed before.
+    let since = if status.contains("collapsed") { part.floor } else { part.floor.max(decoded_at) };
+    let was_missing =
+        |version: &Version| version.value.is_none() && version.from <= part.replied_at.1 && version.until > since;
+    expect(versions.iter().any(was_missing), "the key existed all the time")
 }
 
+/// Checks the reply with one version of the value.
 fn check_version(
     part: &Part,
     number: usize,
     version: &Version,
     status: &str,
     history: &History<'_>,
-    policy: &Rules,
+    age_limits: &AgeLimits,
 ) -> Result<(), String> {
-    let Some((asked, asked_moment)) = part.asked else { return Err("a value for a key that was not asked for".into()) };
-    let (answered, answered_moment) = part.answered;
-    // When a fetch last brought it: from then on it may be in the cache.
-    let Some(brought) = history.brought[part.key].get(number).copied().flatten() else {
-        return Err("a value that nobody has fetched".into());
+    let Some((decoded_at, decoded_moment)) = part.decoded_at else {
+        return Err("a value for a key that was not decoded".into());
     };
-    // A write between the two commands of a read: the value before it, with the lifetime after it.
-    let expires = version.expires.max(version.lent);
+    let (replied_at, replied_moment) = part.replied_at;
+    // The version may be in the cache since this time.
+    let Some(fetched_at) = history.fetched_at[part.key].get(number).copied().flatten() else {
+        return Err("a value that was never fetched".into());
+    };
+    // After a write between the two commands of a read, the older value has the newer lifetime.
+    let expires = version.expires.max(version.newer_expires);
     if status.starts_with("hit") {
-        let at_last = [Some(Cause::Outage), Some(Cause::Overdue)].contains(&part.cause);
-        expect(part.cause.is_none() || at_last, "a hit that had to wait")?;
-        expect(answered < brought + policy.ttl, "a hit that is older than CACHE_TTL")?;
-        expect(answered < expires, "a hit that Redis has let expire")?;
-        expect(version.until > part.floor, "a hit of what was known to have changed")
+        let is_late_hit = [Some(Cause::Outage), Some(Cause::WaitTimeout)].contains(&part.cause);
+        expect(part.cause.is_none() || is_late_hit, "a hit after a wait")?;
+        expect(replied_at < fetched_at + age_limits.ttl, "a hit older than CACHE_TTL")?;
+        expect(replied_at < expires, "a hit that has expired in Redis")?;
+        expect(version.until > part.floor, "a hit that was invalidated")
     } else if status.starts_with("fwd=stale") {
-        let by_cause = match part.cause {
-            Some(Cause::Overdue) => answered >= asked + policy.timer && status.contains("redis-timed-out"),
+        let fits_cause = match part.cause {
+            Some(Cause::WaitTimeout) => {
+                replied_at >= decoded_at + age_limits.wait_timeout && status.contains("redis-timed-out")
+            }
             cause => cause == Some(Cause::Outage),
         };
-        expect(by_cause, "an expired value although Redis is there")?;
-        expect(answered < brought + policy.ttl + policy.stale, "a value that expired too long ago")?;
-        // One that came at the same time may be of before or after.
-        let outdated = brought < history.unwatched && history.unwatched <= answered;
+        expect(fits_cause, "a stale value without an outage")?;
+        expect(replied_at < fetched_at + age_limits.ttl + age_limits.stale, "a value that is stale for too long")?;
+        // A value fetched in that very millisecond may have expired with the others or not.
+        let has_expired_with_all = fetched_at < history.tracking_lost_at && history.tracking_lost_at <= replied_at;
         expect(
-            !outdated || answered < history.unwatched + policy.stale,
-            "a value that expired with all others too long ago",
+            !has_expired_with_all || replied_at < history.tracking_lost_at + age_limits.stale,
+            "a value that is stale for too long after the loss of tracking",
         )?;
-        expect(answered < expires, "an expired value that Redis itself has let expire")?;
-        expect(version.until > part.hard_floor, "an expired value of what was known to have changed")
+        expect(replied_at < expires, "a stale value that has expired in Redis")?;
+        expect(version.until > part.stale_floor, "a stale value that was invalidated")
     } else {
-        expect(part.cause == Some(Cause::Answered), "a value without a fetch")?;
-        let since = if status.contains("collapsed") { part.floor } else { part.floor.max(asked_moment) };
-        expect(version.until > since && version.from <= answered_moment, "an old value as the answer to a new question")
+        expect(part.cause == Some(Cause::Fetched), "a miss without a fetch")?;
+        let since = if status.contains("collapsed") { part.floor } else { part.floor.max(decoded_moment) };
+        expect(version.until > since && version.from <= replied_moment, "a miss with an outdated value")
     }
 }
 
-fn expect(holds: bool, otherwise: &str) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(otherwise.into()) }
+fn expect(holds: bool, error: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(error.into()) }
 }

@@ -1,4 +1,4 @@
-//! One client: what it has asked and when, and the bytes that are on their way.
+//! One client: its requests with their times, and the bytes in transit to and from the proxy.
 
 use crate::random::Random;
 use crate::redis::KEYS;
@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::IoSlice;
 
-/// What a request asks for.
+/// Kind of a request, with its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     Value(usize),
@@ -19,184 +19,191 @@ pub enum Kind {
     Head(usize),
     Length(usize),
     Range(usize, i64, i64),
-    /// How long it is cached: nobody waits for that.
-    Remaining(usize),
+    /// Remaining lifetime in the cache, which never waits for a fetch.
+    Ttl(usize),
     Values(Vec<usize>),
     Count(Vec<usize>),
     Hello,
-    /// A command that is not answered here, with so many bytes.
-    Unknown(usize),
-    /// Something that needs no key.
-    Nothing,
+    /// Write command with this number of value bytes, which the proxy refuses.
+    Unsupported(usize),
+    /// Request that needs no key.
+    WithoutKey,
     Quit,
-    /// Not the protocol.
-    Garbage,
-    /// Not the protocol any more, after some keys.
-    Broken(Vec<usize>),
+    /// Bytes that are not of the protocol.
+    Malformed,
+    /// `MGET` with some keys and then a malformed argument.
+    MalformedMget(Vec<usize>),
 }
 
 impl Kind {
-    /// The keys that have to be looked up.
+    /// Returns the keys that the proxy has to look up.
     pub fn keys(&self) -> &[usize] {
         match self {
             Kind::Value(key) | Kind::Json(key) | Kind::Head(key) | Kind::Length(key) | Kind::Range(key, ..) => {
                 std::slice::from_ref(key)
             }
-            Kind::Values(keys) | Kind::Count(keys) | Kind::Broken(keys) => keys,
-            Kind::Remaining(_) | Kind::Hello | Kind::Unknown(_) | Kind::Nothing | Kind::Quit | Kind::Garbage => &[],
+            Kind::Values(keys) | Kind::Count(keys) | Kind::MalformedMget(keys) => keys,
+            Kind::Ttl(_) | Kind::Hello | Kind::Unsupported(_) | Kind::WithoutKey | Kind::Quit | Kind::Malformed => &[],
         }
     }
 
-    /// Whether nothing is answered after it.
-    fn ends(&self) -> bool {
-        matches!(self, Kind::Quit | Kind::Garbage | Kind::Broken(_))
+    /// Returns true if the proxy closes the connection after its reply.
+    fn closes(&self) -> bool {
+        matches!(self, Kind::Quit | Kind::Malformed | Kind::MalformedMget(_))
     }
 }
 
-/// Why a reply that waited came.
+/// Reason for a deferred reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Redis has answered.
-    Answered,
-    /// Redis cannot be reached, or the helper has waited long enough.
+    /// Redis replied.
+    Fetched,
+    /// Redis cannot be reached, or the fetcher timed out.
     Outage,
-    /// The client has waited long enough.
-    Overdue,
-    /// Something else went wrong.
+    /// The waiter timed out.
+    WaitTimeout,
+    /// Any other failure.
     Failed,
 }
 
+/// Request of a client.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub kind: Kind,
-    pub last: bool,
-    /// When the proxy had taken up all of it.
-    pub asked: Option<Millis>,
+    /// True if the proxy closes the connection after its reply.
+    pub is_last: bool,
+    /// Time at which the proxy had decoded all of it.
+    pub decoded_at: Option<Millis>,
     pub parts: Vec<Part>,
 }
 
-/// One of the keys of a request.
+/// One key of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Part {
     pub key: usize,
-    /// When the proxy took it up.
-    pub asked: Option<(Millis, Moment)>,
-    /// What has ended before is too old to be the answer, and too old even when Redis is away.
+    /// Time at which the proxy decoded the key.
+    pub decoded_at: Option<(Millis, Moment)>,
+    /// A version that had ended by this moment is too old for a reply.
     pub floor: Moment,
-    pub hard_floor: Moment,
-    /// When the proxy decided on the reply: at once, unless there is a cause.
-    pub answered: (Millis, Moment),
+    /// A version that had ended by this moment is too old even for a stale reply.
+    pub stale_floor: Moment,
+    /// Time at which the proxy chose the reply: `decoded_at`, unless there is a cause.
+    pub replied_at: (Millis, Moment),
+    /// `None` for an immediate reply.
     pub cause: Option<Cause>,
-    /// Where the reply came from, if there is a cause, and whether it was a failure.
+    /// Source of a deferred reply.
     pub source: Option<Source>,
-    pub failed: bool,
+    /// True if the deferred reply is a failure.
+    pub has_failed: bool,
 }
 
-/// What a response tells.
+/// Content of a response.
 #[derive(Debug)]
 pub enum Content {
-    /// Of each key that was asked for.
-    Keys(Vec<Told>),
-    /// How many of the keys there are.
+    /// Reply for each requested key.
+    Keys(Vec<KeyReply>),
+    /// Number of keys that exist.
     Count(usize),
-    /// How long the key is cached.
-    Remaining(i64),
-    /// That something cannot be found out.
+    /// Remaining lifetime in the cache, in milliseconds.
+    Ttl(i64),
+    /// A key could not be read.
     Error { timed_out: bool },
-    /// That the client does not speak the protocol.
-    Violation,
-    /// What it had to, about nothing that can change.
-    Other,
+    /// The request was malformed.
+    Malformed,
+    /// The only correct reply to a request without keys.
+    Fixed,
 }
 
-/// What is told of one key.
+/// Reply for one key.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Told {
-    Absent,
+pub enum KeyReply {
+    Missing,
     Present,
     Value(String),
     Length(usize),
-    /// A part of the value; nothing of it may mean that there is none.
+    /// Part of the value. An empty part may stand for a missing key.
     Part(String),
 }
 
-/// Values may be long; what matters of them stands at the beginning.
-impl fmt::Debug for Told {
+/// Prints the first bytes of a value, which name its version.
+impl fmt::Debug for KeyReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Told::Absent => f.write_str("absent"),
-            Told::Present => f.write_str("present"),
-            Told::Length(length) => write!(f, "{length} bytes"),
-            Told::Value(text) | Told::Part(text) => write!(f, "{:?}", &text[..text.len().min(10)]),
+            KeyReply::Missing => f.write_str("missing"),
+            KeyReply::Present => f.write_str("present"),
+            KeyReply::Length(length) => write!(f, "{length} bytes"),
+            KeyReply::Value(text) | KeyReply::Part(text) => write!(f, "{:?}", &text[..text.len().min(10)]),
         }
     }
 }
 
-/// A response, taken apart.
+/// Parsed response.
 #[derive(Debug)]
 pub struct Response {
     pub content: Content,
-    /// Its `Cache-Status`, where the protocol has one.
+    /// `Cache-Status` of an HTTP response.
     pub status: Option<String>,
     pub closes: bool,
 }
 
-/// See the top of the file.
+/// Client with its connection in the proxy.
 pub struct Client {
     pub connection: Connection,
-    speaks_resp: bool,
-    pub held_up: bool,
-    /// Bytes that the client has sent and the proxy not read.
-    pub sent: VecDeque<u8>,
+    is_resp: bool,
+    /// True if the proxy has stored input that it has not decoded yet.
+    pub is_paused: bool,
+    /// Bytes that the client has sent and the proxy has not read.
+    unread: VecDeque<u8>,
     pub requests: Vec<Request>,
     received: Vec<u8>,
-    /// Replies that have come.
-    pub replies: usize,
+    /// Number of complete replies.
+    pub reply_count: usize,
 }
 
 impl Client {
-    pub fn new(generation: u64, random: &mut Random) -> Client {
+    pub fn new(connection_id: u64, random: &mut Random) -> Client {
         Client {
-            connection: Connection::new(generation, 0),
-            speaks_resp: random.percent(50),
-            held_up: false,
-            sent: VecDeque::new(),
+            connection: Connection::new(connection_id, 0),
+            is_resp: random.percent(50),
+            is_paused: false,
+            unread: VecDeque::new(),
             requests: Vec::new(),
             received: Vec::new(),
-            replies: 0,
+            reply_count: 0,
         }
     }
 
-    /// Sends some requests, if the last one is not sent already.
-    pub fn ask(&mut self, random: &mut Random) {
+    /// Sends some requests, until one that closes the connection.
+    pub fn send_requests(&mut self, random: &mut Random) {
         let count = if random.percent(2) { random.between(20, 150) } else { random.between(1, 4) };
         for _ in 0..count {
-            if self.requests.last().is_some_and(|request| request.last) {
+            if self.requests.last().is_some_and(|request| request.is_last) {
                 return;
             }
-            let kind = if self.speaks_resp { some_command(random) } else { some_request(random) };
-            let last = kind.ends() || (!self.speaks_resp && random.below(200) == 0);
-            let text = if self.speaks_resp { resp::text(&kind) } else { http::text(&kind, last) };
-            self.sent.extend(text.bytes());
+            let kind = if self.is_resp { random_command(random) } else { random_request(random) };
+            let is_last = kind.closes() || (!self.is_resp && random.below(200) == 0);
+            let text = if self.is_resp { resp::encode(&kind) } else { http::encode(&kind, is_last) };
+            self.unread.extend(text.bytes());
             let parts = kind.keys().iter().map(|&key| Part { key, ..Part::default() }).collect();
-            self.requests.push(Request { kind, last, asked: None, parts });
+            self.requests.push(Request { kind, is_last, decoded_at: None, parts });
         }
     }
 
-    /// The next piece of what was sent, of up to `most` bytes.
-    pub fn piece(&mut self, most: usize) -> Vec<u8> {
-        let length = most.min(self.sent.len());
-        self.sent.drain(..length).collect()
+    /// Takes up to `max_bytes` of the unread bytes.
+    pub fn take_piece(&mut self, max_bytes: usize) -> Vec<u8> {
+        let length = max_bytes.min(self.unread.len());
+        self.unread.drain(..length).collect()
     }
 
-    /// Requests that the proxy has taken up and whose replies have not come.
-    pub fn open(&self) -> impl Iterator<Item = &Request> {
-        self.requests[self.replies..].iter().filter(|request| request.asked.is_some())
+    /// Returns the requests that the proxy has decoded, without those that have a complete reply.
+    pub fn pending_requests(&self) -> impl Iterator<Item = &Request> {
+        self.requests[self.reply_count..].iter().filter(|request| request.decoded_at.is_some())
     }
 
-    /// Reads up to `most` bytes of what the proxy has to send, and gives back what replies are complete.
-    pub fn receive(&mut self, most: usize) -> Result<Vec<(Request, Response)>, String> {
-        let mut left = most;
+    /// Reads up to `max_bytes` of the proxy's output. Returns the responses that are now complete,
+    /// each with its request.
+    pub fn receive(&mut self, max_bytes: usize) -> Result<Vec<(Request, Response)>, String> {
+        let mut left = max_bytes;
         while left > 0 {
             let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
             let count = self.connection.send_buffer().io_slices(&mut slices, usize::MAX);
@@ -209,55 +216,55 @@ impl Client {
             self.received.extend(bytes);
         }
         let (mut replies, mut at) = (Vec::new(), 0);
-        while let Some(request) = self.requests.get(self.replies) {
-            let parse = if self.speaks_resp { resp::parse } else { http::parse };
+        while let Some(request) = self.requests.get(self.reply_count) {
+            let parse = if self.is_resp { resp::parse } else { http::parse };
             let Some((response, length)) = parse(&self.received[at..], &request.kind)? else { break };
             at += length;
-            self.replies += 1;
+            self.reply_count += 1;
             replies.push((request.clone(), response));
         }
         self.received.drain(..at);
-        if self.replies == self.requests.len() && !self.received.is_empty() {
-            return Err(format!("a reply to nothing: {:?}", String::from_utf8_lossy(&self.received)));
+        if self.reply_count == self.requests.len() && !self.received.is_empty() {
+            return Err(format!("a reply without a request: {:?}", String::from_utf8_lossy(&self.received)));
         }
         Ok(replies)
     }
 }
 
-fn some_key(random: &mut Random) -> usize {
+fn random_key(random: &mut Random) -> usize {
     random.below(KEYS as u64) as usize
 }
 
-fn some_request(random: &mut Random) -> Kind {
-    let key = some_key(random);
+fn random_request(random: &mut Random) -> Kind {
+    let key = random_key(random);
     match random.below(1000) {
         0..550 => Kind::Value(key),
         550..850 => Kind::Json(key),
         850..950 => Kind::Head(key),
-        950..997 => Kind::Nothing,
-        _ => Kind::Garbage,
+        950..997 => Kind::WithoutKey,
+        _ => Kind::Malformed,
     }
 }
 
-fn some_keys(random: &mut Random) -> Vec<usize> {
+fn random_keys(random: &mut Random) -> Vec<usize> {
     let count = if random.percent(3) { random.between(20, 60) } else { random.between(1, 6) };
-    (0..count).map(|_| some_key(random)).collect()
+    (0..count).map(|_| random_key(random)).collect()
 }
 
-fn some_command(random: &mut Random) -> Kind {
-    let key = some_key(random);
+fn random_command(random: &mut Random) -> Kind {
+    let key = random_key(random);
     match random.below(1000) {
         0..300 => Kind::Value(key),
-        300..500 => Kind::Values(some_keys(random)),
-        500..600 => Kind::Count(some_keys(random)),
+        300..500 => Kind::Values(random_keys(random)),
+        500..600 => Kind::Count(random_keys(random)),
         600..700 => Kind::Length(key),
         700..800 => Kind::Range(key, random.between(0, 60) as i64 - 30, random.between(0, 60) as i64 - 30),
-        800..850 => Kind::Remaining(key),
+        800..850 => Kind::Ttl(key),
         850..900 => Kind::Hello,
-        900..940 => Kind::Unknown(random.one_of(&[0, 10, 3000])),
-        940..990 => Kind::Nothing,
+        900..940 => Kind::Unsupported(random.one_of(&[0, 10, 3000])),
+        940..990 => Kind::WithoutKey,
         990..994 => Kind::Quit,
-        994..997 => Kind::Broken(some_keys(random)),
-        _ => Kind::Garbage,
+        994..997 => Kind::MalformedMget(random_keys(random)),
+        _ => Kind::Malformed,
     }
 }

@@ -1,44 +1,46 @@
-//! What is on its way between Redis and the proxy. Each read goes there and comes back on its own time, in whatever
-//! order; changes come one after the other, as long as the connection that brings them lives.
+//! Link between Redis and the proxy: the reads and invalidations in transit.
+//!
+//! Each read has its own delays, so reads complete in any order. Invalidations arrive in order, for
+//! as long as the tracking connection lives.
 
 use crate::random::Random;
 use crate::world::Moment;
 use segment_redis_proxy::types::{FetchedValue, Invalidation, Job, Millis};
 use std::collections::VecDeque;
 
-/// A job that a helper has taken.
+/// Job that a fetcher has taken.
 pub struct Read {
     pub job: Job,
     pub key: usize,
-    pub began: Moment,
-    /// When the next step happens.
+    pub started_at: Moment,
+    /// Time of the next step.
     pub due: Millis,
     pub step: Step,
 }
 
-/// Steps of a read as the backend does it. Anything can happen between any two of them.
+/// Step of a read, as in the backend. Anything may happen between two steps.
 #[derive(Debug)]
 pub enum Step {
-    /// Redis is asked for the value: by `GETRANGE`, or after an empty one by `GET`.
+    /// Redis executes `GETRANGE`, or `GET` after an empty value.
     Value { by_get: bool },
-    /// Redis is asked how long the key has left. The value and its version are known.
+    /// Redis executes `PTTL`. The value and its version number are known.
     Ttl { by_get: bool, version: usize, value: Option<String> },
-    /// The answer arrives.
-    Arrive(Answer),
+    /// The result reaches the proxy.
+    Arrive(ReadResult),
 }
 
-/// What comes back.
+/// Result of a read.
 #[derive(Debug)]
-pub enum Answer {
-    /// Which version, and how it was read.
+pub enum ReadResult {
+    /// Version number, and the value as the backend would return it.
     Read(usize, Option<FetchedValue>),
     Unavailable,
     TimedOut,
-    /// Redis answered with an error that says nothing about the key.
+    /// Redis replied with an error that does not depend on the key.
     Error,
 }
 
-/// Whether Redis tells of changes.
+/// State of the invalidation stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracking {
     Off,
@@ -46,100 +48,101 @@ pub enum Tracking {
     Up,
 }
 
-/// See the top of the file.
+/// Reads and invalidations in transit.
 pub struct Link {
     pub reads: Vec<Read>,
-    changes: VecDeque<(Millis, Invalidation)>,
+    invalidations: VecDeque<(Millis, Invalidation)>,
     pub tracking: Tracking,
-    /// Redis cannot be reached.
-    pub outage: bool,
-    /// Longest that a change takes.
-    hop: Millis,
-    /// Longest that a helper waits for an answer.
-    timer: Millis,
+    /// True if Redis cannot be reached.
+    pub has_outage: bool,
+    /// Longest delay of an invalidation.
+    max_delay: Millis,
+    /// Time that a fetcher waits for a reply.
+    timeout: Millis,
 }
 
 impl Link {
-    pub fn new(tracking: bool, timer: Millis, random: &mut Random) -> Link {
+    pub fn new(tracking: bool, timeout: Millis, random: &mut Random) -> Link {
         let tracking = if tracking { Tracking::Down } else { Tracking::Off };
-        let hop = random.one_of(&[0, 1, 5, 40]);
-        Link { reads: Vec::new(), changes: VecDeque::new(), tracking, outage: false, hop, timer }
+        let max_delay = random.one_of(&[0, 1, 5, 40]);
+        Link { reads: Vec::new(), invalidations: VecDeque::new(), tracking, has_outage: false, max_delay, timeout }
     }
 
-    /// A helper takes a job.
-    pub fn begin(&mut self, job: Job, key: usize, (now, began): (Millis, Moment), random: &mut Random) {
-        let due = now + self.delay(random);
-        self.reads.push(Read { job, key, began, due, step: Step::Value { by_get: false } });
+    /// Starts the read of a job.
+    pub fn start_read(&mut self, job: Job, key: usize, (now, started_at): (Millis, Moment), random: &mut Random) {
+        let due = now + self.read_delay(random);
+        self.reads.push(Read { job, key, started_at, due, step: Step::Value { by_get: false } });
     }
 
-    fn delay(&self, random: &mut Random) -> Millis {
+    fn read_delay(&self, random: &mut Random) -> Millis {
         match random.below(10) {
             0..4 => 0,
             4..8 => random.between(1, 10),
-            8 => random.between(1, self.timer),
-            _ => random.between(1, 3 * self.timer),
+            8 => random.between(1, self.timeout),
+            _ => random.between(1, 3 * self.timeout),
         }
     }
 
-    /// Decides what becomes of a question that has arrived in Redis: its answer, unless the reply is lost.
-    pub fn answer(&self, answer: Answer, now: Millis, random: &mut Random) -> (Step, Millis) {
-        let (answer, delay) = match random.below(100) {
-            _ if self.outage && random.percent(70) => (Answer::Unavailable, random.below(3)),
-            _ if self.outage => (Answer::TimedOut, self.timer),
-            0..2 => (Answer::TimedOut, self.timer),
-            2..4 => (Answer::Unavailable, 0),
-            4..6 => (Answer::Error, self.delay(random)),
-            _ => (answer, self.delay(random)),
+    /// Returns the last step of a read with its time: mostly `result`, sometimes a failure instead.
+    pub fn last_step(&self, result: ReadResult, now: Millis, random: &mut Random) -> (Step, Millis) {
+        let (result, delay) = match random.below(100) {
+            _ if self.has_outage && random.percent(70) => (ReadResult::Unavailable, random.below(3)),
+            _ if self.has_outage => (ReadResult::TimedOut, self.timeout),
+            0..2 => (ReadResult::TimedOut, self.timeout),
+            2..4 => (ReadResult::Unavailable, 0),
+            4..6 => (ReadResult::Error, self.read_delay(random)),
+            _ => (result, self.read_delay(random)),
         };
-        (Step::Arrive(answer), now + delay)
+        (Step::Arrive(result), now + delay)
     }
 
-    /// Decides when the next command of a read is executed: mostly at once, as both are sent together.
+    /// Returns the time at which Redis executes the second command of a read. Both are sent
+    /// together, so mostly now.
     pub fn next_command(&self, now: Millis, random: &mut Random) -> Millis {
-        if random.percent(60) { now } else { now + self.delay(random) }
+        if random.percent(60) { now } else { now + self.read_delay(random) }
     }
 
-    /// Redis tells of a change, if it does.
-    pub fn tell(&mut self, change: Invalidation, now: Millis, random: &mut Random) {
+    /// Sends an invalidation if tracking is active. Now and then it invalidates everything instead,
+    /// as after an overflow of the inbox.
+    pub fn invalidate(&mut self, invalidation: Invalidation, now: Millis, random: &mut Random) {
         if self.tracking == Tracking::Up {
-            // Now and then too much is to be told, and all is told to have changed.
-            let change = if random.percent(2) { Invalidation::All } else { change };
-            self.send(change, now + random.between(0, self.hop));
+            let invalidation = if random.percent(2) { Invalidation::All } else { invalidation };
+            self.push(invalidation, now + random.between(0, self.max_delay));
         }
     }
 
-    fn send(&mut self, change: Invalidation, at: Millis) {
-        let last = self.changes.back().map_or(0, |&(last, _)| last);
-        self.changes.push_back((at.max(last), change));
+    fn push(&mut self, invalidation: Invalidation, at: Millis) {
+        let last = self.invalidations.back().map_or(0, |&(last, _)| last);
+        self.invalidations.push_back((at.max(last), invalidation));
     }
 
-    /// The connection that tells of changes is cut. What was on its way is lost, or some of it.
-    pub fn cut(&mut self, now: Millis, random: &mut Random) {
+    /// Cuts the tracking connection. Some of the invalidations in transit are lost, or all.
+    pub fn cut_tracking(&mut self, now: Millis, random: &mut Random) {
         if self.tracking == Tracking::Up {
             self.tracking = Tracking::Down;
-            let arrives = random.between(0, self.changes.len() as u64) as usize;
-            self.changes.truncate(arrives);
-            self.send(Invalidation::TrackingLost, now + random.between(0, self.hop));
+            let arriving = random.between(0, self.invalidations.len() as u64) as usize;
+            self.invalidations.truncate(arriving);
+            self.push(Invalidation::TrackingLost, now + random.between(0, self.max_delay));
         }
     }
 
-    /// It is there again: from now on Redis tells.
-    pub fn join(&mut self, now: Millis, random: &mut Random) {
-        if self.tracking == Tracking::Down && !self.outage {
+    /// Starts tracking again, unless there is an outage.
+    pub fn start_tracking(&mut self, now: Millis, random: &mut Random) {
+        if self.tracking == Tracking::Down && !self.has_outage {
             self.tracking = Tracking::Up;
-            self.send(Invalidation::All, now + random.between(0, self.hop));
+            self.push(Invalidation::All, now + random.between(0, self.max_delay));
         }
     }
 
-    /// The next change that has arrived.
-    pub fn hear(&mut self, now: Millis) -> Option<Invalidation> {
-        let (at, _) = self.changes.front()?;
-        if *at <= now { self.changes.pop_front().map(|(_, change)| change) } else { None }
+    /// Takes the next invalidation that has arrived.
+    pub fn take_invalidation(&mut self, now: Millis) -> Option<Invalidation> {
+        let (at, _) = self.invalidations.front()?;
+        if *at <= now { self.invalidations.pop_front().map(|(_, invalidation)| invalidation) } else { None }
     }
 
-    /// When the next thing arrives somewhere.
+    /// Returns the time of the next step of a read, or of the next invalidation.
     pub fn next_arrival(&self) -> Option<Millis> {
         let reads = self.reads.iter().map(|read| read.due);
-        reads.chain(self.changes.front().map(|&(at, _)| at)).min()
+        reads.chain(self.invalidations.front().map(|&(at, _)| at)).min()
     }
 }

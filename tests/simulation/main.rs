@@ -1,22 +1,24 @@
-//! Deterministic simulation: the whole proxy but its sockets, threads and clock, under everything that clients, Redis,
-//! the network between them and time can do to it, from a seed.
+//! Deterministic simulation of the proxy without sockets, threads and clock, from a seed.
+//!
+//! Clients, Redis, the network between them and time do everything that they may do to it.
 //!
 //! ```text
-//!     random.rs     the seed's numbers
-//!     redis.rs      a model Redis that remembers everything it ever held
-//!     link.rs       what is on its way between Redis and the proxy: reads, replies, changes, cuts
+//!     random.rs     random numbers from the seed
+//!     redis.rs      model of Redis, with every version of every key
+//!     link.rs       link between Redis and the proxy: reads, replies, invalidations, cuts
 //!     client.rs     clients: requests in pieces, pipelines, resets
-//!     http.rs       what they say in the one protocol, and what replies in it tell
-//!     resp.rs       and in the other
-//!     check.rs      whether each reply is one that may be
-//!     world.rs      puts them around the real proxy and connections, and lets things happen
+//!     http.rs       requests and responses of HTTP clients
+//!     resp.rs       commands and replies of RESP clients
+//!     check.rs      check of each reply
+//!     world.rs      all of them around the real read-through cache and connections
 //! ```
 //!
-//! After every step: each reply belongs to its request, in order; each value was Redis' value at a moment that the
-//! promise in force allows; bounds hold; nobody waits beyond its time.
+//! After every step, each reply belongs to its request, in order. Each value is one that Redis held
+//! at a moment that the freshness in force allows. Bounds hold, and no client waits longer than its
+//! timeout.
 //!
-//! `SIM_SEEDS=100000 cargo test --test simulation` runs more of them, from `SIM_FIRST` on; `SIM_SEED=123 cargo test --test
-//! simulation -- --nocapture` runs one and tells what happens.
+//! `SIM_SEEDS=100000 cargo test --test simulation` runs more seeds, `SIM_FIRST` sets the first one.
+//! `SIM_SEED=123 cargo test --test simulation -- --nocapture` runs one seed and prints its events.
 
 mod check;
 mod client;
@@ -30,21 +32,24 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
-use world::World;
+use world::{EventCounts, World};
 
-/// Some 20 seconds on a slow machine with two processors.
+/// Default number of seeds, which take about 20 s on a slow machine with two processors.
 const DEFAULT_SEEDS: u64 = 15_000;
 
-/// Things that happen for each seed.
+/// Random steps for each seed.
 const STEPS: usize = 400;
 
-fn number(name: &str) -> Option<u64> {
+/// Number of seeds from which on every event is expected to occur.
+const MIN_SEEDS_FOR_EVENTS: u64 = 1000;
+
+fn env_number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
 }
 
-/// Runs one seed; says what went wrong.
-fn run(seed: u64, tell: bool) -> Result<World, String> {
-    let mut world = World::new(seed, tell);
+/// Runs one seed. Returns the first violation, or the text of a panic, as an error.
+fn run(seed: u64, is_verbose: bool) -> Result<World, String> {
+    let mut world = World::new(seed, is_verbose);
     let result = catch_unwind(AssertUnwindSafe(|| {
         for _ in 0..STEPS {
             world.step()?;
@@ -60,51 +65,54 @@ fn run(seed: u64, tell: bool) -> Result<World, String> {
     }
 }
 
+/// Every seed keeps the guarantees of freshness, order and bounds.
 #[test]
-fn whatever_happens_the_promises_are_kept() {
-    if let Some(seed) = number("SIM_SEED") {
-        let world = run(seed, true).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
-        return println!("seed {seed}: {:?}", world.seen);
+fn every_seed_keeps_all_guarantees() {
+    if let Some(seed) = env_number("SIM_SEED") {
+        let world = run(seed, true).unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+        return println!("seed {seed}: {:?}", world.counts);
     }
-    let (first, seeds) = (number("SIM_FIRST").unwrap_or(1), number("SIM_SEEDS").unwrap_or(DEFAULT_SEEDS));
-    let (next, failed, began) = (AtomicU64::new(first), AtomicBool::new(false), Instant::now());
-    let seen = std::thread::scope(|scope| {
-        let worker = || {
-            let mut sums = world::Seen::default();
-            while !failed.load(Ordering::Relaxed) {
+    let (first, seeds) = (env_number("SIM_FIRST").unwrap_or(1), env_number("SIM_SEEDS").unwrap_or(DEFAULT_SEEDS));
+    let (next, has_failed, start) = (AtomicU64::new(first), AtomicBool::new(false), Instant::now());
+    let counts = std::thread::scope(|scope| {
+        let run_seeds = || {
+            let mut sums = EventCounts::default();
+            while !has_failed.load(Ordering::Relaxed) {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
                 if seed >= first + seeds {
                     break;
                 }
                 match run(seed, false) {
-                    Ok(world) => sums.add(&world.seen),
-                    Err(what) => {
-                        failed.store(true, Ordering::Relaxed);
+                    Ok(world) => sums.add(&world.counts),
+                    Err(violation) => {
+                        has_failed.store(true, Ordering::Relaxed);
                         panic!(
-                            "seed {seed}: {what}\nreplay it with: SIM_SEED={seed} cargo test --test simulation -- --nocapture"
+                            "seed {seed}: {violation}\n\
+                             replay it with: SIM_SEED={seed} cargo test --test simulation -- --nocapture"
                         );
                     }
                 }
             }
             sums
         };
-        let workers: Vec<_> = (0..2).map(|_| scope.spawn(worker)).collect();
-        let mut sums = world::Seen::default();
-        workers.into_iter().for_each(|worker| sums.add(&worker.join().unwrap_or_else(|_| panic!("a seed failed"))));
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(run_seeds)).collect();
+        let mut sums = EventCounts::default();
+        threads.into_iter().for_each(|thread| sums.add(&thread.join().unwrap_or_else(|_| panic!("a seed failed"))));
         sums
     });
-    println!("{seeds} seeds in {:?}: {seen:?}", began.elapsed());
-    // A simulation in which nothing happens finds nothing.
-    if seeds >= 1000 {
-        seen.assert_everything_was_seen();
+    println!("{seeds} seeds in {:?}: {counts:?}", start.elapsed());
+    // Without events the simulation would find nothing.
+    if seeds >= MIN_SEEDS_FOR_EVENTS {
+        counts.assert_all_occurred();
     }
 }
 
+/// Two runs of one seed have the same events.
 #[test]
-fn a_seed_replays_exactly() {
+fn seed_replays_exactly() {
     let outcome = |seed| match run(seed, false) {
-        Ok(world) => format!("{:?} {:x}", world.seen, world.trace),
-        Err(what) => what,
+        Ok(world) => format!("{:?} {:x}", world.counts, world.event_hash),
+        Err(violation) => violation,
     };
     (1..20).for_each(|seed| assert_eq!(outcome(seed), outcome(seed), "seed {seed}"));
     assert_ne!(outcome(1), outcome(2));

@@ -1,4 +1,4 @@
-//! The seed's numbers: SplitMix64, small and the same everywhere.
+//! Random numbers from a seed: SplitMix64, which is small and the same on every machine.
 
 pub struct Random(u64);
 
@@ -15,17 +15,17 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// From 0 to one less than `end`.
+    /// Returns a number from 0 to `end`, without `end` itself.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    /// From `from` to `to`, both included.
+    /// Returns a number from `from` to `to`, both included.
     pub fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.below(to - from + 1)
     }
 
-    /// So many times in a hundred.
+    /// Returns true in `chance` of 100 calls.
     pub fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }

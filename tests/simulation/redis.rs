@@ -1,38 +1,38 @@
-//! A model Redis: a few keys, and everything that each of them ever held.
+//! Model of Redis: a few keys, with every version that each of them ever had.
 
 use crate::random::Random;
 use crate::world::Moment;
 use segment_redis_proxy::types::Millis;
 
-/// Keys there are.
+/// Number of keys.
 pub const KEYS: usize = 6;
 
-/// What a key held for a while.
+/// State of a key between two changes.
 #[derive(Clone, Debug)]
 pub struct Version {
-    /// `None`: there was no such key.
+    /// `None` if the key was missing.
     pub value: Option<String>,
-    /// The moment that brought it, and the one that ended it: see [`crate::world::Moment`].
+    /// Moments of the changes that started and ended this version.
     pub from: Moment,
     pub until: Moment,
-    /// When Redis will let it expire.
+    /// Time at which Redis expires the key.
     pub expires: Millis,
-    /// The latest expiry of a newer version that a read has taken for this one's; 0 for none.
-    pub lent: Millis,
+    /// Latest expiry of a newer version that a read combined with this value; 0 for none.
+    pub newer_expires: Millis,
 }
 
-/// See the top of the file.
+/// Redis with the history of all keys.
 pub struct Redis {
     pub keys: [Vec<Version>; KEYS],
 }
 
 impl Redis {
     pub fn new() -> Redis {
-        let nothing = Version { value: None, from: 0, until: Moment::MAX, expires: Millis::MAX, lent: 0 };
-        Redis { keys: std::array::from_fn(|_| vec![nothing.clone()]) }
+        let missing = Version { value: None, from: 0, until: Moment::MAX, expires: Millis::MAX, newer_expires: 0 };
+        Redis { keys: std::array::from_fn(|_| vec![missing.clone()]) }
     }
 
-    /// What `key` holds at present.
+    /// Returns the current version of a key, with its number.
     pub fn current(&self, key: usize) -> (usize, &Version) {
         let versions = &self.keys[key];
         (versions.len() - 1, &versions[versions.len() - 1])
@@ -43,15 +43,15 @@ impl Redis {
         if let Some(last) = versions.last_mut() {
             last.until = moment;
         }
-        versions.push(Version { value, from: moment, until: Moment::MAX, expires, lent: 0 });
+        versions.push(Version { value, from: moment, until: Moment::MAX, expires, newer_expires: 0 });
     }
 
-    /// Writes something that was never there before, perhaps with a time to live.
+    /// Writes a value with a time to live or without. Only empty values occur more than once.
     pub fn write(&mut self, key: usize, now: Millis, moment: Moment, random: &mut Random) {
         let expires = if random.percent(40) { now + random.between(1, 400) } else { Millis::MAX };
-        let filler = random.one_of(&[0, 0, 0, 30, 30, 200, 1500, 20_000]);
+        let padding = random.one_of(&[0, 0, 0, 30, 30, 200, 1500, 20_000]);
         let name = format!("k{key}v{}.", self.keys[key].len());
-        let value = if random.percent(15) { String::new() } else { name + &"x".repeat(filler) };
+        let value = if random.percent(15) { String::new() } else { name + &"x".repeat(padding) };
         self.replace(key, Some(value), expires, moment);
     }
 
@@ -59,19 +59,19 @@ impl Redis {
         self.replace(key, None, Millis::MAX, moment);
     }
 
-    /// Lets keys expire whose time has come. Says which.
+    /// Deletes the keys that have expired and returns them.
     pub fn expire(&mut self, now: Millis, moment: Moment) -> Vec<usize> {
-        let due: Vec<usize> = (0..KEYS).filter(|&key| self.current(key).1.expires <= now).collect();
-        due.iter().for_each(|&key| self.delete(key, moment));
-        due
+        let expired: Vec<usize> = (0..KEYS).filter(|&key| self.current(key).1.expires <= now).collect();
+        expired.iter().for_each(|&key| self.delete(key, moment));
+        expired
     }
 
-    /// When the next key expires.
+    /// Returns the time of the next expiry.
     pub fn next_expiry(&self) -> Option<Millis> {
         (0..KEYS).map(|key| self.current(key).1.expires).filter(|&expires| expires != Millis::MAX).min()
     }
 
-    /// Replies to `PTTL`.
+    /// Returns the reply to `PTTL`.
     pub fn ttl(&self, key: usize, now: Millis) -> i64 {
         match self.current(key).1 {
             Version { value: None, .. } => -2,
@@ -80,11 +80,11 @@ impl Redis {
         }
     }
 
-    /// Which version of which key a value is.
+    /// Returns the key and the version number that a value names.
     pub fn identify(&self, value: &str) -> Option<(usize, usize)> {
         let (key, version) = value.strip_prefix('k')?.split_once('.')?.0.split_once('v')?;
         let (key, version): (usize, usize) = (key.parse().ok()?, version.parse().ok()?);
-        let whole = self.keys.get(key)?.get(version)?.value.as_deref() == Some(value);
-        whole.then_some((key, version))
+        let is_whole = self.keys.get(key)?.get(version)?.value.as_deref() == Some(value);
+        is_whole.then_some((key, version))
     }
 }

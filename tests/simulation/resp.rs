@@ -1,41 +1,41 @@
-//! What clients say in the Redis protocol, and what its replies tell.
+//! RESP side of a simulated client: encodes commands and parses replies.
 
-use crate::client::{Content, Kind, Response, Told};
+use crate::client::{Content, KeyReply, Kind, Response};
 
-fn command(words: &[String]) -> String {
+fn encode_words(words: &[String]) -> String {
     let arguments: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
     format!("*{}\r\n{arguments}", words.len())
 }
 
-fn about(name: &str, keys: &[usize]) -> String {
+fn encode_keys(name: &str, keys: &[usize]) -> String {
     let words = std::iter::once(name.to_owned()).chain(keys.iter().map(|key| format!("k{key}")));
-    command(&words.collect::<Vec<_>>())
+    encode_words(&words.collect::<Vec<_>>())
 }
 
-/// A command.
-pub fn text(kind: &Kind) -> String {
+/// Encodes a command.
+pub fn encode(kind: &Kind) -> String {
     match kind {
-        Kind::Value(key) => about("GET", &[*key]),
-        Kind::Length(key) => about("STRLEN", &[*key]),
+        Kind::Value(key) => encode_keys("GET", &[*key]),
+        Kind::Length(key) => encode_keys("STRLEN", &[*key]),
         Kind::Range(key, start, end) => {
-            command(&["GETRANGE".into(), format!("k{key}"), start.to_string(), end.to_string()])
+            encode_words(&["GETRANGE".into(), format!("k{key}"), start.to_string(), end.to_string()])
         }
-        Kind::Remaining(key) => about("PTTL", &[*key]),
-        Kind::Values(keys) => about("MGET", keys),
-        Kind::Count(keys) => about("EXISTS", keys),
-        Kind::Hello => command(&["HELLO".into(), "3".into()]),
-        Kind::Unknown(bytes) => command(&["SET".into(), "k1".into(), "x".repeat(*bytes)]),
-        Kind::Nothing => command(&["PING".into()]),
-        Kind::Quit => command(&["QUIT".into()]),
-        Kind::Broken(keys) => {
-            let (whole, longer) = (format!("*{}", keys.len() + 1), format!("*{}", keys.len() + 3));
-            about("MGET", keys).replacen(&whole, &longer, 1) + "fooz\r\n"
+        Kind::Ttl(key) => encode_keys("PTTL", &[*key]),
+        Kind::Values(keys) => encode_keys("MGET", keys),
+        Kind::Count(keys) => encode_keys("EXISTS", keys),
+        Kind::Hello => encode_words(&["HELLO".into(), "3".into()]),
+        Kind::Unsupported(bytes) => encode_words(&["SET".into(), "k1".into(), "x".repeat(*bytes)]),
+        Kind::WithoutKey => encode_words(&["PING".into()]),
+        Kind::Quit => encode_words(&["QUIT".into()]),
+        Kind::MalformedMget(keys) => {
+            let (complete, longer) = (format!("*{}", keys.len() + 1), format!("*{}", keys.len() + 3));
+            encode_keys("MGET", keys).replacen(&complete, &longer, 1) + "fooz\r\n"
         }
         _ => "*1\r\nfooz\r\n".to_owned(),
     }
 }
 
-/// A reply, taken apart.
+/// Parsed reply.
 #[derive(Debug, PartialEq)]
 enum Reply {
     Simple(String),
@@ -43,16 +43,18 @@ enum Reply {
     Integer(i64),
     Bulk(String),
     Null,
-    Many(Vec<Reply>),
+    /// Array, or a map with its keys and values in turn.
+    Aggregate(Vec<Reply>),
 }
 
-/// The reply at the beginning of `bytes` and its length, if it is whole.
-fn reply(bytes: &[u8]) -> Result<Option<(Reply, usize)>, String> {
+/// Parses the reply at the start of `bytes`. Returns it with its length, or `None` if it is
+/// incomplete.
+fn parse_reply(bytes: &[u8]) -> Result<Option<(Reply, usize)>, String> {
     let Some(end) = bytes.windows(2).position(|window| window == b"\r\n") else { return Ok(None) };
     let line = String::from_utf8_lossy(&bytes[1..end]).into_owned();
-    let number = || line.parse::<i64>().map_err(|_| format!("no number: {line:?}"));
+    let number = || line.parse::<i64>().map_err(|_| format!("not a number: {line:?}"));
     let end = end + 2;
-    let whole = match bytes[0] {
+    let reply = match bytes[0] {
         b'+' => Reply::Simple(line),
         b'-' => Reply::Error(line),
         b':' => Reply::Integer(number()?),
@@ -64,58 +66,61 @@ fn reply(bytes: &[u8]) -> Result<Option<(Reply, usize)>, String> {
                 return Ok(None);
             }
             if &bytes[last..last + 2] != b"\r\n" {
-                return Err("a bulk string of another length".into());
+                return Err("a bulk string with a wrong length".into());
             }
             return Ok(Some((Reply::Bulk(String::from_utf8_lossy(&bytes[end..last]).into_owned()), last + 2)));
         }
         kind @ (b'*' | b'%') => {
             let (mut replies, mut at) = (Vec::new(), end);
             for _ in 0..number()? * if kind == b'%' { 2 } else { 1 } {
-                let Some((next, length)) = (if at < bytes.len() { reply(&bytes[at..])? } else { None }) else {
+                let Some((next, length)) = (if at < bytes.len() { parse_reply(&bytes[at..])? } else { None }) else {
                     return Ok(None);
                 };
                 replies.push(next);
                 at += length;
             }
-            return Ok(Some((Reply::Many(replies), at)));
+            return Ok(Some((Reply::Aggregate(replies), at)));
         }
-        other => return Err(format!("no type of a reply: {:?}", char::from(other))),
+        other => return Err(format!("unknown type of reply: {:?}", char::from(other))),
     };
-    Ok(Some((whole, end)))
+    Ok(Some((reply, end)))
 }
 
-/// The response at the beginning of `bytes` and its length, if it is whole.
+/// Parses the response at the start of `bytes`. Returns it with its length, or `None` if it is
+/// incomplete.
 pub fn parse(bytes: &[u8], kind: &Kind) -> Result<Option<(Response, usize)>, String> {
     if bytes.is_empty() {
         return Ok(None);
     }
-    let Some((reply, length)) = reply(bytes)? else { return Ok(None) };
+    let Some((reply, length)) = parse_reply(bytes)? else { return Ok(None) };
     let value = |reply| match reply {
-        Reply::Bulk(text) => Ok(Told::Value(text)),
-        Reply::Null => Ok(Told::Absent),
-        other => Err(format!("no value: {other:?}")),
+        Reply::Bulk(text) => Ok(KeyReply::Value(text)),
+        Reply::Null => Ok(KeyReply::Missing),
+        other => Err(format!("not a value: {other:?}")),
     };
     let content = match (kind, reply) {
-        (Kind::Garbage | Kind::Broken(_), Reply::Error(text)) if text.starts_with("ERR Protocol error: expected") => {
-            Content::Violation
+        (Kind::Malformed | Kind::MalformedMget(_), Reply::Error(text))
+            if text.starts_with("ERR Protocol error: expected") =>
+        {
+            Content::Malformed
         }
-        (Kind::Unknown(_), Reply::Error(text)) if text.starts_with("ERR unknown command 'SET'") => Content::Other,
-        (Kind::Nothing, Reply::Simple(text)) if text == "PONG" => Content::Other,
-        (Kind::Quit, Reply::Simple(text)) if text == "OK" => Content::Other,
-        (Kind::Hello, Reply::Many(pairs)) if pairs.len() == 14 => Content::Other,
+        (Kind::Unsupported(_), Reply::Error(text)) if text.starts_with("ERR unknown command 'SET'") => Content::Fixed,
+        (Kind::WithoutKey, Reply::Simple(text)) if text == "PONG" => Content::Fixed,
+        (Kind::Quit, Reply::Simple(text)) if text == "OK" => Content::Fixed,
+        (Kind::Hello, Reply::Aggregate(pairs)) if pairs.len() == 14 => Content::Fixed,
         (_, Reply::Error(text)) if ["LOADING ", "TRYAGAIN ", "ERR "].iter().any(|code| text.starts_with(code)) => {
             Content::Error { timed_out: text.contains("REDIS_TIMEOUT") }
         }
         (Kind::Value(_), reply) => Content::Keys(vec![value(reply)?]),
-        (Kind::Length(_), Reply::Integer(length)) => Content::Keys(vec![Told::Length(length as usize)]),
-        (Kind::Range(..), Reply::Bulk(text)) => Content::Keys(vec![Told::Part(text)]),
-        (Kind::Remaining(_), Reply::Integer(time)) => Content::Remaining(time),
+        (Kind::Length(_), Reply::Integer(length)) => Content::Keys(vec![KeyReply::Length(length as usize)]),
+        (Kind::Range(..), Reply::Bulk(text)) => Content::Keys(vec![KeyReply::Part(text)]),
+        (Kind::Ttl(_), Reply::Integer(time)) => Content::Ttl(time),
         (Kind::Count(_), Reply::Integer(count)) => Content::Count(count as usize),
-        (Kind::Values(_), Reply::Many(values)) => {
+        (Kind::Values(_), Reply::Aggregate(values)) => {
             Content::Keys(values.into_iter().map(value).collect::<Result<_, _>>()?)
         }
         (kind, reply) => return Err(format!("{reply:?} to {kind:?}")),
     };
-    let closes = matches!(content, Content::Violation) || *kind == Kind::Quit;
+    let closes = matches!(content, Content::Malformed) || *kind == Kind::Quit;
     Ok(Some((Response { content, status: None, closes }, length)))
 }
