@@ -1,4 +1,4 @@
-//! What the proxy tells of itself: its figures.
+//! Tests of the admin endpoints: `/metrics`, `/stats`, `/readyz`, `/healthz` and `/`.
 
 use crate::common::admin::{parse_sample, read_metric, run_healthcheck, wait_until_ready};
 use crate::common::resp::RespClient;
@@ -6,13 +6,13 @@ use crate::common::{Proxy, Redis, wait_for};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// The number at the end of a line.
-fn last(line: &str) -> f64 {
+/// Returns the number at the end of a line.
+fn parse_last_number(line: &str) -> f64 {
     line.rsplit([' ', ':']).next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// What a program says of a text: its exit code, and all that it prints.
-fn judged(program: &str, arguments: &[&str], text: &str) -> (Option<i32>, String) {
+/// Runs a program with a text as its input. Returns its exit code and all output.
+fn run_with_input(program: &str, arguments: &[&str], text: &str) -> (Option<i32>, String) {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -20,13 +20,14 @@ fn judged(program: &str, arguments: &[&str], text: &str) -> (Option<i32>, String
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("{program} is installed: {error}"));
-    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
-    let output = child.wait_with_output().expect("it ends");
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads its input");
+    let output = child.wait_with_output().expect("it exits");
     (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
+/// `/metrics` counts every request, reply and read, and promtool accepts its format.
 #[test]
-fn metrics_tell_what_has_happened_and_promtool_has_nothing_to_say() {
+fn metrics_count_requests_and_reads() {
     let redis = Redis::start();
     (0..3).for_each(|number| redis.set(format!("k{number}"), "value"));
     redis.run(&["RPUSH", "list", "a"]);
@@ -40,14 +41,14 @@ fn metrics_tell_what_has_happened_and_promtool_has_nothing_to_say() {
         ("GET k2", "$5\r\nvalue\r\n"),
         ("MGET k2 none", "*2\r\n$5\r\nvalue\r\n$-1\r\n"),
         ("MGET k2 k2", "*2\r\n$5\r\nvalue\r\n$5\r\nvalue\r\n"),
-        // Of another type, and there all the same.
+        // `EXISTS` counts keys of any type.
         ("EXISTS list", ":1\r\n"),
         ("HELLO 9", "-NOPROTO"),
         ("SET a b", "-ERR"),
     ] {
         assert!(resp.call_text(words).starts_with(reply), "{words}");
     }
-    // A helper counts what it has read when it has been delivered.
+    // A fetcher counts a batch after its values are delivered.
     let text = wait_for("all reads are counted", || {
         let text = client.get("/metrics").text();
         (parse_sample(&text, "segment_redis_batch_keys_count") >= 7.0).then_some(text)
@@ -96,56 +97,60 @@ fn metrics_tell_what_has_happened_and_promtool_has_nothing_to_say() {
     ] {
         assert!(parse_sample(&text, name) > 0.0, "{name}");
     }
-    assert_eq!(judged("promtool", &["check", "metrics"], &text), (Some(0), String::new()));
-    wait_for("somebody has looked at the process", || {
+    assert_eq!(run_with_input("promtool", &["check", "metrics"], &text), (Some(0), String::new()));
+    wait_for("the watchdog reads the process statistics", || {
         (read_metric(&proxy, "process_resident_memory_bytes") > 1e6).then_some(())
     });
     assert!(read_metric(&proxy, "process_open_fds") > 5.0 && read_metric(&proxy, "process_start_time_seconds") > 1.7e9);
 }
 
+/// Clients that exceed a timeout are counted by its kind, and requests once they are answered.
 #[test]
-fn clients_that_take_too_long_are_counted_by_what_they_were_too_slow_for() {
+fn client_timeouts_are_counted_by_kind() {
     let redis = Redis::start();
     redis.run(&["SETRANGE", "long", "8000000", "x"]);
-    // Redis may take its time over that.
+    // Redis may take long for this value.
     let variables = [("CLIENT_TIMEOUT", "0.2"), ("CLIENT_IDLE_TIMEOUT", "1"), ("REDIS_TIMEOUT", "60000")];
     let proxy = Proxy::start(&redis, &variables);
-    let mut begun = proxy.connect();
-    begun.send("GET /raw/a");
-    assert_eq!(begun.read_response().status, 408);
+    let mut partial = proxy.connect();
+    partial.send("GET /raw/a");
+    assert_eq!(partial.read_response().status, 408);
     let mut idle = proxy.connect();
-    let mut asleep = proxy.connect();
-    asleep.send_get("/raw/long");
+    let mut unread = proxy.connect();
+    unread.send_get("/raw/long");
     assert!(idle.reads_eof());
-    wait_for("who takes nothing is reset", || {
+    wait_for("a client that does not read is reset", || {
         (read_metric(&proxy, "segment_client_timeouts_total{kind=\"reply\"}") == 1.0).then_some(())
     });
     let kinds = ["request", "idle"].map(|kind| format!("segment_client_timeouts_total{{kind=\"{kind}\"}}"));
     assert_eq!(kinds.map(|name| read_metric(&proxy, &name)), [1.0, 1.0]);
-    // Whoever asks for this is counted among the requests when it is answered.
+    // The request for these metrics is counted once it is answered, so it is not among them.
     let text = proxy.get("/metrics").text();
-    let answered: f64 = text.lines().filter(|line| line.starts_with("segment_requests_total{")).map(last).sum();
+    let answered: f64 =
+        text.lines().filter(|line| line.starts_with("segment_requests_total{")).map(parse_last_number).sum();
     let commands = RespClient::connect(proxy.address).call_text("INFO stats");
-    let taken_up: f64 = commands.lines().filter(|line| line.starts_with("total_commands_processed:")).map(last).sum();
-    assert_eq!(answered, taken_up - 1.0, "{commands} {text}");
+    let processed: f64 =
+        commands.lines().filter(|line| line.starts_with("total_commands_processed:")).map(parse_last_number).sum();
+    assert_eq!(answered, processed - 1.0, "{commands} {text}");
 }
 
+/// Metrics are the sum over all workers.
 #[test]
-fn figures_of_all_workers_are_added() {
+fn metrics_sum_all_workers() {
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[("WORKERS", "3"), ("CACHE_SIZE", "10"), ("CACHE_TTL", "600")]);
-    // New connections are spread by the kernel.
+    // The kernel spreads new connections over the workers.
     (0..60).for_each(|_| assert_eq!(proxy.get("/raw/a").text(), "value"));
-    // One of them is asked; the others do nothing more by themselves.
+    // One worker serves this connection; the others publish their metrics when pinged.
     let mut client = proxy.connect();
-    wait_for("every worker has shown what it did", || {
+    wait_for("every worker has published its metrics", || {
         let text = client.get("/metrics").text();
-        let asked = parse_sample(&text, "segment_hits_total") + parse_sample(&text, "segment_misses_total");
-        assert!(asked <= 60.0, "{asked} were asked for");
-        let all = asked == 60.0
+        let lookups = parse_sample(&text, "segment_hits_total") + parse_sample(&text, "segment_misses_total");
+        assert!(lookups <= 60.0, "{lookups} lookups for 60 requests");
+        let is_complete = lookups == 60.0
             && parse_sample(&text, "segment_cache_entries") == parse_sample(&text, "segment_misses_total");
-        (all && parse_sample(&text, "segment_redis_connections") >= 3.0).then_some(())
+        (is_complete && parse_sample(&text, "segment_redis_connections") >= 3.0).then_some(())
     });
     assert_eq!(
         (read_metric(&proxy, "segment_workers"), read_metric(&proxy, "segment_cache_capacity_entries")),
@@ -154,13 +159,14 @@ fn figures_of_all_workers_are_added() {
     assert_eq!((read_metric(&proxy, "segment_workers_stuck"), proxy.get("/healthz").status), (0.0, 200));
 }
 
+/// `/readyz` shows the freshness in force; health checks need no allowed host, metrics do.
 #[test]
-fn readiness_tells_the_promise_in_force() {
+fn readyz_shows_freshness() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TRACKING", "on"), ("ALLOWED_HOSTS", "example.org")]);
     let freshness = "\"freshness\":\"changes visible at once (tracking active); Redis expirations honoured\"";
-    wait_for("tracking is in force", || wait_until_ready(&proxy).contains(freshness).then_some(()));
-    // Whoever looks after a server asks by its address; everybody else has to know its name.
+    wait_for("tracking is active", || wait_until_ready(&proxy).contains(freshness).then_some(()));
+    // An orchestrator addresses the proxy by IP address. Other requests must name an allowed host.
     assert_eq!(proxy.get("/metrics").status, 421);
     let mut client = proxy.connect();
     client.send("GET /metrics HTTP/1.1\r\nHost: example.org\r\n\r\n");
@@ -169,10 +175,11 @@ fn readiness_tells_the_promise_in_force() {
     assert_eq!(parse_sample(&text, "segment_tracking_epochs_total"), 1.0);
 }
 
+/// `/stats` is JSON, and no admin endpoint contains the password.
 #[test]
-fn stats_are_json_and_nothing_tells_a_secret() {
-    let redis = Redis::start_with(&["--requirepass", "tell-nobody"]);
-    let proxy = Proxy::start(&redis, &[("REDIS_PASSWORD", "tell-nobody"), ("CACHE_TTL", "7")]);
+fn stats_are_json_without_secrets() {
+    let redis = Redis::start_with(&["--requirepass", "topsecret"]);
+    let proxy = Proxy::start(&redis, &[("REDIS_PASSWORD", "topsecret"), ("CACHE_TTL", "7")]);
     wait_until_ready(&proxy);
     let stats = proxy.get("/stats");
     assert_eq!((stats.header("content-type"), stats.header("cache-control")), ("application/json", "no-store"));
@@ -181,14 +188,15 @@ fn stats_are_json_and_nothing_tells_a_secret() {
         assert stats['redis']['answers'] is True and stats['redis']['reason'] is None\n\
         assert len(stats['latency']['hit']['counts']) == len(stats['latency']['bounds']) + 1\n\
         assert stats['configuration']['CACHE_TTL'] == '7' and stats['configuration']['REDIS_PASSWORD'] == '(set)'\n";
-    assert_eq!(judged("python3", &["-c", check], &stats.text()), (Some(0), String::new()));
+    assert_eq!(run_with_input("python3", &["-c", check], &stats.text()), (Some(0), String::new()));
     for path in ["/", "/stats", "/metrics", "/readyz"] {
-        assert!(!proxy.get(path).text().contains("tell-nobody"), "{path}");
+        assert!(!proxy.get(path).text().contains("topsecret"), "{path}");
     }
 }
 
+/// `ADMIN=off` removes `/`, `/metrics` and `/stats`, and keeps the health endpoints.
 #[test]
-fn figures_can_be_turned_off_and_health_stays() {
+fn admin_off_keeps_health_endpoints() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("ADMIN", "off")]);
     wait_until_ready(&proxy);
@@ -200,23 +208,23 @@ fn figures_can_be_turned_off_and_health_stays() {
     let on = Proxy::start(&redis, &[]);
     let mut client = on.connect();
     for path in ["/", "/metrics", "/stats", "/healthz"] {
-        let all = client.get(path);
+        let full = client.get(path);
         client.send(format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
         let head = client.read_response_to("HEAD");
-        assert_eq!((head.status, head.header("content-type")), (200, all.header("content-type")), "{path}");
-        assert_eq!(all.header("cache-control"), "no-store", "{path}");
+        assert_eq!((head.status, head.header("content-type")), (200, full.header("content-type")), "{path}");
+        assert_eq!(full.header("cache-control"), "no-store", "{path}");
     }
     client.send("OPTIONS /metrics HTTP/1.1\r\nHost: x\r\n\r\nPOST /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!((client.read_response().header("allow"), client.read_response().status), ("GET, HEAD, OPTIONS", 405));
 }
 
-/// Who does not wait for an answer has asked all the same.
+/// A request is counted as aborted if its client disconnects before the reply.
 #[test]
-fn requests_whose_clients_are_gone_are_counted() {
+fn requests_of_gone_clients_are_counted() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000"), ("CLIENT_TIMEOUT", "0.2")]);
     wait_until_ready(&proxy);
-    // It is closed within a command: nobody waits for Redis.
+    // The proxy closes it at CLIENT_TIMEOUT, in the middle of a command.
     let mut unfinished = RespClient::connect(proxy.address);
     unfinished.send("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n");
     assert_eq!(unfinished.read_to_close(), "");
@@ -226,34 +234,35 @@ fn requests_whose_clients_are_gone_are_counted() {
         client.send("GET /key/a HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2));
         resp.send("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$1\r\nb\r\n");
         for stream in [client.stream().get_ref(), &resp.stream] {
-            socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).expect("an option can be set");
+            socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).expect("a socket option");
         }
     }
     let aborted = |protocol: &str| format!("segment_requests_total{{protocol=\"{protocol}\",outcome=\"aborted\"}}");
-    wait_for("all are counted", || {
+    wait_for("all requests are counted", || {
         let text = proxy.get("/metrics").text();
         ([parse_sample(&text, &aborted("http")), parse_sample(&text, &aborted("resp"))] == [10.0, 6.0]).then_some(())
     });
 }
 
-/// A proxy that is full serves those who are there, and whoever looks after it is to see that, not to restart it.
+/// Admin endpoints respond at the connection limit too, so that no orchestrator restarts a full
+/// proxy.
 #[test]
-fn who_asks_for_the_proxy_itself_needs_no_place() {
+fn admin_endpoints_ignore_connection_limit() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("MAX_CONNECTIONS", "1")]);
     wait_until_ready(&proxy);
-    let mut client = wait_for("there is a place", || {
+    let mut client = wait_for("the client is within the limit", || {
         let mut client = proxy.connect();
         (client.get("/key/none").status == 404).then_some(client)
     });
     for path in ["/healthz", "/readyz", "/metrics", "/stats", "/"] {
-        let mut crowded = proxy.connect();
-        // In two pieces: what it asks for is not known at once.
-        crowded.send("GET /");
-        crowded.send(format!("{} HTTP/1.1\r\nHost: x\r\n\r\n", &path[1..]));
-        let response = crowded.read_response();
+        let mut excess = proxy.connect();
+        // In two pieces, so that the proxy has to wait for the path.
+        excess.send("GET /");
+        excess.send(format!("{} HTTP/1.1\r\nHost: x\r\n\r\n", &path[1..]));
+        let response = excess.read_response();
         assert_eq!((response.status, response.header("connection")), (200, "close"), "{path}");
-        assert!(crowded.reads_eof());
+        assert!(excess.reads_eof());
     }
     assert_eq!((proxy.get("/nothing").status, proxy.get("/key/a").status), (503, 503));
     let (port, text) = (proxy.address.port().to_string(), client.get("/metrics").text());

@@ -1,8 +1,9 @@
-//! The binary as it is started and ended: arguments, variables, exit codes.
+//! Tests of the command line: arguments, environment variables, signals, exit codes.
 
 use crate::common::{Proxy, Redis};
 use std::process::{Command, Output};
 
+/// Runs the binary to its end. Returns its exit code, standard output and standard error.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"))
         .args(arguments)
@@ -14,8 +15,9 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, 
     (status.code(), text(stdout), text(stderr))
 }
 
+/// `--help` lists every variable, `--version` prints the version, other arguments are refused.
 #[test]
-fn help_and_version_are_there() {
+fn help_and_version_are_printed() {
     let (code, help, _) = run(&["--help"], &[]);
     assert_eq!(code, Some(0));
     for variable in segment_redis_proxy::config::VARIABLES {
@@ -26,8 +28,9 @@ fn help_and_version_are_there() {
     assert_eq!(run(&["--port", "1"], &[]).0, Some(2));
 }
 
+/// An invalid variable is one line on standard error and exit code 2.
 #[test]
-fn a_wrong_value_is_one_line_and_exit_code_2() {
+fn invalid_variable_exits_with_2() {
     for (name, value, line) in [
         ("CACHE_TTL", "soon", "CACHE_TTL=\"soon\" is invalid; allowed: 0.001 to 315360000, decimals allowed"),
         ("CACHE_SIZE", "0", "CACHE_SIZE=\"0\" is invalid; allowed: 1 to 2000000000"),
@@ -43,14 +46,15 @@ fn a_wrong_value_is_one_line_and_exit_code_2() {
     assert!(text.contains("set PROXY_HOST=127.0.0.1"), "{text}");
 }
 
+/// A port in use is exit code 1, also if the process that listens there is a proxy.
 #[test]
-fn a_port_that_is_taken_is_exit_code_1() {
+fn used_port_exits_with_1() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = taken.local_addr().expect("bound").port().to_string();
+    let port = taken.local_addr().expect("a bound listener").port().to_string();
     let (code, _, text) = run(&[], &[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port)]);
     assert_eq!(code, Some(1));
     assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
-    // Several loops share a port with each other, and with nobody else unless they are told to.
+    // The workers of one process share a port. Another process may share it with SHARE_PORT only.
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("WORKERS", "2")]);
     let port = proxy.address.port().to_string();
@@ -59,8 +63,9 @@ fn a_port_that_is_taken_is_exit_code_1() {
     assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
 }
 
+/// SIGTERM and SIGINT end the process with exit code 0.
 #[test]
-fn both_signals_end_it_with_exit_code_0() {
+fn both_signals_exit_with_0() {
     let redis = Redis::start();
     for signal in ["TERM", "INT"] {
         let proxy = Proxy::start(&redis, &[("WORKERS", "2")]);
@@ -69,10 +74,12 @@ fn both_signals_end_it_with_exit_code_0() {
     }
 }
 
-/// What is written of the variables in other places is what the program has.
+/// README and compose file have every variable with its default.
 #[test]
-fn readme_and_compose_file_know_every_variable_and_its_default() {
-    let file = |name: &str| std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file");
+fn documented_defaults_match_program() {
+    let file = |name: &str| {
+        std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file of the repository")
+    };
     let (readme, compose) = (file("README.md"), file("docker-compose.yml"));
     for variable in segment_redis_proxy::config::VARIABLES {
         let (name, default) = (variable.name, variable.default);

@@ -1,4 +1,4 @@
-//! The page at `/`, as a program sees it and as a browser does (Debian's chromium, without a window).
+//! Tests of the dashboard at `/`: the response itself, and the page in a headless Chromium.
 
 use crate::common::admin::read_metric;
 use crate::common::{Proxy, Redis, wait_for};
@@ -8,42 +8,42 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What stands between a page's tags of this name, of which there must be one pair.
-fn inside<'a>(page: &'a str, tag: &str) -> &'a str {
+/// Returns the text between the tags with this name. The page must have exactly one pair.
+fn tag_content<'a>(page: &'a str, tag: &str) -> &'a str {
     let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
     assert_eq!((page.matches(&open).count(), page.matches(&close).count()), (1, 1), "{tag}");
     page.split_once(&open).and_then(|(_, rest)| rest.split_once(&close)).expect("a pair").0
 }
 
-/// As it stands in a Content Security Policy.
-fn hash(text: &str) -> String {
+/// Returns the source expression of a text in a Content Security Policy.
+fn csp_hash(text: &str) -> String {
     let mut child =
-        Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Debian has it");
-    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
-    let output = String::from_utf8(child.wait_with_output().expect("it ends").stdout).expect("text");
+        Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sha256sum is installed");
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads its input");
+    let output = String::from_utf8(child.wait_with_output().expect("it exits").stdout).expect("text");
     let bytes = (0..32).map(|at| u8::from_str_radix(&output[2 * at..2 * at + 2], 16).expect("digits"));
     format!("'sha256-{}'", BASE64_STANDARD.encode(bytes.collect::<Vec<u8>>()))
 }
 
-/// What a browser is allowed is what is there, and nothing on the page asks for more.
+/// The page is one file, and its Content Security Policy allows exactly its style and script.
 #[test]
-fn the_page_is_one_file_and_its_policy_knows_it() {
+fn page_is_one_file_with_policy() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "4321")]);
     let response = proxy.get("/");
     let (policy, page) = (response.header("content-security-policy").to_owned(), response.text());
-    let (style, script) = (hash(inside(&page, "style")), hash(inside(&page, "script")));
+    let (style, script) = (csp_hash(tag_content(&page, "style")), csp_hash(tag_content(&page, "script")));
     let expected = format!(
         "default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; base-uri 'none'; \
          form-action 'none'; frame-ancestors 'none'"
     );
-    assert_eq!(policy, expected, "put these into src/admin/page.rs");
+    assert_eq!(policy, expected, "put these into src/admin/dashboard.rs");
     for forbidden in ["<!--", " style=", " onclick=", " onload=", "<img", "<iframe", "@import", "url(", "innerHTML"] {
         assert!(!page.contains(forbidden), "{forbidden}");
     }
-    let outside = page.replace("http://www.w3.org/2000/svg", "");
-    assert!(!outside.contains("://"), "it names something outside");
-    // Without the script there are tables.
+    let without_namespace = page.replace("http://www.w3.org/2000/svg", "");
+    assert!(!without_namespace.contains("://"), "the page has an external URL");
+    // Without JavaScript the page has tables.
     for row in [
         "<tr><th scope=\"row\">Hit ratio</th><td>-</td></tr>",
         "<tr><th scope=\"row\">CACHE_SIZE</th><td>4321</td></tr>",
@@ -55,7 +55,7 @@ fn the_page_is_one_file_and_its_policy_knows_it() {
     assert_eq!(response.header("content-type"), "text/html; charset=utf-8");
 }
 
-/// A browser without a window, and with a profile of its own.
+/// Headless browser with its own profile.
 struct Browser {
     profile: PathBuf,
 }
@@ -63,14 +63,14 @@ struct Browser {
 impl Browser {
     fn new(name: &str) -> Browser {
         let profile = std::env::temp_dir().join(format!("segment-page-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&profile).expect("a folder");
+        std::fs::create_dir_all(&profile).expect("a new directory");
         Browser { profile }
     }
 
-    /// Runs it for ten seconds of the page's time. What it prints, and what its console says.
+    /// Opens a page for ten seconds of virtual time. Returns the browser's output and its log.
     fn visit(&self, url: &str, arguments: &[&str]) -> (String, String) {
-        // A busy machine may keep it from ending; it is asked once more then.
-        wait_for("the browser ends", || {
+        // On a busy machine the browser may not end in time. It is started again then.
+        wait_for("the browser exits", || {
             let output = Command::new("timeout")
                 .args(["60", "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"])
                 .args(["--hide-scrollbars", "--virtual-time-budget=10000"])
@@ -84,20 +84,20 @@ impl Browser {
         })
     }
 
-    /// The page as it is after ten seconds. Nothing may be the matter on the console.
-    fn page(&self, url: &str) -> String {
+    /// Returns the document after ten seconds. The console must be empty.
+    fn dump_page(&self, url: &str) -> String {
         let (page, errors) = self.visit(url, &["--dump-dom"]);
         let console: Vec<&str> = errors.lines().filter(|line| line.contains("CONSOLE")).collect();
         assert_eq!(console, [""; 0]);
         page
     }
 
-    /// A picture of it, in a PNG file.
-    fn picture(&self, url: &str, scheme: &str, size: &str, path: &Path) -> Vec<u8> {
+    /// Takes a screenshot and returns the bytes of the PNG file.
+    fn screenshot(&self, url: &str, scheme: &str, size: &str, path: &Path) -> Vec<u8> {
         let size = format!("--window-size={size}");
         let scheme = format!("--blink-settings=preferredColorScheme={scheme}");
         self.visit(url, &[&size, &scheme, &format!("--screenshot={}", path.display())]);
-        std::fs::read(path).expect("a picture")
+        std::fs::read(path).expect("a screenshot")
     }
 }
 
@@ -107,21 +107,22 @@ impl Drop for Browser {
     }
 }
 
+/// The browser shows live plots, and why Redis is unavailable.
 #[test]
-fn a_browser_shows_what_happens() {
+fn browser_shows_live_state() {
     let mut redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "300")]);
-    wait_for("it is ready", || (proxy.get("/readyz").status == 200).then_some(()));
+    wait_for("the proxy is ready", || (proxy.get("/readyz").status == 200).then_some(()));
     let mut client = proxy.connect();
     let traffic =
         |client: &mut crate::common::HttpClient| (0..500).for_each(|_| assert_eq!(client.get("/raw/a").status, 200));
     traffic(&mut client);
     let (browser, url) = (Browser::new("live"), format!("http://{}/", proxy.address));
-    let page = browser.page(&url);
+    let page = browser.dump_page(&url);
     assert!(page.contains("class=\"good\">Live: updated every second.</p>"), "{page}");
     assert_eq!(page.matches("<svg role=\"img\"").count(), 5, "{page}");
-    // What a plot says for those who do not see it.
+    // Each plot has a text for screen readers.
     for label in [
         "aria-label=\"Requests, requests per second",
         "aria-label=\"Hit ratio",
@@ -134,45 +135,46 @@ fn a_browser_shows_what_happens() {
     let (live, _) = live.split_once("</section>").expect("its end");
     assert!(["NaN", "undefined", ">null", "Infinity"].iter().all(|text| !live.contains(text)), "{live}");
     redis.kill();
-    wait_for("it is not ready", || (proxy.get("/readyz").status == 503).then_some(()));
-    let page = browser.page(&url);
+    wait_for("the proxy is not ready", || (proxy.get("/readyz").status == 503).then_some(()));
+    let page = browser.dump_page(&url);
     assert!(page.contains("class=\"bad\">Redis unavailable: cannot connect to Redis"), "{page}");
     assert!(page.contains("<title>Redis unavailable - "), "{page}");
 }
 
-/// The number in the table's row of that name.
-fn figure(page: &str, name: &str) -> u64 {
+/// Returns the number in the table row with this name.
+fn table_value(page: &str, name: &str) -> u64 {
     let (_, rest) = page.split_once(&format!(">{name}</th><td>")).expect("a row");
     let digits: String = rest.chars().take_while(|&char| char != '<').filter(char::is_ascii_digit).collect();
     digits.parse().expect("a number")
 }
 
-/// The hit ratio that it shows, in percent, if it shows one.
-fn ratio(page: &str) -> Option<f64> {
+/// Returns the hit ratio on the page, in percent, if there is one.
+fn shown_ratio(page: &str) -> Option<f64> {
     let (_, rest) = page.split_once("<h3 class=\"\">Hit ratio</h3><p class=\"now \"><span class=\"\">")?;
     rest.split_once('%')?.0.parse().ok()
 }
 
-/// Half of what is asked for is there, the other half is not, and of that many ask at once.
+/// An open page follows the traffic: half hits, half collapsed requests for a missing key.
 #[test]
-fn what_it_shows_goes_on_while_it_is_looked_at() {
+fn open_page_follows_traffic() {
     const CLIENTS: usize = 20;
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| proxy.connect()).collect();
     assert_eq!(clients[0].get("/raw/a").text(), "value");
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let page = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Not before the page is there, and has asked for figures once.
-            let mut looks = 0.0;
-            wait_for("a browser looks", || {
-                looks += 1.0;
+            // Wait until the browser has requested the page and, once, its data. Each reading of
+            // the metrics counts the earlier readings as well.
+            let mut readings = 0.0;
+            wait_for("the browser requests data", || {
+                readings += 1.0;
                 let others = read_metric(&proxy, "segment_requests_total{protocol=\"http\",outcome=\"other\"}");
-                (others >= looks + 1.0).then_some(())
+                (others >= readings + 1.0).then_some(())
             });
-            while !over.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 clients.iter_mut().for_each(|client| client.send_get("/raw/none"));
                 clients.iter_mut().for_each(|client| client.send_get("/raw/a"));
                 for status in [404, 200] {
@@ -181,35 +183,36 @@ fn what_it_shows_goes_on_while_it_is_looked_at() {
             }
         });
         let browser = Browser::new("watched");
-        // A machine that is too busy may let it end before there is traffic.
-        let page = wait_for("it shows a ratio", || {
-            let page = browser.page(&format!("http://{}/", proxy.address));
-            ratio(&page).is_some().then_some(page)
+        // On a busy machine the browser may end before the traffic starts.
+        let page = wait_for("the page shows a ratio", || {
+            let page = browser.dump_page(&format!("http://{}/", proxy.address));
+            shown_ratio(&page).is_some().then_some(page)
         });
-        over.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         page
     });
     assert!(
-        figure(&page, "Hits") > 0 && figure(&page, "Collapsed misses") > 0,
-        "the table is that of the beginning: {page}"
+        table_value(&page, "Hits") > 0 && table_value(&page, "Collapsed misses") > 0,
+        "the table was not updated: {page}"
     );
-    let ratio = ratio(&page).expect("a ratio");
+    let ratio = shown_ratio(&page).expect("a ratio");
     assert!((45.0..55.0).contains(&ratio), "{ratio} %");
 }
 
+/// The page renders in a light and a dark scheme, and at the width of a phone.
 #[test]
-fn it_is_drawn_light_and_dark_and_on_a_phone() {
+fn page_renders_in_every_layout() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
-    let (browser, url) = (Browser::new("drawn"), format!("http://{}/", proxy.address));
+    let (browser, url) = (Browser::new("layouts"), format!("http://{}/", proxy.address));
     let path = |name: &str| browser.profile.join(format!("{name}.png"));
-    let [dark, light] = ["0", "1"].map(|scheme| browser.picture(&url, scheme, "1400,900", &path(scheme)));
-    let phone = browser.picture(&url, "1", "360,800", &path("phone"));
+    let [dark, light] = ["0", "1"].map(|scheme| browser.screenshot(&url, scheme, "1400,900", &path(scheme)));
+    let phone = browser.screenshot(&url, "1", "360,800", &path("phone"));
     for picture in [&dark, &light, &phone] {
-        // An empty page is some 5 KB.
+        // A blank page has about 5 KB.
         assert!(picture.starts_with(b"\x89PNG") && picture.len() > 15_000, "{} bytes", picture.len());
     }
     assert_ne!(dark, light);
-    // Width and height stand behind the first chunk's name.
+    // Width and height follow the name of the first chunk.
     assert_eq!(phone[16..24], [360u32.to_be_bytes(), 800u32.to_be_bytes()].concat());
 }

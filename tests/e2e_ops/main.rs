@@ -1,6 +1,7 @@
-//! End-to-end tests of what operators use: metrics, health, logs, the dashboard, packaging and the command line.
+//! End-to-end tests of what operators use: metrics, health, logs, the dashboard, packaging and the
+//! command line.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod admin_endpoints;
 mod cli;
