@@ -64,54 +64,54 @@ fn write_digits(number: usize, mut out: &mut [u8]) {
     write!(out, "{number:016x}").expect("space for 16 bytes");
 }
 
-/// Returns a proxy with this many entries, each stored by a miss.
-fn full_proxy(size: usize) -> ReadThrough {
-    let mut proxy = ReadThrough::new(Limits { entries: size, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
-    let nobody = Connection::new(0, 0).request_id(0);
+/// Returns a read-through cache with this many entries, each stored by a miss.
+fn full_read_through(size: usize) -> ReadThrough {
+    let mut read_through = ReadThrough::new(Limits { entries: size, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
+    let request_id = Connection::new(0, 0).request_id(0);
     let mut key = [0; 16];
     for number in 0..size {
         write_digits(number, &mut key);
-        if let Lookup::Fetch(job) = proxy.get(&key, true, nobody, 0) {
+        if let Lookup::Fetch(job) = read_through.get(&key, true, request_id, 0) {
             let fetched = FetchedValue { value: Value::new(VALUE.to_vec()), ttl: None };
-            proxy.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, 0, |_, _| ());
+            read_through.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, 0, |_, _| ());
         }
     }
-    assert_eq!(proxy.cache().len(), size);
-    proxy
+    assert_eq!(read_through.cache().len(), size);
+    read_through
 }
 
 /// Returns the nanoseconds of a full HTTP hit among this many entries: from request bytes to
 /// response bytes, without the socket.
 fn measure_full_hit(size: usize) -> f64 {
-    let mut proxy = full_proxy(size);
-    let (mut jobs, mut heads, mut recorder) = (Vec::new(), HeadDecoder::new(), Recorder::default());
-    let (policy, register, date) =
+    let mut read_through = full_read_through(size);
+    let (mut jobs, mut head_decoder, mut recorder) = (Vec::new(), HeadDecoder::new(), Recorder::default());
+    let (policy, registry, date) =
         (Policy::default(), MetricsRegistry::default(), ResponseDate::at(SystemTime::UNIX_EPOCH));
-    let mut service = Dispatcher {
-        read_through: &mut proxy,
+    let mut dispatcher = Dispatcher {
+        read_through: &mut read_through,
         jobs: &mut jobs,
         context: DecodeContext {
             policy: &policy,
-            head_decoder: &mut heads,
+            head_decoder: &mut head_decoder,
             reply: ReplyContext { date: &date, recorder: &mut recorder },
         },
-        registry: &register,
+        registry: &registry,
         worker_slot: &WorkerSlot::default(),
         now: 0,
     };
-    let (mut connection, mut lent) = (Connection::new(1, 0), Vec::with_capacity(4096));
+    let (mut connection, mut write_scratch) = (Connection::new(1, 0), Vec::with_capacity(4096));
     let mut request = [BEFORE_KEY, &[b'0'; 16], AFTER_KEY].concat();
     let mut random = 1;
     let (time, _) = measure(OPERATIONS, |_| {
         write_digits(next_random(&mut random, size), &mut request[BEFORE_KEY.len()..][..16]);
-        connection.send_buffer().lend_tail(&mut lent);
-        service.on_input(&mut connection, 0, &request);
+        connection.send_buffer().lend_tail(&mut write_scratch);
+        dispatcher.on_input(&mut connection, 0, &request);
         let length = black_box(connection.send_buffer().contiguous()).map_or(0, <[u8]>::len);
         connection.send_buffer().advance(length);
-        connection.send_buffer().reclaim_tail(&mut lent);
+        connection.send_buffer().reclaim_tail(&mut write_scratch);
     });
-    sync_metrics(service.context.reply.recorder, service.read_through, 0);
-    assert_eq!(service.context.reply.recorder.metrics.hits, OPERATIONS as u64);
+    sync_metrics(dispatcher.context.reply.recorder, dispatcher.read_through, 0);
+    assert_eq!(dispatcher.context.reply.recorder.metrics.hits, OPERATIONS as u64);
     time
 }
 

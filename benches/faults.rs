@@ -58,10 +58,10 @@ trait Fault {
     }
 
     /// Prepares a pair of rounds; the baseline comes first.
-    fn prepare(&mut self, _scene: &Testbed, _proxy: &Proxy) {}
+    fn prepare(&mut self, _testbed: &Testbed, _proxy: &Proxy) {}
 
     /// Starts the fault.
-    fn begin(&mut self, scene: &mut Testbed, proxy: &Proxy);
+    fn begin(&mut self, testbed: &mut Testbed, proxy: &Proxy);
 
     /// Called before each hit with its number. Returns false to end the round.
     fn before_hit(&mut self, _number: usize) -> bool {
@@ -69,7 +69,7 @@ trait Fault {
     }
 
     /// Ends the fault.
-    fn end(&mut self, scene: &mut Testbed, proxy: &Proxy);
+    fn end(&mut self, testbed: &mut Testbed, proxy: &Proxy);
 
     /// Returns the time of the slowest error reply to a key that is not cached, or zero.
     fn slowest_error(&self) -> Duration {
@@ -93,16 +93,16 @@ fn all_faults() -> Vec<(&'static str, Box<dyn Fault>)> {
         ("none, same misses", fault(|_| (), |_| ())),
         ("Redis frozen", fault(Testbed::freeze, Testbed::thaw)),
         ("Redis killed", fault(Testbed::kill, Testbed::restart)),
-        ("garbage replies", fault(|scene| scene.switch_dns_to(GARBAGE), Testbed::restore_dns)),
-        ("name resolution takes 1 s", fault(|scene| scene.delay_dns(1000), Testbed::restore_dns)),
+        ("garbage replies", fault(|testbed| testbed.switch_dns_to(GARBAGE), Testbed::restore_dns)),
+        ("name resolution takes 1 s", fault(|testbed| testbed.delay_dns(1000), Testbed::restore_dns)),
         ("a million entries expire", Box::new(Expiry { at: SystemTime::UNIX_EPOCH, expired: 0.0, client: None })),
         ("a 64 MiB value is served", Box::new(LongValue { reader: None, unread: 0, buffer: vec![0; READ_BYTES] })),
     ]
 }
 
 impl Fault for RedisFault {
-    fn begin(&mut self, scene: &mut Testbed, proxy: &Proxy) {
-        (self.steps.0)(scene);
+    fn begin(&mut self, testbed: &mut Testbed, proxy: &Proxy) {
+        (self.steps.0)(testbed);
         self.misses.begin(proxy);
     }
 
@@ -114,9 +114,9 @@ impl Fault for RedisFault {
         true
     }
 
-    fn end(&mut self, scene: &mut Testbed, _proxy: &Proxy) {
+    fn end(&mut self, testbed: &mut Testbed, _proxy: &Proxy) {
         self.misses.take_all_responses();
-        (self.steps.1)(scene);
+        (self.steps.1)(testbed);
     }
 
     fn slowest_error(&self) -> Duration {
@@ -199,12 +199,12 @@ impl Fault for Expiry {
         vec![("CACHE_SIZE", (ENTRIES + 10_000).to_string()), ("REDIS_TIMEOUT", "10000".into())]
     }
 
-    fn prepare(&mut self, scene: &Testbed, proxy: &Proxy) {
+    fn prepare(&mut self, testbed: &Testbed, proxy: &Proxy) {
         self.at = SystemTime::now() + FILL_TIME;
-        entries::fill_redis(&scene.redis, ENTRIES, self.at);
+        entries::fill_redis(&testbed.redis, ENTRIES, self.at);
         entries::read_through_proxy(proxy, ENTRIES);
-        scene.redis.run(&["FLUSHALL", "SYNC"]);
-        fill_redis(&scene.redis);
+        testbed.redis.run(&["FLUSHALL", "SYNC"]);
+        fill_redis(&testbed.redis);
         self.expired = read_metric(proxy, EXPIRED);
         self.client = Some(RespClient::connect(proxy.address));
         let left = self.at.duration_since(SystemTime::now()).unwrap_or_default();
@@ -212,7 +212,7 @@ impl Fault for Expiry {
         std::thread::sleep(left - ROUND - Duration::from_millis(100));
     }
 
-    fn begin(&mut self, _scene: &mut Testbed, _proxy: &Proxy) {
+    fn begin(&mut self, _testbed: &mut Testbed, _proxy: &Proxy) {
         std::thread::sleep(self.at.duration_since(SystemTime::now()).expect("entries that have not expired yet"));
     }
 
@@ -225,7 +225,7 @@ impl Fault for Expiry {
         left > ENTRIES / 100
     }
 
-    fn end(&mut self, _scene: &mut Testbed, proxy: &Proxy) {
+    fn end(&mut self, _testbed: &mut Testbed, proxy: &Proxy) {
         let expired = read_metric(proxy, EXPIRED) - self.expired;
         // The last check leaves at most one in a hundred.
         assert!(expired > ENTRIES as f64 * 0.99, "only {expired} entries expired in this round");
@@ -245,15 +245,15 @@ impl Fault for LongValue {
         vec![("MAX_VALUE_BYTES", LONG_BYTES.to_string()), ("REDIS_TIMEOUT", "10000".into())]
     }
 
-    fn prepare(&mut self, scene: &Testbed, proxy: &Proxy) {
+    fn prepare(&mut self, testbed: &Testbed, proxy: &Proxy) {
         if self.reader.is_none() {
-            scene.redis.run(&["SETRANGE", "long", &(LONG_BYTES - 1).to_string(), "x"]);
+            testbed.redis.run(&["SETRANGE", "long", &(LONG_BYTES - 1).to_string(), "x"]);
             assert_eq!(proxy.get("/raw/long").body.len(), LONG_BYTES);
             self.reader = Some(RespClient::connect(proxy.address));
         }
     }
 
-    fn begin(&mut self, _scene: &mut Testbed, _proxy: &Proxy) {
+    fn begin(&mut self, _testbed: &mut Testbed, _proxy: &Proxy) {
         self.reader().stream.set_nonblocking(true).expect("socket option");
     }
 
@@ -266,7 +266,7 @@ impl Fault for LongValue {
         true
     }
 
-    fn end(&mut self, _scene: &mut Testbed, _proxy: &Proxy) {
+    fn end(&mut self, _testbed: &mut Testbed, _proxy: &Proxy) {
         self.reader().stream.set_nonblocking(false).expect("socket option");
         while self.unread > 0 {
             self.read();
@@ -319,30 +319,30 @@ fn measure_hits(clients: &mut [Client], mut before_hit: impl FnMut(usize) -> boo
             break;
         }
         let sent_at = Instant::now();
-        let answer = clients[number % CONNECTIONS].get("hot");
+        let reply = clients[number % CONNECTIONS].get("hot");
         times.push(sent_at.elapsed());
-        assert_eq!(answer, Reply::Value(value_of("hot")));
+        assert_eq!(reply, Reply::Value(value_of("hot")));
     }
     times
 }
 
 /// Measures one row: baseline and disturbed rounds in turn.
 fn measure(name: &str, mut fault: Box<dyn Fault>) {
-    let mut scene = Testbed::start(Route::Dns);
-    serve_garbage(scene.redis.port);
+    let mut testbed = Testbed::start(Route::Dns);
+    serve_garbage(testbed.redis.port);
     let (timeout, own) = (TIMEOUT.as_millis().to_string(), fault.variables());
     let mut variables = vec![("CACHE_TTL", "600"), ("REDIS_TIMEOUT", &timeout)];
     variables.extend(own.iter().map(|(name, value)| (*name, value.as_str())));
-    let proxy = scene.start_proxy_with(pinned(0, env!("CARGO_BIN_EXE_segment-redis-proxy")), &variables);
+    let proxy = testbed.start_proxy_with(pinned(0, env!("CARGO_BIN_EXE_segment-redis-proxy")), &variables);
     let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::connect_http(proxy.address)).collect();
     let mut rounds = Rounds::default();
     for number in 0..ROUNDS {
         wait_until_all_served(&proxy, &[numbered_keys("after", 100 * (number % 2)), vec!["hot".into()]].concat());
-        fault.prepare(&scene, &proxy);
+        fault.prepare(&testbed, &proxy);
         let baseline = measure_hits(&mut clients, |_| true);
-        fault.begin(&mut scene, &proxy);
+        fault.begin(&mut testbed, &proxy);
         let disturbed = measure_hits(&mut clients, |number| fault.before_hit(number));
-        fault.end(&mut scene, &proxy);
+        fault.end(&mut testbed, &proxy);
         rounds.push(baseline, disturbed);
     }
     let late = match fault.slowest_error() {

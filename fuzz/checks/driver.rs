@@ -85,19 +85,20 @@ pub struct Driver<'a> {
     wire: &'a [u8],
     /// Number of bytes read from `wire`.
     at: usize,
-    proxy: ReadThrough,
+    read_through: ReadThrough,
     connection: Connection,
     is_paused: bool,
     jobs: Vec<Job>,
     head_decoder: HeadDecoder,
     policy: Policy,
-    lent: Vec<u8>,
+    /// Buffer that the send buffer borrows while the connection decodes, as from the worker.
+    write_scratch: Vec<u8>,
     date: ResponseDate,
     recorder: Recorder,
     registry: MetricsRegistry,
     worker_slot: WorkerSlot,
     /// Keys with a completed fetch, including those of the other client.
-    answered: u64,
+    completed_keys: u64,
     writes: usize,
     sent: Vec<u8>,
 }
@@ -118,18 +119,18 @@ impl<'a> Driver<'a> {
             world,
             wire,
             at: 0,
-            proxy: ReadThrough::new(limits, TTL, TTL),
+            read_through: ReadThrough::new(limits, TTL, TTL),
             connection: Connection::new(1, 0),
             is_paused: false,
             jobs: Vec::new(),
             head_decoder: HeadDecoder::new(),
             policy: Policy::default(),
-            lent: Vec::with_capacity(1024),
+            write_scratch: Vec::with_capacity(1024),
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
             recorder: Recorder::new(true),
             registry: MetricsRegistry::default(),
             worker_slot: WorkerSlot::default(),
-            answered: 0,
+            completed_keys: 0,
             writes: 0,
             sent: Vec::new(),
         };
@@ -143,11 +144,15 @@ impl<'a> Driver<'a> {
         let mut other = Connection::new(2, 0);
         for key in HITS.into_iter().filter(|key| key.iter().all(|byte| self.wire.contains(byte))) {
             let get = format!("*2\r\n$3\r\nGET\r\n${}\r\n{}\r\n", key.len(), key.escape_ascii());
-            serve(self).on_input(&mut other, 1, get.as_bytes());
+            dispatcher(self).on_input(&mut other, 1, get.as_bytes());
             let Some(job) = self.jobs.pop() else { panic!("the key is already cached") };
             let fetched = FetchedValue { value: Value::new(self.world.value(key)), ttl: None };
-            self.proxy.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, NOW, |_, _| ());
-            self.answered += 1;
+            self.read_through.complete(
+                Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) },
+                NOW,
+                |_, _| (),
+            );
+            self.completed_keys += 1;
         }
         self.recorder = Recorder::new(true);
     }
@@ -174,16 +179,16 @@ impl<'a> Driver<'a> {
         let is_lazy = |step: Step| lazy.iter().zip(stalls).any(|(&one, stalls)| one == step && stalls);
         let mut stalled = false;
         loop {
-            let able: Vec<Step> =
+            let possible: Vec<Step> =
                 [Step::Receive, Step::Send, Step::Complete].into_iter().filter(|&step| self.can(step)).collect();
-            if able.is_empty() {
+            if possible.is_empty() {
                 return self.finish();
             }
-            if able == [Step::Complete] && !std::mem::replace(&mut stalled, true) {
-                self.check_open_replies();
+            if possible == [Step::Complete] && !std::mem::replace(&mut stalled, true) {
+                self.check_pending_replies();
             }
-            let eager: Vec<Step> = able.iter().copied().filter(|&step| !is_lazy(step)).collect();
-            match choices.random.one_of(if eager.is_empty() { &able } else { &eager }) {
+            let eager: Vec<Step> = possible.iter().copied().filter(|&step| !is_lazy(step)).collect();
+            match choices.random.one_of(if eager.is_empty() { &possible } else { &eager }) {
                 Step::Receive => self.receive(choices.next_piece((self.wire.len() - self.at).max(1))),
                 Step::Send => {
                     let style = if self.writes > SHORT_WRITES { 0 } else { write / 3 };
@@ -192,8 +197,8 @@ impl<'a> Driver<'a> {
                 }
                 Step::Complete => {
                     let last = self.jobs.len() - 1;
-                    let place = [0, last, choices.random.between(0, last as u64) as usize][usize::from(order / 3 % 3)];
-                    self.complete(place);
+                    let index = [0, last, choices.random.between(0, last as u64) as usize][usize::from(order / 3 % 3)];
+                    self.complete(index);
                 }
             }
         }
@@ -210,19 +215,19 @@ impl<'a> Driver<'a> {
 
     fn receive(&mut self, max: usize) {
         let unsent = self.connection.send_buffer().unsent_bytes();
-        let mut lent = std::mem::take(&mut self.lent);
-        self.connection.send_buffer().lend_tail(&mut lent);
+        let mut write_scratch = std::mem::take(&mut self.write_scratch);
+        self.connection.send_buffer().lend_tail(&mut write_scratch);
         let mut connection = std::mem::replace(&mut self.connection, Connection::new(0, 0));
         self.is_paused = if self.is_paused {
-            serve(self).resume_input(&mut connection, 0)
+            dispatcher(self).resume_input(&mut connection, 0)
         } else {
             let piece = &self.wire[self.at..self.at.saturating_add(max).min(self.wire.len())];
             self.at += piece.len();
-            serve(self).on_input(&mut connection, 0, piece)
+            dispatcher(self).on_input(&mut connection, 0, piece)
         };
         self.connection = connection;
-        self.connection.send_buffer().reclaim_tail(&mut lent);
-        self.lent = lent;
+        self.connection.send_buffer().reclaim_tail(&mut write_scratch);
+        self.write_scratch = write_scratch;
         self.check_bounds(unsent);
     }
 
@@ -240,13 +245,13 @@ impl<'a> Driver<'a> {
         self.connection.send_buffer().advance(taken);
     }
 
-    fn complete(&mut self, place: usize) {
-        let job = self.jobs.remove(place);
+    fn complete(&mut self, index: usize) {
+        let job = self.jobs.remove(index);
         let completion = Completion { fetch_id: job.fetch_id, result: self.world.fetch(&job.key) };
-        let Driver { proxy, connection, date, recorder, answered, .. } = self;
-        proxy.complete(completion, NOW, |waiter, reply| {
-            *answered += 1;
-            connection.reply_later(waiter, reply, &mut ReplyContext { date, recorder });
+        let Driver { read_through, connection, date, recorder, completed_keys, .. } = self;
+        read_through.complete(completion, NOW, |request_id, reply| {
+            *completed_keys += 1;
+            connection.reply_later(request_id, reply, &mut ReplyContext { date, recorder });
         });
     }
 
@@ -256,9 +261,9 @@ impl<'a> Driver<'a> {
         let max_unparsed = if self.is_paused { self.wire.len() } else { self.world.max_unparsed };
         assert!(unparsed.len() <= max_unparsed, "{} unparsed bytes", unparsed.len());
         self.connection.store_unparsed(unparsed);
-        self.proxy.export_metrics(&mut self.recorder.metrics);
-        let open = self.recorder.metrics.misses - self.answered;
-        assert!(open <= MAX_PENDING_KEYS as u64, "{open} pending keys");
+        self.read_through.export_metrics(&mut self.recorder.metrics);
+        let pending = self.recorder.metrics.misses - self.completed_keys;
+        assert!(pending <= MAX_PENDING_KEYS as u64, "{pending} pending keys");
         // One reply may exceed the limit, by the values of all its keys.
         let max_reply = MAX_REPLY_BYTES * self.world.max_keys;
         let unsent = self.connection.send_buffer().unsent_bytes();
@@ -267,9 +272,9 @@ impl<'a> Driver<'a> {
 
     /// Checks the number of pending replies. Called when everything is sent and only fetches are
     /// left.
-    fn check_open_replies(&self) {
-        let open = self.connection.request_count() - self.world.comparing.replies(&self.sent).len() as u64;
-        assert!(open <= MAX_PENDING_REPLIES as u64, "{open} pending replies");
+    fn check_pending_replies(&self) {
+        let pending = self.connection.request_count() - self.world.comparing.replies(&self.sent).len() as u64;
+        assert!(pending <= MAX_PENDING_REPLIES as u64, "{pending} pending replies");
     }
 
     /// Checks that all work is done, and returns the replies. Called when no step is possible.
@@ -279,26 +284,26 @@ impl<'a> Driver<'a> {
         let replies = self.world.comparing.replies(&self.sent);
         self.check_no_wakeup_was_lost();
         assert!(self.connection.is_flushed(), "the connection waits for an event that never comes");
-        assert_eq!(self.proxy.validate(), Ok(()));
+        assert_eq!(self.read_through.validate(), Ok(()));
         // The last command with several keys may be incomplete.
         let requests = self.connection.request_count();
-        let figures = &self.recorder.metrics;
-        assert_eq!(figures.requests, requests, "requests that the metrics do not count");
-        let answers: u64 = figures.requests_by_outcome.as_flattened().iter().sum();
-        assert_eq!(answers, replies.len() as u64, "replies that the metrics do not count");
-        self.check_lines(answers);
+        let metrics = &self.recorder.metrics;
+        assert_eq!(metrics.requests, requests, "requests that the metrics do not count");
+        let outcomes: u64 = metrics.requests_by_outcome.as_flattened().iter().sum();
+        assert_eq!(outcomes, replies.len() as u64, "replies that the metrics do not count");
+        self.check_lines(outcomes);
         let unfinished = requests - replies.len() as u64;
         assert!(unfinished <= u64::from(self.world.comparing.resp), "{unfinished} requests have no reply");
         replies
     }
 
     /// Checks that each reply has one line in the access log, with printable characters only.
-    fn check_lines(&mut self, answers: u64) {
+    fn check_lines(&mut self, outcomes: u64) {
         self.recorder.end_turns(0);
         let lines = self.recorder.access_log_lines().map(std::mem::take).unwrap_or_default();
         assert!(lines.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n')), "{}", lines.escape_ascii());
         let lines: Vec<&[u8]> = lines.split_inclusive(|&byte| byte == b'\n').collect();
-        assert_eq!(lines.len() as u64, answers, "lines of the access log");
+        assert_eq!(lines.len() as u64, outcomes, "lines of the access log");
         let quotes = |line: &[u8]| line.iter().filter(|&&byte| byte == b'"').count();
         assert!(lines.iter().all(|line| quotes(line) == 2), "a forged line");
     }
@@ -307,7 +312,7 @@ impl<'a> Driver<'a> {
     fn check_no_wakeup_was_lost(&mut self) {
         let requests = self.connection.request_count();
         let mut connection = std::mem::replace(&mut self.connection, Connection::new(0, 0));
-        assert!(!serve(self).resume_input(&mut connection, 0), "decoding is paused without a reason");
+        assert!(!dispatcher(self).resume_input(&mut connection, 0), "decoding is paused without a reason");
         self.connection = connection;
         assert!(
             self.connection.request_count() == requests && self.jobs.is_empty() && !self.can(Step::Send),
@@ -317,8 +322,8 @@ impl<'a> Driver<'a> {
 }
 
 /// Returns the dispatcher. The only function that knows its fields.
-fn serve<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
-    let Driver { proxy, jobs, head_decoder, policy, date, recorder, registry, worker_slot, .. } = driver;
+fn dispatcher<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
+    let Driver { read_through, jobs, head_decoder, policy, date, recorder, registry, worker_slot, .. } = driver;
     let context = DecodeContext { policy, head_decoder, reply: ReplyContext { date, recorder } };
-    Dispatcher { read_through: proxy, jobs, context, registry, worker_slot, now: NOW }
+    Dispatcher { read_through, jobs, context, registry, worker_slot, now: NOW }
 }

@@ -28,15 +28,15 @@ pub fn check(input: &[u8]) {
 }
 
 /// Decodes a head. The only function that knows the decoder. It refuses hosts other than `x`.
-fn decode<'a>(wire: &'a [u8], heads: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
-    let rules =
+fn decode<'a>(wire: &'a [u8], decoder: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
+    let policy =
         Policy { allowed_hosts: AllowedHosts::parse("x").unwrap_or_default(), admin: true, ..Policy::default() };
-    http::decode(wire, &rules, heads)
+    http::decode(wire, &policy, decoder)
 }
 
 fn check_head(wire: &[u8], choices: &mut Choices) {
-    let mut heads = HeadDecoder::new();
-    let whole = decode(wire, &mut heads);
+    let mut decoder = HeadDecoder::new();
+    let whole = decode(wire, &mut decoder);
     let mut ends: Vec<usize> = (0..=wire.len().min(ALL_PREFIXES)).collect();
     if let Decoded::Complete(head, length) = &whole {
         assert!((1..=wire.len().min(MAX_HEAD_BYTES + EMPTY_LINE_BYTES)).contains(length), "a head of {length} bytes");
@@ -59,13 +59,13 @@ fn check_head(wire: &[u8], choices: &mut Choices) {
 /// Checks that each prefix is incomplete, or decodes to the same result as the whole input.
 fn check_prefixes(wire: &[u8], ends: &[usize], whole: &Decoded<Head<'_>, HttpRefusal>) {
     // Neither leftovers of other heads nor cached fields may change the result.
-    let mut heads = HeadDecoder::new();
-    assert_eq!(decode(wire, &mut heads), *whole, "second decode");
-    heads.key_scratch = b"left over".to_vec();
-    assert_eq!(decode(wire, &mut heads), *whole, "third decode");
+    let mut decoder = HeadDecoder::new();
+    assert_eq!(decode(wire, &mut decoder), *whole, "second decode");
+    decoder.key_scratch = b"left over".to_vec();
+    assert_eq!(decode(wire, &mut decoder), *whole, "third decode");
     let mut decided = false;
     for &end in ends {
-        let found = decode(&wire[..end], &mut heads);
+        let found = decode(&wire[..end], &mut decoder);
         match (&found, whole) {
             (Decoded::Incomplete, Decoded::Complete(_, length)) => assert!(end < *length, "incomplete at {end}"),
             (Decoded::Incomplete, _) => assert!(!decided, "incomplete again at {end}"),

@@ -1,6 +1,7 @@
-//! The HTTP caches that the tests put in front of the proxy. Each runs at its defaults, apart from
-//! what no test can do without: its address, its backend, a folder for all that it writes, and
-//! staying in the foreground.
+//! HTTP caches in front of the proxy.
+//!
+//! Each runs at its defaults, except for what a test needs: its address, its backend, a directory
+//! for all its files, and running in the foreground.
 
 use crate::common::{HttpClient, Proxy, Response, TEST_TIMEOUT, wait_for};
 use std::ffi::OsString;
@@ -12,30 +13,30 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// One product in one role, and how to run it.
+/// One product in one role, with its command.
 pub struct Kind {
-    /// Name in the messages of a test that fails.
+    /// Name in assertion messages.
     pub name: &'static str,
     /// Response field that this product adds, and a part of its value.
     mark: (&'static str, &'static str),
-    /// Writes the configuration into the folder and returns the command that reads it.
-    command: fn(folder: &Path, port: u16, proxy: SocketAddr) -> Command,
+    /// Writes the configuration into the directory and returns the command that reads it.
+    command: fn(dir: &Path, port: u16, proxy: SocketAddr) -> Command,
     /// Signal that ends the command and all processes that it started.
-    stop: &'static str,
-    /// Requests name the whole URL, as those to a forward proxy do.
+    stop_signal: &'static str,
+    /// True if requests have the whole URL as their target, as for a forward proxy.
     pub has_absolute_targets: bool,
-    /// Counts in whole seconds and serves a response through the second in which its lifetime ends.
-    /// nginx compares `valid_sec < now`, both without their fractions.
+    /// True if the cache counts whole seconds and serves a response until the end of the second in
+    /// which its lifetime ends. nginx compares `valid_sec < now`, both without their fractions.
     pub keeps_last_second: bool,
 }
 
-/// Every cache that the tests are run with.
+/// All caches of the tests.
 pub const KINDS: [Kind; 4] = [
     Kind {
         name: "Varnish",
         mark: ("x-varnish", ""),
         command: varnish,
-        stop: "TERM",
+        stop_signal: "TERM",
         has_absolute_targets: false,
         keeps_last_second: false,
     },
@@ -43,7 +44,7 @@ pub const KINDS: [Kind; 4] = [
         name: "nginx",
         mark: ("server", "nginx"),
         command: nginx,
-        stop: "TERM",
+        stop_signal: "TERM",
         has_absolute_targets: false,
         keeps_last_second: true,
     },
@@ -51,8 +52,8 @@ pub const KINDS: [Kind; 4] = [
         name: "Squid, accelerator",
         mark: ("via", "squid"),
         command: squid_accelerator,
-        // TERM has it wait half a minute for its clients. KILL leaves its shared memory behind.
-        stop: "INT",
+        // On TERM it waits half a minute for its clients. KILL leaves its shared memory behind.
+        stop_signal: "INT",
         has_absolute_targets: false,
         keeps_last_second: false,
     },
@@ -60,7 +61,7 @@ pub const KINDS: [Kind; 4] = [
         name: "Squid, forward proxy",
         mark: ("via", "squid"),
         command: squid_forward_proxy,
-        stop: "INT",
+        stop_signal: "INT",
         has_absolute_targets: true,
         keeps_last_second: false,
     },
@@ -75,28 +76,28 @@ fn command(program: &str) -> Command {
     command
 }
 
-/// Varnish compiles its built-in VCL with the C compiler that its package depends on. `-j none`: it
-/// stays the user that started it.
-fn varnish(folder: &Path, port: u16, proxy: SocketAddr) -> Command {
+/// Returns the command of Varnish. It compiles its built-in VCL with the C compiler that its
+/// package depends on. With `-j none` it stays the user that started it.
+fn varnish(dir: &Path, port: u16, proxy: SocketAddr) -> Command {
     let mut command = command("varnishd");
-    command.args(["-F", "-j", "none", "-n"]).arg(folder.join("varnish"));
+    command.args(["-F", "-j", "none", "-n"]).arg(dir.join("varnish"));
     command.args(["-a", &format!("127.0.0.1:{port}"), "-b", &proxy.to_string()]);
     command
 }
 
-fn nginx(folder: &Path, port: u16, proxy: SocketAddr) -> Command {
-    let (path, log) = (folder.join("nginx.conf"), folder.join("error.log"));
+fn nginx(dir: &Path, port: u16, proxy: SocketAddr) -> Command {
+    let (path, log) = (dir.join("nginx.conf"), dir.join("error.log"));
     let names = ["client_body", "fastcgi", "uwsgi", "scgi", "proxy"];
-    let temporary = names.map(|name| format!("{name}_temp_path {}/{name};", folder.display())).join("\n");
+    let temporary = names.map(|name| format!("{name}_temp_path {}/{name};", dir.display())).join("\n");
     let text = format!(
         "daemon off;
-        pid {folder}/pid;
+        pid {dir}/pid;
         error_log {log};
         events {{}}
         http {{
             access_log off;
             {temporary}
-            proxy_cache_path {folder}/cache keys_zone=values:1m;
+            proxy_cache_path {dir}/cache keys_zone=values:1m;
             server {{
                 listen 127.0.0.1:{port};
                 location / {{
@@ -105,32 +106,32 @@ fn nginx(folder: &Path, port: u16, proxy: SocketAddr) -> Command {
                 }}
             }}
         }}",
-        folder = folder.display(),
+        dir = dir.display(),
         log = log.display(),
     );
-    std::fs::write(&path, text).expect("the folder takes files");
+    std::fs::write(&path, text).expect("a writable directory");
     let mut command = command("nginx");
-    // -e: it opens a log before it has read which one.
-    command.arg("-p").arg(folder).arg("-e").arg(log).arg("-c").arg(path);
+    // Without -e it would open its default log before it has read the configuration.
+    command.arg("-p").arg(dir).arg("-e").arg(log).arg("-c").arg(path);
     command
 }
 
-fn squid_accelerator(folder: &Path, port: u16, proxy: SocketAddr) -> Command {
+fn squid_accelerator(dir: &Path, port: u16, proxy: SocketAddr) -> Command {
     let (host, backend) = (proxy.ip(), proxy.port());
     let role = format!(
         "http_port 127.0.0.1:{port} accel defaultsite=localhost
         cache_peer {host} parent {backend} 0 no-query originserver"
     );
-    squid(folder, &role)
+    squid(dir, &role)
 }
 
-fn squid_forward_proxy(folder: &Path, port: u16, _: SocketAddr) -> Command {
-    squid(folder, &format!("http_port 127.0.0.1:{port}"))
+fn squid_forward_proxy(dir: &Path, port: u16, _: SocketAddr) -> Command {
+    squid(dir, &format!("http_port 127.0.0.1:{port}"))
 }
 
-/// Squid started by root becomes another user. Nothing of it may stay outside the folder, or
-/// outlive it: a pinger would.
-fn squid(folder: &Path, role: &str) -> Command {
+/// Returns the command of Squid, which becomes another user if started by root. All its files must
+/// be in the directory, and no process may outlive it, as a pinger would.
+fn squid(dir: &Path, role: &str) -> Command {
     let text = format!(
         "{role}
         http_access allow all
@@ -138,39 +139,39 @@ fn squid(folder: &Path, role: &str) -> Command {
         pinger_enable off
         netdb_filename none
         access_log none
-        cache_log {folder}/cache.log
-        pid_filename {folder}/pid\n",
-        folder = folder.display(),
+        cache_log {dir}/cache.log
+        pid_filename {dir}/pid\n",
+        dir = dir.display(),
     );
     // A directive that begins with a space continues the line before.
     let text = text.lines().map(|line| format!("{}\n", line.trim_start())).collect::<String>();
-    // Its shared memory has this name, for which Squid takes letters and digits alone. All that have
-    // one name, of any user, would share that memory.
-    let service: String = folder.to_string_lossy().chars().filter(char::is_ascii_alphanumeric).collect();
-    let path = folder.join("squid.conf");
-    std::fs::write(&path, text).expect("the folder takes files");
+    // Name of its shared memory, of letters and digits only. All instances with the same name share
+    // that memory, even those of other users.
+    let service: String = dir.to_string_lossy().chars().filter(char::is_ascii_alphanumeric).collect();
+    let path = dir.join("squid.conf");
+    std::fs::write(&path, text).expect("a writable directory");
     let mut command = command("squid");
-    command.args(["-N", "-n", &service]).arg("-f").arg(path).current_dir(folder);
+    command.args(["-N", "-n", &service]).arg("-f").arg(path).current_dir(dir);
     command
 }
 
-/// A running cache. It ends, and its folder is removed, when this is dropped.
+/// Running cache. Stopped, and its directory removed, when dropped.
 pub struct HttpCache {
     pub kind: &'static Kind,
     child: Child,
-    folder: PathBuf,
+    dir: PathBuf,
     address: SocketAddr,
     /// Prefix of each path in a request.
     origin: String,
 }
 
 impl HttpCache {
-    /// Starts it in front of the proxy and waits until it passes a response on.
+    /// Starts a cache in front of the proxy and waits until it forwards a response.
     pub fn start(kind: &'static Kind, proxy: &Proxy) -> HttpCache {
-        // Another process may take the free port first. The next attempt has another one.
+        // Another process may take the free port first. Each attempt has another port.
         for _ in 0..10 {
             let mut cache = HttpCache::launch(kind, proxy);
-            if cache.is_ready() {
+            if cache.wait_until_ready() {
                 return cache;
             }
         }
@@ -178,25 +179,25 @@ impl HttpCache {
     }
 
     fn launch(kind: &'static Kind, proxy: &Proxy) -> HttpCache {
-        let folder = new_folder();
+        let dir = create_dir();
         let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
-        let log = File::create(folder.join("output.log")).expect("the folder takes files");
-        let child = (kind.command)(&folder, address.port(), proxy.address)
+        let log = File::create(dir.join("output.log")).expect("a writable directory");
+        let child = (kind.command)(&dir, address.port(), proxy.address)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor"))
             .stderr(log)
             .spawn()
             .expect("scripts/test.sh installs it");
         let origin = if kind.has_absolute_targets { format!("http://{}", proxy.address) } else { String::new() };
-        HttpCache { kind, child, folder, address, origin }
+        HttpCache { kind, child, dir, address, origin }
     }
 
-    /// Waits until it answers. Returns true once it passes a response of the proxy on, and false if
-    /// it has ended instead.
-    fn is_ready(&mut self) -> bool {
-        wait_for("the cache passes a response on", || {
+    /// Waits until the cache forwards a response of the proxy. Returns false if it has exited
+    /// instead.
+    fn wait_until_ready(&mut self) -> bool {
+        wait_for("the cache forwards a response", || {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
-                eprintln!("{} ended, {status}:\n{}", self.kind.name, self.log());
+                eprintln!("{} exited, {status}:\n{}", self.kind.name, self.log());
                 return Some(false);
             }
             drop(TcpStream::connect(self.address).ok()?);
@@ -207,12 +208,12 @@ impl HttpCache {
         })
     }
 
-    /// Sends one request on a connection of its own.
+    /// Sends one request on a new connection.
     pub fn get(&self, path: &str) -> Response {
         self.get_with(path, "")
     }
 
-    /// Reads `path` with further field lines, each with its end.
+    /// Sends one request with further field lines, each with its line end.
     pub fn get_with(&self, path: &str, fields: &str) -> Response {
         let mut client = HttpClient::connect(self.address);
         client.send(format!("GET {}{path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n", self.origin));
@@ -221,14 +222,14 @@ impl HttpCache {
 
     fn log(&self) -> String {
         let names = ["output.log", "error.log", "cache.log"];
-        names.iter().filter_map(|name| std::fs::read_to_string(self.folder.join(name)).ok()).collect()
+        names.iter().filter_map(|name| std::fs::read_to_string(self.dir.join(name)).ok()).collect()
     }
 }
 
 impl Drop for HttpCache {
     fn drop(&mut self) {
-        let kill = format!("kill -{} {}", self.kind.stop, self.child.id());
-        // It may have ended by itself.
+        let kill = format!("kill -{} {}", self.kind.stop_signal, self.child.id());
+        // The process may have exited already.
         let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
         let deadline = Instant::now() + TEST_TIMEOUT;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
@@ -239,17 +240,17 @@ impl Drop for HttpCache {
         if std::thread::panicking() {
             eprintln!("the log of {}:\n{}", self.kind.name, self.log());
         }
-        let _ = std::fs::remove_dir_all(&self.folder);
+        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
-/// Makes a folder that any user may write to. nginx and Squid, started by root, become another
-/// user. That user may not be allowed to enter the folder of the build.
-fn new_folder() -> PathBuf {
+/// Creates a directory that any user may write to. nginx and Squid become another user if started
+/// by root, and that user may have no access to the build directory.
+fn create_dir() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let folder = std::env::temp_dir().join(format!("segment-http-cache-{}-{number}", std::process::id()));
-    std::fs::create_dir(&folder).expect("the name is new");
-    std::fs::set_permissions(&folder, Permissions::from_mode(0o777)).expect("the folder is ours");
-    folder
+    let dir = std::env::temp_dir().join(format!("segment-http-cache-{}-{number}", std::process::id()));
+    std::fs::create_dir(&dir).expect("a new name");
+    std::fs::set_permissions(&dir, Permissions::from_mode(0o777)).expect("a directory of this test");
+    dir
 }

@@ -127,7 +127,7 @@ fn mutate(input: &mut Vec<u8>, inputs: &[Vec<u8>], words: &[Vec<u8>], random: &m
     let at = pick_position(input, random);
     let until = (at + random.between(1, 40) as usize).min(input.len());
     match random.below(8) {
-        0 if at < input.len() => input[at] = random.next() as u8,
+        0 if at < input.len() => input[at] = random.next_u64() as u8,
         1 if at < input.len() => input[at] ^= 1 << random.below(8),
         2 => _ = input.drain(at..until),
         3 => {
@@ -143,8 +143,8 @@ fn mutate(input: &mut Vec<u8>, inputs: &[Vec<u8>], words: &[Vec<u8>], random: &m
         }
         5 | 6 => _ = input.splice(at..at, pick(words, random).iter().copied()),
         // The first four bytes are the choices of an input.
-        _ if input.len() > 4 => input[random.below(4) as usize] = random.next() as u8,
-        _ => input.push(random.next() as u8),
+        _ if input.len() > 4 => input[random.below(4) as usize] = random.next_u64() as u8,
+        _ => input.push(random.next_u64() as u8),
     }
 }
 
