@@ -14,7 +14,7 @@ const SCRIPT: &str = include_str!("page.js");
 pub const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
     "style-src 'sha256-rejW6D7VhfsNq8d7qi38ST+NNiXckkbQE41Cuq5lN6c='; ",
-    "script-src 'sha256-Yinr0iiyP8ggaBTU5TDrnnlAuT67oKAwT7u6Ij5GVFM='; ",
+    "script-src 'sha256-j6xBMn2PiA1B1OP3/mgrUl2Omlrp5QEVnu0w4g+ErH4='; ",
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 );
 

@@ -410,10 +410,10 @@
     timer = setTimeout(poll, Math.max(0, lastRequestAt + POLL_INTERVAL_MS - performance.now()));
   }
 
-  // Updates a table of the page. The rows may change after a restart of the proxy.
+  // Updates the values of a table, which the page has in the same order. A restarted proxy may have
+  // other rows.
   function fillTable(table, rows) {
-    const shown = [...table.children];
-    if (shown.length !== rows.length || shown.some((row, index) => row.children[0].textContent !== rows[index][0])) {
+    if (table.children.length !== rows.length) {
       table.replaceChildren(...rows.map(([name]) => {
         const head = createHtml("th", "", name);
         head.scope = "row";

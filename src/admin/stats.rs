@@ -13,6 +13,23 @@ use crate::metrics::{
 use crate::protocol::http::Status;
 use crate::types::Failure;
 
+/// Keys of `figures` that differ from the labels of their rows. Labels may be reworded; keys stay,
+/// because scripts read them.
+const FIGURE_KEYS: [(&str, &str); 12] = [
+    ("HTTP requests", "Requests over HTTP"),
+    ("RESP requests", "Requests over RESP"),
+    ("Cached bytes (keys and values)", "Bytes of keys and values"),
+    ("Freshness guarantee", "Freshness"),
+    ("Redis connections", "Connections to Redis"),
+    ("Redis round trips", "Round trips to Redis"),
+    ("Queued keys", "Keys in the queue"),
+    ("Failed key reads", "Keys that could not be read"),
+    ("Client connections", "Clients"),
+    ("Rejected connections", "Clients without a place"),
+    ("Client timeouts", "Clients that took too long"),
+    ("CPU time", "Processor time"),
+];
+
 /// Microseconds in a second.
 const MICROS_PER_SECOND: f64 = 1e6;
 
@@ -86,10 +103,15 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("batches", object(batches)),
         ("process", object(system)),
         ("log_lines_dropped", process.dropped_lines.to_string()),
-        ("figures", object(summary.iter().map(|(name, value)| (*name, quote(value))))),
+        ("figures", object(summary.iter().map(|(label, value)| (figure_key(label), quote(value))))),
         ("configuration", object(settings.configuration.iter().map(|(name, value)| (*name, quote(value))))),
     ];
     object(all) + "\n"
+}
+
+/// Returns the key in `figures` of the row with this label.
+fn figure_key(label: &'static str) -> &'static str {
+    FIGURE_KEYS.iter().find(|(reworded, _)| *reworded == label).map_or(label, |(_, key)| key)
 }
 
 fn histogram<const N: usize>(histogram: &Histogram<N>, unit: f64) -> String {
@@ -122,6 +144,17 @@ mod tests {
             r#""configuration":{"REDIS_HOST":"a\nb"}}"#,
         ] {
             assert!(text.contains(part), "no {part} in {text}");
+        }
+    }
+
+    /// A reworded label keeps its key.
+    #[test]
+    fn figure_keys_match_labels() {
+        let (now, settings) = (Snapshot::default(), InstanceInfo::default());
+        let rows = dashboard::summary_rows(&now, &settings);
+        for (label, key) in FIGURE_KEYS {
+            assert!(rows.iter().any(|(shown, _)| *shown == label), "no row {label}");
+            assert!(json(&now, &settings).contains(&format!("\"{key}\":")), "no key {key}");
         }
     }
 }

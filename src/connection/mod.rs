@@ -24,9 +24,9 @@ pub use context::{DecodeContext, ReplyContext};
 use http_conn::HttpState;
 use reply_queue::ReplyQueue;
 
-/// Maximum number of incomplete replies of a connection. The fetches of a pipelining client fit in
-/// one round trip. With the longest request heads, this bounds what one client makes the proxy
-/// hold.
+/// Maximum number of replies of a connection that are incomplete or follow one. The fetches of a
+/// pipelining client fit in one round trip. With the longest request heads, this bounds what one
+/// client makes the proxy hold.
 pub const MAX_PENDING_REPLIES: usize = 128;
 
 /// Maximum number of keys that are being fetched for a connection, including those of discarded

@@ -76,7 +76,7 @@ impl Recorder {
         }
     }
 
-    /// Restarts the latency of a pending request after its last part has arrived.
+    /// Restarts the latency of a pending request, each time that a part of it arrived.
     pub fn restart_timer(&self, info: &mut RequestInfo) {
         info.started_at = self.now;
     }
@@ -112,7 +112,7 @@ impl Recorder {
         }
     }
 
-    /// Records that the client of a pending request disconnected.
+    /// Records that a pending request gets no reply: its client disconnected or was closed.
     pub fn record_aborted(&mut self, info: &RequestInfo, protocol: Protocol) {
         self.metrics.requests_by_outcome[protocol as usize][RequestOutcome::Aborted as usize] += 1;
         if let (Some(access_log), Some(logged)) = (&mut self.access_log, &info.logged) {

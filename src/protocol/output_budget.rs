@@ -25,8 +25,7 @@ impl OutputBudget {
 
     /// Returns true if a charge of `bytes` is within the budget. `charged` of them count already.
     pub fn allows(&self, bytes: usize, charged: usize) -> bool {
-        let others = self.used.load(Relaxed) - charged;
-        others == 0 || bytes <= self.limit.load(Relaxed).saturating_sub(others) / 2
+        self.has_space(bytes, self.used.load(Relaxed) - charged)
     }
 
     /// Changes one charge from `from` to `to` bytes. Returns false if it grew beyond the budget;
@@ -34,11 +33,16 @@ impl OutputBudget {
     ///
     /// An unchanged charge does not touch the counter that all workers share.
     pub fn update_charge(&self, from: usize, to: usize) -> bool {
-        if to != from {
-            // The counter wraps, so this subtracts if the charge shrinks.
-            self.used.fetch_add(to.wrapping_sub(from), Relaxed);
+        if to == from {
+            return true;
         }
-        to <= from || self.allows(to, to)
+        // The counter wraps, so this subtracts if the charge shrinks.
+        let others = self.used.fetch_add(to.wrapping_sub(from), Relaxed) - from;
+        to < from || self.has_space(to, others)
+    }
+
+    fn has_space(&self, bytes: usize, others: usize) -> bool {
+        others == 0 || bytes <= self.limit.load(Relaxed).saturating_sub(others) / 2
     }
 }
 

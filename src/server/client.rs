@@ -75,7 +75,7 @@ pub(super) struct Client {
     pub(super) timer_state: ClientTimer,
     /// Bytes sent in this turn.
     sent_this_turn: usize,
-    /// The deadline passed: the client is closed after the next turn unless that makes progress.
+    /// The deadline passed: after the next turn [`ClientTimer::on_deadline`] decides.
     timeout_pending: bool,
     /// The client is in the ready queue.
     pub(super) in_ready_queue: bool,
@@ -152,9 +152,9 @@ impl Client {
         }
     }
 
-    /// Makes the next turn read and write, and then close the client unless it makes progress.
-    /// Input may have arrived without an event yet. The kernel reports a writable socket only once
-    /// much of its buffer is free.
+    /// Makes the next turn read and write, and apply the timeout after that. Input may have arrived
+    /// without an event yet. The kernel reports a writable socket only once much of its buffer is
+    /// free.
     pub(super) fn begin_timeout_check(&mut self) {
         (self.readable, self.writable, self.timeout_pending) = (true, true, true);
     }

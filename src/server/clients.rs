@@ -16,7 +16,7 @@ use std::time::SystemTime;
 /// Connected clients by slot. A slot is reused after its client was removed.
 pub(super) struct Clients {
     slab: Slab<Client>,
-    /// Slots of the clients that get a turn, in order. A removed client may still be in it.
+    /// Slots of the clients that get a turn, in order.
     pub(super) ready_queue: VecDeque<usize>,
     timers: DeadlineHeap,
     /// Timeouts in force. After a change, [`Clients::rearm_timers`] must follow.

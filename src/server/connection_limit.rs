@@ -8,9 +8,9 @@ use rlimit::Resource;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Maximum number of clients that one event loop refuses at the same time. Each takes at most 250
-/// ms, less if its first line arrives at once. Others wait in the kernel's queue, unless a
-/// connection becomes free.
+/// Maximum number of clients that one event loop refuses at the same time. Each has 250 ms to send
+/// its first line, and 100 ms to close after the refusal. Others wait in the kernel's queue, unless
+/// a connection becomes free.
 const MAX_REJECTING: usize = 256;
 
 /// Open files apart from clients and Redis: standard streams, signals, and files that system

@@ -8,7 +8,7 @@
 //! dispatch    store the reported readiness in each client; nothing is closed or reused yet
 //! accept      a bounded number of connections
 //! inbox       a bounded number of invalidations, then all completions: store values, encode replies
-//! timers      a bounded number of late waiters, expired entries and client timers; before the turns,
+//! timers      a bounded number of late fetches, expired entries and client timers; before the turns,
 //!             so that a client at its deadline gets one more
 //! turns       each ready client: send, decode, look up, read
 //! submit      the fetches of these turns, under one lock; refused ones are answered
@@ -64,8 +64,8 @@ const EVENTS_PER_TICK: usize = 1024;
 /// connected clients.
 const ACCEPTS_PER_TICK: usize = 64;
 
-/// Maximum number of entries removed in one tick, and of late waiters answered (about 10 us of
-/// work). Entries are removed when they expired or exceed `CACHE_BYTES`.
+/// Maximum number of entries removed in one tick, and of fetches whose late waiters are answered
+/// (about 10 us of work). Entries are removed when they expired or exceed `CACHE_BYTES`.
 ///
 /// Each completion of the tick adds one, so that removal keeps up with insertion. Each ready client
 /// adds one, a fraction of its turn, so that removal also ends beside many clients. (256 delayed
@@ -305,11 +305,6 @@ impl Worker {
             log::debug!("client connection closed before its first request: {error}");
             return;
         }
-        let (token, interest) = (Token(self.clients.vacant_slot()), Interest::READABLE | Interest::WRITABLE);
-        if let Err(error) = self.poll.registry().register(&mut stream, token, interest) {
-            log::error!("cannot register a client connection with epoll, closing it: {error}");
-            return;
-        }
         let rejected = self.connection_limit.acquire();
         let metrics = &mut self.clients.recorder.metrics;
         let mut connection = if rejected {
@@ -322,6 +317,12 @@ impl Worker {
         };
         if self.clients.recorder.access_log_enabled() {
             connection.set_address(address.to_canonical().to_string());
+        }
+        let (token, interest) = (Token(self.clients.vacant_slot()), Interest::READABLE | Interest::WRITABLE);
+        if let Err(error) = self.poll.registry().register(&mut stream, token, interest) {
+            log::error!("cannot register a client connection with epoll, closing it: {error}");
+            self.connection_limit.release(rejected);
+            return;
         }
         self.clients.insert(Client::new(stream, connection, rejected, self.clock.now));
     }

@@ -152,7 +152,7 @@ impl ClientTimer {
     }
 
     /// Returns what to do with the client if its deadline passed. Called after a turn that read and
-    /// wrote.
+    /// wrote, and before the turn of a lingering client.
     pub(super) fn on_deadline(&mut self, timeouts: TimeoutConfig, now: Millis) -> TimeoutAction {
         if self.deadline(timeouts) > now {
             return TimeoutAction::Keep;
