@@ -2,13 +2,14 @@
 # Benchmarks the proxy beside nginx, webdis and Redis, runs `cargo bench`, and checks the goals.
 #
 #     scripts/bench.sh [--rounds N] [--seconds S] [--report DIR] [--only CASE,...]
-#                      [--peers-only] [--publish]
+#                      [--peers-only] [--profile NAME] [--publish]
 #
 #     --rounds        measurements of each server in each case (default 5)
 #     --seconds       duration of each measurement (default 2)
 #     --report        directory for report.md and bench.svg (default target/bench)
 #     --only          some cases, by their names in scripts/bench/cases.py, like hit,resp-16
 #     --peers-only    without `cargo bench` (cache, memory, faults)
+#     --profile       Cargo profile of the proxy and the floor (default release)
 #     --publish       copies the report of a full run into docs/BENCHMARKS.md and to docs/bench.svg
 #
 # docs/BENCHMARKS.md explains how to read the report. The script builds the proxy and the floor. It
@@ -31,21 +32,22 @@ cd "$(dirname "$0")/.."
 usage() {
     echo "scripts/bench.sh: $1" >&2
     echo "usage: scripts/bench.sh [--rounds N] [--seconds S] [--report DIR] [--only CASE,...]" \
-        "[--peers-only] [--publish]" >&2
+        "[--peers-only] [--profile NAME] [--publish]" >&2
     exit 2
 }
 
 mapfile -t all < <(sed -n 's/^    Case("\([^"]*\)".*/\1/p' scripts/bench/cases.py)
-rounds=5 seconds=2 directory=target/bench only='' peers_only='' publish=''
+rounds=5 seconds=2 directory=target/bench only='' peers_only='' profile=release publish=''
 while [ "$#" -gt 0 ]; do
     case $1 in
-        --rounds | --seconds | --report | --only) [ "$#" -ge 2 ] || usage "$1 needs a value" ;;&
+        --rounds | --seconds | --report | --only | --profile) [ "$#" -ge 2 ] || usage "$1 needs a value" ;;&
         --rounds) rounds=$2; shift 2 ;;
         --seconds) seconds=$2; shift 2 ;;
         # Relative to the caller's directory.
         --report) directory=$2; [[ $2 == /* ]] || directory=$cd_from/$2; shift 2 ;;
         --only) only=$2; shift 2 ;;
         --peers-only) peers_only=1; shift ;;
+        --profile) profile=$2; shift 2 ;;
         --publish) publish=1; shift ;;
         -h | --help) sed -n '2,/^set /{ s/^# \{0,1\}//; /^set /!p; }' scripts/bench.sh; exit ;;
         *) usage "unknown option $1" ;;
@@ -60,7 +62,8 @@ IFS=, read -ra chosen <<<"${only:-$(IFS=,; echo "${all[*]}")}"
 for name in "${chosen[@]}"; do
     [[ " ${all[*]} " == *" $name "* ]] || usage "unknown case $name; the cases are ${all[*]}"
 done
-[ -z "$publish" ] || [ -z "$only$peers_only" ] || usage "--publish needs a full run, without --only and --peers-only"
+[ -z "$publish" ] || [ "$only$peers_only$profile" = release ] ||
+    usage "--publish needs a full run, without --only, --peers-only and --profile"
 # Line that ends the report in docs/BENCHMARKS.md. The text below it is written by hand.
 report_end='<!-- End of the report of scripts/bench.sh; all below is written by hand. -->'
 [ -z "$publish" ] || grep -qxF -- "$report_end" docs/BENCHMARKS.md || usage "docs/BENCHMARKS.md has no line $report_end"
@@ -104,10 +107,12 @@ logs=$directory/logs
 exec 9>"$directory/lock"
 flock --nonblock 9 || usage "another run uses $directory; choose another directory with --report"
 rm -f "$directory"/{report.md,bench.svg} "$logs"/{results.json,*.md}
-cargo build --release --locked --bins --example floor
+cargo build --locked --profile "$profile" --bins --example floor
 # nginx is in /usr/sbin, which PATH may lack. The cases with 1,000 connections need more than the
 # usual 1,024 descriptors.
 export PATH=$PATH:/usr/sbin PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=scripts/load
+BUILD_DIRECTORY=$(build_directory "$profile")
+export BUILD_DIRECTORY
 ulimit -n "$(ulimit -Hn)"
 run python3 scripts/bench/run_cases.py "$logs" "$rounds" "$seconds" "${chosen[@]}"
 code=0

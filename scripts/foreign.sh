@@ -3,6 +3,7 @@
 #
 #     scripts/foreign.sh            the tests that need only one Redis, in RESP3 and RESP2
 #     scripts/foreign.sh --quick    those of strings, keys and pipelines, in half a minute
+#     scripts/foreign.sh --install  none: only installs the suite
 #
 # Through the proxy means that the proxy answers string reads, and Redis all other commands. A relay
 # (scripts/foreign/route.py) separates them. The suite comes from the source distribution on PyPI,
@@ -20,19 +21,20 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/need.sh
 . scripts/need.sh
 
-quick=
+mode=full
 case $* in
     '') ;;
-    --quick) quick=1 ;;
+    --quick) mode=quick ;;
+    --install) mode=install ;;
     -h | --help) sed -n '2,/^set /{ s/^# \{0,1\}//; /^set /!p; }' scripts/foreign.sh; exit ;;
-    *) echo "usage: scripts/foreign.sh [--quick]" >&2; exit 2 ;;
+    *) echo "usage: scripts/foreign.sh [--quick | --install]" >&2; exit 2 ;;
 esac
 
 # Prints a message and exits with 1.
 fail() { echo "scripts/foreign.sh: $*" >&2; exit 1; }
 
 target=$PWD/target/foreign
-python=$target/python/bin/python
+python=$PWD/target/python/bin/python
 logs=$target/logs
 mkdir -p "$logs"
 exec 9>"$target/lock"
@@ -58,25 +60,21 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Installs the client library, its suite and pytest.
+# Installs the client library, pytest and the suite.
 install() {
     local version
     version=$(sed -n 's/^redis==//p' tests/requirements.txt)
     [ -n "$version" ] || fail "tests/requirements.txt names no version of redis"
-    local requirements=(tests/requirements.txt scripts/foreign/requirements.txt)
-    if cat "${requirements[@]}" | cmp -s - "$target/installed"; then return; fi
-    # Debian has ensurepip in its own package, without a command.
-    python3 -c 'import ensurepip' 2>/dev/null || need ensurepip:python3-venv
-    python3 -m venv --clear "$target/python"
-    local pip=("$python" -m pip --quiet --disable-pip-version-check)
-    "${pip[@]}" install "${requirements[@]/#/--requirement=}"
+    need_python_packages
+    if [ "$(cat "$target/installed" 2>/dev/null)" = "$version" ]; then return; fi
     rm -rf "$target/source" "$target/suite"
     mkdir "$target/suite"
-    "${pip[@]}" download --no-deps --no-binary redis --dest "$target/source" "redis==$version"
+    "$python" -m pip --quiet --disable-pip-version-check download --no-deps --no-binary redis \
+        --dest "$target/source" "redis==$version"
     # The tests only: the library is installed.
     tar -xzf "$target/source/redis-$version.tar.gz" -C "$target/suite" --strip-components=1 \
         "redis-$version/tests"
-    cat "${requirements[@]}" >"$target/installed"
+    echo "$version" >"$target/installed"
 }
 
 # Starts a Redis and sets `port`. The port is random: another Redis may use the usual one.
@@ -150,6 +148,7 @@ run_both() {
 need redis-server:redis-server redis-cli:redis-tools python3:python3 cc:build-essential \
     make:build-essential
 install
+[ "$mode" != install ] || exit 0
 # A debug build, for overflow checks and debug assertions.
 cargo build --locked
 export PYTHONDONTWRITEBYTECODE=1
@@ -175,7 +174,7 @@ relay_port=$port relay=${processes[-1]}
 reading=(commands pipeline encoding scripting)
 others=(lock hash keyspace_notifications connection connection_pool client monitor pubsub retry)
 files() { printf 'tests/test_%s.py\n' "$@"; printf 'tests/test_asyncio/test_%s.py\n' "$@"; }
-if [ -n "$quick" ]; then
+if [ "$mode" = quick ]; then
     mapfile -t selected < <(files "${reading[@]}" | grep -v asyncio)
     # Strings only, without tests that wait for seconds.
     run_both RESP3 "${selected[@]}" \

@@ -56,26 +56,39 @@ list_options() {
     esac
 }
 
-# Runs a target with further options and directories.
-run_target() {
+# Sets `command` to the program of a target and its options.
+set_command() {
     local target=$1 options
-    shift
     options=$(list_options "$target")
-    # shellcheck disable=SC2086 # the options are several words
-    "fuzz/target/$host/release/$target" $options -timeout="$input_timeout" -rss_limit_mb="$max_memory" \
-        -malloc_limit_mb="$max_memory" -artifact_prefix="fuzz/corpus/$target/" -verbosity=1 "$@"
+    # shellcheck disable=SC2206 # the options are several words
+    command=("fuzz/target/$host/release/$target" $options -timeout="$input_timeout" -rss_limit_mb="$max_memory"
+        -malloc_limit_mb="$max_memory" -artifact_prefix="fuzz/corpus/$target/" -verbosity=1)
 }
 
 mkdir -p fuzz/working
 both=fuzz/working/both.dict
 cat fuzz/dictionaries/*.dict >"$both"
+
+processes=()
+# Stops the targets that still run. Called by the traps.
+#
+# shellcheck disable=SC2317,SC2329
+stop() {
+    local exit_code=$?
+    trap '' INT TERM
+    trap - EXIT
+    for process in ${processes[@]+"${processes[@]}"}; do kill "$process" 2>/dev/null || true; done
+    exit "$exit_code"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 status=0
-for target in "$@"; do
-    working=fuzz/working/$target
-    mkdir -p "$working"
-    list_options "$target" >/dev/null
-    log=fuzz/working/$target.log
-    if run_target "$target" -max_total_time="$seconds" -print_final_stats=1 "$working" "fuzz/corpus/$target" >"$log" 2>&1; then
+# Waits for the target that was started first, and prints its figures or its finding.
+finish_first() {
+    local target=${running[0]} log=fuzz/working/${running[0]}.log
+    if wait "${processes[0]}"; then
         awk -v target="$target" '$1 == "stat::number_of_executed_units:" { runs = $2 }
             $1 == "stat::average_exec_per_sec:" { rate = $2 }
             $1 == "stat::new_units_added:" { new = $2 }
@@ -83,17 +96,31 @@ for target in "$@"; do
     else
         status=1
         # The rest of the log is about coverage and memory.
-        echo "== $target: finding; full log: fuzz/working/$target.log"
+        echo "== $target: finding; full log: $log"
         grep -A 2 'panicked at' "$log" | cut -c -1000 || true
         grep -E 'SUMMARY|Test unit written to' "$log" || true
     fi
+    processes=("${processes[@]:1}") running=("${running[@]:1}")
+}
+
+running=()
+for target in "$@"; do
+    # One target for each processor.
+    [ "${#running[@]}" -lt "$(nproc)" ] || finish_first
+    set_command "$target"
+    mkdir -p "fuzz/working/$target"
+    "${command[@]}" -max_total_time="$seconds" -print_final_stats=1 "fuzz/working/$target" "fuzz/corpus/$target" \
+        >"fuzz/working/$target.log" 2>&1 &
+    processes+=("$!") running+=("$target")
 done
+while [ "${#running[@]}" -gt 0 ]; do finish_first; done
 [ "$status" = 0 ] || exit "$status"
 [ -n "$keep" ] || exit 0
 
 for target in "$@"; do
+    set_command "$target"
     # By edges reached, without hit counts: these would keep thousands of inputs.
-    run_target "$target" -set_cover_merge=1 -use_counters=0 "fuzz/corpus/$target" "fuzz/working/$target" \
+    "${command[@]}" -set_cover_merge=1 -use_counters=0 "fuzz/corpus/$target" "fuzz/working/$target" \
         >"fuzz/working/$target.log" 2>&1 ||
         { echo "scripts/fuzz.sh: merging the corpus of $target failed; see fuzz/working/$target.log" >&2; exit 1; }
 done

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Soak test: runs every kind of load against the proxy, checks all values, memory and descriptors.
 #
-#     scripts/load.sh [--minutes N] [--report DIR]
+#     scripts/load.sh [--minutes N] [--report DIR] [--profile NAME]
 #
 #     --minutes   duration, decimals allowed, at least 0.1 (default 10)
 #     --report    directory for report.md and load.svg (default target/load)
+#     --profile   Cargo profile of the proxy (default release)
 #
 # Builds the proxy and starts it, with a Redis, on free ports of 127.0.0.1. Passes WORKERS and
 # REDIS_TRACKING on to the proxy. To test a running proxy instead, set both of these:
@@ -28,17 +29,18 @@ cd "$(dirname "$0")/.."
 
 usage() {
     echo "scripts/load.sh: $1" >&2
-    echo "usage: scripts/load.sh [--minutes N] [--report DIR]" >&2
+    echo "usage: scripts/load.sh [--minutes N] [--report DIR] [--profile NAME]" >&2
     exit 2
 }
 
-minutes=10 directory=target/load
+minutes=10 directory=target/load profile=release
 while [ "$#" -gt 0 ]; do
     case $1 in
-        --minutes | --report) [ "$#" -ge 2 ] || usage "$1 needs a value" ;;&
+        --minutes | --report | --profile) [ "$#" -ge 2 ] || usage "$1 needs a value" ;;&
         --minutes) minutes=$2; shift 2 ;;
         # Relative to the caller's directory.
         --report) directory=$2; [[ $2 == /* ]] || directory=$cd_from/$2; shift 2 ;;
+        --profile) profile=$2; shift 2 ;;
         -h | --help) sed -n '2,/^set /{ s/^# \{0,1\}//; /^set /!p; }' scripts/load.sh; exit ;;
         *) usage "unknown option $1" ;;
     esac
@@ -107,7 +109,7 @@ start_proxy() {
     env -i WORKERS="${WORKERS:-1}" REDIS_TRACKING="${REDIS_TRACKING:-off}" CACHE_SIZE=2000 CACHE_TTL=3 \
         REDIS_TIMEOUT=20000 REDIS_CONNECTIONS=4 REDIS_HOST=127.0.0.1 REDIS_PORT="${REDIS##*:}" \
         PROXY_HOST=127.0.0.1 PROXY_PORT=0 \
-        target/release/segment-redis-proxy 2>"$logs/proxy.log" 9>&- &
+        "$(build_directory "$profile")/segment-redis-proxy" 2>"$logs/proxy.log" 9>&- &
     proxy=$!
     until PROXY=$(grep -o 'listening on [^, ]*' "$logs/proxy.log" 2>/dev/null); do
         kill -0 "$proxy" 2>/dev/null || { cat "$logs/proxy.log" >&2; fail "the proxy did not start"; }
@@ -143,7 +145,7 @@ rm -f "$directory"/{report.md,load.svg} "$logs"/{results.json,*.log,*.out,*.err}
 if [ -z "${PROXY:-}" ]; then
     # A linker, and a C compiler for the allocator.
     need redis-server:redis-server redis-cli:redis-tools cc:build-essential make:build-essential
-    cargo build --release --locked
+    cargo build --locked --profile "$profile"
     start_redis
     start_proxy
 fi

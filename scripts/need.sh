@@ -1,4 +1,4 @@
-# Function that installs missing Debian packages, sourced by the other scripts.
+# Functions that install what the other scripts need, and find what Cargo built. Sourced by them.
 #
 # shellcheck shell=bash
 
@@ -21,4 +21,23 @@ need() {
     fi
     "${as_root[@]}" apt-get update
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
+}
+
+# Installs the Python packages of the tests and of scripts/foreign.sh into target/python.
+need_python_packages() {
+    local requirements=(tests/requirements.txt scripts/foreign/requirements.txt)
+    if cat "${requirements[@]}" | cmp -s - target/python/installed; then return; fi
+    # Debian has ensurepip in its own package, without a command.
+    python3 -c 'import ensurepip' 2>/dev/null || need ensurepip:python3-venv
+    python3 -m venv --clear target/python
+    target/python/bin/pip install --quiet --disable-pip-version-check "${requirements[@]/#/--requirement=}"
+    cat "${requirements[@]}" >target/python/installed
+}
+
+# Prints the directory of the binaries that Cargo builds with a profile.
+build_directory() {
+    case $1 in
+        dev) echo target/debug ;;
+        *) echo "target/$1" ;;
+    esac
 }

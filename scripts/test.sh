@@ -1,41 +1,148 @@
 #!/usr/bin/env bash
-# Installs what the tests need, then: format check, lints with warnings denied, all tests, the fuzzer for a moment,
-# the soak test for a minute, two of the benchmark's cases for a second, and redis-py's own tests of
-# strings through the proxy.
-# Needs Debian (or a relative of it) and a Rust toolchain; root, or sudo, to install what is missing: also nginx and webdis, for the
-# benchmark, which Debian starts as services where systemd runs.
+# Runs all checks of the repository.
+#
+#     scripts/test.sh            all of them, in six minutes on two processors in a fresh clone
+#     scripts/test.sh --quick    format, style, lints and tests, in 90 seconds once they are built
+#
+# The further checks of a full run: the soak test for a minute, the fuzzer for a few seconds, two
+# cases of the benchmark for a second, and redis-py's own tests of strings. It prints the duration
+# of each stage.
+#
+# Needs Debian or a derivative, and a Rust toolchain. Needs root or sudo to install missing
+# packages. Where systemd runs, Debian starts redis-server, nginx, webdis, varnish and squid as
+# services once they are installed. No test needs them: stop those that you do not want with
+# `systemctl disable --now`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/need.sh
 . scripts/need.sh
 
-need redis-server:redis-server redis-cli:redis-tools strace:strace python3:python3 cc:build-essential make:build-essential
-# What judges what operators use: Prometheus' own tool, a browser, logrotate, systemd.
-need promtool:prometheus chromium:chromium logrotate:logrotate systemd-analyze:systemd
-# HTTP caches, for tests that start their own on free ports. Debian starts these packages' services
-# where systemd runs (ports 80, 3128, 6081 and 6082). No test needs them: stop or disable them.
-need varnishd:varnish nginx:nginx squid:squid
-# A client library that many use: redis-py, of the version that tests/requirements.txt names.
-if [ ! -e target/python/installed ] || ! cmp -s tests/requirements.txt target/python/installed; then
-    # On Debian this is a package of its own, without a command.
-    python3 -c 'import ensurepip' 2>/dev/null || need ensurepip:python3-venv
-    python3 -m venv --clear target/python
-    target/python/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
-    cp tests/requirements.txt target/python/installed
-fi
-# The tests open a thousand connections and more; 1024 descriptors are the usual limit, and it may be raised.
+quick=
+case $* in
+    '') ;;
+    --quick) quick=1 ;;
+    -h | --help) sed -n '2,/^set /{ s/^# \{0,1\}//; /^set /!p; }' scripts/test.sh; exit ;;
+    *) echo "usage: scripts/test.sh [--quick]" >&2; exit 2 ;;
+esac
+
+# Runs a command and prints how long it took.
+stage() {
+    local name=$1 began=$SECONDS
+    shift
+    echo "== $name" >&2
+    "$@"
+    echo "== $name: $((SECONDS - began)) s" >&2
+}
+
+declare -A background=()
+# Starts a command in the background, in a process group of its own. Its output goes to a file.
+start() {
+    local name=$1
+    shift
+    set -m
+    "$@" >"target/test/$name.log" 2>&1 </dev/null 9>&- &
+    background[$name]=$!
+    set +m
+}
+
+# Waits for a command in the background and prints its output. Returns its exit code.
+finish() {
+    local name=$1 code=0
+    wait "${background[$name]}" || code=$?
+    unset "background[$name]"
+    cat "target/test/$name.log"
+    [ "$code" = 0 ] || echo "== $name failed with exit code $code" >&2
+    return "$code"
+}
+
+# Stops the commands in the background. Called by the traps.
+#
+# shellcheck disable=SC2317,SC2329
+stop() {
+    local status=$?
+    trap '' INT TERM
+    trap - EXIT
+    for process in ${background[@]+"${background[@]}"}; do
+        kill -- "-$process" 2>/dev/null || true
+        wait "$process" 2>/dev/null || true
+    done
+    exit "$status"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# All packages at once: apt-get does not run twice at the same time.
+need redis-server:redis-server redis-cli:redis-tools strace:strace python3:python3 cc:build-essential \
+    c++:build-essential make:build-essential promtool:prometheus chromium:chromium logrotate:logrotate \
+    systemd-analyze:systemd varnishd:varnish nginx:nginx squid:squid
+[ -n "$quick" ] || need wrk:wrk taskset:util-linux webdis:webdis \
+    /usr/lib/nginx/modules/ngx_http_lua_module.so:libnginx-mod-http-lua \
+    /usr/share/lua/5.1/nginx/redis.lua:lua-nginx-redis
+python3 -c 'import ensurepip' 2>/dev/null || need ensurepip:python3-venv
+mkdir -p target/test
+exec 9>target/test/lock
+flock --nonblock 9 || { echo "scripts/test.sh: another run uses target/test" >&2; exit 1; }
+# The tests open thousands of connections, and the usual limit is 1,024 descriptors.
 ulimit -n "$(ulimit -Hn)"
-cargo fmt --check
-cargo fmt --check --manifest-path fuzz/Cargo.toml
-cargo clippy --locked --all-targets -- -D warnings
-cargo test --locked
-# A moment for each target: that it builds, and that what it begins with passes under its own limits of time and memory.
-scripts/fuzz.sh 5
-scripts/load.sh --minutes 1
-# That every peer starts and is measured; what the figures are is no matter here.
-if [ "$(nproc)" -ge 2 ]; then
-    scripts/bench.sh --peers-only --only hit,resp-1 --rounds 1 --seconds 1
+
+check_format() {
+    cargo fmt --check
+    cargo fmt --check --manifest-path fuzz/Cargo.toml
+}
+
+# The allocator is built from C. Of its libraries only this one is linked, and the size of its debug
+# information costs more time than the code.
+build() {
+    MAKEFLAGS='STATIC_LIBS=lib/libjemalloc_pic.a EXTRA_CFLAGS=-g0' "$@"
+}
+
+# Tests without I/O take processor time, most end-to-end tests wait: so they run side by side, and
+# more of them than there are processors. Those of e2e_load assert on memory and time. They run alone
+# and few at a time.
+run_tests() {
+    local path name others=()
+    for path in tests/*.rs tests/*/main.rs; do
+        name=${path%/main.rs} name=$(basename "${name%.rs}")
+        case $name in
+            model | simulation | e2e_redis | e2e_load) ;;
+            *) others+=(--test "$name") ;;
+        esac
+    done
+    start models nice cargo test --locked --lib --bins --test model --test simulation
+    start e2e_redis cargo test --locked --test e2e_redis -- --test-threads=8
+    cargo test --locked "${others[@]}" -- --test-threads=4
+    finish e2e_redis
+    finish models
+    cargo test --locked --test e2e_load -- --test-threads=4
+    cargo test --locked --doc
+}
+
+if [ -n "$quick" ]; then
+    start install need_python_packages
 else
-    echo "scripts/bench.sh is not run: it needs two processors" >&2
+    # With the suite, which is used in the end.
+    start install scripts/foreign.sh --install
 fi
-# A foreign suite: redis-py's tests of strings, keys and pipelines. The first run installs it.
-scripts/foreign.sh --quick
+stage style scripts/style.py
+stage format check_format
+stage lint build cargo clippy --locked --all-targets -- -D warnings
+stage build build cargo test --locked --no-run
+stage install finish install
+stage tests run_tests
+[ -z "$quick" ] || exit 0
+
+# None of these depends on the speed of the machine. The soak test takes a minute in any case, and
+# its load is nicer than the fuzzer. All use the binary that the tests have used, with checks for
+# overflow.
+start soak scripts/load.sh --minutes 1 --profile dev
+stage fuzz scripts/fuzz.sh 5
+if [ "$(nproc)" -ge 2 ]; then
+    # Every server starts and is measured. The figures mean nothing.
+    stage bench scripts/bench.sh --profile dev --peers-only --only hit,resp-1 --rounds 1 --seconds 1
+else
+    echo "scripts/bench.sh is skipped: it needs two processors" >&2
+fi
+stage soak finish soak
+stage foreign scripts/foreign.sh --quick
+echo "== all checks passed in $SECONDS s" >&2

@@ -24,6 +24,11 @@ START_TIMEOUT, STOP_TIMEOUT = 30, 5
 Server = collections.namedtuple("Server", "name process port path")
 
 
+def find_binary(name):
+    """Returns the path of a program that scripts/bench.sh has built."""
+    return os.path.abspath(os.path.join(os.environ["BUILD_DIRECTORY"], name))
+
+
 class Failed(Exception):
     """Problem that makes the figures worthless."""
 
@@ -94,7 +99,7 @@ def start_proxy(directory, case, backing):
 
     The proxy gets none of the caller's environment, so that runs are comparable.
     """
-    return start("proxy", [os.path.abspath("target/release/segment-redis-proxy")], os.path.join(directory, "proxy.log"),
+    return start("proxy", [find_binary("segment-redis-proxy")], os.path.join(directory, "proxy.log"),
                  port_pattern=r"listening on 127\.0\.0\.1:(\d+)", environment={
                      "CACHE_SIZE": str(case.capacity[0]), "CACHE_TTL": "3600", "REDIS_HOST": "127.0.0.1",
                      "REDIS_PORT": str(backing.port), "PROXY_HOST": "127.0.0.1", "PROXY_PORT": "0"})
@@ -105,7 +110,7 @@ def start_floor(directory, reply):
     path = os.path.join(directory, "reply")
     with open(path, "wb") as file:
         file.write(reply)
-    return start("floor", [os.path.abspath("target/release/examples/floor"), os.path.abspath(path)],
+    return start("floor", [find_binary("examples/floor"), os.path.abspath(path)],
                  os.path.join(directory, "floor.log"), port_pattern=r"^(\d+)\n")
 
 
