@@ -127,6 +127,8 @@ def main():
             print(f"{kind}: {figures.blocks} doc blocks, {clauses:.1f} % open with a clause word "
                   f"(at most {MAX_CLAUSE_OPENINGS_PERCENT:g} %)")
             failed |= clauses > MAX_CLAUSE_OPENINGS_PERCENT
+    if failed:
+        print(f"beyond a limit: scripts/style.py --list {below} shows where", file=sys.stderr)
     return int(failed)
 
 

@@ -98,8 +98,8 @@ build() {
 }
 
 # Tests without I/O take processor time, most end-to-end tests wait: so they run side by side, and
-# more of them than there are processors. Those of e2e_load assert on memory and time. They run alone
-# and few at a time.
+# more of them than there are processors. Those of e2e_load assert on memory and time. They run
+# alone and few at a time.
 run_tests() {
     local path name others=()
     for path in tests/*.rs tests/*/main.rs; do
