@@ -46,7 +46,8 @@
 //! replies into bytes, [`connection`] does so for one client, [`dispatch`] joins the two.
 //! [`backend`] alone calls Redis. [`server`] alone has the sockets of clients and the clock of the
 //! event loop. [`metrics`] counts, and [`admin`] renders the counts. `tests/model/layering.rs`
-//! checks which module may import which; ARCHITECTURE.md gives the reasons.
+//! checks which module may import which; ARCHITECTURE.md has that table, and docs/decisions.md the
+//! reasons.
 
 pub mod admin;
 pub mod backend;

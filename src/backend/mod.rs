@@ -23,7 +23,7 @@ mod tracking;
 mod wire;
 
 use crate::log_throttle::LogThrottle;
-use crate::metrics::{RedisStatus, TrackingState, WorkerSlot};
+use crate::metrics::{BATCH_SIZE_BUCKETS, RedisStatus, TrackingState, WorkerSlot};
 use crate::types::{Completion, Invalidation, Job};
 use fetcher::Fetcher;
 use freshness::{Freshness, FreshnessUpdate};
@@ -44,6 +44,9 @@ pub const QUEUE_LIMIT: usize = 10_000;
 /// Most keys read in one round trip. Beyond about a hundred, a larger batch saves little and leaves
 /// other fetchers idle.
 pub const MAX_BATCH: usize = 128;
+
+// The histogram of batch sizes ends with the largest batch.
+const _: () = assert!(BATCH_SIZE_BUCKETS[BATCH_SIZE_BUCKETS.len() - 1] == MAX_BATCH as u64);
 
 /// Invalidations added to the inbox under one lock (some 10 us).
 const INVALIDATIONS_PER_LOCK: usize = 1024;

@@ -8,7 +8,7 @@
 //! RESP2 requires a subscription for the messages. The connection redirects its own messages to
 //! itself and subscribes to them, so Redis' limit for slow subscribers applies to it. Only writes
 //! after the subscription are reported, and none once the connection is lost. The event loop
-//! receives both events in order with the invalidations.
+//! receives the start and the loss of the subscription in order with the invalidations.
 
 use super::connect::{Connector, describe_error, is_command_denied, is_outage, read_failure, run_id};
 use super::reader::desync_error;

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! poll        sleep until a socket event, a wakeup by the backend, or a deadline
-//! dispatch    store the reported readiness in each client; nothing is closed or reused yet
+//! readiness   store the reported readiness in each client; nothing is closed or reused yet
 //! accept      a bounded number of connections
 //! inbox       a bounded number of invalidations, then all completions: store values, encode replies
 //! timers      a bounded number of late fetches, expired entries and client timers; before the turns,
@@ -219,7 +219,7 @@ impl Worker {
                 _ => {}
             }
             self.begin_tick();
-            self.dispatch_events(&events);
+            self.note_readiness(&events);
             self.accept();
             let completed = self.drain_inbox();
             self.run_timers(completed);
@@ -275,7 +275,7 @@ impl Worker {
         (next != Millis::MAX).then(|| Duration::from_millis(next.saturating_sub(self.clock.now)))
     }
 
-    fn dispatch_events(&mut self, events: &Events) {
+    fn note_readiness(&mut self, events: &Events) {
         for event in events {
             match event.token() {
                 LISTENER => self.acceptor.notify(),

@@ -1,8 +1,8 @@
 //! Shutdown of an event loop: stops accepting, answers open requests, closes idle clients.
 //!
 //! The next response to each HTTP client says `Connection: close`, so a client that sends requests
-//! regularly never meets a closed connection. RESP has no such message. RESP clients and idle
-//! clients are therefore closed a second later, between two requests.
+//! regularly never meets a closed connection. A client without a request for a second is closed.
+//! RESP has no such message: a second later its clients are closed between two commands.
 
 use super::{Millis, Worker};
 use mio::Waker;
@@ -14,7 +14,7 @@ use std::time::Duration;
 /// around the earth. Less than the second after which a client repeats a dropped SYN.
 const ACCEPT_GRACE: Millis = 500;
 
-/// Linger time of a client that is closed while idle.
+/// Linger time of all clients in [`ShutdownPhase::ClosingIdle`].
 const DRAIN_LINGER: Millis = ACCEPT_GRACE;
 
 /// Idle timeout during a shutdown, and time until clients without a request in progress are closed.
