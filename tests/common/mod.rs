@@ -47,6 +47,13 @@ fn signal(child: &Child, name: &str) {
     assert!(status.expect("sh is installed").success(), "kill -{name} failed");
 }
 
+/// Returns the CPU time that a process has used so far, in clock ticks of 10 ms.
+fn cpu_ticks(child: &Child) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("a running process");
+    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
+    fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}
+
 /// Running redis-server that belongs to one test. Killed when dropped.
 pub struct Redis {
     child: Child,
@@ -130,6 +137,11 @@ impl Redis {
 
     pub fn thaw(&self) {
         signal(&self.child, "CONT");
+    }
+
+    /// Returns the CPU time used so far, in clock ticks of 10 ms.
+    pub fn cpu_ticks(&self) -> u64 {
+        cpu_ticks(&self.child)
     }
 
     pub fn kill(&mut self) {
@@ -294,9 +306,7 @@ impl Proxy {
 
     /// Returns the CPU time used so far, in clock ticks of 10 ms.
     pub fn cpu_ticks(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the proxy runs");
-        let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
-        fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+        cpu_ticks(&self.child)
     }
 
     /// Sends a signal, given by name without `SIG`.

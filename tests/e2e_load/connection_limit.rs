@@ -172,7 +172,7 @@ fn low_file_limit_rejects_excess_clients() {
     let proxy =
         Proxy::start_command(command_with_limits("prlimit --pid $$ --nofile=64"), redis.port, &[("CACHE_TTL", "600")]);
     assert_eq!(proxy.get("/raw/a").text(), "1");
-    assert!(proxy.log().contains("connection limit lowered to 30"), "{}", proxy.log());
+    wait_for("the lower limit is logged", || proxy.log().contains("connection limit lowered to 30").then_some(()));
     let mut clients: Vec<HttpClient> = (0..200).map(|_| proxy.connect()).collect();
     clients.iter_mut().for_each(|client| client.send_get("/raw/a"));
     let mut served = Vec::new();

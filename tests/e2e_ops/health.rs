@@ -184,7 +184,9 @@ fn stuck_loop_is_reported_and_abandoned() {
         text.starts_with("HTTP/1.1 503 ") && text.ends_with("{\"status\":\"stuck\",\"workers\":2,\"stuck\":1}\n"),
         "{text}"
     );
-    assert!(proxy.log().contains("event loop 1 is stuck (no tick for 5 s)"), "{}", proxy.log());
+    wait_for("the stuck loop is logged", || {
+        proxy.log().contains("event loop 1 is stuck (no tick for 5 s)").then_some(())
+    });
     proxy.signal("TERM");
     wait_for("main gives the loop up", || proxy.log().contains("event loops {1} are stuck").then_some(()));
     // The process cannot exit before strace detaches from the thread.

@@ -157,8 +157,8 @@ fn run_fault(name: &str, fault: &Fault, tracking: &str) {
     assert_eq!(Client::connect_http(proxy.address).get("hot"), Reply::Value(value_of("hot")));
     assert!(fault.route != Route::Dns || testbed.reads_only_current_redis(), "the proxy reads another Redis");
     baseline.check_restored(&proxy);
-    let log = proxy.log();
-    assert!(log.contains(fault.log) && !log.contains("panicked") && !log.contains("please report"), "{log}");
+    let log = wait_for("the fault is logged", || Some(proxy.log()).filter(|log| log.contains(fault.log)));
+    assert!(!log.contains("panicked") && !log.contains("please report"), "{log}");
     // Once per fetcher, not once per key.
     assert!(log.matches("cannot connect to Redis").count() <= 4, "the log repeats itself: {log}");
 }

@@ -171,7 +171,7 @@ fn overtaken_fetch_is_not_cached() {
 #[test]
 fn invalidation_burst_leaves_nothing_stale() {
     let redis = Redis::start();
-    let proxy = start_tracking_proxy(redis.port, &[]);
+    let proxy = start_tracking_proxy(redis.port, &[("REDIS_TIMEOUT", "60000")]);
     let mut client = proxy.connect();
     let mset = |prefix: &str, count: usize| {
         let mut command = redis::cmd("MSET");
@@ -188,6 +188,11 @@ fn invalidation_burst_leaves_nothing_stale() {
         small_burst.clone().arg("target").arg(format!("new {round}")).exec(&mut connection).expect("MSET works");
         // No client sends a request, so no socket wakes the event loop.
         std::thread::sleep(max_propagation());
+        wait_for("the proxy is idle", || {
+            let ticks = proxy.cpu_ticks() + redis.cpu_ticks();
+            std::thread::sleep(Duration::from_millis(100));
+            (proxy.cpu_ticks() + redis.cpu_ticks() == ticks).then_some(())
+        });
         assert_eq!(client.get("/raw/target").text(), format!("new {round}"));
     }
     assert!(
@@ -211,10 +216,11 @@ fn check_no_stale_reads(cut_connections: bool) {
     let proxy = start_tracking_proxy(redis.port, &[]);
     // Newest value of each key whose write was acknowledged at least the propagation time ago.
     let visible: Arc<Vec<AtomicU64>> = Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
-    let stop = Arc::new(AtomicBool::new(false));
+    let (stop, responses) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let readers: Vec<_> = (0..8)
         .map(|number| {
             let (visible, stop, mut client) = (Arc::clone(&visible), Arc::clone(&stop), proxy.connect());
+            let responses = Arc::clone(&responses);
             std::thread::spawn(move || {
                 let (mut reads, mut hits, mut stale) = (0u64, 0u64, 0u64);
                 for key in (number..).step_by(7) {
@@ -224,6 +230,7 @@ fn check_no_stale_reads(cut_connections: bool) {
                     let key = key % KEYS;
                     let min_value = visible[key].load(Ordering::Acquire);
                     let response = client.get(&format!("/raw/k{key}"));
+                    responses.fetch_add(1, Ordering::Relaxed);
                     // A read over a closed connection fails. It has no value that could be stale.
                     if response.status == 200 {
                         let value: u64 = response.text().parse().expect("a number");
@@ -266,7 +273,10 @@ fn check_no_stale_reads(cut_connections: bool) {
             redis.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
             writer = redis.connect();
         }
+        // Values are read several times between two writes of their key, also on a busy machine.
+        let before = responses.load(Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(1));
+        wait_for("the readers read", || (responses.load(Ordering::Relaxed) >= before + 16).then_some(()));
     }
     stop.store(true, Ordering::Relaxed);
     let sums = readers.into_iter().map(|reader| reader.join().expect("no panic"));
