@@ -47,11 +47,26 @@ fn signal(child: &Child, name: &str) {
     assert!(status.expect("sh is installed").success(), "kill -{name} failed");
 }
 
-/// Returns the CPU time that a process has used so far, in clock ticks of 10 ms.
-fn cpu_ticks(child: &Child) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("a running process");
-    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
-    fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+/// Returns true if no thread of a process runs or waits for a processor.
+fn is_sleeping(child: &Child) -> bool {
+    let mut threads = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("a running process");
+    threads.all(|thread| {
+        let stat = std::fs::read_to_string(thread.expect("a thread").path().join("stat"));
+        // The thread may have ended.
+        stat.is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, fields)| fields.starts_with(" S")))
+    })
+}
+
+/// Waits until Redis and the proxy have processed all their input, without sending them any.
+pub fn wait_until_idle(redis: &Redis, proxy: &Proxy) {
+    wait_for("Redis and the proxy sleep", || {
+        (0..10)
+            .all(|_| {
+                std::thread::sleep(Duration::from_millis(5));
+                is_sleeping(&redis.child) && is_sleeping(&proxy.child)
+            })
+            .then_some(())
+    });
 }
 
 /// Running redis-server that belongs to one test. Killed when dropped.
@@ -137,11 +152,6 @@ impl Redis {
 
     pub fn thaw(&self) {
         signal(&self.child, "CONT");
-    }
-
-    /// Returns the CPU time used so far, in clock ticks of 10 ms.
-    pub fn cpu_ticks(&self) -> u64 {
-        cpu_ticks(&self.child)
     }
 
     pub fn kill(&mut self) {
@@ -306,7 +316,9 @@ impl Proxy {
 
     /// Returns the CPU time used so far, in clock ticks of 10 ms.
     pub fn cpu_ticks(&self) -> u64 {
-        cpu_ticks(&self.child)
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the proxy runs");
+        let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
+        fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
     }
 
     /// Sends a signal, given by name without `SIG`.

@@ -5,7 +5,7 @@ use crate::common::freshness::{
     env_number, is_hit, max_propagation, start_tracking_proxy, wait_until_cached, wait_until_text,
 };
 use crate::common::relay::{Purpose, Relay};
-use crate::common::{HttpClient, Proxy, Redis, wait_for};
+use crate::common::{HttpClient, Proxy, Redis, wait_for, wait_until_idle};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -188,11 +188,7 @@ fn invalidation_burst_leaves_nothing_stale() {
         small_burst.clone().arg("target").arg(format!("new {round}")).exec(&mut connection).expect("MSET works");
         // No client sends a request, so no socket wakes the event loop.
         std::thread::sleep(max_propagation());
-        wait_for("the proxy is idle", || {
-            let ticks = proxy.cpu_ticks() + redis.cpu_ticks();
-            std::thread::sleep(Duration::from_millis(100));
-            (proxy.cpu_ticks() + redis.cpu_ticks() == ticks).then_some(())
-        });
+        wait_until_idle(&redis, &proxy);
         assert_eq!(client.get("/raw/target").text(), format!("new {round}"));
     }
     assert!(

@@ -99,7 +99,7 @@ fn plain_get_reads_no_oversized_value() {
 #[test]
 fn oversized_value_is_never_read() {
     let redis = Redis::start();
-    let proxy = Proxy::start(&redis, &[]);
+    let proxy = Proxy::start(&redis, &[("REDIS_TIMEOUT", "60000")]);
     let mut admin = redis.connect();
     for (key, length) in [("64 MiB", 64 << 20), ("most", 8 << 20), ("one more", (8 << 20) + 1)] {
         redis::cmd("SETRANGE").arg(key).arg(length - 1).arg("x").exec(&mut admin).expect("SETRANGE works");
@@ -227,7 +227,8 @@ fn long_key_names_release_memory() {
     let redis = Redis::start();
     let names: Vec<String> = (0..KEYS).map(|number| format!("k{number}")).collect();
     let size = (KEYS + 10).to_string();
-    let proxy = start_tracking_proxy(redis.port, &[("CACHE_SIZE", &size), ("REDIS_CONNECTIONS", "1")]);
+    let variables = [("CACHE_SIZE", size.as_str()), ("REDIS_CONNECTIONS", "1"), ("REDIS_TIMEOUT", "60000")];
+    let proxy = start_tracking_proxy(redis.port, &variables);
     redis.set("kept", "v");
     let set_all = |value: &str| {
         let mut pipeline = redis::pipe();

@@ -201,7 +201,14 @@ impl HttpCache {
                 return Some(false);
             }
             drop(TcpStream::connect(self.address).ok()?);
-            let response = self.get("/healthz");
+            // Another process may have the port, until this one fails to bind it.
+            let mut client = self.send_get("/healthz", "");
+            let mut start = [0; 4];
+            let length = client.stream().get_ref().peek(&mut start).ok()?;
+            if length == 0 || !b"HTTP".starts_with(&start[..length]) {
+                return None;
+            }
+            let response = client.read_response();
             let (field, part) = self.kind.mark;
             let is_marked = response.headers.get(field).is_some_and(|value| value.contains(part));
             (is_marked && response.status == 200).then_some(true)
@@ -215,9 +222,13 @@ impl HttpCache {
 
     /// Sends one request with further field lines, each with its line end.
     pub fn get_with(&self, path: &str, fields: &str) -> Response {
+        self.send_get(path, fields).read_response()
+    }
+
+    fn send_get(&self, path: &str, fields: &str) -> HttpClient {
         let mut client = HttpClient::connect(self.address);
         client.send(format!("GET {}{path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n", self.origin));
-        client.read_response()
+        client
     }
 
     fn log(&self) -> String {
