@@ -229,6 +229,8 @@ impl Proxy {
             .env("PROXY_HOST", "127.0.0.1")
             .env("PROXY_PORT", "0")
             .env("CACHE_SIZE", "100000")
+            // Longer than the default of a second: a busy machine is not an outage of Redis.
+            .env("REDIS_TIMEOUT", "20000")
             .envs(variables.iter().copied())
             .spawn()
             .expect("the binary starts")

@@ -40,7 +40,7 @@ fn readiness_follows_redis_without_traffic() {
 fn unused_connections_prove_nothing() {
     let mut redis = Redis::start();
     redis.set("long", "x".repeat(200_000));
-    let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "1")]);
+    let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "1"), ("REDIS_TIMEOUT", "1000")]);
     wait_until_ready(&proxy);
     wait_for("several fetchers are connected", || {
         let mut clients: Vec<_> = (0..40).map(|_| proxy.connect()).collect();
