@@ -21,7 +21,7 @@ pub mod inflight;
 pub mod metrics;
 #[path = "../src/protocol/mod.rs"]
 pub mod protocol;
-#[path = "../src/read_through.rs"]
+#[path = "../src/read_through/mod.rs"]
 pub mod read_through;
 #[path = "../src/types.rs"]
 pub mod types;

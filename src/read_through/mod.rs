@@ -1,0 +1,262 @@
+//! Read-through logic: a request becomes a hit, a wait or a fetch; a completion becomes a cache
+//! entry and replies.
+//!
+//! The logic performs no I/O and reads no clock. A [`RequestId`] identifies a client, times are
+//! arguments, and jobs are return values. So unit tests, the simulation and the fuzz targets drive
+//! it step by step.
+
+#[cfg(test)]
+mod tests;
+
+use crate::cache::{Cache, Limits};
+use crate::inflight::{FinishedFetch, Inflight, Join, Waiter};
+use crate::metrics::WorkerMetrics;
+use crate::types::{Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source};
+use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
+use std::sync::Arc;
+
+/// Maximum length of a fetched value that is copied for each waiter. Waiters share a longer one: a
+/// client may have a hundred replies queued behind a slow one, and escaping may need six bytes for
+/// one.
+const MAX_COPIED_BYTES: usize = 1024;
+
+/// Result of a lookup.
+#[derive(Debug)]
+pub enum Lookup<'a> {
+    /// Hit: the reply.
+    Reply(Reply<'a>),
+    /// Miss: the request joined a fetch in flight.
+    Wait,
+    /// Miss: the request started a fetch. The caller must submit this job. If the backend does not
+    /// accept it, the caller must pass its failure to [`ReadThrough::complete`].
+    Fetch(Job),
+}
+
+/// Cache and fetches in flight of one worker.
+#[derive(Debug)]
+pub struct ReadThrough {
+    cache: Cache,
+    inflight: Inflight,
+    ttl: Millis,
+    wait_timeout: Millis,
+    /// True while the tracking connection receives every change in Redis.
+    tracked: bool,
+    counters: Counters,
+}
+
+/// Events since the start, under their names in [`WorkerMetrics`].
+#[derive(Debug, Default)]
+struct Counters {
+    hits: u64,
+    misses: u64,
+    collapsed: u64,
+    invalidated: u64,
+    flushes: u64,
+}
+
+impl ReadThrough {
+    /// Creates an empty cache with these limits. Entries are fresh for `ttl` at most, and requests
+    /// wait for Redis for `wait_timeout` at most.
+    pub fn new(limits: Limits, ttl: Millis, wait_timeout: Millis) -> ReadThrough {
+        let (cache, inflight, counters) = (Cache::new(limits), Inflight::new(), Counters::default());
+        ReadThrough { cache, inflight, ttl, wait_timeout, tracked: false, counters }
+    }
+
+    /// Returns the cache, for tests and benchmarks.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Looks up a key. A miss joins or starts a fetch, and `request_id` gets its reply. With
+    /// `touch` a hit makes its entry the most recently used.
+    pub fn get(&mut self, key: &[u8], touch: bool, request_id: RequestId, now: Millis) -> Lookup<'_> {
+        let found = if touch { self.cache.get(key, now) } else { self.cache.peek(key, now) };
+        if let Some(hit) = found {
+            self.counters.hits += 1;
+            let source = Source::Cache { ttl: hit.ttl };
+            return Lookup::Reply(Reply { result: KeyResult::Value(hit.payload), source, tracked: self.tracked });
+        }
+        self.counters.misses += 1;
+        match self.inflight.join_or_start(key, request_id, now, now + self.wait_timeout) {
+            Join::Joined => {
+                self.counters.collapsed += 1;
+                Lookup::Wait
+            }
+            Join::Started(fetch_id, key) => Lookup::Fetch(Job { fetch_id, key }),
+        }
+    }
+
+    /// Returns the time until the cache entry of `key` expires. Does not read Redis and does not
+    /// change the LRU order.
+    pub fn remaining_ttl(&mut self, key: &[u8], now: Millis) -> Option<Millis> {
+        self.cache.peek(key, now).map(|hit| hit.ttl)
+    }
+
+    /// Applies the result of a job: caches a value and passes a reply for each waiter to `deliver`.
+    /// Caching does not depend on whether the waiters are still connected.
+    pub fn complete(&mut self, completion: Completion, now: Millis, mut deliver: impl FnMut(RequestId, &Reply<'_>)) {
+        let Some(finished) = self.inflight.finish(completion.fetch_id) else {
+            log::error!("a fetch completed twice: second result dropped; please report this");
+            return;
+        };
+        let waiters = &finished.waiters;
+        match completion.result {
+            Ok(Some(FetchedValue { value, ttl })) => {
+                let value = Arc::new(value);
+                let stored = self.store(&finished, &value, ttl, now);
+                self.reply_all(waiters, KeyResult::Value(payload_of(MAX_COPIED_BYTES, &value)), stored, &mut deliver);
+            }
+            Ok(None) => {
+                self.remove_missing(&finished);
+                self.reply_all(waiters, KeyResult::Missing, None, &mut deliver);
+            }
+            Err(failure) => {
+                if failure.invalidates_entry() {
+                    self.remove_missing(&finished);
+                }
+                self.fail_or_serve_stale(&finished.key, waiters, &failure, now, &mut deliver);
+            }
+        }
+    }
+
+    /// Caches a fetched value, unless its fetch is detached or the value has expired since. Returns
+    /// the time until the new entry expires.
+    fn store(
+        &mut self,
+        finished: &FinishedFetch,
+        value: &Arc<Value>,
+        redis_ttl: Option<Millis>,
+        now: Millis,
+    ) -> Option<Millis> {
+        if finished.is_detached {
+            return None;
+        }
+        // Counted from before Redis was asked: the lifetime went on while its reply travelled.
+        let redis_expiry = redis_ttl.map_or(Millis::MAX, |ttl| finished.started_at + ttl);
+        let deadline = redis_expiry.min(now + self.ttl);
+        if deadline <= now {
+            self.remove_missing(finished);
+            return None;
+        }
+        let stored = self.cache.insert(&finished.key, payload_of(SHARED_VALUE_BYTES, value), deadline, redis_expiry);
+        stored.then_some(deadline - now)
+    }
+
+    /// Removes the entry of a key for which Redis has nothing to cache, so that it is not served
+    /// stale during an outage. A detached fetch removes nothing: the entry may be newer than its
+    /// result.
+    fn remove_missing(&mut self, finished: &FinishedFetch) {
+        if !finished.is_detached {
+            self.cache.remove(&finished.key);
+        }
+    }
+
+    /// Replies to waiters with a failure. During an outage replies with the cached value instead,
+    /// fresh or expired, if there is one.
+    fn fail_or_serve_stale(
+        &mut self,
+        key: &[u8],
+        waiters: &[Waiter],
+        failure: &Failure,
+        now: Millis,
+        deliver: &mut impl FnMut(RequestId, &Reply<'_>),
+    ) {
+        let found = failure.outage().and_then(|outage| Some((outage, self.cache.get_allow_stale(key, now)?)));
+        let Some((outage, cached)) = found else {
+            return self.reply_all(waiters, KeyResult::Failed(failure), None, deliver);
+        };
+        let source = match cached.ttl {
+            0 => Source::Stale { expired_for: cached.expired_for, outage },
+            // A later fetch has cached a fresh value.
+            ttl => Source::Cache { ttl },
+        };
+        let reply = Reply { result: KeyResult::Value(cached.payload), source, tracked: self.tracked };
+        waiters.iter().for_each(|waiter| deliver(waiter.request_id, &reply));
+    }
+
+    /// Replies to all waiters with the result of their fetch.
+    fn reply_all(
+        &self,
+        waiters: &[Waiter],
+        result: KeyResult<'_>,
+        stored: Option<Millis>,
+        deliver: &mut impl FnMut(RequestId, &Reply<'_>),
+    ) {
+        for waiter in waiters {
+            let source = Source::Redis { collapsed: waiter.collapsed, stored };
+            deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked });
+        }
+    }
+
+    /// Applies an invalidation: removes the entries that it covers and detaches their fetches.
+    /// Later requests get a newer value.
+    pub fn invalidate(&mut self, invalidation: &Invalidation, now: Millis) {
+        match invalidation {
+            Invalidation::Key(key) => {
+                self.counters.invalidated += u64::from(self.cache.remove(key));
+                self.inflight.detach(key);
+            }
+            Invalidation::All => {
+                self.counters.flushes += 1;
+                self.counters.invalidated += self.cache.len() as u64;
+                self.cache.clear();
+                self.inflight.detach_all();
+                self.tracked = true;
+            }
+            // Cached entries relied on invalidations. Later ones rely on their TTL alone.
+            Invalidation::TrackingLost => {
+                self.counters.flushes += 1;
+                self.cache.expire_all(now);
+                self.inflight.detach_all();
+                self.tracked = false;
+            }
+        }
+    }
+
+    /// Replies to timed-out waiters of up to `budget` fetches, and removes up to `budget` expired
+    /// entries. Returns true if more may be due.
+    pub fn tick(&mut self, now: Millis, budget: usize, mut deliver: impl FnMut(RequestId, &Reply<'_>)) -> bool {
+        let mut timed_out = 0;
+        while timed_out < budget
+            && let Some((key, waiters)) = self.inflight.take_timed_out(now)
+        {
+            self.fail_or_serve_stale(&key, &waiters, &Failure::Timeout, now, &mut deliver);
+            timed_out += 1;
+        }
+        let more_expired = self.cache.sweep(now, budget);
+        timed_out == budget || more_expired
+    }
+
+    /// Writes counters and gauges into the metrics of the worker.
+    pub fn export_metrics(&self, metrics: &mut WorkerMetrics) {
+        let Counters { hits, misses, collapsed, invalidated, flushes } = self.counters;
+        let (entries, expired, evicted) = (self.cache.len(), self.cache.expired(), self.cache.evicted());
+        (metrics.bytes, metrics.inflight_keys) = (self.cache.bytes(), self.inflight.count());
+        (metrics.hits, metrics.misses, metrics.collapsed) = (hits, misses, collapsed);
+        (metrics.entries, metrics.expired, metrics.evicted) = (entries, expired, evicted);
+        (metrics.invalidated, metrics.flushes) = (invalidated, flushes);
+    }
+
+    /// Checks the cache and the fetches in flight. Walks all of both.
+    #[cfg(any(test, debug_assertions, feature = "validate"))]
+    pub fn validate(&self) -> Result<(), String> {
+        self.cache.validate()?;
+        self.inflight.validate()
+    }
+
+    /// Returns the time at which [`ReadThrough::tick`] is due next.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        match (self.cache.next_deadline(), self.inflight.next_deadline()) {
+            (Some(expiry), Some(timeout)) => Some(expiry.min(timeout)),
+            (expiry, timeout) => expiry.or(timeout),
+        }
+    }
+}
+
+/// Returns a payload to copy for a value of at most `max_copied` bytes, otherwise to share.
+fn payload_of(max_copied: usize, value: &Arc<Value>) -> Payload<'_> {
+    match value.bytes.len() {
+        length if length > max_copied => Payload::Shared(value),
+        _ => Payload::Inline { bytes: &value.bytes, form: value.form },
+    }
+}
