@@ -125,7 +125,7 @@ pub enum DecodeStep<'a> {
         /// Bytes of input consumed.
         consumed: usize,
     },
-    /// That many bytes of input were consumed. The caller has nothing to look up.
+    /// Number of input bytes consumed. The caller has nothing to look up.
     Consumed(usize),
     /// No progress: input is missing, a limit is reached, or the connection is closing.
     Blocked,

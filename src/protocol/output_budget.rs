@@ -23,9 +23,9 @@ impl OutputBudget {
         self.limit.store(bytes, Relaxed);
     }
 
-    /// Returns true if a charge of `bytes` is within the budget. `charged` of them count already.
-    pub fn allows(&self, bytes: usize, charged: usize) -> bool {
-        self.has_space(bytes, self.used.load(Relaxed) - charged)
+    /// Returns true if a further charge of `bytes` is within the budget.
+    pub fn allows(&self, bytes: usize) -> bool {
+        self.has_space(bytes, self.used.load(Relaxed))
     }
 
     /// Changes one charge from `from` to `to` bytes. Returns false if it grew beyond the budget;
@@ -55,23 +55,23 @@ mod tests {
     fn charge_takes_half_of_rest() {
         let budget = OutputBudget::new(1000);
         assert!(budget.update_charge(0, 200));
-        assert!(budget.allows(400, 0) && !budget.allows(401, 0));
+        assert!(budget.allows(400) && !budget.allows(401));
         assert!(budget.update_charge(0, 100) && budget.update_charge(100, 400));
         assert_eq!(budget.used.load(Relaxed), 600);
-        assert!(budget.allows(200, 0) && !budget.allows(201, 0));
+        assert!(budget.allows(200) && !budget.allows(201));
         budget.set_limit(700);
-        assert!(budget.allows(50, 0) && !budget.allows(51, 0));
+        assert!(budget.allows(50) && !budget.allows(51));
         budget.set_limit(100);
-        assert!(budget.allows(0, 0) && !budget.allows(1, 0), "less than what is charged");
+        assert!(budget.allows(0) && !budget.allows(1), "less than what is charged");
     }
 
     /// A charge without others is within the budget, however large it is.
     #[test]
     fn single_charge_is_unlimited() {
         let budget = OutputBudget::new(10);
-        assert!(budget.allows(1_000_000, 0));
+        assert!(budget.allows(1_000_000));
         assert!(budget.update_charge(0, 11) && budget.update_charge(11, 1_000_000));
-        assert!(!budget.allows(1, 0), "the budget is exhausted");
+        assert!(!budget.allows(1), "the budget is exhausted");
     }
 
     /// A charge beyond the budget counts until it is released; a smaller one is always within it.

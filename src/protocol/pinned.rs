@@ -19,9 +19,9 @@ pub fn set_pinned_limit(bytes: usize) {
 
 /// Returns true if a reply may pin `value`.
 ///
-/// That is the case if another reply pins the value already, or if the budget allows it.
+/// True if another reply pins the value already, or if the budget allows it.
 pub fn can_pin(value: &Value) -> bool {
-    value.pins.get() > 0 || PINNED_BUDGET.allows(value.bytes.len(), 0)
+    value.pins.get() > 0 || PINNED_BUDGET.allows(value.bytes.len())
 }
 
 /// Reference to a value, held by a reply that is not sent.

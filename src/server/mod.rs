@@ -244,7 +244,7 @@ impl Worker {
     fn end_tick(&mut self) {
         // Covers the last turns, and replies delivered outside of turns.
         let now = self.clock.micros();
-        self.clients.end_turns(now);
+        self.clients.recorder.end_turns(now);
         self.clients.recorder.metrics.tick_duration.observe(now - self.clock.micros, 1);
         self.clients.flush_access_log(0);
         if !self.worker_slot.has_responded() {

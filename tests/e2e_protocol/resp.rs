@@ -1,6 +1,6 @@
 //! Tests of RESP with redis-cli, redis-benchmark and raw sockets.
 //!
-//! Where the proxy imitates Redis, its replies must equal those of a real Redis byte for byte.
+//! Replies that imitate Redis must equal those of a real Redis byte for byte.
 
 use crate::common::resp::{RespClient, encode_command, encode_words};
 use crate::common::{Proxy, Redis, wait_for};
