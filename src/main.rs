@@ -105,19 +105,30 @@ fn main() -> ExitCode {
         )),
     };
     result.unwrap_or_else(|ExitError(code, message)| {
-        eprintln!("segment-redis-proxy: {message}");
+        message.lines().for_each(|line| eprintln!("segment-redis-proxy: {line}"));
         ExitCode::from(code)
     })
 }
 
+/// Reads the configuration. The error has a line for each invalid variable, after the warnings
+/// about misspelt ones: a missing value may have been set under a wrong name.
 fn read_config() -> Result<Config, ExitError> {
-    Ok(Config::read(|name| std::env::var_os(name))?)
+    Config::read(|name| std::env::var_os(name)).map_err(|errors| {
+        ExitError(2, unknown_variables().into_iter().chain([errors.to_string()]).collect::<Vec<_>>().join("\n"))
+    })
+}
+
+/// Returns a warning for each variable of the environment that looks like a misspelt one.
+fn unknown_variables() -> Vec<String> {
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    config::unknown_variables(std::env::vars_os().map(|(name, value)| (text(name), text(value))))
 }
 
 /// Runs the proxy until a signal arrives or a worker fails.
 fn run() -> Result<ExitCode, ExitError> {
     let config = read_config()?;
     let logs = start_logs(&config)?;
+    unknown_variables().iter().for_each(|warning| log::warn!("{warning}"));
     let result = serve(&config, &logs);
     if let (Err(ExitError(_, message)), Some(_)) = (&result, &config.log_file) {
         // The caller writes the message to standard error, but operators read the log file.
@@ -165,7 +176,8 @@ fn start_logs(config: &Config) -> Result<Logs, ExitError> {
         (true, Some(_)) => Some(events.clone()),
         (true, None) => Some(LogWriter::start(LogTarget::Output).map_err(exit_error)?),
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+    env_logger::Builder::new()
+        .parse_filters(if config.log_filter.is_empty() { "info" } else { &config.log_filter })
         .target(env_logger::Target::Pipe(Box::new(events.clone())))
         .init();
     // Panics go to the event log. Its bounded queue never blocks the thread that panicked.
@@ -307,8 +319,27 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, ExitError> {
     if config.share_port {
         check_port_handover(&listeners[0]);
     }
-    log::info!("listening on {address}, {} worker(s)", config.workers);
+    log_start(config, address);
     Ok(listeners)
+}
+
+/// Logs what was started, in one line, and warns if other machines may reach the port.
+fn log_start(config: &Config, address: SocketAddr) {
+    let Config { redis_host, redis_port, redis_db, cache_size, cache_ttl, workers, .. } = config;
+    let bytes = config.cache_bytes.map(|bytes| format!(" and {bytes} bytes")).unwrap_or_default();
+    let tracking = if config.redis_tracking { ", at once while tracking is active" } else { "" };
+    log::info!(
+        "segment-redis-proxy {} listening on {address}, Redis at {redis_host}:{redis_port} database {redis_db}, \
+         {workers} worker(s) with up to {cache_size} keys{bytes} each, changes visible within CACHE_TTL={} s{tracking}",
+        env!("CARGO_PKG_VERSION"),
+        cache_ttl.as_secs_f64()
+    );
+    if !address.ip().is_loopback() {
+        log::warn!(
+            "clients are not authenticated: each machine that reaches {address} can read all keys; restrict access to the \
+             port (firewall, network policy), or set PROXY_HOST=127.0.0.1"
+        );
+    }
 }
 
 /// Starts the thread that waits for signals.

@@ -1,6 +1,6 @@
 //! Tests of the command line: arguments, environment variables, signals, exit codes.
 
-use crate::common::{Proxy, Redis};
+use crate::common::{Proxy, Redis, wait_for};
 use std::process::{Command, Output};
 
 /// Runs the binary to its end. Returns its exit code, standard output and standard error.
@@ -28,18 +28,21 @@ fn help_and_version_are_printed() {
     assert_eq!(run(&["--port", "1"], &[]).0, Some(2));
 }
 
-/// An invalid variable is one line on standard error and exit code 2.
+/// Each invalid variable is one line on standard error, after the warnings about misspelt names.
+/// The exit code is 2.
 #[test]
-fn invalid_variable_exits_with_2() {
-    for (name, value, line) in [
-        ("CACHE_TTL", "soon", "CACHE_TTL=\"soon\" is invalid; allowed: 0.001 to 315360000, decimals allowed"),
-        ("CACHE_SIZE", "0", "CACHE_SIZE=\"0\" is invalid; allowed: 1 to 2000000000"),
-        ("WORKERS", "many\n", "WORKERS=\"many\\n\" is invalid; allowed: 1 to 256"),
-        ("PROXY_PORT", "99999", "PROXY_PORT=\"99999\" is invalid; allowed: 0 to 65535"),
-    ] {
-        let expected = format!("segment-redis-proxy: {line}\n");
-        assert_eq!(run(&[], &[(name, value)]), (Some(2), String::new(), expected));
-    }
+fn invalid_variables_exit_with_2() {
+    let variables =
+        [("CACHE_TTL", "soon"), ("WORKERS", "many\n"), ("REDIS_USERNAME", "app"), ("REDIS_PASSWRD", "secret")];
+    let expected = [
+        "REDIS_PASSWRD is not a known variable and has no effect; did you mean REDIS_PASSWORD?",
+        "CACHE_TTL=\"soon\" is not a number; allowed: 0.001 to 315360000 seconds, or with a unit such as 500ms, 60s, 15m or \
+         2h; for example CACHE_TTL=15",
+        "WORKERS=\"many\\n\" is not a whole number; allowed: 1 to 256; for example WORKERS=1",
+        "REDIS_USERNAME=\"app\" has no REDIS_PASSWORD; allowed: both or only REDIS_PASSWORD; set REDIS_PASSWORD too",
+    ];
+    let expected: String = expected.map(|line| format!("segment-redis-proxy: {line}\n")).concat();
+    assert_eq!(run(&[], &variables), (Some(2), String::new(), expected));
     let (code, _, text) = run(&[], &[("PROXY_HOST", "no-such-name.invalid")]);
     assert_eq!((code, text.lines().count()), (Some(2), 1), "{text}");
     assert!(text.contains("PROXY_HOST=\"no-such-name.invalid\" does not resolve"), "{text}");
@@ -74,20 +77,37 @@ fn both_signals_exit_with_0() {
     }
 }
 
-/// README and compose file have every variable with its default.
+/// The compose file has every variable with its default.
 #[test]
-fn documented_defaults_match_program() {
-    let file = |name: &str| {
-        std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file of the repository")
-    };
-    let (readme, compose) = (file("README.md"), file("docker-compose.yml"));
+fn compose_file_has_all_defaults() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docker-compose.yml");
+    let compose = std::fs::read_to_string(path).expect("a file of the repository");
     for variable in segment_redis_proxy::config::VARIABLES {
         let (name, default) = (variable.name, variable.default);
-        let row = format!("| {name} | {default} |").replace("|  |", "| |");
-        assert!(readme.contains(&row), "README.md has no {row:?}");
         assert!(
             compose.contains(&format!("{name}: ${{{name}:-{default}}}")),
             "docker-compose.yml has no {name}={default}"
         );
+    }
+}
+
+/// A misspelt variable and a reachable port are warnings at start. The start is one line.
+#[test]
+fn start_logs_settings_and_warnings() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("PROXY_HOST", "0.0.0.0"), ("CACHE_TLL", "1"), ("CACHE_BYTES", "1mb")]);
+    let start = format!(
+        "segment-redis-proxy {} listening on 0.0.0.0:{}, Redis at 127.0.0.1:{} database 0, 1 worker(s) with up to 100000 keys \
+         and 1048576 bytes each, changes visible within CACHE_TTL=15 s",
+        env!("CARGO_PKG_VERSION"),
+        proxy.address.port(),
+        redis.port
+    );
+    for expected in [
+        "CACHE_TLL is not a known variable and has no effect; did you mean CACHE_TTL?",
+        &start,
+        "clients are not authenticated: each machine that reaches 0.0.0.0",
+    ] {
+        wait_for(expected, || proxy.log().contains(expected).then_some(()));
     }
 }

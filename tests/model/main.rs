@@ -7,4 +7,5 @@ mod cache_model;
 #[path = "../../fuzz/checks/mod.rs"]
 mod checks;
 mod fuzz_replay;
+mod generated;
 mod layering;

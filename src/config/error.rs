@@ -1,0 +1,129 @@
+//! Errors of the configuration. Each is one line: variable, value, problem, allowed values, remedy.
+
+use super::parse;
+use super::variables::{Kind, Variable};
+use std::fmt;
+
+/// Invalid value of a variable. The message is one line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+/// Errors of all variables. The message has a line for each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<&str> = self.0.iter().map(|error| error.0.as_str()).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl std::error::Error for ConfigErrors {}
+
+impl ConfigError {
+    /// Creates the error for a value. `problem` is a phrase that follows the value.
+    pub(super) fn invalid(variable: &Variable, value: &str, problem: &str) -> ConfigError {
+        let (name, allowed) = (variable.name, variable.kind.allowed());
+        let shown = match variable.kind {
+            Kind::Secret => String::new(),
+            // Debug format, so that control characters in the value cannot break the line.
+            _ => format!("={:?}", without_credentials(value)),
+        };
+        ConfigError(format!("{name}{shown} {problem}; allowed: {allowed}; {}", remedy(variable, value)))
+    }
+
+    /// Creates the error for a variable that the table does not have.
+    pub(super) fn unknown(name: &str) -> ConfigError {
+        ConfigError(format!("{name} is not in the table of variables; please report this"))
+    }
+
+    /// Creates the error for a `REDIS_USERNAME` without `REDIS_PASSWORD`.
+    pub(super) fn username_without_password(username: &str) -> ConfigError {
+        ConfigError(format!(
+            "REDIS_USERNAME={username:?} has no REDIS_PASSWORD; allowed: both or only REDIS_PASSWORD; set REDIS_PASSWORD too"
+        ))
+    }
+
+    /// Creates the error for a `PROXY_HOST` that does not resolve.
+    pub fn unresolvable_proxy_host(value: &str, why: &str) -> ConfigError {
+        ConfigError(format!(
+            "PROXY_HOST={value:?} does not resolve ({why}); set PROXY_HOST=127.0.0.1 for a local run, or PROXY_HOST=0.0.0.0 \
+             in a container"
+        ))
+    }
+}
+
+/// Returns what to write instead of an invalid value.
+fn remedy(variable: &Variable, value: &str) -> String {
+    let name = variable.name;
+    let specific = match variable.kind {
+        _ if is_service_link(value) => Some(format!(
+            "Kubernetes sets this variable for a Service of that name: set enableServiceLinks: false in the pod, or set \
+             {name} in its env"
+        )),
+        Kind::Host => host_remedy(name, value),
+        Kind::Number(..) if name == "CACHE_SIZE" && parse::size(value).is_ok_and(|_| ends_with_letter(value)) => {
+            Some(format!("CACHE_SIZE counts keys: for a limit in bytes set CACHE_BYTES={value}"))
+        }
+        Kind::Number(..) if ends_with_letter(value) => Some("write the number without a unit".into()),
+        Kind::Bytes(..) => {
+            let with_unit = format!("{value}b");
+            (ends_with_letter(value) && parse::size(&with_unit).is_ok())
+                .then(|| format!("the unit may be a power of 1000 or of 1024: write {name}={with_unit} for 1024"))
+        }
+        Kind::LogFilter => parse::foreign_log_level(value).map(|level| format!("write {name}={level}")),
+        _ => None,
+    };
+    specific.unwrap_or_else(|| match variable.default {
+        "" => format!("unset {name} if it is not needed"),
+        default => format!("for example {name}={default}"),
+    })
+}
+
+/// Returns true for the value that Kubernetes and Docker links give to `NAME_PORT`.
+pub(super) fn is_service_link(value: &str) -> bool {
+    ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
+}
+
+fn ends_with_letter(value: &str) -> bool {
+    value.ends_with(|c: char| c.is_ascii_alphabetic())
+}
+
+/// Returns how to write a URL, or a host with a port, as two variables.
+fn host_remedy(name: &str, value: &str) -> Option<String> {
+    let port_name = name.replace("HOST", "PORT");
+    let authority = match value.split_once("://") {
+        None => value,
+        Some((scheme, _)) if ["rediss", "valkeys"].contains(&scheme) => {
+            return Some("TLS is not supported: connect to a port without TLS, or through a TLS tunnel".into());
+        }
+        Some(("unix", _)) => return Some("Unix sockets are not supported: connect over TCP".into()),
+        Some((_, rest)) => rest.split(['/', '?']).next().unwrap_or_default(),
+    };
+    let (credentials, authority) = authority.rsplit_once('@').map_or(("", authority), |(user, rest)| (user, rest));
+    let (host, port) = parse::host_and_port(authority).unwrap_or((authority, ""));
+    // The password is not repeated here, because the message may reach a log.
+    let password = if credentials.is_empty() { "" } else { ", and REDIS_PASSWORD" };
+    let port = if port.is_empty() { String::new() } else { format!(" and {port_name}={port}") };
+    (parse::host(host).is_ok() && host != value).then(|| format!("write {name}={host}{port}{password}"))
+}
+
+/// Returns a value without the user and password of a URL.
+fn without_credentials(value: &str) -> String {
+    match value.split_once("://") {
+        Some((scheme, rest)) => match rest.rsplit_once('@') {
+            Some((_, rest)) => format!("{scheme}://...@{rest}"),
+            None => value.to_owned(),
+        },
+        None => value.to_owned(),
+    }
+}

@@ -1,0 +1,361 @@
+//! Configuration from environment variables, all checked at start. There is no other source.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `variables.rs` | the table: name, default, type, bounds, meaning |
+//! | `parse.rs` | values to numbers, durations, sizes and switches |
+//! | `error.rs` | the error of a value, with its remedy |
+//! | `unknown.rs` | warnings about variables that have no effect |
+//! | `help.rs` | the text of `--help` |
+
+mod error;
+mod help;
+mod parse;
+mod unknown;
+mod variables;
+
+pub use error::{ConfigError, ConfigErrors};
+pub use help::help;
+pub use unknown::unknown_variables;
+pub use variables::{Group, Kind, VARIABLES, Variable};
+
+use crate::protocol::http::AllowedHosts;
+use std::ffi::OsString;
+use std::time::Duration;
+
+/// Checked configuration.
+#[derive(Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "one field for each variable, described in `VARIABLES`")]
+pub struct Config {
+    pub redis_host: String,
+    pub redis_port: u16,
+    pub redis_username: Option<String>,
+    pub redis_password: Option<String>,
+    pub redis_db: u32,
+    pub redis_connections: usize,
+    pub redis_timeout: Duration,
+    pub redis_tracking: bool,
+    pub cache_ttl: Duration,
+    pub cache_size: usize,
+    pub cache_bytes: Option<usize>,
+    pub max_value_bytes: usize,
+    pub stale_if_error: Duration,
+    pub proxy_host: String,
+    pub proxy_port: u16,
+    pub allowed_hosts: AllowedHosts,
+    pub max_connections: usize,
+    pub client_bytes: usize,
+    pub client_timeout: Duration,
+    pub client_idle_timeout: Duration,
+    pub share_port: bool,
+    pub shutdown_grace: Duration,
+    pub admin: bool,
+    pub access_log: bool,
+    pub log_file: Option<String>,
+    pub log_filter: String,
+    pub workers: usize,
+}
+
+/// Returns the name and value of each variable. A secret that is set is shown as `(set)`.
+pub fn redacted_values(lookup: impl Fn(&str) -> Option<OsString>) -> Vec<(&'static str, String)> {
+    let value = |variable: &Variable| match lookup(variable.name) {
+        Some(value) if variable.kind == Kind::Secret && !value.is_empty() => "(set)".into(),
+        Some(value) => value.to_string_lossy().into_owned(),
+        None => variable.default.into(),
+    };
+    VARIABLES.iter().map(|variable| (variable.name, value(variable))).collect()
+}
+
+/// Reader of the values. Collects the errors of all variables, so that an operator can correct them
+/// together. The value of an invalid variable is arbitrary.
+struct Reader<L> {
+    lookup: L,
+    errors: Vec<ConfigError>,
+}
+
+impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
+    /// Reads a variable as text, and `parse`s it according to its kind.
+    fn value<T: Default>(&mut self, name: &'static str, parse: impl Fn(&str, Kind) -> Result<T, String>) -> T {
+        let Some(variable) = Variable::find(name) else {
+            self.errors.push(ConfigError::unknown(name));
+            return T::default();
+        };
+        let error = match (self.lookup)(name).map(OsString::into_string) {
+            None => parse(variable.default, variable.kind).map_err(|problem| (variable.default.to_owned(), problem)),
+            Some(Ok(value)) => parse(&value, variable.kind).map_err(|problem| (value, problem)),
+            Some(Err(bytes)) => Err((bytes.to_string_lossy().into_owned(), "is not valid UTF-8".to_owned())),
+        };
+        error.unwrap_or_else(|(value, problem)| {
+            self.errors.push(ConfigError::invalid(variable, &value, &problem));
+            T::default()
+        })
+    }
+
+    /// Reads an integer or a size.
+    fn number(&mut self, name: &'static str) -> u64 {
+        self.value(name, |text, kind| match kind {
+            Kind::Number(from, to) => within(from, parse::integer(text)?, to),
+            Kind::Bytes(from, to) => within(from, parse::size(text)?, to),
+            _ => Err(NO_NUMBER.into()),
+        })
+    }
+
+    fn duration(&mut self, name: &'static str) -> Duration {
+        self.value(name, |text, kind| match kind {
+            Kind::Seconds(from, to) => within(from, parse::duration(text, 1000)?, to),
+            Kind::Milliseconds(from, to) => within(from, parse::duration(text, 1)?, to),
+            _ => Err(NO_NUMBER.into()),
+        })
+    }
+
+    fn switch(&mut self, name: &'static str) -> bool {
+        self.value(name, |text, _| parse::switch(text))
+    }
+
+    fn host(&mut self, name: &'static str) -> String {
+        self.value(name, |text, _| parse::host(text).map(|()| text.to_owned()))
+    }
+
+    fn hosts(&mut self, name: &'static str) -> AllowedHosts {
+        self.value(name, |text, _| AllowedHosts::parse(text).ok_or_else(|| "is not a list of host names".into()))
+    }
+
+    fn log_filter(&mut self, name: &'static str) -> String {
+        self.value(name, |text, _| parse::log_filter(text).map(|()| text.to_owned()))
+    }
+
+    /// Reads text. Empty text counts as not set.
+    fn text(&mut self, name: &'static str) -> Option<String> {
+        self.value(name, |text, _| Ok(Some(text.to_owned()).filter(|text| !text.is_empty())))
+    }
+}
+
+/// Problem of a variable that the table lists with another kind than `Config::read` reads.
+const NO_NUMBER: &str = "is not a number in the table of variables";
+
+/// Returns `value` if it is within bounds, inclusive.
+fn within<T: PartialOrd>(from: T, value: T, to: T) -> Result<T, String> {
+    if from <= value && value <= to { Ok(value) } else { Err("is out of range".into()) }
+}
+
+impl Config {
+    /// Reads and checks all variables. `lookup` returns the value of a variable, as
+    /// [`std::env::var_os`] does.
+    ///
+    /// # Errors
+    ///
+    /// The errors of all variables.
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Config, ConfigErrors> {
+        let mut reader = Reader { lookup, errors: Vec::new() };
+        let config = Config {
+            redis_host: reader.host("REDIS_HOST"),
+            redis_port: reader.number("REDIS_PORT") as u16,
+            redis_username: reader.text("REDIS_USERNAME"),
+            redis_password: reader.text("REDIS_PASSWORD"),
+            redis_db: reader.number("REDIS_DB") as u32,
+            redis_connections: reader.number("REDIS_CONNECTIONS") as usize,
+            redis_timeout: reader.duration("REDIS_TIMEOUT"),
+            redis_tracking: reader.switch("REDIS_TRACKING"),
+            cache_ttl: reader.duration("CACHE_TTL"),
+            cache_size: reader.number("CACHE_SIZE") as usize,
+            cache_bytes: Some(reader.number("CACHE_BYTES") as usize).filter(|&bytes| bytes > 0),
+            max_value_bytes: reader.number("MAX_VALUE_BYTES") as usize,
+            stale_if_error: reader.duration("STALE_IF_ERROR"),
+            proxy_host: reader.host("PROXY_HOST"),
+            proxy_port: reader.number("PROXY_PORT") as u16,
+            allowed_hosts: reader.hosts("ALLOWED_HOSTS"),
+            max_connections: reader.number("MAX_CONNECTIONS") as usize,
+            client_bytes: reader.number("CLIENT_BYTES") as usize,
+            client_timeout: reader.duration("CLIENT_TIMEOUT"),
+            client_idle_timeout: reader.duration("CLIENT_IDLE_TIMEOUT"),
+            share_port: reader.switch("SHARE_PORT"),
+            shutdown_grace: reader.duration("SHUTDOWN_GRACE"),
+            admin: reader.switch("ADMIN"),
+            access_log: reader.switch("ACCESS_LOG"),
+            log_file: reader.text("LOG_FILE"),
+            log_filter: reader.log_filter("RUST_LOG"),
+            workers: reader.number("WORKERS") as usize,
+        };
+        if let (Some(username), None) = (&config.redis_username, &config.redis_password) {
+            reader.errors.push(ConfigError::username_without_password(username));
+        }
+        if reader.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(reader.errors)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
+        let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        Config::read(find).map_err(|error| error.to_string())
+    }
+
+    /// The defaults are those of the compose file.
+    #[test]
+    fn defaults_match_compose_file() {
+        let config = read(&[]).expect("the defaults are allowed");
+        assert_eq!((config.redis_host.as_str(), config.redis_port), ("redis", 6379));
+        assert_eq!((config.proxy_host.as_str(), config.proxy_port), ("segment", 8080));
+        assert_eq!((config.cache_ttl, config.cache_size, config.workers), (Duration::from_secs(15), 3, 1));
+        assert_eq!((config.redis_connections, config.redis_timeout), (4, Duration::from_secs(1)));
+        assert_eq!((config.cache_bytes, config.max_value_bytes), (None, 8 * 1024 * 1024));
+        assert_eq!((config.redis_tracking, config.stale_if_error), (false, Duration::ZERO));
+        assert_eq!((config.allowed_hosts, config.max_connections), (AllowedHosts::default(), 10_000));
+        assert_eq!(config.client_bytes, 256 * 1024 * 1024);
+        let timeouts = (config.client_timeout, config.client_idle_timeout);
+        assert_eq!(timeouts, (Duration::from_secs(10), Duration::from_secs(60)));
+        assert_eq!((config.redis_username, config.redis_password, config.redis_db), (None, None, 0));
+        assert_eq!((config.log_filter.as_str(), config.log_file), ("info", None));
+    }
+
+    /// The error of an invalid value has the variable, the value, the problem and what is allowed.
+    #[test]
+    fn invalid_value_names_allowed_values() {
+        for (name, value, problem) in [
+            ("REDIS_HOST", "", "is empty"),
+            ("REDIS_HOST", "a b", "is not a host"),
+            ("REDIS_PORT", "0", "is out of range"),
+            ("REDIS_PORT", "65536", "is out of range"),
+            ("REDIS_PORT", "http", "is not a whole number"),
+            ("REDIS_DB", "-1", "is not a whole number"),
+            ("REDIS_CONNECTIONS", "0", "is out of range"),
+            ("REDIS_TIMEOUT", "0", "is out of range"),
+            ("REDIS_TIMEOUT", "11m", "is out of range"),
+            ("REDIS_TIMEOUT", "1.5", "has decimals"),
+            ("CACHE_TTL", "0", "is out of range"),
+            ("CACHE_TTL", "-1", "is not a number"),
+            ("CACHE_TTL", "nan", "is not a number"),
+            ("CACHE_TTL", "1e3", "has an unknown unit"),
+            ("CACHE_TTL", "1.", "is not a number"),
+            ("CACHE_TTL", ".5", "is not a number"),
+            ("CACHE_TTL", "0.0009", "is out of range"),
+            ("CACHE_TTL", "99999999999999999999", "is out of range"),
+            ("CACHE_SIZE", "0", "is out of range"),
+            ("CACHE_SIZE", "+3", "is not a whole number"),
+            ("CACHE_SIZE", "3\n", "is not a whole number"),
+            ("CACHE_SIZE", "2000000001", "is out of range"),
+            ("CACHE_BYTES", "1k", "has an unknown unit"),
+            ("CACHE_BYTES", "1000000000000001", "is out of range"),
+            ("MAX_VALUE_BYTES", "0", "is out of range"),
+            ("MAX_VALUE_BYTES", "513mb", "is out of range"),
+            ("REDIS_TRACKING", "", "is empty"),
+            ("REDIS_TRACKING", "maybe", "is neither"),
+            ("STALE_IF_ERROR", "-1", "is not a number"),
+            ("STALE_IF_ERROR", "315360000.001", "is out of range"),
+            ("PROXY_HOST", "", "is empty"),
+            ("PROXY_PORT", "65536", "is out of range"),
+            ("ALLOWED_HOSTS", "a:80", "is not a list of host names"),
+            ("ALLOWED_HOSTS", "a,,b", "is not a list of host names"),
+            ("MAX_CONNECTIONS", "0", "is out of range"),
+            ("MAX_CONNECTIONS", "1000001", "is out of range"),
+            ("CLIENT_BYTES", "0", "is out of range"),
+            ("CLIENT_TIMEOUT", "0", "is out of range"),
+            ("CLIENT_TIMEOUT", "99ms", "is out of range"),
+            ("CLIENT_TIMEOUT", "86400.001", "is out of range"),
+            ("CLIENT_IDLE_TIMEOUT", "0", "is out of range"),
+            ("SHARE_PORT", "2", "is neither"),
+            ("SHUTDOWN_GRACE", "-1", "is not a number"),
+            ("ADMIN", "", "is empty"),
+            ("ACCESS_LOG", "enabled", "is neither"),
+            ("RUST_LOG", "loud", "is not a log level"),
+            ("WORKERS", "0", "is out of range"),
+            ("WORKERS", "", "is empty"),
+        ] {
+            let text = read(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value:?} was accepted"));
+            let allowed = Variable::find(name).expect("a variable").kind.allowed();
+            let expected = format!("{name}={value:?} {problem}; allowed: {allowed}; ");
+            assert!(text.starts_with(&expected) && text.lines().count() == 1, "{text:?}, not {expected:?}");
+        }
+    }
+
+    /// The error of a usual mistake says what to write instead.
+    #[test]
+    fn usual_mistakes_have_remedies() {
+        for (name, value, remedy) in [
+            ("REDIS_HOST", "cache.internal:6380", "write REDIS_HOST=cache.internal and REDIS_PORT=6380"),
+            ("REDIS_HOST", "[::1]:6379", "write REDIS_HOST=::1 and REDIS_PORT=6379"),
+            ("REDIS_HOST", "redis://h:6380/2", "write REDIS_HOST=h and REDIS_PORT=6380"),
+            ("REDIS_HOST", "redis://:pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
+            (
+                "REDIS_HOST",
+                "rediss://h",
+                "TLS is not supported: connect to a port without TLS, or through a TLS tunnel",
+            ),
+            ("REDIS_HOST", "unix:///run/redis.sock", "Unix sockets are not supported: connect over TCP"),
+            ("PROXY_HOST", "0.0.0.0:80", "write PROXY_HOST=0.0.0.0 and PROXY_PORT=80"),
+            (
+                "REDIS_PORT",
+                "tcp://10.0.0.11:6379",
+                "Kubernetes sets this variable for a Service of that name: set enableServiceLinks: false in the pod, or \
+                 set REDIS_PORT in its env",
+            ),
+            ("CACHE_SIZE", "256mb", "CACHE_SIZE counts keys: for a limit in bytes set CACHE_BYTES=256mb"),
+            ("CACHE_SIZE", "10k", "write the number without a unit"),
+            ("CACHE_BYTES", "256m", "the unit may be a power of 1000 or of 1024: write CACHE_BYTES=256mb for 1024"),
+            ("RUST_LOG", "warning", "write RUST_LOG=warn"),
+            ("CACHE_TTL", "soon", "for example CACHE_TTL=15"),
+            ("ALLOWED_HOSTS", "a b", "unset ALLOWED_HOSTS if it is not needed"),
+        ] {
+            let text = read(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value:?} was accepted"));
+            assert!(text.ends_with(&format!("; {remedy}")), "{text:?}");
+            assert!(!text.contains("pw"), "the password of a URL is shown: {text}");
+        }
+    }
+
+    /// The errors of all variables are reported together, one in each line.
+    #[test]
+    fn all_errors_are_reported() {
+        let variables = [
+            ("CACHE_TTL", "soon"),
+            ("REDIS_PORT", "0"),
+            ("REDIS_USERNAME", "app"),
+            ("WORKERS", "many"),
+            ("ADMIN", "on"),
+        ];
+        let text = read(&variables).err().expect("four errors");
+        let names: Vec<&str> = text.lines().filter_map(|line| line.split('=').next()).collect();
+        assert_eq!(names, ["REDIS_PORT", "CACHE_TTL", "WORKERS", "REDIS_USERNAME"]);
+    }
+
+    /// Durations, sizes and switches are understood in the forms that operators write.
+    #[test]
+    fn units_and_switch_words_are_understood() {
+        let set = [
+            ("CACHE_TTL", "1.25"),
+            ("STALE_IF_ERROR", "15m"),
+            ("REDIS_TIMEOUT", "2s"),
+            ("CLIENT_TIMEOUT", "1500ms"),
+            ("CACHE_BYTES", "256mb"),
+            ("MAX_VALUE_BYTES", "1MiB"),
+            ("REDIS_TRACKING", "true"),
+            ("ACCESS_LOG", "Yes"),
+            ("ADMIN", "0"),
+        ];
+        let config = read(&set).expect("allowed");
+        assert_eq!((config.cache_ttl, config.stale_if_error), (Duration::from_millis(1250), Duration::from_secs(900)));
+        let timeouts = (config.redis_timeout, config.client_timeout);
+        assert_eq!(timeouts, (Duration::from_secs(2), Duration::from_millis(1500)));
+        assert_eq!((config.cache_bytes, config.max_value_bytes), (Some(268_435_456), 1_048_576));
+        assert_eq!((config.redis_tracking, config.access_log, config.admin), (true, true, false));
+    }
+
+    /// Values are shown, except the password.
+    #[test]
+    fn password_is_redacted() {
+        let set = [("REDIS_PASSWORD", "secret"), ("CACHE_TTL", "7"), ("RUST_LOG", "debug")];
+        let values =
+            redacted_values(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()));
+        let value = |name: &str| values.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        assert_eq!((value("CACHE_TTL"), value("RUST_LOG"), value("CACHE_SIZE")), (Some("7"), Some("debug"), Some("3")));
+        assert_eq!(value("REDIS_PASSWORD"), Some("(set)"));
+        assert!(!format!("{values:?}").contains("secret"));
+    }
+
+    /// `--help` names each variable.
+    #[test]
+    fn help_names_every_variable() {
+        assert!(VARIABLES.iter().all(|variable| help().contains(variable.name)));
+    }
+}

@@ -1,0 +1,202 @@
+//! Table of the environment variables. `--help`, docs/configuration.md and the man page are
+//! rendered from it.
+
+use crate::cache::MAX_CAPACITY;
+use std::borrow::Cow;
+use std::time::Duration;
+
+/// Environment variable with its default, its allowed values and its meaning.
+pub struct Variable {
+    /// Name of the variable.
+    pub name: &'static str,
+    /// Value if the variable is not set; empty for none.
+    pub default: &'static str,
+    /// Type and bounds of the value.
+    pub kind: Kind,
+    /// Section of the documentation.
+    pub group: Group,
+    /// Meaning, as one phrase.
+    pub description: &'static str,
+}
+
+/// Section of the documentation that a variable belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Connection to Redis.
+    Redis,
+    /// Cached values.
+    Cache,
+    /// Port and clients.
+    Clients,
+    /// Operation of the process.
+    Operation,
+}
+
+impl Group {
+    /// All groups, in the order of the documentation.
+    pub const ALL: [Group; 4] = [Group::Redis, Group::Cache, Group::Clients, Group::Operation];
+
+    /// Returns the heading.
+    pub fn title(self) -> &'static str {
+        match self {
+            Group::Redis => "Redis",
+            Group::Cache => "Cache",
+            Group::Clients => "Port and clients",
+            Group::Operation => "Operation",
+        }
+    }
+}
+
+/// Type of a value, with inclusive bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Host name or IP address, without a port.
+    Host,
+    /// Host names separated by commas, or nothing.
+    Hosts,
+    /// Integer without a unit.
+    Number(u64, u64),
+    /// Size in bytes, or with a unit.
+    Bytes(u64, u64),
+    /// Duration in seconds, or with a unit. May have decimals down to a millisecond.
+    Seconds(Duration, Duration),
+    /// Duration in milliseconds, or with a unit.
+    Milliseconds(Duration, Duration),
+    /// `on` or `off`, and the words in [`SWITCH_WORDS`].
+    Switch,
+    /// Text, or nothing.
+    Text,
+    /// Text that is never shown, or nothing.
+    Secret,
+    /// Path of a file, or nothing.
+    Path,
+    /// Filter of `env_logger`.
+    LogFilter,
+}
+
+/// Words for on and off. Case is ignored.
+pub const SWITCH_WORDS: [(&str, bool); 8] = [
+    ("on", true),
+    ("off", false),
+    ("true", true),
+    ("false", false),
+    ("yes", true),
+    ("no", false),
+    ("1", true),
+    ("0", false),
+];
+
+/// Suffixes of durations, with their milliseconds.
+pub const DURATION_UNITS: [(&str, u64); 6] =
+    [("ms", 1), ("s", 1000), ("m", 60_000), ("min", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+
+/// Suffixes of sizes in lower case, with their bytes. Powers of 1024, as in redis.conf.
+///
+/// A single letter is ambiguous: `m` is a million bytes in redis.conf, and 1024 squared in nginx.
+pub const SIZE_UNITS: [(&str, u64); 10] = [
+    ("b", 1),
+    ("kb", 1 << 10),
+    ("kib", 1 << 10),
+    ("mb", 1 << 20),
+    ("mib", 1 << 20),
+    ("mi", 1 << 20),
+    ("gb", 1 << 30),
+    ("gib", 1 << 30),
+    ("gi", 1 << 30),
+    ("tb", 1 << 40),
+];
+
+/// Ten years. The cache supports deadlines up to 34 years after the start.
+const MAX_DURATION: Duration = Duration::from_secs(315_360_000);
+
+/// One day, the longest time for one request and for the shutdown.
+const MAX_REQUEST_TIMEOUT: Duration = Duration::from_secs(86_400);
+
+/// Ten minutes, the longest wait for Redis. No client of a cache waits longer.
+const MAX_REDIS_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A shorter timeout would close clients that wait for a busy machine.
+const MIN_CLIENT_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Resolution of the event loop's clock.
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Longest string in Redis by default (`proto-max-bulk-len`).
+const MAX_VALUE_BYTES: u64 = 512 * 1024 * 1024;
+
+/// A petabyte. No machine has more memory.
+const MAX_BYTES: u64 = 1_000_000_000_000_000;
+
+/// All variables, in the order of the documentation.
+#[rustfmt::skip]
+pub const VARIABLES: [Variable; 27] = [
+    Variable { name: "REDIS_HOST", default: "redis", kind: Kind::Host, group: Group::Redis, description: "host of the Redis server" },
+    Variable { name: "REDIS_PORT", default: "6379", kind: Kind::Number(1, 65_535), group: Group::Redis, description: "port of the Redis server" },
+    Variable { name: "REDIS_USERNAME", default: "", kind: Kind::Text, group: Group::Redis, description: "ACL user to authenticate as; requires REDIS_PASSWORD" },
+    Variable { name: "REDIS_PASSWORD", default: "", kind: Kind::Secret, group: Group::Redis, description: "password to authenticate with" },
+    Variable { name: "REDIS_DB", default: "0", kind: Kind::Number(0, 2_147_483_647), group: Group::Redis, description: "number of the Redis database" },
+    Variable { name: "REDIS_CONNECTIONS", default: "4", kind: Kind::Number(1, 64), group: Group::Redis, description: "fetcher threads of each worker, with one Redis connection each" },
+    Variable { name: "REDIS_TIMEOUT", default: "1000", kind: Kind::Milliseconds(MILLISECOND, MAX_REDIS_TIMEOUT), group: Group::Redis, description: "timeout of connecting, of the handshake and of each round trip" },
+    Variable { name: "REDIS_TRACKING", default: "off", kind: Kind::Switch, group: Group::Redis, description: "receive invalidations from Redis, so that changes are visible at once" },
+    Variable { name: "CACHE_TTL", default: "15", kind: Kind::Seconds(MILLISECOND, MAX_DURATION), group: Group::Cache, description: "lifetime of a cache entry, counted from insertion; a hit does not renew it" },
+    Variable { name: "CACHE_SIZE", default: "3", kind: Kind::Number(1, MAX_CAPACITY as u64), group: Group::Cache, description: "capacity of each worker's cache, in keys; the default suits a demonstration only" },
+    Variable { name: "CACHE_BYTES", default: "0", kind: Kind::Bytes(0, MAX_BYTES), group: Group::Cache, description: "capacity of each worker's cache, in bytes of keys and values; 0 for no limit" },
+    Variable { name: "MAX_VALUE_BYTES", default: "8388608", kind: Kind::Bytes(1, MAX_VALUE_BYTES), group: Group::Cache, description: "longest value read from Redis; a longer one is refused unread" },
+    Variable { name: "STALE_IF_ERROR", default: "0", kind: Kind::Seconds(Duration::ZERO, MAX_DURATION), group: Group::Cache, description: "time for which an expired entry may still be served while Redis is unavailable" },
+    Variable { name: "PROXY_HOST", default: "segment", kind: Kind::Host, group: Group::Clients, description: "address to listen on" },
+    Variable { name: "PROXY_PORT", default: "8080", kind: Kind::Number(0, 65_535), group: Group::Clients, description: "port to listen on; 0 takes a free port and logs it" },
+    Variable { name: "ALLOWED_HOSTS", default: "", kind: Kind::Hosts, group: Group::Clients, description: "host names accepted in HTTP requests (Host); empty accepts any" },
+    Variable { name: "MAX_CONNECTIONS", default: "10000", kind: Kind::Number(1, 1_000_000), group: Group::Clients, description: "connection limit of all workers together; further clients get an error and are closed" },
+    Variable { name: "CLIENT_BYTES", default: "268435456", kind: Kind::Bytes(1, MAX_BYTES), group: Group::Clients, description: "limit for long values (over 16 KiB) that slow clients have not read yet, of all workers together" },
+    Variable { name: "CLIENT_TIMEOUT", default: "10", kind: Kind::Seconds(MIN_CLIENT_TIMEOUT, MAX_REQUEST_TIMEOUT), group: Group::Clients, description: "time within which a client must send a whole request" },
+    Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", kind: Kind::Seconds(MIN_CLIENT_TIMEOUT, MAX_DURATION), group: Group::Clients, description: "time after which a client that sends no request, or reads no reply, is closed" },
+    Variable { name: "SHARE_PORT", default: "off", kind: Kind::Switch, group: Group::Clients, description: "let other proxies of the same user listen on the same port, for restarts without downtime" },
+    Variable { name: "SHUTDOWN_GRACE", default: "10", kind: Kind::Seconds(Duration::ZERO, MAX_REQUEST_TIMEOUT), group: Group::Operation, description: "time to finish requests in flight after SIGTERM or SIGINT" },
+    Variable { name: "ADMIN", default: "on", kind: Kind::Switch, group: Group::Operation, description: "serve the dashboard at /, /metrics and /stats" },
+    Variable { name: "ACCESS_LOG", default: "off", kind: Kind::Switch, group: Group::Operation, description: "log each request to standard output or LOG_FILE" },
+    Variable { name: "LOG_FILE", default: "", kind: Kind::Path, group: Group::Operation, description: "file to log to instead of standard error; SIGHUP reopens it" },
+    Variable { name: "RUST_LOG", default: "info", kind: Kind::LogFilter, group: Group::Operation, description: "log level" },
+    Variable { name: "WORKERS", default: "1", kind: Kind::Number(1, 256), group: Group::Operation, description: "event loops on the same port, each with its own cache and Redis connections" },
+];
+
+impl Variable {
+    /// Returns the variable with this name.
+    pub fn find(name: &str) -> Option<&'static Variable> {
+        VARIABLES.iter().find(|variable| variable.name == name)
+    }
+}
+
+impl Kind {
+    /// Returns the allowed values, with their unit.
+    pub fn allowed(self) -> Cow<'static, str> {
+        let seconds = |time: Duration| time.as_secs_f64();
+        match self {
+            Kind::Host => "a host name or an IP address, without a port".into(),
+            Kind::Hosts => "host names separated by commas, without ports or wildcards".into(),
+            Kind::Number(from, to) => format!("{from} to {to}").into(),
+            Kind::Bytes(from, to) => format!("{from} to {to} bytes, or with a unit such as 64kb, 256mb or 1gib").into(),
+            Kind::Seconds(from, to) => {
+                format!("{} to {} seconds, or with a unit such as 500ms, 60s, 15m or 2h", seconds(from), seconds(to))
+                    .into()
+            }
+            Kind::Milliseconds(from, to) => {
+                format!("{} to {} milliseconds, or with a unit such as 500ms or 2s", from.as_millis(), to.as_millis())
+                    .into()
+            }
+            Kind::Switch => "on or off".into(),
+            Kind::Text | Kind::Secret => "any text".into(),
+            Kind::Path => "a path".into(),
+            Kind::LogFilter => "off, error, warn, info, debug or trace".into(),
+        }
+    }
+
+    /// Returns the unit of a bare number; empty if there is none.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Kind::Bytes(..) => "bytes",
+            Kind::Seconds(..) => "s",
+            Kind::Milliseconds(..) => "ms",
+            _ => "",
+        }
+    }
+}
