@@ -109,6 +109,26 @@ fn cache(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
     text.metric("segment_misses_total", metrics.misses, "Requested keys not found in the cache.");
     text.metric("segment_collapsed_total", metrics.collapsed, "Misses that joined a fetch in flight.");
     text.metric("segment_evictions_total", metrics.evicted, "Entries evicted to stay within the capacity.");
+    text.metric(
+        "segment_early_evictions_total",
+        metrics.early_evictions,
+        "Evicted entries that were in the first tenth of CACHE_TTL.",
+    );
+    text.metric(
+        "segment_cache_too_small",
+        now.cache_too_small,
+        "Workers with more early evictions than hits within 10 s: their capacity is too small.",
+    );
+    text.metric(
+        "segment_cache_suggested_entries",
+        metrics.suggested_entries,
+        "CACHE_SIZE that would be large enough, 0 if the present one is no problem.",
+    );
+    text.metric(
+        "segment_cache_suggested_bytes",
+        metrics.suggested_bytes,
+        "CACHE_BYTES that would be large enough, 0 if the present one is no problem.",
+    );
     text.metric("segment_expirations_total", metrics.expired, "Entries removed because they expired.");
     text.metric("segment_invalidations_total", metrics.invalidated, "Entries removed by an invalidation from Redis.");
     text.metric("segment_cache_entries", metrics.entries, "Keys in the cache.");

@@ -20,18 +20,22 @@
 //! nodes, and neither array needs padding.
 
 mod deadline_heap;
+mod key_estimate;
 mod lru;
 mod paged_vec;
 mod record;
+mod retired;
 mod table;
 
 pub use deadline_heap::DeadlineHeap;
 
 use crate::types::Millis;
 use crate::value::Payload;
+use key_estimate::KeyEstimate;
 use lru::LruList;
 use paged_vec::PagedVec;
 use record::Record;
+use retired::RetiredStorage;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use table::Table;
@@ -114,32 +118,6 @@ pub struct MaybeStale<'a> {
     pub expired_for: Millis,
 }
 
-/// Memory of a cleared cache, which sweeps drop piece by piece. Dropping it at once would block the
-/// event loop (20 ms for ten million entries).
-#[derive(Debug)]
-struct RetiredStorage {
-    nodes: PagedVec<Node>,
-    records: PagedVec<Record>,
-    heads: PagedVec<u32>,
-    deadlines: DeadlineHeap,
-}
-
-impl RetiredStorage {
-    /// Drops one page of each other array and up to `budget` records. Returns true if anything is
-    /// left.
-    fn drop_some(&mut self, budget: usize) -> bool {
-        self.nodes.drop_page();
-        self.heads.drop_page();
-        self.deadlines.drop_page();
-        for _ in 0..budget {
-            if self.records.pop().is_none() {
-                break;
-            }
-        }
-        self.nodes.len() + self.records.len() + self.heads.len() + self.deadlines.len() > 0
-    }
-}
-
 /// LRU cache with a deadline for each entry. Each worker has its own.
 #[derive(Debug)]
 pub struct Cache {
@@ -164,6 +142,12 @@ pub struct Cache {
     expired: u64,
     /// Entries evicted since the start.
     evicted: u64,
+    /// Evicted entries that were fresh until this time or later count as early.
+    early_deadline: Millis,
+    /// Entries evicted early since the start.
+    early_evictions: u64,
+    /// Keys inserted since the last restart of the estimate.
+    inserted_keys: KeyEstimate,
 }
 
 impl Cache {
@@ -186,6 +170,9 @@ impl Cache {
             deadlines: DeadlineHeap::new(),
             expired: 0,
             evicted: 0,
+            early_deadline: Millis::MAX,
+            early_evictions: 0,
+            inserted_keys: KeyEstimate::new(),
         }
     }
 
@@ -197,6 +184,32 @@ impl Cache {
     /// Returns the number of entries evicted since the start.
     pub fn evicted(&self) -> u64 {
         self.evicted
+    }
+
+    /// Makes evictions early from now on if their entries are still fresh at `deadline`. Without a
+    /// call none is.
+    pub fn set_early_deadline(&mut self, deadline: Millis) {
+        self.early_deadline = deadline;
+    }
+
+    /// Returns the number of early evictions since the start.
+    pub fn early_evictions(&self) -> u64 {
+        self.early_evictions
+    }
+
+    /// Returns about how many different keys were inserted since the estimate was last restarted.
+    pub fn estimate_keys(&self) -> usize {
+        self.inserted_keys.count()
+    }
+
+    /// Restarts the estimate of inserted keys.
+    pub fn restart_key_estimate(&mut self) {
+        self.inserted_keys.clear();
+    }
+
+    /// Returns true if the cache has as many entries as it may.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.limits.entries
     }
 
     /// Returns the number of entries in memory, including expired ones.
@@ -252,6 +265,7 @@ impl Cache {
     /// make.
     pub fn insert(&mut self, key: &[u8], value: Payload<'_>, deadline: Millis, redis_expiry: Millis) -> bool {
         let hash = self.hash(key);
+        self.inserted_keys.add(hash);
         if let Some(replaced) = self.find(hash, key) {
             self.release(replaced);
         }
@@ -366,7 +380,7 @@ impl Cache {
         if size > self.limits.bytes {
             return false;
         }
-        if self.len() >= self.limits.entries {
+        if self.is_full() {
             self.evict();
         }
         self.evict_to(self.limits.bytes - size, EVICTIONS_PER_INSERT);
@@ -386,6 +400,8 @@ impl Cache {
     fn evict(&mut self) {
         if let Some(victim) = self.lru.oldest() {
             self.evicted += 1;
+            let retain_until = self.deadlines.deadline_at(self.nodes[victim as usize].heap_position);
+            self.early_evictions += u64::from(self.fresh_until(victim, retain_until) >= self.early_deadline);
             self.release(victim);
         }
     }

@@ -132,6 +132,12 @@ pub struct WorkerMetrics {
     pub expired: u64,
     /// Entries evicted to stay within the capacity.
     pub evicted: u64,
+    /// Evicted entries that were in the first tenth of their lifetime.
+    pub early_evictions: u64,
+    /// Keys that the cache should have room for, 0 if its capacity in keys is no problem.
+    pub suggested_entries: usize,
+    /// The same in bytes of keys and values.
+    pub suggested_bytes: usize,
     /// Entries removed by an invalidation from Redis.
     pub invalidated: u64,
     /// Times that everything cached was dropped or expired, because any key may have changed.
@@ -153,10 +159,26 @@ impl WorkerMetrics {
         self.entries += other.entries;
         self.bytes += other.bytes;
         self.inflight_keys += other.inflight_keys;
+        // A capacity applies to each worker, so the worker with the greatest need decides.
+        self.suggested_entries = self.suggested_entries.max(other.suggested_entries);
+        self.suggested_bytes = self.suggested_bytes.max(other.suggested_bytes);
         self.counters().zip(other.clone().counters()).for_each(|(sum, count)| *sum += *count);
         self.hit_latency.merge(&other.hit_latency);
         self.miss_latency.merge(&other.miss_latency);
         self.tick_duration.merge(&other.tick_duration);
+    }
+
+    /// Returns what to do about a cache that is too small, `None` if it is large enough.
+    pub fn capacity_problem(&self) -> Option<String> {
+        let (variable, value) = match (self.suggested_entries, self.suggested_bytes) {
+            (0, 0) => return None,
+            (0, bytes) => ("CACHE_BYTES", bytes),
+            (entries, _) => ("CACHE_SIZE", entries),
+        };
+        Some(format!(
+            "the cache is too small to be of use: within 10 s more entries were evicted in the first tenth of CACHE_TTL than \
+             keys were found; set {variable}={value} or more"
+        ))
     }
 
     /// Returns all counters except the histograms.
@@ -170,6 +192,7 @@ impl WorkerMetrics {
             &mut self.collapsed,
             &mut self.expired,
             &mut self.evicted,
+            &mut self.early_evictions,
             &mut self.invalidated,
             &mut self.flushes,
         ];

@@ -118,6 +118,8 @@ pub struct Snapshot {
     pub tracking_active: usize,
     /// Number of workers that are stuck.
     pub stuck_workers: usize,
+    /// Number of workers with a cache that is too small.
+    pub cache_too_small: usize,
     /// True once the shutdown has begun.
     pub stopping: bool,
 }
@@ -156,7 +158,10 @@ impl MetricsRegistry {
     pub fn snapshot(&self) -> Snapshot {
         let mut all = Snapshot { process: self.process(), workers: self.slots.len(), ..Snapshot::default() };
         for slot in &self.slots {
-            all.metrics.add(&lock(&slot.metrics));
+            let metrics = lock(&slot.metrics);
+            all.metrics.add(&metrics);
+            all.cache_too_small += usize::from(metrics.suggested_entries > 0 || metrics.suggested_bytes > 0);
+            drop(metrics);
             let redis = slot.redis();
             all.tracking_wanted += usize::from(redis.tracking != super::TrackingState::Off);
             all.tracking_active += usize::from(redis.tracking == super::TrackingState::On);

@@ -5,6 +5,7 @@
 //! arguments, and jobs are return values. So unit tests, the simulation and the fuzz targets drive
 //! it step by step.
 
+mod capacity;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use crate::inflight::{FinishedFetch, Inflight, Join, Waiter};
 use crate::metrics::WorkerMetrics;
 use crate::types::{Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source};
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
+use capacity::{CapacityCheck, Suggestion};
 use std::sync::Arc;
 
 /// Maximum length of a fetched value that is copied for each waiter. Waiters share a longer one: a
@@ -42,6 +44,7 @@ pub struct ReadThrough {
     /// True while the tracking connection receives every change in Redis.
     tracked: bool,
     counters: Counters,
+    capacity: CapacityCheck,
 }
 
 /// Events since the start, under their names in [`WorkerMetrics`].
@@ -58,8 +61,15 @@ impl ReadThrough {
     /// Creates an empty cache with these limits. Entries are fresh for `ttl` at most, and requests
     /// wait for Redis for `wait_timeout` at most.
     pub fn new(limits: Limits, ttl: Millis, wait_timeout: Millis) -> ReadThrough {
-        let (cache, inflight, counters) = (Cache::new(limits), Inflight::new(), Counters::default());
-        ReadThrough { cache, inflight, ttl, wait_timeout, tracked: false, counters }
+        ReadThrough {
+            cache: Cache::new(limits),
+            inflight: Inflight::new(),
+            ttl,
+            wait_timeout,
+            tracked: false,
+            counters: Counters::default(),
+            capacity: CapacityCheck::default(),
+        }
     }
 
     /// Returns the cache, for tests and benchmarks.
@@ -138,6 +148,7 @@ impl ReadThrough {
             self.remove_missing(finished);
             return None;
         }
+        self.cache.set_early_deadline(capacity::early_deadline(self.ttl, now));
         let stored = self.cache.insert(&finished.key, payload_of(SHARED_VALUE_BYTES, value), deadline, redis_expiry);
         stored.then_some(deadline - now)
     }
@@ -235,6 +246,9 @@ impl ReadThrough {
         (metrics.hits, metrics.misses, metrics.collapsed) = (hits, misses, collapsed);
         (metrics.entries, metrics.expired, metrics.evicted) = (entries, expired, evicted);
         (metrics.invalidated, metrics.flushes) = (invalidated, flushes);
+        let Suggestion { entries, bytes } = self.capacity.suggestion();
+        (metrics.suggested_entries, metrics.suggested_bytes) = (entries, bytes);
+        metrics.early_evictions = self.cache.early_evictions();
     }
 
     /// Checks the cache and the fetches in flight. Walks all of both.

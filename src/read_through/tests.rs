@@ -321,6 +321,7 @@ fn metrics_count_cache_events() {
         misses: 8,
         collapsed: 4,
         evicted: 1,
+        early_evictions: 1,
         entries: 2,
         bytes: 12,
         invalidated: 1,

@@ -248,6 +248,7 @@ impl Worker {
         self.clients.recorder.metrics.tick_duration.observe(now - self.clock.micros, 1);
         self.clients.flush_access_log(0);
         if !self.worker_slot.has_responded() {
+            self.read_through.check_capacity(self.clock.now);
             self.record_connected_clients();
             sync_metrics(&mut self.clients.recorder, &self.read_through, self.clock.now);
             self.worker_slot.publish(&self.clients.recorder.metrics);

@@ -1,5 +1,5 @@
-//! Watchdog of the process: detects stuck event loops and a silent Redis, and reads process
-//! statistics.
+//! Watchdog of the process: detects stuck event loops, a silent Redis and a small cache, and reads
+//! process statistics.
 //!
 //! The main thread runs it once a second. Reading the statistics is file I/O, which event loops
 //! avoid.
@@ -21,6 +21,10 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// Time without any reply after which Redis is reported as unavailable.
 const REDIS_SILENT_AFTER: Duration = Duration::from_secs(3);
 
+/// Shortest time between two warnings about a cache that is too small. Only an operator can change
+/// it, so a reminder is enough.
+const CAPACITY_WARNING_INTERVAL: Duration = Duration::from_secs(600);
+
 /// Unit of CPU time in `/proc`: hundredths of a second on any kernel (`USER_HZ`, proc(5)).
 const CPU_TICKS_PER_SECOND: f64 = 100.0;
 
@@ -30,6 +34,8 @@ pub struct Watchdog {
     handles: Vec<WorkerHandle>,
     /// Time of the last ping of each event loop.
     pinged_at: Vec<Instant>,
+    /// Time from which the next warning about a small cache may be logged.
+    capacity_warning_from: Instant,
     /// Start of the process in seconds since the Unix epoch.
     started: f64,
 }
@@ -39,7 +45,8 @@ impl Watchdog {
     /// available before an event loop serves clients.
     pub fn new(registry: Arc<MetricsRegistry>) -> Watchdog {
         let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let watchdog = Watchdog { registry, handles: Vec::new(), pinged_at: Vec::new(), started };
+        let (handles, pinged_at, capacity_warning_from) = (Vec::new(), Vec::new(), Instant::now());
+        let watchdog = Watchdog { registry, handles, pinged_at, capacity_warning_from, started };
         watchdog.publish_process_stats(0);
         watchdog
     }
@@ -54,6 +61,9 @@ impl Watchdog {
     pub fn check(&mut self, dropped_lines: u64) {
         self.ping_workers(Instant::now());
         self.check_redis(Instant::now());
+        if let Some(warning) = self.check_capacity(Instant::now()) {
+            log::warn!("{warning}");
+        }
         self.publish_process_stats(dropped_lines);
     }
 
@@ -73,6 +83,17 @@ impl Watchdog {
                 redis.unavailable = Some(format!("no reply from Redis for {} s", REDIS_SILENT_AFTER.as_secs()));
             }
         }
+    }
+
+    /// Returns a warning if the cache of a worker is too small, once in
+    /// [`CAPACITY_WARNING_INTERVAL`].
+    fn check_capacity(&mut self, now: Instant) -> Option<String> {
+        if now < self.capacity_warning_from {
+            return None;
+        }
+        let problem = self.registry.snapshot().metrics.capacity_problem()?;
+        self.capacity_warning_from = now + CAPACITY_WARNING_INTERVAL;
+        Some(problem)
     }
 
     /// Pings the event loops that responded to their last ping, and reports those that did not in
@@ -177,6 +198,21 @@ mod tests {
         registry.slots()[0].redis().unanswered_since = Some(start);
         assert_eq!(unavailable_after(REDIS_SILENT_AFTER / 2), None);
         assert_eq!(unavailable_after(REDIS_SILENT_AFTER).as_deref(), Some("no reply from Redis for 3 s"));
+    }
+
+    /// A cache that is too small gives one warning in ten minutes.
+    #[test]
+    fn small_cache_warns_once_in_interval() {
+        let registry = Arc::new(MetricsRegistry::new(InstanceInfo::default(), 2));
+        let mut watchdog = Watchdog::new(Arc::clone(&registry));
+        let start = Instant::now();
+        assert_eq!(watchdog.check_capacity(start), None);
+        registry.slots()[1].publish(&WorkerMetrics { suggested_entries: 2500, ..WorkerMetrics::default() });
+        assert!(watchdog.check_capacity(start).is_some_and(|text| text.contains("set CACHE_SIZE=2500 or more")));
+        assert_eq!(watchdog.check_capacity(start + CAPACITY_WARNING_INTERVAL / 2), None);
+        registry.slots()[1].publish(&WorkerMetrics { suggested_bytes: 4_000_000, ..WorkerMetrics::default() });
+        let later = watchdog.check_capacity(start + CAPACITY_WARNING_INTERVAL);
+        assert!(later.is_some_and(|text| text.contains("set CACHE_BYTES=4000000 or more")));
     }
 
     /// The process statistics are read from the system.

@@ -269,3 +269,31 @@ fn admin_endpoints_ignore_connection_limit() {
     assert!(parse_sample(&text, "segment_connections_rejected_total") >= 7.0);
     assert_eq!(run_healthcheck(&[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port)]).0, Some(0));
 }
+
+/// A cache with room for 3 of 2,000 requested keys logs a warning with a better value, once, and
+/// shows it in the metrics.
+#[test]
+fn small_cache_logs_better_size() {
+    let redis = Redis::start();
+    let pairs: Vec<String> = (0..2000).flat_map(|number| [format!("key-{number}"), "value".into()]).collect();
+    redis.run(&["MSET"].into_iter().chain(pairs.iter().map(String::as_str)).collect::<Vec<_>>());
+    let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "3")]);
+    let mut client = RespClient::connect(proxy.address);
+    let mut round = 0;
+    let (warning, metrics) = wait_for("log and metrics show the small cache", || {
+        for number in (0..2000).step_by(20) {
+            let key = (round + number) % 2000;
+            assert_eq!(client.call_text(&format!("GET key-{key}")), "$5\r\nvalue\r\n");
+        }
+        round += 1;
+        let warning = proxy.log().lines().find(|line| line.contains("the cache is too small")).map(str::to_owned)?;
+        let metrics = proxy.get("/metrics").text();
+        (parse_sample(&metrics, "segment_cache_too_small") == 1.0).then_some((warning, metrics))
+    });
+    assert!(warning.contains(" WARN ") && warning.contains("set CACHE_SIZE="), "{warning}");
+    let size = warning.split("CACHE_SIZE=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    assert!(size.is_some_and(|size| (100..4000).contains(&size)), "{warning}");
+    assert!(parse_sample(&metrics, "segment_cache_suggested_entries") >= 100.0, "{metrics}");
+    assert!(parse_sample(&metrics, "segment_early_evictions_total") >= 100.0, "{metrics}");
+    assert_eq!(proxy.log().matches("the cache is too small").count(), 1);
+}
