@@ -10,9 +10,9 @@
 #     --only          some cases, by their names in scripts/bench/cases.py, like hit,resp-16
 #     --peers-only    without `cargo bench` (cache, memory, faults)
 #     --profile       Cargo profile of the proxy and the floor (default release)
-#     --publish       copies the report of a full run into docs/BENCHMARKS.md and to docs/bench.svg
+#     --publish       copies the report of a full run into docs/benchmarks.md and to docs/bench.svg
 #
-# docs/BENCHMARKS.md explains how to read the report. The script builds the proxy and the floor. It
+# docs/benchmarks.md explains how to read the report. The script builds the proxy and the floor. It
 # starts them, nginx, webdis and two Redis servers on free ports of 127.0.0.1, and writes only to
 # the report's directory. It takes eight minutes plus the time of `cargo bench`. Nothing else should
 # run meanwhile.
@@ -64,9 +64,12 @@ for name in "${chosen[@]}"; do
 done
 [ -z "$publish" ] || [ "$only$peers_only$profile" = release ] ||
     usage "--publish needs a full run, without --only, --peers-only and --profile"
-# Line that ends the report in docs/BENCHMARKS.md. The text below it is written by hand.
+# Lines around the report in docs/benchmarks.md. The text above and below is written by hand.
+report_start='<!-- Start of the report of scripts/bench.sh; all above is written by hand. -->'
 report_end='<!-- End of the report of scripts/bench.sh; all below is written by hand. -->'
-[ -z "$publish" ] || grep -qxF -- "$report_end" docs/BENCHMARKS.md || usage "docs/BENCHMARKS.md has no line $report_end"
+for line in ${publish:+"$report_start" "$report_end"}; do
+    grep -qxF -- "$line" docs/benchmarks.md || usage "docs/benchmarks.md has no line $line"
+done
 [ "$(nproc)" -ge 2 ] || usage "two processors are needed: one for the servers, one for the load"
 
 running=''
@@ -120,8 +123,12 @@ code=0
 python3 scripts/bench/report.py "$directory" "$logs"
 echo "$directory/report.md, $directory/bench.svg" >&2
 if [ -n "$publish" ] && [ "$code" = 0 ]; then
-    below=$(sed "1,\\|^$report_end\$|d" docs/BENCHMARKS.md)
-    printf '%s\n' "$(<"$directory/report.md")" '' "$report_end" "$below" >docs/BENCHMARKS.md
+    above=$(sed "\\|^$report_start\$|q" docs/benchmarks.md)
+    below=$(sed "1,\\|^$report_end\$|d" docs/benchmarks.md)
+    # The report is a section of the document there.
+    printf '%s\n' "$above" '' "$(sed '1s/^# /## /' "$directory/report.md")" '' "$report_end" "$below" \
+        >docs/benchmarks.md
+    echo "docs/benchmarks.md: check the ratios that the text above the report quotes" >&2
     cp "$directory/bench.svg" docs/bench.svg
 fi
 exit "$code"

@@ -16,6 +16,8 @@
 # The test writes 30 MB of keys that begin with `load:` to that Redis and removes them at the end.
 # It exits with 2 if such keys exist. No other client should use the proxy meanwhile.
 #
+# docs/reliability.md has the report of one run.
+#
 # Exit code: 0 passed; 1 failed, with a line for each reason; 2 not started, with the reason. No
 # reason to fail depends on the speed of the machine.
 #

@@ -125,7 +125,7 @@ def main():
                 benches[name] = file.read().strip()
     source = "Written by `scripts/bench.sh` (--rounds %d --seconds %d) on %s" % (
         results["rounds"], results["seconds"], describe_machine())
-    lines = ["# Benchmarks", "", "What does a request cost, beside other servers and inside the proxy?", ""]
+    lines = ["# Report of scripts/bench.sh", ""]
     lines += textwrap.wrap(source, 100, break_long_words=False, break_on_hyphens=False)
     lines += ["", HOW_TO_READ, "", "## Goals", "",
               "Ratios are the proxy's figure divided by that of the other server.", ""]

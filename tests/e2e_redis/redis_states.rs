@@ -1,7 +1,7 @@
 //! Tests of states in which Redis refuses writes, and of errors that a real Redis sends.
 //!
 //! Refused writes must not affect the proxy: each read is compared with the reply of Redis itself,
-//! and tracking continues. docs/RELIABILITY.md has the table.
+//! and tracking continues. docs/reliability.md has the table.
 
 use crate::common::freshness::{is_hit, start_tracking_proxy, wait_until_cached, wait_until_text};
 use crate::common::relay::Relay;
