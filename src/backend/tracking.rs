@@ -3,7 +3,7 @@
 //! One connection in broadcasting mode receives the key of every write. So the fetchers'
 //! connections may close at any time. In the default mode Redis remembers the keys that each
 //! connection has read. That table can overflow, and Redis drops it silently when the connection
-//! closes. docs/BENCHMARKS.md has the cost of each mode.
+//! closes. docs/benchmarks.md has the cost of each mode.
 //!
 //! RESP2 requires a subscription for the messages. The connection redirects its own messages to
 //! itself and subscribes to them, so Redis' limit for slow subscribers applies to it. Only writes
