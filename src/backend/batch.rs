@@ -1,6 +1,7 @@
 //! Batch of jobs that one fetcher reads. Completes each job exactly once, also when the fetcher
 //! panics (job-completes-once).
 
+use super::connect::is_cluster_redirection;
 use super::{PoolShared, QueuedJob};
 use crate::types::{Completion, Failure, FetchedValue};
 use std::sync::Arc;
@@ -22,11 +23,19 @@ pub(super) struct Batch {
     completed: Vec<Completion>,
     /// Last error that says why Redis cannot serve now.
     not_ready: Option<String>,
+    /// True if a cluster node redirected a key to another node.
+    is_redirected: bool,
 }
 
 impl Batch {
     pub(super) fn new(shared: Arc<PoolShared>, batch: Vec<QueuedJob>) -> Batch {
-        Batch { shared, jobs: batch.into_iter().map(Some).collect(), completed: Vec::new(), not_ready: None }
+        Batch {
+            shared,
+            jobs: batch.into_iter().map(Some).collect(),
+            completed: Vec::new(),
+            not_ready: None,
+            is_redirected: false,
+        }
     }
 
     /// Returns the indexes and keys of the pending jobs, in the order of submission.
@@ -47,6 +56,7 @@ impl Batch {
             if let Err(Failure::NotReady(text)) = &result {
                 self.not_ready = Some(text.clone());
             }
+            self.is_redirected |= result.as_ref().is_err_and(is_cluster_redirection);
             self.completed.push(Completion { fetch_id: queued.job.fetch_id, result });
         }
     }
@@ -54,6 +64,11 @@ impl Batch {
     /// Returns the last error that says why Redis cannot serve now.
     pub(super) fn not_ready(&self) -> Option<&str> {
         self.not_ready.as_deref()
+    }
+
+    /// Returns true if a cluster node redirected a key to another node.
+    pub(super) fn is_redirected(&self) -> bool {
+        self.is_redirected
     }
 
     /// Fails the jobs that were queued for longer than their first client waits.

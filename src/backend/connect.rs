@@ -7,7 +7,7 @@ use super::BackendConfig;
 use super::handshake::Identity;
 use super::wire::Wire;
 use crate::types::Failure;
-use redis::{RedisError, RedisResult};
+use redis::{ErrorKind, RedisError, RedisResult};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -135,6 +135,7 @@ pub(super) fn read_failure(error: &RedisError) -> Failure {
         let text = format!("{code} {}", detail_of(error)).trim_end().to_owned();
         match code {
             "WRONGTYPE" => Failure::WrongType,
+            "MOVED" | "ASK" => Failure::Redis(format!("{CLUSTER_REDIRECTION} ({text})")),
             // Redis loads its data, has lost its master, or runs a script. It recovers by itself.
             "LOADING" | "MASTERDOWN" | "BUSY" => Failure::NotReady(text),
             _ if is_full(error) => Failure::NotReady(text),
@@ -145,6 +146,16 @@ pub(super) fn read_failure(error: &RedisError) -> Failure {
     } else {
         Failure::Redis(single_line(error))
     }
+}
+
+/// Error for a key that a cluster node redirects to another node. Clients must not receive the
+/// redirection itself: their libraries would connect to the node, past the proxy.
+const CLUSTER_REDIRECTION: &str =
+    "ERR Redis is a node of a cluster, and another node has this key; the proxy reads one Redis without a cluster";
+
+/// Returns true if a cluster node redirected the proxy to another node.
+pub(super) fn is_cluster_redirection(failure: &Failure) -> bool {
+    matches!(failure, Failure::Redis(text) if text.starts_with(CLUSTER_REDIRECTION))
 }
 
 /// Returns true if an error reply to `PING` means that Redis does not serve reads. A Redis that
@@ -233,7 +244,11 @@ pub(super) fn describe_error(error: &RedisError) -> String {
         Some("NOAUTH") => "set REDIS_PASSWORD",
         Some(PROTECTED) => "set a password in Redis and in REDIS_PASSWORD, or disable protected-mode in Redis",
         _ if is_full(error) => "raise maxclients in Redis, or lower REDIS_CONNECTIONS or WORKERS",
-        _ if text.contains("permission") => "grant the ACL permissions listed in README",
+        _ if text.contains("permission") => "grant the ACL permissions listed in docs/consistency.md",
+        _ if text.contains("without any password") => {
+            "Redis has no password: unset REDIS_PASSWORD, or set requirepass in Redis"
+        }
+        _ if error.kind() == ErrorKind::Parse => "check REDIS_HOST and REDIS_PORT",
         _ if text.contains("rejected AUTH") => "check REDIS_USERNAME and REDIS_PASSWORD",
         _ if text.contains("rejected SELECT") => "check REDIS_DB",
         _ => return text,

@@ -205,6 +205,13 @@ impl Fetcher {
         match result {
             Ok(ttl_support) => {
                 self.shared.update_status(|redis| redis.on_read(batch.not_ready(), Instant::now()));
+                if batch.is_redirected() && self.shared.should_log_redirection() {
+                    log::warn!(
+                        "Redis at {} is a node of a cluster: keys of other nodes cannot be read; set REDIS_HOST to a \
+                         Redis without a cluster",
+                        self.connector.target()
+                    );
+                }
                 if let Some(result) = ttl_support {
                     self.shared.set_ttl_support(result);
                 }

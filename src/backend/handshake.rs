@@ -7,7 +7,7 @@
 //! that an error in the first reply is never ignored.
 
 use super::BackendConfig;
-use super::connect::{read_failure, without_arguments};
+use super::connect::{read_failure, single_line, without_arguments};
 use super::reader::desync_error;
 use super::wire::Wire;
 use crate::types::Failure;
@@ -54,14 +54,15 @@ impl Identity {
         let (steps, packed) = self.commands(username);
         if let Err(error) = wire.send(&packed) {
             // Redis may have sent the reason before it closed the connection.
-            return Err(match wire.receive() {
+            return Err(match wire.receive_first() {
                 Ok(Value::ServerError(reason)) => handshake_error(steps[0], reason),
-                _ => error,
+                _ => closed_early(error),
             });
         }
         let mut errors: Vec<(HandshakeStep, ServerError)> = Vec::new();
-        for step in steps {
-            match (step, wire.receive()) {
+        for (index, step) in steps.into_iter().enumerate() {
+            let reply = if index == 0 { wire.receive_first().map_err(closed_early) } else { wire.receive() };
+            match (step, reply) {
                 (HandshakeStep::SetClientInfo, Ok(_)) => {}
                 (_, Ok(Value::ServerError(error))) => errors.push((step, error)),
                 (HandshakeStep::Authenticate | HandshakeStep::Select, Ok(Value::Okay))
@@ -103,6 +104,21 @@ impl Identity {
         }
         (steps, packed)
     }
+}
+
+/// Adds the usual reason to the error of a connection that was closed before its first reply.
+///
+/// A Redis that expects TLS resets a connection without it.
+fn closed_early(error: RedisError) -> RedisError {
+    if !error.is_connection_dropped() {
+        return error;
+    }
+    let text = format!(
+        "the server closed the connection before its first reply ({}); it may expect TLS, which the proxy does not \
+         support, or may be no Redis",
+        single_line(&error)
+    );
+    std::io::Error::new(std::io::ErrorKind::ConnectionReset, text).into()
 }
 
 /// Returns true if an error reply to `step` makes the connection useless.

@@ -138,6 +138,8 @@ struct PoolState {
     /// Throttle for the log lines about lost connections. Without it each failed read would log
     /// one.
     loss_log: LogThrottle,
+    /// Throttle for the log line about redirections to other nodes of a cluster.
+    redirection_log: LogThrottle,
     closed: bool,
 }
 

@@ -131,6 +131,12 @@ impl PoolShared {
         self.state().loss_log.admit(now)
     }
 
+    /// Returns true if a redirection to another cluster node may be logged now.
+    pub(super) fn should_log_redirection(&self) -> bool {
+        let now = self.started_at.elapsed().as_millis() as Millis;
+        self.state().redirection_log.admit(now).is_some()
+    }
+
     /// Records that a fetcher has lost its connection.
     pub(super) fn record_disconnect(&self) {
         let mut state = self.state();

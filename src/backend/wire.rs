@@ -5,13 +5,22 @@
 //! one. A tracking connection times out in every second without a message, and would lose a message
 //! each time.
 
-use redis::{Cmd, Parser, RedisResult, Value};
+use redis::{Cmd, ErrorKind, Parser, RedisError, RedisResult, Value};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// Allowance for bytes that the parser has read ahead, and for the frame of a reply.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
+
+/// First bytes of replies (RESP2 and RESP3).
+const REPLY_TYPES: &[u8] = b"+-:$*_,#!=(%~>|";
+
+/// First byte of a TLS record that reports an error (RFC 8446, section 5.1: alert).
+const TLS_ALERT: u8 = 0x15;
+
+/// Bytes of a foreign reply that the log shows. The status line of an HTTP server fits.
+const PREVIEW_BYTES: usize = 32;
 
 /// Blocking connection to Redis. Unusable after any error except a timeout between two replies.
 pub(super) struct Wire {
@@ -37,6 +46,18 @@ impl Read for BoundedReader<'_> {
         self.left -= length;
         Ok(length)
     }
+}
+
+/// Returns the error for a server that answers with `start` instead of a reply.
+fn no_redis_error(start: &[u8]) -> RedisError {
+    let text = match start.first() {
+        Some(&TLS_ALERT) => "the server expects TLS, which the proxy does not support".to_owned(),
+        _ => format!(
+            "the server speaks another protocol than Redis (its reply begins with \"{}\")",
+            start.escape_ascii()
+        ),
+    };
+    (ErrorKind::Parse, "not a Redis server", text).into()
 }
 
 impl Wire {
@@ -75,6 +96,17 @@ impl Wire {
     pub(super) fn receive(&mut self) -> RedisResult<Value> {
         let left = self.longest_reply.saturating_add(READ_AHEAD_BYTES);
         self.parser.parse_value(BoundedReader { stream: &mut self.stream, left })
+    }
+
+    /// Receives the first reply on a connection, and checks that the server speaks the Redis
+    /// protocol. The crate's parser would name only the position of the first wrong byte.
+    pub(super) fn receive_first(&mut self) -> RedisResult<Value> {
+        let mut start = [0; PREVIEW_BYTES];
+        let length = self.stream.peek(&mut start)?;
+        match start[..length].first() {
+            Some(first) if !REPLY_TYPES.contains(first) => Err(no_redis_error(&start[..length])),
+            _ => self.receive(),
+        }
     }
 
     /// Sends one command and receives its reply. An error reply becomes an `Err`.

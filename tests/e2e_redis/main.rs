@@ -10,3 +10,4 @@ mod redis_faults;
 mod redis_states;
 mod tracking_loss;
 mod value_limits;
+mod wrong_server;
