@@ -2,11 +2,12 @@
 //!
 //! | exit code | reason |
 //! |---|---|
-//! | 0 | shutdown after SIGTERM or SIGINT |
+//! | 0 | shutdown after SIGTERM or SIGINT; `check`: the proxy can work; `healthcheck`: it is healthy |
 //! | 1 | failure that the program cannot continue after |
 //! | 2 | invalid argument or variable |
 //! | 128 + signal | second signal before the shutdown was complete |
 
+mod check;
 mod healthcheck;
 
 use segment_redis_proxy::config::{self, Config, ConfigError};
@@ -16,7 +17,7 @@ use segment_redis_proxy::protocol::set_pinned_limit;
 use segment_redis_proxy::server::{
     ConnectionLimiter, FileLimitTooLow, WATCHDOG_INTERVAL, Watchdog, Worker, WorkerHandle,
 };
-use segment_redis_proxy::server::{bind, check_port_free, check_port_handover};
+use segment_redis_proxy::server::{bind, check_port_free, check_port_handover, exposure_warning};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::BTreeSet;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
     let result = match arguments.iter().map(|argument| argument.to_str()).collect::<Vec<_>>()[..] {
         [] => run(),
         [Some("healthcheck")] => read_config().and_then(|config| healthcheck::run(&config).map_err(|error| ExitError(1, error))),
+        [Some("check")] => read_config().map(|config| check::run(&config, &unknown_variables())),
         [Some("--help" | "-h")] => {
             // `--help | head` closes the pipe, which is not an error.
             let _ = std::io::stdout().write_all(config::help().as_bytes());
@@ -101,7 +103,7 @@ fn main() -> ExitCode {
         }
         _ => Err(ExitError(
             2,
-            "invalid arguments; use healthcheck, --help or --version, and configure by environment variables (see --help)".into(),
+            "invalid arguments; use check, healthcheck, --help or --version, and configure by environment variables (see --help)".into(),
         )),
     };
     result.unwrap_or_else(|ExitError(code, message)| {
@@ -335,10 +337,7 @@ fn log_start(config: &Config, address: SocketAddr) {
         cache_ttl.as_secs_f64()
     );
     if !address.ip().is_loopback() {
-        log::warn!(
-            "clients are not authenticated: each machine that reaches {address} can read all keys; restrict access to the \
-             port (firewall, network policy), or set PROXY_HOST=127.0.0.1"
-        );
+        log::warn!("{}", exposure_warning(address));
     }
 }
 

@@ -241,6 +241,7 @@ pub(super) fn describe_error(error: &RedisError) -> String {
         return format!("{text}; check that REDIS_HOST resolves here, or set REDIS_HOST=127.0.0.1 for a local run");
     }
     let remedy = match error.code() {
+        _ if text.contains("Connection refused") => "check that Redis listens there (REDIS_HOST, REDIS_PORT)",
         Some("NOAUTH") => "set REDIS_PASSWORD",
         Some(PROTECTED) => "set a password in Redis and in REDIS_PASSWORD, or disable protected-mode in Redis",
         _ if is_full(error) => "raise maxclients in Redis, or lower REDIS_CONNECTIONS or WORKERS",

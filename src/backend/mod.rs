@@ -12,6 +12,7 @@
 
 mod availability;
 mod batch;
+mod check;
 mod connect;
 mod fetcher;
 mod freshness;
@@ -25,6 +26,7 @@ mod wire;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{BATCH_SIZE_BUCKETS, RedisStatus, TrackingState, WorkerSlot};
 use crate::types::{Completion, Invalidation, Job};
+pub use check::{CheckStep, Verdict, check_redis};
 use fetcher::Fetcher;
 use freshness::{Freshness, FreshnessUpdate};
 use inbox::{Inbox, MAX_PENDING_INVALIDATIONS};

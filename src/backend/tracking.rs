@@ -267,7 +267,7 @@ fn check_same_server(shared: &PoolShared, server_id: Option<&str>) -> RedisResul
 /// Subscribes a connection to invalidations. Fails while Redis loads its data or has lost its
 /// master. A subscription would then flush the cache while Redis serves no reads, and stale values
 /// may be needed.
-fn subscribe(wire: &mut Wire) -> RedisResult<()> {
+pub(super) fn subscribe(wire: &mut Wire) -> RedisResult<()> {
     check_serving(wire.request(&redis::cmd("PING")))?;
     let Value::Int(id) = wire.request(redis::cmd("CLIENT").arg("ID"))? else { return Err(desync_error("CLIENT ID")) };
     wire.request(redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("REDIRECT").arg(id).arg("BCAST"))?;

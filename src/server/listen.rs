@@ -57,6 +57,14 @@ pub fn check_port_free(address: SocketAddr) -> io::Result<()> {
     bind_socket(address, false).map(drop)
 }
 
+/// Returns the warning about an address that other machines may reach.
+pub fn exposure_warning(address: SocketAddr) -> String {
+    format!(
+        "clients are not authenticated: each machine that reaches {address} can read all keys; restrict access to the port \
+         (firewall, network policy), or set PROXY_HOST=127.0.0.1"
+    )
+}
+
 fn bind_socket(address: SocketAddr, share_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of the last run in TIME_WAIT must not delay a restart.

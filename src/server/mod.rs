@@ -27,7 +27,7 @@ mod timeouts;
 mod watchdog;
 
 pub use connection_limit::{ConnectionLimiter, FileLimitTooLow};
-pub use listen::{bind, check_port_free, check_port_handover};
+pub use listen::{bind, check_port_free, check_port_handover, exposure_warning};
 pub use shutdown::WorkerHandle;
 pub use watchdog::{WATCHDOG_INTERVAL, Watchdog};
 
@@ -371,7 +371,8 @@ impl Worker {
     }
 }
 
-fn backend_config(config: &Config) -> BackendConfig {
+/// Returns the settings of the fetchers.
+pub fn backend_config(config: &Config) -> BackendConfig {
     BackendConfig {
         host: config.redis_host.clone(),
         port: config.redis_port,

@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod admin_endpoints;
+mod check;
 mod cli;
 #[path = "../common/mod.rs"]
 mod common;

@@ -30,7 +30,7 @@ const CRATES: [(&str, &[&str]); 14] = [
 const CLOCK_MODULES: [&str; 3] = ["backend", "server", "main"];
 
 /// Modules that use sockets, threads, files or processes.
-const IO_MODULES: [&str; 5] = ["backend", "log_writer", "server", "healthcheck", "main"];
+const IO_MODULES: [&str; 6] = ["backend", "log_writer", "server", "check", "healthcheck", "main"];
 
 /// Set of modules or crates.
 type Names = BTreeSet<String>;

@@ -1,0 +1,149 @@
+//! Check of Redis for `segment-redis-proxy check`: connects as a fetcher does, reads a key and, if
+//! configured, subscribes to invalidations.
+
+use super::BackendConfig;
+use super::connect::{Connector, connect_failure, describe_error, is_command_denied};
+use super::tracking::subscribe;
+use super::wire::Wire;
+use redis::{RedisError, RedisResult, Value};
+use std::time::Instant;
+
+/// Key that the check reads. It need not exist.
+const CHECKED_KEY: &str = "segment-redis-proxy:check";
+
+/// Result of one step of a check.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CheckStep {
+    /// Gravity of the result.
+    pub verdict: Verdict,
+    /// Object of the step, such as a variable.
+    pub subject: String,
+    /// Result, with a remedy if it is a problem.
+    pub text: String,
+}
+
+/// Gravity of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// No problem.
+    Ok,
+    /// The proxy works, but not as well as it could.
+    Warning,
+    /// The proxy cannot work.
+    Failed,
+}
+
+impl CheckStep {
+    /// Creates a result.
+    pub fn new(verdict: Verdict, subject: &str, text: impl Into<String>) -> CheckStep {
+        CheckStep { verdict, subject: subject.into(), text: text.into() }
+    }
+}
+
+/// Checks that Redis can be reached and read with these settings. Stops at the first step that
+/// fails. Waits for each connection and round trip at most for the timeout of the settings.
+pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
+    let mut connector = Connector::new(settings);
+    let target = connector.target().to_owned();
+    let failed = |subject: &str, error: &RedisError| CheckStep::new(Verdict::Failed, subject, describe_error(error));
+    let mut wire = match connector.connect(|_| Ok(())) {
+        Ok(wire) => wire,
+        Err(error) => return vec![failed("Redis", &error).at(&target)],
+    };
+    let mut steps = match check_server(&mut wire) {
+        Ok(steps) => steps,
+        Err(error) => return vec![failed("Redis", &error).at(&target)],
+    };
+    match check_read(&mut wire) {
+        Ok(read) => steps.extend(read),
+        Err(error) => {
+            steps.push(failed("read", &error));
+            return steps;
+        }
+    }
+    if settings.tracking {
+        steps.push(match subscribe(&mut wire) {
+            Ok(()) => CheckStep::new(Verdict::Ok, "tracking", "works, changes are visible at once"),
+            Err(error) => CheckStep::new(
+                Verdict::Warning,
+                "tracking",
+                format!("inactive, changes are visible within CACHE_TTL: {}", describe_error(&error)),
+            ),
+        });
+    }
+    steps.into_iter().map(|step| if step.subject == "Redis" { step.at(&target) } else { step }).collect()
+}
+
+impl CheckStep {
+    /// Adds the address of Redis to the text.
+    fn at(self, target: &str) -> CheckStep {
+        CheckStep { text: format!("{target}: {}", self.text), ..self }
+    }
+}
+
+/// Identifies the server and measures a round trip.
+fn check_server(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
+    let asked_at = Instant::now();
+    let reply = wire.request(&redis::cmd("INFO"));
+    let micros = asked_at.elapsed().as_micros();
+    let text = match reply {
+        Ok(Value::BulkString(text)) => String::from_utf8_lossy(&text).into_owned(),
+        Ok(_) => String::new(),
+        Err(error) if is_command_denied(&error) => String::new(),
+        Err(error) => return Err(error),
+    };
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let server = match (field("redis_version"), field("role")) {
+        (Some(version), Some("master")) => format!("Redis {version}, primary"),
+        (Some(version), Some("slave")) => format!("Redis {version}, replica"),
+        (Some(version), _) => format!("Redis {version}"),
+        (None, _) => "does not identify itself (INFO is denied)".into(),
+    };
+    let mut steps = vec![CheckStep::new(Verdict::Ok, "Redis", format!("{server}, INFO took {micros} us"))];
+    if field("cluster_enabled") == Some("1") {
+        steps.push(CheckStep::new(
+            Verdict::Warning,
+            "cluster",
+            "Redis is a node of a cluster: keys of other nodes cannot be read; set REDIS_HOST to a Redis without a cluster",
+        ));
+    }
+    Ok(steps)
+}
+
+/// Reads a key as a fetcher does, with its remaining lifetime.
+fn check_read(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
+    let value = wire.request(redis::cmd("GETRANGE").arg(CHECKED_KEY).arg(0).arg(0));
+    let ttl = wire.request(redis::cmd("PTTL").arg(CHECKED_KEY));
+    let result = match value {
+        Err(error) if is_command_denied(&error) => wire.request(redis::cmd("GET").arg(CHECKED_KEY)),
+        result => result,
+    };
+    let mut steps = Vec::new();
+    match result {
+        Ok(_) => steps.push(CheckStep::new(Verdict::Ok, "read", "works")),
+        // An ACL may allow the keys of an application only.
+        Err(error) if is_key_denied(&error) => {
+            let text = format!("the user may not read the key {CHECKED_KEY}; only keys that its ACL names can be read");
+            steps.push(CheckStep::new(Verdict::Warning, "read", text));
+            return Ok(steps);
+        }
+        Err(error) => {
+            // Redirections of a cluster and other errors, as clients get them.
+            steps.push(CheckStep::new(Verdict::Failed, "read", connect_failure(&error).to_string()));
+            return Ok(steps);
+        }
+    }
+    if let Err(error) = ttl {
+        let text = format!(
+            "not read, keys may outlive their expiration in Redis by up to CACHE_TTL: {}",
+            describe_error(&error)
+        );
+        steps.push(CheckStep::new(Verdict::Warning, "expirations", text));
+    }
+    Ok(steps)
+}
+
+/// Returns true if the ACL allows the command but not the key.
+fn is_key_denied(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM") && error.detail().is_some_and(|text| text.contains("key"))
+}

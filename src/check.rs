@@ -1,0 +1,128 @@
+//! `segment-redis-proxy check`: tests the configuration without starting a proxy.
+//!
+//! Reports each step on standard output. The exit code is 0 if the proxy can work, 1 if an address,
+//! a file or Redis cannot be used, and 2 if a variable is invalid.
+
+use segment_redis_proxy::backend::{CheckStep, Verdict, check_redis};
+use segment_redis_proxy::config::{Config, VARIABLES};
+use segment_redis_proxy::server::{ConnectionLimiter, backend_config, check_port_free, exposure_warning};
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Checks everything that a start needs, prints the results, and returns the exit code. `warnings`
+/// concern variables that have no effect.
+pub fn run(config: &Config, warnings: &[String]) -> ExitCode {
+    let set = VARIABLES.iter().filter(|variable| std::env::var_os(variable.name).is_some()).count();
+    let text = format!("{set} of {} variables set", VARIABLES.len());
+    let mut steps = vec![CheckStep::new(Verdict::Ok, "configuration", text)];
+    steps.extend(warnings.iter().map(|warning| CheckStep::new(Verdict::Warning, "configuration", warning)));
+    if std::env::var_os("CACHE_SIZE").is_none() {
+        let text = format!("not set: each worker caches {} keys, which suits a demonstration only", config.cache_size);
+        steps.push(CheckStep::new(Verdict::Warning, "CACHE_SIZE", text));
+    }
+    steps.extend(check_address(config));
+    steps.push(check_file_limit(config));
+    steps.extend(config.log_file.as_deref().map(check_log_file));
+    steps.extend(check_redis(&backend_config(config)));
+    report(&steps)
+}
+
+/// Prints the steps and the result.
+fn report(steps: &[CheckStep]) -> ExitCode {
+    let count = |verdict| steps.iter().filter(|step| step.verdict == verdict).count();
+    let (failed, warnings) = (count(Verdict::Failed), count(Verdict::Warning));
+    let mut text = String::new();
+    for CheckStep { verdict, subject, text: result } in steps {
+        let verdict = match verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Failed => "failed",
+        };
+        text.push_str(&format!("{verdict:<8} {subject}: {result}\n"));
+    }
+    text.push_str(&match failed {
+        0 => format!("the proxy can work; {warnings} warning(s)\n"),
+        _ => format!("the proxy cannot work; {failed} failed, {warnings} warning(s)\n"),
+    });
+    // A closed standard output is not an error: the exit code is the result.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Checks that the address resolves and can be bound.
+fn check_address(config: &Config) -> Vec<CheckStep> {
+    let (host, port) = (config.proxy_host.as_str(), config.proxy_port);
+    let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
+        Ok(addresses) => addresses.collect(),
+        Err(error) => {
+            let text = format!(
+                "{host} does not resolve ({error}); set PROXY_HOST=127.0.0.1 for a local run, or PROXY_HOST=0.0.0.0 in a \
+                 container"
+            );
+            return vec![CheckStep::new(Verdict::Failed, "PROXY_HOST", text)];
+        }
+    };
+    let bound = addresses.iter().map(|&address| (address, check_port_free(address))).collect::<Vec<_>>();
+    // As at a start, one address that works is enough.
+    let Some((address, result)) = bound.iter().find(|(_, result)| result.is_ok()).or(bound.last()) else {
+        return vec![CheckStep::new(Verdict::Failed, "PROXY_HOST", format!("{host} resolves to no address"))];
+    };
+    let mut steps = vec![match result {
+        Ok(()) => CheckStep::new(Verdict::Ok, "PROXY_HOST", format!("{address} can be bound")),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let text = format!("{address} is in use: a proxy runs already, or another program has the port");
+            CheckStep::new(Verdict::Warning, "PROXY_PORT", text)
+        }
+        Err(error) => {
+            let text = format!("cannot listen on {address}: {error}; check PROXY_HOST={host} and PROXY_PORT={port}");
+            CheckStep::new(Verdict::Failed, "PROXY_HOST", text)
+        }
+    }];
+    if !address.ip().is_loopback() && steps[0].verdict != Verdict::Failed {
+        steps.push(CheckStep::new(Verdict::Warning, "PROXY_HOST", exposure_warning(*address)));
+    }
+    steps
+}
+
+/// Checks that the limit of open files allows `MAX_CONNECTIONS`.
+fn check_file_limit(config: &Config) -> CheckStep {
+    let subject = "MAX_CONNECTIONS";
+    match ConnectionLimiter::from_config(config) {
+        Err(error) => CheckStep::new(Verdict::Failed, subject, error.to_string()),
+        Ok(limiter) if limiter.max_connections() < config.max_connections => {
+            let text = format!(
+                "lowered to {} by the limit of open files; raise it (ulimit -Hn, or LimitNOFILE= in systemd)",
+                limiter.max_connections()
+            );
+            CheckStep::new(Verdict::Warning, subject, text)
+        }
+        Ok(limiter) => CheckStep::new(Verdict::Ok, subject, format!("{} clients", limiter.max_connections())),
+    }
+}
+
+/// Checks that the log file can be written, without creating it: its owner would be the user of the
+/// check.
+fn check_log_file(path: &str) -> CheckStep {
+    let subject = "LOG_FILE";
+    match OpenOptions::new().append(true).open(path) {
+        Ok(_) => CheckStep::new(Verdict::Ok, subject, format!("{path} can be written")),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let directory = Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty());
+            match directory.is_none_or(Path::is_dir) {
+                true => CheckStep::new(Verdict::Ok, subject, format!("{path} does not exist yet")),
+                false => CheckStep::new(
+                    Verdict::Failed,
+                    subject,
+                    format!("the directory of {path} does not exist; create it"),
+                ),
+            }
+        }
+        Err(error) => {
+            let text = format!("cannot open {path}: {error}; check its owner and permissions");
+            CheckStep::new(Verdict::Failed, subject, text)
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Tests of `segment-redis-proxy check`. docs/troubleshooting.md quotes each message.
+
+use crate::common::{Proxy, Redis};
+use std::process::{Command, Output};
+
+/// Runs the check with a loopback address and `variables`. Returns the exit code and all output.
+fn check(variables: &[(&str, &str)]) -> (Option<i32>, String) {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"))
+        .arg("check")
+        .env_clear()
+        .envs([("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", "0"), ("REDIS_HOST", "127.0.0.1"), ("CACHE_SIZE", "1000")])
+        .envs(variables.iter().copied())
+        .output()
+        .expect("the binary runs");
+    (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+}
+
+/// Variables, the exit code, and a line of the output.
+type Case = (&'static [(&'static str, &'static str)], i32, &'static str);
+
+/// Wrong configurations. The line ends before what
+/// depends on the machine. The port 6379 stands for that of a Redis with a password.
+const WRONG: [Case; 14] = [
+    (
+        &[("CACHE_TLL", "60")],
+        0,
+        "warning  configuration: CACHE_TLL is not a known variable and has no effect; did you mean CACHE_TTL?",
+    ),
+    (
+        &[("CACHE_TTL", "soon")],
+        2,
+        "segment-redis-proxy: CACHE_TTL=\"soon\" is not a number; allowed: 0.001 to 315360000 seconds, or with a unit such \
+         as 500ms, 60s, 15m or 2h; for example CACHE_TTL=15",
+    ),
+    (
+        &[("CACHE_BYTES", "256m")],
+        2,
+        "segment-redis-proxy: CACHE_BYTES=\"256m\" has an unknown unit; allowed: 0 to 1000000000000000 bytes, or with a unit \
+         such as 64kb, 256mb or 1gib; the unit may be a power of 1000 or of 1024: write CACHE_BYTES=256mb for 1024",
+    ),
+    (
+        &[("CACHE_SIZE", "256mb")],
+        2,
+        "segment-redis-proxy: CACHE_SIZE=\"256mb\" is not a whole number; allowed: 1 to 2000000000; CACHE_SIZE counts keys: \
+         for a limit in bytes set CACHE_BYTES=256mb",
+    ),
+    (
+        &[("REDIS_HOST", "redis.internal:6380")],
+        2,
+        "segment-redis-proxy: REDIS_HOST=\"redis.internal:6380\" has a port; allowed: a host name or an IP address, without \
+         a port; write REDIS_HOST=redis.internal and REDIS_PORT=6380",
+    ),
+    (
+        &[("REDIS_HOST", "redis://:secret@redis.internal:6380/0")],
+        2,
+        "segment-redis-proxy: REDIS_HOST=\"redis://...@redis.internal:6380/0\" is a URL; allowed: a host name or an IP \
+         address, without a port; write REDIS_HOST=redis.internal and REDIS_PORT=6380, and REDIS_PASSWORD",
+    ),
+    (
+        &[("REDIS_PORT", "tcp://10.0.0.11:6379")],
+        2,
+        "segment-redis-proxy: REDIS_PORT=\"tcp://10.0.0.11:6379\" is not a whole number; allowed: 1 to 65535; Kubernetes \
+         sets this variable for a Service of that name: set enableServiceLinks: false in the pod, or set REDIS_PORT in its \
+         env",
+    ),
+    (
+        &[("RUST_LOG", "warning")],
+        2,
+        "segment-redis-proxy: RUST_LOG=\"warning\" is not a log level; allowed: off, error, warn, info, debug or trace; \
+         write RUST_LOG=warn",
+    ),
+    (
+        &[("REDIS_USERNAME", "app")],
+        2,
+        "segment-redis-proxy: REDIS_USERNAME=\"app\" has no REDIS_PASSWORD; allowed: both or only REDIS_PASSWORD; set \
+         REDIS_PASSWORD too",
+    ),
+    (&[("PROXY_HOST", "no-such-name.invalid")], 1, "failed   PROXY_HOST: no-such-name.invalid does not resolve"),
+    (
+        &[("PROXY_HOST", "192.0.2.1")],
+        1,
+        "failed   PROXY_HOST: cannot listen on 192.0.2.1:0: Cannot assign requested address",
+    ),
+    (
+        &[("LOG_FILE", "/no/such/directory/proxy.log")],
+        1,
+        "failed   LOG_FILE: the directory of /no/such/directory/proxy.log does not exist; create it",
+    ),
+    (
+        &[("REDIS_PORT", "1")],
+        1,
+        "failed   Redis: 127.0.0.1:1: Connection refused (os error 111); check that Redis listens there (REDIS_HOST, \
+         REDIS_PORT)",
+    ),
+    (
+        &[("REDIS_PORT", "6379"), ("REDIS_PASSWORD", "wrong")],
+        1,
+        "failed   Redis: 127.0.0.1:6379: Redis rejected AUTH - AuthenticationFailed: WRONGPASS invalid username-password \
+         pair or user is disabled.; check REDIS_USERNAME and REDIS_PASSWORD",
+    ),
+];
+
+/// Each kind of wrong configuration has its exit code, and a message that docs/troubleshooting.md
+/// quotes.
+#[test]
+fn check_explains_each_wrong_configuration() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/troubleshooting.md");
+    let document = std::fs::read_to_string(path).expect("a file of the repository");
+    let (open, secured) = (Redis::start(), Redis::start_with(&["--requirepass", "right"]));
+    for (variables, code, line) in WRONG {
+        let port = if variables.contains(&("REDIS_PORT", "6379")) { secured.port } else { open.port };
+        let (port, name) = (port.to_string(), ("REDIS_PORT", "6379"));
+        let mut set = vec![("REDIS_PORT", port.as_str())];
+        set.extend(variables.iter().filter(|pair| **pair != name));
+        let (found_code, output) = check(&set);
+        let output = output.replace(&format!(":{port}:"), ":6379:");
+        assert!(output.lines().any(|found| found.starts_with(line)), "{variables:?}: no {line:?} in {output}");
+        assert_eq!(found_code, Some(code), "{variables:?}: {output}");
+        assert!(!output.contains("secret"), "{output}");
+        assert!(document.contains(line), "docs/troubleshooting.md does not quote {line:?}");
+    }
+}
+
+/// A working configuration is reported in full, also beside a running proxy, whose port is in use.
+#[test]
+fn check_of_working_configuration_succeeds() {
+    let redis = Redis::start();
+    let port = redis.port.to_string();
+    let (code, output) = check(&[("REDIS_PORT", &port), ("REDIS_TRACKING", "on")]);
+    assert_eq!(code, Some(0), "{output}");
+    let version = format!("ok       Redis: 127.0.0.1:{port}: Redis ");
+    for line in [
+        "ok       configuration: 6 of 27 variables set",
+        "ok       PROXY_HOST: 127.0.0.1:0 can be bound",
+        &version,
+        "ok       read: works",
+        "ok       tracking: works, changes are visible at once",
+        "the proxy can work; 0 warning(s)",
+    ] {
+        assert!(output.lines().any(|found| found.starts_with(line)), "no {line:?} in {output}");
+    }
+    let proxy = Proxy::start(&redis, &[]);
+    let (code, output) = check(&[("REDIS_PORT", &port), ("PROXY_PORT", &proxy.address.port().to_string())]);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("is in use: a proxy runs already, or another program has the port"), "{output}");
+}
+
+/// Permissions that the Redis user lacks are warnings if the proxy works without them.
+#[test]
+fn check_reports_missing_permissions() {
+    let redis = Redis::start();
+    for (rules, code, line) in [
+        ("~* +get +strlen +auth +ping +select", 0, "warning  expirations: not read, keys may outlive their expiration"),
+        ("~app:* +@read +ping", 0, "warning  read: the user may not read the key segment-redis-proxy:check"),
+        ("~* +@read +ping", 0, "warning  tracking: inactive, changes are visible within CACHE_TTL: "),
+        ("~* +ping", 1, "failed   read: Redis rejected the proxy's connection"),
+    ] {
+        redis.run(&["ACL", "DELUSER", "app"]);
+        redis.run(&[&["ACL", "SETUSER", "app", "on", ">word"][..], &rules.split(' ').collect::<Vec<_>>()].concat());
+        let port = redis.port.to_string();
+        let user = [("REDIS_USERNAME", "app"), ("REDIS_PASSWORD", "word"), ("REDIS_PORT", port.as_str())];
+        let (found, output) = check(&[&user[..], &[("REDIS_TRACKING", "on")]].concat());
+        assert!(output.lines().any(|found| found.starts_with(line)), "{rules}: no {line:?} in {output}");
+        assert_eq!(found, Some(code), "{rules}: {output}");
+    }
+}
