@@ -2,9 +2,9 @@
 
     check_freshness.py PROXY_HOST:PORT REDIS_HOST:PORT SECONDS
 
-README states the bound: after a change the proxy may serve the old value for CACHE_TTL, or with
-tracking until the invalidation arrives. This process reads the configuration from /stats. No other
-process changes these keys, so it knows when each value was replaced.
+docs/consistency.md states the bound: after a change the proxy may serve the old value for
+CACHE_TTL, or with tracking until the invalidation arrives. This process reads the configuration
+from /stats. No other process changes these keys, so it knows when each value was replaced.
 """
 
 import http.client

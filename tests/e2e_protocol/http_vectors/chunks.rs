@@ -31,7 +31,7 @@ fn sizes() -> Vec<Vector> {
             chunked(&format!("{:X}\r\n{HIDDEN}\r\n0\r\n\r\n", HIDDEN.len())),
             &[200],
         ),
-        // Exceeds the limit of a body in README.md (RFC 9110, section 15.5.14).
+        // Exceeds the limit of a body in docs/http-api.md (RFC 9110, section 15.5.14).
         Vector::closed("size of 4 GiB", chunked(&format!("FFFFFFFF\r\n{}", "x".repeat(2 * 1024 * 1024))), &[413]),
     ]);
     let invalid = [
@@ -125,7 +125,8 @@ fn extensions() -> Vec<Vector> {
     ];
     let mut vectors: Vec<Vector> = valid.map(|(name, line)| Vector::open(name, size(line), &[200])).into();
     vectors.extend(invalid.map(|(name, line)| Vector::bad(name, size(line))));
-    // By README.md the proxy refuses input that two programs could parse differently, such as this.
+    // By docs/http-api.md the proxy refuses input that two programs could parse differently, as
+    // here.
     vectors.extend(spaced.map(|(name, line)| Vector::open(name, size(line), &[200]).differing(&[400], false)));
     vectors.push(Vector::open("extension of the last chunk", chunked("0;a=\"b\"\r\n\r\n"), &[200]));
     vectors

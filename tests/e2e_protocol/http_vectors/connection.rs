@@ -83,7 +83,7 @@ fn upgrades() -> Vec<Vector> {
 
 /// Expectations: `100-continue` is case-insensitive, and HTTP/1.0 has none.
 ///
-/// Unknown expectations may get 417 (RFC 9110, section 10.1.1), and do by README.md.
+/// Unknown expectations may get 417 (RFC 9110, section 10.1.1), and do by docs/http-api.md.
 fn expectations() -> Vec<Vector> {
     vec![
         Vector::open("expectation without a body", with("Expect: 100-continue"), &[200]),

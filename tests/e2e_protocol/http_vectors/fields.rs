@@ -39,7 +39,7 @@ fn names() -> Vec<Vector> {
 /// Field values: visible characters, blanks and bytes beyond ASCII (RFC 9110, section 5.5).
 ///
 /// White space around a value is not part of it. CR, LF and NUL must be refused or replaced. Other
-/// controls are invalid, and the proxy refuses them by README.md.
+/// controls are invalid, and the proxy refuses them by docs/http-api.md.
 fn values() -> Vec<Vector> {
     let with_bytes = |value: &[u8]| [b"GET /raw/a HTTP/1.1\r\nHost: test\r\nA: ", value, b"\r\n\r\n"].concat();
     let mut vectors = vec![
@@ -79,7 +79,7 @@ fn values() -> Vec<Vector> {
 /// Folded lines: must be refused with 400 or unfolded (RFC 9112, section 5.2).
 ///
 /// The same holds for a line of white space before the first field (section 2.2). The proxy refuses
-/// both by README.md.
+/// both by docs/http-api.md.
 fn folding() -> Vec<Vector> {
     let first = |lines: &str| format!("GET /raw/a HTTP/1.1\r\n{lines}\r\n\r\n");
     vec![
@@ -100,7 +100,7 @@ fn folding() -> Vec<Vector> {
 
 /// Line ends: each line ends with CR LF and the head with an empty line (RFC 9112, section 2.1).
 ///
-/// By README.md the proxy does not accept a bare LF.
+/// By docs/http-api.md the proxy does not accept a bare LF.
 fn ends() -> Vec<Vector> {
     let head = "GET /raw/a HTTP/1.1\r\nHost: test";
     vec![
@@ -115,8 +115,8 @@ fn ends() -> Vec<Vector> {
     ]
 }
 
-/// Limits in README.md: 100 fields and a head of 16 KiB. Larger heads get 431 (RFC 6585, section
-/// 5).
+/// Limits in docs/http-api.md: 100 fields and a head of 16 KiB. Larger heads get 431 (RFC 6585,
+/// section 5).
 fn limits() -> Vec<Vector> {
     let many = |count: usize| vec!["A: b"; count].join("\r\n");
     vec![

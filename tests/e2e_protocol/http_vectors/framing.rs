@@ -61,7 +61,7 @@ fn lengths() -> Vec<Vector> {
 
 /// Several lengths: different ones must be refused, equal ones may be (RFC 9110, section 8.6).
 ///
-/// By README.md the proxy refuses both.
+/// By docs/http-api.md the proxy refuses both.
 fn several_lengths() -> Vec<Vector> {
     let two = |first: &str, second: &str| with_body(&format!("{first}\r\n{second}"), "hello");
     vec![

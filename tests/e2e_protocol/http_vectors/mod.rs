@@ -15,10 +15,10 @@
 //! response too many or too few fails the test. A request that follows a refused one must not even
 //! be looked up. [`HIDDEN_KEY`] is in Redis and must not be in the cache after the vectors.
 //!
-//! README.md makes the choices that an RFC leaves open ("MAY", "SHOULD"): deviations from the
-//! grammar are refused with 400, and the connection is closed. A [`Vector::differing`] is one where
-//! the proxy deviates from the RFCs. It holds both results and fails once the proxy follows the
-//! RFCs.
+//! docs/http-api.md makes the choices that an RFC leaves open ("MAY", "SHOULD"): deviations from
+//! the grammar are refused with 400, and the connection is closed. A [`Vector::differing`] is one
+//! where the proxy deviates from the RFCs. It holds both results and fails once the proxy follows
+//! the RFCs.
 
 mod chunks;
 mod connection;

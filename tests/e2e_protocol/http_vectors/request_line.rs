@@ -5,7 +5,7 @@ use super::{HIDDEN, Vector, check_all, line};
 /// Methods: case-sensitive tokens (RFC 9110, section 9.1).
 ///
 /// A known method that is not allowed gets 405 (section 15.5.6), an unknown one 501 (section
-/// 15.6.2). By README.md the proxy closes the connection after an unknown one.
+/// 15.6.2). By docs/http-api.md the proxy closes the connection after an unknown one.
 fn methods() -> Vec<Vector> {
     let known = ["POST", "PUT", "DELETE", "PATCH", "TRACE"];
     let unknown =
@@ -47,7 +47,7 @@ fn not_methods() -> Vec<Vector> {
 
 /// White space: single spaces separate the three parts (RFC 9112, section 3).
 ///
-/// Lenient parsing is a "MAY" that README.md declines.
+/// Lenient parsing is a "MAY" that docs/http-api.md declines.
 fn white_space() -> Vec<Vector> {
     vec![
         Vector::bad("space before the method", line(" GET /raw/a HTTP/1.1")),
@@ -69,7 +69,7 @@ fn white_space() -> Vec<Vector> {
 
 /// Line ends: one empty line before a request is ignored (RFC 9112, section 2.2, "at least one").
 ///
-/// A bare CR is invalid there. A bare LF as a line end is a "MAY" that README.md declines.
+/// A bare CR is invalid there. A bare LF as a line end is a "MAY" that docs/http-api.md declines.
 fn line_ends() -> Vec<Vector> {
     let good = line("GET /raw/a HTTP/1.1");
     vec![
