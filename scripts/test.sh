@@ -75,7 +75,8 @@ trap 'exit 143' TERM
 # All packages at once: apt-get does not run twice at the same time.
 need redis-server:redis-server redis-cli:redis-tools strace:strace python3:python3 cc:build-essential \
     c++:build-essential make:build-essential promtool:prometheus chromium:chromium logrotate:logrotate \
-    systemd-analyze:systemd varnishd:varnish nginx:nginx squid:squid openssl:openssl
+    systemd-analyze:systemd varnishd:varnish nginx:nginx squid:squid curl:curl ip:iproute2 unshare:util-linux \
+    openssl:openssl
 [ -n "$quick" ] || need wrk:wrk taskset:util-linux webdis:webdis \
     /usr/lib/nginx/modules/ngx_http_lua_module.so:libnginx-mod-http-lua \
     /usr/share/lua/5.1/nginx/redis.lua:lua-nginx-redis

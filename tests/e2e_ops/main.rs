@@ -9,6 +9,7 @@ mod cli;
 #[path = "../common/mod.rs"]
 mod common;
 mod dashboard;
+mod documents;
 mod health;
 mod logs;
 mod packaging;
