@@ -18,7 +18,7 @@ echo no-progress-meter >"$directory/.curlrc"
 export REDIS_HOST=127.0.0.1 PROXY_HOST=127.0.0.1 FAKETTY=1 CURL_HOME=$directory
 env "$@" segment-redis-proxy 2>"$directory/log" &
 proxy=$!
-trap 'kill "$proxy" "$redis" 2>/dev/null; wait' EXIT
+trap 'kill -KILL "$proxy" "$redis" 2>/dev/null; wait "$proxy" "$redis" 2>/dev/null' EXIT
 
 # Repeats a command until it succeeds, at most for a minute.
 retry() {
