@@ -207,6 +207,11 @@ impl Cache {
         self.inserted_keys.clear();
     }
 
+    /// Returns the limits.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// Returns true if the cache has as many entries as it may.
     pub fn is_full(&self) -> bool {
         self.len() >= self.limits.entries

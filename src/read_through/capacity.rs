@@ -61,22 +61,23 @@ impl ReadThrough {
         self.capacity = CapacityCheck { window_ends: now + WINDOW, hits, early_evictions: early, suggestion };
     }
 
-    /// Returns the capacity for all keys that were inserted in the window, with a fourth to spare.
+    /// Returns the capacity for all keys that were inserted in the window, with a fourth to spare,
+    /// and more than the present capacity.
     fn suggest(&self) -> Suggestion {
-        let (entries, bytes) = (self.cache.len(), self.cache.bytes());
-        let wanted = self.cache.estimate_keys().max(entries);
-        let wanted = wanted + wanted / 4;
+        let (entries, bytes, limits) = (self.cache.len(), self.cache.bytes(), self.cache.limits());
+        let wanted = self.cache.estimate_keys().max(entries + 1);
         if self.cache.is_full() {
-            return Suggestion { entries: round_up(wanted), bytes: 0 };
+            return Suggestion { entries: round_up(wanted + wanted.div_ceil(4)), bytes: 0 };
         }
-        Suggestion { entries: 0, bytes: round_up(bytes / entries.max(1) * wanted) }
+        let wanted_bytes = (bytes / entries.max(1)).saturating_mul(wanted).max(limits.bytes);
+        Suggestion { entries: 0, bytes: round_up(wanted_bytes + wanted_bytes.div_ceil(4)) }
     }
 }
 
 /// Rounds up to two digits followed by zeros.
 fn round_up(number: usize) -> usize {
     let mut unit = 1;
-    while number / unit >= 100 {
+    while number / unit > 99 {
         unit *= 10;
     }
     number.div_ceil(unit) * unit

@@ -557,6 +557,11 @@ impl World {
         if cached_bytes > self.limits.bytes.saturating_add(MAX_ENTRY_BYTES) {
             return Err(format!("{cached_bytes} bytes are cached"));
         }
+        let metrics = &mut self.recorder.metrics;
+        self.read_through.export_metrics(metrics);
+        if metrics.early_evictions > metrics.evicted {
+            return Err(format!("{} of {} evictions are early", metrics.early_evictions, metrics.evicted));
+        }
         for (slot, client) in self.clients.iter_mut().enumerate() {
             let unsent = client.connection.send_buffer().unsent_bytes();
             if unsent > MAX_UNSENT_BYTES + MAX_PENDING_REPLIES * MAX_REPLY_BYTES {
