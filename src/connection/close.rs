@@ -2,6 +2,7 @@
 //! request.
 
 use super::http_conn::{HEAD_PREFIX, HttpState, is_head, log_malformed};
+use super::resp_conn::log_first_command;
 use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext};
 use crate::metrics::{Protocol, Recorder, RequestOutcome, push_escaped};
 use crate::protocol::http::{self, HttpOperation, HttpRefusal, Status};
@@ -41,7 +42,8 @@ impl Connection {
                 }
             }
             Decoded::Incomplete | Decoded::Invalid(_) => {
-                reply.recorder.begin_request(&self.address, |text| log_malformed(text, input));
+                let log = if is_resp { log_first_command } else { log_malformed };
+                reply.recorder.begin_request(&self.address, |text| log(text, input));
             }
         }
         if is_resp {

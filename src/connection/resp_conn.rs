@@ -39,7 +39,7 @@ impl Connection {
             }
             DecodeEvent::Refuse(refusal) => {
                 replies.discard_open_multi();
-                context.recorder.begin_request(address, |text| push_escaped(text, refusal.to_string().as_bytes()));
+                context.recorder.begin_request(address, |text| log_refused(text, refusal.command(), session));
                 replies.push_resp(RequestOutcome::Refused, context, |out| resp::encode_refusal(&refusal, out));
             }
             DecodeEvent::Command(spec, arguments) => {
@@ -84,6 +84,34 @@ impl Connection {
         }
         DecodeStep::Consumed(consumed)
     }
+}
+
+/// Appends the name of the first command in `input` for the access log, like [`log_refused`]. Hides
+/// an incomplete or malformed one.
+pub(super) fn log_first_command(text: &mut String, mut input: &[u8]) {
+    let mut session = Session::new(0, 0);
+    loop {
+        match session.decode(input) {
+            Decoded::Complete(DecodeEvent::Skipped, consumed) => input = &input[consumed..],
+            Decoded::Complete(DecodeEvent::Command(spec, _) | DecodeEvent::MultiStart(spec, _), _) => {
+                return log_refused(text, spec.text.as_bytes(), &session);
+            }
+            Decoded::Complete(DecodeEvent::Refuse(refusal), _) => {
+                return log_refused(text, refusal.command(), &session);
+            }
+            Decoded::Complete(DecodeEvent::Key(_), _) | Decoded::Incomplete | Decoded::Invalid(_) => {
+                return text.push_str("...");
+            }
+        }
+    }
+}
+
+/// Appends a refused command for the access log: its name and the RESP version. Its arguments may
+/// hold a password.
+fn log_refused(text: &mut String, name: &[u8], session: &Session) {
+    push_escaped(text, &name.to_ascii_lowercase());
+    text.push(' ');
+    text.push_str(session.version().name());
 }
 
 /// Appends a command for the access log: its name, its key if it has one, and the RESP version.

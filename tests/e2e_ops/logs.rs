@@ -1,6 +1,6 @@
 //! Tests of the event log and the access log: their contents, and that no request waits for them.
 
-use crate::common::resp::RespClient;
+use crate::common::resp::{self, RespClient};
 use crate::common::{HttpClient, Proxy, Redis, wait_for};
 use std::process::{Command, Stdio};
 
@@ -77,7 +77,7 @@ fn request_is_common_log_line() {
         "\"mget (2) RESP2\" 200 20 many",
         "\"auth RESP2\" 200 5 other",
         "\"getrange a RESP2\" 200 8 hit",
-        "\"ERR unknown command 'SET': this proxy is read-only; COMMAND DOCS lists the supported commands\" 400 96 refused",
+        "\"set RESP2\" 400 96 refused",
     ];
     for (line, expected) in lines.iter().zip(expected) {
         let (before, rest) = line.split_once(" [").expect("the start of a date");
@@ -139,9 +139,50 @@ fn malformed_input_is_not_logged() {
     let text = wait_for_access_lines(&path, attempts.len() + 3).join("\n");
     assert!(text.contains("\"AUTH ...\" 400 ") && text.contains("\"GET ...\" 400 "), "{text}");
     assert!(
-        !read_log(&path).contains("user") && !read_log(&path).replace("'topsecret'", "").contains("topsecret"),
+        !read_log(&path).contains("user") && !read_log(&path).replace("\"topsecret RESP2\"", "").contains("topsecret"),
         "{text}"
     );
+    std::fs::remove_file(&path).expect("a file of this test");
+}
+
+/// A refused command is logged by its name, however it is refused. Its arguments may hold a
+/// password.
+#[test]
+fn refused_command_is_logged_by_name() {
+    let redis = Redis::start();
+    let (proxy, path) = start_with_log_file(&redis, "refused", &[]);
+    let long_key = "topsecret".repeat(10_000);
+    let mut resp = RespClient::connect(proxy.address);
+    let long_name = "Long".repeat(30);
+    let hostile = "a\" 200 5 hit 1\n127.0.0.1 \\\u{e9}";
+    let many = vec!["topsecret"; 65];
+    let commands: [(Vec<&str>, &str); 10] = [
+        (vec!["SET", "a", "topsecret"], "set"),
+        (vec!["FlushAll"], "flushall"),
+        (vec!["GET"], "get"),
+        (vec!["STRLEN", "topsecret", "topsecret"], "strlen"),
+        (vec!["GET", &long_key], "get"),
+        (vec!["MGET", "a", &long_key, "topsecret"], "mget"),
+        (vec!["AUTH"], "auth"),
+        ([&["PING"], many.as_slice()].concat(), "ping"),
+        (vec![&long_name, "topsecret"], &long_name[..64]),
+        (vec![hostile], "a\\x22 200 5 hit 1\\x0a127.0.0.1 \\x5c\\xc3\\xa9"),
+    ];
+    for (words, name) in &commands {
+        let reply = resp.call(resp::encode_command(words));
+        assert!(reply.starts_with(b"-ERR "), "{name}: {}", reply.escape_ascii());
+    }
+    resp.call_text("HELLO 3");
+    resp.call_text("SET a topsecret");
+    let mut inline = RespClient::connect(proxy.address);
+    assert!(inline.call("SELECT 0 topsecret\r\n").starts_with(b"-ERR wrong number"));
+    let lines = wait_for_access_lines(&path, 2 * (commands.len() + 2) + 2);
+    let refused = lines.iter().filter(|line| line.contains(" 400 ") && line.contains(" refused "));
+    let logged: Vec<_> = refused.map(|line| line.split('"').nth(1).expect("a request").to_owned()).collect();
+    let mut expected: Vec<_> = commands.iter().map(|(_, name)| format!("{} RESP2", name.to_lowercase())).collect();
+    expected.extend(["set RESP3".to_owned(), "select RESP2".to_owned()]);
+    assert_eq!(logged, expected);
+    assert!(!read_log(&path).contains("topsecret"), "{lines:?}");
     std::fs::remove_file(&path).expect("a file of this test");
 }
 
@@ -271,10 +312,20 @@ fn pipelined_and_rejected_requests_are_logged() {
     (0..50).for_each(|_| assert_eq!(client.read_response().status, 200));
     let mut excess = HttpClient::connect(proxy.address);
     assert_eq!(excess.get("/raw/excess").status, 503);
+    for (input, reply) in [("PING\r\n", "-ERR max"), ("*2\r\n$3\r\nSET\r\n$9\r\ntopsecret\r\n", "-ERR max")] {
+        let mut excess = RespClient::connect(proxy.address);
+        excess.send(input);
+        assert!(excess.read_to_close().starts_with(reply), "{input}");
+    }
     let lines = wait_for("all access lines are written", || {
         let lines = wait_for_access_lines(&path, 1);
-        lines.iter().any(|line| line.contains("\"GET /raw/excess HTTP/1.1\" 503 ")).then_some(lines)
+        let is_logged = |request: &str| lines.iter().any(|line| line.contains(request));
+        ["\"GET /raw/excess HTTP/1.1\" 503 ", "\"ping RESP2\" ", "\"set RESP2\" "]
+            .into_iter()
+            .all(is_logged)
+            .then_some(lines)
     });
+    assert!(!read_log(&path).contains("topsecret"), "{lines:?}");
     // The first request fetches the value. Most of the others arrive before it.
     let count_lines =
         |ending: &str| lines.iter().filter(|line| line.contains(&format!("/raw/b HTTP/1.1\" 200 5 {ending} "))).count();

@@ -56,10 +56,22 @@ pub enum RespRefusal {
     WrongNumber(&'static str),
     /// More arguments for the command of this name than this limit.
     TooMany(&'static str, i64),
-    /// Arguments above the limit on their length.
-    TooLong,
-    /// Argument that is not an integer.
-    NotANumber,
+    /// Arguments above the limit on their length, for the command of this name.
+    TooLong(&'static str),
+    /// Argument that is not an integer, for the command of this name.
+    NotANumber(&'static str),
+}
+
+impl RespRefusal {
+    /// Returns the name of the refused command, for the access log. The name of an unknown command
+    /// is cut and has the bytes that the client sent.
+    pub fn command(&self) -> &[u8] {
+        match self {
+            RespRefusal::Unknown(name) => name,
+            RespRefusal::WrongNumber(name) | RespRefusal::TooMany(name, _) => name.as_bytes(),
+            RespRefusal::TooLong(name) | RespRefusal::NotANumber(name) => name.as_bytes(),
+        }
+    }
 }
 
 impl fmt::Display for RespRefusal {
@@ -77,10 +89,10 @@ impl fmt::Display for RespRefusal {
             RespRefusal::TooMany(name, max) => {
                 write!(f, "ERR too many arguments for '{name}' command; the limit is {max}")
             }
-            RespRefusal::TooLong => {
+            RespRefusal::TooLong(_) => {
                 write!(f, "ERR argument too long; the limit is {MAX_KEY_BYTES} bytes")
             }
-            RespRefusal::NotANumber => f.write_str("ERR value is not an integer or out of range"),
+            RespRefusal::NotANumber(_) => f.write_str("ERR value is not an integer or out of range"),
         }
     }
 }
@@ -108,8 +120,9 @@ enum DecodeState {
     /// Start of a command.
     #[default]
     Start,
-    /// Start of a key. `left` keys follow, and `total` bytes of keys were decoded.
-    Keys { left: u32, total: usize },
+    /// Start of a key of the command `name`. `left` keys follow, and `total` bytes of keys were
+    /// decoded.
+    Keys { name: &'static str, left: u32, total: usize },
     /// Within a command that is skipped.
     Skipping(Box<SkippedCommand>),
 }
@@ -145,7 +158,7 @@ impl Decoder {
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         match &mut self.state {
             DecodeState::Start => self.decode_command(input),
-            &mut DecodeState::Keys { left, total } => self.decode_key(input, left, total),
+            &mut DecodeState::Keys { name, left, total } => self.decode_key(input, name, left, total),
             DecodeState::Skipping(skipped) => {
                 let (is_complete, consumed) = take!(skipped.skip(input));
                 if !is_complete {
@@ -214,7 +227,7 @@ impl Decoder {
             return self.skip_rest(left, RespRefusal::TooMany(spec.text, max), name_end);
         }
         if spec.is_multi_key() {
-            self.state = DecodeState::Keys { left: left as u32, total: 0 };
+            self.state = DecodeState::Keys { name: spec.text, left: left as u32, total: 0 };
             return Decoded::Complete(DecodeEvent::MultiStart(spec, left as u32), name_end);
         }
         let frames = &input[name_end..];
@@ -222,14 +235,20 @@ impl Decoder {
         for _ in 0..left {
             let (length, header) = take!(parse_bulk_length(&frames[at..]));
             if length > MAX_KEY_BYTES || at + header + length > MAX_COMMAND_BYTES {
-                return self.skip_rest(left, RespRefusal::TooLong, name_end);
+                return self.skip_rest(left, RespRefusal::TooLong(spec.text), name_end);
             }
             at += take!(parse_bulk_body(&frames[at..], length, header)).1;
         }
         Decoded::Complete(DecodeEvent::Command(spec, Arguments::new(&frames[..at])), name_end + at)
     }
 
-    fn decode_key<'a>(&mut self, input: &'a [u8], left: u32, total: usize) -> Decoded<DecodeEvent<'a>, ProtocolError> {
+    fn decode_key<'a>(
+        &mut self,
+        input: &'a [u8],
+        name: &'static str,
+        left: u32,
+        total: usize,
+    ) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         let (length, header) = take!(parse_bulk_length(input));
         let (left, total) = (left - 1, total + length);
         if total > MAX_TOTAL_BYTES {
@@ -242,12 +261,12 @@ impl Decoder {
                 end: 2,
                 left,
                 total,
-                refusal: RespRefusal::TooLong,
+                refusal: RespRefusal::TooLong(name),
             }));
             return Decoded::Complete(DecodeEvent::Skipped, header);
         }
         let (key, consumed) = take!(parse_bulk_body(input, length, header));
-        self.state = if left == 0 { DecodeState::Start } else { DecodeState::Keys { left, total } };
+        self.state = if left == 0 { DecodeState::Start } else { DecodeState::Keys { name, left, total } };
         Decoded::Complete(DecodeEvent::Key(key), consumed)
     }
 
@@ -415,7 +434,7 @@ mod tests {
     fn key_length_is_limited() {
         let long = vec![b'k'; MAX_KEY_BYTES];
         let longer = vec![b'k'; MAX_KEY_BYTES + 1];
-        let too_long = RespRefusal::TooLong.to_string();
+        let too_long = RespRefusal::TooLong("get").to_string();
         let key = String::from_utf8_lossy(&long).into_owned();
         check(&command(&[b"GET", &long]), &[&format!("get {key}")]);
         check(&command(&[b"GET", &longer]), &[&too_long]);

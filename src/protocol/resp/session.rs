@@ -91,7 +91,7 @@ impl Session {
                 let key = key();
                 match (arguments.next().and_then(parse_integer), arguments.next().and_then(parse_integer)) {
                     (Some(start), Some(end)) => RespOperation::Get(key, format(ReplyKind::Range(start, end))),
-                    _ => RespOperation::Refuse(RespRefusal::NotANumber),
+                    _ => RespOperation::Refuse(RespRefusal::NotANumber(spec.text)),
                 }
             }
             CommandName::Ttl => RespOperation::Ttl(key(), format(ReplyKind::Seconds)),
@@ -235,7 +235,7 @@ fn run_stateless(spec: &CommandSpec, words: &[&[u8]], database: u32, out: &mut R
             Some(_) => out.error(&format!(
                 "ERR this proxy serves only database {database}; set its REDIS_DB, or run another proxy"
             )),
-            None => out.error(&RespRefusal::NotANumber.to_string()),
+            None => out.error(&RespRefusal::NotANumber(spec.text).to_string()),
         },
         (CommandName::Config, [_, names @ ..]) if first == b"get" && !names.is_empty() => {
             let selected: Vec<_> = CONFIG_PARAMETERS
