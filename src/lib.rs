@@ -56,6 +56,7 @@ pub mod config;
 pub mod connection;
 pub mod dispatch;
 pub mod inflight;
+pub mod log_format;
 pub mod log_throttle;
 pub mod log_writer;
 pub mod metrics;

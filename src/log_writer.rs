@@ -4,11 +4,12 @@
 //! full queue drops lines and counts them. A file is reopened on request, after `logrotate` has
 //! renamed the old one.
 
+use crate::log_format::{LogFormat, event_line};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Most bytes in the queue: tens of thousands of lines, one second of a busy access log.
 const MAX_BUFFERED_BYTES: usize = 4 * 1024 * 1024;
@@ -36,6 +37,7 @@ pub struct LogWriter(Arc<WriterShared>);
 
 #[derive(Debug)]
 struct WriterShared {
+    format: LogFormat,
     state: Mutex<WriterState>,
     /// The queue has lines, or a reopen was requested.
     work: Condvar,
@@ -56,14 +58,23 @@ struct WriterState {
 }
 
 impl LogWriter {
-    /// Opens the target and starts the writer thread.
-    pub fn start(target: LogTarget) -> io::Result<LogWriter> {
+    /// Opens the target and starts the writer thread. The lines are in `format`.
+    pub fn start(target: LogTarget, format: LogFormat) -> io::Result<LogWriter> {
         let sink = open(&target)?;
-        let shared = WriterShared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
-        let log_writer = LogWriter(Arc::new(shared));
+        let log_writer = LogWriter::new(format);
         let writer = log_writer.clone();
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run(sink, &target))?;
         Ok(log_writer)
+    }
+
+    fn new(format: LogFormat) -> LogWriter {
+        let shared = WriterShared { format, state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
+        LogWriter(Arc::new(shared))
+    }
+
+    /// Returns the format of the lines.
+    pub fn format(&self) -> LogFormat {
+        self.0.format
     }
 
     /// Queues whole lines of the access log. Lines that do not fit are dropped.
@@ -132,7 +143,7 @@ impl LogWriter {
             let lost = dropped - std::mem::replace(&mut state.reported, dropped);
             drop(state);
             // Lines queued before the reopen request belong to the old file.
-            let failed = sink_state.write(&mut sink, &lines);
+            let failed = sink_state.write(&mut sink, &lines, self.0.format);
             if failed > 0 {
                 let mut state = self.state();
                 state.dropped += failed;
@@ -164,7 +175,7 @@ struct SinkState {
 
 impl SinkState {
     /// Writes as much as the target takes. Returns the number of lines not written whole.
-    fn write(&mut self, sink: &mut impl Write, lines: &[u8]) -> u64 {
+    fn write(&mut self, sink: &mut impl Write, lines: &[u8], format: LogFormat) -> u64 {
         let mut rest = lines;
         let mut result = if self.torn && !lines.is_empty() { sink.write_all(b"\n") } else { Ok(()) };
         self.torn &= result.is_err();
@@ -181,8 +192,12 @@ impl SinkState {
         match result.and_then(|()| sink.flush()) {
             Ok(()) => self.failing = false,
             Err(error) if !std::mem::replace(&mut self.failing, true) => {
-                let _ =
-                    writeln!(io::stderr(), "segment-redis-proxy: cannot write to the log, log lines are lost: {error}");
+                let message = format!("cannot write to the log, log lines are lost: {error}");
+                let line = match format {
+                    LogFormat::Text => format!("segment-redis-proxy: {message}\n").into_bytes(),
+                    LogFormat::Json => event_line(SystemTime::now(), log::Level::Error, module_path!(), &message),
+                };
+                let _ = io::stderr().write_all(&line);
             }
             Err(_) => {}
         }
@@ -227,7 +242,7 @@ mod tests {
         std::fs::create_dir_all(&folder).expect("the folder is created");
         let (path, old) = (folder.join("log"), folder.join("log.1"));
         let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-        let log_writer = LogWriter::start(LogTarget::File(path.clone())).expect("the file is opened");
+        let log_writer = LogWriter::start(LogTarget::File(path.clone()), LogFormat::Text).expect("the file is opened");
         log_writer.write_access_lines(b"one\n");
         log_writer.flush(TIMEOUT);
         std::fs::rename(&path, &old).expect("the file is renamed");
@@ -238,7 +253,7 @@ mod tests {
         log_writer.flush(TIMEOUT);
         assert_eq!((read(&old), read(&path)), ("one\ntwo\n".into(), "three\n".into()));
         std::fs::remove_dir_all(&folder).expect("the test owns the folder");
-        assert!(LogWriter::start(LogTarget::File(path)).is_err(), "there is no such folder");
+        assert!(LogWriter::start(LogTarget::File(path), LogFormat::Text).is_err(), "there is no such folder");
     }
 
     /// Disk that takes a limited number of bytes.
@@ -260,10 +275,10 @@ mod tests {
     #[test]
     fn full_disk_tears_one_line() {
         let (mut disk, mut sink_state) = (Full(Vec::new(), 7), SinkState::default());
-        assert_eq!(sink_state.write(&mut disk, b"one\ntwo two\nthree\n"), 2);
-        assert_eq!(sink_state.write(&mut disk, b"four\n"), 1);
+        assert_eq!(sink_state.write(&mut disk, b"one\ntwo two\nthree\n", LogFormat::Text), 2);
+        assert_eq!(sink_state.write(&mut disk, b"four\n", LogFormat::Text), 1);
         disk.1 = 100;
-        assert_eq!(sink_state.write(&mut disk, b"five\nsix\n"), 0);
+        assert_eq!(sink_state.write(&mut disk, b"five\nsix\n", LogFormat::Text), 0);
         assert_eq!(String::from_utf8_lossy(&disk.0), "one\ntwo\nfive\nsix\n");
         assert!(!sink_state.failing && !sink_state.torn);
     }
@@ -271,8 +286,7 @@ mod tests {
     /// Access log lines beyond the bound are dropped. An event still fits.
     #[test]
     fn full_queue_drops_access_lines() {
-        let shared = WriterShared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
-        let log_writer = LogWriter(Arc::new(shared));
+        let log_writer = LogWriter::new(LogFormat::Text);
         let max = MAX_BUFFERED_BYTES - RESERVED_FOR_EVENTS;
         log_writer.write_access_lines(&b"0123456\n".repeat(max / 8 + 3));
         assert_eq!((log_writer.dropped(), log_writer.state().buffer.len()), (3, max));
@@ -285,8 +299,7 @@ mod tests {
     fn blocked_target_blocks_no_caller() {
         // A pipe without a reader takes 64 KiB.
         let (reader, writer) = io::pipe().expect("a pipe");
-        let shared = WriterShared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() };
-        let log_writer = LogWriter(Arc::new(shared));
+        let log_writer = LogWriter::new(LogFormat::Text);
         let thread = log_writer.clone();
         std::thread::spawn(move || thread.run(Box::new(writer), &LogTarget::Error));
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();

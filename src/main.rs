@@ -11,6 +11,7 @@ mod check;
 mod healthcheck;
 
 use segment_redis_proxy::config::{self, Config, ConfigError};
+use segment_redis_proxy::log_format::LogFormat;
 use segment_redis_proxy::log_writer::{LogTarget, LogWriter};
 use segment_redis_proxy::metrics::{InstanceInfo, MetricsRegistry};
 use segment_redis_proxy::protocol::set_pinned_limit;
@@ -172,11 +173,11 @@ fn start_logs(config: &Config) -> Result<Logs, ExitError> {
         None => ExitError(1, format!("cannot start the log thread: {error}")),
     };
     let file = config.log_file.as_ref().map(|path| LogTarget::File(path.into()));
-    let events = LogWriter::start(file.clone().unwrap_or(LogTarget::Error)).map_err(exit_error)?;
+    let events = LogWriter::start(file.clone().unwrap_or(LogTarget::Error), LogFormat::Text).map_err(exit_error)?;
     let access = match (config.access_log, file) {
         (false, _) => None,
         (true, Some(_)) => Some(events.clone()),
-        (true, None) => Some(LogWriter::start(LogTarget::Output).map_err(exit_error)?),
+        (true, None) => Some(LogWriter::start(LogTarget::Output, LogFormat::Text).map_err(exit_error)?),
     };
     env_logger::Builder::new()
         .parse_filters(if config.log_filter.is_empty() { "info" } else { &config.log_filter })

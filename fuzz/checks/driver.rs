@@ -10,6 +10,7 @@ use segment_redis_proxy::connection::{
     Connection, DecodeContext, MAX_PENDING_KEYS, MAX_PENDING_REPLIES, MAX_UNSENT_BYTES, ReplyContext,
 };
 use segment_redis_proxy::dispatch::Dispatcher;
+use segment_redis_proxy::log_format::LogFormat;
 use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::MAX_IOVECS;
 use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
@@ -127,7 +128,7 @@ impl<'a> Driver<'a> {
             policy: Policy::default(),
             write_scratch: Vec::with_capacity(1024),
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
-            recorder: Recorder::new(true),
+            recorder: Recorder::new(Some(LogFormat::Text)),
             registry: MetricsRegistry::default(),
             worker_slot: WorkerSlot::default(),
             completed_keys: 0,
@@ -154,7 +155,7 @@ impl<'a> Driver<'a> {
             );
             self.completed_keys += 1;
         }
-        self.recorder = Recorder::new(true);
+        self.recorder = Recorder::new(Some(LogFormat::Text));
     }
 
     /// Runs with the whole input and output at once, and completes every fetch immediately.

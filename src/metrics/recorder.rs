@@ -8,8 +8,10 @@
 
 use super::access_log::{AccessLog, LoggedRequest};
 use super::{Micros, Protocol, RequestOutcome, WorkerMetrics};
+use crate::log_format::LogFormat;
 use crate::protocol::ReplySummary;
 use crate::types::Failure;
+use std::time::SystemTime;
 
 /// Start time of a pending request, and its text for the access log.
 #[derive(Debug, Default)]
@@ -32,9 +34,10 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Creates a recorder, with an access log if `logs_requests`.
-    pub fn new(logs_requests: bool) -> Recorder {
-        Recorder { access_log: logs_requests.then(Box::default), ..Recorder::default() }
+    /// Creates a recorder, with an access log if there is a format for it.
+    pub fn new(access_log: Option<LogFormat>) -> Recorder {
+        let access_log = access_log.map(|format| Box::new(AccessLog::new(format)));
+        Recorder { access_log, ..Recorder::default() }
     }
 
     /// Returns true if each request is logged.
@@ -48,10 +51,11 @@ impl Recorder {
         self.now = now;
     }
 
-    /// Sets the time that access log lines show. Calls `date` only if the access log is on.
-    pub fn set_date(&mut self, date: impl FnOnce() -> String) {
+    /// Sets the time that access log lines show, when a new second has begun. Comes after
+    /// [`Recorder::set_now`].
+    pub fn set_date(&mut self, time: SystemTime) {
         if let Some(access_log) = &mut self.access_log {
-            access_log.date = date();
+            access_log.set_date(time, self.now);
         }
     }
 
@@ -87,7 +91,7 @@ impl Recorder {
         // A request for several keys that had no need to wait found all of them in the cache.
         self.hits += u64::from(matches!(outcome, RequestOutcome::Hit | RequestOutcome::Many));
         if let Some(access_log) = &mut self.access_log {
-            access_log.push_untimed(outcome, sent);
+            access_log.push_untimed(outcome, sent, self.now);
         }
     }
 
@@ -108,7 +112,7 @@ impl Recorder {
         let time = self.now.saturating_sub(info.started_at);
         self.metrics.miss_latency.observe(time, 1);
         if let (Some(access_log), Some(logged)) = (&mut self.access_log, &info.logged) {
-            access_log.push(logged, outcome, (sent.status.code(), sent.bytes), time);
+            access_log.push(logged, outcome, (sent.status.code(), sent.bytes), self.now, time);
         }
     }
 
@@ -116,7 +120,7 @@ impl Recorder {
     pub fn record_aborted(&mut self, info: &RequestInfo, protocol: Protocol) {
         self.metrics.requests_by_outcome[protocol as usize][RequestOutcome::Aborted as usize] += 1;
         if let (Some(access_log), Some(logged)) = (&mut self.access_log, &info.logged) {
-            access_log.push_aborted(logged, self.now.saturating_sub(info.started_at));
+            access_log.push_aborted(logged, self.now, self.now.saturating_sub(info.started_at));
         }
     }
 
@@ -154,6 +158,7 @@ mod tests {
     use super::super::access_log::{MAX_LOGGED_BYTES, push_escaped};
     use super::*;
     use crate::protocol::http::Status;
+    use std::time::Duration;
 
     const SENT: ReplySummary = ReplySummary { status: Status::Ok, bytes: 28 };
 
@@ -165,7 +170,7 @@ mod tests {
     /// Hits take as long as their turns. A request that waits takes until its reply.
     #[test]
     fn hit_and_miss_latencies_differ() {
-        let mut recorder = Recorder::new(false);
+        let mut recorder = Recorder::new(None);
         recorder.set_now(1000);
         recorder.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
         recorder.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
@@ -187,8 +192,8 @@ mod tests {
     /// Each request has one line in the access log, and cannot forge another.
     #[test]
     fn request_has_one_escaped_line() {
-        let mut recorder = Recorder::new(true);
-        recorder.set_date(|| "06/Nov/1994:08:49:37 +0000".into());
+        let mut recorder = Recorder::new(Some(LogFormat::Text));
+        recorder.set_date(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
         recorder.set_now(100);
         recorder.begin_request("127.0.0.1", |text| push_escaped(text, b"GET /key/a HTTP/1.1"));
         recorder.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
@@ -220,5 +225,32 @@ mod tests {
         recorder.record_aborted(&info, Protocol::Resp);
         assert!(take_lines(&mut recorder).ends_with(" RESP2\" 499 - aborted 300\n"));
         assert_eq!(recorder.metrics.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Aborted as usize], 1);
+    }
+
+    /// A line in JSON has the fields and escapes of the text, as one object, and milliseconds.
+    #[test]
+    fn json_line_has_all_fields() {
+        let mut recorder = Recorder::new(Some(LogFormat::Json));
+        recorder.set_now(400_000);
+        recorder.set_date(SystemTime::UNIX_EPOCH + Duration::from_millis(784_111_777_300));
+        recorder.begin_request("::1", |text| push_escaped(text, b"GET \"\\\r\n\xff RESP2"));
+        let info = recorder.request_info();
+        recorder.record_reply(Protocol::Http, RequestOutcome::Hit, SENT);
+        recorder.end_turns(400_012);
+        recorder.set_now(650_900);
+        recorder.record_deferred_reply(&info, Protocol::Resp, RequestOutcome::Miss, SENT);
+        // The clock of the event loop drifts from the one of the system.
+        recorder.set_now(1_200_000);
+        recorder.record_aborted(&info, Protocol::Resp);
+        let line = |millis, status, bytes, outcome, duration| {
+            format!(
+                "{{\"time\":\"1994-11-06T08:49:37.{millis}Z\",\"client\":\"::1\",\"request\":\"GET \
+                 \\\\x22\\\\x5c\\\\x0d\\\\x0a\\\\xff RESP2\",\"status\":{status},\"bytes\":{bytes},\"outcome\":\"{outcome}\",\
+                 \"duration_us\":{duration}}}\n"
+            )
+        };
+        let expected =
+            [line(300, 200, 28, "hit", 12), line(550, 200, 28, "miss", 250_900), line(999, 499, 0, "aborted", 800_000)];
+        assert_eq!(take_lines(&mut recorder), expected.concat());
     }
 }

@@ -45,7 +45,7 @@ impl Clients {
 
     /// Turns on the access log.
     pub(super) fn log_requests(&mut self, log_writer: LogWriter) {
-        (self.recorder, self.access_log) = (Recorder::new(true), Some(log_writer));
+        (self.recorder, self.access_log) = (Recorder::new(Some(log_writer.format())), Some(log_writer));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -77,9 +77,9 @@ impl Clients {
     }
 
     /// Sets the `Date` of replies and of access log lines.
-    pub(super) fn set_date(&mut self, date: ResponseDate) {
-        self.recorder.set_date(|| date.clf());
-        self.date = date;
+    pub(super) fn set_date(&mut self, time: SystemTime) {
+        self.recorder.set_date(time);
+        self.date = ResponseDate::at(time);
     }
 
     /// Stores the readiness that the kernel reported, and queues the client.

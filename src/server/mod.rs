@@ -38,7 +38,7 @@ use crate::connection::Connection;
 use crate::dispatch::sync_metrics;
 use crate::log_writer::LogWriter;
 use crate::metrics::{MetricsRegistry, WorkerSlot};
-use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
+use crate::protocol::http::{HeadDecoder, Policy};
 use crate::read_through::ReadThrough;
 use crate::types::{Completion, Failure, Invalidation, Job, Millis};
 use client::Client;
@@ -234,10 +234,11 @@ impl Worker {
     }
 
     fn begin_tick(&mut self) {
-        if let Some(time) = self.clock.tick() {
-            self.clients.set_date(ResponseDate::at(time));
-        }
+        let time = self.clock.tick();
         self.clients.recorder.set_now(self.clock.micros);
+        if let Some(time) = time {
+            self.clients.set_date(time);
+        }
         self.poll_shutdown();
     }
 

@@ -12,7 +12,7 @@ const CRATES: [(&str, &[&str]); 14] = [
     ("base64", &["protocol"]),
     ("env_logger", &["main"]),
     ("httparse", &["protocol"]),
-    ("httpdate", &["protocol"]),
+    ("httpdate", &["protocol", "log_format"]),
     ("itoa", &["protocol"]),
     ("log", &["read_through", "backend", "log_writer", "server", "main"]),
     ("mio", &["server"]),
@@ -26,8 +26,9 @@ const CRATES: [(&str, &[&str]); 14] = [
 ];
 
 /// Modules that read the clock. The backend bounds its blocking calls, and `main` the time that
-/// workers and logs may take to end. All other modules receive the time as an argument.
-const CLOCK_MODULES: [&str; 3] = ["backend", "server", "main"];
+/// workers and logs may take to end. The log writer dates a message of its own. All other modules
+/// receive the time as an argument.
+const CLOCK_MODULES: [&str; 4] = ["backend", "log_writer", "server", "main"];
 
 /// Modules that use sockets, threads, files or processes.
 const IO_MODULES: [&str; 6] = ["backend", "log_writer", "server", "check", "healthcheck", "main"];

@@ -10,6 +10,7 @@ use segment_redis_proxy::backend::Reading;
 use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::connection::{DecodeContext, MAX_PENDING_REPLIES, MAX_UNSENT_BYTES, ReplyContext};
 use segment_redis_proxy::dispatch::Dispatcher;
+use segment_redis_proxy::log_format::LogFormat;
 use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use segment_redis_proxy::read_through::ReadThrough;
@@ -148,7 +149,7 @@ impl World {
             moment: 0,
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
             head_decoder: HeadDecoder::new(),
-            recorder: Recorder::new(true),
+            recorder: Recorder::new(Some(LogFormat::Text)),
             read_through: ReadThrough::new(limits, ttl, wait_timeout),
             limits,
             age_limits: AgeLimits { ttl, stale, wait_timeout },

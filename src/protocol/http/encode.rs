@@ -40,14 +40,6 @@ impl ResponseDate {
         });
         ResponseDate { text, before_length }
     }
-
-    /// Returns the time in Common Log Format: `06/Nov/1994:08:49:37 +0000`.
-    pub fn clf(&self) -> String {
-        // "Sun, 06 Nov 1994 08:49:37 GMT"
-        let mut parts = self.text.split(' ').skip(1);
-        let mut next = || parts.next().unwrap_or_default();
-        format!("{}/{}/{}:{} +0000", next(), next(), next(), next())
-    }
 }
 
 /// Response of an admin endpoint.
@@ -506,13 +498,6 @@ mod tests {
             assert_eq!(sent.bytes, 0);
         });
         assert!(head.starts_with("HTTP/1.1 503 ") && head.ends_with("Cache-Control: no-store\r\n\r\n"), "{head}");
-    }
-
-    /// The access log has the date in Common Log Format.
-    #[test]
-    fn date_renders_common_log_format() {
-        let date = ResponseDate::at(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
-        assert_eq!(date.clf(), "06/Nov/1994:08:49:37 +0000");
     }
 
     /// A response to `HEAD` has no body; `Connection` says `close`, or `keep-alive` for HTTP/1.0.
