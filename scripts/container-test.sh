@@ -23,7 +23,7 @@ temporary=$(mktemp -d)
 # Empty variables select the compose file's defaults, whatever the shell or a .env file contains.
 for variable in REDIS_{HOST,PORT,USERNAME,PASSWORD,DB,CONNECTIONS,TIMEOUT,TRACKING} CACHE_{SIZE,BYTES} \
     MAX_VALUE_BYTES STALE_IF_ERROR PROXY_HOST ALLOWED_HOSTS MAX_CONNECTIONS CLIENT_{BYTES,TIMEOUT,IDLE_TIMEOUT} SHARE_PORT SHUTDOWN_GRACE \
-    ADMIN ACCESS_LOG LOG_FILE WORKERS RUST_LOG; do
+    ADMIN ACCESS_LOG LOG_{FILE,FORMAT} WORKERS RUST_LOG; do
     export "$variable="
 done
 export CACHE_TTL=2.5 PROXY_PORT="${PORT:-18642}" COMPOSE_PROJECT_NAME="segment-container-test-$$"

@@ -19,6 +19,7 @@ pub use help::help;
 pub use unknown::unknown_variables;
 pub use variables::{Group, Kind, VARIABLES, Variable};
 
+use crate::log_format::LogFormat;
 use crate::protocol::http::AllowedHosts;
 use std::ffi::OsString;
 use std::time::Duration;
@@ -52,6 +53,7 @@ pub struct Config {
     pub admin: bool,
     pub access_log: bool,
     pub log_file: Option<String>,
+    pub log_format: LogFormat,
     pub log_filter: String,
     pub workers: usize,
 }
@@ -120,6 +122,10 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
         self.value(name, |text, _| AllowedHosts::parse(text).ok_or_else(|| "is not a list of host names".into()))
     }
 
+    fn log_format(&mut self, name: &'static str) -> LogFormat {
+        self.value(name, |text, _| LogFormat::parse(text).ok_or_else(|| "is not a log format".into()))
+    }
+
     fn log_filter(&mut self, name: &'static str) -> String {
         self.value(name, |text, _| parse::log_filter(text).map(|()| text.to_owned()))
     }
@@ -173,6 +179,7 @@ impl Config {
             admin: reader.switch("ADMIN"),
             access_log: reader.switch("ACCESS_LOG"),
             log_file: reader.text("LOG_FILE"),
+            log_format: reader.log_format("LOG_FORMAT"),
             log_filter: reader.log_filter("RUST_LOG"),
             workers: reader.number("WORKERS") as usize,
         };
@@ -207,7 +214,8 @@ mod tests {
         let timeouts = (config.client_timeout, config.client_idle_timeout);
         assert_eq!(timeouts, (Duration::from_secs(10), Duration::from_secs(60)));
         assert_eq!((config.redis_username, config.redis_password, config.redis_db), (None, None, 0));
-        assert_eq!((config.log_filter.as_str(), config.log_file), ("info", None));
+        let log = (config.log_filter.as_str(), config.log_file, config.log_format);
+        assert_eq!(log, ("info", None, LogFormat::Text));
     }
 
     /// The error of an invalid value has the variable, the value, the problem and what is allowed.
@@ -259,6 +267,8 @@ mod tests {
             ("SHUTDOWN_GRACE", "-1", "is not a number"),
             ("ADMIN", "", "is empty"),
             ("ACCESS_LOG", "enabled", "is neither"),
+            ("LOG_FORMAT", "", "is not a log format"),
+            ("LOG_FORMAT", "xml", "is not a log format"),
             ("RUST_LOG", "loud", "is not a log level"),
             ("WORKERS", "0", "is out of range"),
             ("WORKERS", "", "is empty"),

@@ -70,6 +70,8 @@ pub enum Kind {
     Secret,
     /// Path of a file, or nothing.
     Path,
+    /// Name of a log format.
+    LogFormat,
     /// Filter of `env_logger`.
     LogFilter,
 }
@@ -129,7 +131,7 @@ const MAX_BYTES: u64 = 1_000_000_000_000_000;
 
 /// All variables, in the order of the documentation.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 27] = [
+pub const VARIABLES: [Variable; 28] = [
     Variable { name: "REDIS_HOST", default: "redis", kind: Kind::Host, group: Group::Redis, description: "host of the Redis server" },
     Variable { name: "REDIS_PORT", default: "6379", kind: Kind::Number(1, 65_535), group: Group::Redis, description: "port of the Redis server" },
     Variable { name: "REDIS_USERNAME", default: "", kind: Kind::Text, group: Group::Redis, description: "ACL user to authenticate as; requires REDIS_PASSWORD" },
@@ -155,6 +157,7 @@ pub const VARIABLES: [Variable; 27] = [
     Variable { name: "ADMIN", default: "on", kind: Kind::Switch, group: Group::Operation, description: "serve the dashboard at /, /metrics and /stats" },
     Variable { name: "ACCESS_LOG", default: "off", kind: Kind::Switch, group: Group::Operation, description: "log each request to standard output or LOG_FILE" },
     Variable { name: "LOG_FILE", default: "", kind: Kind::Path, group: Group::Operation, description: "file to log to instead of standard error; SIGHUP reopens it" },
+    Variable { name: "LOG_FORMAT", default: "text", kind: Kind::LogFormat, group: Group::Operation, description: "format of events and of the access log; json is one object for each line" },
     Variable { name: "RUST_LOG", default: "info", kind: Kind::LogFilter, group: Group::Operation, description: "log level" },
     Variable { name: "WORKERS", default: "1", kind: Kind::Number(1, 256), group: Group::Operation, description: "event loops on the same port, each with its own cache and Redis connections" },
 ];
@@ -186,6 +189,7 @@ impl Kind {
             Kind::Switch => "on or off".into(),
             Kind::Text | Kind::Secret => "any text".into(),
             Kind::Path => "a path".into(),
+            Kind::LogFormat => "text or json".into(),
             Kind::LogFilter => "off, error, warn, info, debug or trace".into(),
         }
     }

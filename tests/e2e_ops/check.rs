@@ -130,7 +130,7 @@ fn check_of_working_configuration_succeeds() {
     assert_eq!(code, Some(0), "{output}");
     let version = format!("ok       Redis: 127.0.0.1:{port}: Redis ");
     for line in [
-        "ok       configuration: 6 of 27 variables set",
+        "ok       configuration: 6 of 28 variables set",
         "ok       PROXY_HOST: 127.0.0.1:0 can be bound",
         &version,
         "ok       read: works",
