@@ -11,7 +11,7 @@ mod check;
 mod healthcheck;
 
 use segment_redis_proxy::config::{self, Config, ConfigError};
-use segment_redis_proxy::log_format::LogFormat;
+use segment_redis_proxy::log_format::{LogFormat, event_line};
 use segment_redis_proxy::log_writer::{LogTarget, LogWriter};
 use segment_redis_proxy::metrics::{InstanceInfo, MetricsRegistry};
 use segment_redis_proxy::protocol::set_pinned_limit;
@@ -27,7 +27,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The allocator that Redis uses too. It returns the memory of expired entries to the system, from
 /// a background thread so that no request pays for it (glibc kept half of what 60 MB of entries had
@@ -108,9 +108,25 @@ fn main() -> ExitCode {
         )),
     };
     result.unwrap_or_else(|ExitError(code, message)| {
-        message.lines().for_each(|line| eprintln!("segment-redis-proxy: {line}"));
+        // Only a proxy that serves has lines for a log collector. Other arguments are for people.
+        let format = if arguments.is_empty() { requested_format() } else { LogFormat::Text };
+        let lines = message.lines().flat_map(|line| error_line(format, "segment-redis-proxy: ", line));
+        let _ = std::io::stderr().write_all(&lines.collect::<Vec<u8>>());
         ExitCode::from(code)
     })
+}
+
+/// Returns the format that `LOG_FORMAT` asks for, also if another variable is invalid.
+fn requested_format() -> LogFormat {
+    std::env::var("LOG_FORMAT").ok().and_then(|name| LogFormat::parse(&name)).unwrap_or_default()
+}
+
+/// Returns the line of a message that bypasses the logger. Text has `prefix` before it.
+fn error_line(format: LogFormat, prefix: &str, message: &str) -> Vec<u8> {
+    match format {
+        LogFormat::Text => format!("{prefix}{message}\n").into_bytes(),
+        LogFormat::Json => event_line(SystemTime::now(), log::Level::Error, module_path!(), message),
+    }
 }
 
 /// Reads the configuration. The error has a line for each invalid variable, after the warnings
@@ -173,16 +189,23 @@ fn start_logs(config: &Config) -> Result<Logs, ExitError> {
         None => ExitError(1, format!("cannot start the log thread: {error}")),
     };
     let file = config.log_file.as_ref().map(|path| LogTarget::File(path.into()));
-    let events = LogWriter::start(file.clone().unwrap_or(LogTarget::Error), LogFormat::Text).map_err(exit_error)?;
+    let format = config.log_format;
+    let events = LogWriter::start(file.clone().unwrap_or(LogTarget::Error), format).map_err(exit_error)?;
     let access = match (config.access_log, file) {
         (false, _) => None,
         (true, Some(_)) => Some(events.clone()),
-        (true, None) => Some(LogWriter::start(LogTarget::Output, LogFormat::Text).map_err(exit_error)?),
+        (true, None) => Some(LogWriter::start(LogTarget::Output, format).map_err(exit_error)?),
     };
-    env_logger::Builder::new()
+    let mut logger = env_logger::Builder::new();
+    logger
         .parse_filters(if config.log_filter.is_empty() { "info" } else { &config.log_filter })
-        .target(env_logger::Target::Pipe(Box::new(events.clone())))
-        .init();
+        .target(env_logger::Target::Pipe(Box::new(events.clone())));
+    if format == LogFormat::Json {
+        logger.format(|out, record| {
+            out.write_all(&event_line(SystemTime::now(), record.level(), record.target(), &record.args().to_string()))
+        });
+    }
+    logger.init();
     // Panics go to the event log. Its bounded queue never blocks the thread that panicked.
     let log = events.clone();
     std::panic::set_hook(Box::new(move |panic| {
@@ -195,7 +218,7 @@ fn start_logs(config: &Config) -> Result<Logs, ExitError> {
             log::error!("{text}");
         } else {
             // Panics are logged even with RUST_LOG=off.
-            let _ = writeln!(log.clone(), "{text}");
+            let _ = log.clone().write_all(&error_line(format, "", &text));
         }
     }));
     Ok(Logs { events, access })

@@ -10,7 +10,7 @@ fn find_free_port() -> u16 {
 }
 
 /// Starts a proxy that writes events and access lines to a new file, and returns that file's path.
-fn start_with_log_file(redis: &Redis, name: &str, variables: &[(&str, &str)]) -> (Proxy, std::path::PathBuf) {
+pub fn start_with_log_file(redis: &Redis, name: &str, variables: &[(&str, &str)]) -> (Proxy, std::path::PathBuf) {
     let path = std::env::temp_dir().join(format!("segment-logs-{}-{name}", std::process::id()));
     let text = path.to_str().expect("a path in UTF-8");
     // A free port would be reported in the log file only, so the test chooses one.
@@ -22,7 +22,7 @@ fn start_with_log_file(redis: &Redis, name: &str, variables: &[(&str, &str)]) ->
     (Proxy::start_unlogged(command, redis.port, &variables, port), path)
 }
 
-fn read_log(path: &std::path::Path) -> String {
+pub fn read_log(path: &std::path::Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 

@@ -11,5 +11,6 @@ mod common;
 mod dashboard;
 mod documents;
 mod health;
+mod json_logs;
 mod logs;
 mod packaging;
