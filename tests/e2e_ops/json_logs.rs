@@ -5,8 +5,8 @@ use crate::common::{Redis, wait_for};
 use crate::logs::{read_log, start_with_log_file};
 use std::process::{Command, Stdio};
 
-/// Python program that parses the lines of its input with a strict JSON parser. It checks fields and
-/// types, and prints each line with tabs between the fields that a test can predict.
+/// Python program that parses the lines of its input with a strict JSON parser. It checks fields
+/// and types, and prints each line with tabs between the fields that a test can predict.
 const PARSER: &str = r#"
 import json, re, sys
 for line in sys.stdin.buffer.read().decode("utf-8", "strict").split("\n")[:-1]:

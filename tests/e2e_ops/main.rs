@@ -1,5 +1,5 @@
-//! End-to-end tests of what operators use: metrics, health, logs, the dashboard, packaging and the
-//! command line.
+//! End-to-end tests of what operators use: metrics, health, logs, the dashboard, packaging, files
+//! for deployment and the command line.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
@@ -9,6 +9,7 @@ mod cli;
 #[path = "../common/mod.rs"]
 mod common;
 mod dashboard;
+mod deploy;
 mod documents;
 mod health;
 mod json_logs;

@@ -1,0 +1,102 @@
+//! Tests of the files in `deploy/` that other programs read: Kubernetes. `deploy.py` checks
+//! them.
+//!
+//! Each check is also run on files with a mistake, which it must find.
+
+use segment_redis_proxy::config::{Config, VARIABLES};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const MANIFESTS: [&str; 2] = ["deploy/kubernetes/deployment.yaml", "deploy/kubernetes/sidecar.yaml"];
+
+/// Runs a command in the repository. Returns true as the first part if it succeeded, then standard
+/// output and standard error.
+fn run(command: &mut Command) -> (bool, String, String) {
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("the program is installed");
+    let Output { status, stdout, stderr } = output;
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (status.success(), text(stdout), text(stderr))
+}
+
+/// Runs `deploy.py` and returns like [`run`].
+fn check(arguments: &[&str]) -> (bool, String, String) {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
+    assert!(python.exists(), "Python packages are missing: scripts/test.sh installs them into target/python");
+    run(Command::new(python).arg("tests/e2e_ops/deploy.py").args(arguments))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("a file of the repository")
+}
+
+/// File of one test, removed when dropped.
+struct TempFile(PathBuf);
+
+impl TempFile {
+    fn write(text: &str) -> TempFile {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        // The schema checker reads the format from the ending.
+        let name = format!("{}-deploy-{number}.yml", std::process::id());
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::write(&path, text).expect("a writable directory");
+        TempFile(path)
+    }
+
+    /// Returns a copy of a file in the repository, with all of `good` replaced.
+    fn with_mistake(path: &str, good: &str, bad: &str) -> TempFile {
+        let text = read(path);
+        assert!(text.contains(good), "{path} has no {good}");
+        TempFile::write(&text.replace(good, bad))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("a name in UTF-8")
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Kubernetes accepts the manifests with no unknown field, and the proxy accepts their variables.
+#[test]
+fn manifests_are_valid_and_safe() {
+    for manifest in MANIFESTS {
+        let (is_valid, variables, problems) = check(&["manifests", manifest]);
+        assert!(is_valid, "{problems}");
+        let set: Vec<_> = variables.lines().filter_map(|line| line.split_once('=')).collect();
+        assert!(set.len() > 8, "{variables}");
+        let unknown: Vec<_> =
+            set.iter().filter(|(name, _)| VARIABLES.iter().all(|variable| variable.name != *name)).collect();
+        assert!(unknown.is_empty(), "{manifest}: {unknown:?}");
+        let find = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        if let Err(error) = Config::read(find) {
+            panic!("{manifest}: {error}");
+        }
+    }
+}
+
+/// A misspelt field or a value that fits to no other is an error in a manifest.
+#[test]
+fn manifest_mistake_is_found() {
+    for (good, bad, problem) in [
+        ("readOnlyRootFilesystem:", "readonlyRootFilesystem:", "readonlyRootFilesystem"),
+        ("enableServiceLinks:", "enableServiceLink:", "enableServiceLink"),
+        ("periodSeconds:", "periodSecond:", "periodSecond"),
+        ("containerPort: 8080", "containerPort: eighty", "eighty"),
+        ("drop: [ALL]", "drop: [NET_RAW]", "capabilities"),
+        ("memory: 1Gi", "memory: 512Mi", "the cache needs"),
+        ("terminationGracePeriodSeconds: 15", "terminationGracePeriodSeconds: 12", "SHUTDOWN_GRACE"),
+        ("targetPort: proxy", "targetPort: http", "the Service has no port"),
+        ("runAsUser: 65534", "runAsUser: 0", "runAsUser"),
+        ("runAsUser: 65534", "runAsUser: 65534\n        runAsUser: 65534", "a key occurs twice"),
+    ] {
+        let file = TempFile::with_mistake(MANIFESTS[0], good, bad);
+        let (is_valid, _, problems) = check(&["manifests", file.path()]);
+        assert!(!is_valid && problems.contains(problem), "{bad}: {problems}");
+    }
+}
