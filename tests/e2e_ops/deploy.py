@@ -3,8 +3,9 @@
 
     deploy.py manifests FILE...           Kubernetes: strict schema, and rules of this project;
                                           prints the variables of the proxy, one NAME=value a line
+    deploy.py alerts RULES TESTS METRICS  alert rules: their texts, tests and metrics
 
-Prints each problem and exits with 1 if there is one.
+METRICS is a file with the text of /metrics. Prints each problem and exits with 1 if there is one.
 """
 
 import pathlib
@@ -26,6 +27,11 @@ SHUTDOWN_MARGIN = 3
 
 SECURITY = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "runAsNonRoot": True,
             "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}, "capabilities": {"drop": ["ALL"]}}
+
+# Labels that Prometheus adds to each sample of a target.
+TARGET_LABELS = {"job", "instance"}
+
+SEVERITIES = {"critical", "warning"}
 
 PROBLEMS = []
 
@@ -116,7 +122,68 @@ def check_manifests(paths):
             check(all(port["targetPort"] in ports for port in service["ports"]), f"{path}: the Service has no port")
 
 
-COMMANDS = {"manifests": lambda *paths: check_manifests(paths)}
+# ---- Prometheus ----
+
+
+def read_metrics(path):
+    """Returns the label sets of each sample name in the text of /metrics."""
+    samples = {"up": [{}]}
+    for line in pathlib.Path(path).read_text().splitlines():
+        sample = re.match(r"([a-z_]+)(?:\{(.*)\})? ", line)
+        if sample and not line.startswith("#"):
+            samples.setdefault(sample[1], []).append(dict(re.findall(r'(\w+)="([^"]*)"', sample[2] or "")))
+    return samples
+
+
+def matches(operator, wanted, value):
+    """Returns true if a value of a label fits to a matcher."""
+    is_match = re.fullmatch(wanted, value) is not None if "~" in operator else value == wanted
+    return is_match != operator.startswith("!")
+
+
+def check_query(expression, samples, where):
+    """Checks that a query uses metrics and labels that exist. Returns the names of the metrics."""
+    unquoted = re.sub(r'"[^"]*"', '""', expression)
+    names = set(re.findall(r"\b(?:(?:segment|process)_\w+|up)\b", unquoted))
+    check(names, f"{where}: a query without a metric: {expression}")
+    for name in names:
+        check(name in samples, f"{where}: /metrics has no {name}")
+    labels = set().union(*(sample for name in names for sample in samples.get(name, [])), TARGET_LABELS)
+    for name, selector in re.findall(r"\b(\w+)\{([^}]*)\}", expression):
+        for label, operator, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', selector):
+            if label not in TARGET_LABELS and name in samples:
+                check(any(matches(operator, value, sample.get(label, "")) for sample in samples[name]),
+                      f"{where}: no sample has {name}{{{label}{operator}\"{value}\"}}")
+    for grouping in re.findall(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)", expression):
+        for label in re.findall(r"\w+", grouping):
+            check(label in labels, f"{where}: no metric of the query has the label {label}")
+    return names
+
+
+def check_alerts(rules_path, tests_path, metrics_path):
+    """Checks the alert rules and that each has its tests."""
+    samples, alerts = read_metrics(metrics_path), []
+    for rule in [rule for group in read_yaml(rules_path)[0]["groups"] for rule in group["rules"]]:
+        where = rule["alert"]
+        alerts.append(where)
+        check_query(rule["expr"], samples, where)
+        check(rule["labels"]["severity"] in SEVERITIES, f"{where}: severity")
+        check(re.fullmatch(r"\d+[sm]", rule["for"]), f"{where}: for")
+        check(len(rule["annotations"]["summary"]) <= 120, f"{where}: a summary is one line")
+        # What happened and its consequence, then the remedy.
+        check(rule["annotations"]["description"].count(". ") >= 1, f"{where}: description")
+    tested = {}
+    for test in read_yaml(tests_path)[0]["tests"]:
+        for case in test["promql_expr_test"]:
+            name = re.search(r'alertname="(\w+)", alertstate="firing"', case["expr"])[1]
+            check(name == test["name"], f"{test['name']}: a test of {name}")
+            tested.setdefault(name, []).append(bool(case["exp_samples"]))
+    check(len(alerts) == len(set(alerts)), "two alerts have one name")
+    for name in set(alerts) | set(tested):
+        check(sorted(tested.get(name, [])) == [False, True], f"{name}: needs a silent and a firing case")
+
+
+COMMANDS = {"manifests": lambda *paths: check_manifests(paths), "alerts": check_alerts}
 
 COMMANDS[sys.argv[1]](*sys.argv[2:])
 print("\n".join(PROBLEMS), file=sys.stderr)

@@ -1,14 +1,17 @@
-//! Tests of the files in `deploy/` that other programs read: Kubernetes. `deploy.py` checks
-//! them.
+//! Tests of the files in `deploy/` that other programs read: Kubernetes and Prometheus.
+//! `deploy.py` checks them, and promtool the rules.
 //!
 //! Each check is also run on files with a mistake, which it must find.
 
+use crate::common::{Proxy, Redis};
 use segment_redis_proxy::config::{Config, VARIABLES};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const MANIFESTS: [&str; 2] = ["deploy/kubernetes/deployment.yaml", "deploy/kubernetes/sidecar.yaml"];
+const ALERTS: &str = "deploy/prometheus/alerts.yml";
+const ALERT_TESTS: &str = "deploy/prometheus/alerts-test.yml";
 
 /// Runs a command in the repository. Returns true as the first part if it succeeded, then standard
 /// output and standard error.
@@ -24,6 +27,10 @@ fn check(arguments: &[&str]) -> (bool, String, String) {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
     assert!(python.exists(), "Python packages are missing: scripts/test.sh installs them into target/python");
     run(Command::new(python).arg("tests/e2e_ops/deploy.py").args(arguments))
+}
+
+fn promtool(arguments: &[&str]) -> (bool, String, String) {
+    run(Command::new("promtool").args(arguments))
 }
 
 fn read(path: &str) -> String {
@@ -62,6 +69,12 @@ impl Drop for TempFile {
     }
 }
 
+/// Returns the metrics of a new proxy in a file.
+fn read_metrics() -> TempFile {
+    let redis = Redis::start();
+    TempFile::write(&Proxy::start(&redis, &[]).get("/metrics").text())
+}
+
 /// Kubernetes accepts the manifests with no unknown field, and the proxy accepts their variables.
 #[test]
 fn manifests_are_valid_and_safe() {
@@ -97,6 +110,28 @@ fn manifest_mistake_is_found() {
     ] {
         let file = TempFile::with_mistake(MANIFESTS[0], good, bad);
         let (is_valid, _, problems) = check(&["manifests", file.path()]);
+        assert!(!is_valid && problems.contains(problem), "{bad}: {problems}");
+    }
+}
+
+/// Each alert has a silent and a firing case, and uses metrics that the proxy has.
+#[test]
+fn alerts_pass_their_tests() {
+    let (is_valid, output, problems) = promtool(&["check", "rules", ALERTS]);
+    assert!(is_valid, "{output}{problems}");
+    let (is_valid, output, problems) = promtool(&["test", "rules", ALERT_TESTS]);
+    assert!(is_valid, "{output}{problems}");
+    let metrics = read_metrics();
+    let (is_valid, _, problems) = check(&["alerts", ALERTS, ALERT_TESTS, metrics.path()]);
+    assert!(is_valid, "{problems}");
+    for (good, bad, problem) in [
+        ("expr: segment_workers_stuck", "expr: segment_worker_stuck", "/metrics has no segment_worker_stuck"),
+        ("outcome=\"failed\"", "outcome=\"fail\"", "no sample has segment_requests_total{outcome=\"fail\"}"),
+        ("on (job, instance)", "on (job, host)", "no metric of the query has the label host"),
+        ("- alert: SegmentRestarts", "- alert: SegmentRestarted", "SegmentRestarted: needs a silent and a firing case"),
+    ] {
+        let file = TempFile::with_mistake(ALERTS, good, bad);
+        let (is_valid, _, problems) = check(&["alerts", file.path(), ALERT_TESTS, metrics.path()]);
         assert!(!is_valid && problems.contains(problem), "{bad}: {problems}");
     }
 }
