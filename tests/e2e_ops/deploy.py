@@ -4,10 +4,13 @@
     deploy.py manifests FILE...           Kubernetes: strict schema, and rules of this project;
                                           prints the variables of the proxy, one NAME=value a line
     deploy.py alerts RULES TESTS METRICS  alert rules: their texts, tests and metrics
+    deploy.py dashboard FILE METRICS      Grafana: layout, units and metrics; prints a rules file
+                                          with all queries, for promtool
 
 METRICS is a file with the text of /metrics. Prints each problem and exits with 1 if there is one.
 """
 
+import json
 import pathlib
 import re
 import sys
@@ -122,7 +125,7 @@ def check_manifests(paths):
             check(all(port["targetPort"] in ports for port in service["ports"]), f"{path}: the Service has no port")
 
 
-# ---- Prometheus ----
+# ---- Prometheus and Grafana ----
 
 
 def read_metrics(path):
@@ -183,7 +186,51 @@ def check_alerts(rules_path, tests_path, metrics_path):
         check(sorted(tested.get(name, [])) == [False, True], f"{name}: needs a silent and a firing case")
 
 
-COMMANDS = {"manifests": lambda *paths: check_manifests(paths), "alerts": check_alerts}
+def occupied(panel):
+    """Returns the cells of the grid that a panel covers."""
+    grid = panel["gridPos"]
+    return {(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])}
+
+
+def check_dashboard(path, metrics_path):
+    """Checks the dashboard. Prints its queries as recording rules."""
+    dashboard, samples = json.loads(pathlib.Path(path).read_text()), read_metrics(metrics_path)
+    panels, taken, rules = dashboard["panels"], {}, []
+    identifiers = [panel["id"] for panel in panels]
+    check(len(identifiers) == len(set(identifiers)), "two panels have one id")
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    check(variables == {"datasource", "job", "instance"}, f"variables: {variables}")
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            check_query(variable["query"]["query"].removeprefix("label_values"), samples, variable["name"])
+    for panel in panels:
+        where = f"panel {panel['id']}, {panel['title']}"
+        check(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24, f"{where}: beyond the grid")
+        for cell in occupied(panel):
+            check(taken.setdefault(cell, where) == where, f"{where}: overlaps {taken[cell]}")
+        if panel["type"] == "row":
+            continue
+        check(panel["fieldConfig"]["defaults"].get("unit"), f"{where}: no unit")
+        check(panel["targets"], f"{where}: no query")
+        for target in panel["targets"]:
+            expression = target["expr"]
+            check(target["datasource"]["uid"] == "${datasource}", f"{where}: a fixed data source")
+            check(target.get("legendFormat") or panel["type"] == "table", f"{where}: no legend")
+            names = check_query(expression, samples, where)
+            filtered = expression.count('job=~"$job", instance=~"$instance"')
+            used = len(re.findall(r"\b(?:segment|process)_\w+\{", expression))
+            check(names and filtered == used, f"{where}: a metric of all instances: {expression}")
+            fixed = expression.replace("$__rate_interval", "5m").replace("$instance", ".*").replace("$job", ".*")
+            check("$" not in fixed, f"{where}: an unknown variable: {expression}")
+            for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+                known = set().union(*(sample for name in names for sample in samples.get(name, [])), TARGET_LABELS)
+                check(label in known, f"{where}: the legend has an unknown label {label}")
+            rules.append({"record": f"panel:{panel['id']}:{target['refId']}", "expr": fixed})
+    print(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+
+
+COMMANDS = {"manifests": lambda *paths: check_manifests(paths), "alerts": check_alerts,
+            "dashboard": check_dashboard}
 
 COMMANDS[sys.argv[1]](*sys.argv[2:])
 print("\n".join(PROBLEMS), file=sys.stderr)

@@ -1,5 +1,5 @@
-//! Tests of the files in `deploy/` that other programs read: Kubernetes and Prometheus.
-//! `deploy.py` checks them, and promtool the rules.
+//! Tests of the files in `deploy/` that other programs read: Kubernetes, Prometheus and
+//! Grafana. `deploy.py` checks them, and promtool the rules.
 //!
 //! Each check is also run on files with a mistake, which it must find.
 
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const MANIFESTS: [&str; 2] = ["deploy/kubernetes/deployment.yaml", "deploy/kubernetes/sidecar.yaml"];
 const ALERTS: &str = "deploy/prometheus/alerts.yml";
 const ALERT_TESTS: &str = "deploy/prometheus/alerts-test.yml";
+const DASHBOARD: &str = "deploy/grafana/dashboard.json";
 
 /// Runs a command in the repository. Returns true as the first part if it succeeded, then standard
 /// output and standard error.
@@ -132,6 +133,30 @@ fn alerts_pass_their_tests() {
     ] {
         let file = TempFile::with_mistake(ALERTS, good, bad);
         let (is_valid, _, problems) = check(&["alerts", file.path(), ALERT_TESTS, metrics.path()]);
+        assert!(!is_valid && problems.contains(problem), "{bad}: {problems}");
+    }
+}
+
+/// Each query of the dashboard parses and uses metrics and labels that the proxy has.
+#[test]
+fn dashboard_queries_match_metrics() {
+    let metrics = read_metrics();
+    let (is_valid, rules, problems) = check(&["dashboard", DASHBOARD, metrics.path()]);
+    assert!(is_valid, "{problems}");
+    let rules = TempFile::write(&rules);
+    let (is_valid, output, problems) = promtool(&["check", "rules", rules.path()]);
+    assert!(is_valid && output.contains(" rules found"), "{output}{problems}");
+    for (good, bad, problem) in [
+        ("segment_evictions_total{", "segment_evicted_total{", "/metrics has no segment_evicted_total"),
+        ("result=\\\"failed\\\"", "result=\\\"error\\\"", "no sample has segment_redis_connects_total"),
+        ("{{outcome}}", "{{result}}", "an unknown label result"),
+        ("$__rate_interval", "$interval", "an unknown variable"),
+        ("\"unit\": \"bytes\"", "\"units\": \"bytes\"", "no unit"),
+        ("\"x\": 8,", "\"x\": 4,", "overlaps"),
+        ("\"id\": 3,", "\"id\": 2,", "two panels have one id"),
+    ] {
+        let file = TempFile::with_mistake(DASHBOARD, good, bad);
+        let (is_valid, _, problems) = check(&["dashboard", file.path(), metrics.path()]);
         assert!(!is_valid && problems.contains(problem), "{bad}: {problems}");
     }
 }
