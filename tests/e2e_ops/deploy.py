@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Checks the files in deploy/ that other programs read. Run by deploy.rs.
+"""Checks the files in deploy/ and .github/ that other programs read. Run by deploy.rs.
 
     deploy.py manifests FILE...           Kubernetes: strict schema, and rules of this project;
                                           prints the variables of the proxy, one NAME=value a line
     deploy.py alerts RULES TESTS METRICS  alert rules: their texts, tests and metrics
     deploy.py dashboard FILE METRICS      Grafana: layout, units and metrics; prints a rules file
                                           with all queries, for promtool
+    deploy.py workflows FILE...           GitHub: schema, and rules of this project
 
 METRICS is a file with the text of /metrics. Prints each problem and exits with 1 if there is one.
 """
@@ -13,6 +14,7 @@ METRICS is a file with the text of /metrics. Prints each problem and exits with 
 import json
 import pathlib
 import re
+import subprocess
 import sys
 
 import kubernetes_validate
@@ -229,8 +231,33 @@ def check_dashboard(path, metrics_path):
     print(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
 
 
+# ---- GitHub ----
+
+
+def check_workflows(paths):
+    """Checks workflows of GitHub."""
+    command = ["-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *paths]
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    check(result.returncode == 0, result.stdout + result.stderr)
+    for path in paths:
+        text = pathlib.Path(path).read_text()
+        # PyYAML reads the key `on` as true.
+        workflow = read_yaml(path)[0]
+        check("permissions" in workflow, f"{path}: the token has the permissions of the repository's default")
+        for name, job in workflow["jobs"].items():
+            if "uses" in job:
+                check(pathlib.Path(job["uses"]).is_file(), f"{path}: {job['uses']} does not exist")
+                continue
+            check(job.get("timeout-minutes", 999) <= 60, f"{path}: {name} has no timeout")
+            for action in filter(None, (step.get("uses") for step in job["steps"])):
+                is_pinned = re.fullmatch(r"actions/[a-z-]+@v\d+", action)
+                check(is_pinned, f"{path}: {action} is not one of GitHub's own, with a version")
+        for script in set(re.findall(r"\bscripts/[a-z-]+\.(?:sh|py)\b", text)):
+            check(pathlib.Path(script).is_file(), f"{path}: {script} does not exist")
+
+
 COMMANDS = {"manifests": lambda *paths: check_manifests(paths), "alerts": check_alerts,
-            "dashboard": check_dashboard}
+            "dashboard": check_dashboard, "workflows": lambda *paths: check_workflows(paths)}
 
 COMMANDS[sys.argv[1]](*sys.argv[2:])
 print("\n".join(PROBLEMS), file=sys.stderr)

@@ -1,5 +1,5 @@
-//! Tests of the files in `deploy/` that other programs read: Kubernetes, Prometheus and
-//! Grafana. `deploy.py` checks them, and promtool the rules.
+//! Tests of the files in `deploy/` and `.github/` that other programs read: Kubernetes, Prometheus,
+//! Grafana and GitHub. `deploy.py` checks them, and promtool the rules.
 //!
 //! Each check is also run on files with a mistake, which it must find.
 
@@ -13,6 +13,7 @@ const MANIFESTS: [&str; 2] = ["deploy/kubernetes/deployment.yaml", "deploy/kuber
 const ALERTS: &str = "deploy/prometheus/alerts.yml";
 const ALERT_TESTS: &str = "deploy/prometheus/alerts-test.yml";
 const DASHBOARD: &str = "deploy/grafana/dashboard.json";
+const WORKFLOWS: [&str; 2] = [".github/workflows/test.yml", ".github/workflows/release.yml"];
 
 /// Runs a command in the repository. Returns true as the first part if it succeeded, then standard
 /// output and standard error.
@@ -157,6 +158,27 @@ fn dashboard_queries_match_metrics() {
     ] {
         let file = TempFile::with_mistake(DASHBOARD, good, bad);
         let (is_valid, _, problems) = check(&["dashboard", file.path(), metrics.path()]);
+        assert!(!is_valid && problems.contains(problem), "{bad}: {problems}");
+    }
+}
+
+/// GitHub accepts the workflows, and the scripts that they run exist.
+#[test]
+fn workflows_are_valid() {
+    let (is_valid, _, problems) = check(&[&["workflows"][..], &WORKFLOWS].concat());
+    assert!(is_valid, "{problems}");
+    for (good, bad, problem) in [
+        ("timeout-minutes:", "timeout-minute:", "timeout-minute"),
+        ("scripts/test.sh", "scripts/tests.sh", "scripts/tests.sh does not exist"),
+        (
+            "actions/upload-artifact@v4",
+            "example/upload-artifact@v4",
+            "example/upload-artifact@v4 is not one of GitHub's",
+        ),
+        ("\npermissions:\n  contents: read", "", "the token has the permissions"),
+    ] {
+        let file = TempFile::with_mistake(WORKFLOWS[0], good, bad);
+        let (is_valid, _, problems) = check(&["workflows", file.path()]);
         assert!(!is_valid && problems.contains(problem), "{bad}: {problems}");
     }
 }
