@@ -234,7 +234,10 @@ fn instance_info(config: &Config, connection_limiter: &ConnectionLimiter, listen
         process_id: std::process::id(),
         port,
         database: config.redis_db,
-        configuration: config::redacted_values(|name| std::env::var_os(name)),
+        configuration: config::redacted_values(|name| std::env::var_os(name))
+            .into_iter()
+            .map(|shown| (shown.name, shown.value))
+            .collect(),
     }
 }
 

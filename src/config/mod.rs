@@ -58,14 +58,31 @@ pub struct Config {
     pub workers: usize,
 }
 
-/// Returns the name and value of each variable. A secret that is set is shown as `(set)`.
-pub fn redacted_values(lookup: impl Fn(&str) -> Option<OsString>) -> Vec<(&'static str, String)> {
-    let value = |variable: &Variable| match lookup(variable.name) {
-        Some(value) if variable.kind == Kind::Secret && !value.is_empty() => "(set)".into(),
-        Some(value) => value.to_string_lossy().into_owned(),
-        None => variable.default.into(),
+/// Value of a variable as the dashboard shows it.
+#[derive(Debug)]
+pub struct ShownValue {
+    /// Name of the variable.
+    pub name: &'static str,
+    /// Value in force. A secret that is set is `(set)`.
+    pub value: String,
+    /// Unit of a bare number; empty for none.
+    pub unit: &'static str,
+    /// True if the value differs from the default.
+    pub is_changed: bool,
+}
+
+/// Returns the value of each variable, without secrets.
+pub fn redacted_values(lookup: impl Fn(&str) -> Option<OsString>) -> Vec<ShownValue> {
+    let shown = |variable: &Variable| {
+        let value = match lookup(variable.name) {
+            Some(value) if variable.kind == Kind::Secret && !value.is_empty() => "(set)".into(),
+            Some(value) => value.to_string_lossy().into_owned(),
+            None => variable.default.into(),
+        };
+        let unit = if value.ends_with(|c: char| c.is_ascii_digit()) { variable.kind.unit() } else { "" };
+        ShownValue { name: variable.name, unit, is_changed: value != variable.default, value }
     };
-    VARIABLES.iter().map(|variable| (variable.name, value(variable))).collect()
+    VARIABLES.iter().map(shown).collect()
 }
 
 /// Reader of the values. Collects the errors of all variables, so that an operator can correct them
@@ -354,12 +371,16 @@ mod tests {
     /// Values are shown, except the password.
     #[test]
     fn password_is_redacted() {
-        let set = [("REDIS_PASSWORD", "secret"), ("CACHE_TTL", "7"), ("RUST_LOG", "debug")];
+        let set = [("REDIS_PASSWORD", "secret"), ("CACHE_TTL", "7"), ("STALE_IF_ERROR", "5m"), ("RUST_LOG", "debug")];
         let values =
             redacted_values(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()));
-        let value = |name: &str| values.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        let find = |name: &str| values.iter().find(|shown| shown.name == name);
+        let value = |name: &str| find(name).map(|shown| shown.value.as_str());
         assert_eq!((value("CACHE_TTL"), value("RUST_LOG"), value("CACHE_SIZE")), (Some("7"), Some("debug"), Some("3")));
         assert_eq!(value("REDIS_PASSWORD"), Some("(set)"));
+        let note = |name: &str| find(name).map(|shown| (shown.unit, shown.is_changed));
+        assert_eq!((note("CACHE_TTL"), note("CACHE_SIZE")), (Some(("s", true)), Some(("", false))));
+        assert_eq!(note("STALE_IF_ERROR"), Some(("", true)), "the value has its own unit");
         assert!(!format!("{values:?}").contains("secret"));
     }
 
