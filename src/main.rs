@@ -10,6 +10,7 @@
 mod check;
 mod healthcheck;
 
+use segment_redis_proxy::backend::QUEUE_LIMIT;
 use segment_redis_proxy::config::{self, Config, ConfigError};
 use segment_redis_proxy::log_format::{LogFormat, event_line};
 use segment_redis_proxy::log_writer::{LogTarget, LogWriter};
@@ -234,6 +235,7 @@ fn instance_info(config: &Config, connection_limiter: &ConnectionLimiter, listen
         process_id: std::process::id(),
         port,
         database: config.redis_db,
+        queue_limit: QUEUE_LIMIT * config.workers,
         configuration: config::redacted_values(|name| std::env::var_os(name))
             .into_iter()
             .map(|shown| (shown.name, shown.value))

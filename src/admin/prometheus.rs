@@ -177,6 +177,12 @@ fn redis(text: &mut Exposition, now: &Snapshot) {
         redis.round_trips,
         "Round trips to Redis; a pipeline of commands counts once.",
     );
+    text.histogram(
+        "segment_redis_round_trip_seconds",
+        &redis.round_trip_durations,
+        MICROS_PER_SECOND,
+        "Time from sending commands to Redis to the first reply; a failed round trip has none.",
+    );
     text.histogram("segment_redis_batch_keys", &redis.batch_sizes, 1.0, "Keys read from Redis in one batch.");
     text.metric("segment_queue_length", redis.queued, "Keys in the queue, waiting for a fetcher.");
     text.metric("segment_tracking_wanted", now.tracking_wanted, "Workers configured for tracking (REDIS_TRACKING=on).");

@@ -24,14 +24,14 @@ impl RedisStatus {
         self.unanswered_since = None;
         let is_recent = |&(failed_at, _): &(Instant, _)| now.saturating_duration_since(failed_at) < FAILED_READ_WINDOW;
         if reason.is_some() || !(self.last_failed_read.as_ref().is_some_and(is_recent) && self.unavailable.is_some()) {
-            self.set_unavailable(reason);
+            self.set_unavailable(reason, now);
         }
     }
 
     /// Records that Redis replied to reads. `reason` is its error if it cannot serve now.
     pub(super) fn on_read(&mut self, reason: Option<&str>, now: Instant) {
         (self.unanswered_since, self.last_read, self.last_failed_read) = (None, Some(now), None);
-        self.set_unavailable(reason);
+        self.set_unavailable(reason, now);
     }
 
     /// Records that `key`, requested at `requested_at`, could not be read. If other keys were read
@@ -43,13 +43,7 @@ impl RedisStatus {
         self.unanswered_since = None;
         let previous = self.last_failed_read.replace((now, Arc::clone(key)));
         if previous.is_some_and(|(_, other)| other != *key) {
-            self.set_unavailable(Some(reason));
-        }
-    }
-
-    fn set_unavailable(&mut self, reason: Option<&str>) {
-        if self.unavailable.as_deref() != reason {
-            self.unavailable = reason.map(str::to_owned);
+            self.set_unavailable(Some(reason), now);
         }
     }
 }

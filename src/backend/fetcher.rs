@@ -129,8 +129,11 @@ impl Fetcher {
     }
 
     fn count_round_trips(&self, reader: &mut KeyReader) {
-        let round_trips = reader.take_round_trips();
-        self.shared.update_status(|redis| redis.round_trips += round_trips);
+        let (round_trips, durations) = reader.take_round_trips();
+        self.shared.update_status(|redis| {
+            redis.round_trips += round_trips;
+            redis.round_trip_durations.merge(&durations);
+        });
     }
 
     /// Records the result of a connect or a `PING`: `reason` says why Redis cannot serve.

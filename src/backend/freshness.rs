@@ -3,7 +3,7 @@
 
 use crate::metrics::{RedisStatus, TrackingState};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// State of the two guarantees that the freshness of the cache depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,15 +68,16 @@ impl Guarantee {
 
 impl Freshness {
     /// Copies the state to `redis`, for the metrics and `/readyz`.
-    pub(super) fn publish(&self, redis: &mut RedisStatus) {
+    pub(super) fn publish(&self, redis: &mut RedisStatus, now: Instant) {
         redis.freshness = self.to_string();
         redis.unmet_guarantees = [&self.tracking, &self.expiry].iter().filter(|guarantee| guarantee.is_unmet()).count();
-        redis.tracking = match self.tracking {
+        let tracking = match self.tracking {
             // Pool::start has set the state: lost if tracking is configured, otherwise off.
             Guarantee::NotRequested => redis.tracking,
             Guarantee::Active => TrackingState::On,
             Guarantee::Inactive { .. } => TrackingState::Lost,
         };
+        redis.set_tracking(tracking, now);
     }
 
     /// Logs the state, as a warning if a guarantee is not met.

@@ -157,9 +157,10 @@ impl Pool {
         let pool = Pool { shared: Arc::new(PoolShared::new(worker_slot, wake)), timeout: settings.timeout };
         let freshness = Freshness { cache_ttl: settings.cache_ttl, ..Freshness::default() };
         pool.shared.update_status(|redis| {
-            redis.unavailable = Some("not connected to Redis yet".into());
+            redis.set_unavailable(Some("not connected to Redis yet"), Instant::now());
             redis.freshness = freshness.to_string();
-            redis.tracking = if settings.tracking { TrackingState::Lost } else { TrackingState::Off };
+            let tracking = if settings.tracking { TrackingState::Lost } else { TrackingState::Off };
+            redis.set_tracking(tracking, Instant::now());
         });
         pool.shared.state().last_request = Some(Instant::now());
         pool.shared.state().freshness = freshness.clone();
@@ -303,7 +304,7 @@ impl PoolShared {
         let mut state = self.state();
         let update = change(&mut state);
         if update != FreshnessUpdate::Unchanged {
-            self.update_status(|redis| state.freshness.publish(redis));
+            self.update_status(|redis| state.freshness.publish(redis, Instant::now()));
         }
         let changed = (update == FreshnessUpdate::Changed).then(|| state.freshness.clone());
         drop(state);

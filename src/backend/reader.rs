@@ -24,6 +24,7 @@
 use super::batch::{Batch, BatchKey, FetchResult};
 use super::connect::{is_command_denied, read_failure, single_line};
 use super::wire::Wire;
+use crate::metrics::LatencyHistogram;
 use crate::types::{Failure, FetchedValue, Millis};
 use crate::value::Value;
 use redis::{ErrorKind, RedisError, RedisResult, ServerError};
@@ -48,8 +49,12 @@ pub(super) struct KeyReader {
     socket_timeout: Duration,
     /// Longest value so far, in bytes.
     longest_value: usize,
+    /// Start of the present round trip, until its first reply arrives.
+    sent_at: Option<Instant>,
     /// Round trips since [`KeyReader::take_round_trips`] was last called.
     round_trips: u64,
+    /// Durations of those round trips that were answered.
+    durations: LatencyHistogram,
 }
 
 /// Limits and commands of a read.
@@ -126,7 +131,16 @@ impl KeyReader {
     /// Wraps a connection. Its socket timeouts must equal `timeout`.
     pub(super) fn new(mut wire: Wire, timeout: Duration) -> KeyReader {
         wire.set_longest_reply(usize::MAX);
-        KeyReader { wire, timeout, deadline: Instant::now(), socket_timeout: timeout, longest_value: 0, round_trips: 0 }
+        KeyReader {
+            wire,
+            timeout,
+            deadline: Instant::now(),
+            socket_timeout: timeout,
+            longest_value: 0,
+            sent_at: None,
+            round_trips: 0,
+            durations: LatencyHistogram::default(),
+        }
     }
 
     /// Returns the length of the longest value so far, in bytes.
@@ -134,9 +148,10 @@ impl KeyReader {
         self.longest_value
     }
 
-    /// Returns the number of round trips since the last call.
-    pub(super) fn take_round_trips(&mut self) -> u64 {
-        std::mem::take(&mut self.round_trips)
+    /// Returns the number of round trips since the last call, and the durations of the answered
+    /// ones.
+    pub(super) fn take_round_trips(&mut self) -> (u64, LatencyHistogram) {
+        (std::mem::take(&mut self.round_trips), std::mem::take(&mut self.durations))
     }
 
     /// Checks that Redis answers. Returns its error if it cannot serve now.
@@ -155,7 +170,8 @@ impl KeyReader {
     /// Starts a round trip: sets its deadline and sends the commands.
     fn send(&mut self, commands: &[u8]) -> RedisResult<()> {
         self.round_trips += 1;
-        self.deadline = Instant::now() + self.timeout;
+        let now = Instant::now();
+        (self.deadline, self.sent_at) = (now + self.timeout, Some(now));
         self.wire.send(commands)
     }
 
@@ -174,7 +190,11 @@ impl KeyReader {
             self.wire.set_read_timeout(left)?;
             self.socket_timeout = left;
         }
-        self.wire.receive()
+        let reply = self.wire.receive()?;
+        if let Some(sent_at) = self.sent_at.take() {
+            self.durations.observe(sent_at.elapsed().as_micros() as u64, 1);
+        }
+        Ok(reply)
     }
 
     /// Receives a short reply that arrives together with the previous one, without reading the

@@ -19,7 +19,7 @@ mod registry;
 pub use access_log::push_escaped;
 pub use histogram::{BATCH_SIZE_BUCKETS, BatchSizeHistogram, Histogram, LATENCY_BUCKETS_US, LatencyHistogram};
 pub use recorder::{Recorder, RequestInfo};
-pub use registry::{InstanceInfo, MetricsRegistry, ProcessStats, Snapshot, WorkerSlot};
+pub use registry::{InstanceInfo, MetricsRegistry, Peaks, ProcessStats, Snapshot, WorkerRow, WorkerSlot};
 
 use crate::protocol::http::Status;
 use crate::types::{Failure, Millis};
@@ -181,6 +181,18 @@ impl WorkerMetrics {
         ))
     }
 
+    /// Returns the number of completed requests of each protocol, without HTTP requests that name
+    /// no key: those for `/`, `/stats` and the other admin endpoints, and `OPTIONS`.
+    pub fn key_traffic(&self) -> [u64; Protocol::NAMES.len()] {
+        let [http, resp] = self.requests_by_outcome;
+        [http.iter().sum::<u64>() - http[RequestOutcome::Other as usize], resp.iter().sum()]
+    }
+
+    /// Returns true if the worker has found its cache too small, and suggests a capacity.
+    pub fn is_cache_too_small(&self) -> bool {
+        self.suggested_entries > 0 || self.suggested_bytes > 0
+    }
+
     /// Returns all counters except the histograms.
     fn counters(&mut self) -> impl Iterator<Item = &mut u64> {
         let single = [
@@ -231,10 +243,14 @@ pub struct RedisStatus {
     pub queued: usize,
     /// Round trips. A pipeline of commands counts once.
     pub round_trips: u64,
+    /// Time from sending commands to their first reply. A failed round trip has none.
+    pub round_trip_durations: LatencyHistogram,
     /// Keys read in one batch.
     pub batch_sizes: BatchSizeHistogram,
     /// Reason why Redis is unavailable; `None` if it is available.
     pub unavailable: Option<String>,
+    /// Time since which Redis is unavailable without a break.
+    pub unavailable_since: Option<Instant>,
     /// Time of the oldest unanswered request, if Redis has answered nothing since.
     pub unanswered_since: Option<Instant>,
     /// Time of the last successful read.
@@ -247,9 +263,27 @@ pub struct RedisStatus {
     pub unmet_guarantees: usize,
     /// State of the invalidation stream.
     pub tracking: TrackingState,
+    /// Time since which there is no invalidation stream, if one is configured.
+    pub tracking_lost_since: Option<Instant>,
 }
 
 impl RedisStatus {
+    /// Sets why Redis is unavailable; `None` if it is available. Another reason does not restart
+    /// the time of the outage.
+    pub fn set_unavailable(&mut self, reason: Option<&str>, now: Instant) {
+        if self.unavailable.as_deref() != reason {
+            self.unavailable = reason.map(str::to_owned);
+        }
+        self.unavailable_since = reason.map(|_| self.unavailable_since.unwrap_or(now));
+    }
+
+    /// Sets the state of the invalidation stream.
+    pub fn set_tracking(&mut self, tracking: TrackingState, now: Instant) {
+        self.tracking = tracking;
+        let is_lost = tracking == TrackingState::Lost;
+        self.tracking_lost_since = is_lost.then(|| self.tracking_lost_since.unwrap_or(now));
+    }
+
     /// Adds the status of another worker.
     ///
     /// The sum has the weaker freshness guarantee, and is unavailable if either is.
@@ -260,9 +294,12 @@ impl RedisStatus {
         self.queued += other.queued;
         self.round_trips += other.round_trips;
         self.batch_sizes.merge(&other.batch_sizes);
+        self.round_trip_durations.merge(&other.round_trip_durations);
         if self.unavailable.is_none() {
             self.unavailable.clone_from(&other.unavailable);
         }
+        self.unavailable_since = earlier(self.unavailable_since, other.unavailable_since);
+        self.tracking_lost_since = earlier(self.tracking_lost_since, other.tracking_lost_since);
         if self.freshness.is_empty() || other.unmet_guarantees > self.unmet_guarantees {
             self.freshness.clone_from(&other.freshness);
             self.unmet_guarantees = other.unmet_guarantees;
@@ -273,9 +310,15 @@ impl RedisStatus {
     }
 }
 
+/// Returns the earlier of two times, or the one that there is.
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    [one, other].into_iter().flatten().min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     /// Metrics of workers are added up.
     #[test]
@@ -295,6 +338,57 @@ mod tests {
         assert_eq!((sum.uptime, sum.connected_clients, sum.entries, sum.bytes, sum.inflight_keys), (5, 2, 4, 6, 8));
         assert!(sum.counters().enumerate().all(|(index, count)| *count == 2 * index as u64));
         assert_eq!((sum.hit_latency.sum(), sum.hit_latency.counts().next()), (42, Some(6)));
+    }
+
+    /// The worker with the largest need decides the suggested capacity of all caches.
+    #[test]
+    fn suggested_capacity_is_largest() {
+        let suggests = |entries, bytes| WorkerMetrics {
+            suggested_entries: entries,
+            suggested_bytes: bytes,
+            ..WorkerMetrics::default()
+        };
+        let mut sum = WorkerMetrics::default();
+        assert!(!sum.is_cache_too_small());
+        for other in [suggests(0, 7), suggests(5, 0), suggests(3, 2)] {
+            sum.add(&other);
+        }
+        assert_eq!((sum.suggested_entries, sum.suggested_bytes, sum.is_cache_too_small()), (5, 7, true));
+    }
+
+    /// Requests for the page and for its data are no traffic.
+    #[test]
+    fn traffic_excludes_admin_requests() {
+        let mut metrics = WorkerMetrics::default();
+        for (protocol, outcome, count) in [
+            (Protocol::Http, RequestOutcome::Hit, 3),
+            (Protocol::Http, RequestOutcome::Other, 100),
+            (Protocol::Resp, RequestOutcome::Miss, 4),
+            (Protocol::Resp, RequestOutcome::Other, 5),
+        ] {
+            metrics.requests_by_outcome[protocol as usize][outcome as usize] = count;
+        }
+        assert_eq!(metrics.key_traffic(), [3, 9]);
+    }
+
+    /// An outage and a lost stream begin once, until they end. The sum has the earliest begin.
+    #[test]
+    fn outage_keeps_begin_until_end() {
+        let (mut redis, start) = (RedisStatus::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        redis.set_unavailable(Some("slow"), at(1));
+        redis.set_unavailable(Some("gone"), at(2));
+        redis.set_tracking(TrackingState::Lost, at(3));
+        redis.set_tracking(TrackingState::Lost, at(4));
+        let mut sum = RedisStatus { unavailable_since: Some(at(9)), ..RedisStatus::default() };
+        sum.add(&redis);
+        assert_eq!((sum.unavailable_since, sum.tracking_lost_since), (Some(at(1)), Some(at(3))));
+        redis.set_unavailable(None, at(5));
+        redis.set_tracking(TrackingState::On, at(5));
+        assert_eq!((redis.unavailable_since, redis.tracking_lost_since), (None, None));
+        redis.set_unavailable(Some("gone"), at(6));
+        redis.set_tracking(TrackingState::Lost, at(7));
+        assert_eq!((redis.unavailable_since, redis.tracking_lost_since), (Some(at(6)), Some(at(7))));
     }
 
     /// The sum of two states of Redis has the weaker guarantee, and the first reason of an outage.

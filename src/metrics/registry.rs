@@ -3,9 +3,10 @@
 //! Each worker writes to its own slot, when the watchdog pings it or a client asks. A worker that
 //! renders metrics reads all slots. Locks are held only to copy figures, never during I/O.
 
-use super::{RedisStatus, WorkerMetrics};
+use super::{RedisStatus, TrackingState, WorkerMetrics};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Slot of one worker in the registry.
 #[derive(Debug, Default)]
@@ -16,8 +17,8 @@ pub struct WorkerSlot {
     pings: AtomicU64,
     /// Value of `pings` when the worker last published.
     acked_pings: AtomicU64,
-    /// Set by the watchdog when a ping was not answered in time.
-    is_stuck: AtomicBool,
+    /// Time of the unanswered ping, set by the watchdog while the worker is stuck.
+    stuck_since: Mutex<Option<Instant>>,
 }
 
 impl WorkerSlot {
@@ -43,9 +44,10 @@ impl WorkerSlot {
         self.pings.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Marks the worker as stuck or not. Returns true if that changed.
-    pub fn set_stuck(&self, stuck: bool) -> bool {
-        self.is_stuck.swap(stuck, Ordering::Relaxed) != stuck
+    /// Marks the worker as stuck since a time, or as not stuck. Returns true if that changed.
+    pub fn set_stuck(&self, since: Option<Instant>) -> bool {
+        let mut stuck_since = lock(&self.stuck_since);
+        std::mem::replace(&mut *stuck_since, since).is_some() != since.is_some()
     }
 }
 
@@ -68,6 +70,20 @@ pub struct ProcessStats {
     pub started: f64,
     /// Log lines lost because the log buffer was full or a write failed.
     pub dropped_lines: u64,
+    /// Time of the first lost line, if lines were lost recently.
+    pub dropping_since: Option<Instant>,
+    /// Time of these figures on the monotonic clock, and in seconds since the Unix epoch.
+    pub read_at: Option<(Instant, f64)>,
+}
+
+impl ProcessStats {
+    /// Returns `time` in whole seconds since the Unix epoch.
+    pub fn unix_time(&self, time: Instant) -> Option<u64> {
+        let (read_at, unix_time) = self.read_at?;
+        let before = read_at.saturating_duration_since(time).as_secs_f64();
+        let after = time.saturating_duration_since(read_at).as_secs_f64();
+        Some((unix_time - before + after) as u64)
+    }
 }
 
 /// Constants of the running process.
@@ -87,6 +103,8 @@ pub struct InstanceInfo {
     pub port: u16,
     /// Number of the Redis database.
     pub database: u32,
+    /// Limit of keys that wait for a fetcher, of all workers together.
+    pub queue_limit: usize,
     /// Name and value of each variable, without secrets.
     pub configuration: Vec<(&'static str, String)>,
 }
@@ -98,7 +116,74 @@ pub struct MetricsRegistry {
     pub settings: InstanceInfo,
     slots: Vec<Arc<WorkerSlot>>,
     process: Mutex<ProcessStats>,
+    peaks: Mutex<Peaks>,
     stopping: AtomicBool,
+}
+
+/// Largest values of the figures that have a limit, each of all workers together. A worker
+/// publishes once a second, so a shorter peak may be missed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peaks {
+    /// Open client connections.
+    pub connections: usize,
+    /// Keys in the cache.
+    pub entries: usize,
+    /// Bytes of the cached keys and values.
+    pub bytes: usize,
+    /// Keys in the queue, waiting for a fetcher.
+    pub queued: usize,
+    /// Open file descriptors.
+    pub open_files: u64,
+}
+
+impl Peaks {
+    /// Raises each peak to the present value.
+    fn raise(&mut self, now: &Snapshot) {
+        self.connections = self.connections.max(now.metrics.connected_clients);
+        self.entries = self.entries.max(now.metrics.entries);
+        self.bytes = self.bytes.max(now.metrics.bytes);
+        self.queued = self.queued.max(now.redis.queued);
+        self.open_files = self.open_files.max(now.process.open_files);
+    }
+}
+
+/// Figures of one worker, for the table of workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerRow {
+    /// Open client connections.
+    pub connections: usize,
+    /// Completed requests, without those for admin endpoints.
+    pub requests: u64,
+    /// Requested keys found in the cache.
+    pub hits: u64,
+    /// Requested keys not found in the cache.
+    pub misses: u64,
+    /// Keys in the cache.
+    pub entries: usize,
+    /// Entries evicted to stay within the capacity.
+    pub evicted: u64,
+    /// True if the event loop is stuck.
+    pub is_stuck: bool,
+    /// True if Redis is available to this worker.
+    pub has_redis: bool,
+    /// State of the invalidation stream.
+    pub tracking: TrackingState,
+}
+
+impl WorkerRow {
+    fn new(metrics: &WorkerMetrics, redis: &RedisStatus, is_stuck: bool) -> WorkerRow {
+        WorkerRow {
+            connections: metrics.connected_clients,
+            requests: metrics.key_traffic().iter().sum(),
+            hits: metrics.hits,
+            misses: metrics.misses,
+            entries: metrics.entries,
+            evicted: metrics.evicted,
+            is_stuck,
+            has_redis: redis.unavailable.is_none(),
+            tracking: redis.tracking,
+        }
+    }
 }
 
 /// Sum of the metrics of all workers at one time.
@@ -118,8 +203,14 @@ pub struct Snapshot {
     pub tracking_active: usize,
     /// Number of workers that are stuck.
     pub stuck_workers: usize,
-    /// Number of workers with a cache that is too small.
+    /// Time since which the first of them is stuck.
+    pub stuck_since: Option<Instant>,
+    /// Number of workers that found their cache too small.
     pub cache_too_small: usize,
+    /// Figures of each worker, in their order.
+    pub per_worker: Vec<WorkerRow>,
+    /// Peaks of the figures that have a limit.
+    pub peaks: Peaks,
     /// True once the shutdown has begun.
     pub stopping: bool,
 }
@@ -154,22 +245,39 @@ impl MetricsRegistry {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Raises the peaks. The watchdog calls it once a second, so that they need no reader.
+    pub fn record_peaks(&self) {
+        drop(self.snapshot());
+    }
+
     /// Adds up the slots of all workers.
     pub fn snapshot(&self) -> Snapshot {
         let mut all = Snapshot { process: self.process(), workers: self.slots.len(), ..Snapshot::default() };
+        all.per_worker.reserve_exact(self.slots.len());
         for slot in &self.slots {
-            let metrics = lock(&slot.metrics);
-            all.metrics.add(&metrics);
-            all.cache_too_small += usize::from(metrics.suggested_entries > 0 || metrics.suggested_bytes > 0);
-            drop(metrics);
-            let redis = slot.redis();
-            all.tracking_wanted += usize::from(redis.tracking != super::TrackingState::Off);
-            all.tracking_active += usize::from(redis.tracking == super::TrackingState::On);
-            all.redis.add(&redis);
-            all.stuck_workers += usize::from(slot.is_stuck.load(Ordering::Relaxed));
+            all.add(slot);
         }
+        let mut peaks = lock(&self.peaks);
+        peaks.raise(&all);
+        all.peaks = *peaks;
         all.stopping = self.stopping.load(Ordering::Relaxed);
         all
+    }
+}
+
+impl Snapshot {
+    /// Adds the figures of one worker.
+    fn add(&mut self, slot: &WorkerSlot) {
+        let stuck_since = *lock(&slot.stuck_since);
+        let (metrics, redis) = (lock(&slot.metrics), slot.redis());
+        self.per_worker.push(WorkerRow::new(&metrics, &redis, stuck_since.is_some()));
+        self.metrics.add(&metrics);
+        self.cache_too_small += usize::from(metrics.is_cache_too_small());
+        self.tracking_wanted += usize::from(redis.tracking != TrackingState::Off);
+        self.tracking_active += usize::from(redis.tracking == TrackingState::On);
+        self.redis.add(&redis);
+        self.stuck_workers += usize::from(stuck_since.is_some());
+        self.stuck_since = super::earlier(self.stuck_since, stuck_since);
     }
 }
 
@@ -194,12 +302,49 @@ mod tests {
             assert!(slot.has_responded());
             slot.redis().queued = 2;
         }
-        registry.slots()[1].redis().unavailable = Some("gone".into());
-        assert!(registry.slots()[0].set_stuck(true) && !registry.slots()[0].set_stuck(true));
+        let start = Instant::now();
+        registry.slots()[1].redis().set_unavailable(Some("gone"), start);
+        assert!(registry.slots()[0].set_stuck(Some(start)) && !registry.slots()[0].set_stuck(Some(start)));
         let all = registry.snapshot();
+        let rows = all.per_worker.iter().map(|row| (row.entries, row.is_stuck, row.has_redis));
+        assert_eq!(rows.collect::<Vec<_>>(), [(1, true, true), (2, false, false)]);
+        assert_eq!((all.stuck_since, all.redis.unavailable_since), (Some(start), Some(start)));
         assert_eq!((all.workers, all.stuck_workers, all.metrics.entries, all.redis.queued), (2, 1, 3, 4));
         assert_eq!((all.redis.unavailable.as_deref(), all.stopping), (Some("gone"), false));
         registry.set_stopping();
         assert!(registry.snapshot().stopping);
+    }
+
+    /// A peak stays when the figure falls. It is that of all workers together.
+    #[test]
+    fn peaks_outlast_present_values() {
+        let registry = MetricsRegistry::new(InstanceInfo::default(), 2);
+        let publish = |worker: usize, connected_clients| {
+            registry.slots()[worker].publish(&WorkerMetrics { connected_clients, ..WorkerMetrics::default() });
+            registry.record_peaks();
+        };
+        [(0, 5), (0, 1), (1, 6), (1, 2)].into_iter().for_each(|(worker, clients)| publish(worker, clients));
+        let all = registry.snapshot();
+        assert_eq!((all.metrics.connected_clients, all.peaks.connections), (3, 7));
+    }
+
+    /// A worker that suggests a capacity counts as one with a small cache.
+    #[test]
+    fn small_caches_are_counted() {
+        let registry = MetricsRegistry::new(InstanceInfo::default(), 3);
+        registry.slots()[0].publish(&WorkerMetrics { suggested_entries: 5, ..WorkerMetrics::default() });
+        registry.slots()[2].publish(&WorkerMetrics { suggested_bytes: 7, ..WorkerMetrics::default() });
+        assert_eq!(registry.snapshot().cache_too_small, 2);
+    }
+
+    /// Times of the monotonic clock are shown as times of the day.
+    #[test]
+    fn monotonic_time_becomes_unix_time() {
+        let read_at = Instant::now() + std::time::Duration::from_secs(100);
+        let process = ProcessStats { read_at: Some((read_at, 1000.5)), ..ProcessStats::default() };
+        let at = |seconds| {
+            process.unix_time(read_at - std::time::Duration::from_secs(60) + std::time::Duration::from_secs(seconds))
+        };
+        assert_eq!((at(0), at(70), ProcessStats::default().unix_time(read_at)), (Some(940), Some(1010), None));
     }
 }

@@ -24,6 +24,9 @@ const REDIS_SILENT_AFTER: Duration = Duration::from_secs(3);
 /// Shortest time between two warnings about a cache that is too small. Only an operator can change
 /// it, so a reminder is enough.
 const CAPACITY_WARNING_INTERVAL: Duration = Duration::from_secs(600);
+/// Time for which the loss of a log line is shown as a problem. An operator who was woken by an
+/// alert looks within minutes.
+const LOSS_IS_RECENT: Duration = Duration::from_secs(600);
 
 /// Unit of CPU time in `/proc`: hundredths of a second on any kernel (`USER_HZ`, proc(5)).
 const CPU_TICKS_PER_SECOND: f64 = 100.0;
@@ -38,15 +41,38 @@ pub struct Watchdog {
     capacity_warning_from: Instant,
     /// Start of the process in seconds since the Unix epoch.
     started: f64,
+    lost_lines: LostLines,
+}
+
+/// Recent losses of log lines.
+#[derive(Debug, Default)]
+struct LostLines {
+    /// Number of lost lines at the last check.
+    count: u64,
+    /// Times of the first and the last check that found new losses.
+    period: Option<(Instant, Instant)>,
+}
+
+impl LostLines {
+    /// Returns the time of the first loss, if the last one is recent. `count` is the number of
+    /// lines lost so far.
+    fn check(&mut self, count: u64, now: Instant) -> Option<Instant> {
+        self.period = self.period.filter(|&(_, last)| now.saturating_duration_since(last) < LOSS_IS_RECENT);
+        if count > self.count {
+            self.count = count;
+            self.period = Some((self.period.map_or(now, |(first, _)| first), now));
+        }
+        self.period.map(|(first, _)| first)
+    }
 }
 
 impl Watchdog {
     /// Creates a watchdog without event loops. Publishes the process statistics, so that they are
     /// available before an event loop serves clients.
     pub fn new(registry: Arc<MetricsRegistry>) -> Watchdog {
-        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let (handles, pinged_at, capacity_warning_from) = (Vec::new(), Vec::new(), Instant::now());
-        let watchdog = Watchdog { registry, handles, pinged_at, capacity_warning_from, started };
+        let (started, lost_lines) = (unix_time(), LostLines::default());
+        let mut watchdog = Watchdog { registry, handles, pinged_at, capacity_warning_from, started, lost_lines };
         watchdog.publish_process_stats(0);
         watchdog
     }
@@ -65,11 +91,19 @@ impl Watchdog {
             log::warn!("{warning}");
         }
         self.publish_process_stats(dropped_lines);
+        self.registry.record_peaks();
     }
 
     /// Publishes the process statistics. `INFO` shows them even with `ADMIN=off`.
-    fn publish_process_stats(&self, dropped_lines: u64) {
-        self.registry.set_process(ProcessStats { started: self.started, dropped_lines, ..read_process_stats() });
+    fn publish_process_stats(&mut self, dropped_lines: u64) {
+        let now = Instant::now();
+        self.registry.set_process(ProcessStats {
+            started: self.started,
+            dropped_lines,
+            dropping_since: self.lost_lines.check(dropped_lines, now),
+            read_at: Some((now, unix_time())),
+            ..read_process_stats()
+        });
     }
 
     /// Marks Redis as unavailable if it is silent, even if `REDIS_TIMEOUT` lets clients wait for
@@ -77,10 +111,10 @@ impl Watchdog {
     fn check_redis(&self, now: Instant) {
         for worker_slot in self.registry.slots() {
             let mut redis = worker_slot.redis();
-            let is_silent =
-                redis.unanswered_since.is_some_and(|since| now.saturating_duration_since(since) >= REDIS_SILENT_AFTER);
-            if is_silent && redis.unavailable.is_none() {
-                redis.unavailable = Some(format!("no reply from Redis for {} s", REDIS_SILENT_AFTER.as_secs()));
+            let is_silent = |since: &Instant| now.saturating_duration_since(*since) >= REDIS_SILENT_AFTER;
+            if let (Some(since), None) = (redis.unanswered_since.filter(is_silent), &redis.unavailable) {
+                let reason = format!("no reply from Redis for {} s", REDIS_SILENT_AFTER.as_secs());
+                redis.set_unavailable(Some(&reason), since);
             }
         }
     }
@@ -103,7 +137,8 @@ impl Watchdog {
             self.registry.slots().iter().zip(&self.handles).zip(&mut self.pinged_at).enumerate()
         {
             if !worker_slot.has_responded() {
-                if now.saturating_duration_since(*pinged_at) >= STUCK_AFTER && worker_slot.set_stuck(true) {
+                let is_stuck = now.saturating_duration_since(*pinged_at) >= STUCK_AFTER;
+                if is_stuck && worker_slot.set_stuck(Some(*pinged_at)) {
                     log::error!(
                         "event loop {number} is stuck (no tick for {} s): its clients get no replies; restart the proxy and \
                          please report this",
@@ -112,7 +147,7 @@ impl Watchdog {
                 }
                 continue;
             }
-            if worker_slot.set_stuck(false) {
+            if worker_slot.set_stuck(None) {
                 log::warn!("event loop {number} is no longer stuck");
             }
             *pinged_at = now;
@@ -120,6 +155,11 @@ impl Watchdog {
             handle.wake();
         }
     }
+}
+
+/// Returns the time of the day in seconds since the Unix epoch.
+fn unix_time() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Reads the process statistics. A value that cannot be read is 0.
@@ -213,6 +253,19 @@ mod tests {
         registry.slots()[1].publish(&WorkerMetrics { suggested_bytes: 4_000_000, ..WorkerMetrics::default() });
         let later = watchdog.check_capacity(start + CAPACITY_WARNING_INTERVAL);
         assert!(later.is_some_and(|text| text.contains("set CACHE_BYTES=4000000 or more")));
+    }
+
+    /// A loss of log lines is a problem from its first line until ten minutes after its last.
+    #[test]
+    fn lost_lines_are_recent_for_minutes() {
+        let (mut lost, start) = (LostLines::default(), Instant::now());
+        let mut first_loss = |count, seconds| {
+            let first = lost.check(count, start + Duration::from_secs(seconds));
+            first.map(|first| (first - start).as_secs())
+        };
+        assert_eq!([first_loss(0, 0), first_loss(2, 1), first_loss(2, 500)], [None, Some(1), Some(1)]);
+        assert_eq!([first_loss(3, 600), first_loss(3, 1199), first_loss(3, 1200)], [Some(1), Some(1), None]);
+        assert_eq!(first_loss(4, 1300), Some(1300));
     }
 
     /// The process statistics are read from the system.
