@@ -11,10 +11,10 @@ mod check;
 mod healthcheck;
 
 use segment_redis_proxy::backend::QUEUE_LIMIT;
-use segment_redis_proxy::config::{self, Config, ConfigError};
+use segment_redis_proxy::config::{self, Config, ConfigError, ShownValue};
 use segment_redis_proxy::log_format::{LogFormat, event_line};
 use segment_redis_proxy::log_writer::{LogTarget, LogWriter};
-use segment_redis_proxy::metrics::{InstanceInfo, MetricsRegistry};
+use segment_redis_proxy::metrics::{InstanceInfo, MetricsRegistry, Setting};
 use segment_redis_proxy::protocol::set_pinned_limit;
 use segment_redis_proxy::server::{
     ConnectionLimiter, FileLimitTooLow, WATCHDOG_INTERVAL, Watchdog, Worker, WorkerHandle,
@@ -236,11 +236,12 @@ fn instance_info(config: &Config, connection_limiter: &ConnectionLimiter, listen
         port,
         database: config.redis_db,
         queue_limit: QUEUE_LIMIT * config.workers,
-        configuration: config::redacted_values(|name| std::env::var_os(name))
-            .into_iter()
-            .map(|shown| (shown.name, shown.value))
-            .collect(),
+        configuration: config::redacted_values(|name| std::env::var_os(name)).into_iter().map(setting).collect(),
     }
+}
+
+fn setting(ShownValue { name, value, unit, is_changed }: ShownValue) -> Setting {
+    Setting { name, value, unit, is_changed }
 }
 
 /// Starts the thread of one worker.

@@ -1,28 +1,33 @@
 //! Dashboard at `/`: one self-contained HTML page.
 //!
-//! Its script plots what `/stats` returns. The tables are in the page itself, so they need no
-//! script. The Content Security Policy allows this script and this style by their hashes, and
-//! nothing else. A test compares the hashes with the files.
+//! Its script plots what `/stats` returns. The problems and the tables are in the page itself, so
+//! they need no script. The Content Security Policy allows this script and this style by their
+//! hashes, and nothing else. A test compares the hashes with the files.
 
+use super::diagnosis::{Problem, Severity, problems, timestamp};
+use super::tables::tables;
 use crate::metrics::{InstanceInfo, Snapshot};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
+const SCRIPT: &str = concat!(include_str!("page_data.js"), include_str!("page.js"));
 
 /// Value of the `Content-Security-Policy` field (CSP level 3).
 pub const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
-    "style-src 'sha256-rejW6D7VhfsNq8d7qi38ST+NNiXckkbQE41Cuq5lN6c='; ",
-    "script-src 'sha256-j6xBMn2PiA1B1OP3/mgrUl2Omlrp5QEVnu0w4g+ErH4='; ",
+    "style-src 'sha256-s/+e6EnZ6U9+jWbGYLTK4qn0oFYNxoe08HuPGSbLDvM='; ",
+    "script-src 'sha256-Qw40Mwc+OqRfVCRWXnzQW0Zq5Trym+VpYifGbU9Ek1s='; ",
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 );
 
 /// Renders the page with the current metrics.
 pub fn html(now: &Snapshot, settings: &InstanceInfo) -> String {
-    let summary = summary_rows(now, settings).into_iter().map(|(name, value)| row(name, &value)).collect::<String>();
-    let configuration = settings.configuration.iter().map(|(name, value)| row(name, value)).collect::<String>();
-    let mut page = String::with_capacity(PAGE.len() + STYLE.len() + SCRIPT.len() + summary.len() + configuration.len());
+    let problems: String = problems(now, settings).iter().map(problem_item).collect();
+    let tables = tables(now, settings).map(|(name, rows)| {
+        let rows: String = rows.iter().map(|cells| row(cells)).collect();
+        (name, rows)
+    });
+    let mut page = String::with_capacity(2 * (PAGE.len() + STYLE.len() + SCRIPT.len()));
     // One pass, because inserted text may look like a placeholder.
     let mut pieces = PAGE.split("<!--");
     page.push_str(pieces.next().unwrap_or_default());
@@ -31,8 +36,8 @@ pub fn html(now: &Snapshot, settings: &InstanceInfo) -> String {
         for part in match placeholder {
             "style" => ["<style>", STYLE, "</style>"],
             "script" => ["<script>", SCRIPT, "</script>"],
-            "figures" => ["", &summary, ""],
-            _ => ["", &configuration, ""],
+            "problems" => ["", &problems, ""],
+            _ => ["", tables.iter().find(|(name, _)| *name == placeholder).map_or("", |(_, rows)| rows), ""],
         } {
             page.push_str(part);
         }
@@ -41,65 +46,33 @@ pub fn html(now: &Snapshot, settings: &InstanceInfo) -> String {
     page
 }
 
-/// Returns the rows of the table of current values: name and text.
-pub fn summary_rows(now: &Snapshot, settings: &InstanceInfo) -> Vec<(&'static str, String)> {
-    let Snapshot { metrics, redis, process, .. } = now;
-    let lookups = metrics.hits + metrics.misses;
-    let ratio =
-        if lookups == 0 { "-".into() } else { format!("{:.1} %", metrics.hits as f64 * 100.0 / lookups as f64) };
-    let of = |count: usize, max: usize| format!("{} of {}", with_thousands(count as u64), with_thousands(max as u64));
-    let total = |counts: &[u64]| with_thousands(counts.iter().sum());
-    vec![
-        ("Version", env!("CARGO_PKG_VERSION").into()),
-        ("Uptime", duration(metrics.uptime / 1000)),
-        ("Workers", with_thousands(now.workers as u64)),
-        ("HTTP requests", total(&metrics.requests_by_outcome[0])),
-        ("RESP requests", total(&metrics.requests_by_outcome[1])),
-        ("Hit ratio", ratio),
-        ("Hits", with_thousands(metrics.hits)),
-        ("Misses", with_thousands(metrics.misses)),
-        ("Collapsed misses", with_thousands(metrics.collapsed)),
-        ("Entries", of(metrics.entries, settings.capacity)),
-        ("Cached bytes (keys and values)", with_thousands(metrics.bytes as u64)),
-        ("Evicted", with_thousands(metrics.evicted)),
-        ("Expired", with_thousands(metrics.expired)),
-        ("Invalidated", with_thousands(metrics.invalidated)),
-        ("Redis", redis.unavailable.clone().unwrap_or("available".into())),
-        ("Freshness guarantee", redis.freshness.clone()),
-        ("Redis connections", with_thousands(redis.connections as u64)),
-        ("Redis round trips", with_thousands(redis.round_trips)),
-        ("Keys in flight", with_thousands(metrics.inflight_keys as u64)),
-        ("Queued keys", with_thousands(redis.queued as u64)),
-        ("Failed key reads", total(&metrics.failures)),
-        ("Client connections", of(metrics.connected_clients, settings.max_connections)),
-        ("Rejected connections", with_thousands(metrics.rejected)),
-        ("Client timeouts", total(&metrics.timeouts)),
-        ("Resident memory", format!("{:.1} MiB", process.resident_bytes as f64 / 1_048_576.0)),
-        ("Open files", of(process.open_files as usize, process.max_open_files as usize)),
-        ("CPU time", format!("{:.1} s", process.cpu_seconds)),
-    ]
+/// Renders a problem. The script renders the same elements.
+fn problem_item(problem: &Problem) -> String {
+    let label = match problem.severity {
+        Severity::Critical => "Critical",
+        Severity::Warning => "Warning",
+    };
+    let since = problem.since.map_or_else(String::new, |since| {
+        let since = timestamp(since);
+        format!(" <time datetime=\"{since}\">{}</time>", readable_since(&since))
+    });
+    format!(
+        "<li class=\"{}\"><strong>{label}: {}</strong>{since}<p>{}</p></li>\n",
+        problem.severity.name(),
+        escape(problem.title),
+        escape(&problem.text)
+    )
 }
 
-fn duration(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    format!("{days} d {hours:02}:{minutes:02}:{:02}", seconds % 60)
+/// Returns the text for a begin, such as `since 2026-11-28 21:44:10 UTC`.
+fn readable_since(timestamp: &str) -> String {
+    format!("since {}", timestamp.replace('T', " ").replace('Z', " UTC"))
 }
 
-/// Formats a number with commas between thousands.
-fn with_thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-fn row(name: &str, value: &str) -> String {
-    format!("<tr><th scope=\"row\">{}</th><td>{}</td></tr>\n", escape(name), escape(value))
+fn row(cells: &[String]) -> String {
+    let (name, values) = cells.split_first().map_or(("", cells), |(name, values)| (name, values));
+    let values: String = values.iter().map(|value| format!("<td>{}</td>", escape(value))).collect();
+    format!("<tr><th scope=\"row\">{}</th>{values}</tr>\n", escape(name))
 }
 
 /// Escapes text for HTML, so that text of Redis and of variables cannot become markup.
@@ -110,24 +83,30 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Setting;
 
     /// Text of Redis and of variables is shown, not run.
     #[test]
     fn foreign_text_is_escaped() {
         let mut now = Snapshot::default();
         now.redis.unavailable = Some("<script>alert('1')</script>".into());
-        let settings =
-            InstanceInfo { configuration: vec![("REDIS_HOST", "\"<!--figures-->&".into())], ..InstanceInfo::default() };
+        let setting = Setting { name: "REDIS_HOST", value: "\"<!--figures-->&".into(), ..Setting::default() };
+        let settings = InstanceInfo { configuration: vec![setting], ..InstanceInfo::default() };
         let page = html(&now, &settings);
         assert!(page.contains("<td>&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;</td>"), "{page}");
+        assert!(page.contains("</strong><p>&lt;script&gt;alert("), "{page}");
         assert!(page.contains("<td>&quot;&lt;!--figures--&gt;&amp;</td>"), "{page}");
         assert_eq!((page.matches("<script>").count(), page.matches("<style>").count()), (1, 1));
     }
 
-    /// Durations show days, numbers show commas.
+    /// A problem shows its severity as a word, and when it began.
     #[test]
-    fn numbers_are_readable() {
-        assert_eq!(duration(90_061), "1 d 01:01:01");
-        assert_eq!([0, 999, 1000, 1_234_567].map(with_thousands), ["0", "999", "1,000", "1,234,567"]);
+    fn problem_shows_severity_and_begin() {
+        let problem = Problem { severity: Severity::Warning, title: "Title", text: "Text.".into(), since: Some(61) };
+        assert_eq!(
+            problem_item(&problem),
+            "<li class=\"warning\"><strong>Warning: Title</strong> <time datetime=\"1970-01-01T00:01:01Z\">since \
+             1970-01-01 00:01:01 UTC</time><p>Text.</p></li>\n"
+        );
     }
 }

@@ -3,21 +3,23 @@
 //!
 //! | file | renders | read by |
 //! |---|---|---|
-//! | `dashboard.rs`, `page.*` | `/`: an HTML page with plots and two tables | people |
+//! | `dashboard.rs`, `page.*` | `/`: an HTML page with problems, plots and tables | people |
 //! | `prometheus.rs` | `/metrics`: the text format of Prometheus | Prometheus |
 //! | `stats.rs` | `/stats`: all metrics as one JSON object | scripts, and the script of the page |
 //! | `health.rs` | `/healthz`, `/readyz`: status code and JSON | orchestrators, load balancers |
 //! | `info.rs` | the reply to the Redis command `INFO` | Redis clients and monitors |
 //!
-//! `json.rs` is the JSON writer that `stats.rs` and `health.rs` share. `stats.rs` also uses the
-//! rows of the dashboard's table and the reason of `/readyz`; no file imports `stats.rs`.
+//! `json.rs` is the JSON writer that `stats.rs` and `health.rs` share. `diagnosis.rs` finds the
+//! problems and `tables.rs` renders the cells that both `dashboard.rs` and `stats.rs` show.
 
 mod dashboard;
+mod diagnosis;
 mod health;
 mod info;
 mod json;
 mod prometheus;
 mod stats;
+mod tables;
 
 pub use info::text as info;
 

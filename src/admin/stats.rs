@@ -1,11 +1,13 @@
 //! `/stats`: all metrics as one JSON object, for the dashboard and for scripts.
 //!
 //! Counters start at 0 with the process, and times are in seconds. `figures` has the texts of the
-//! dashboard's table.
+//! dashboard's current values, `tables` the cells of all its tables, and `problems` its problems.
+//! `traffic` counts requests without those for admin endpoints.
 
-use super::dashboard;
+use super::diagnosis::{Problem, problems, timestamp};
 use super::health::not_ready_reason;
 use super::json::{array, object, quote, quote_or_null};
+use super::tables::{Rows, figures, tables};
 use crate::metrics::{
     BATCH_SIZE_BUCKETS, Histogram, InstanceInfo, LATENCY_BUCKETS_US, Protocol, RequestOutcome, Snapshot, TimeoutKind,
     TrackingState,
@@ -44,6 +46,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("hit", histogram(&metrics.hit_latency, MICROS_PER_SECOND)),
         ("miss", histogram(&metrics.miss_latency, MICROS_PER_SECOND)),
         ("tick", histogram(&metrics.tick_duration, MICROS_PER_SECOND)),
+        ("round_trip", histogram(&redis.round_trip_durations, MICROS_PER_SECOND)),
     ];
     let cache = [
         ("entries", metrics.entries as u64),
@@ -51,6 +54,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("capacity", settings.capacity as u64),
         ("capacity_bytes", settings.capacity_bytes as u64),
         ("evicted", metrics.evicted),
+        ("evicted_early", metrics.early_evictions),
         ("expired", metrics.expired),
         ("invalidated", metrics.invalidated),
     ];
@@ -84,7 +88,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("most_files", process.max_open_files.to_string()),
         ("cpu_seconds", process.cpu_seconds.to_string()),
     ];
-    let summary = dashboard::summary_rows(now, settings);
+    let figures = figures(now, settings);
     let all = [
         ("version", quote(env!("CARGO_PKG_VERSION"))),
         ("uptime_seconds", (metrics.uptime as f64 / 1e3).to_string()),
@@ -103,10 +107,26 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("batches", object(batches)),
         ("process", object(system)),
         ("log_lines_dropped", process.dropped_lines.to_string()),
-        ("figures", object(summary.iter().map(|(label, value)| (figure_key(label), quote(value))))),
-        ("configuration", object(settings.configuration.iter().map(|(name, value)| (*name, quote(value))))),
+        ("figures", object(figures.iter().map(|(label, value)| (figure_key(label), quote(value))))),
+        ("configuration", object(settings.configuration.iter().map(|setting| (setting.name, quote(&setting.value))))),
+        ("problems", array(problems(now, settings).iter().map(problem))),
+        ("traffic", object(Protocol::NAMES.into_iter().zip(metrics.key_traffic()))),
+        ("tables", object(tables(now, settings).iter().map(|(name, rows)| (*name, cells(rows))))),
     ];
     object(all) + "\n"
+}
+
+fn problem(problem: &Problem) -> String {
+    object([
+        ("severity", quote(problem.severity.name())),
+        ("title", quote(problem.title)),
+        ("text", quote(&problem.text)),
+        ("since", quote_or_null(problem.since.map(timestamp).as_deref())),
+    ])
+}
+
+fn cells(rows: &Rows) -> String {
+    array(rows.iter().map(|row| array(row.iter().map(|cell| quote(cell)))))
 }
 
 /// Returns the key in `figures` of the row with this label.
@@ -121,7 +141,7 @@ fn histogram<const N: usize>(histogram: &Histogram<N>, unit: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::WorkerMetrics;
+    use crate::metrics::{Setting, WorkerMetrics};
 
     /// All metrics are one JSON object, and its strings are escaped.
     #[test]
@@ -131,7 +151,8 @@ mod tests {
         now.metrics.hit_latency.observe(15, 2);
         now.metrics.responses[Status::NotFound as usize] = 4;
         now.redis.unavailable = Some("a \"reason\"".into());
-        let settings = InstanceInfo { configuration: vec![("REDIS_HOST", "a\nb".into())], ..InstanceInfo::default() };
+        let setting = Setting { name: "REDIS_HOST", value: "a\nb".into(), ..Setting::default() };
+        let settings = InstanceInfo { configuration: vec![setting], ..InstanceInfo::default() };
         let text = json(&now, &settings);
         for part in [
             r#""uptime_seconds":1.5,"workers":2,"stuck":0,"ready":false,"reason":"a \"reason\"","requests":{"http":{"hit":0,"#,
@@ -141,7 +162,10 @@ mod tests {
             r#""hit":{"counts":[0,2,0,"#,
             r#"],"sum":0.00003},"miss""#,
             r#""figures":{"Version":""#,
-            r#""configuration":{"REDIS_HOST":"a\nb"}}"#,
+            r#""configuration":{"REDIS_HOST":"a\nb"}"#,
+            r#""problems":[{"severity":"critical","title":"Redis unavailable","text":"a \"reason\"."#,
+            r#""since":null}],"traffic":{"http":0,"resp":0},"tables":{"figures":[["Version",""#,
+            r#""configuration":[["REDIS_HOST","a\nb",""]]}}"#,
         ] {
             assert!(text.contains(part), "no {part} in {text}");
         }
@@ -151,7 +175,7 @@ mod tests {
     #[test]
     fn figure_keys_match_labels() {
         let (now, settings) = (Snapshot::default(), InstanceInfo::default());
-        let rows = dashboard::summary_rows(&now, &settings);
+        let rows = figures(&now, &settings);
         for (label, key) in FIGURE_KEYS {
             assert!(rows.iter().any(|(shown, _)| *shown == label), "no row {label}");
             assert!(json(&now, &settings).contains(&format!("\"{key}\":")), "no key {key}");

@@ -19,7 +19,7 @@ mod registry;
 pub use access_log::push_escaped;
 pub use histogram::{BATCH_SIZE_BUCKETS, BatchSizeHistogram, Histogram, LATENCY_BUCKETS_US, LatencyHistogram};
 pub use recorder::{Recorder, RequestInfo};
-pub use registry::{InstanceInfo, MetricsRegistry, Peaks, ProcessStats, Snapshot, WorkerRow, WorkerSlot};
+pub use registry::{InstanceInfo, MetricsRegistry, Peaks, ProcessStats, Setting, Snapshot, WorkerRow, WorkerSlot};
 
 use crate::protocol::http::Status;
 use crate::types::{Failure, Millis};

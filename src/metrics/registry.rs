@@ -86,6 +86,19 @@ impl ProcessStats {
     }
 }
 
+/// Value of a variable as the operator may see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Setting {
+    /// Name of the variable.
+    pub name: &'static str,
+    /// Value in force, without a secret.
+    pub value: String,
+    /// Unit of a bare number; empty for none.
+    pub unit: &'static str,
+    /// True if the value differs from the default.
+    pub is_changed: bool,
+}
+
 /// Constants of the running process.
 #[derive(Clone, Debug, Default)]
 pub struct InstanceInfo {
@@ -105,8 +118,8 @@ pub struct InstanceInfo {
     pub database: u32,
     /// Limit of keys that wait for a fetcher, of all workers together.
     pub queue_limit: usize,
-    /// Name and value of each variable, without secrets.
-    pub configuration: Vec<(&'static str, String)>,
+    /// All variables.
+    pub configuration: Vec<Setting>,
 }
 
 /// Metrics of all workers and of the process. Shared by all threads.

@@ -90,6 +90,8 @@ fn metrics_count_requests_and_reads() {
     }
     for name in [
         "segment_redis_round_trips_total",
+        "segment_redis_round_trip_seconds_count",
+        "segment_redis_round_trip_seconds_sum",
         "segment_tick_seconds_count",
         "segment_hit_seconds_sum",
         "segment_miss_seconds_sum",

@@ -1,6 +1,6 @@
 //! Tests of the dashboard at `/`: the response itself, and the page in a headless Chromium.
 
-use crate::common::admin::read_metric;
+use crate::common::admin::{read_metric, wait_until_ready};
 use crate::common::{Proxy, Redis, wait_for};
 use base64::prelude::*;
 use std::io::Write;
@@ -46,9 +46,9 @@ fn page_is_one_file_with_policy() {
     // Without JavaScript the page has tables.
     for row in [
         "<tr><th scope=\"row\">Hit ratio</th><td>-</td></tr>",
-        "<tr><th scope=\"row\">CACHE_SIZE</th><td>4321</td></tr>",
-        "<tr><th scope=\"row\">CACHE_TTL</th><td>15</td></tr>",
-        "<tr><th scope=\"row\">REDIS_PASSWORD</th><td></td></tr>",
+        "<tr><th scope=\"row\">CACHE_SIZE</th><td>4321 keys</td><td>changed</td></tr>",
+        "<tr><th scope=\"row\">CACHE_TTL</th><td>15 s</td><td></td></tr>",
+        "<tr><th scope=\"row\">REDIS_PASSWORD</th><td></td><td></td></tr>",
     ] {
         assert!(page.contains(row), "{row}");
     }
@@ -107,7 +107,7 @@ impl Drop for Browser {
     }
 }
 
-/// The browser shows live plots, and why Redis is unavailable.
+/// The browser shows live plots. It shows that Redis is unavailable, why and since when.
 #[test]
 fn browser_shows_live_state() {
     let mut redis = Redis::start();
@@ -121,13 +121,16 @@ fn browser_shows_live_state() {
     let (browser, url) = (Browser::new("live"), format!("http://{}/", proxy.address));
     let page = browser.dump_page(&url);
     assert!(page.contains("class=\"good\">Live: updated every second.</p>"), "{page}");
-    assert_eq!(page.matches("<svg role=\"img\"").count(), 5, "{page}");
+    assert_eq!(page.matches("<svg role=\"img\"").count(), 8, "{page}");
     // Each plot has a text for screen readers.
     for label in [
         "aria-label=\"Requests, requests per second",
         "aria-label=\"Hit ratio",
         "aria-label=\"Latency",
         "aria-label=\"Entries",
+        "aria-label=\"Evictions",
+        "aria-label=\"Memory",
+        "aria-label=\"Redis round trip, time to the first reply, logarithmic, last 5 minutes. Now: median ",
     ] {
         assert!(page.contains(label), "no {label} in {page}");
     }
@@ -136,9 +139,87 @@ fn browser_shows_live_state() {
     assert!(["NaN", "undefined", ">null", "Infinity"].iter().all(|text| !live.contains(text)), "{live}");
     redis.kill();
     wait_for("the proxy is not ready", || (proxy.get("/readyz").status == 503).then_some(()));
+    let banner = "<strong>Critical: Redis unavailable</strong> <time datetime=\"20";
+    let page = proxy.get("/").text();
+    assert!(page.contains(banner) && page.contains("cannot connect to Redis at 127.0.0.1:"), "{page}");
+    // The script leaves a banner that is still true as it is.
     let page = browser.dump_page(&url);
-    assert!(page.contains("class=\"bad\">Redis unavailable: cannot connect to Redis"), "{page}");
+    assert!(page.contains(banner) && page.contains("cannot connect to Redis at 127.0.0.1:"), "{page}");
+    assert!(page.contains("class=\"bad\">Live: updated every second. One problem found.</p>"), "{page}");
     assert!(page.contains("<title>Redis unavailable - "), "{page}");
+}
+
+/// Waits until another client has requested the page and, once, its data.
+fn wait_for_visit(proxy: &Proxy) {
+    let others = || read_metric(proxy, "segment_requests_total{protocol=\"http\",outcome=\"other\"}");
+    let before = others();
+    let mut readings = 0.0;
+    wait_for("the browser requests data", || {
+        readings += 1.0;
+        // Each reading counts the earlier readings as well.
+        (others() >= before + readings + 2.0).then_some(())
+    });
+}
+
+/// A page that is open shows an outage of Redis that begins.
+#[test]
+fn open_page_shows_new_outage() {
+    let mut redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[]);
+    let (browser, url) = (Browser::new("outage"), format!("http://{}/", proxy.address));
+    // On a busy machine the browser may end before the outage begins.
+    wait_for("the open page shows the outage", || {
+        wait_until_ready(&proxy);
+        let page = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                wait_for_visit(&proxy);
+                redis.kill();
+                // A failed read shows the outage earlier than the next probe would.
+                while proxy.get("/readyz").status == 200 {
+                    proxy.get("/raw/none");
+                }
+            });
+            browser.dump_page(&url)
+        });
+        redis.restart();
+        // The class shows that the script has written the element.
+        page.contains("<li class=\"critical\"><strong class=\"\">Critical: Redis unavailable</strong>").then_some(())
+    });
+}
+
+/// Returns the cells of each row of a table.
+fn table_rows<'a>(page: &'a str, id: &str) -> Vec<Vec<&'a str>> {
+    let (_, rows) = page.split_once(&format!("<tbody id=\"{id}\">")).expect("a table");
+    let (rows, _) = rows.split_once("</tbody>").expect("its end");
+    let cells = |row: &'a str| {
+        let cells = row.split(['<', '\n']).filter(|part| part.starts_with("th") || part.starts_with("td"));
+        cells.map(|cell| cell.split_once('>').expect("a tag").1).collect()
+    };
+    rows.split_inclusive("</tr>").filter(|row| row.contains("<tr")).map(cells).collect()
+}
+
+/// Each worker has a row with its own figures, and requests of the page itself are no traffic.
+#[test]
+fn workers_have_rows_without_polls() {
+    let redis = Redis::start();
+    redis.set("a", "value");
+    let proxy = Proxy::start(&redis, &[("WORKERS", "2"), ("CACHE_TTL", "600")]);
+    wait_until_ready(&proxy);
+    (0..40).for_each(|_| assert_eq!(proxy.get("/raw/a").text(), "value"));
+    let page = Browser::new("workers").dump_page(&format!("http://{}/#hour", proxy.address));
+    let rows = table_rows(&page, "per-worker");
+    let sum = |column: usize| rows.iter().map(|row| row[column].parse::<u64>().expect("a number")).sum::<u64>();
+    // Each worker that was asked has fetched the key once.
+    assert_eq!((rows.len(), rows[0][0], rows[1][0]), (2, "0", "1"));
+    assert_eq!((sum(2), sum(3) + sum(5)), (40, 40), "{rows:?}");
+    assert!(rows.iter().all(|row| row[7..] == ["running", "available"]), "{rows:?}");
+    assert!(page.contains("<h3 class=\"\">Requests</h3><p class=\"now \"><span class=\"\">0</span>"), "{page}");
+    assert!(table_value(&page, "HTTP requests") > 40, "{page}");
+    // The address has chosen the longer history.
+    assert!(
+        page.contains("aria-pressed=\"true\">1 hour</button>") && page.contains(">\u{2212}60 min</text>"),
+        "{page}"
+    );
 }
 
 /// Returns the number in the table row with this name.
@@ -157,7 +238,8 @@ fn shown_ratio(page: &str) -> Option<f64> {
 /// An open page follows the traffic: half hits, half collapsed requests for a missing key.
 #[test]
 fn open_page_follows_traffic() {
-    const CLIENTS: usize = 20;
+    // Few, so that a sample in the middle of a round moves the ratio by little.
+    const CLIENTS: usize = 4;
     let redis = Redis::start();
     redis.set("a", "value");
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);
@@ -166,14 +248,7 @@ fn open_page_follows_traffic() {
     let stop = AtomicBool::new(false);
     let page = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Wait until the browser has requested the page and, once, its data. Each reading of
-            // the metrics counts the earlier readings as well.
-            let mut readings = 0.0;
-            wait_for("the browser requests data", || {
-                readings += 1.0;
-                let others = read_metric(&proxy, "segment_requests_total{protocol=\"http\",outcome=\"other\"}");
-                (others >= readings + 1.0).then_some(())
-            });
+            wait_for_visit(&proxy);
             while !stop.load(Ordering::Relaxed) {
                 clients.iter_mut().for_each(|client| client.send_get("/raw/none"));
                 clients.iter_mut().for_each(|client| client.send_get("/raw/a"));

@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
+mod accessibility;
 mod admin_endpoints;
 mod check;
 mod cli;
