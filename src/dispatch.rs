@@ -15,10 +15,13 @@ use crate::value::Payload;
 /// single read can bring ten thousand.
 pub const MAX_STEPS_PER_TURN: usize = 512;
 
-/// Steps that a request for metrics counts as (about 20 us), and the steps added for each worker in
-/// the sum.
-const ADMIN_STEP_COST: usize = 80;
-const ADMIN_STEP_COST_PER_WORKER: usize = 2;
+/// Steps that `INFO` counts as (about 20 us).
+const INFO_STEP_COST: usize = 80;
+
+/// Steps that a request for metrics or the page counts as (about 80 us), and the steps added for
+/// each worker (about 2 us).
+const ADMIN_STEP_COST: usize = 240;
+const ADMIN_STEP_COST_PER_WORKER: usize = 8;
 
 /// Maximum number of bytes copied into a client's multi-key replies in one turn.
 const MAX_COPIED_PER_TURN: usize = MAX_UNSENT_BYTES;
@@ -102,7 +105,7 @@ impl Dispatcher<'_> {
                 }
                 DecodeStep::Info { format, consumed } => {
                     at += consumed;
-                    steps += ADMIN_STEP_COST;
+                    steps += INFO_STEP_COST;
                     self.reply_info(connection, format);
                 }
                 DecodeStep::Admin { endpoint, format, consumed } => {

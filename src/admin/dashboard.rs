@@ -15,8 +15,8 @@ const SCRIPT: &str = concat!(include_str!("page_data.js"), include_str!("page.js
 /// Value of the `Content-Security-Policy` field (CSP level 3).
 pub const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
-    "style-src 'sha256-s/+e6EnZ6U9+jWbGYLTK4qn0oFYNxoe08HuPGSbLDvM='; ",
-    "script-src 'sha256-Qw40Mwc+OqRfVCRWXnzQW0Zq5Trym+VpYifGbU9Ek1s='; ",
+    "style-src 'sha256-3pvvKA0Sm93VSeMt/XoZjC2eZHdJ3HFplhcqyxVuo7M='; ",
+    "script-src 'sha256-CZxeJJ6ruzDZNF3+pHA3BXfplqukOe7niKNk9RiTAgw='; ",
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 );
 

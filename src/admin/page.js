@@ -257,7 +257,7 @@ function render() {
   } else if (!now) [text, style] = ["Waiting for the first data.", ""];
   else if (problems.length) {
     text += ` ${problems.length === 1 ? "One problem" : `${problems.length} problems`} found.`;
-    style = problems[0].severity === "critical" ? "bad" : "";
+    style = problems[0].severity === "critical" ? "bad" : "warning";
   }
   setText(byId("state"), text, style);
   const prefix = failure ? "No data - " : problems.length ? `${problems[0].title} - ` : "";
