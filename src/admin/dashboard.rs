@@ -16,7 +16,7 @@ const SCRIPT: &str = concat!(include_str!("page_data.js"), include_str!("page.js
 pub const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
     "style-src 'sha256-3pvvKA0Sm93VSeMt/XoZjC2eZHdJ3HFplhcqyxVuo7M='; ",
-    "script-src 'sha256-CZxeJJ6ruzDZNF3+pHA3BXfplqukOe7niKNk9RiTAgw='; ",
+    "script-src 'sha256-n1iQbhbgEldH27FLFwBX4ecN7M5g+xMuB5oELDuzrqw='; ",
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 );
 

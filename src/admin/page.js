@@ -260,6 +260,8 @@ function render() {
     style = problems[0].severity === "critical" ? "bad" : "warning";
   }
   setText(byId("state"), text, style);
+  // Old data proves no health.
+  byId("healthy").hidden = paused || failure !== null;
   const prefix = failure ? "No data - " : problems.length ? `${problems[0].title} - ` : "";
   document.title = `${prefix}Segment Redis Proxy at ${location.host}`;
   for (const plot of PLOTS) drawHeadline(plot, now);

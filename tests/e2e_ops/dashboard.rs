@@ -187,6 +187,27 @@ fn open_page_shows_new_outage() {
     });
 }
 
+/// A page that is open shows that the proxy is gone, and claims no health any more.
+#[test]
+fn open_page_shows_lost_proxy() {
+    let redis = Redis::start();
+    let browser = Browser::new("lost");
+    // On a busy machine the browser may end before the proxy does.
+    wait_for("the open page shows that the proxy is gone", || {
+        let proxy = Proxy::start(&redis, &[]);
+        let url = format!("http://{}/", proxy.address);
+        let (page, _) = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                wait_for_visit(&proxy);
+                drop(proxy);
+            });
+            browser.visit(&url, &["--dump-dom"])
+        });
+        let is_shown = page.contains("class=\"bad\">No data from the proxy since");
+        (is_shown && page.contains("<p id=\"healthy\" hidden=\"\">No problem found.</p>")).then_some(())
+    });
+}
+
 /// Returns the cells of each row of a table.
 fn table_rows<'a>(page: &'a str, id: &str) -> Vec<Vec<&'a str>> {
     let (_, rows) = page.split_once(&format!("<tbody id=\"{id}\">")).expect("a table");
