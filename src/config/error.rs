@@ -71,10 +71,10 @@ fn remedy(variable: &Variable, value: &str) -> String {
              {name} in its env"
         )),
         Kind::Host => host_remedy(name, value),
-        Kind::Number(..) if name == "CACHE_SIZE" && parse::size(value).is_ok_and(|_| ends_with_letter(value)) => {
-            Some(format!("CACHE_SIZE counts keys: for a limit in bytes set CACHE_BYTES={value}"))
+        Kind::Keys(..) if ends_with_letter(value) && parse::size(value).is_ok() => {
+            Some(format!("{name} counts keys: for a limit in bytes set CACHE_BYTES={value}"))
         }
-        Kind::Number(..) if ends_with_letter(value) => Some("write the number without a unit".into()),
+        Kind::Number(..) | Kind::Keys(..) if ends_with_letter(value) => Some("write the number without a unit".into()),
         Kind::Bytes(..) => {
             let with_unit = format!("{value}b");
             (ends_with_letter(value) && parse::size(&with_unit).is_ok())

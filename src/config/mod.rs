@@ -113,7 +113,7 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
     /// Reads an integer or a size.
     fn number(&mut self, name: &'static str) -> u64 {
         self.value(name, |text, kind| match kind {
-            Kind::Number(from, to) => within(from, parse::integer(text)?, to),
+            Kind::Number(from, to) | Kind::Keys(from, to) => within(from, parse::integer(text)?, to),
             Kind::Bytes(from, to) => within(from, parse::size(text)?, to),
             _ => Err(NO_NUMBER.into()),
         })
@@ -379,7 +379,7 @@ mod tests {
         assert_eq!((value("CACHE_TTL"), value("RUST_LOG"), value("CACHE_SIZE")), (Some("7"), Some("debug"), Some("3")));
         assert_eq!(value("REDIS_PASSWORD"), Some("(set)"));
         let note = |name: &str| find(name).map(|shown| (shown.unit, shown.is_changed));
-        assert_eq!((note("CACHE_TTL"), note("CACHE_SIZE")), (Some(("s", true)), Some(("", false))));
+        assert_eq!((note("CACHE_TTL"), note("CACHE_SIZE")), (Some(("s", true)), Some(("keys", false))));
         assert_eq!(note("STALE_IF_ERROR"), Some(("", true)), "the value has its own unit");
         assert!(!format!("{values:?}").contains("secret"));
     }

@@ -56,6 +56,8 @@ pub enum Kind {
     Hosts,
     /// Integer without a unit.
     Number(u64, u64),
+    /// Number of keys, without a unit.
+    Keys(u64, u64),
     /// Size in bytes, or with a unit.
     Bytes(u64, u64),
     /// Duration in seconds, or with a unit. May have decimals down to a millisecond.
@@ -141,7 +143,7 @@ pub const VARIABLES: [Variable; 28] = [
     Variable { name: "REDIS_TIMEOUT", default: "1000", kind: Kind::Milliseconds(MILLISECOND, MAX_REDIS_TIMEOUT), group: Group::Redis, description: "timeout of connecting, of the handshake and of each round trip" },
     Variable { name: "REDIS_TRACKING", default: "off", kind: Kind::Switch, group: Group::Redis, description: "receive invalidations from Redis, so that changes are visible at once" },
     Variable { name: "CACHE_TTL", default: "15", kind: Kind::Seconds(MILLISECOND, MAX_DURATION), group: Group::Cache, description: "lifetime of a cache entry, counted from insertion; a hit does not renew it" },
-    Variable { name: "CACHE_SIZE", default: "3", kind: Kind::Number(1, MAX_CAPACITY as u64), group: Group::Cache, description: "capacity of each worker's cache, in keys; the default suits a demonstration only" },
+    Variable { name: "CACHE_SIZE", default: "3", kind: Kind::Keys(1, MAX_CAPACITY as u64), group: Group::Cache, description: "capacity of each worker's cache, in keys; the default suits a demonstration only" },
     Variable { name: "CACHE_BYTES", default: "0", kind: Kind::Bytes(0, MAX_BYTES), group: Group::Cache, description: "capacity of each worker's cache, in bytes of keys and values; 0 for no limit" },
     Variable { name: "MAX_VALUE_BYTES", default: "8388608", kind: Kind::Bytes(1, MAX_VALUE_BYTES), group: Group::Cache, description: "longest value read from Redis; a longer one is refused unread" },
     Variable { name: "STALE_IF_ERROR", default: "0", kind: Kind::Seconds(Duration::ZERO, MAX_DURATION), group: Group::Cache, description: "time for which an expired entry may still be served while Redis is unavailable" },
@@ -177,6 +179,7 @@ impl Kind {
             Kind::Host => "a host name or an IP address, without a port".into(),
             Kind::Hosts => "host names separated by commas, without ports or wildcards".into(),
             Kind::Number(from, to) => format!("{from} to {to}").into(),
+            Kind::Keys(from, to) => format!("{from} to {to} keys").into(),
             Kind::Bytes(from, to) => format!("{from} to {to} bytes, or with a unit such as 64kb, 256mb or 1gib").into(),
             Kind::Seconds(from, to) => {
                 format!("{} to {} seconds, or with a unit such as 500ms, 60s, 15m or 2h", seconds(from), seconds(to))
@@ -197,6 +200,7 @@ impl Kind {
     /// Returns the unit of a bare number; empty if there is none.
     pub fn unit(self) -> &'static str {
         match self {
+            Kind::Keys(..) => "keys",
             Kind::Bytes(..) => "bytes",
             Kind::Seconds(..) => "s",
             Kind::Milliseconds(..) => "ms",

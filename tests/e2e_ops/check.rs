@@ -41,7 +41,7 @@ const WRONG: [Case; 14] = [
     (
         &[("CACHE_SIZE", "256mb")],
         2,
-        "segment-redis-proxy: CACHE_SIZE=\"256mb\" is not a whole number; allowed: 1 to 2000000000; CACHE_SIZE counts keys: \
+        "segment-redis-proxy: CACHE_SIZE=\"256mb\" is not a whole number; allowed: 1 to 2000000000 keys; CACHE_SIZE counts keys: \
          for a limit in bytes set CACHE_BYTES=256mb",
     ),
     (
