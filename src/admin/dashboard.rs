@@ -15,8 +15,8 @@ const SCRIPT: &str = concat!(include_str!("page_data.js"), include_str!("page.js
 /// Value of the `Content-Security-Policy` field (CSP level 3).
 pub const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
-    "style-src 'sha256-3pvvKA0Sm93VSeMt/XoZjC2eZHdJ3HFplhcqyxVuo7M='; ",
-    "script-src 'sha256-n1iQbhbgEldH27FLFwBX4ecN7M5g+xMuB5oELDuzrqw='; ",
+    "style-src 'sha256-1s0miT+vs7VtT1n/AwpoOBpsJ6Ko0m5zKs4GNom95KY='; ",
+    "script-src 'sha256-Rzsy1sahNrvfX7FPGsxSR0QvzLzvgmZBSz4mB4irmn8='; ",
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 );
 
@@ -37,6 +37,7 @@ pub fn html(now: &Snapshot, settings: &InstanceInfo) -> String {
             "style" => ["<style>", STYLE, "</style>"],
             "script" => ["<script>", SCRIPT, "</script>"],
             "problems" => ["", &problems, ""],
+            "healthy" => ["", if problems.is_empty() { "" } else { " hidden" }, ""],
             _ => ["", tables.iter().find(|(name, _)| *name == placeholder).map_or("", |(_, rows)| rows), ""],
         } {
             page.push_str(part);
@@ -97,6 +98,15 @@ mod tests {
         assert!(page.contains("</strong><p>&lt;script&gt;alert("), "{page}");
         assert!(page.contains("<td>&quot;&lt;!--figures--&gt;&amp;</td>"), "{page}");
         assert_eq!((page.matches("<script>").count(), page.matches("<style>").count()), (1, 1));
+    }
+
+    /// The page claims no health beside a problem, also without style and script.
+    #[test]
+    fn problem_hides_claim_of_health() {
+        let mut now = Snapshot::default();
+        assert!(html(&now, &InstanceInfo::default()).contains("<p id=\"healthy\">No problem"));
+        now.stopping = true;
+        assert!(html(&now, &InstanceInfo::default()).contains("<p id=\"healthy\" hidden>No problem"));
     }
 
     /// A problem shows its severity as a word, and when it began.

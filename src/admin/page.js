@@ -261,7 +261,7 @@ function render() {
   }
   setText(byId("state"), text, style);
   // Old data proves no health.
-  byId("healthy").hidden = paused || failure !== null;
+  byId("healthy").hidden = paused || failure !== null || byId("problems").children.length > 0;
   const prefix = failure ? "No data - " : problems.length ? `${problems[0].title} - ` : "";
   document.title = `${prefix}Segment Redis Proxy at ${location.host}`;
   for (const plot of PLOTS) drawHeadline(plot, now);

@@ -146,7 +146,7 @@ fn browser_shows_live_state() {
     let page = browser.dump_page(&url);
     assert!(page.contains(banner) && page.contains("cannot connect to Redis at 127.0.0.1:"), "{page}");
     assert!(page.contains("class=\"bad\">Live: updated every second. One problem found.</p>"), "{page}");
-    assert!(page.contains("<title>Redis unavailable - "), "{page}");
+    assert!(page.contains("<title>Redis unavailable - ") && page.contains("<p id=\"healthy\" hidden"), "{page}");
 }
 
 /// Waits until another client has requested the page and, once, its data.
