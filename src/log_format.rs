@@ -4,7 +4,7 @@
 
 use crate::protocol::http::json::escape;
 use std::fmt::Display;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Format of events and of the access log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,11 +35,19 @@ pub fn rfc3339(time: SystemTime) -> String {
     format!("{year}-{month:02}-{day}T{clock}.{millis:03}Z")
 }
 
+/// Returns seconds since the Unix epoch as RFC 3339 has them, in UTC: `1994-11-06T08:49:37Z`.
+pub fn rfc3339_seconds(unix_time: u64) -> String {
+    rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(unix_time.min(END_OF_DATES))).replace(".000", "")
+}
+
 /// Returns a time as the Common Log Format has it: `06/Nov/1994:08:49:37 +0000`.
 pub fn clf_date(time: SystemTime) -> String {
     let [day, month, year, clock] = date_parts(&httpdate::fmt_http_date(time));
     format!("{day}/{month}/{year}:{clock} +0000")
 }
+
+/// End of the year 9999, the last one with a date in HTTP.
+const END_OF_DATES: u64 = 253_402_300_799;
 
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
@@ -70,7 +78,6 @@ pub fn event_line(time: SystemTime, level: impl Display, target: &str, message: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     /// Both date formats show the same time; RFC 3339 has its milliseconds.
     #[test]
@@ -84,6 +91,8 @@ mod tests {
             let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
             assert_eq!((rfc3339(time).as_str(), clf_date(time).as_str()), (rfc, clf));
         }
+        assert_eq!(rfc3339_seconds(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(rfc3339_seconds(u64::MAX), "9999-12-31T23:59:59Z");
     }
 
     /// An event is one line, whatever its message contains.

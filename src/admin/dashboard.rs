@@ -4,8 +4,9 @@
 //! they need no script. The Content Security Policy allows this script and this style by their
 //! hashes, and nothing else. A test compares the hashes with the files.
 
-use super::diagnosis::{Problem, Severity, problems, timestamp};
+use super::diagnosis::{Problem, Severity, problems};
 use super::tables::tables;
+use crate::log_format::rfc3339_seconds;
 use crate::metrics::{InstanceInfo, Snapshot};
 
 const PAGE: &str = include_str!("page.html");
@@ -54,7 +55,7 @@ fn problem_item(problem: &Problem) -> String {
         Severity::Warning => "Warning",
     };
     let since = problem.since.map_or_else(String::new, |since| {
-        let since = timestamp(since);
+        let since = rfc3339_seconds(since);
         format!(" <time datetime=\"{since}\">{}</time>", readable_since(&since))
     });
     format!(

@@ -180,26 +180,6 @@ fn is_near(used: u64, limit: u64) -> bool {
     limit > 0 && u128::from(used) * 100 >= u128::from(limit) * u128::from(NEAR_LIMIT_PERCENT)
 }
 
-/// Formats seconds since the Unix epoch like the log: `2026-11-28T21:44:10Z` (RFC 3339).
-pub fn timestamp(unix_time: u64) -> String {
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let (mut days, mut year, mut month) = (unix_time / 86_400, 1970, 1);
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(is_leap(year));
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    let (hour, minute, second) = (unix_time / 3600 % 24, unix_time / 60 % 60, unix_time % 60);
-    format!("{year}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", days + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,19 +333,5 @@ mod tests {
             titles,
             ["Connection limit reached", "Open files near the limit", "Shutting down", "Cache too small"]
         );
-    }
-
-    /// Times are shown as dates, also in leap years.
-    #[test]
-    fn timestamps_are_dates() {
-        for (unix_time, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_709_251_199, "2024-02-29T23:59:59Z"),
-            (1_709_251_200, "2024-03-01T00:00:00Z"),
-            (1_767_225_599, "2025-12-31T23:59:59Z"),
-        ] {
-            assert_eq!(timestamp(unix_time), text);
-        }
     }
 }

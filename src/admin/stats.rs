@@ -4,10 +4,11 @@
 //! dashboard's current values, `tables` the cells of all its tables, and `problems` its problems.
 //! `traffic` counts requests without those for admin endpoints.
 
-use super::diagnosis::{Problem, problems, timestamp};
+use super::diagnosis::{Problem, problems};
 use super::health::not_ready_reason;
 use super::json::{array, object, quote, quote_or_null};
 use super::tables::{Rows, figures, tables};
+use crate::log_format::rfc3339_seconds;
 use crate::metrics::{
     BATCH_SIZE_BUCKETS, Histogram, InstanceInfo, LATENCY_BUCKETS_US, Protocol, RequestOutcome, Snapshot, TimeoutKind,
     TrackingState,
@@ -121,7 +122,7 @@ fn problem(problem: &Problem) -> String {
         ("severity", quote(problem.severity.name())),
         ("title", quote(problem.title)),
         ("text", quote(&problem.text)),
-        ("since", quote_or_null(problem.since.map(timestamp).as_deref())),
+        ("since", quote_or_null(problem.since.map(rfc3339_seconds).as_deref())),
     ])
 }
 
