@@ -37,7 +37,7 @@ usage() {
 }
 
 mapfile -t all < <(sed -n 's/^    Case("\([^"]*\)".*/\1/p' scripts/bench/cases.py)
-rounds=5 seconds=2 directory=target/bench only='' peers_only='' profile=release publish=''
+rounds=5 seconds=2 directory=$target_directory/bench only='' peers_only='' profile=release publish=''
 while [ "$#" -gt 0 ]; do
     case $1 in
         --rounds | --seconds | --report | --only | --profile) [ "$#" -ge 2 ] || usage "$1 needs a value" ;;&

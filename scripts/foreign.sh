@@ -33,12 +33,12 @@ esac
 # Prints a message and exits with 1.
 fail() { echo "scripts/foreign.sh: $*" >&2; exit 1; }
 
-target=$PWD/target/foreign
-python=$PWD/target/python/bin/python
+target=$target_directory/foreign
+python=$target_directory/python/bin/python
 logs=$target/logs
 mkdir -p "$logs"
 exec 9>"$target/lock"
-flock --nonblock 9 || fail "another run is using target/foreign"
+flock --nonblock 9 || fail "another run is using $target"
 rm -f "$logs"/*
 
 processes=() directories=()
@@ -160,7 +160,7 @@ redis_port=$port
 # Values expire and are invalidated, but never evicted. The timeout is long: some tests pause Redis.
 env -i REDIS_HOST=127.0.0.1 REDIS_PORT="$redis_port" REDIS_TRACKING=on REDIS_TIMEOUT=60000 \
     CACHE_TTL=2 CACHE_SIZE=1000000 CLIENT_IDLE_TIMEOUT=3600 PROXY_HOST=127.0.0.1 PROXY_PORT=0 \
-    target/debug/segment-redis-proxy 2>"$logs/proxy.log" 9>&- &
+    "$(build_directory dev)/segment-redis-proxy" 2>"$logs/proxy.log" 9>&- &
 processes+=("$!")
 await_port "$logs/proxy.log" "the proxy"
 proxy_port=$port

@@ -42,7 +42,7 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares" \
-    cargo build --release --locked --manifest-path fuzz/Cargo.toml --target-dir fuzz/target --target "$host"
+    cargo build --release --locked --manifest-path fuzz/Cargo.toml --target-dir "$target_directory/fuzz" --target "$host"
 
 # Prints the options of a target: its dictionary and its maximum input length. Request heads may
 # have 16 KiB, so inputs are somewhat longer.
@@ -61,7 +61,7 @@ set_command() {
     local target=$1 options
     options=$(list_options "$target")
     # shellcheck disable=SC2206 # the options are several words
-    command=("fuzz/target/$host/release/$target" $options -timeout="$input_timeout" -rss_limit_mb="$max_memory"
+    command=("$target_directory/fuzz/$host/release/$target" $options -timeout="$input_timeout" -rss_limit_mb="$max_memory"
         -malloc_limit_mb="$max_memory" -artifact_prefix="fuzz/corpus/$target/" -verbosity=1)
 }
 

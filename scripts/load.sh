@@ -35,7 +35,7 @@ usage() {
     exit 2
 }
 
-minutes=10 directory=target/load profile=release
+minutes=10 directory=$target_directory/load profile=release
 while [ "$#" -gt 0 ]; do
     case $1 in
         --minutes | --report | --profile) [ "$#" -ge 2 ] || usage "$1 needs a value" ;;&
@@ -139,7 +139,7 @@ stop_proxy() {
 
 need wrk:wrk python3:python3 redis-benchmark:redis-tools
 logs=$directory/logs
-mkdir -p "$logs" && [ -w "$logs" ] || usage "$directory is not writable; choose another directory with --report"
+{ mkdir -p "$logs" && [ -w "$logs" ]; } || usage "$directory is not writable; choose another directory with --report"
 # Two runs would overwrite each other's files.
 exec 9>"$directory/lock"
 flock --nonblock 9 || usage "another run uses $directory; choose another directory with --report"

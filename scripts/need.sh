@@ -2,6 +2,13 @@
 #
 # shellcheck shell=bash
 
+# Absolute path of Cargo's target directory, also if CARGO_TARGET_DIR or `build.target-dir` of a
+# Cargo configuration names another one. Logs, reports and Python packages are there too. A test of
+# a running proxy works without Cargo.
+target_directory=$(cargo metadata --no-deps --offline --format-version 1 2>/dev/null |
+    sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p') || true
+: "${target_directory:=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target}")}"
+
 #     need COMMAND:PACKAGE...
 #     need /PATH/TO/FILE:PACKAGE...
 #
@@ -25,19 +32,19 @@ need() {
 
 # Installs the Python packages of the tests and of scripts/foreign.sh into target/python.
 need_python_packages() {
-    local requirements=(tests/requirements.txt scripts/foreign/requirements.txt)
-    if cat "${requirements[@]}" | cmp -s - target/python/installed; then return; fi
+    local requirements=(tests/requirements.txt scripts/foreign/requirements.txt) python=$target_directory/python
+    if cat "${requirements[@]}" | cmp -s - "$python/installed"; then return; fi
     # Debian has ensurepip in its own package, without a command.
     python3 -c 'import ensurepip' 2>/dev/null || need ensurepip:python3-venv
-    python3 -m venv --clear target/python
-    target/python/bin/pip install --quiet --disable-pip-version-check "${requirements[@]/#/--requirement=}"
-    cat "${requirements[@]}" >target/python/installed
+    python3 -m venv --clear "$python"
+    "$python/bin/pip" install --quiet --disable-pip-version-check "${requirements[@]/#/--requirement=}"
+    cat "${requirements[@]}" >"$python/installed"
 }
 
 # Prints the directory of the binaries that Cargo builds with a profile.
 build_directory() {
     case $1 in
-        dev) echo target/debug ;;
-        *) echo "target/$1" ;;
+        dev) echo "$target_directory/debug" ;;
+        *) echo "$target_directory/$1" ;;
     esac
 }

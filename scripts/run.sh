@@ -57,7 +57,7 @@ fi
 
 export PROXY_HOST=${PROXY_HOST:-127.0.0.1} PROXY_PORT=${PROXY_PORT:-8080}
 [ "$PROXY_PORT" != 0 ] || { echo "scripts/run.sh: PROXY_PORT must not be 0: this script connects to it" >&2; exit 2; }
-setsid target/release/segment-redis-proxy &
+setsid "$(build_directory release)/segment-redis-proxy" &
 proxy=$!
 until (exec 3<>"/dev/tcp/$PROXY_HOST/$PROXY_PORT") 2>/dev/null; do
     kill -0 "$proxy" 2>/dev/null || { wait "$proxy"; exit; }

@@ -34,13 +34,14 @@ stage() {
     echo "== $name: $((SECONDS - began)) s" >&2
 }
 
+logs=$target_directory/test
 declare -A background=()
 # Starts a command in the background, in a process group of its own. Its output goes to a file.
 start() {
     local name=$1
     shift
     set -m
-    "$@" >"target/test/$name.log" 2>&1 </dev/null 9>&- &
+    "$@" >"$logs/$name.log" 2>&1 </dev/null 9>&- &
     background[$name]=$!
     set +m
 }
@@ -50,7 +51,7 @@ finish() {
     local name=$1 code=0
     wait "${background[$name]}" || code=$?
     unset "background[$name]"
-    cat "target/test/$name.log"
+    cat "$logs/$name.log"
     [ "$code" = 0 ] || echo "== $name failed with exit code $code" >&2
     return "$code"
 }
@@ -81,9 +82,9 @@ need redis-server:redis-server redis-cli:redis-tools strace:strace python3:pytho
     /usr/lib/nginx/modules/ngx_http_lua_module.so:libnginx-mod-http-lua \
     /usr/share/lua/5.1/nginx/redis.lua:lua-nginx-redis
 python3 -c 'import ensurepip' 2>/dev/null || need ensurepip:python3-venv
-mkdir -p target/test
-exec 9>target/test/lock
-flock --nonblock 9 || { echo "scripts/test.sh: another run uses target/test" >&2; exit 1; }
+mkdir -p "$logs"
+exec 9>"$logs/lock"
+flock --nonblock 9 || { echo "scripts/test.sh: another run uses $logs" >&2; exit 1; }
 # The tests open thousands of connections, and the usual limit is 1,024 descriptors.
 ulimit -n "$(ulimit -Hn)"
 

@@ -26,8 +26,8 @@ fn run(command: &mut Command) -> (bool, String, String) {
 
 /// Runs `deploy.py` and returns like [`run`].
 fn check(arguments: &[&str]) -> (bool, String, String) {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
-    assert!(python.exists(), "Python packages are missing: scripts/test.sh installs them into target/python");
+    let python = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("python").join("bin/python");
+    assert!(python.exists(), "Python packages are missing: scripts/test.sh installs them");
     run(Command::new(python).arg("tests/e2e_ops/deploy.py").args(arguments))
 }
 

@@ -34,8 +34,8 @@ fn start_redis() -> Redis {
 /// redis-py gets correct values and errors from the proxy.
 #[test]
 fn redis_py_works() {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
-    assert!(python.exists(), "redis-py is missing: scripts/test.sh installs it into target/python");
+    let python = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("python").join("bin/python");
+    assert!(python.exists(), "redis-py is missing: scripts/test.sh installs it into Cargo's target directory");
     let redis = start_redis();
     for version in ["2", "3"] {
         let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600")]);

@@ -1,5 +1,5 @@
-//! Tests without the binary: the cache against its model, replayed fuzz inputs, and the layout of
-//! `src`.
+//! Tests without the binary: the cache against its model, replayed fuzz inputs, the layout of `src`,
+//! and the scripts.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may panic, and a fuzz check reports by a panic")]
 
@@ -9,3 +9,4 @@ mod checks;
 mod fuzz_replay;
 mod generated;
 mod layering;
+mod scripts;
