@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const PROXY: &str = env!("CARGO_BIN_EXE_segment-redis-proxy");
 
 /// Paths of the program and its logs in the unit and the logrotate configuration.
-const INSTALLED: &str = "/usr/local/bin/segment-redis-proxy";
+const INSTALLED: &str = "/usr/bin/segment-redis-proxy";
 const LOGS: &str = "/var/log/segment-redis-proxy/";
 
 /// Limit of systemd's exposure score for the unit, in tenths; 100 means no protection.
@@ -124,7 +124,7 @@ impl Rotation {
         let dir = TempDir::create("rotation");
         let log = dir.0.join("proxy.log");
         let proxy = start_logging_to(&log, redis, &[PROXY], &[]);
-        let configuration = read_repository_file("scripts/logrotate.conf");
+        let configuration = read_repository_file("deploy/logrotate/segment-redis-proxy");
         assert!(configuration.contains(LOGS), "the configuration is for other logs");
         let local = configuration.replace(LOGS, &format!("{}/", dir.path()));
         dir.write("logrotate.conf", &local, 0o600);
@@ -267,7 +267,7 @@ fn systemd_analyze(arguments: &[&str]) -> (bool, String) {
 #[test]
 fn unit_is_valid_and_safe() {
     let dir = TempDir::create("unit");
-    let unit = read_repository_file("scripts/segment-redis-proxy.service");
+    let unit = read_repository_file("deploy/systemd/segment-redis-proxy.service");
     assert!(unit.contains(&format!("ExecStart={INSTALLED}\n")));
     let path = dir.write("segment-redis-proxy.service", &unit.replace(INSTALLED, PROXY), 0o644);
     let path = path.to_str().expect("a name in UTF-8");
@@ -283,8 +283,10 @@ fn unit_is_valid_and_safe() {
 /// Unit, compose file and logrotate configuration agree with the defaults of the program.
 #[test]
 fn operator_files_match_program() {
-    let (unit, compose) =
-        (read_repository_file("scripts/segment-redis-proxy.service"), read_repository_file("docker-compose.yml"));
+    let (unit, compose) = (
+        read_repository_file("deploy/systemd/segment-redis-proxy.service"),
+        read_repository_file("docker-compose.yml"),
+    );
     let grace = segment_redis_proxy::config::VARIABLES.iter().find(|variable| variable.name == "SHUTDOWN_GRACE");
     let grace: f64 = grace.expect("a variable").default.parse().expect("seconds");
     let seconds = |text: &str| text.trim_end_matches('s').parse::<f64>().expect("seconds");
@@ -313,6 +315,25 @@ fn operator_files_match_program() {
     assert!(!set.is_empty() && set.iter().all(|(name, _)| known(name)), "{set:?}");
     let find = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
     assert!(segment_redis_proxy::config::Config::read(find).is_ok(), "{set:?}");
+}
+
+/// The file of settings sets what the unit sets, and mentions only variables of the program.
+#[test]
+fn default_file_matches_unit() {
+    let unit = read_repository_file("deploy/systemd/segment-redis-proxy.service");
+    let settings = read_repository_file("deploy/debian/segment-redis-proxy.default");
+    let in_unit: BTreeSet<_> = values_of(&unit, "Environment").into_iter().flat_map(str::split_whitespace).collect();
+    let (mentioned, set): (Vec<_>, Vec<_>) = settings
+        .lines()
+        .filter(|line| line.contains('=') && !line.contains(' '))
+        .partition(|line| line.starts_with('#'));
+    assert_eq!(set.iter().copied().collect::<BTreeSet<_>>(), in_unit);
+    let known = |name: &str| segment_redis_proxy::config::VARIABLES.iter().any(|variable| variable.name == name);
+    for line in mentioned.iter().chain(&set) {
+        let (name, _) = line.trim_start_matches('#').split_once('=').expect("a name and a value");
+        assert!(known(name), "{name} is no variable");
+    }
+    assert!(settings.contains(&format!("LOG_FILE={LOGS}")), "the file recommends a log that logrotate does not rotate");
 }
 
 /// Returns the system calls in one of systemd's sets, or the single one with this name.
@@ -371,7 +392,7 @@ fn unit_allows_every_system_call() {
         ["epoll_wait", "prlimit64"].iter().all(|&name| called.contains_key(name)),
         "strace did not count all calls: {called:?}"
     );
-    let allowed = allowed_calls(&read_repository_file("scripts/segment-redis-proxy.service"));
+    let allowed = allowed_calls(&read_repository_file("deploy/systemd/segment-redis-proxy.service"));
     let refused: Vec<_> = called.keys().filter(|&name| !allowed.contains(name)).collect();
     assert!(refused.is_empty(), "refused: {refused:?}");
 }

@@ -1,5 +1,5 @@
-//! Tests without the binary: the cache against its model, replayed fuzz inputs, the layout of `src`,
-//! and the scripts.
+//! Tests without the binary: the cache against its model, replayed fuzz inputs, the layout of
+//! `src`, and the scripts.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may panic, and a fuzz check reports by a panic")]
 
