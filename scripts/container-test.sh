@@ -11,14 +11,13 @@
 # overwrites an existing image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# shellcheck source=scripts/need.sh
-. scripts/need.sh
+# shellcheck source=scripts/container.sh
+. scripts/container.sh
 
 rust_image=rust:1-slim-bookworm
 redis_image=redis:7-bookworm
 build_stage='segment-container-test:build'
 substitutes=()
-temporary=$(mktemp -d)
 
 # Empty variables select the compose file's defaults, whatever the shell or a .env file contains.
 for variable in REDIS_{HOST,PORT,USERNAME,PASSWORD,DB,CONNECTIONS,TIMEOUT,TRACKING} CACHE_{SIZE,BYTES} \
@@ -28,15 +27,8 @@ for variable in REDIS_{HOST,PORT,USERNAME,PASSWORD,DB,CONNECTIONS,TIMEOUT,TRACKI
 done
 export CACHE_TTL=2.5 PROXY_PORT="${PORT:-18642}" COMPOSE_PROJECT_NAME="segment-container-test-$$"
 
-as_root=()
-[ "$(id -u)" = 0 ] || as_root=(sudo)
 compose=(docker compose)
 docker compose version >/dev/null 2>&1 || compose=(docker-compose)
-
-# Prints the title of a step.
-say() { echo "== $*"; }
-# Prints a message and exits with 1.
-fail() { echo "FAILED: $*" >&2; exit 1; }
 
 # Removes the services and the images. Called by the traps.
 #
@@ -50,7 +42,7 @@ clean_up() {
     if [ "${#substitutes[@]}" -gt 0 ] && [ -z "${KEEP_BASE:-}" ]; then
         docker rmi "$build_stage" "${substitutes[@]}" >/dev/null || true
     fi
-    "${as_root[@]}" rm -rf "$temporary"
+    clean_up_containers
     exit "$status"
 }
 trap clean_up EXIT
@@ -63,37 +55,19 @@ is_missing() {
     return 0
 }
 
-# Installs a small Debian with packages (comma-separated) into a directory.
-bootstrap() {
-    need debootstrap:debootstrap
-    mkdir -p "$temporary/packages"
-    "${as_root[@]}" env PATH="$PATH:/usr/sbin:/sbin" \
-        debootstrap --variant=minbase --cache-dir="$temporary/packages" --include="$2" bookworm "$1" \
-        >"$temporary/debootstrap.log" || { tail -n 20 "$temporary/debootstrap.log" >&2; fail "debootstrap"; }
-    "${as_root[@]}" rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists
-}
-
 # Imports a directory as an image, with further arguments of docker import.
 import() {
     local root=$1 name=$2
     shift 2
-    "${as_root[@]}" tar -C "$root" --numeric-owner -c . |
-        docker import --message "substitute by container-test.sh" "$@" - "$name" >/dev/null
+    pack "$root" | docker import --message "substitute by container-test.sh" "$@" - "$name" >/dev/null
     substitutes+=("$name")
-    "${as_root[@]}" rm -rf "$root"
 }
 
 # Builds the substitute for the image of Rust.
 build_rust_image() {
     local toolchain root=$temporary/rust
-    toolchain=$(rustc --print sysroot)
-    # A toolchain of the distribution has no directory of its own.
-    if [ "$toolchain" = /usr ] || [ ! -x "$toolchain/bin/cargo" ]; then fail "a toolchain of rustup is needed"; fi
+    find_toolchain
     bootstrap "$root" ca-certificates,gcc,libc6-dev
-    # Behind a proxy that intercepts TLS the machine trusts authorities that Debian's package lacks.
-    if [ -f /etc/ssl/certs/ca-certificates.crt ]; then
-        "${as_root[@]}" cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
-    fi
     "${as_root[@]}" mkdir "$root/usr/local/rust"
     tar -C "$toolchain" --exclude=./share -c . |
         "${as_root[@]}" tar -C "$root/usr/local/rust" --no-same-owner -x
@@ -109,16 +83,6 @@ build_redis_image() {
     "${as_root[@]}" chroot "$temporary/redis" chown redis:redis /data
     import "$temporary/redis" "$redis_image" --change "USER redis" --change "WORKDIR /data" --change "VOLUME /data" \
         --change 'CMD ["redis-server", "--protected-mode", "no"]'
-}
-
-# wait_until SECONDS TEXT COMMAND...: repeats a command until it succeeds, and fails after the time.
-wait_until() {
-    local seconds=$1 what=$2 deadline=$((SECONDS + $1))
-    shift 2
-    until "$@"; do
-        [ "$SECONDS" -lt "$deadline" ] || fail "timeout after $seconds s: $what"
-        sleep 0.2
-    done
 }
 
 # Requests a path at the published port, and returns true if the response has a status. Leaves the
