@@ -5,8 +5,9 @@
 #     scripts/test.sh --quick    format, style, lints and tests, in 90 seconds once they are built
 #
 # The further checks of a full run: the soak test for a minute, the fuzzer for a few seconds, two
-# cases of the benchmark for a second, and redis-py's own tests of strings. It prints the duration
-# of each stage.
+# cases of the benchmark for a second, and redis-py's own tests of strings. If a docker engine
+# answers, the packages and a newcomer's first commands are tested in containers. It prints the
+# duration of each stage.
 #
 # Needs Debian or a derivative, and a Rust toolchain. Needs root or sudo to install missing
 # packages. Where systemd runs, Debian starts redis-server, nginx, webdis, varnish and squid as
@@ -78,7 +79,7 @@ need redis-server:redis-server redis-cli:redis-tools strace:strace python3:pytho
     c++:build-essential make:build-essential promtool:prometheus chromium:chromium logrotate:logrotate \
     systemd-analyze:systemd varnishd:varnish nginx:nginx squid:squid curl:curl ip:iproute2 unshare:util-linux \
     openssl:openssl
-[ -n "$quick" ] || need wrk:wrk taskset:util-linux webdis:webdis \
+[ -n "$quick" ] || need wrk:wrk taskset:util-linux webdis:webdis git:git debootstrap:debootstrap \
     /usr/lib/nginx/modules/ngx_http_lua_module.so:libnginx-mod-http-lua \
     /usr/share/lua/5.1/nginx/redis.lua:lua-nginx-redis
 python3 -c 'import ensurepip' 2>/dev/null || need ensurepip:python3-venv
@@ -97,6 +98,13 @@ check_format() {
 # information costs more time than the code.
 build() {
     MAKEFLAGS='STATIC_LIBS=lib/libjemalloc_pic.a EXTRA_CFLAGS=-g0' "$@"
+}
+
+# Runs a command whose release build is not optimized, which takes half the time. For tests of
+# packages and instructions, not of speed.
+unoptimized() {
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        CARGO_PROFILE_RELEASE_DEBUG=false build "$@"
 }
 
 # Tests without I/O take processor time, most end-to-end tests wait: so they run side by side, and
@@ -136,8 +144,15 @@ stage tests run_tests
 
 # None of these depends on the speed of the machine. The soak test takes a minute in any case, and
 # its load is nicer than the fuzzer. All use the binary that the tests have used, with checks for
-# overflow.
+# overflow. The containers need binaries of their own, and share one bare Debian.
 start soak scripts/load.sh --minutes 1 --profile dev
+containers=()
+if docker info >/dev/null 2>&1; then
+    containers=(package newcomer)
+    for name in "${containers[@]}"; do start "$name" unoptimized nice "scripts/$name-test.sh"; done
+else
+    echo "scripts/package-test.sh and scripts/newcomer-test.sh are skipped: no docker engine answers" >&2
+fi
 stage fuzz scripts/fuzz.sh 5
 if [ "$(nproc)" -ge 2 ]; then
     # Every server starts and is measured. The figures mean nothing.
@@ -147,4 +162,5 @@ else
 fi
 stage soak finish soak
 stage foreign scripts/foreign.sh --quick
+for name in ${containers[@]+"${containers[@]}"}; do stage "$name" finish "$name"; done
 echo "== all checks passed in $SECONDS s" >&2
