@@ -7,7 +7,8 @@
 use super::ReadThrough;
 use crate::types::Millis;
 
-/// Time over which evictions and hits are compared.
+/// Time over which evictions and hits are compared. It starts with the first early eviction, so
+/// that all of it has load.
 const WINDOW: Millis = 10_000;
 
 /// Evictions below which a window shows nothing: ten a second. A person who tries a demonstration
@@ -17,13 +18,15 @@ const MIN_EARLY_EVICTIONS: u64 = 100;
 /// Part of `CACHE_TTL` within which an eviction is early.
 const EARLY_PART: Millis = 10;
 
-/// Counts at the start of a window, and the result of the last one.
+/// Counts at the start of the present window, and the result of the last one.
 #[derive(Debug, Default)]
 pub(super) struct CapacityCheck {
     window_ends: Millis,
     hits: u64,
     early_evictions: u64,
     suggestion: Suggestion,
+    /// Time until which the suggestion holds, unless another window ends before.
+    suggested_until: Millis,
 }
 
 /// Capacity that a cache should have at least. 0 if the present one is no problem.
@@ -50,19 +53,24 @@ pub(super) fn early_deadline(ttl: Millis, now: Millis) -> Millis {
 impl ReadThrough {
     /// Compares evictions and hits if a window has ended. Called about once a second.
     pub fn check_capacity(&mut self, now: Millis) {
-        if now < self.capacity.window_ends {
+        let (hits, early_evictions) = (self.counters.hits, self.cache.early_evictions());
+        let evicted = early_evictions - self.capacity.early_evictions;
+        if evicted > 0 && now < self.capacity.window_ends {
             return;
         }
-        let (hits, early) = (self.counters.hits, self.cache.early_evictions());
-        let evicted = early - self.capacity.early_evictions;
-        let is_too_small = evicted >= MIN_EARLY_EVICTIONS && evicted > hits - self.capacity.hits;
-        let suggestion = if is_too_small { self.suggest() } else { Suggestion::default() };
+        if evicted > 0 {
+            let is_too_small = evicted >= MIN_EARLY_EVICTIONS && evicted > hits - self.capacity.hits;
+            self.capacity.suggestion = if is_too_small { self.suggest() } else { Suggestion::default() };
+            self.capacity.suggested_until = now + WINDOW;
+        } else if now >= self.capacity.suggested_until {
+            self.capacity.suggestion = Suggestion::default();
+        }
         self.cache.restart_key_estimate();
-        self.capacity = CapacityCheck { window_ends: now + WINDOW, hits, early_evictions: early, suggestion };
+        self.capacity = CapacityCheck { window_ends: now + WINDOW, hits, early_evictions, ..self.capacity };
     }
 
-    /// Returns the capacity for all keys that were inserted in the window, with a fourth to spare,
-    /// and more than the present capacity.
+    /// Returns the capacity for all keys that were inserted in the window, plus a quarter, and
+    /// more than the present capacity.
     fn suggest(&self) -> Suggestion {
         let (entries, bytes, limits) = (self.cache.len(), self.cache.bytes(), self.cache.limits());
         let wanted = self.cache.estimate_keys().max(entries + 1);
@@ -94,12 +102,17 @@ mod tests {
 
     const TTL: Millis = 15_000;
 
+    /// Time before the first request.
+    const IDLE: Millis = 7000;
+
     /// Requests `count` keys round robin, one each millisecond from `now` on, each with a value of
     /// 100 bytes. Returns the suggested keys and bytes after the window.
     fn suggested(limits: Limits, keys: usize, count: usize) -> (usize, usize) {
         let mut read_through = ReadThrough::new(limits, TTL, 1000);
         read_through.check_capacity(0);
-        for (now, key) in (0..count).map(|number| (number as Millis, number % keys)) {
+        // Without an early eviction, the window starts anew.
+        read_through.check_capacity(IDLE);
+        for (now, key) in (0..count).map(|number| (IDLE + number as Millis, number % keys)) {
             let key = format!("key {key:6}");
             let request_id = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
             if let Lookup::Fetch(job) = read_through.get(key.as_bytes(), true, request_id, now) {
@@ -108,13 +121,21 @@ mod tests {
                 read_through.complete(completion, now, |_, _| ());
             }
         }
-        read_through.check_capacity(WINDOW - 1);
+        read_through.check_capacity(IDLE + WINDOW - 1);
         let mut metrics = WorkerMetrics::default();
         read_through.export_metrics(&mut metrics);
         assert_eq!((metrics.suggested_entries, metrics.suggested_bytes), (0, 0), "the window has not ended");
-        read_through.check_capacity(WINDOW);
+        read_through.check_capacity(IDLE + WINDOW);
         read_through.export_metrics(&mut metrics);
-        (metrics.suggested_entries, metrics.suggested_bytes)
+        let suggested = (metrics.suggested_entries, metrics.suggested_bytes);
+        // It holds for as long as a window, also if the load ends at once.
+        read_through.check_capacity(IDLE + 2 * WINDOW - 1);
+        read_through.export_metrics(&mut metrics);
+        assert_eq!((metrics.suggested_entries, metrics.suggested_bytes), suggested);
+        read_through.check_capacity(IDLE + 2 * WINDOW);
+        read_through.export_metrics(&mut metrics);
+        assert_eq!((metrics.suggested_entries, metrics.suggested_bytes), (0, 0), "the load has ended");
+        suggested
     }
 
     const NO_LIMIT: Limits = Limits { entries: 1_000_000, bytes: usize::MAX, stale: 0 };

@@ -294,7 +294,7 @@ fn small_cache_logs_better_size() {
     });
     assert!(warning.contains(" WARN ") && warning.contains("set CACHE_SIZE="), "{warning}");
     let size = warning.split("CACHE_SIZE=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
-    assert!(size.is_some_and(|size| (100..4000).contains(&size)), "{warning}");
+    assert!(size.is_some_and(|size| (1500..4000).contains(&size)), "{warning}");
     assert!(parse_sample(&metrics, "segment_cache_suggested_entries") >= 100.0, "{metrics}");
     assert!(parse_sample(&metrics, "segment_early_evictions_total") >= 100.0, "{metrics}");
     assert_eq!(proxy.log().matches("the cache is too small").count(), 1);
