@@ -77,9 +77,10 @@ const WRONG: [Case; 14] = [
     ),
     (&[("PROXY_HOST", "no-such-name.invalid")], 1, "failed   PROXY_HOST: no-such-name.invalid does not resolve"),
     (
-        &[("PROXY_HOST", "192.0.2.1")],
+        &[("PROXY_HOST", "192.0.2.1"), ("PROXY_PORT", "8080")],
         1,
-        "failed   PROXY_HOST: cannot listen on 192.0.2.1:0: Cannot assign requested address",
+        "failed   PROXY_HOST: cannot listen on 192.0.2.1:8080: Cannot assign requested address (os error 99); check \
+         PROXY_HOST=192.0.2.1 and PROXY_PORT=8080",
     ),
     (
         &[("LOG_FILE", "/no/such/directory/proxy.log")],
