@@ -9,8 +9,16 @@ use segment_redis_proxy::server::{ConnectionLimiter, backend_config, check_port_
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Time to resolve `REDIS_HOST`. The resolver of the system gives up after some seconds for each
+/// name server.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connects and round trips of the check of Redis, rounded up, with two addresses.
+const MAX_ROUND_TRIPS: u32 = 12;
 
 /// Checks everything that a start needs, prints the results, and returns the exit code. `warnings`
 /// concern variables that have no effect.
@@ -26,8 +34,29 @@ pub fn run(config: &Config, warnings: &[String]) -> ExitCode {
     steps.extend(check_address(config));
     steps.push(check_file_limit(config));
     steps.extend(config.log_file.as_deref().map(check_log_file));
-    steps.extend(check_redis(&backend_config(config)));
+    steps.extend(check_redis_in_time(config));
     report(&steps)
+}
+
+/// Checks Redis on a thread of its own, and gives up after a time that a working Redis never needs.
+fn check_redis_in_time(config: &Config) -> Vec<CheckStep> {
+    let (sender, result) = mpsc::channel();
+    let settings = backend_config(config);
+    let limit = RESOLVE_TIMEOUT + config.redis_timeout * MAX_ROUND_TRIPS;
+    // Without a receiver the time is over.
+    let check = move || _ = sender.send(check_redis(&settings));
+    let gave_up = |text: String| vec![CheckStep::new(Verdict::Failed, "Redis", text)];
+    match std::thread::Builder::new().name("check".into()).spawn(check) {
+        Err(error) => gave_up(format!("cannot start a thread: {error}")),
+        Ok(_) => result.recv_timeout(limit).unwrap_or_else(|_| {
+            gave_up(format!(
+                "{}:{}: no complete replies within {} s; the server or the network is too slow",
+                config.redis_host,
+                config.redis_port,
+                limit.as_secs_f64()
+            ))
+        }),
+    }
 }
 
 /// Prints the steps and the result.
@@ -103,26 +132,24 @@ fn check_file_limit(config: &Config) -> CheckStep {
     }
 }
 
-/// Checks that the log file can be written, without creating it: its owner would be the user of the
-/// check.
+/// Checks that the log file can be written or created. Leaves no new file: its owner would be the
+/// user of the check.
 fn check_log_file(path: &str) -> CheckStep {
-    let subject = "LOG_FILE";
-    match OpenOptions::new().append(true).open(path) {
-        Ok(_) => CheckStep::new(Verdict::Ok, subject, format!("{path} can be written")),
+    let step = |verdict, text| CheckStep::new(verdict, "LOG_FILE", text);
+    // Opening a pipe would wait for its reader.
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return step(Verdict::Ok, format!("{path} is no regular file and is not tried"));
+    }
+    let created = match OpenOptions::new().append(true).create_new(true).open(path) {
+        Ok(_) => Some(std::fs::remove_file(path)),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
+        Err(error) => Some(Err(error)),
+    };
+    match created.unwrap_or_else(|| OpenOptions::new().append(true).open(path).map(drop)) {
+        Ok(()) => step(Verdict::Ok, format!("{path} can be written")),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let directory = Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty());
-            match directory.is_none_or(Path::is_dir) {
-                true => CheckStep::new(Verdict::Ok, subject, format!("{path} does not exist yet")),
-                false => CheckStep::new(
-                    Verdict::Failed,
-                    subject,
-                    format!("the directory of {path} does not exist; create it"),
-                ),
-            }
+            step(Verdict::Failed, format!("the directory of {path} does not exist; create it"))
         }
-        Err(error) => {
-            let text = format!("cannot open {path}: {error}; check its owner and permissions");
-            CheckStep::new(Verdict::Failed, subject, text)
-        }
+        Err(error) => step(Verdict::Failed, format!("cannot open {path}: {error}; check its owner and permissions")),
     }
 }

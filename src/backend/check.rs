@@ -2,7 +2,7 @@
 //! configured, subscribes to invalidations.
 
 use super::BackendConfig;
-use super::connect::{Connector, connect_failure, describe_error, is_command_denied};
+use super::connect::{Connector, describe_error, is_cluster_redirection, is_command_denied, read_failure};
 use super::tracking::subscribe;
 use super::wire::Wire;
 use redis::{RedisError, RedisResult, Value};
@@ -41,7 +41,8 @@ impl CheckStep {
 }
 
 /// Checks that Redis can be reached and read with these settings. Stops at the first step that
-/// fails. Waits for each connection and round trip at most for the timeout of the settings.
+/// fails. Each read from the connection may take the timeout of the settings, so a server that
+/// replies byte by byte can prolong it. The caller bounds the whole.
 pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
     let mut connector = Connector::new(settings);
     let target = connector.target().to_owned();
@@ -84,23 +85,22 @@ impl CheckStep {
 /// Identifies the server and measures a round trip.
 fn check_server(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
     let asked_at = Instant::now();
-    let reply = wire.request(&redis::cmd("INFO"));
+    let server = info(wire, "server")?;
     let micros = asked_at.elapsed().as_micros();
-    let text = match reply {
-        Ok(Value::BulkString(text)) => String::from_utf8_lossy(&text).into_owned(),
-        Ok(_) => String::new(),
-        Err(error) if is_command_denied(&error) => String::new(),
-        Err(error) => return Err(error),
+    let (replication, cluster) = (info(wire, "replication")?, info(wire, "cluster")?);
+    let version =
+        server.as_deref().map(|text| field(text, "redis_version").unwrap_or_else(|| "of unknown version".into()));
+    let role = match replication.as_deref().and_then(|text| field(text, "role")).as_deref() {
+        Some("master") => ", primary",
+        Some("slave") => ", replica",
+        _ => "",
     };
-    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let server = match (field("redis_version"), field("role")) {
-        (Some(version), Some("master")) => format!("Redis {version}, primary"),
-        (Some(version), Some("slave")) => format!("Redis {version}, replica"),
-        (Some(version), _) => format!("Redis {version}"),
-        (None, _) => "does not identify itself (INFO is denied)".into(),
+    let server = match version {
+        Some(version) => format!("Redis {version}{role}"),
+        None => "does not identify itself (INFO is denied)".into(),
     };
     let mut steps = vec![CheckStep::new(Verdict::Ok, "Redis", format!("{server}, INFO took {micros} us"))];
-    if field("cluster_enabled") == Some("1") {
+    if cluster.is_some_and(|text| field(&text, "cluster_enabled").as_deref() == Some("1")) {
         steps.push(CheckStep::new(
             Verdict::Warning,
             "cluster",
@@ -108,6 +108,22 @@ fn check_server(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
         ));
     }
     Ok(steps)
+}
+
+/// Returns a section of `INFO`, `None` if Redis denies the command.
+fn info(wire: &mut Wire, section: &str) -> RedisResult<Option<String>> {
+    match wire.request(redis::cmd("INFO").arg(section)) {
+        Ok(Value::BulkString(text)) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+        Ok(_) => Ok(Some(String::new())),
+        Err(error) if is_command_denied(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns a field of `INFO` without control characters, which could disturb a terminal.
+fn field(text: &str, name: &str) -> Option<String> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(value.chars().filter(|c| !c.is_control()).collect())
 }
 
 /// Reads a key as a fetcher does, with its remaining lifetime.
@@ -128,8 +144,9 @@ fn check_read(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
             return Ok(steps);
         }
         Err(error) => {
-            // Redirections of a cluster and other errors, as clients get them.
-            steps.push(CheckStep::new(Verdict::Failed, "read", connect_failure(&error).to_string()));
+            let failure = read_failure(&error);
+            let text = if is_cluster_redirection(&failure) { failure.to_string() } else { describe_error(&error) };
+            steps.push(CheckStep::new(Verdict::Failed, "read", text));
             return Ok(steps);
         }
     }
@@ -145,5 +162,7 @@ fn check_read(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
 
 /// Returns true if the ACL allows the command but not the key.
 fn is_key_denied(error: &RedisError) -> bool {
-    error.code() == Some("NOPERM") && error.detail().is_some_and(|text| text.contains("key"))
+    // The text may begin with the name of the user. Redis 6 and 7 end it in different ways.
+    let names_key = |text: &str| text.contains("permissions to access") && !text.contains("channel");
+    error.code() == Some("NOPERM") && error.detail().is_some_and(names_key)
 }

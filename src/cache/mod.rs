@@ -20,7 +20,7 @@
 //! nodes, and neither array needs padding.
 
 mod deadline_heap;
-mod key_estimate;
+mod insertions;
 mod lru;
 mod paged_vec;
 mod record;
@@ -31,7 +31,7 @@ pub use deadline_heap::DeadlineHeap;
 
 use crate::types::Millis;
 use crate::value::Payload;
-use key_estimate::KeyEstimate;
+use insertions::InsertionSample;
 use lru::LruList;
 use paged_vec::PagedVec;
 use record::Record;
@@ -98,6 +98,17 @@ pub struct Limits {
     pub stale: Millis,
 }
 
+/// What was lost for lack of capacity, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CapacityLosses {
+    /// Early evictions because of [`Limits::entries`].
+    pub by_entries: u64,
+    /// Early evictions because of [`Limits::bytes`].
+    pub by_bytes: u64,
+    /// Values that were not stored because of [`Limits::bytes`].
+    pub not_stored: u64,
+}
+
 /// A fresh entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Hit<'a> {
@@ -144,10 +155,8 @@ pub struct Cache {
     evicted: u64,
     /// Evicted entries that were fresh until this time or later count as early.
     early_deadline: Millis,
-    /// Entries evicted early since the start.
-    early_evictions: u64,
-    /// Keys inserted since the last restart of the estimate.
-    inserted_keys: KeyEstimate,
+    capacity_losses: CapacityLosses,
+    insertions: InsertionSample,
 }
 
 impl Cache {
@@ -171,8 +180,8 @@ impl Cache {
             expired: 0,
             evicted: 0,
             early_deadline: Millis::MAX,
-            early_evictions: 0,
-            inserted_keys: KeyEstimate::new(),
+            capacity_losses: CapacityLosses::default(),
+            insertions: InsertionSample::new(),
         }
     }
 
@@ -192,29 +201,25 @@ impl Cache {
         self.early_deadline = deadline;
     }
 
-    /// Returns the number of early evictions since the start.
-    pub fn early_evictions(&self) -> u64 {
-        self.early_evictions
+    /// Returns what was lost for lack of capacity since the start.
+    pub fn capacity_losses(&self) -> CapacityLosses {
+        self.capacity_losses
     }
 
-    /// Returns about how many different keys were inserted since the estimate was last restarted.
-    pub fn estimate_keys(&self) -> usize {
-        self.inserted_keys.count()
+    /// Returns about how many different keys were inserted since the sample was last restarted, and
+    /// the average size of an entry in bytes. Includes entries that were not stored.
+    pub fn sample_insertions(&self) -> (usize, usize) {
+        (self.insertions.keys(), self.insertions.average_bytes())
     }
 
-    /// Restarts the estimate of inserted keys.
-    pub fn restart_key_estimate(&mut self) {
-        self.inserted_keys.clear();
+    /// Restarts the sample of insertions.
+    pub fn restart_insertion_sample(&mut self) {
+        self.insertions.clear();
     }
 
     /// Returns the limits.
     pub fn limits(&self) -> Limits {
         self.limits
-    }
-
-    /// Returns true if the cache has as many entries as it may.
-    pub fn is_full(&self) -> bool {
-        self.len() >= self.limits.entries
     }
 
     /// Returns the number of entries in memory, including expired ones.
@@ -270,13 +275,14 @@ impl Cache {
     /// make.
     pub fn insert(&mut self, key: &[u8], value: Payload<'_>, deadline: Millis, redis_expiry: Millis) -> bool {
         let hash = self.hash(key);
-        self.inserted_keys.add(hash);
         if let Some(replaced) = self.find(hash, key) {
             self.release(replaced);
         }
         let step = longest_grace_step(self.limits.stale, redis_expiry.saturating_sub(deadline));
         let record = Record::new(key, value, self.generation << GRACE_BITS | step);
+        self.insertions.add(hash, record.bytes());
         if !self.evict_for(record.bytes()) {
+            self.capacity_losses.not_stored += 1;
             return false;
         }
         self.bytes += record.bytes();
@@ -385,8 +391,9 @@ impl Cache {
         if size > self.limits.bytes {
             return false;
         }
-        if self.is_full() {
-            self.evict();
+        if self.len() >= self.limits.entries {
+            let is_early = self.evict();
+            self.capacity_losses.by_entries += u64::from(is_early);
         }
         self.evict_to(self.limits.bytes - size, EVICTIONS_PER_INSERT);
         self.bytes <= self.limits.bytes
@@ -398,17 +405,19 @@ impl Cache {
             if self.bytes <= bytes {
                 return;
             }
-            self.evict();
+            let is_early = self.evict();
+            self.capacity_losses.by_bytes += u64::from(is_early);
         }
     }
 
-    fn evict(&mut self) {
-        if let Some(victim) = self.lru.oldest() {
-            self.evicted += 1;
-            let retain_until = self.deadlines.deadline_at(self.nodes[victim as usize].heap_position);
-            self.early_evictions += u64::from(self.fresh_until(victim, retain_until) >= self.early_deadline);
-            self.release(victim);
-        }
+    /// Evicts the least recently used entry. Returns true if that is early.
+    fn evict(&mut self) -> bool {
+        let Some(victim) = self.lru.oldest() else { return false };
+        let retain_until = self.deadlines.deadline_at(self.nodes[victim as usize].heap_position);
+        let is_early = self.fresh_until(victim, retain_until) >= self.early_deadline;
+        self.evicted += 1;
+        self.release(victim);
+        is_early
     }
 
     fn hash(&self, key: &[u8]) -> u32 {

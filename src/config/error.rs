@@ -48,6 +48,7 @@ impl ConfigError {
 
     /// Creates the error for a `REDIS_USERNAME` without `REDIS_PASSWORD`.
     pub(super) fn username_without_password(username: &str) -> ConfigError {
+        let username = without_credentials(username);
         ConfigError(format!(
             "REDIS_USERNAME={username:?} has no REDIS_PASSWORD; allowed: both or only REDIS_PASSWORD; set REDIS_PASSWORD too"
         ))
@@ -71,6 +72,8 @@ fn remedy(variable: &Variable, value: &str) -> String {
              {name} in its env"
         )),
         Kind::Host => host_remedy(name, value),
+        Kind::Secret => Some(format!("set a {name} in UTF-8")),
+        Kind::Number(..) if value.contains("://") => Some("write the number alone, not a URL".into()),
         Kind::Keys(..) if ends_with_letter(value) && parse::size(value).is_ok() => {
             Some(format!("{name} counts keys: for a limit in bytes set CACHE_BYTES={value}"))
         }
@@ -101,29 +104,33 @@ fn ends_with_letter(value: &str) -> bool {
 /// Returns how to write a URL, or a host with a port, as two variables.
 fn host_remedy(name: &str, value: &str) -> Option<String> {
     let port_name = name.replace("HOST", "PORT");
-    let authority = match value.split_once("://") {
+    let rest = match value.split_once("://") {
         None => value,
         Some((scheme, _)) if ["rediss", "valkeys"].contains(&scheme) => {
             return Some("TLS is not supported: connect to a port without TLS, or through a TLS tunnel".into());
         }
         Some(("unix", _)) => return Some("Unix sockets are not supported: connect over TCP".into()),
-        Some((_, rest)) => rest.split(['/', '?']).next().unwrap_or_default(),
+        Some((_, rest)) => rest,
     };
-    let (credentials, authority) = authority.rsplit_once('@').map_or(("", authority), |(user, rest)| (user, rest));
+    // A password may contain a slash or a question mark, so the credentials go first.
+    let (credentials, rest) = rest.rsplit_once('@').map_or(("", rest), |(credentials, rest)| (credentials, rest));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let (host, port) = parse::host_and_port(authority).unwrap_or((authority, ""));
+    let host = host.trim_start_matches('[').trim_end_matches(']');
     // The password is not repeated here, because the message may reach a log.
     let password = if credentials.is_empty() { "" } else { ", and REDIS_PASSWORD" };
     let port = if port.is_empty() { String::new() } else { format!(" and {port_name}={port}") };
     (parse::host(host).is_ok() && host != value).then(|| format!("write {name}={host}{port}{password}"))
 }
 
-/// Returns a value without the user and password of a URL.
+/// Returns a value without user and password, and without the query of a URL, which may hold a
+/// password too.
 fn without_credentials(value: &str) -> String {
-    match value.split_once("://") {
-        Some((scheme, rest)) => match rest.rsplit_once('@') {
-            Some((_, rest)) => format!("{scheme}://...@{rest}"),
-            None => value.to_owned(),
-        },
-        None => value.to_owned(),
+    let (scheme, rest) = value.split_once("://").map_or(("", value), |(scheme, rest)| (scheme, rest));
+    let separator = if scheme.is_empty() { "" } else { "://" };
+    let (hidden, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("...@", rest));
+    match rest.split_once('?') {
+        Some((rest, _)) => format!("{scheme}{separator}{hidden}{rest}?..."),
+        None => format!("{scheme}{separator}{hidden}{rest}"),
     }
 }

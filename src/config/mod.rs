@@ -79,8 +79,10 @@ pub fn redacted_values(lookup: impl Fn(&str) -> Option<OsString>) -> Vec<ShownVa
             Some(value) => value.to_string_lossy().into_owned(),
             None => variable.default.into(),
         };
+        let value = if value.is_empty() && variable.kind == Kind::LogFilter { variable.default.into() } else { value };
         let unit = if value.ends_with(|c: char| c.is_ascii_digit()) { variable.kind.unit() } else { "" };
-        ShownValue { name: variable.name, unit, is_changed: value != variable.default, value }
+        let is_changed = !parse::is_equal(variable.kind, &value, variable.default);
+        ShownValue { name: variable.name, unit, is_changed, value }
     };
     VARIABLES.iter().map(shown).collect()
 }
@@ -305,6 +307,12 @@ mod tests {
             ("REDIS_HOST", "[::1]:6379", "write REDIS_HOST=::1 and REDIS_PORT=6379"),
             ("REDIS_HOST", "redis://h:6380/2", "write REDIS_HOST=h and REDIS_PORT=6380"),
             ("REDIS_HOST", "redis://:pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
+            ("REDIS_HOST", "redis://:pw/with@slash@h:1", "write REDIS_HOST=h and REDIS_PORT=1, and REDIS_PASSWORD"),
+            ("REDIS_HOST", "redis://h:1?password=pw", "write REDIS_HOST=h and REDIS_PORT=1"),
+            ("REDIS_HOST", "user:pw@h:1", "write REDIS_HOST=h and REDIS_PORT=1, and REDIS_PASSWORD"),
+            ("REDIS_HOST", ":pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
+            ("REDIS_HOST", "[::1]", "write REDIS_HOST=::1"),
+            ("REDIS_PORT", "redis://:pw@h", "write the number alone, not a URL"),
             (
                 "REDIS_HOST",
                 "rediss://h",
@@ -371,7 +379,13 @@ mod tests {
     /// Values are shown, except the password.
     #[test]
     fn password_is_redacted() {
-        let set = [("REDIS_PASSWORD", "secret"), ("CACHE_TTL", "7"), ("STALE_IF_ERROR", "5m"), ("RUST_LOG", "debug")];
+        let set = [
+            ("REDIS_PASSWORD", "secret"),
+            ("CACHE_TTL", "7"),
+            ("STALE_IF_ERROR", "5m"),
+            ("SHUTDOWN_GRACE", "10s"),
+            ("RUST_LOG", "debug"),
+        ];
         let values =
             redacted_values(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()));
         let find = |name: &str| values.iter().find(|shown| shown.name == name);
@@ -381,6 +395,7 @@ mod tests {
         let note = |name: &str| find(name).map(|shown| (shown.unit, shown.is_changed));
         assert_eq!((note("CACHE_TTL"), note("CACHE_SIZE")), (Some(("s", true)), Some(("keys", false))));
         assert_eq!(note("STALE_IF_ERROR"), Some(("", true)), "the value has its own unit");
+        assert_eq!(note("SHUTDOWN_GRACE"), Some(("", false)), "10s is the default of 10 seconds");
         assert!(!format!("{values:?}").contains("secret"));
     }
 

@@ -2,7 +2,8 @@
 //!
 //! They return the problem as a phrase that follows the value, such as "is not a number".
 
-use super::variables::{DURATION_UNITS, SIZE_UNITS, SWITCH_WORDS};
+use super::variables::{DURATION_UNITS, Kind, SIZE_UNITS, SWITCH_WORDS};
+use core::net::Ipv6Addr;
 use std::time::Duration;
 
 /// Most decimals that count. Further ones are below any unit.
@@ -83,10 +84,14 @@ pub(super) fn host(text: &str) -> Result<(), String> {
     if text.contains("://") {
         return Err("is a URL".into());
     }
+    if text.contains('@') {
+        return Err("has credentials".into());
+    }
     if host_and_port(text).is_some() {
         return Err("has a port".into());
     }
-    if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/') {
+    let is_address = text.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    if !is_address && text.contains(|c: char| c.is_whitespace() || c.is_control() || "/:[]".contains(c)) {
         return Err("is not a host".into());
     }
     Ok(())
@@ -107,8 +112,12 @@ pub(super) fn host_and_port(text: &str) -> Option<(&str, &str)> {
 /// `env_logger` takes a word that is no level for the name of a module, and logs only that one.
 /// With `RUST_LOG=warning` it would log nothing.
 pub(super) fn log_filter(text: &str) -> Result<(), String> {
-    for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
-        let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level).trim();
+    let directives = || text.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    if directives().next().is_none() && !text.is_empty() {
+        return Err("has no log level".into());
+    }
+    for directive in directives() {
+        let level = directive.split_once('=').map_or(directive, |(_, level)| level).trim();
         if !LOG_LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level)) {
             return Err(match directive == text {
                 true => "is not a log level".into(),
@@ -117,6 +126,19 @@ pub(super) fn log_filter(text: &str) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Returns true if two values mean the same.
+pub(super) fn is_equal(kind: Kind, one: &str, other: &str) -> bool {
+    one == other
+        || match kind {
+            Kind::Seconds(..) => duration(one, 1000).is_ok_and(|time| Ok(time) == duration(other, 1000)),
+            Kind::Milliseconds(..) => duration(one, 1).is_ok_and(|time| Ok(time) == duration(other, 1)),
+            Kind::Bytes(..) => size(one).is_ok_and(|bytes| Ok(bytes) == size(other)),
+            Kind::Number(..) | Kind::Keys(..) => integer(one).is_ok_and(|number| Ok(number) == integer(other)),
+            Kind::Switch => switch(one).is_ok_and(|value| Ok(value) == switch(other)),
+            _ => false,
+        }
 }
 
 /// Returns the level of `env_logger` that another program calls `text`.
@@ -192,16 +214,23 @@ mod tests {
         for text in ["redis", "::1", "fe80::1:6379", "redis:http"] {
             assert_eq!(host_and_port(text), None, "{text}");
         }
-        assert_eq!(host("::1"), Ok(()));
+        for text in ["::1", "fe80::1%eth0", "10.0.0.1", "redis_1.internal"] {
+            assert_eq!(host(text), Ok(()), "{text}");
+        }
+        for text in ["[::1]", ":6379", "user:secret@redis", ":secret@redis:6379", "a:b", "a b", "a/b", ""] {
+            assert!(host(text).is_err(), "{text}");
+        }
     }
 
     /// Each part of a log filter ends with a level.
     #[test]
     fn log_filter_needs_levels() {
-        for text in ["info", "WARN", "", "segment_redis_proxy=debug", "warn,segment_redis_proxy::backend=trace"] {
+        for text in
+            ["info", "WARN", "", "info,", "segment_redis_proxy=debug", "warn,segment_redis_proxy::backend=trace"]
+        {
             assert_eq!(log_filter(text), Ok(()), "{text}");
         }
-        for text in ["warning", "segment_redis_proxy", "info,backend", "backend=loud", "2"] {
+        for text in ["warning", "segment_redis_proxy", "info,backend", "backend=loud", "2", " ", ",", "a=b=info"] {
             assert!(log_filter(text).is_err(), "{text}");
         }
         assert_eq!(foreign_log_level("Warning"), Some("warn"));

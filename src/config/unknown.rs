@@ -11,6 +11,9 @@ const MAX_EDITS: usize = 2;
 /// Prefixes of names that no other program is expected to use in the environment of this one.
 const PREFIXES: [&str; 4] = ["REDIS_", "CACHE_", "PROXY_", "CLIENT_"];
 
+/// Variable with one of these prefixes that systemd sets (systemd.exec(5), `CacheDirectory=`).
+const OF_SYSTEMD: &str = "CACHE_DIRECTORY";
+
 /// Returns a warning for each variable that is unknown but resembles a known one. `variables` are
 /// the names and values of the environment.
 pub fn unknown_variables(variables: impl IntoIterator<Item = (String, String)>) -> Vec<String> {
@@ -24,7 +27,7 @@ pub fn unknown_variables(variables: impl IntoIterator<Item = (String, String)>) 
 }
 
 fn is_known(name: &str) -> bool {
-    VARIABLES.iter().any(|variable| variable.name == name)
+    name == OF_SYSTEMD || VARIABLES.iter().any(|variable| variable.name == name)
 }
 
 /// Returns the warning about an unknown variable, `None` if it resembles no known one.
@@ -138,6 +141,7 @@ mod tests {
         let injected = [
             ("PATH", "/usr/bin"),
             ("HOSTNAME", "segment"),
+            ("CACHE_DIRECTORY", "/var/cache/segment"),
             ("KUBERNETES_PORT", "tcp://10.0.0.1:443"),
             ("REDIS_SERVICE_HOST", "10.0.0.11"),
             ("REDIS_SERVICE_PORT", "6379"),

@@ -97,10 +97,11 @@ pub const DURATION_UNITS: [(&str, u64); 6] =
 /// Suffixes of sizes in lower case, with their bytes. Powers of 1024, as in redis.conf.
 ///
 /// A single letter is ambiguous: `m` is a million bytes in redis.conf, and 1024 squared in nginx.
-pub const SIZE_UNITS: [(&str, u64); 10] = [
+pub const SIZE_UNITS: [(&str, u64); 13] = [
     ("b", 1),
     ("kb", 1 << 10),
     ("kib", 1 << 10),
+    ("ki", 1 << 10),
     ("mb", 1 << 20),
     ("mib", 1 << 20),
     ("mi", 1 << 20),
@@ -108,6 +109,8 @@ pub const SIZE_UNITS: [(&str, u64); 10] = [
     ("gib", 1 << 30),
     ("gi", 1 << 30),
     ("tb", 1 << 40),
+    ("tib", 1 << 40),
+    ("ti", 1 << 40),
 ];
 
 /// Ten years. The cache supports deadlines up to 34 years after the start.

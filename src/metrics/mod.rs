@@ -176,8 +176,8 @@ impl WorkerMetrics {
             (entries, _) => ("CACHE_SIZE", entries),
         };
         Some(format!(
-            "the cache is too small to be of use: within 10 s more entries were evicted in the first tenth of CACHE_TTL than \
-             keys were found; set {variable}={value} or more"
+            "the cache is too small to be of use: within 10 s more entries were evicted in the first tenth of CACHE_TTL, or \
+             did not fit, than keys were found; set {variable}={value} or more"
         ))
     }
 

@@ -1,29 +1,34 @@
 //! Diagnosis of a cache that is too small for its requests to find anything in it.
 //!
-//! An entry that is evicted within the first tenth of its lifetime was hardly of use. If such
-//! evictions outnumber the hits, the cache costs work and saves none. The diagnosis compares both
-//! once in [`WINDOW`], and estimates how large the cache would have to be.
+//! An entry that is evicted within the first tenth of its lifetime was hardly of use, and a value
+//! that did not fit was of none. If such losses outnumber the hits, the cache costs work and saves
+//! none. The diagnosis compares both once in [`WINDOW`], and estimates how large the cache would
+//! have to be. The limit that caused most losses is the one to raise.
 
 use super::ReadThrough;
+use crate::cache::{CapacityLosses, MAX_CAPACITY};
 use crate::types::Millis;
 
-/// Time over which evictions and hits are compared. It starts with the first early eviction, so
-/// that all of it has load.
+/// Time over which losses and hits are compared. It starts with the first loss, so that all of it
+/// has load.
 const WINDOW: Millis = 10_000;
 
-/// Evictions below which a window shows nothing: ten a second. A person who tries a demonstration
-/// with three keys causes fewer.
-const MIN_EARLY_EVICTIONS: u64 = 100;
+/// Losses below which a window shows nothing: ten a second. A person who tries a demonstration with
+/// three keys causes fewer.
+const MIN_LOSSES: u64 = 100;
 
 /// Part of `CACHE_TTL` within which an eviction is early.
 const EARLY_PART: Millis = 10;
+
+/// Largest number of bytes that is suggested: the maximum of `CACHE_BYTES`.
+const MAX_SUGGESTED_BYTES: usize = 1_000_000_000_000_000;
 
 /// Counts at the start of the present window, and the result of the last one.
 #[derive(Debug, Default)]
 pub(super) struct CapacityCheck {
     window_ends: Millis,
     hits: u64,
-    early_evictions: u64,
+    losses: CapacityLosses,
     suggestion: Suggestion,
     /// Time until which the suggestion holds, unless another window ends before.
     suggested_until: Millis,
@@ -51,34 +56,51 @@ pub(super) fn early_deadline(ttl: Millis, now: Millis) -> Millis {
 }
 
 impl ReadThrough {
-    /// Compares evictions and hits if a window has ended. Called about once a second.
+    /// Compares losses and hits if a window has ended. Called about once a second.
     pub fn check_capacity(&mut self, now: Millis) {
-        let (hits, early_evictions) = (self.counters.hits, self.cache.early_evictions());
-        let evicted = early_evictions - self.capacity.early_evictions;
-        if evicted > 0 && now < self.capacity.window_ends {
+        let (hits, losses) = (self.counters.hits, self.cache.capacity_losses());
+        let before = self.capacity.losses;
+        let by_entries = losses.by_entries - before.by_entries;
+        let by_bytes = losses.by_bytes - before.by_bytes + losses.not_stored - before.not_stored;
+        let lost = by_entries + by_bytes;
+        if lost > 0 && now < self.capacity.window_ends {
             return;
         }
-        if evicted > 0 {
-            let is_too_small = evicted >= MIN_EARLY_EVICTIONS && evicted > hits - self.capacity.hits;
-            self.capacity.suggestion = if is_too_small { self.suggest() } else { Suggestion::default() };
+        if lost > 0 {
+            let is_too_small = lost >= MIN_LOSSES && lost > hits - self.capacity.hits;
+            self.capacity.suggestion = match (is_too_small, by_entries >= by_bytes) {
+                (false, _) => Suggestion::default(),
+                (true, true) => Suggestion { entries: self.suggest_entries(), bytes: 0 },
+                (true, false) => Suggestion { entries: 0, bytes: self.suggest_bytes() },
+            };
             self.capacity.suggested_until = now + WINDOW;
         } else if now >= self.capacity.suggested_until {
             self.capacity.suggestion = Suggestion::default();
         }
-        self.cache.restart_key_estimate();
-        self.capacity = CapacityCheck { window_ends: now + WINDOW, hits, early_evictions, ..self.capacity };
+        self.cache.restart_insertion_sample();
+        self.capacity = CapacityCheck { window_ends: now + WINDOW, hits, losses, ..self.capacity };
     }
 
-    /// Returns the capacity for all keys that were inserted in the window, plus a quarter, and
-    /// more than the present capacity.
-    fn suggest(&self) -> Suggestion {
-        let (entries, bytes, limits) = (self.cache.len(), self.cache.bytes(), self.cache.limits());
-        let wanted = self.cache.estimate_keys().max(entries + 1);
-        if self.cache.is_full() {
-            return Suggestion { entries: round_up(wanted + wanted.div_ceil(4)), bytes: 0 };
-        }
-        let wanted_bytes = (bytes / entries.max(1)).saturating_mul(wanted).max(limits.bytes);
-        Suggestion { entries: 0, bytes: round_up(wanted_bytes + wanted_bytes.div_ceil(4)) }
+    /// Returns about how many keys are alive at the same time: those of the window, or of the
+    /// lifetime of an entry if that is shorter.
+    fn live_keys(&self) -> usize {
+        let (keys, _) = self.cache.sample_insertions();
+        (keys as u128 * u128::from(self.ttl.min(WINDOW))).div_ceil(u128::from(WINDOW)) as usize
+    }
+
+    /// Returns a capacity for the live keys, plus a quarter. At least a quarter more than the
+    /// present capacity.
+    fn suggest_entries(&self) -> usize {
+        let wanted = self.live_keys().max(self.cache.limits().entries);
+        round_up(wanted + wanted.div_ceil(4)).min(MAX_CAPACITY)
+    }
+
+    /// Returns the same in bytes.
+    fn suggest_bytes(&self) -> usize {
+        let (_, average_bytes) = self.cache.sample_insertions();
+        let wanted = self.live_keys().saturating_mul(average_bytes).max(self.cache.limits().bytes);
+        let wanted = wanted.min(MAX_SUGGESTED_BYTES);
+        round_up(wanted + wanted.div_ceil(4)).min(MAX_SUGGESTED_BYTES)
     }
 }
 
@@ -97,7 +119,7 @@ mod tests {
     use super::*;
     use crate::cache::Limits;
     use crate::metrics::WorkerMetrics;
-    use crate::types::{Completion, RequestId};
+    use crate::types::{Completion, Invalidation, RequestId};
     use crate::value::{JsonForm, Payload, Value};
 
     const TTL: Millis = 15_000;
@@ -105,13 +127,9 @@ mod tests {
     /// Time before the first request.
     const IDLE: Millis = 7000;
 
-    /// Requests `count` keys round robin, one each millisecond from `now` on, each with a value of
-    /// 100 bytes. Returns the suggested keys and bytes after the window.
-    fn suggested(limits: Limits, keys: usize, count: usize) -> (usize, usize) {
-        let mut read_through = ReadThrough::new(limits, TTL, 1000);
-        read_through.check_capacity(0);
-        // Without an early eviction, the window starts anew.
-        read_through.check_capacity(IDLE);
+    /// Requests `count` keys round robin, one each millisecond from [`IDLE`] on. Values have
+    /// 100 bytes.
+    fn read(read_through: &mut ReadThrough, keys: usize, count: usize) {
         for (now, key) in (0..count).map(|number| (IDLE + number as Millis, number % keys)) {
             let key = format!("key {key:6}");
             let request_id = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
@@ -121,21 +139,32 @@ mod tests {
                 read_through.complete(completion, now, |_, _| ());
             }
         }
-        read_through.check_capacity(IDLE + WINDOW - 1);
+    }
+
+    /// Returns the suggested keys and bytes.
+    fn suggestion(read_through: &ReadThrough) -> (usize, usize) {
         let mut metrics = WorkerMetrics::default();
         read_through.export_metrics(&mut metrics);
-        assert_eq!((metrics.suggested_entries, metrics.suggested_bytes), (0, 0), "the window has not ended");
+        (metrics.suggested_entries, metrics.suggested_bytes)
+    }
+
+    /// Returns the suggested keys and bytes after a window of reads.
+    fn suggested(limits: Limits, keys: usize, count: usize) -> (usize, usize) {
+        let mut read_through = ReadThrough::new(limits, TTL, 1000);
+        read_through.check_capacity(0);
+        // Without a loss, the window starts anew.
+        read_through.check_capacity(IDLE);
+        read(&mut read_through, keys, count);
+        read_through.check_capacity(IDLE + WINDOW - 1);
+        assert_eq!(suggestion(&read_through), (0, 0), "the window has not ended");
         read_through.check_capacity(IDLE + WINDOW);
-        read_through.export_metrics(&mut metrics);
-        let suggested = (metrics.suggested_entries, metrics.suggested_bytes);
+        let result = suggestion(&read_through);
         // It holds for as long as a window, also if the load ends at once.
         read_through.check_capacity(IDLE + 2 * WINDOW - 1);
-        read_through.export_metrics(&mut metrics);
-        assert_eq!((metrics.suggested_entries, metrics.suggested_bytes), suggested);
+        assert_eq!(suggestion(&read_through), result);
         read_through.check_capacity(IDLE + 2 * WINDOW);
-        read_through.export_metrics(&mut metrics);
-        assert_eq!((metrics.suggested_entries, metrics.suggested_bytes), (0, 0), "the load has ended");
-        suggested
+        assert_eq!(suggestion(&read_through), (0, 0), "the load has ended");
+        result
     }
 
     const NO_LIMIT: Limits = Limits { entries: 1_000_000, bytes: usize::MAX, stale: 0 };
@@ -148,6 +177,47 @@ mod tests {
         // A key of 10 bytes and a value of 100.
         let (entries, bytes) = suggested(Limits { bytes: 1100, ..NO_LIMIT }, 2000, 9000);
         assert!(entries == 0 && (230_000..330_000).contains(&bytes), "{entries} keys, {bytes} bytes");
+    }
+
+    /// The limit that caused the losses is suggested, also if the cache is empty by the time of the
+    /// check. Without a limit of bytes none is suggested.
+    #[test]
+    fn emptied_cache_names_cause_of_losses() {
+        for bytes in [usize::MAX, 1_000_000] {
+            let mut read_through = ReadThrough::new(Limits { entries: 3, bytes, stale: 0 }, TTL, 1000);
+            read_through.check_capacity(0);
+            read(&mut read_through, 2000, 9000);
+            read_through.invalidate(&Invalidation::All, IDLE + 9000);
+            read_through.check_capacity(IDLE + WINDOW);
+            let (entries, bytes) = suggestion(&read_through);
+            assert!((2100..3000).contains(&entries) && bytes == 0, "{entries} keys, {bytes} bytes");
+        }
+    }
+
+    /// Values that do not fit at all are losses too.
+    #[test]
+    fn values_beyond_all_bytes_are_losses() {
+        let (entries, bytes) = suggested(Limits { bytes: 50, ..NO_LIMIT }, 2000, 9000);
+        assert!(entries == 0 && (230_000..330_000).contains(&bytes), "{entries} keys, {bytes} bytes");
+    }
+
+    /// No more keys are suggested than are alive at the same time.
+    #[test]
+    fn short_lifetime_needs_fewer_keys() {
+        let mut read_through = ReadThrough::new(Limits { entries: 3, ..NO_LIMIT }, 50, 1000);
+        read_through.check_capacity(0);
+        read(&mut read_through, 9000, 9000);
+        read_through.check_capacity(IDLE + WINDOW);
+        let (entries, _) = suggestion(&read_through);
+        assert!((45..75).contains(&entries), "{entries} keys, and one arrives each millisecond");
+    }
+
+    /// The largest limits cause no overflow.
+    #[test]
+    fn largest_limits_are_kept() {
+        let limits = Limits { entries: MAX_CAPACITY, bytes: usize::MAX, stale: 0 };
+        let read_through = ReadThrough::new(limits, Millis::MAX / 4, 1000);
+        assert_eq!((read_through.suggest_entries(), read_through.suggest_bytes()), (MAX_CAPACITY, MAX_SUGGESTED_BYTES));
     }
 
     /// A cache that serves hits, or that only a person uses, gets no suggestion.
@@ -167,7 +237,7 @@ mod tests {
                 cache.set_early_deadline(early_deadline(TTL, now));
                 let value = Payload::Inline { bytes: b"1", form: JsonForm::Integer };
                 cache.insert(key, value, now + TTL, Millis::MAX);
-                cache.early_evictions()
+                cache.capacity_losses().by_entries
             };
             insert(b"a", 0);
             assert_eq!(insert(b"b", age), expected, "{age} ms");

@@ -248,7 +248,8 @@ impl ReadThrough {
         (metrics.invalidated, metrics.flushes) = (invalidated, flushes);
         let Suggestion { entries, bytes } = self.capacity.suggestion();
         (metrics.suggested_entries, metrics.suggested_bytes) = (entries, bytes);
-        metrics.early_evictions = self.cache.early_evictions();
+        let losses = self.cache.capacity_losses();
+        metrics.early_evictions = losses.by_entries + losses.by_bytes;
     }
 
     /// Checks the cache and the fetches in flight. Walks all of both.

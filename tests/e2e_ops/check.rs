@@ -154,7 +154,8 @@ fn check_reports_missing_permissions() {
         ("~* +get +strlen +auth +ping +select", 0, "warning  expirations: not read, keys may outlive their expiration"),
         ("~app:* +@read +ping", 0, "warning  read: the user may not read the key segment-redis-proxy:check"),
         ("~* +@read +ping", 0, "warning  tracking: inactive, changes are visible within CACHE_TTL: "),
-        ("~* +ping", 1, "failed   read: Redis rejected the proxy's connection"),
+        ("~* +ping", 1, "failed   read: "),
+        ("~* +ping +info", 1, "ok       Redis: 127.0.0.1:"),
     ] {
         redis.run(&["ACL", "DELUSER", "app"]);
         redis.run(&[&["ACL", "SETUSER", "app", "on", ">word"][..], &rules.split(' ').collect::<Vec<_>>()].concat());

@@ -1,8 +1,9 @@
-//! Estimate of the number of different keys that were inserted: HyperLogLog.
+//! Sample of recent insertions, from which a capacity is suggested: the number of different keys
+//! and the average size.
 //!
-//! Flajolet, Fusy, Gandouet and Meunier, "HyperLogLog" (2007), with its correction for few keys.
-//! The standard error is 3 %, whatever the number of keys, and an insertion costs a few
-//! instructions.
+//! The number of keys is an estimate by HyperLogLog (Flajolet, Fusy, Gandouet and Meunier, 2007),
+//! with its correction for few keys. The standard error is 3 %, whatever the number of keys, and an
+//! insertion costs a few instructions.
 
 /// Bits of a hash that select a register.
 const INDEX_BITS: u32 = 10;
@@ -13,33 +14,71 @@ const REGISTERS: usize = 1 << INDEX_BITS;
 /// Bias correction for this number of registers.
 const ALPHA: f64 = 0.7213 / (1.0 + 1.079 / REGISTERS as f64);
 
+/// Insertions since the last restart, also those of entries that were not stored.
+#[derive(Debug)]
+pub(super) struct InsertionSample {
+    keys: KeyEstimate,
+    count: u64,
+    bytes: u64,
+}
+
+impl InsertionSample {
+    /// Creates an empty sample.
+    pub(super) fn new() -> InsertionSample {
+        InsertionSample { keys: KeyEstimate::new(), count: 0, bytes: 0 }
+    }
+
+    /// Adds an entry with the hash of its key and the size of key and value.
+    pub(super) fn add(&mut self, hash: u32, bytes: usize) {
+        self.keys.add(hash);
+        self.count += 1;
+        self.bytes += bytes as u64;
+    }
+
+    /// Removes all entries.
+    pub(super) fn clear(&mut self) {
+        self.keys.clear();
+        (self.count, self.bytes) = (0, 0);
+    }
+
+    /// Returns about how many different keys there are.
+    pub(super) fn keys(&self) -> usize {
+        self.keys.count()
+    }
+
+    /// Returns the average size of an entry in bytes, rounded up.
+    pub(super) fn average_bytes(&self) -> usize {
+        self.bytes.div_ceil(self.count.max(1)) as usize
+    }
+}
+
 /// Set of hashes, of which only the approximate size is known.
 #[derive(Debug)]
-pub(super) struct KeyEstimate {
+struct KeyEstimate {
     /// For each register the longest run of zero bits among its hashes, plus one; 0 without any.
     registers: Box<[u8]>,
 }
 
 impl KeyEstimate {
     /// Creates an empty set.
-    pub(super) fn new() -> KeyEstimate {
+    fn new() -> KeyEstimate {
         KeyEstimate { registers: vec![0; REGISTERS].into_boxed_slice() }
     }
 
     /// Adds the hash of a key.
-    pub(super) fn add(&mut self, hash: u32) {
+    fn add(&mut self, hash: u32) {
         let rank = ((hash << INDEX_BITS).leading_zeros().min(32 - INDEX_BITS) + 1) as u8;
         let register = &mut self.registers[(hash >> (32 - INDEX_BITS)) as usize];
         *register = rank.max(*register);
     }
 
     /// Removes all hashes.
-    pub(super) fn clear(&mut self) {
+    fn clear(&mut self) {
         self.registers.fill(0);
     }
 
     /// Returns the approximate number of different hashes.
-    pub(super) fn count(&self) -> usize {
+    fn count(&self) -> usize {
         let total = REGISTERS as f64;
         let sum: f64 = self.registers.iter().map(|&rank| 2f64.powi(-i32::from(rank))).sum();
         let raw = ALPHA * total * total / sum;
@@ -57,6 +96,17 @@ impl KeyEstimate {
 mod tests {
     use super::*;
     use std::hash::{BuildHasher, RandomState};
+
+    /// The average size covers all insertions, also repeated ones.
+    #[test]
+    fn average_size_is_rounded_up() {
+        let mut sample = InsertionSample::new();
+        assert_eq!((sample.keys(), sample.average_bytes()), (0, 0));
+        [(1 << 31, 10), (1 << 31, 11), (1, 20)].into_iter().for_each(|(hash, bytes)| sample.add(hash, bytes));
+        assert_eq!((sample.keys(), sample.average_bytes()), (2, 14));
+        sample.clear();
+        assert_eq!((sample.keys(), sample.average_bytes()), (0, 0));
+    }
 
     /// The estimate is within five standard errors of the number of different keys.
     #[test]
