@@ -17,6 +17,8 @@ pub mod connection;
 pub mod dispatch;
 #[path = "../src/inflight.rs"]
 pub mod inflight;
+#[path = "../src/log_format.rs"]
+pub mod log_format;
 #[path = "../src/metrics/mod.rs"]
 pub mod metrics;
 #[path = "../src/protocol/mod.rs"]
