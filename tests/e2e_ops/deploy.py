@@ -23,9 +23,15 @@ import yaml
 # The newest schema of the package in tests/requirements.txt.
 KUBERNETES_VERSION = "1.37"
 
-# Memory of an entry beside its key and value, and the factor for fragmentation (docs/sizing.md).
-BYTES_PER_ENTRY = 64
-FRAGMENTATION = 1.3
+# Figures of docs/sizing.md: memory of an entry beside its key and value, the most that the rounding
+# of the allocator adds, replies that a slow client can hold, and short values in MGETs in total.
+BYTES_PER_ENTRY = 50
+ROUNDING = 1.25
+BYTES_PER_CLIENT = 256 * 1024
+MGET_BYTES = 256 * 1024**2
+
+# Share of the memory limit that must be left for the process and for fragmentation.
+RESERVE = 0.03
 
 # Seconds that a shutdown may take beyond SHUTDOWN_GRACE.
 SHUTDOWN_MARGIN = 3
@@ -71,6 +77,11 @@ def read_size(text):
     return int(number) * 1024 ** (1 + "kmg".index(unit))
 
 
+def pre_stop_seconds(container):
+    """Returns the seconds from the request to end a pod to SIGTERM."""
+    return container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+
+
 def check_proxy(pod, container, where):
     """Checks the container of the proxy in a pod. Prints its variables."""
     variables = {entry["name"]: entry.get("value", "secret") for entry in container["env"]}
@@ -82,49 +93,77 @@ def check_proxy(pod, container, where):
         check(security.get(name) == value, f"{where}: securityContext.{name} is not {value}")
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     check(str(ports["proxy"]) == variables["PROXY_PORT"], f"{where}: containerPort is not PROXY_PORT")
-    for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+    for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/healthz")):
         request = container[probe]["httpGet"]
         check((request["path"], request["port"]) == (path, "proxy"), f"{where}: {probe} does not request {path}")
-    check(pod["terminationGracePeriodSeconds"] >= float(variables["SHUTDOWN_GRACE"].removesuffix("s")) + SHUTDOWN_MARGIN,
-          f"{where}: terminationGracePeriodSeconds ends a shutdown that takes SHUTDOWN_GRACE")
-    cache = read_size(variables["CACHE_BYTES"]) + BYTES_PER_ENTRY * int(variables["CACHE_SIZE"])
-    needed = FRAGMENTATION * cache + read_size(variables["CLIENT_BYTES"])
+    shutdown = pre_stop_seconds(container) + float(variables["SHUTDOWN_GRACE"].removesuffix("s")) + SHUTDOWN_MARGIN
+    check(pod["terminationGracePeriodSeconds"] >= shutdown,
+          f"{where}: terminationGracePeriodSeconds ends a shutdown that takes preStop and SHUTDOWN_GRACE")
+    cache = ROUNDING * read_size(variables["CACHE_BYTES"]) + BYTES_PER_ENTRY * int(variables["CACHE_SIZE"])
+    clients = read_size(variables["CLIENT_BYTES"]) + BYTES_PER_CLIENT * int(variables["MAX_CONNECTIONS"]) + MGET_BYTES
+    needed = (cache + clients) / (1 - RESERVE)
     limit = read_size(container["resources"]["limits"]["memory"])
-    check(needed <= limit, f"{where}: the cache needs {needed:.0f} of {limit} bytes")
+    check(needed <= limit, f"{where}: cache and clients need {needed:.0f} of {limit} bytes")
     for name, value in variables.items():
         print(f"{name}={value}")
     return ports
 
 
+def check_deployment(spec, where):
+    """Checks a Deployment. Returns the container of the proxy and its ports."""
+    template = spec["template"]
+    pod, labels = template["spec"], template["metadata"]["labels"]
+    check(spec["selector"]["matchLabels"].items() <= labels.items(), f"{where}: the selector does not match the pod")
+    sidecars = [c for c in pod.get("initContainers", []) if c["name"] == "proxy"]
+    check(all(c.get("restartPolicy") == "Always" for c in sidecars), f"{where}: the sidecar would never end")
+    (container,) = [c for c in pod["containers"] if c["name"] == "proxy"] + sidecars
+    ports = check_proxy(pod, container, where)
+    scraped = template["metadata"]["annotations"]["prometheus.io/port"]
+    check(scraped == str(ports["proxy"]), f"{where}: Prometheus reads another port")
+    return container, ports
+
+
+def check_service(service, container, ports, where):
+    """Checks a Service in front of a container."""
+    check(all(port["targetPort"] in ports for port in service["ports"]), f"{where}: the Service has no port")
+    check(pre_stop_seconds(container) > 0, f"{where}: nodes send clients to a proxy that refuses them, without preStop")
+
+
+def check_policy(policy, ports, where):
+    """Checks a NetworkPolicy of the proxy."""
+    inbound = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
+    outbound = {(port["port"], port.get("protocol", "TCP")) for rule in policy["egress"] for port in rule["ports"]}
+    check(inbound == set(ports), f"{where}: the policy does not allow the port of the proxy")
+    check(all(rule.get("from") for rule in policy["ingress"]), f"{where}: the policy allows all clients")
+    check(outbound == {(53, "UDP"), (53, "TCP"), (6379, "TCP")}, f"{where}: the policy does not allow DNS and Redis")
+
+
 def check_manifests(paths):
-    """Checks Kubernetes manifests."""
+    """Checks Kubernetes manifests. Each file has one Deployment and what belongs to it."""
     for path in paths:
-        ports, labels, services = {}, {}, []
+        specs = {}
         for document in read_yaml(path):
-            where = f"{path}: {document['kind']}"
             try:
                 kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+                specs[document["kind"]] = document["spec"]
             except kubernetes_validate.ValidationError as error:
-                check(False, f"{where}: {'.'.join(map(str, error.path))}: {error.message}")
-                continue
-            if document["kind"] == "Service":
-                services.append(document["spec"])
-                continue
-            template = document["spec"]["template"]
-            pod, labels = template["spec"], template["metadata"]["labels"]
-            selector = document["spec"]["selector"]["matchLabels"]
-            check(selector.items() <= labels.items(), f"{where}: the selector does not match the pod")
-            proxies = [c for c in pod["containers"] + pod.get("initContainers", []) if c["name"] == "proxy"]
-            check(len(proxies) == 1, f"{where}: not one container named proxy")
-            for container in proxies:
-                ports = check_proxy(pod, container, where)
-                scraped = template["metadata"]["annotations"]["prometheus.io/port"]
-                check(scraped == str(ports["proxy"]), f"{where}: Prometheus reads another port")
-            sidecars = [c for c in pod.get("initContainers", []) if c["name"] == "proxy"]
-            check(all(c.get("restartPolicy") == "Always" for c in sidecars), f"{where}: the sidecar would never end")
-        for service in services:
-            check(service["selector"].items() <= labels.items(), f"{path}: the Service selects no pod")
-            check(all(port["targetPort"] in ports for port in service["ports"]), f"{path}: the Service has no port")
+                problem = f"{'.'.join(map(str, error.path))}: {error.message}"
+                check(False, f"{path}: {document['kind']}: {problem}")
+        if "Deployment" not in specs:
+            continue
+        deployment = specs.pop("Deployment")
+        labels = deployment["template"]["metadata"]["labels"]
+        container, ports = check_deployment(deployment, f"{path}: Deployment")
+        for kind, spec in specs.items():
+            where = f"{path}: {kind}"
+            selector = spec.get("podSelector") or spec["selector"]
+            check(selector.get("matchLabels", selector).items() <= labels.items(), f"{where}: selects no pod")
+            if kind == "Service":
+                check_service(spec, container, ports, where)
+            elif kind == "NetworkPolicy":
+                check_policy(spec, ports, where)
+            else:
+                check(spec["maxUnavailable"] < deployment["replicas"], f"{where}: a drain would end all replicas")
 
 
 # ---- Prometheus and Grafana ----
@@ -141,7 +180,7 @@ def read_metrics(path):
 
 
 def matches(operator, wanted, value):
-    """Returns true if a value of a label fits to a matcher."""
+    """Returns true if a value of a label fits a matcher."""
     is_match = re.fullmatch(wanted, value) is not None if "~" in operator else value == wanted
     return is_match != operator.startswith("!")
 

@@ -95,7 +95,7 @@ fn manifests_are_valid_and_safe() {
     }
 }
 
-/// A misspelt field or a value that fits to no other is an error in a manifest.
+/// A misspelt field or a value that does not fit the others is an error in a manifest.
 #[test]
 fn manifest_mistake_is_found() {
     for (good, bad, problem) in [
@@ -104,9 +104,15 @@ fn manifest_mistake_is_found() {
         ("periodSeconds:", "periodSecond:", "periodSecond"),
         ("containerPort: 8080", "containerPort: eighty", "eighty"),
         ("drop: [ALL]", "drop: [NET_RAW]", "capabilities"),
-        ("memory: 1Gi", "memory: 512Mi", "the cache needs"),
-        ("terminationGracePeriodSeconds: 15", "terminationGracePeriodSeconds: 12", "SHUTDOWN_GRACE"),
+        ("memory: 1536Mi", "memory: 1Gi", "cache and clients need"),
+        ("terminationGracePeriodSeconds: 20", "terminationGracePeriodSeconds: 15", "preStop and SHUTDOWN_GRACE"),
+        ("seconds: 5", "seconds: 0", "without preStop"),
+        ("sleep:", "wait:", "wait"),
         ("targetPort: proxy", "targetPort: http", "the Service has no port"),
+        ("maxUnavailable: 1", "maxUnavailable: 2", "a drain would end all replicas"),
+        ("- port: proxy", "- port: http", "does not allow the port of the proxy"),
+        ("- port: 6379", "- port: 6380", "does not allow DNS and Redis"),
+        ("podSelector:\n    matchLabels:", "podSelector:\n    matchLabels:\n      other: label", "selects no pod"),
         ("runAsUser: 65534", "runAsUser: 0", "runAsUser"),
         ("runAsUser: 65534", "runAsUser: 65534\n        runAsUser: 65534", "a key occurs twice"),
     ] {
