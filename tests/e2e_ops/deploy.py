@@ -192,6 +192,9 @@ def check_query(expression, samples, where):
     check(names, f"{where}: a query without a metric: {expression}")
     for name in names:
         check(name in samples, f"{where}: /metrics has no {name}")
+    is_total = re.search(r"sum(?: by \((?:job|instance|,| )+\) )?\(rate\(segment_requests_total(?!\{[^}]*outcome)",
+                         expression)
+    check(not is_total, f"{where}: the total has health checks, without outcome!=\"other\": {expression}")
     labels = set().union(*(sample for name in names for sample in samples.get(name, [])), TARGET_LABELS)
     for name, selector in re.findall(r"\b(\w+)\{([^}]*)\}", expression):
         for label, operator, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', selector):
