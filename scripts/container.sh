@@ -25,9 +25,9 @@ clean_up_containers() {
 # Installs a small Debian with packages (comma-separated) into a directory.
 bootstrap() {
     need debootstrap:debootstrap
-    mkdir -p "$temporary/packages"
+    mkdir -p "$temporary/debootstrap"
     "${as_root[@]}" env PATH="$PATH:/usr/sbin:/sbin" \
-        debootstrap --variant=minbase --cache-dir="$temporary/packages" --include="$2" bookworm "$1" \
+        debootstrap --variant=minbase --cache-dir="$temporary/debootstrap" --include="$2" bookworm "$1" \
         >"$temporary/debootstrap.log" || { tail -n 20 "$temporary/debootstrap.log" >&2; fail "debootstrap"; }
     "${as_root[@]}" rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists
     # Behind a proxy that intercepts TLS the machine trusts authorities that Debian's package lacks.
