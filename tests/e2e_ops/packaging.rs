@@ -317,7 +317,8 @@ fn operator_files_match_program() {
     assert!(segment_redis_proxy::config::Config::read(find).is_ok(), "{set:?}");
 }
 
-/// The file of settings sets what the unit sets, and mentions only variables of the program.
+/// The file of settings sets what the unit sets, and mentions only variables of the program, with
+/// valid values.
 #[test]
 fn default_file_matches_unit() {
     let unit = read_repository_file("deploy/systemd/segment-redis-proxy.service");
@@ -332,6 +333,13 @@ fn default_file_matches_unit() {
     for line in mentioned.iter().chain(&set) {
         let (name, _) = line.trim_start_matches('#').split_once('=').expect("a name and a value");
         assert!(known(name), "{name} is no variable");
+    }
+    let example = |name: &str| {
+        let value = mentioned.iter().find_map(|line| line.strip_prefix('#')?.strip_prefix(name)?.strip_prefix('='));
+        value.filter(|value| !value.is_empty()).map(Into::into)
+    };
+    if let Err(error) = segment_redis_proxy::config::Config::read(example) {
+        panic!("an example in the file is invalid: {error}");
     }
     assert!(settings.contains(&format!("LOG_FILE={LOGS}")), "the file recommends a log that logrotate does not rotate");
 }
