@@ -25,7 +25,8 @@ later=1000.0.0
 configuration=("$defaults" "/etc/logrotate.d/$name")
 # Files of the package with their modes.
 files=("755 /usr/bin/$name" "644 $unit" "640 $defaults" "644 /etc/logrotate.d/$name"
-    "644 /usr/share/man/man8/$name.8.gz" "644 /usr/share/doc/$name/copyright" "644 /usr/share/doc/$name/changelog.gz")
+    "644 /usr/share/man/man8/$name.8.gz" "644 /usr/share/doc/$name/copyright" "644 /usr/share/doc/$name/changelog.gz"
+    "644 /usr/share/doc/$name/deploy/prometheus/alerts.yml")
 
 # Fails unless a command in the container succeeds.
 expect() { inside "$@" >/dev/null || fail "$*"; }
@@ -98,6 +99,14 @@ expect_body() {
     [ "$body" = "$2" ] || fail "$1: $body"
 }
 
+# Runs the command that the file of settings recommends.
+check_settings() {
+    local command
+    command=$(inside sed -n 's/^# *sudo \(sh -c .*\)/\1/p' "$defaults")
+    [ -n "$command" ] || fail "$defaults has no command to test it"
+    expect sh -c "$command"
+}
+
 # Starts the proxy as the unit would, reads a key over HTTP, and stops the proxy. The capacity in
 # its metrics shows which settings it has read.
 check_service() {
@@ -123,6 +132,7 @@ has_ended() { ! inside test -d "/proc/$1"; }
 check_life() {
     install "$first"
     check_installed "$version"
+    check_settings
     check_service 100000
     # As an administrator would, with a variable that the file sets already.
     inside sed -i 's/^CACHE_SIZE=.*/CACHE_SIZE=1234/' "$defaults"
@@ -197,6 +207,9 @@ say "checksums, same bytes from the same binary"
 (cd "$temporary/packages" && sha256sum --check ./*.sha256) || fail "checksums"
 tar -C "$temporary" -xzf "$temporary/packages/$archive"
 binary=$(echo "$temporary/$name"-*/"$name")
+for directory in prometheus grafana kubernetes; do
+    diff -r "deploy/$directory" "${binary%/*}/deploy/$directory" || fail "deploy/$directory in the archive"
+done
 for step in again later; do
     mkdir "$temporary/$step"
     options=()

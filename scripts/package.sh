@@ -104,6 +104,9 @@ pack_debian() {
     put 644 deploy/debian/copyright "$doc/copyright"
     for file in *.md; do put 644 "$file" "$doc/$file"; done
     cp -R docs "$stage/$doc/"
+    # The documents refer to these.
+    mkdir -p "$stage/$doc/deploy"
+    cp -R deploy/prometheus deploy/grafana deploy/kubernetes "$stage/$doc/deploy/"
     mkdir -p "$stage/deb/usr/share/man/man8" "$stage/deb/DEBIAN"
     gzip -n9 <"$man_page" >"$stage/deb/usr/share/man/man8/$name.8.gz"
     write_debian_changelog | gzip -n9 >"$stage/$doc/changelog.gz"
