@@ -88,21 +88,10 @@ impl Connection {
 
 /// Appends the name of the first command in `input` for the access log, like [`log_refused`]. Hides
 /// an incomplete or malformed one.
-pub(super) fn log_first_command(text: &mut String, mut input: &[u8]) {
-    let mut session = Session::new(0, 0);
-    loop {
-        match session.decode(input) {
-            Decoded::Complete(DecodeEvent::Skipped, consumed) => input = &input[consumed..],
-            Decoded::Complete(DecodeEvent::Command(spec, _) | DecodeEvent::MultiStart(spec, _), _) => {
-                return log_refused(text, spec.text.as_bytes(), &session);
-            }
-            Decoded::Complete(DecodeEvent::Refuse(refusal), _) => {
-                return log_refused(text, refusal.command(), &session);
-            }
-            Decoded::Complete(DecodeEvent::Key(_), _) | Decoded::Incomplete | Decoded::Invalid(_) => {
-                return text.push_str("...");
-            }
-        }
+pub(super) fn log_first_command(text: &mut String, input: &[u8]) {
+    match resp::parse_command_name(input) {
+        Some(name) => log_refused(text, name, &Session::new(0, 0)),
+        None => text.push_str("..."),
     }
 }
 

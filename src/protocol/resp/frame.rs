@@ -117,6 +117,25 @@ pub fn parse_get(input: &[u8]) -> Option<(&[u8], usize)> {
     name.eq_ignore_ascii_case(b"GET").then_some((key, prefix_len + consumed))
 }
 
+/// Returns the name of the command at the start of `input`, also if its arguments are incomplete or
+/// malformed. `None` if the name is.
+///
+/// For clients that are rejected. The decoder itself would lose its only caller, and with it the
+/// place where the compiler inlines it (1.4 % of a pipelined hit).
+pub fn parse_command_name(input: &[u8]) -> Option<&[u8]> {
+    let input = input.trim_ascii_start();
+    let Some(count) = input.strip_prefix(b"*") else {
+        let end = input.iter().position(|byte| !byte.is_ascii_alphabetic())?;
+        return Some(&input[..end]).filter(|name| !name.is_empty());
+    };
+    let Decoded::Complete(1.., consumed) = parse_number(count, MAX_MULTIBULK_LENGTH) else { return None };
+    let Decoded::Complete(length, header) = parse_bulk_length(&count[consumed..]) else { return None };
+    match parse_bulk_body(&count[consumed..], length, header) {
+        Decoded::Complete(name, _) => Some(name),
+        Decoded::Incomplete | Decoded::Invalid(_) => None,
+    }
+}
+
 /// Returns the argument of `bytes` bytes at the start of `input`, after `header` bytes of `$`,
 /// digits, CR and LF.
 pub fn parse_bulk_body(input: &[u8], bytes: usize, header: usize) -> Decoded<&[u8], ProtocolError> {
@@ -237,6 +256,26 @@ impl<'a> Iterator for Arguments<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The name of a command is found without its arguments, in both forms of a command.
+    #[test]
+    fn command_name_needs_no_arguments() {
+        for (input, name) in [
+            (&b"*2\r\n$4\r\nAUTH\r\n$6\r\nsec"[..], Some(&b"AUTH"[..])),
+            (b"*1\r\n$4\r\nPING\r\n", Some(b"PING")),
+            (b"\r\n*1\r\n$4\r\nPING\r\n", Some(b"PING")),
+            (b"AUTH secret\r\n", Some(b"AUTH")),
+            (b"*2\r\n$4\r\nAUT", None),
+            (b"*0\r\n", None),
+            (b"*-1\r\n", None),
+            (b"*x", None),
+            (b"*1\r\n:4\r\n", None),
+            (b"PIN", None),
+            (b"", None),
+        ] {
+            assert_eq!(parse_command_name(input), name, "{}", input.escape_ascii());
+        }
+    }
 
     /// A length is digits and an end of line. Everything else is invalid at the first wrong byte.
     #[test]

@@ -29,7 +29,7 @@ pub use encode::{
     encode_number, encode_protocol_error, encode_refusal, encode_reply, encode_text, encode_too_many_clients,
     encode_ttl,
 };
-pub use frame::{Arguments, ProtocolError};
+pub use frame::{Arguments, ProtocolError, parse_command_name};
 pub use inline::is_resp;
 pub use sections::InfoSections;
 pub use session::{AfterReply, RespOperation, Session};
