@@ -1,9 +1,12 @@
-//! Sample of recent insertions, from which a capacity is suggested: the number of different keys
-//! and the average size.
+//! What the diagnosis of a small cache needs to know: losses for lack of capacity, and a sample of
+//! recent insertions with the number of different keys and the average size.
 //!
 //! The number of keys is an estimate by HyperLogLog (Flajolet, Fusy, Gandouet and Meunier, 2007),
 //! with its correction for few keys. The standard error is 3 %, whatever the number of keys, and an
 //! insertion costs a few instructions.
+
+use super::{Cache, Limits};
+use crate::types::Millis;
 
 /// Bits of a hash that select a register.
 const INDEX_BITS: u32 = 10;
@@ -13,6 +16,17 @@ const REGISTERS: usize = 1 << INDEX_BITS;
 
 /// Bias correction for this number of registers.
 const ALPHA: f64 = 0.7213 / (1.0 + 1.079 / REGISTERS as f64);
+
+/// Losses for lack of capacity since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CapacityLosses {
+    /// Early evictions because of [`Limits::entries`].
+    pub by_entries: u64,
+    /// Early evictions because of [`Limits::bytes`].
+    pub by_bytes: u64,
+    /// Values that were not stored because of [`Limits::bytes`].
+    pub not_stored: u64,
+}
 
 /// Insertions since the last restart, also those of entries that were not stored.
 #[derive(Debug)]
@@ -52,7 +66,7 @@ impl InsertionSample {
     }
 }
 
-/// Set of hashes, of which only the approximate size is known.
+/// Set of hashes that knows only its approximate size.
 #[derive(Debug)]
 struct KeyEstimate {
     /// For each register the longest run of zero bits among its hashes, plus one; 0 without any.
@@ -89,6 +103,35 @@ impl KeyEstimate {
             false => raw,
         };
         estimate.round() as usize
+    }
+}
+
+impl Cache {
+    /// Makes evictions early from now on if their entries are still fresh at `deadline`. Without a
+    /// call none is.
+    pub fn set_early_deadline(&mut self, deadline: Millis) {
+        self.early_deadline = deadline;
+    }
+
+    /// Returns what was lost for lack of capacity since the start.
+    pub fn capacity_losses(&self) -> CapacityLosses {
+        self.capacity_losses
+    }
+
+    /// Returns about how many different keys were inserted since the sample was last restarted, and
+    /// the average size of an entry in bytes. Includes entries that were not stored.
+    pub fn sample_insertions(&self) -> (usize, usize) {
+        (self.insertions.keys(), self.insertions.average_bytes())
+    }
+
+    /// Restarts the sample of insertions.
+    pub fn restart_insertion_sample(&mut self) {
+        self.insertions.clear();
+    }
+
+    /// Returns the limits.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 }
 

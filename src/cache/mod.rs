@@ -28,6 +28,7 @@ mod retired;
 mod table;
 
 pub use deadline_heap::DeadlineHeap;
+pub use insertions::CapacityLosses;
 
 use crate::types::Millis;
 use crate::value::Payload;
@@ -96,17 +97,6 @@ pub struct Limits {
     /// Longest time for which an expired entry is retained for [`Cache::get_allow_stale`], 0 for
     /// not at all.
     pub stale: Millis,
-}
-
-/// What was lost for lack of capacity, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CapacityLosses {
-    /// Early evictions because of [`Limits::entries`].
-    pub by_entries: u64,
-    /// Early evictions because of [`Limits::bytes`].
-    pub by_bytes: u64,
-    /// Values that were not stored because of [`Limits::bytes`].
-    pub not_stored: u64,
 }
 
 /// A fresh entry.
@@ -193,33 +183,6 @@ impl Cache {
     /// Returns the number of entries evicted since the start.
     pub fn evicted(&self) -> u64 {
         self.evicted
-    }
-
-    /// Makes evictions early from now on if their entries are still fresh at `deadline`. Without a
-    /// call none is.
-    pub fn set_early_deadline(&mut self, deadline: Millis) {
-        self.early_deadline = deadline;
-    }
-
-    /// Returns what was lost for lack of capacity since the start.
-    pub fn capacity_losses(&self) -> CapacityLosses {
-        self.capacity_losses
-    }
-
-    /// Returns about how many different keys were inserted since the sample was last restarted, and
-    /// the average size of an entry in bytes. Includes entries that were not stored.
-    pub fn sample_insertions(&self) -> (usize, usize) {
-        (self.insertions.keys(), self.insertions.average_bytes())
-    }
-
-    /// Restarts the sample of insertions.
-    pub fn restart_insertion_sample(&mut self) {
-        self.insertions.clear();
-    }
-
-    /// Returns the limits.
-    pub fn limits(&self) -> Limits {
-        self.limits
     }
 
     /// Returns the number of entries in memory, including expired ones.

@@ -45,7 +45,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Parses a number with optional decimals and an optional unit. The result counts the unit with
-/// scale 1, of which decimals are invalid.
+/// scale 1, and that unit takes no decimals.
 fn scaled(text: &str, bare_scale: u64, units: &[(&str, u64)]) -> Result<u64, String> {
     if text.is_empty() {
         return Err("is empty".into());

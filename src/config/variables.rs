@@ -64,7 +64,7 @@ pub enum Kind {
     Seconds(Duration, Duration),
     /// Duration in milliseconds, or with a unit.
     Milliseconds(Duration, Duration),
-    /// `on` or `off`, and the words in [`SWITCH_WORDS`].
+    /// `on` or `off`, and other words for both.
     Switch,
     /// Text, or nothing.
     Text,

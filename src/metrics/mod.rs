@@ -134,7 +134,7 @@ pub struct WorkerMetrics {
     pub evicted: u64,
     /// Evicted entries that were in the first tenth of their lifetime.
     pub early_evictions: u64,
-    /// Keys that the cache should have room for, 0 if its capacity in keys is no problem.
+    /// Suggested capacity in keys, 0 if the present one is no problem.
     pub suggested_entries: usize,
     /// The same in bytes of keys and values.
     pub suggested_bytes: usize,

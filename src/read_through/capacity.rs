@@ -13,8 +13,8 @@ use crate::types::Millis;
 /// has load.
 const WINDOW: Millis = 10_000;
 
-/// Losses below which a window shows nothing: ten a second. A person who tries a demonstration with
-/// three keys causes fewer.
+/// Losses below which a window shows nothing: ten a second. Trying a demonstration with three keys
+/// by hand causes fewer.
 const MIN_LOSSES: u64 = 100;
 
 /// Part of `CACHE_TTL` within which an eviction is early.
@@ -152,7 +152,7 @@ mod tests {
     fn suggested(limits: Limits, keys: usize, count: usize) -> (usize, usize) {
         let mut read_through = ReadThrough::new(limits, TTL, 1000);
         read_through.check_capacity(0);
-        // Without a loss, the window starts anew.
+        // Without a loss, the window starts again.
         read_through.check_capacity(IDLE);
         read(&mut read_through, keys, count);
         read_through.check_capacity(IDLE + WINDOW - 1);

@@ -24,8 +24,8 @@ const REDIS_SILENT_AFTER: Duration = Duration::from_secs(3);
 /// Shortest time between two warnings about a cache that is too small. Only an operator can change
 /// it, so a reminder is enough.
 const CAPACITY_WARNING_INTERVAL: Duration = Duration::from_secs(600);
-/// Time for which the loss of a log line is shown as a problem. An operator who was woken by an
-/// alert looks within minutes.
+/// Time for which the loss of a log line is shown as a problem. After an alert an operator
+/// looks within minutes.
 const LOSS_IS_RECENT: Duration = Duration::from_secs(600);
 
 /// Unit of CPU time in `/proc`: hundredths of a second on any kernel (`USER_HZ`, proc(5)).

@@ -272,7 +272,7 @@ fn admin_endpoints_ignore_connection_limit() {
     assert_eq!(run_healthcheck(&[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port)]).0, Some(0));
 }
 
-/// A cache with room for 3 of 2,000 requested keys logs a warning with a better value, once, and
+/// A cache of 3 keys, with 2,000 requested, logs a warning with a better value, once, and
 /// shows it in the metrics.
 #[test]
 fn small_cache_logs_better_size() {

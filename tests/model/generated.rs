@@ -1,7 +1,7 @@
 //! Documents with parts that are generated from the table of variables: docs/configuration.md and
 //! the man page.
 //!
-//! `UPDATE_DOCUMENTS=1 cargo test --test model generated` writes these parts anew.
+//! `UPDATE_DOCUMENTS=1 cargo test --test model generated` updates these parts.
 
 use segment_redis_proxy::config::{Config, Group, VARIABLES, Variable};
 use std::fmt::Write;
