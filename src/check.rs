@@ -10,7 +10,7 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 /// Time to resolve `REDIS_HOST`. The resolver of the system gives up after some seconds for each
@@ -48,13 +48,14 @@ fn check_redis_in_time(config: &Config) -> Vec<CheckStep> {
     let gave_up = |text: String| vec![CheckStep::new(Verdict::Failed, "Redis", text)];
     match std::thread::Builder::new().name("check".into()).spawn(check) {
         Err(error) => gave_up(format!("cannot start a thread: {error}")),
-        Ok(_) => result.recv_timeout(limit).unwrap_or_else(|_| {
-            gave_up(format!(
+        Ok(_) => result.recv_timeout(limit).unwrap_or_else(|error| match error {
+            RecvTimeoutError::Disconnected => gave_up("the check panicked; please report the panic".into()),
+            RecvTimeoutError::Timeout => gave_up(format!(
                 "{}:{}: no complete replies within {} s; the server or the network is too slow",
                 config.redis_host,
                 config.redis_port,
                 limit.as_secs_f64()
-            ))
+            )),
         }),
     }
 }
@@ -136,9 +137,21 @@ fn check_file_limit(config: &Config) -> CheckStep {
 /// user of the check.
 fn check_log_file(path: &str) -> CheckStep {
     let step = |verdict, text| CheckStep::new(verdict, "LOG_FILE", text);
-    // Opening a pipe would wait for its reader.
-    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return step(Verdict::Ok, format!("{path} is no regular file and is not tried"));
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            return step(Verdict::Failed, format!("{path} is a directory; name a file in it"));
+        }
+        // Opening a pipe would wait for its reader.
+        Ok(metadata) if !metadata.is_file() => {
+            return step(Verdict::Ok, format!("{path} is no regular file and is not tried"));
+        }
+        Err(_) if std::fs::read_link(path).is_ok() => {
+            return step(
+                Verdict::Warning,
+                format!("{path} is a link to a file that does not exist yet, and is not tried"),
+            );
+        }
+        _ => {}
     }
     let created = match OpenOptions::new().append(true).create_new(true).open(path) {
         Ok(_) => Some(std::fs::remove_file(path)),

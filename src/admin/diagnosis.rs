@@ -148,8 +148,8 @@ fn cache_too_small(now: &Snapshot, settings: &InstanceInfo) -> Option<Problem> {
     ];
     let affected = match workers {
         _ if now.cache_too_small == 0 => return None,
-        1 => "Entries are evicted".into(),
-        all => format!("In {} of {all} workers, entries are evicted", now.cache_too_small),
+        1 => "Entries are evicted, or do not fit,".into(),
+        all => format!("In {} of {all} workers, entries are evicted, or do not fit,", now.cache_too_small),
     };
     let advice = advice.into_iter().flatten().collect::<Vec<_>>().join(", and ");
     let text = format!("{affected} before they are requested again, so most requests go to Redis. Set {advice}.");
@@ -307,7 +307,8 @@ mod tests {
             (now.workers, now.cache_too_small) = (1, 1);
             (now.metrics.suggested_entries, now.metrics.suggested_bytes) = (7, 8 * MIB);
         });
-        let parts = ["Entries are evicted before", "to 7 or more (it is 6), and CACHE_BYTES to 8388608"];
+        let parts =
+            ["Entries are evicted, or do not fit, before", "to 7 or more (it is 6), and CACHE_BYTES to 8388608"];
         assert_names(&problem, Severity::Warning, "Cache too small", &parts);
     }
 

@@ -117,7 +117,7 @@ fn cache(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
     text.metric(
         "segment_cache_too_small",
         now.cache_too_small,
-        "Workers with more early evictions than hits within 10 s: their capacity is too small.",
+        "Workers with more early evictions and values that did not fit than hits within 10 s.",
     );
     text.metric(
         "segment_cache_suggested_entries",

@@ -51,8 +51,10 @@ pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
         Ok(wire) => wire,
         Err(error) => return vec![failed("Redis", &error).at(&target)],
     };
-    let mut steps = match check_server(&mut wire) {
-        Ok(steps) => steps,
+    let mut steps: Vec<CheckStep> = match check_server(&mut wire) {
+        Ok(steps) => {
+            steps.into_iter().map(|step| if step.subject == "Redis" { step.at(&target) } else { step }).collect()
+        }
         Err(error) => return vec![failed("Redis", &error).at(&target)],
     };
     match check_read(&mut wire) {
@@ -72,7 +74,7 @@ pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
             ),
         });
     }
-    steps.into_iter().map(|step| if step.subject == "Redis" { step.at(&target) } else { step }).collect()
+    steps
 }
 
 impl CheckStep {

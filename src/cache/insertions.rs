@@ -30,7 +30,7 @@ pub struct CapacityLosses {
 
 /// Insertions since the last restart, also those of entries that were not stored.
 #[derive(Debug)]
-pub(super) struct InsertionSample {
+pub struct InsertionSample {
     keys: KeyEstimate,
     count: u64,
     bytes: u64,
@@ -55,13 +55,18 @@ impl InsertionSample {
         (self.count, self.bytes) = (0, 0);
     }
 
+    /// Returns the number of insertions.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Returns about how many different keys there are.
-    pub(super) fn keys(&self) -> usize {
+    pub fn keys(&self) -> usize {
         self.keys.count()
     }
 
     /// Returns the average size of an entry in bytes, rounded up.
-    pub(super) fn average_bytes(&self) -> usize {
+    pub fn average_bytes(&self) -> usize {
         self.bytes.div_ceil(self.count.max(1)) as usize
     }
 }
@@ -118,10 +123,10 @@ impl Cache {
         self.capacity_losses
     }
 
-    /// Returns about how many different keys were inserted since the sample was last restarted, and
-    /// the average size of an entry in bytes. Includes entries that were not stored.
-    pub fn sample_insertions(&self) -> (usize, usize) {
-        (self.insertions.keys(), self.insertions.average_bytes())
+    /// Returns the sample of insertions since its last restart. Includes entries that were not
+    /// stored.
+    pub fn insertions(&self) -> &InsertionSample {
+        &self.insertions
     }
 
     /// Restarts the sample of insertions.

@@ -28,11 +28,10 @@ mod retired;
 mod table;
 
 pub use deadline_heap::DeadlineHeap;
-pub use insertions::CapacityLosses;
+pub use insertions::{CapacityLosses, InsertionSample};
 
 use crate::types::Millis;
 use crate::value::Payload;
-use insertions::InsertionSample;
 use lru::LruList;
 use paged_vec::PagedVec;
 use record::Record;

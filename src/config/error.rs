@@ -36,7 +36,8 @@ impl ConfigError {
         let shown = match variable.kind {
             Kind::Secret => String::new(),
             // Debug format, so that control characters in the value cannot break the line.
-            _ => format!("={:?}", without_credentials(value)),
+            Kind::Host | Kind::Number(..) => format!("={:?}", without_credentials(value)),
+            _ => format!("={value:?}"),
         };
         ConfigError(format!("{name}{shown} {problem}; allowed: {allowed}; {}", remedy(variable, value)))
     }
@@ -112,9 +113,16 @@ fn host_remedy(name: &str, value: &str) -> Option<String> {
         Some(("unix", _)) => return Some("Unix sockets are not supported: connect over TCP".into()),
         Some((_, rest)) => rest,
     };
-    // A password may contain a slash or a question mark, so the credentials go first.
-    let (credentials, rest) = rest.rsplit_once('@').map_or(("", rest), |(credentials, rest)| (credentials, rest));
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    // A password may contain a slash or a question mark, so the credentials go first. But the text
+    // before a parameter may be an authority already.
+    let before = rest.split(['/', '?', '#', ',', ';']).next().unwrap_or_default();
+    let is_authority = parse::host(parse::host_and_port(before).map_or(before, |(host, _)| host)).is_ok();
+    let (credentials, authority) = match rest.rsplit_once('@') {
+        Some((credentials, rest)) if !is_authority => {
+            (credentials, rest.split(['/', '?', '#']).next().unwrap_or_default())
+        }
+        _ => ("", before),
+    };
     let (host, port) = parse::host_and_port(authority).unwrap_or((authority, ""));
     let host = host.trim_start_matches('[').trim_end_matches(']');
     // The password is not repeated here, because the message may reach a log.
@@ -123,14 +131,13 @@ fn host_remedy(name: &str, value: &str) -> Option<String> {
     (parse::host(host).is_ok() && host != value).then(|| format!("write {name}={host}{port}{password}"))
 }
 
-/// Returns a value without user and password, and without the query of a URL, which may hold a
-/// password too.
+/// Returns a value without user, password and parameters. Shows only the scheme of a URL, and
+/// nothing of another value that may hold credentials: the remedy names the host.
 fn without_credentials(value: &str) -> String {
-    let (scheme, rest) = value.split_once("://").map_or(("", value), |(scheme, rest)| (scheme, rest));
-    let separator = if scheme.is_empty() { "" } else { "://" };
-    let (hidden, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("...@", rest));
-    match rest.split_once('?') {
-        Some((rest, _)) => format!("{scheme}{separator}{hidden}{rest}?..."),
-        None => format!("{scheme}{separator}{hidden}{rest}"),
+    let is_scheme = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase());
+    match value.split_once("://").map(|(scheme, _)| scheme).filter(is_scheme) {
+        Some(scheme) if !is_service_link(value) => format!("{scheme}://..."),
+        None if value.contains(|c| "@?#,;=".contains(c)) => "...".to_owned(),
+        _ => value.to_owned(),
     }
 }

@@ -311,6 +311,11 @@ mod tests {
             ("REDIS_HOST", "redis://h:1?password=pw", "write REDIS_HOST=h and REDIS_PORT=1"),
             ("REDIS_HOST", "user:pw@h:1", "write REDIS_HOST=h and REDIS_PORT=1, and REDIS_PASSWORD"),
             ("REDIS_HOST", ":pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
+            ("REDIS_HOST", "redis://h:1?password=p@pw", "write REDIS_HOST=h and REDIS_PORT=1"),
+            ("REDIS_HOST", "h:1,password=pw,ssl=True", "write REDIS_HOST=h and REDIS_PORT=1"),
+            ("REDIS_HOST", "user:p://pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
+            ("REDIS_HOST", "h?password=pw", "write REDIS_HOST=h"),
+            ("REDIS_HOST", "redis://:pw", "for example REDIS_HOST=redis"),
             ("REDIS_HOST", "[::1]", "write REDIS_HOST=::1"),
             ("REDIS_PORT", "redis://:pw@h", "write the number alone, not a URL"),
             (

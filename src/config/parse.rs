@@ -90,11 +90,13 @@ pub(super) fn host(text: &str) -> Result<(), String> {
     if host_and_port(text).is_some() {
         return Err("has a port".into());
     }
-    let is_address = text.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
-    if !is_address && text.contains(|c: char| c.is_whitespace() || c.is_control() || "/:[]".contains(c)) {
-        return Err("is not a host".into());
+    let is_name = |text: &str| text.chars().all(|c| !c.is_ascii() || c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let (address, zone) = text.split_once('%').unwrap_or((text, ""));
+    let is_address = address.parse::<Ipv6Addr>().is_ok() && is_name(zone);
+    if is_address || (is_name(text) && !text.contains(|c: char| c.is_whitespace() || c.is_control())) {
+        return Ok(());
     }
-    Ok(())
+    Err("is not a host".into())
 }
 
 /// Splits `host:port` and `[address]:port`. Returns `None` for a bare IPv6 address.
@@ -117,11 +119,15 @@ pub(super) fn log_filter(text: &str) -> Result<(), String> {
         return Err("has no log level".into());
     }
     for directive in directives() {
-        let level = directive.split_once('=').map_or(directive, |(_, level)| level).trim();
+        let (target, level) = directive.split_once('=').unwrap_or(("", directive));
+        if target.contains(char::is_whitespace) {
+            return Err("has a space in the name of a module".into());
+        }
+        let level = level.trim();
         if !LOG_LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level)) {
             return Err(match directive == text {
                 true => "is not a log level".into(),
-                false => format!("has {level:?}, which is not a log level"),
+                false => "has a part that is not a log level".into(),
             });
         }
     }
@@ -217,7 +223,21 @@ mod tests {
         for text in ["::1", "fe80::1%eth0", "10.0.0.1", "redis_1.internal"] {
             assert_eq!(host(text), Ok(()), "{text}");
         }
-        for text in ["[::1]", ":6379", "user:secret@redis", ":secret@redis:6379", "a:b", "a b", "a/b", ""] {
+        for text in [
+            "[::1]",
+            ":6379",
+            "user:secret@redis",
+            ":secret@redis:6379",
+            "h?password=x",
+            "h#x",
+            "h,password=x",
+            "::1%a b",
+            "fe80::1%e:1",
+            "a:b",
+            "a b",
+            "a/b",
+            "",
+        ] {
             assert!(host(text).is_err(), "{text}");
         }
     }
@@ -230,7 +250,9 @@ mod tests {
         {
             assert_eq!(log_filter(text), Ok(()), "{text}");
         }
-        for text in ["warning", "segment_redis_proxy", "info,backend", "backend=loud", "2", " ", ",", "a=b=info"] {
+        for text in
+            ["warning", "segment_redis_proxy", "info,backend", "backend=loud", "2", " ", ",", "a=b=info", "a =info"]
+        {
             assert!(log_filter(text).is_err(), "{text}");
         }
         assert_eq!(foreign_log_level("Warning"), Some("warn"));

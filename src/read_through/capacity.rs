@@ -17,6 +17,9 @@ const WINDOW: Millis = 10_000;
 /// by hand causes fewer.
 const MIN_LOSSES: u64 = 100;
 
+/// Lifetime of entries below which more capacity rarely brings hits: a second.
+const MIN_DIAGNOSED_TTL: Millis = 1000;
+
 /// Part of `CACHE_TTL` within which an eviction is early.
 const EARLY_PART: Millis = 10;
 
@@ -67,7 +70,9 @@ impl ReadThrough {
             return;
         }
         if lost > 0 {
-            let is_too_small = lost >= MIN_LOSSES && lost > hits - self.capacity.hits;
+            // With a shorter lifetime entries expire before they are requested again, whatever the
+            // capacity.
+            let is_too_small = lost >= MIN_LOSSES && lost > hits - self.capacity.hits && self.ttl >= MIN_DIAGNOSED_TTL;
             self.capacity.suggestion = match (is_too_small, by_entries >= by_bytes) {
                 (false, _) => Suggestion::default(),
                 (true, true) => Suggestion { entries: self.suggest_entries(), bytes: 0 },
@@ -81,11 +86,12 @@ impl ReadThrough {
         self.capacity = CapacityCheck { window_ends: now + WINDOW, hits, losses, ..self.capacity };
     }
 
-    /// Returns about how many keys are alive at the same time: those of the window, or of the
-    /// lifetime of an entry if that is shorter.
+    /// Returns about how many keys are alive at the same time: all different ones of the window, or
+    /// the insertions within the lifetime of an entry if those are fewer.
     fn live_keys(&self) -> usize {
-        let (keys, _) = self.cache.sample_insertions();
-        (keys as u128 * u128::from(self.ttl.min(WINDOW))).div_ceil(u128::from(WINDOW)) as usize
+        let insertions = self.cache.insertions();
+        let within_ttl = (u128::from(insertions.count()) * u128::from(self.ttl.min(WINDOW))).div_ceil(WINDOW.into());
+        insertions.keys().min(usize::try_from(within_ttl).unwrap_or(usize::MAX))
     }
 
     /// Returns a capacity for the live keys, plus a quarter. At least a quarter more than the
@@ -97,7 +103,7 @@ impl ReadThrough {
 
     /// Returns the same in bytes.
     fn suggest_bytes(&self) -> usize {
-        let (_, average_bytes) = self.cache.sample_insertions();
+        let average_bytes = self.cache.insertions().average_bytes();
         let wanted = self.live_keys().saturating_mul(average_bytes).max(self.cache.limits().bytes);
         let wanted = wanted.min(MAX_SUGGESTED_BYTES);
         round_up(wanted + wanted.div_ceil(4)).min(MAX_SUGGESTED_BYTES)
@@ -201,15 +207,18 @@ mod tests {
         assert!(entries == 0 && (230_000..330_000).contains(&bytes), "{entries} keys, {bytes} bytes");
     }
 
-    /// No more keys are suggested than are alive at the same time.
+    /// Keys that return within the lifetime are all alive. Of keys that are read once, those of one
+    /// lifetime are.
     #[test]
-    fn short_lifetime_needs_fewer_keys() {
-        let mut read_through = ReadThrough::new(Limits { entries: 3, ..NO_LIMIT }, 50, 1000);
-        read_through.check_capacity(0);
-        read(&mut read_through, 9000, 9000);
-        read_through.check_capacity(IDLE + WINDOW);
-        let (entries, _) = suggestion(&read_through);
-        assert!((45..75).contains(&entries), "{entries} keys, and one arrives each millisecond");
+    fn short_lifetime_needs_live_keys() {
+        for (ttl, keys, expected) in [(2000, 1000, 1200..1400), (2000, 9000, 2200..2700), (999, 1000, 0..1)] {
+            let mut read_through = ReadThrough::new(Limits { entries: 3, ..NO_LIMIT }, ttl, 1000);
+            read_through.check_capacity(0);
+            read(&mut read_through, keys, 9000);
+            read_through.check_capacity(IDLE + WINDOW);
+            let (entries, _) = suggestion(&read_through);
+            assert!(expected.contains(&entries), "{entries} keys for {keys} and a lifetime of {ttl} ms");
+        }
     }
 
     /// The largest limits cause no overflow.

@@ -53,7 +53,7 @@ const WRONG: [Case; 14] = [
     (
         &[("REDIS_HOST", "redis://:secret@redis.internal:6380/0")],
         2,
-        "segment-redis-proxy: REDIS_HOST=\"redis://...@redis.internal:6380/0\" is a URL; allowed: a host name or an IP \
+        "segment-redis-proxy: REDIS_HOST=\"redis://...\" is a URL; allowed: a host name or an IP \
          address, without a port; write REDIS_HOST=redis.internal and REDIS_PORT=6380, and REDIS_PASSWORD",
     ),
     (
