@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs all checks of the repository.
 #
-#     scripts/test.sh            all of them, in six minutes on two processors in a fresh clone
+#     scripts/test.sh            all of them, in 14 minutes on two processors in a fresh clone
 #     scripts/test.sh --quick    format, style, lints and tests, in 90 seconds once they are built
 #
 # The further checks of a full run: the soak test for a minute, the fuzzer for a few seconds, two
