@@ -6,8 +6,8 @@
 #  3. Runs `segment-redis-proxy check` with wrong configurations. docs/troubleshooting.md must quote
 #     every line that it prints.
 #
-# The container has git, curl and this machine's Rust toolchain, and reaches Debian's packages and
-# crates.io. The clone is that of the last commit. Variables CARGO_PROFILE_RELEASE_* apply in the
+# The container has git, curl and this machine's Rust toolchain, and reaches the packages of Debian
+# and of Cargo. The clone is that of the last commit. Variables CARGO_PROFILE_RELEASE_* apply in the
 # container too.
 #
 # Needs a docker engine on this machine and a Rust toolchain of rustup. Needs no image registry.
