@@ -2,10 +2,13 @@
 //! configured, subscribes to invalidations.
 
 use super::BackendConfig;
-use super::connect::{Connector, describe_error, is_cluster_redirection, is_command_denied, read_failure};
+use super::connect::{
+    CLUSTER_WARNING, Connector, describe_error, info, info_field, is_cluster_redirection, is_command_denied,
+    read_failure,
+};
 use super::tracking::subscribe;
 use super::wire::Wire;
-use redis::{RedisError, RedisResult, Value};
+use redis::{RedisError, RedisResult};
 use std::time::Instant;
 
 /// Key that the check reads. It need not exist.
@@ -46,21 +49,21 @@ impl CheckStep {
 pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
     let mut connector = Connector::new(settings);
     let target = connector.target().to_owned();
-    let failed = |subject: &str, error: &RedisError| CheckStep::new(Verdict::Failed, subject, describe_error(error));
+    let failed = |error: &RedisError| {
+        vec![CheckStep::new(Verdict::Failed, "Redis", format!("{target}: {}", describe_error(error)))]
+    };
     let mut wire = match connector.connect(|_| Ok(())) {
         Ok(wire) => wire,
-        Err(error) => return vec![failed("Redis", &error).at(&target)],
+        Err(error) => return failed(&error),
     };
-    let mut steps: Vec<CheckStep> = match check_server(&mut wire) {
-        Ok(steps) => {
-            steps.into_iter().map(|step| if step.subject == "Redis" { step.at(&target) } else { step }).collect()
-        }
-        Err(error) => return vec![failed("Redis", &error).at(&target)],
+    let mut steps = match check_server(&mut wire, &target) {
+        Ok(steps) => steps,
+        Err(error) => return failed(&error),
     };
     match check_read(&mut wire) {
         Ok(read) => steps.extend(read),
         Err(error) => {
-            steps.push(failed("read", &error));
+            steps.push(CheckStep::new(Verdict::Failed, "read", describe_error(&error)));
             return steps;
         }
     }
@@ -77,22 +80,15 @@ pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
     steps
 }
 
-impl CheckStep {
-    /// Adds the address of Redis to the text.
-    fn at(self, target: &str) -> CheckStep {
-        CheckStep { text: format!("{target}: {}", self.text), ..self }
-    }
-}
-
 /// Identifies the server and measures a round trip.
-fn check_server(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
+fn check_server(wire: &mut Wire, target: &str) -> RedisResult<Vec<CheckStep>> {
     let asked_at = Instant::now();
     let server = info(wire, "server")?;
     let micros = asked_at.elapsed().as_micros();
     let (replication, cluster) = (info(wire, "replication")?, info(wire, "cluster")?);
     let version =
-        server.as_deref().map(|text| field(text, "redis_version").unwrap_or_else(|| "of unknown version".into()));
-    let role = match replication.as_deref().and_then(|text| field(text, "role")).as_deref() {
+        server.as_deref().map(|text| info_field(text, "redis_version").unwrap_or_else(|| "of unknown version".into()));
+    let role = match replication.as_deref().and_then(|text| info_field(text, "role")).as_deref() {
         Some("master") => ", primary",
         Some("slave") => ", replica",
         _ => "",
@@ -101,31 +97,11 @@ fn check_server(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
         Some(version) => format!("Redis {version}{role}"),
         None => "does not identify itself (INFO is denied)".into(),
     };
-    let mut steps = vec![CheckStep::new(Verdict::Ok, "Redis", format!("{server}, INFO took {micros} us"))];
-    if cluster.is_some_and(|text| field(&text, "cluster_enabled").as_deref() == Some("1")) {
-        steps.push(CheckStep::new(
-            Verdict::Warning,
-            "cluster",
-            "Redis is a node of a cluster: keys of other nodes cannot be read; set REDIS_HOST to a Redis without a cluster",
-        ));
+    let mut steps = vec![CheckStep::new(Verdict::Ok, "Redis", format!("{target}: {server}, INFO took {micros} us"))];
+    if cluster.is_some_and(|text| info_field(&text, "cluster_enabled").as_deref() == Some("1")) {
+        steps.push(CheckStep::new(Verdict::Warning, "cluster", format!("Redis {CLUSTER_WARNING}")));
     }
     Ok(steps)
-}
-
-/// Returns a section of `INFO`, `None` if Redis denies the command.
-fn info(wire: &mut Wire, section: &str) -> RedisResult<Option<String>> {
-    match wire.request(redis::cmd("INFO").arg(section)) {
-        Ok(Value::BulkString(text)) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
-        Ok(_) => Ok(Some(String::new())),
-        Err(error) if is_command_denied(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Returns a field of `INFO` without control characters, which could disturb a terminal.
-fn field(text: &str, name: &str) -> Option<String> {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    Some(value.chars().filter(|c| !c.is_control()).collect())
 }
 
 /// Reads a key as a fetcher does, with its remaining lifetime.

@@ -153,6 +153,10 @@ pub(super) fn read_failure(error: &RedisError) -> Failure {
 const CLUSTER_REDIRECTION: &str =
     "ERR Redis is a node of a cluster, and another node has this key; the proxy reads one Redis without a cluster";
 
+/// Warning about a cluster node, after its address.
+pub(super) const CLUSTER_WARNING: &str =
+    "is a node of a cluster: keys of other nodes cannot be read; set REDIS_HOST to a Redis without a cluster";
+
 /// Returns true if a cluster node redirected the proxy to another node.
 pub(super) fn is_cluster_redirection(failure: &Failure) -> bool {
     matches!(failure, Failure::Redis(text) if text.starts_with(CLUSTER_REDIRECTION))
@@ -216,18 +220,26 @@ pub(super) fn connect_failure(error: &RedisError) -> Failure {
 /// Returns the run id of the Redis server at the other end, or `None` if the server does not report
 /// one. A restarted server has a new run id, and so has another server behind the same name.
 pub(super) fn run_id(wire: &mut Wire) -> RedisResult<Option<String>> {
-    match wire.request(redis::cmd("INFO").arg("server")) {
+    Ok(info(wire, "server")?.and_then(|text| info_field(&text, "run_id")))
+}
+
+/// Returns a section of `INFO`, `None` if Redis denies the command.
+pub(super) fn info(wire: &mut Wire, section: &str) -> RedisResult<Option<String>> {
+    match wire.request(redis::cmd("INFO").arg(section)) {
         // A path in the reply need not be UTF-8.
-        Ok(redis::Value::BulkString(text)) => {
-            let text = String::from_utf8_lossy(&text);
-            Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned))
-        }
-        Ok(_) => Ok(None),
+        Ok(redis::Value::BulkString(text)) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+        Ok(_) => Ok(Some(String::new())),
         Err(error) if is_command_denied(&error) => Ok(None),
         // Any other error may be temporary. Keys must not be read over a connection to an unknown
         // server while another server sends the invalidations.
         Err(error) => Err(error),
     }
+}
+
+/// Returns a field of `INFO` without control characters, which could disturb a terminal.
+pub(super) fn info_field(text: &str, name: &str) -> Option<String> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(value.chars().filter(|c| !c.is_control()).collect())
 }
 
 /// Returns the error's text, with a remedy for errors that have a usual cause.

@@ -6,7 +6,7 @@
 //! because the clients have waited long enough.
 
 use super::batch::Batch;
-use super::connect::{Connector, connect_failure, describe_error, read_failure, run_id};
+use super::connect::{CLUSTER_WARNING, Connector, connect_failure, describe_error, read_failure, run_id};
 use super::reader::{KeyReader, ReadOptions};
 use super::{BackendConfig, ConnectOutcome, PROBE_INTERVAL, PoolShared, Task};
 use crate::types::Failure;
@@ -209,11 +209,7 @@ impl Fetcher {
             Ok(ttl_support) => {
                 self.shared.update_status(|redis| redis.on_read(batch.not_ready(), Instant::now()));
                 if batch.is_redirected() && self.shared.should_log_redirection() {
-                    log::warn!(
-                        "Redis at {} is a node of a cluster: keys of other nodes cannot be read; set REDIS_HOST to a \
-                         Redis without a cluster",
-                        self.connector.target()
-                    );
+                    log::warn!("Redis at {} {CLUSTER_WARNING}", self.connector.target());
                 }
                 if let Some(result) = ttl_support {
                     self.shared.set_ttl_support(result);

@@ -1,5 +1,5 @@
-//! What the diagnosis of a small cache needs to know: losses for lack of capacity, and a sample of
-//! recent insertions with the number of different keys and the average size.
+//! Losses for lack of capacity, and a sample of recent insertions with the number of different keys
+//! and the average size. Both are for the diagnosis of a small cache.
 //!
 //! The number of keys is an estimate by HyperLogLog (Flajolet, Fusy, Gandouet and Meunier, 2007),
 //! with its correction for few keys. The standard error is 3 %, whatever the number of keys, and an
