@@ -62,6 +62,7 @@ pub mod log_writer;
 pub mod metrics;
 pub mod protocol;
 pub mod read_through;
+pub mod secret;
 pub mod server;
 pub mod types;
 pub mod value;

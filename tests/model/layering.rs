@@ -31,7 +31,7 @@ const CRATES: [(&str, &[&str]); 14] = [
 const CLOCK_MODULES: [&str; 4] = ["backend", "log_writer", "server", "main"];
 
 /// Modules that use sockets, threads, files or processes.
-const IO_MODULES: [&str; 6] = ["backend", "log_writer", "server", "check", "healthcheck", "main"];
+const IO_MODULES: [&str; 7] = ["backend", "log_writer", "secret", "server", "check", "healthcheck", "main"];
 
 /// Set of modules or crates.
 type Names = BTreeSet<String>;
