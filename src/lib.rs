@@ -64,5 +64,7 @@ pub mod protocol;
 pub mod read_through;
 pub mod secret;
 pub mod server;
+#[cfg(feature = "tls")]
+pub mod tls_files;
 pub mod types;
 pub mod value;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Dependencies, each with the modules that use it.
-const CRATES: [(&str, &[&str]); 14] = [
+const CRATES: [(&str, &[&str]); 15] = [
     ("base64", &["protocol"]),
     ("env_logger", &["main"]),
     ("httparse", &["protocol"]),
@@ -19,6 +19,7 @@ const CRATES: [(&str, &[&str]); 14] = [
     ("redis", &["backend"]),
     ("rlimit", &["server"]),
     ("rustix", &["server"]),
+    ("rustls", &["tls_files"]),
     ("signal_hook", &["main"]),
     ("slab", &["inflight", "server"]),
     ("socket2", &["server"]),
@@ -31,7 +32,8 @@ const CRATES: [(&str, &[&str]); 14] = [
 const CLOCK_MODULES: [&str; 4] = ["backend", "log_writer", "server", "main"];
 
 /// Modules that use sockets, threads, files or processes.
-const IO_MODULES: [&str; 7] = ["backend", "log_writer", "secret", "server", "check", "healthcheck", "main"];
+const IO_MODULES: [&str; 8] =
+    ["backend", "log_writer", "secret", "server", "tls_files", "check", "healthcheck", "main"];
 
 /// Set of modules or crates.
 type Names = BTreeSet<String>;
