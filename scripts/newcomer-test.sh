@@ -28,11 +28,11 @@ cases='
 2 REDIS_HOST=redis://user:secret@redis.internal:6380/0 => is a URL
 2 REDIS_PORT=tcp://10.0.0.11:6379 => enableServiceLinks: false
 2 RUST_LOG=warning => write RUST_LOG=warn
-2 REDIS_USERNAME=app => has no REDIS_PASSWORD
+2 REDIS_USERNAME=app => has no password
 1 PROXY_HOST=no-such-name.invalid => does not resolve
 1 REDIS_PORT=1 => Connection refused
 1 REDIS_PORT=6380 REDIS_PASSWORD=wrong => WRONGPASS
-1 REDIS_PASSWORD=needless => unset REDIS_PASSWORD
+1 REDIS_PASSWORD=needless => Redis has no password
 '
 troubleshooting=docs/troubleshooting.md
 name=segment-redis-proxy

@@ -3,13 +3,14 @@
 //! Reports each step on standard output. The exit code is 0 if the proxy can work, 1 if an address,
 //! a file or Redis cannot be used, and 2 if a variable is invalid.
 
-use segment_redis_proxy::backend::{CheckStep, Verdict, check_redis};
+use segment_redis_proxy::backend::{CheckStep, RedisAccess, Verdict, check_redis};
 use segment_redis_proxy::config::{Config, VARIABLES};
 use segment_redis_proxy::server::{ConnectionLimiter, backend_config, check_port_free, exposure_warning};
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
@@ -40,8 +41,14 @@ pub fn run(config: &Config, warnings: &[String]) -> ExitCode {
 
 /// Checks Redis on a thread of its own, and gives up after a time that a working Redis never needs.
 fn check_redis_in_time(config: &Config) -> Vec<CheckStep> {
+    let access = match RedisAccess::load(config.redis.clone()) {
+        Ok(access) => Arc::new(access),
+        Err(problems) => {
+            return problems.lines().map(|problem| CheckStep::new(Verdict::Failed, "Redis", problem)).collect();
+        }
+    };
     let (sender, result) = mpsc::channel();
-    let settings = backend_config(config);
+    let settings = backend_config(config, access);
     let limit = RESOLVE_TIMEOUT + config.redis_timeout * MAX_ROUND_TRIPS;
     // Without a receiver the time is over.
     let check = move || _ = sender.send(check_redis(&settings));
@@ -51,9 +58,8 @@ fn check_redis_in_time(config: &Config) -> Vec<CheckStep> {
         Ok(_) => result.recv_timeout(limit).unwrap_or_else(|error| match error {
             RecvTimeoutError::Disconnected => gave_up("the check panicked; please report the panic".into()),
             RecvTimeoutError::Timeout => gave_up(format!(
-                "{}:{}: no complete replies within {} s; the server or the network is too slow",
-                config.redis_host,
-                config.redis_port,
+                "{}: no complete replies within {} s; the server or the network is too slow",
+                config.redis.address,
                 limit.as_secs_f64()
             )),
         }),

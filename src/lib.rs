@@ -67,4 +67,5 @@ pub mod server;
 #[cfg(feature = "tls")]
 pub mod tls_files;
 pub mod types;
+pub mod upstream;
 pub mod value;

@@ -10,7 +10,7 @@
 mod check;
 mod healthcheck;
 
-use segment_redis_proxy::backend::QUEUE_LIMIT;
+use segment_redis_proxy::backend::{QUEUE_LIMIT, RedisAccess};
 use segment_redis_proxy::config::{self, Config, ConfigError, ShownValue};
 use segment_redis_proxy::log_format::{LogFormat, event_line};
 use segment_redis_proxy::log_writer::{LogTarget, LogWriter};
@@ -20,6 +20,7 @@ use segment_redis_proxy::server::{
     ConnectionLimiter, FileLimitTooLow, WATCHDOG_INTERVAL, Watchdog, Worker, WorkerHandle,
 };
 use segment_redis_proxy::server::{bind, check_port_free, check_port_handover, exposure_warning};
+use segment_redis_proxy::upstream::Upstream;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::BTreeSet;
@@ -159,8 +160,9 @@ fn run() -> Result<ExitCode, ExitError> {
 }
 
 fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
+    let access = Arc::new(RedisAccess::load(config.redis.clone()).map_err(|problems| ExitError(2, problems))?);
     let (sender, events) = mpsc::channel();
-    catch_signals(sender.clone(), logs)
+    catch_signals(sender.clone(), logs, Arc::clone(&access))
         .map_err(|error| ExitError(1, format!("cannot install the signal handlers: {error}")))?;
     let connection_limiter = ConnectionLimiter::from_config(config)?;
     set_pinned_limit(config.client_bytes);
@@ -170,7 +172,8 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
     let mut watchdog = Watchdog::new(Arc::clone(&registry));
     let mut handles = Vec::new();
     for (index, (listener, slot)) in listeners.into_iter().zip(registry.slots().iter().cloned()).enumerate() {
-        let worker = Worker::new(listener, config, connection_limiter.clone(), Arc::clone(&registry), slot);
+        let (access, registry) = (Arc::clone(&access), Arc::clone(&registry));
+        let worker = Worker::new(listener, config, connection_limiter.clone(), access, registry, slot);
         let handle = start_worker(index, worker, logs, sender.clone())?;
         watchdog.push_worker(handle.clone());
         handles.push(handle);
@@ -234,7 +237,7 @@ fn instance_info(config: &Config, connection_limiter: &ConnectionLimiter, listen
         max_connections: connection_limiter.max_connections(),
         process_id: std::process::id(),
         port,
-        database: config.redis_db,
+        database: config.redis.database,
         queue_limit: QUEUE_LIMIT * config.workers,
         configuration: config::redacted_values(|name| std::env::var_os(name)).into_iter().map(setting).collect(),
     }
@@ -357,11 +360,12 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, ExitError> {
 
 /// Logs what was started, in one line, and warns if other machines may reach the port.
 fn log_start(config: &Config, address: SocketAddr) {
-    let Config { redis_host, redis_port, redis_db, cache_size, cache_ttl, workers, .. } = config;
+    let Config { redis: Upstream { address: redis, database, tls, .. }, cache_size, cache_ttl, workers, .. } = config;
     let bytes = config.cache_bytes.map(|bytes| format!(" and {bytes} bytes")).unwrap_or_default();
     let tracking = if config.redis_tracking { ", at once while tracking is active" } else { "" };
+    let encryption = if tls.is_some() { " with TLS" } else { "" };
     log::info!(
-        "segment-redis-proxy {} listening on {address}, Redis at {redis_host}:{redis_port} database {redis_db}, \
+        "segment-redis-proxy {} listening on {address}, Redis at {redis} database {database}{encryption}, \
          {workers} worker(s) with up to {cache_size} keys{bytes} each, changes visible within CACHE_TTL={} s{tracking}",
         env!("CARGO_PKG_VERSION"),
         cache_ttl.as_secs_f64()
@@ -374,16 +378,18 @@ fn log_start(config: &Config, address: SocketAddr) {
 /// Starts the thread that waits for signals.
 ///
 /// As process 1 of a container the program would ignore SIGTERM and SIGINT without a handler.
-/// SIGHUP, which ends a program by default, reopens the log file.
-fn catch_signals(events: Sender<SupervisorEvent>, logs: &Logs) -> std::io::Result<()> {
+/// SIGHUP, which ends a program by default, reopens the log file and reads secrets and certificates
+/// again.
+fn catch_signals(events: Sender<SupervisorEvent>, logs: &Logs, access: Arc<RedisAccess>) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let logs = Logs { events: logs.events.clone(), access: logs.access.clone() };
     let mut is_stopping = false;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             if signal == SIGHUP {
-                log::info!("received signal {signal}: reopening the log");
+                log::info!("received signal {signal}: reopening the log, reading secrets and certificates again");
                 logs.events.reopen();
+                access.reload();
             } else if std::mem::replace(&mut is_stopping, true) {
                 // Exits from this thread, because the main thread may wait for DNS or for slow
                 // clients.

@@ -6,7 +6,7 @@ use super::connect::{
     CLUSTER_WARNING, Connector, describe_error, info, info_field, is_cluster_redirection, is_command_denied,
     read_failure,
 };
-use super::tracking::subscribe;
+use super::subscription::{TrackingProtocol, subscribe};
 use super::wire::Wire;
 use redis::{RedisError, RedisResult};
 use std::time::Instant;
@@ -52,7 +52,7 @@ pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
     let failed = |error: &RedisError| {
         vec![CheckStep::new(Verdict::Failed, "Redis", format!("{target}: {}", describe_error(error)))]
     };
-    let mut wire = match connector.connect(|_| Ok(())) {
+    let mut wire = match connector.connect(Ok) {
         Ok(wire) => wire,
         Err(error) => return failed(&error),
     };
@@ -69,7 +69,15 @@ pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
     }
     if settings.tracking {
         steps.push(match subscribe(&mut wire) {
-            Ok(()) => CheckStep::new(Verdict::Ok, "tracking", "works, changes are visible at once"),
+            Ok(TrackingProtocol::Resp3) => {
+                CheckStep::new(Verdict::Ok, "tracking", "works, changes are visible at once")
+            }
+            Ok(TrackingProtocol::Resp2) => CheckStep::new(
+                Verdict::Warning,
+                "tracking",
+                "works over RESP2, changes are visible at once; a primary that becomes a replica is not left, because \
+                 Redis refuses HELLO 3",
+            ),
             Err(error) => CheckStep::new(
                 Verdict::Warning,
                 "tracking",

@@ -3,13 +3,16 @@
 //! The backoff doubles with each failure, up to [`MAX_BACKOFF`]. Jitter spreads the attempts of
 //! many proxies, so that they do not overload a Redis that restarts.
 
-use super::BackendConfig;
-use super::handshake::Identity;
+use super::access::RedisAccess;
+use super::stream::Endpoint;
 use super::wire::Wire;
+use super::{BackendConfig, handshake};
 use crate::types::Failure;
+use crate::upstream::UpstreamAddress;
 use redis::{ErrorKind, RedisError, RedisResult};
 use std::hash::{BuildHasher, RandomState};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Backoff after the first failure.
@@ -22,13 +25,11 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// Opens connections to Redis and keeps the time of the next attempt.
 #[derive(Clone)]
 pub(super) struct Connector {
-    host: String,
-    port: u16,
-    identity: Identity,
+    access: Arc<RedisAccess>,
     timeout: Duration,
     target: String,
-    /// Address of the last successful attempt.
-    last_good_address: Option<SocketAddr>,
+    /// Endpoint of the last successful attempt.
+    last_good: Option<Endpoint>,
     /// Backoff after the next failure.
     next_backoff: Duration,
     /// Cause of the last failure, and the time of the next attempt.
@@ -38,12 +39,10 @@ pub(super) struct Connector {
 impl Connector {
     pub(super) fn new(settings: &BackendConfig) -> Connector {
         Connector {
-            host: settings.host.clone(),
-            port: settings.port,
-            identity: Identity::new(settings),
+            access: Arc::clone(&settings.access),
             timeout: settings.timeout,
-            target: format!("{}:{}", settings.host, settings.port),
-            last_good_address: None,
+            target: settings.access.address().to_string(),
+            last_good: None,
             next_backoff: MIN_BACKOFF,
             backoff_state: None,
         }
@@ -54,17 +53,29 @@ impl Connector {
         self.backoff_state.as_ref().map(|(failure, until)| (*until, failure.clone()))
     }
 
-    /// Returns host and port, for the log.
+    /// Returns the configured address, for the log.
     pub(super) fn target(&self) -> &str {
         &self.target
     }
 
     /// Connects, authenticates, selects the database and calls `prepare`. Backs off if any of them
     /// fails.
-    pub(super) fn connect(&mut self, prepare: impl FnOnce(&mut Wire) -> RedisResult<()>) -> RedisResult<Wire> {
+    ///
+    /// If Redis rejects the password, the file of the password is read again. With another one in
+    /// it the attempt is repeated at once: the password was changed in Redis and in the file.
+    pub(super) fn connect<T>(&mut self, prepare: impl FnOnce(Wire) -> RedisResult<T>) -> RedisResult<T> {
         self.backoff_state = None;
-        let attempt = self.attempt().and_then(|mut wire| prepare(&mut wire).map(|()| wire));
-        attempt.inspect_err(|error| self.back_off(connect_failure(error)))
+        let attempt = match self.attempt() {
+            Err(error) if error.kind() == ErrorKind::AuthenticationFailed && self.access.reload_password() => {
+                self.attempt()
+            }
+            result => result,
+        };
+        let prepared = attempt.and_then(|mut wire| {
+            wire.set_deadline(Instant::now() + self.timeout);
+            prepare(wire)
+        });
+        prepared.inspect_err(|error| self.back_off(connect_failure(error)))
     }
 
     /// Delays the next attempt by the current backoff, and doubles the backoff.
@@ -87,15 +98,12 @@ impl Connector {
 
     /// Resolves the host and tries each address.
     ///
-    /// The crate would count the lookup as part of the connect timeout. With a dead first name
-    /// server a lookup takes longer than that, and no attempt would succeed.
+    /// The lookup does not count as part of the connect timeout. With a dead first name server a
+    /// lookup takes longer than that, and no attempt would succeed.
     fn attempt(&mut self) -> RedisResult<Wire> {
-        let mut addresses: Vec<SocketAddr> = (self.host.as_str(), self.port).to_socket_addrs()?.collect();
-        // The last good address comes first, because each dead one costs a whole timeout.
-        addresses.sort_by_key(|&address| self.last_good_address != Some(address));
-        let mut failure = std::io::Error::other("REDIS_HOST resolves to no address").into();
-        for address in addresses {
-            match self.open(address) {
+        let mut failure = std::io::Error::other("the host of Redis resolves to no address").into();
+        for endpoint in self.resolve()? {
+            match self.open(endpoint.clone()) {
                 Err(error) if is_client_rejected(&error) => failure = error,
                 Err(error) if error.is_io_error() => {
                     // A rejection by Redis says more than an address without a server.
@@ -103,7 +111,7 @@ impl Connector {
                 }
                 result => {
                     if result.is_ok() {
-                        self.last_good_address = Some(address);
+                        self.last_good = Some(endpoint);
                     }
                     return result;
                 }
@@ -112,10 +120,24 @@ impl Connector {
         Err(failure)
     }
 
-    /// Connects to `address`, authenticates and selects the database.
-    pub(super) fn open(&self, address: SocketAddr) -> RedisResult<Wire> {
-        let mut wire = Wire::connect(address, self.timeout)?;
-        self.identity.log_in(&mut wire)?;
+    /// Returns the endpoints to try. The last good one comes first, because each dead one costs a
+    /// whole timeout, and one that is no longer the primary comes last. Blocks for the lookup.
+    pub(super) fn resolve(&self) -> RedisResult<Vec<Endpoint>> {
+        let mut endpoints: Vec<Endpoint> = match self.access.address() {
+            UpstreamAddress::Tcp(host, port) => (host.as_str(), *port).to_socket_addrs()?.map(Endpoint::Tcp).collect(),
+            UpstreamAddress::Unix(path) => vec![Endpoint::Unix(path.clone())],
+        };
+        let demoted = self.access.demoted();
+        endpoints
+            .sort_by_key(|endpoint| (demoted.as_ref() == Some(endpoint), self.last_good.as_ref() != Some(endpoint)));
+        Ok(endpoints)
+    }
+
+    /// Connects to `endpoint`, authenticates and selects the database.
+    pub(super) fn open(&self, endpoint: Endpoint) -> RedisResult<Wire> {
+        let mut wire = Wire::connect(endpoint, self.access.tls(), Instant::now() + self.timeout)?;
+        wire.set_deadline(Instant::now() + self.timeout);
+        handshake::log_in(&self.access, &mut wire)?;
         Ok(wire)
     }
 }
@@ -155,7 +177,7 @@ const CLUSTER_REDIRECTION: &str =
 
 /// Warning about a cluster node, after its address.
 pub(super) const CLUSTER_WARNING: &str =
-    "is a node of a cluster: keys of other nodes cannot be read; set REDIS_HOST to a Redis without a cluster";
+    "is a node of a cluster: keys of other nodes cannot be read; use a Redis without a cluster";
 
 /// Returns true if a cluster node redirected the proxy to another node.
 pub(super) fn is_cluster_redirection(failure: &Failure) -> bool {
@@ -250,20 +272,25 @@ pub(super) fn describe_error(error: &RedisError) -> String {
         return "no reply within REDIS_TIMEOUT".into();
     }
     if text.contains("failed to lookup address") {
-        return format!("{text}; check that REDIS_HOST resolves here, or set REDIS_HOST=127.0.0.1 for a local run");
+        return format!(
+            "{text}; check that the host of Redis resolves here, or set REDIS_HOST=127.0.0.1 for a local run"
+        );
     }
     let remedy = match error.code() {
-        _ if text.contains("Connection refused") => "check that Redis listens there (REDIS_HOST, REDIS_PORT)",
-        Some("NOAUTH") => "set REDIS_PASSWORD",
-        Some(PROTECTED) => "set a password in Redis and in REDIS_PASSWORD, or disable protected-mode in Redis",
+        _ if text.contains("Connection refused") => {
+            "check that Redis listens there (REDIS_HOST and REDIS_PORT, or REDIS_URL)"
+        }
+        Some("NOAUTH") => "set REDIS_PASSWORD or REDIS_PASSWORD_FILE",
+        Some(PROTECTED) => "set a password in Redis and here, or disable protected-mode in Redis",
         _ if is_full(error) => "raise maxclients in Redis, or lower REDIS_CONNECTIONS or WORKERS",
         _ if text.contains("permission") => "grant the ACL permissions listed in docs/consistency.md",
         _ if text.contains("without any password") => {
-            "Redis has no password: unset REDIS_PASSWORD, or set requirepass in Redis"
+            "Redis has no password: configure none here, or set requirepass in Redis"
         }
-        _ if error.kind() == ErrorKind::Parse => "check REDIS_HOST and REDIS_PORT",
-        _ if text.contains("rejected AUTH") => "check REDIS_USERNAME and REDIS_PASSWORD",
-        _ if text.contains("rejected SELECT") => "check REDIS_DB",
+        _ if text.contains("the server expects TLS") => "set REDIS_TLS=on, or a rediss:// URL",
+        _ if error.kind() == ErrorKind::Parse => "check the address of Redis (REDIS_HOST and REDIS_PORT, or REDIS_URL)",
+        _ if text.contains("rejected AUTH") => "check the user and the password of Redis",
+        _ if text.contains("rejected SELECT") => "check the database number (REDIS_DB, or REDIS_URL)",
         _ => return text,
     };
     format!("{text}; {remedy}")
@@ -278,6 +305,7 @@ fn random_fraction() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::Upstream;
 
     /// Errors that stop reads are outages. Errors that refuse writes or `PING` are not.
     #[test]
@@ -308,12 +336,10 @@ mod tests {
     fn failed_attempts_double_backoff() {
         // The listener is closed again, so connections to its port are refused.
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("no free port");
+        let address = UpstreamAddress::Tcp("127.0.0.1".into(), free.port());
+        let upstream = Upstream { address, username: None, password: None, database: 0, tls: None };
         let settings = BackendConfig {
-            host: "127.0.0.1".into(),
-            port: free.port(),
-            username: None,
-            password: None,
-            database: 0,
+            access: Arc::new(RedisAccess::load(upstream).expect("no file is read")),
             connections: 1,
             timeout: Duration::from_secs(1),
             cache_ttl: Duration::ZERO,
@@ -325,7 +351,7 @@ mod tests {
         let mut jitters = Vec::new();
         for expected in [20, 40, 80, 160, 320, 640].into_iter().chain([1000; 10]) {
             let before = Instant::now();
-            let Err(error) = connector.connect(|_| Ok(())) else { panic!("a connect to a closed port succeeded") };
+            let Err(error) = connector.connect(Ok) else { panic!("a connect to a closed port succeeded") };
             let failure = read_failure(&error);
             let (until, reported) = connector.backoff().expect("a failed attempt delays the next");
             assert_eq!((&failure, reported), (&Failure::Unavailable, Failure::Unavailable));

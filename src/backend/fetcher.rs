@@ -15,14 +15,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Longest value after which a connection is reused. The crate's parser never shrinks its buffer,
-/// so a connection that received a longer value is replaced. A replacement costs less than such a
-/// reply.
-const MAX_REUSE_VALUE_BYTES: usize = 1024 * 1024;
-
 /// Connection that is counted in the pool's state until it is dropped, also by a panic.
 struct CountedConnection {
     reader: KeyReader,
+    /// Generation of the pool when the connection was opened.
+    generation: u64,
     /// Run id of the Redis server. Known only with tracking, and if the server reports one.
     run_id: Option<String>,
     /// True once keys were read over this connection.
@@ -194,9 +191,11 @@ impl Fetcher {
     /// drops the connection. `was_idle` is true if the connection existed before.
     fn read(&mut self, batch: &mut Batch, was_idle: bool) -> Result<(), BatchError> {
         let mut connection = match self.connection.take() {
-            // REDIS_HOST may lead to another server now. The old one sends no invalidations any
+            // The host of Redis may lead to another server now. The old one sends no invalidations any
             // more.
-            Some(connection) if !self.shared.tracking_mismatch(connection.run_id.as_deref()) => connection,
+            Some(connection) if !self.shared.is_outdated(connection.generation, connection.run_id.as_deref()) => {
+                connection
+            }
             _ => self.connect().map_err(BatchError::Connecting)?,
         };
         let options = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.shared.reads_ttl() };
@@ -217,9 +216,8 @@ impl Fetcher {
                 if !std::mem::replace(&mut connection.has_served, true) {
                     self.connector.reset_backoff();
                 }
-                if connection.reader.longest_value() <= MAX_REUSE_VALUE_BYTES {
-                    self.connection = Some(connection);
-                }
+                connection.reader.shrink();
+                self.connection = Some(connection);
                 Ok(())
             }
             Err(error) => {
@@ -240,17 +238,18 @@ impl Fetcher {
         {
             return Err(failure);
         }
-        let (tracking, mut server_id) = (self.tracking, None);
-        let result = self.connector.connect(|wire| {
+        let (tracking, mut server_id, generation) = (self.tracking, None, self.shared.generation());
+        let result = self.connector.connect(|mut wire| {
             if tracking {
-                server_id = run_id(wire)?;
+                server_id = run_id(&mut wire)?;
             }
-            Ok(())
+            Ok(wire)
         });
         let outcome = self.shared.record_connect(result.is_ok());
         // The connection is counted from here on. Dropping it ends the count.
         let result = result.map(|wire| CountedConnection {
             reader: KeyReader::new(wire, self.timeout),
+            generation,
             run_id: server_id,
             has_served: false,
             shared: Arc::clone(&self.shared),

@@ -6,20 +6,12 @@
 //! reports only the close. This handshake sends all commands together, the optional ones last, so
 //! that an error in the first reply is never ignored.
 
-use super::BackendConfig;
+use super::access::RedisAccess;
 use super::connect::{read_failure, single_line, without_arguments};
 use super::reader::desync_error;
 use super::wire::Wire;
 use crate::types::Failure;
 use redis::{ErrorKind, RedisError, RedisResult, ServerError, ServerErrorKind, Value};
-
-/// Credentials and database number for a new connection.
-#[derive(Clone)]
-pub(super) struct Identity {
-    username: Option<String>,
-    password: Option<String>,
-    database: i64,
-}
 
 /// Commands of the handshake. They differ in the consequence of an error reply.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,75 +27,67 @@ enum HandshakeStep {
     SetClientInfo,
 }
 
-impl Identity {
-    pub(super) fn new(settings: &BackendConfig) -> Identity {
-        let BackendConfig { username, password, database, .. } = settings;
-        Identity { username: username.clone(), password: password.clone(), database: *database }
+/// Authenticates, selects the database and checks that Redis answers. Retries without the user name
+/// if Redis is older than version 6, which has no users.
+pub(super) fn log_in(access: &RedisAccess, wire: &mut Wire) -> RedisResult<()> {
+    match exchange(access, access.username(), wire) {
+        Err(error) if access.username().is_some() && lacks_users(&error) => exchange(access, None, wire),
+        result => result,
     }
+}
 
-    /// Authenticates, selects the database and checks that Redis answers. Retries without the user
-    /// name if Redis is older than version 6, which has no users.
-    pub(super) fn log_in(&self, wire: &mut Wire) -> RedisResult<()> {
-        match self.exchange(wire, self.username.as_deref()) {
-            Err(error) if self.username.is_some() && lacks_users(&error) => self.exchange(wire, None),
-            result => result,
-        }
+fn exchange(access: &RedisAccess, username: Option<&str>, wire: &mut Wire) -> RedisResult<()> {
+    let (steps, packed) = commands(access, username);
+    if let Err(error) = wire.send(&packed) {
+        // Redis may have sent the reason before it closed the connection.
+        return Err(match wire.receive_first() {
+            Ok(Value::ServerError(reason)) => handshake_error(steps[0], reason),
+            _ => closed_early(error),
+        });
     }
-
-    fn exchange(&self, wire: &mut Wire, username: Option<&str>) -> RedisResult<()> {
-        let (steps, packed) = self.commands(username);
-        if let Err(error) = wire.send(&packed) {
-            // Redis may have sent the reason before it closed the connection.
-            return Err(match wire.receive_first() {
-                Ok(Value::ServerError(reason)) => handshake_error(steps[0], reason),
-                _ => closed_early(error),
-            });
-        }
-        let mut errors: Vec<(HandshakeStep, ServerError)> = Vec::new();
-        for (index, step) in steps.into_iter().enumerate() {
-            let reply = if index == 0 { wire.receive_first().map_err(closed_early) } else { wire.receive() };
-            match (step, reply) {
-                (HandshakeStep::SetClientInfo, Ok(_)) => {}
-                (_, Ok(Value::ServerError(error))) => errors.push((step, error)),
-                (HandshakeStep::Authenticate | HandshakeStep::Select, Ok(Value::Okay))
-                | (HandshakeStep::Probe, Ok(_)) => {}
-                (HandshakeStep::Authenticate | HandshakeStep::Select, Ok(_)) => {
-                    return Err(desync_error("AUTH and SELECT"));
-                }
-                (_, Err(closed)) => {
-                    // If Redis closes, the first error is the reason. After a timeout, only an
-                    // error of a required step is.
-                    let is_reason = |(step, _): &(HandshakeStep, _)| !closed.is_timeout() || is_required(*step);
-                    let first = errors.into_iter().next().filter(is_reason);
-                    return Err(first.map_or(closed, |(step, reason)| handshake_error(step, reason)));
-                }
+    let mut errors: Vec<(HandshakeStep, ServerError)> = Vec::new();
+    for (index, step) in steps.into_iter().enumerate() {
+        let reply = if index == 0 { wire.receive_first().map_err(closed_early) } else { wire.receive() };
+        match (step, reply) {
+            (HandshakeStep::SetClientInfo, Ok(_)) => {}
+            (_, Ok(Value::ServerError(error))) => errors.push((step, error)),
+            (HandshakeStep::Authenticate | HandshakeStep::Select, Ok(Value::Okay)) | (HandshakeStep::Probe, Ok(_)) => {}
+            (HandshakeStep::Authenticate | HandshakeStep::Select, Ok(_)) => {
+                return Err(desync_error("AUTH and SELECT"));
+            }
+            (_, Err(closed)) => {
+                // If Redis closes, the first error is the reason. After a timeout, only an error of
+                // a required step is.
+                let is_reason = |(step, _): &(HandshakeStep, _)| !closed.is_timeout() || is_required(*step);
+                let first = errors.into_iter().next().filter(is_reason);
+                return Err(first.map_or(closed, |(step, reason)| handshake_error(step, reason)));
             }
         }
-        match errors.into_iter().find(|(step, error)| is_required(*step) || error.code() == "NOAUTH") {
-            Some((step, error)) => Err(handshake_error(step, error)),
-            None => Ok(()),
-        }
     }
+    match errors.into_iter().find(|(step, error)| is_required(*step) || error.code() == "NOAUTH") {
+        Some((step, error)) => Err(handshake_error(step, error)),
+        None => Ok(()),
+    }
+}
 
-    /// Returns the steps, and their commands packed.
-    fn commands(&self, username: Option<&str>) -> (Vec<HandshakeStep>, Vec<u8>) {
-        let (mut steps, mut packed) = (Vec::new(), Vec::new());
-        let mut add = |step, command: &redis::Cmd| {
-            steps.push(step);
-            command.write_packed_command(&mut packed);
-        };
-        if let Some(password) = &self.password {
-            add(HandshakeStep::Authenticate, redis::cmd("AUTH").arg(username).arg(password));
-        }
-        if self.database != 0 {
-            add(HandshakeStep::Select, redis::cmd("SELECT").arg(self.database));
-        }
-        add(HandshakeStep::Probe, &redis::cmd("PING"));
-        for (name, value) in [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
-            add(HandshakeStep::SetClientInfo, redis::cmd("CLIENT").arg("SETINFO").arg(name).arg(value));
-        }
-        (steps, packed)
+/// Returns the steps, and their commands packed.
+fn commands(access: &RedisAccess, username: Option<&str>) -> (Vec<HandshakeStep>, Vec<u8>) {
+    let (mut steps, mut packed) = (Vec::new(), Vec::new());
+    let mut add = |step, command: &redis::Cmd| {
+        steps.push(step);
+        command.write_packed_command(&mut packed);
+    };
+    if let Some(password) = access.password() {
+        add(HandshakeStep::Authenticate, redis::cmd("AUTH").arg(username).arg(&*password));
     }
+    if access.database() != 0 {
+        add(HandshakeStep::Select, redis::cmd("SELECT").arg(access.database()));
+    }
+    add(HandshakeStep::Probe, &redis::cmd("PING"));
+    for (name, value) in [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
+        add(HandshakeStep::SetClientInfo, redis::cmd("CLIENT").arg("SETINFO").arg(name).arg(value));
+    }
+    (steps, packed)
 }
 
 /// Adds the usual reason to the error of a connection that was closed before its first reply.
@@ -114,8 +98,8 @@ fn closed_early(error: RedisError) -> RedisError {
         return error;
     }
     let text = format!(
-        "the server closed the connection before its first reply ({}); it may expect TLS, which the proxy does not \
-         support, or may be no Redis",
+        "the server closed the connection before its first reply ({}); it may expect TLS (REDIS_TLS=on), or may be no \
+         Redis",
         single_line(&error)
     );
     std::io::Error::new(std::io::ErrorKind::ConnectionReset, text).into()

@@ -10,6 +10,7 @@
 //! completes exactly once, also if the fetcher panics (job-completes-once). Locks are held only to
 //! move jobs and inbox items, never during I/O (loop-never-blocks).
 
+mod access;
 mod availability;
 mod batch;
 mod check;
@@ -19,13 +20,22 @@ mod freshness;
 mod handshake;
 mod inbox;
 mod reader;
+mod role_watch;
+mod stream;
+mod subscription;
 mod task;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
+#[cfg(feature = "tls")]
+mod tls;
 mod tracking;
 mod wire;
 
 use crate::log_throttle::LogThrottle;
 use crate::metrics::{BATCH_SIZE_BUCKETS, RedisStatus, TrackingState, WorkerSlot};
 use crate::types::{Completion, Invalidation, Job};
+pub use access::RedisAccess;
 pub use check::{CheckStep, Verdict, check_redis};
 use fetcher::Fetcher;
 use freshness::{Freshness, FreshnessUpdate};
@@ -60,19 +70,11 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// permission.
 const TTL_RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// Address of Redis, credentials, and limits.
+/// Access to Redis, and limits.
 #[derive(Clone)]
 pub struct BackendConfig {
-    /// Host name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// ACL user, for `AUTH`.
-    pub username: Option<String>,
-    /// Password, for `AUTH`.
-    pub password: Option<String>,
-    /// Database number, for `SELECT`.
-    pub database: i64,
+    /// Address, credentials and TLS settings.
+    pub access: Arc<RedisAccess>,
     /// Number of fetcher threads, each with one connection.
     pub connections: usize,
     /// Bounds connecting, the handshake and each round trip.
@@ -133,6 +135,8 @@ struct PoolState {
     read_run_id: Option<String>,
     /// Run id of the server that sends invalidations.
     tracking_run_id: Option<String>,
+    /// Number of times that a server was left. Connections of an earlier number are replaced.
+    generation: u64,
     /// Time of the last batch or probe. `None` makes the next probe due at once.
     last_request: Option<Instant>,
     /// End of the time in which keys are read without `PTTL`.
@@ -270,9 +274,21 @@ impl PoolShared {
         self.state().tracking_run_id = run_id;
     }
 
-    /// Returns true if another server than `run_id` is known to send the invalidations.
-    fn tracking_mismatch(&self, run_id: Option<&str>) -> bool {
-        run_id.is_some_and(|id| is_known_and_differs(&self.state().tracking_run_id, id))
+    /// Makes the fetchers replace their connections before they read again.
+    fn leave_server(&self) {
+        self.state().generation += 1;
+    }
+
+    /// Returns the number to compare with [`PoolShared::is_outdated`].
+    fn generation(&self) -> u64 {
+        self.state().generation
+    }
+
+    /// Returns true if a connection of `generation` to the server `run_id` must be replaced. The
+    /// server was left, or another one is known to send the invalidations.
+    fn is_outdated(&self, generation: u64, run_id: Option<&str>) -> bool {
+        let state = self.state();
+        state.generation != generation || run_id.is_some_and(|id| is_known_and_differs(&state.tracking_run_id, id))
     }
 
     /// Returns true if fetchers are known to read from another server than `run_id`.

@@ -35,6 +35,10 @@ use std::time::{Duration, Instant};
 /// fetcher to 8 MiB. A second round trip costs little compared with a longer value.
 const FIRST_READ_BYTES: usize = 64 * 1024;
 
+/// Longest value whose buffer is kept for the next reply. The crate's parser never shrinks it.
+/// (Memory for a longer one costs less than such a reply.)
+const MAX_KEPT_VALUE_BYTES: usize = 1024 * 1024;
+
 /// Bytes of the two commands for a key without the key itself, rounded up.
 const COMMANDS_OVERHEAD_BYTES: usize = 96;
 
@@ -43,11 +47,7 @@ pub(super) struct KeyReader {
     wire: Wire,
     /// Timeout of each round trip.
     timeout: Duration,
-    /// Deadline of the present round trip.
-    deadline: Instant,
-    /// Read timeout that was last set on the socket.
-    socket_timeout: Duration,
-    /// Longest value so far, in bytes.
+    /// Longest value since the last [`KeyReader::shrink`], in bytes.
     longest_value: usize,
     /// Start of the present round trip, until its first reply arrives.
     sent_at: Option<Instant>,
@@ -128,14 +128,12 @@ impl KeyReply {
 }
 
 impl KeyReader {
-    /// Wraps a connection. Its socket timeouts must equal `timeout`.
+    /// Wraps a connection.
     pub(super) fn new(mut wire: Wire, timeout: Duration) -> KeyReader {
         wire.set_longest_reply(usize::MAX);
         KeyReader {
             wire,
             timeout,
-            deadline: Instant::now(),
-            socket_timeout: timeout,
             longest_value: 0,
             sent_at: None,
             round_trips: 0,
@@ -143,9 +141,11 @@ impl KeyReader {
         }
     }
 
-    /// Returns the length of the longest value so far, in bytes.
-    pub(super) fn longest_value(&self) -> usize {
-        self.longest_value
+    /// Frees the buffer of a long value. To be called between two round trips.
+    pub(super) fn shrink(&mut self) {
+        if std::mem::take(&mut self.longest_value) > MAX_KEPT_VALUE_BYTES {
+            self.wire.shrink();
+        }
     }
 
     /// Returns the number of round trips since the last call, and the durations of the answered
@@ -171,37 +171,18 @@ impl KeyReader {
     fn send(&mut self, commands: &[u8]) -> RedisResult<()> {
         self.round_trips += 1;
         let now = Instant::now();
-        (self.deadline, self.sent_at) = (now + self.timeout, Some(now));
+        self.sent_at = Some(now);
+        self.wire.set_deadline(now + self.timeout);
         self.wire.send(commands)
     }
 
     /// Receives the next reply before the deadline of the round trip.
-    ///
-    /// The crate's own pipelines would wait for the full timeout at each reply. So this function
-    /// receives one reply at a time, and sets the socket timeout to the time left. The crate has no
-    /// bound for a single reply in small pieces, which may take as long as each piece arrives in
-    /// time. Clients do not wait for it, because the event loop has its own deadlines.
     fn recv(&mut self) -> RedisResult<redis::Value> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
-        }
-        if self.socket_timeout.abs_diff(left) > self.timeout / 16 {
-            self.wire.set_read_timeout(left)?;
-            self.socket_timeout = left;
-        }
         let reply = self.wire.receive()?;
         if let Some(sent_at) = self.sent_at.take() {
             self.durations.observe(sent_at.elapsed().as_micros() as u64, 1);
         }
         Ok(reply)
-    }
-
-    /// Receives a short reply that arrives together with the previous one, without reading the
-    /// clock. It has the socket timeout of the previous one, and the next [`KeyReader::recv`] is
-    /// bounded again.
-    fn recv_next(&mut self) -> RedisResult<redis::Value> {
-        self.wire.receive()
     }
 
     /// Reads all pending keys of a batch. After an error the connection is useless, but jobs that
@@ -348,7 +329,7 @@ impl KeyReader {
             redis::Value::ServerError(error) => Err(error),
             _ => return Err(desync_error("GETRANGE")),
         };
-        let ttl = match self.recv_next()? {
+        let ttl = match self.recv()? {
             redis::Value::Int(ttl) => Ok(ttl),
             redis::Value::ServerError(error) => Err(error),
             _ => return Err(desync_error("PTTL")),

@@ -5,29 +5,28 @@
 //! connection has read. That table can overflow, and Redis drops it silently when the connection
 //! closes. docs/benchmarks.md has the cost of each mode.
 //!
-//! RESP2 requires a subscription for the messages. The connection redirects its own messages to
-//! itself and subscribes to them, so Redis' limit for slow subscribers applies to it. Only writes
-//! after the subscription are reported, and none once the connection is lost. The event loop
-//! receives the start and the loss of the subscription in order with the invalidations.
+//! Only writes after the subscription are reported, and none once the connection is lost. The event
+//! loop receives the start and the loss of the subscription in order with the invalidations.
+//!
+//! Each second the connection is checked: a network can fail silently, and a primary can become a
+//! replica (`RoleWatch`).
 
-use super::connect::{Connector, describe_error, is_command_denied, is_outage, read_failure, run_id};
-use super::reader::desync_error;
+use super::connect::{Connector, describe_error, is_command_denied, read_failure, run_id};
+use super::role_watch::RoleWatch;
+use super::stream::Endpoint;
+use super::subscription::{Awaited, Message, Role, TrackingProtocol, check_commands, parse_message, subscribe};
 use super::wire::Wire;
 use super::{BackendConfig, PoolShared};
 use crate::types::{Failure, Invalidation};
-use redis::{RedisResult, Value};
+use redis::RedisResult;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Channel on which a RESP2 connection receives invalidations.
-const CHANNEL: &str = "__redis__:invalidate";
-
-/// Time without a message after which the connection sends `PING`, because a network can fail
-/// silently.
-const PING_AFTER_SILENCE: Duration = Duration::from_secs(1);
+/// Interval of the checks of a connection.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Lifetime from which a connection counts as stable. One that is lost sooner causes a backoff.
 const MIN_STABLE_TIME: Duration = Duration::from_millis(250);
@@ -57,13 +56,54 @@ pub(super) struct Tracker {
     replace_from: Instant,
     /// Last thread that connected a successor, running or finished.
     connecting: Option<JoinHandle<()>>,
+    role_watch: RoleWatch,
 }
 
-/// Message on a tracking connection.
-enum Message {
-    Invalidations(Vec<Invalidation>),
-    /// Reply to `PING`.
-    Pong,
+/// Connection that receives invalidations.
+struct TrackingConnection {
+    wire: Wire,
+    protocol: TrackingProtocol,
+    awaited: Awaited,
+    /// Time of the next check or, while a reply is awaited, the time at which it is late.
+    deadline: Instant,
+}
+
+impl TrackingConnection {
+    /// Subscribes a connection. Its first check is due at once.
+    fn subscribe(mut wire: Wire) -> RedisResult<TrackingConnection> {
+        let protocol = subscribe(&mut wire)?;
+        wire.set_longest_reply(MAX_MESSAGE_BYTES);
+        Ok(TrackingConnection { wire, protocol, awaited: Awaited::Nothing, deadline: Instant::now() })
+    }
+
+    /// Sends a check, which Redis must answer within `timeout`.
+    fn send_check(&mut self, timeout: Duration) -> RedisResult<()> {
+        self.awaited = Awaited::Pong;
+        self.deadline = Instant::now() + timeout;
+        self.wire.set_deadline(self.deadline);
+        self.wire.send(&check_commands(self.protocol))
+    }
+
+    /// Receives a message. Returns `None` if a check is due. A late reply is an error.
+    fn receive(&mut self, timeout: Duration) -> RedisResult<Option<Message>> {
+        self.wire.set_deadline(self.deadline);
+        let message = match self.wire.receive() {
+            Err(error) if error.is_timeout() && self.awaited == Awaited::Nothing => return Ok(None),
+            result => parse_message(result?, self.protocol, self.awaited)?,
+        };
+        self.awaited = match (&message, self.protocol) {
+            (Message::Pong, TrackingProtocol::Resp3) => Awaited::Role,
+            (Message::Pong | Message::Role(_), _) => Awaited::Nothing,
+            _ => self.awaited,
+        };
+        if self.awaited != Awaited::Nothing {
+            // A reply that follows many invalidations is not late while they arrive.
+            self.deadline = Instant::now() + timeout;
+        } else if matches!(message, Message::Pong | Message::Role(_)) {
+            self.deadline = Instant::now() + CHECK_INTERVAL;
+        }
+        Ok(Some(message))
+    }
 }
 
 /// Progress of replacing a tracking connection.
@@ -71,16 +111,17 @@ enum Succession {
     /// No replacement is in progress.
     Idle,
     /// A thread connects the successor. That may take long, and invalidations must not wait for it.
-    Connecting(Receiver<RedisResult<Wire>>),
+    Connecting(Receiver<RedisResult<TrackingConnection>>),
     /// The successor receives invalidations. It takes over after the reply to a `PING` sent from
     /// now on.
-    Ready(Wire),
+    Ready(TrackingConnection),
 }
 
 impl Tracker {
     pub(super) fn new(settings: &BackendConfig, shared: Arc<PoolShared>) -> Tracker {
         let (connector, replace_from) = (Connector::new(settings), Instant::now());
-        Tracker { shared, connector, timeout: settings.timeout, replace_from, connecting: None }
+        let role_watch = RoleWatch::new(Arc::clone(&settings.access));
+        Tracker { shared, connector, timeout: settings.timeout, replace_from, connecting: None, role_watch }
     }
 
     /// Connects and receives invalidations, until the pool closes.
@@ -88,7 +129,7 @@ impl Tracker {
         while self.shared.sleep_until(self.connector.backoff().map(|(until, _)| until)) {
             let (result, server_id) = self.connect();
             match result {
-                Ok(wire) => self.follow(wire, server_id.as_deref()),
+                Ok(connection) => self.follow(connection, server_id.as_deref()),
                 Err(error) => {
                     if is_command_denied(&error) {
                         self.connector.back_off_for(read_failure(&error), DENIED_RETRY_DELAY);
@@ -106,19 +147,19 @@ impl Tracker {
 
     /// Opens a connection that receives invalidations from now on. Also returns the run id of its
     /// server.
-    fn connect(&mut self) -> (RedisResult<Wire>, Option<String>) {
+    fn connect(&mut self) -> (RedisResult<TrackingConnection>, Option<String>) {
         let (shared, mut server_id) = (Arc::clone(&self.shared), None);
-        let result = self.connector.connect(|wire| {
-            server_id = run_id(wire)?;
+        let result = self.connector.connect(|mut wire| {
+            server_id = run_id(&mut wire)?;
             check_same_server(&shared, server_id.as_deref())?;
-            subscribe(wire)
+            TrackingConnection::subscribe(wire)
         });
         (result, server_id)
     }
 
     /// Passes invalidations to the event loop, while the connection lives and leads to the server
     /// that fetchers read from.
-    fn follow(&mut self, mut wire: Wire, server_id: Option<&str>) {
+    fn follow(&mut self, mut connection: TrackingConnection, server_id: Option<&str>) {
         let started_at = Instant::now();
         // Entries cached before now are not tracked, so all are flushed. Keys read from now on are
         // tracked, and fetchers read them from this server.
@@ -126,8 +167,8 @@ impl Tracker {
         self.shared.push_invalidations(vec![Invalidation::All]);
         self.shared.set_tracking(Ok(()));
         let result = catch_unwind(AssertUnwindSafe(|| {
-            while let Some(successor) = self.receive_invalidations(&mut wire, server_id)? {
-                wire = successor;
+            while let Some(successor) = self.receive_invalidations(&mut connection, server_id)? {
+                connection = successor;
             }
             Ok(())
         }));
@@ -151,52 +192,55 @@ impl Tracker {
     ///
     /// The successor subscribes before this connection sends `PING`. The reply arrives after all
     /// invalidations that the successor may have missed, so the handover loses none.
-    fn receive_invalidations(&mut self, wire: &mut Wire, server_id: Option<&str>) -> RedisResult<Option<Wire>> {
-        let (mut awaits_pong, mut is_bloated, mut succession) = (false, false, Succession::Idle);
-        wire.set_read_timeout(PING_AFTER_SILENCE)?;
-        wire.set_longest_reply(MAX_MESSAGE_BYTES);
+    fn receive_invalidations(
+        &mut self,
+        connection: &mut TrackingConnection,
+        server_id: Option<&str>,
+    ) -> RedisResult<Option<TrackingConnection>> {
+        let (mut is_bloated, mut succession) = (false, Succession::Idle);
         while !self.shared.is_closed() {
             check_same_server(&self.shared, server_id)?;
-            if is_bloated && !awaits_pong {
-                succession = self.advance(succession, wire, server_id);
+            if is_bloated && connection.awaited == Awaited::Nothing {
+                succession = self.advance(succession, connection.wire.endpoint(), server_id);
                 if let Succession::Ready(_) = succession {
-                    awaits_pong = true;
-                    self.send_ping(wire)?;
+                    connection.send_check(self.timeout)?;
                 }
             }
-            match wire.receive().and_then(parse_message) {
-                Ok(Message::Invalidations(invalidations)) => {
+            match connection.receive(self.timeout)? {
+                Some(Message::Invalidations(invalidations)) => {
                     let key_bytes: usize = invalidations.iter().map(Invalidation::bytes).sum();
                     is_bloated |= key_bytes > MAX_REUSE_MESSAGE_BYTES;
                     self.shared.push_invalidations(invalidations);
                 }
-                Ok(Message::Pong) => {
+                Some(Message::Pong) => {
                     if let Succession::Ready(successor) = succession {
                         return Ok(Some(successor));
                     }
-                    awaits_pong = false;
-                    wire.set_read_timeout(PING_AFTER_SILENCE)?;
                 }
-                Err(error) if error.is_timeout() && !awaits_pong => {
-                    awaits_pong = true;
-                    self.send_ping(wire)?;
-                }
-                Err(error) => return Err(error),
+                Some(Message::Role(role)) => self.check_role(role, connection)?,
+                Some(Message::Ignored) => {}
+                None => connection.send_check(self.timeout)?,
             }
         }
         Ok(None)
+    }
+
+    /// Leaves a server that is no longer the primary. The fetchers leave it too.
+    fn check_role(&mut self, role: Role, connection: &TrackingConnection) -> RedisResult<()> {
+        let result = self.role_watch.check(role, connection.wire.endpoint(), &self.connector);
+        result.inspect_err(|_| self.shared.leave_server())
     }
 
     /// Starts to connect a successor, or takes one that has connected.
     ///
     /// If Redis rejects the successor, the present connection stays, with its large buffer. It also
     /// stays if the server reports no run id, because the successor might lead to another server.
-    fn advance(&mut self, succession: Succession, wire: &Wire, server_id: Option<&str>) -> Succession {
+    fn advance(&mut self, succession: Succession, endpoint: &Endpoint, server_id: Option<&str>) -> Succession {
         match succession {
             Succession::Idle if self.replace_from <= Instant::now() && self.has_no_successor_thread() => {
                 self.replace_from = Instant::now() + MIN_REPLACEMENT_INTERVAL;
                 let Some(server_id) = server_id else { return Succession::Idle };
-                match self.connect_successor(wire, server_id.to_owned()) {
+                match self.connect_successor(endpoint.clone(), server_id.to_owned()) {
                     Ok(result) => Succession::Connecting(result),
                     Err(error) => {
                         log::debug!(
@@ -230,27 +274,25 @@ impl Tracker {
 
     /// Starts a thread that connects to the address of the present connection, and checks that it
     /// leads to the same server.
-    fn connect_successor(&mut self, wire: &Wire, server_id: String) -> std::io::Result<Receiver<RedisResult<Wire>>> {
-        let (connector, peer) = (self.connector.clone(), wire.peer()?);
+    fn connect_successor(
+        &mut self,
+        endpoint: Endpoint,
+        server_id: String,
+    ) -> std::io::Result<Receiver<RedisResult<TrackingConnection>>> {
+        let connector = self.connector.clone();
         let (sender, result) = channel();
         let thread = std::thread::Builder::new().name("redis-successor".into()).spawn(move || {
-            let successor = connector.open(peer).and_then(|mut wire| {
+            let successor = connector.open(endpoint).and_then(|mut wire| {
                 if run_id(&mut wire)?.as_ref() != Some(&server_id) {
                     return Err(std::io::Error::other("its address leads to another Redis server now").into());
                 }
-                subscribe(&mut wire).map(|()| wire)
+                TrackingConnection::subscribe(wire)
             });
             // Without a receiver the present connection is lost, and the successor is not needed.
             let _ = sender.send(successor);
         })?;
         self.connecting = Some(thread);
         Ok(result)
-    }
-
-    /// Sends `PING`. The reply may take REDIS_TIMEOUT.
-    fn send_ping(&self, wire: &mut Wire) -> RedisResult<()> {
-        wire.set_read_timeout(self.timeout)?;
-        wire.send(&redis::cmd("PING").get_packed_command())
     }
 }
 
@@ -262,54 +304,4 @@ fn check_same_server(shared: &PoolShared, server_id: Option<&str>) -> RedisResul
         );
     }
     Ok(())
-}
-
-/// Subscribes a connection to invalidations. Fails while Redis loads its data or has lost its
-/// master. A subscription would then flush the cache while Redis serves no reads, and stale values
-/// may be needed.
-pub(super) fn subscribe(wire: &mut Wire) -> RedisResult<()> {
-    check_serving(wire.request(&redis::cmd("PING")))?;
-    let Value::Int(id) = wire.request(redis::cmd("CLIENT").arg("ID"))? else { return Err(desync_error("CLIENT ID")) };
-    wire.request(redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("REDIRECT").arg(id).arg("BCAST"))?;
-    wire.request(redis::cmd("SUBSCRIBE").arg(CHANNEL)).map(|_| ())
-}
-
-/// Returns an error if a reply to `PING` means that Redis does not serve reads.
-fn check_serving(reply: RedisResult<Value>) -> RedisResult<()> {
-    match reply.and_then(Value::extract_error) {
-        Err(error) if is_outage(&error) => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Parses an invalidation message or the reply to `PING`. An error can only be the reply to `PING`.
-/// Any other message invalidates everything.
-fn parse_message(value: Value) -> RedisResult<Message> {
-    let Value::Array(parts) = value else { return check_serving(Ok(value)).map(|()| Message::Pong) };
-    let mut parts = parts.into_iter();
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some(Value::BulkString(kind)), _, None) if kind == b"pong" => Ok(Message::Pong),
-        (Some(Value::BulkString(kind)), _, Some(payload)) if kind == b"message" => {
-            Ok(Message::Invalidations(parse_invalidations(payload)))
-        }
-        _ => Ok(Message::Invalidations(invalidate_unreadable())),
-    }
-}
-
-/// Returns the invalidations in a payload, which is a list of keys, or nil for a flush.
-fn parse_invalidations(payload: Value) -> Vec<Invalidation> {
-    match payload {
-        Value::Nil => vec![Invalidation::All],
-        Value::Array(keys) => {
-            let key = |key| if let Value::BulkString(name) = key { Invalidation::Key(name) } else { Invalidation::All };
-            keys.into_iter().map(key).collect()
-        }
-        _ => invalidate_unreadable(),
-    }
-}
-
-/// Returns an invalidation of everything, for a message that cannot be parsed.
-fn invalidate_unreadable() -> Vec<Invalidation> {
-    log::warn!("unreadable invalidation message from Redis: cache flushed");
-    vec![Invalidation::All]
 }

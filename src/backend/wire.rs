@@ -3,12 +3,13 @@
 //!
 //! The crate's own connection counts a reply as outstanding after each timeout, and skips the next
 //! one. A tracking connection times out in every second without a message, and would lose a message
-//! each time.
+//! each time. It also bounds each read, not a whole reply, and resolves and verifies one name.
 
+use super::access::TlsConnector;
+use super::stream::{Endpoint, Stream};
 use redis::{Cmd, ErrorKind, Parser, RedisError, RedisResult, Value};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::Instant;
 
 /// Allowance for bytes that the parser has read ahead, and for the frame of a reply.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
@@ -24,20 +25,30 @@ const PREVIEW_BYTES: usize = 32;
 
 /// Blocking connection to Redis. Unusable after any error except a timeout between two replies.
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
+    endpoint: Endpoint,
     parser: Parser,
+    /// First bytes from Redis, until the parser takes them.
+    preview: Vec<u8>,
     /// Longest reply in bytes. A longer one ends the connection.
     longest_reply: usize,
 }
 
 /// Reader of at most `left` bytes of a stream, the bound of one reply.
 struct BoundedReader<'a> {
-    stream: &'a mut TcpStream,
+    stream: &'a mut Stream,
+    preview: &'a mut Vec<u8>,
     left: usize,
 }
 
 impl Read for BoundedReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.preview.is_empty() {
+            let length = self.preview.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&self.preview[..length]);
+            self.preview.drain(..length);
+            return Ok(length);
+        }
         if self.left == 0 {
             return Err(io::Error::other("the reply from Redis is longer than requested"));
         }
@@ -51,7 +62,7 @@ impl Read for BoundedReader<'_> {
 /// Returns the error for a server that answers with `start` instead of a reply.
 fn no_redis_error(start: &[u8]) -> RedisError {
     let text = match start.first() {
-        Some(&TLS_ALERT) => "the server expects TLS, which the proxy does not support".to_owned(),
+        Some(&TLS_ALERT) => "the server expects TLS".to_owned(),
         _ => format!(
             "the server speaks another protocol than Redis (its reply begins with \"{}\")",
             start.escape_ascii()
@@ -61,24 +72,22 @@ fn no_redis_error(start: &[u8]) -> RedisError {
 }
 
 impl Wire {
-    /// Connects within `timeout`, which also bounds each later read and write.
-    pub(super) fn connect(address: SocketAddr, timeout: Duration) -> RedisResult<Wire> {
-        let stream = TcpStream::connect_timeout(&address, timeout)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(timeout))?;
-        stream.set_write_timeout(Some(timeout))?;
+    /// Connects before `deadline`, which also ends all reads and writes until it is set again.
+    pub(super) fn connect(endpoint: Endpoint, tls: Option<&TlsConnector>, deadline: Instant) -> RedisResult<Wire> {
+        let stream = Stream::connect(&endpoint, tls, deadline)?;
         // All replies of the handshake are short.
-        Ok(Wire { stream, parser: Parser::new(), longest_reply: READ_AHEAD_BYTES })
+        let longest_reply = READ_AHEAD_BYTES;
+        Ok(Wire { stream, endpoint, parser: Parser::new(), preview: Vec::new(), longest_reply })
     }
 
     /// Returns the address of Redis.
-    pub(super) fn peer(&self) -> io::Result<SocketAddr> {
-        self.stream.peer_addr()
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
-    /// Bounds each later read. `timeout` must not be zero.
-    pub(super) fn set_read_timeout(&self, timeout: Duration) -> RedisResult<()> {
-        Ok(self.stream.set_read_timeout(Some(timeout))?)
+    /// Sets the time at which all reads and writes end, until it is set again.
+    pub(super) fn set_deadline(&mut self, deadline: Instant) {
+        self.stream.set_deadline(deadline);
     }
 
     /// Bounds the payload of each later reply, in bytes.
@@ -86,26 +95,38 @@ impl Wire {
         self.longest_reply = bytes;
     }
 
+    /// Frees the buffer of a long reply, which the crate's parser never shrinks. To be called only
+    /// while no reply is outstanding, because the buffer may hold the beginning of the next one.
+    pub(super) fn shrink(&mut self) {
+        self.parser = Parser::new();
+    }
+
     /// Sends packed commands.
     pub(super) fn send(&mut self, commands: &[u8]) -> RedisResult<()> {
-        Ok(self.stream.write_all(commands)?)
+        self.stream.write_all(commands)?;
+        // A TLS stream reports an error of its last write only here.
+        Ok(self.stream.flush()?)
     }
 
     /// Receives the next reply or message. An error reply is a [`Value::ServerError`]. After a
     /// timeout the rest of a reply may be as long as a whole one.
     pub(super) fn receive(&mut self) -> RedisResult<Value> {
-        let left = self.longest_reply.saturating_add(READ_AHEAD_BYTES);
-        self.parser.parse_value(BoundedReader { stream: &mut self.stream, left })
+        let Wire { stream, parser, preview, longest_reply, .. } = self;
+        let left = longest_reply.saturating_add(READ_AHEAD_BYTES);
+        parser.parse_value(BoundedReader { stream, preview, left })
     }
 
     /// Receives the first reply on a connection, and checks that the server speaks the Redis
     /// protocol. The crate's parser would name only the position of the first wrong byte.
     pub(super) fn receive_first(&mut self) -> RedisResult<Value> {
         let mut start = [0; PREVIEW_BYTES];
-        let length = self.stream.peek(&mut start)?;
+        let length = self.stream.read(&mut start)?;
         match start[..length].first() {
             Some(first) if !REPLY_TYPES.contains(first) => Err(no_redis_error(&start[..length])),
-            _ => self.receive(),
+            _ => {
+                self.preview = start[..length].to_vec();
+                self.receive()
+            }
         }
     }
 

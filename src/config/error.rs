@@ -34,7 +34,7 @@ impl ConfigError {
     pub(super) fn invalid(variable: &Variable, value: &str, problem: &str) -> ConfigError {
         let (name, allowed) = (variable.name, variable.kind.allowed());
         let shown = match variable.kind {
-            Kind::Secret => String::new(),
+            Kind::Secret | Kind::RedisUrl => String::new(),
             // Debug format, so that control characters in the value cannot break the line.
             Kind::Host | Kind::Number(..) => format!("={:?}", without_credentials(value)),
             _ => format!("={value:?}"),
@@ -47,11 +47,29 @@ impl ConfigError {
         ConfigError(format!("{name} is not in the table of variables; please report this"))
     }
 
-    /// Creates the error for a `REDIS_USERNAME` without `REDIS_PASSWORD`.
+    /// Creates the error for two variables that exclude each other.
+    pub(super) fn conflict(first: &str, second: &str) -> ConfigError {
+        ConfigError(format!("{first} and {second} are both set; allowed: one of them; unset {second} or {first}"))
+    }
+
+    /// Creates the error for a variable that has no effect without `needed`.
+    pub(super) fn needs(name: &str, needed: &str) -> ConfigError {
+        ConfigError(format!("{name} is set without {needed}; allowed: both or none; set {needed} too, or unset {name}"))
+    }
+
+    /// Creates the error for a variable that asks for TLS in a build without it.
+    pub(super) fn no_tls(name: &str) -> ConfigError {
+        ConfigError(format!(
+            "{name} asks for TLS, which this build does not have; allowed: no TLS; use a build with the cargo feature `tls`"
+        ))
+    }
+
+    /// Creates the error for a user of Redis without a password.
     pub(super) fn username_without_password(username: &str) -> ConfigError {
         let username = without_credentials(username);
         ConfigError(format!(
-            "REDIS_USERNAME={username:?} has no REDIS_PASSWORD; allowed: both or only REDIS_PASSWORD; set REDIS_PASSWORD too"
+            "REDIS_USERNAME={username:?} has no password; allowed: both or only a password; set REDIS_PASSWORD or \
+             REDIS_PASSWORD_FILE too"
         ))
     }
 
@@ -74,6 +92,7 @@ fn remedy(variable: &Variable, value: &str) -> String {
         )),
         Kind::Host => host_remedy(name, value),
         Kind::Secret => Some(format!("set a {name} in UTF-8")),
+        Kind::RedisUrl => Some(format!("for example {name}=rediss://user:password@redis.internal:6379/0")),
         Kind::Number(..) if value.contains("://") => Some("write the number alone, not a URL".into()),
         Kind::Keys(..) if ends_with_letter(value) && parse::size(value).is_ok() => {
             Some(format!("{name} counts keys: for a limit in bytes set CACHE_BYTES={value}"))
@@ -102,15 +121,17 @@ fn ends_with_letter(value: &str) -> bool {
     value.ends_with(|c: char| c.is_ascii_alphabetic())
 }
 
+/// Schemes of URLs that `REDIS_URL` accepts.
+const REDIS_SCHEMES: [&str; 5] = ["redis", "rediss", "valkey", "valkeys", "unix"];
+
 /// Returns how to write a URL, or a host with a port, as two variables.
 fn host_remedy(name: &str, value: &str) -> Option<String> {
     let port_name = name.replace("HOST", "PORT");
     let rest = match value.split_once("://") {
         None => value,
-        Some((scheme, _)) if ["rediss", "valkeys"].contains(&scheme) => {
-            return Some("TLS is not supported: connect to a port without TLS, or through a TLS tunnel".into());
+        Some((scheme, _)) if name == "REDIS_HOST" && REDIS_SCHEMES.contains(&scheme) => {
+            return Some("set REDIS_URL to it, and leave REDIS_HOST unset".into());
         }
-        Some(("unix", _)) => return Some("Unix sockets are not supported: connect over TCP".into()),
         Some((_, rest)) => rest,
     };
     // A password may contain a slash or a question mark, so the credentials go first. But the text

@@ -5,12 +5,15 @@
 //! | `variables.rs` | the table: name, default, type, bounds, meaning |
 //! | `parse.rs` | values to numbers, durations, sizes and switches |
 //! | `error.rs` | the error of a value, with its remedy |
+//! | `redis.rs`, `redis_url.rs` | how to reach Redis: URL, credentials, TLS |
 //! | `unknown.rs` | warnings about variables that have no effect |
 //! | `help.rs` | the text of `--help` |
 
 mod error;
 mod help;
 mod parse;
+mod redis;
+mod redis_url;
 mod unknown;
 mod variables;
 
@@ -21,18 +24,16 @@ pub use variables::{Group, Kind, VARIABLES, Variable};
 
 use crate::log_format::LogFormat;
 use crate::protocol::http::AllowedHosts;
+use crate::secret::SecretSource;
+use crate::upstream::Upstream;
 use std::ffi::OsString;
 use std::time::Duration;
 
 /// Checked configuration.
 #[derive(Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "one field for each variable, described in `VARIABLES`")]
+#[allow(missing_docs, reason = "a field for each variable or group of them, described in `VARIABLES`")]
 pub struct Config {
-    pub redis_host: String,
-    pub redis_port: u16,
-    pub redis_username: Option<String>,
-    pub redis_password: Option<String>,
-    pub redis_db: u32,
+    pub redis: Upstream,
     pub redis_connections: usize,
     pub redis_timeout: Duration,
     pub redis_tracking: bool,
@@ -76,6 +77,9 @@ pub fn redacted_values(lookup: impl Fn(&str) -> Option<OsString>) -> Vec<ShownVa
     let shown = |variable: &Variable| {
         let value = match lookup(variable.name) {
             Some(value) if variable.kind == Kind::Secret && !value.is_empty() => "(set)".into(),
+            Some(value) if variable.kind == Kind::RedisUrl && !value.is_empty() => {
+                redis_url::parse(&value.to_string_lossy()).map_or("(set)".into(), |url| url.redacted())
+            }
             Some(value) => value.to_string_lossy().into_owned(),
             None => variable.default.into(),
         };
@@ -149,6 +153,18 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
         self.value(name, |text, _| parse::log_filter(text).map(|()| text.to_owned()))
     }
 
+    /// Reads a secret from a variable, or from the file that another variable names.
+    fn secret(&mut self, name: &'static str, file_name: &'static str) -> Option<SecretSource> {
+        match (self.text(name), self.text(file_name)) {
+            (Some(_), Some(_)) => {
+                self.errors.push(ConfigError::conflict(name, file_name));
+                None
+            }
+            (value, None) => value.map(SecretSource::Value),
+            (None, Some(path)) => Some(SecretSource::File { variable: file_name, path: path.into() }),
+        }
+    }
+
     /// Reads text. Empty text counts as not set.
     fn text(&mut self, name: &'static str) -> Option<String> {
         self.value(name, |text, _| Ok(Some(text.to_owned()).filter(|text| !text.is_empty())))
@@ -173,11 +189,7 @@ impl Config {
     pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Config, ConfigErrors> {
         let mut reader = Reader { lookup, errors: Vec::new() };
         let config = Config {
-            redis_host: reader.host("REDIS_HOST"),
-            redis_port: reader.number("REDIS_PORT") as u16,
-            redis_username: reader.text("REDIS_USERNAME"),
-            redis_password: reader.text("REDIS_PASSWORD"),
-            redis_db: reader.number("REDIS_DB") as u32,
+            redis: reader.upstream(),
             redis_connections: reader.number("REDIS_CONNECTIONS") as usize,
             redis_timeout: reader.duration("REDIS_TIMEOUT"),
             redis_tracking: reader.switch("REDIS_TRACKING"),
@@ -202,9 +214,6 @@ impl Config {
             log_filter: reader.log_filter("RUST_LOG"),
             workers: reader.number("WORKERS") as usize,
         };
-        if let (Some(username), None) = (&config.redis_username, &config.redis_password) {
-            reader.errors.push(ConfigError::username_without_password(username));
-        }
         if reader.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(reader.errors)) }
     }
 }
@@ -212,6 +221,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::{UpstreamAddress, UpstreamTls};
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
         let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
@@ -222,7 +232,8 @@ mod tests {
     #[test]
     fn defaults_match_compose_file() {
         let config = read(&[]).expect("the defaults are allowed");
-        assert_eq!((config.redis_host.as_str(), config.redis_port), ("redis", 6379));
+        let address = UpstreamAddress::Tcp("redis".into(), 6379);
+        assert_eq!(config.redis, Upstream { address, username: None, password: None, database: 0, tls: None });
         assert_eq!((config.proxy_host.as_str(), config.proxy_port), ("segment", 8080));
         assert_eq!((config.cache_ttl, config.cache_size, config.workers), (Duration::from_secs(15), 3, 1));
         assert_eq!((config.redis_connections, config.redis_timeout), (4, Duration::from_secs(1)));
@@ -232,7 +243,6 @@ mod tests {
         assert_eq!(config.client_bytes, 256 * 1024 * 1024);
         let timeouts = (config.client_timeout, config.client_idle_timeout);
         assert_eq!(timeouts, (Duration::from_secs(10), Duration::from_secs(60)));
-        assert_eq!((config.redis_username, config.redis_password, config.redis_db), (None, None, 0));
         let log = (config.log_filter.as_str(), config.log_file, config.log_format);
         assert_eq!(log, ("info", None, LogFormat::Text));
     }
@@ -305,25 +315,18 @@ mod tests {
         for (name, value, remedy) in [
             ("REDIS_HOST", "cache.internal:6380", "write REDIS_HOST=cache.internal and REDIS_PORT=6380"),
             ("REDIS_HOST", "[::1]:6379", "write REDIS_HOST=::1 and REDIS_PORT=6379"),
-            ("REDIS_HOST", "redis://h:6380/2", "write REDIS_HOST=h and REDIS_PORT=6380"),
-            ("REDIS_HOST", "redis://:pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
-            ("REDIS_HOST", "redis://:pw/with@slash@h:1", "write REDIS_HOST=h and REDIS_PORT=1, and REDIS_PASSWORD"),
-            ("REDIS_HOST", "redis://h:1?password=pw", "write REDIS_HOST=h and REDIS_PORT=1"),
+            ("REDIS_HOST", "redis://:pw/with@slash@h:1", "set REDIS_URL to it, and leave REDIS_HOST unset"),
+            ("REDIS_HOST", "http://:pw@h:1", "write REDIS_HOST=h and REDIS_PORT=1, and REDIS_PASSWORD"),
             ("REDIS_HOST", "user:pw@h:1", "write REDIS_HOST=h and REDIS_PORT=1, and REDIS_PASSWORD"),
             ("REDIS_HOST", ":pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
-            ("REDIS_HOST", "redis://h:1?password=p@pw", "write REDIS_HOST=h and REDIS_PORT=1"),
             ("REDIS_HOST", "h:1,password=pw,ssl=True", "write REDIS_HOST=h and REDIS_PORT=1"),
             ("REDIS_HOST", "user:p://pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
             ("REDIS_HOST", "h?password=pw", "write REDIS_HOST=h"),
-            ("REDIS_HOST", "redis://:pw", "for example REDIS_HOST=redis"),
             ("REDIS_HOST", "[::1]", "write REDIS_HOST=::1"),
             ("REDIS_PORT", "redis://:pw@h", "write the number alone, not a URL"),
-            (
-                "REDIS_HOST",
-                "rediss://h",
-                "TLS is not supported: connect to a port without TLS, or through a TLS tunnel",
-            ),
-            ("REDIS_HOST", "unix:///run/redis.sock", "Unix sockets are not supported: connect over TCP"),
+            ("REDIS_HOST", "rediss://h", "set REDIS_URL to it, and leave REDIS_HOST unset"),
+            ("REDIS_HOST", "unix:///run/redis.sock", "set REDIS_URL to it, and leave REDIS_HOST unset"),
+            ("REDIS_URL", "h:pw", "for example REDIS_URL=rediss://user:password@redis.internal:6379/0"),
             ("PROXY_HOST", "0.0.0.0:80", "write PROXY_HOST=0.0.0.0 and PROXY_PORT=80"),
             (
                 "REDIS_PORT",
@@ -344,6 +347,66 @@ mod tests {
         }
     }
 
+    /// URL, credentials and TLS settings describe one server together.
+    #[test]
+    fn url_and_variables_describe_one_server() {
+        let file = |path: &str| SecretSource::File { variable: "REDIS_PASSWORD_FILE", path: path.into() };
+        let read = |variables: &[(&str, &str)]| read(variables).expect("allowed").redis;
+        // A compose file sets variables to their defaults, and Kubernetes sets the port.
+        let injected = [("REDIS_HOST", "redis"), ("REDIS_PORT", "tcp://10.0.0.1:6379"), ("REDIS_DB", "0")];
+        let url = ("REDIS_URL", "rediss://app:word@h/2");
+        let expected = Upstream {
+            address: UpstreamAddress::Tcp("h".into(), 6379),
+            username: Some("app".into()),
+            password: Some(SecretSource::Value("word".into())),
+            database: 2,
+            tls: Some(UpstreamTls::default()),
+        };
+        assert_eq!(read(&[&injected[..], &[url]].concat()), expected);
+        let upstream = read(&[
+            ("REDIS_URL", "unix:///run/r"),
+            ("REDIS_USERNAME", "app"),
+            ("REDIS_PASSWORD_FILE", "/run/password"),
+        ]);
+        assert_eq!((upstream.username.as_deref(), upstream.password), (Some("app"), Some(file("/run/password"))));
+        let tls = [
+            ("REDIS_TLS", "on"),
+            ("REDIS_TLS_CA", "ca"),
+            ("REDIS_TLS_CERT", "cert"),
+            ("REDIS_TLS_KEY", "key"),
+            ("REDIS_TLS_NAME", "name"),
+        ];
+        let identity = Some(("cert".into(), "key".into()));
+        let expected = UpstreamTls { ca: Some("ca".into()), identity, name: Some("name".into()) };
+        assert_eq!(read(&tls).tls, Some(expected));
+    }
+
+    /// Variables that contradict each other are errors, which never show a password.
+    #[test]
+    fn contradictory_redis_variables_are_refused() {
+        let url = ("REDIS_URL", "redis://app:pw@h");
+        for (variables, expected) in [
+            (&[url, ("REDIS_HOST", "other")][..], "REDIS_URL and REDIS_HOST are both set"),
+            (&[url, ("REDIS_PORT", "6380")], "REDIS_URL and REDIS_PORT are both set"),
+            (&[url, ("REDIS_DB", "1")], "REDIS_URL and REDIS_DB are both set"),
+            (&[url, ("REDIS_USERNAME", "app")], "REDIS_URL and REDIS_USERNAME are both set"),
+            (&[url, ("REDIS_PASSWORD", "pw2")], "REDIS_URL and REDIS_PASSWORD are both set"),
+            (&[url, ("REDIS_PASSWORD_FILE", "f")], "REDIS_URL and REDIS_PASSWORD are both set"),
+            (
+                &[("REDIS_PASSWORD", "pw"), ("REDIS_PASSWORD_FILE", "f")],
+                "REDIS_PASSWORD and REDIS_PASSWORD_FILE are both set",
+            ),
+            (&[("REDIS_URL", "redis://app@h")], "REDIS_USERNAME=\"app\" has no password"),
+            (&[("REDIS_URL", "unix:///r"), ("REDIS_TLS", "on")], "REDIS_URL and REDIS_TLS are both set"),
+            (&[("REDIS_TLS_CA", "ca")], "REDIS_TLS_CA is set without REDIS_TLS=on or a rediss:// URL"),
+            (&[("REDIS_TLS", "on"), ("REDIS_TLS_CERT", "c")], "REDIS_TLS_CERT is set without REDIS_TLS_KEY"),
+            (&[("REDIS_TLS", "on"), ("REDIS_TLS_KEY", "k")], "REDIS_TLS_KEY is set without REDIS_TLS_CERT"),
+        ] {
+            let text = read(variables).err().unwrap_or_else(|| panic!("{variables:?} was accepted"));
+            assert!(text.contains(expected) && !text.contains("pw"), "{variables:?}: {text}");
+        }
+    }
+
     /// The errors of all variables are reported together, one in each line.
     #[test]
     fn all_errors_are_reported() {
@@ -356,7 +419,7 @@ mod tests {
         ];
         let text = read(&variables).err().expect("four errors");
         let names: Vec<&str> = text.lines().filter_map(|line| line.split('=').next()).collect();
-        assert_eq!(names, ["REDIS_PORT", "CACHE_TTL", "WORKERS", "REDIS_USERNAME"]);
+        assert_eq!(names, ["REDIS_PORT", "REDIS_USERNAME", "CACHE_TTL", "WORKERS"]);
     }
 
     /// Durations, sizes and switches are understood in the forms that operators write.
@@ -386,6 +449,7 @@ mod tests {
     fn password_is_redacted() {
         let set = [
             ("REDIS_PASSWORD", "secret"),
+            ("REDIS_URL", "rediss://secret:secret@h"),
             ("CACHE_TTL", "7"),
             ("STALE_IF_ERROR", "5m"),
             ("SHUTDOWN_GRACE", "10s"),
@@ -396,7 +460,7 @@ mod tests {
         let find = |name: &str| values.iter().find(|shown| shown.name == name);
         let value = |name: &str| find(name).map(|shown| shown.value.as_str());
         assert_eq!((value("CACHE_TTL"), value("RUST_LOG"), value("CACHE_SIZE")), (Some("7"), Some("debug"), Some("3")));
-        assert_eq!(value("REDIS_PASSWORD"), Some("(set)"));
+        assert_eq!((value("REDIS_PASSWORD"), value("REDIS_URL")), (Some("(set)"), Some("rediss://h:6379/0")));
         let note = |name: &str| find(name).map(|shown| (shown.unit, shown.is_changed));
         assert_eq!((note("CACHE_TTL"), note("CACHE_SIZE")), (Some(("s", true)), Some(("keys", false))));
         assert_eq!(note("STALE_IF_ERROR"), Some(("", true)), "the value has its own unit");

@@ -125,13 +125,14 @@ mod tests {
     /// A variable with a known prefix gives a warning, however its name ends.
     #[test]
     fn known_prefix_lists_its_variables() {
-        for name in ["REDIS_URL", "REDIS_PASSWORD_FILE", "CACHE_MAXIMUM", "PROXY_PROTOCOL_VERSION", "CLIENT_LIMIT"] {
+        for name in ["REDIS_ADDRESS", "REDIS_PASSWORD_PATH", "CACHE_MAXIMUM", "PROXY_PROTOCOL_VERSION", "CLIENT_LIMIT"]
+        {
             let found = warnings(&[(name, "x")]);
             assert!(found.len() == 1 && found[0].starts_with(&format!("{name} is not a known variable")), "{found:?}");
         }
-        let expected = "REDIS_PASSWORD_FILE is not a known variable and has no effect; the variables with this prefix are \
+        let expected = "REDIS_PASSWORD_PATH is not a known variable and has no effect; the variables with this prefix are \
                         REDIS_HOST, REDIS_PORT, ";
-        assert!(warnings(&[("REDIS_PASSWORD_FILE", "x")])[0].starts_with(expected));
+        assert!(warnings(&[("REDIS_PASSWORD_PATH", "x")])[0].starts_with(expected));
         assert_eq!(warnings(&[("CACHE_TTL\n", "x")])[0].lines().count(), 1);
     }
 

@@ -1,6 +1,7 @@
 //! Table of the environment variables. `--help`, docs/configuration.md and the man page are
 //! rendered from it.
 
+use super::redis_url::MAX_DATABASE;
 use crate::cache::MAX_CAPACITY;
 use std::borrow::Cow;
 use std::time::Duration;
@@ -52,6 +53,8 @@ impl Group {
 pub enum Kind {
     /// Host name or IP address, without a port.
     Host,
+    /// URL of Redis, or nothing. Its password is never shown.
+    RedisUrl,
     /// Host names separated by commas, or nothing.
     Hosts,
     /// Integer without a unit.
@@ -136,12 +139,19 @@ const MAX_BYTES: u64 = 1_000_000_000_000_000;
 
 /// All variables, in the order of the documentation.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 28] = [
+pub const VARIABLES: [Variable; 35] = [
     Variable { name: "REDIS_HOST", default: "redis", kind: Kind::Host, group: Group::Redis, description: "host of the Redis server" },
     Variable { name: "REDIS_PORT", default: "6379", kind: Kind::Number(1, 65_535), group: Group::Redis, description: "port of the Redis server" },
-    Variable { name: "REDIS_USERNAME", default: "", kind: Kind::Text, group: Group::Redis, description: "ACL user to authenticate as; requires REDIS_PASSWORD" },
+    Variable { name: "REDIS_URL", default: "", kind: Kind::RedisUrl, group: Group::Redis, description: "address of the Redis server instead of REDIS_HOST, REDIS_PORT and REDIS_DB; may hold user and password" },
+    Variable { name: "REDIS_USERNAME", default: "", kind: Kind::Text, group: Group::Redis, description: "ACL user to authenticate as; requires a password" },
     Variable { name: "REDIS_PASSWORD", default: "", kind: Kind::Secret, group: Group::Redis, description: "password to authenticate with" },
-    Variable { name: "REDIS_DB", default: "0", kind: Kind::Number(0, 2_147_483_647), group: Group::Redis, description: "number of the Redis database" },
+    Variable { name: "REDIS_PASSWORD_FILE", default: "", kind: Kind::Path, group: Group::Redis, description: "file with the password; read again on SIGHUP, and when Redis rejects the password" },
+    Variable { name: "REDIS_TLS", default: "off", kind: Kind::Switch, group: Group::Redis, description: "connect with TLS, as a rediss:// URL does" },
+    Variable { name: "REDIS_TLS_CA", default: "", kind: Kind::Path, group: Group::Redis, description: "PEM file with the authorities that certify Redis, instead of the built-in roots of Mozilla" },
+    Variable { name: "REDIS_TLS_CERT", default: "", kind: Kind::Path, group: Group::Redis, description: "PEM file with the client certificate, if Redis requires one" },
+    Variable { name: "REDIS_TLS_KEY", default: "", kind: Kind::Path, group: Group::Redis, description: "PEM file with the private key of REDIS_TLS_CERT" },
+    Variable { name: "REDIS_TLS_NAME", default: "", kind: Kind::Text, group: Group::Redis, description: "name that the certificate of Redis must have, if it is not the host of the address" },
+    Variable { name: "REDIS_DB", default: "0", kind: Kind::Number(0, MAX_DATABASE), group: Group::Redis, description: "number of the Redis database" },
     Variable { name: "REDIS_CONNECTIONS", default: "4", kind: Kind::Number(1, 64), group: Group::Redis, description: "fetcher threads of each worker, with one Redis connection each" },
     Variable { name: "REDIS_TIMEOUT", default: "1000", kind: Kind::Milliseconds(MILLISECOND, MAX_REDIS_TIMEOUT), group: Group::Redis, description: "timeout of connecting, of the handshake and of each round trip" },
     Variable { name: "REDIS_TRACKING", default: "off", kind: Kind::Switch, group: Group::Redis, description: "receive invalidations from Redis, so that changes are visible at once" },
@@ -180,6 +190,11 @@ impl Kind {
         let seconds = |time: Duration| time.as_secs_f64();
         match self {
             Kind::Host => "a host name or an IP address, without a port".into(),
+            Kind::RedisUrl => {
+                "redis://, rediss://, valkey:// or valkeys:// with [user:password@]host[:port][/database], or \
+                 unix:///path[?db=database]"
+                    .into()
+            }
             Kind::Hosts => "host names separated by commas, without ports or wildcards".into(),
             Kind::Number(from, to) => format!("{from} to {to}").into(),
             Kind::Keys(from, to) => format!("{from} to {to} keys").into(),

@@ -31,7 +31,7 @@ pub use listen::{bind, check_port_free, check_port_handover, exposure_warning};
 pub use shutdown::WorkerHandle;
 pub use watchdog::{WATCHDOG_INTERVAL, Watchdog};
 
-use crate::backend::{BackendConfig, Pool};
+use crate::backend::{BackendConfig, Pool, RedisAccess};
 use crate::cache::Limits;
 use crate::config::Config;
 use crate::connection::Connection;
@@ -145,6 +145,7 @@ impl Worker {
         listener: TcpListener,
         config: &Config,
         connection_limit: ConnectionLimiter,
+        access: Arc<RedisAccess>,
         registry: Arc<MetricsRegistry>,
         worker_slot: Arc<WorkerSlot>,
     ) -> io::Result<Worker> {
@@ -153,7 +154,7 @@ impl Worker {
         let mut acceptor = Acceptor::new(listener, config.share_port);
         acceptor.register(poll.registry(), LISTENER)?;
         let wake = Arc::clone(&waker);
-        let pool = Pool::start(&backend_config(config), Arc::clone(&worker_slot), move || {
+        let pool = Pool::start(&backend_config(config, access), Arc::clone(&worker_slot), move || {
             // A full eventfd counter is no error here: mio resets it.
             if let Err(error) = wake.wake() {
                 log::error!("cannot wake the event loop, replies from Redis may be late: {error}");
@@ -373,13 +374,9 @@ impl Worker {
 }
 
 /// Returns the settings of the fetchers.
-pub fn backend_config(config: &Config) -> BackendConfig {
+pub fn backend_config(config: &Config, access: Arc<RedisAccess>) -> BackendConfig {
     BackendConfig {
-        host: config.redis_host.clone(),
-        port: config.redis_port,
-        username: config.redis_username.clone(),
-        password: config.redis_password.clone(),
-        database: i64::from(config.redis_db),
+        access,
         connections: config.redis_connections,
         timeout: config.redis_timeout,
         cache_ttl: config.cache_ttl,

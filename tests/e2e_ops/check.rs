@@ -1,6 +1,7 @@
 //! Tests of `segment-redis-proxy check`. docs/troubleshooting.md quotes each message.
 
 use crate::common::{Proxy, Redis};
+use segment_redis_proxy::config::VARIABLES;
 use std::process::{Command, Output};
 
 /// Runs the check with a loopback address and `variables`. Returns the exit code and all output.
@@ -54,7 +55,7 @@ const WRONG: [Case; 14] = [
         &[("REDIS_HOST", "redis://:secret@redis.internal:6380/0")],
         2,
         "segment-redis-proxy: REDIS_HOST=\"redis://...\" is a URL; allowed: a host name or an IP \
-         address, without a port; write REDIS_HOST=redis.internal and REDIS_PORT=6380, and REDIS_PASSWORD",
+         address, without a port; set REDIS_URL to it, and leave REDIS_HOST unset",
     ),
     (
         &[("REDIS_PORT", "tcp://10.0.0.11:6379")],
@@ -72,8 +73,8 @@ const WRONG: [Case; 14] = [
     (
         &[("REDIS_USERNAME", "app")],
         2,
-        "segment-redis-proxy: REDIS_USERNAME=\"app\" has no REDIS_PASSWORD; allowed: both or only REDIS_PASSWORD; set \
-         REDIS_PASSWORD too",
+        "segment-redis-proxy: REDIS_USERNAME=\"app\" has no password; allowed: both or only a password; set REDIS_PASSWORD or \
+         REDIS_PASSWORD_FILE too",
     ),
     (&[("PROXY_HOST", "no-such-name.invalid")], 1, "failed   PROXY_HOST: no-such-name.invalid does not resolve"),
     (
@@ -90,14 +91,14 @@ const WRONG: [Case; 14] = [
     (
         &[("REDIS_PORT", "1")],
         1,
-        "failed   Redis: 127.0.0.1:1: Connection refused (os error 111); check that Redis listens there (REDIS_HOST, \
-         REDIS_PORT)",
+        "failed   Redis: 127.0.0.1:1: Connection refused (os error 111); check that Redis listens there (REDIS_HOST \
+         and REDIS_PORT, or REDIS_URL)",
     ),
     (
         &[("REDIS_PORT", "6379"), ("REDIS_PASSWORD", "wrong")],
         1,
         "failed   Redis: 127.0.0.1:6379: Redis rejected AUTH - AuthenticationFailed: WRONGPASS invalid username-password \
-         pair or user is disabled.; check REDIS_USERNAME and REDIS_PASSWORD",
+         pair or user is disabled.; check the user and the password of Redis",
     ),
 ];
 
@@ -130,8 +131,9 @@ fn check_of_working_configuration_succeeds() {
     let (code, output) = check(&[("REDIS_PORT", &port), ("REDIS_TRACKING", "on")]);
     assert_eq!(code, Some(0), "{output}");
     let version = format!("ok       Redis: 127.0.0.1:{port}: Redis ");
+    let set = format!("ok       configuration: 6 of {} variables set", VARIABLES.len());
     for line in [
-        "ok       configuration: 6 of 28 variables set",
+        &set,
         "ok       PROXY_HOST: 127.0.0.1:0 can be bound",
         &version,
         "ok       read: works",

@@ -239,7 +239,7 @@ fn quoted_password_is_never_shown() {
         let response = proxy.get("/raw/a");
         assert!(response.status == 502 && response.text().contains("rejected AUTH"), "{response:?}");
         wait_for("the log has the remedy", || {
-            proxy.log().contains("check REDIS_USERNAME and REDIS_PASSWORD").then_some(())
+            proxy.log().contains("check the user and the password of Redis").then_some(())
         });
         let shown = [
             response.text(),

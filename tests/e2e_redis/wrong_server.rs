@@ -31,7 +31,7 @@ fn redis_with_tls_is_named() {
     let redis = Redis::start_with(&[&["--tls-port", &port][..], &files].concat());
     let proxy = Proxy::start_on_redis_port(port.parse().expect("a port"), &[]);
     wait_for_log(&proxy, "the server closed the connection before its first reply");
-    wait_for_log(&proxy, "it may expect TLS, which the proxy does not support");
+    wait_for_log(&proxy, "it may expect TLS (REDIS_TLS=on)");
     assert_eq!(proxy.get("/key/a").status, 503);
     drop(redis);
     std::fs::remove_dir_all(directory).expect("the directory can be removed");
@@ -44,9 +44,9 @@ fn server_of_another_protocol_is_named() {
         (
             &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
             "not a Redis server - Parse: the server speaks another protocol than Redis (its reply begins with \"HTTP/1.1 \
-             400 Bad Request",
+             400 Bad Request\\r\\n\\r\\n\"); check the address of Redis (REDIS_HOST and REDIS_PORT, or REDIS_URL)",
         ),
-        (b"\x15\x03\x01\x00\x02\x02\x46", "the server expects TLS, which the proxy does not support"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "the server expects TLS; set REDIS_TLS=on"),
     ] {
         let (port, _) = start_fake_redis(move |stream| {
             let mut request = [0; 512];
@@ -57,7 +57,6 @@ fn server_of_another_protocol_is_named() {
         });
         let proxy = Proxy::start_on_redis_port(port, &[]);
         wait_for_log(&proxy, expected);
-        wait_for_log(&proxy, "; check REDIS_HOST and REDIS_PORT");
         assert_eq!(proxy.get("/key/a").status, 502);
     }
 }
@@ -67,7 +66,7 @@ fn server_of_another_protocol_is_named() {
 fn superfluous_password_is_named() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_PASSWORD", "word")]);
-    wait_for_log(&proxy, "Redis has no password: unset REDIS_PASSWORD, or set requirepass in Redis");
+    wait_for_log(&proxy, "Redis has no password: configure none here, or set requirepass in Redis");
 }
 
 /// A redirection to another node of a cluster becomes an error that explains itself. A client
@@ -105,7 +104,7 @@ fn cluster_redirection_is_explained() {
     assert!(response.status == 502 && response.text().contains("Redis is a node of a cluster"), "{response:?}");
     let reply = RespClient::connect(proxy.address).call_text("GET a");
     assert!(reply.starts_with("-ERR Redis is a node of a cluster, and another node has this key"), "{reply}");
-    wait_for_log(&proxy, "is a node of a cluster: keys of other nodes cannot be read; set REDIS_HOST");
+    wait_for_log(&proxy, "is a node of a cluster: keys of other nodes cannot be read; use a Redis without a cluster");
     for number in 0..2 {
         let state = directory.join(format!("segment-nodes-{}-{number}.conf", std::process::id()));
         std::fs::remove_file(state).expect("the file of the cluster's state");

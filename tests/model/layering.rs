@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Dependencies, each with the modules that use it.
-const CRATES: [(&str, &[&str]); 15] = [
+const CRATES: [(&str, &[&str]); 16] = [
     ("base64", &["protocol"]),
     ("env_logger", &["main"]),
     ("httparse", &["protocol"]),
@@ -19,11 +19,12 @@ const CRATES: [(&str, &[&str]); 15] = [
     ("redis", &["backend"]),
     ("rlimit", &["server"]),
     ("rustix", &["server"]),
-    ("rustls", &["tls_files"]),
+    ("rustls", &["tls_files", "backend"]),
     ("signal_hook", &["main"]),
     ("slab", &["inflight", "server"]),
-    ("socket2", &["server"]),
+    ("socket2", &["backend", "server"]),
     ("tikv_jemallocator", &["main"]),
+    ("webpki_roots", &["backend"]),
 ];
 
 /// Modules that read the clock. The backend bounds its blocking calls, and `main` the time that

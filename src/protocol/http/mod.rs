@@ -17,7 +17,7 @@ pub use body::{Body, BodyError};
 pub use decode::{Head, HeadDecoder, HttpOperation, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
 pub use encode::{AdminResponse, ResponseDate, encode_admin, encode_options, encode_refusal, encode_reply, status_of};
 pub use host::AllowedHosts;
-pub use target::may_be_admin_request;
+pub use target::{may_be_admin_request, percent_decode};
 
 /// Representation of a value that a client asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

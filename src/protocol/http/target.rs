@@ -195,7 +195,7 @@ fn strip_query(path: &[u8]) -> &[u8] {
 /// Decodes percent-escapes (RFC 3986, section 2.1). A plus sign stays a plus sign.
 ///
 /// Returns `None` if an escape is malformed, because a guess would give a key two names.
-fn percent_decode<'a>(encoded: &[u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+pub fn percent_decode<'a>(encoded: &[u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
     scratch.clear();
     let mut bytes = encoded.iter();
     while let Some(&byte) = bytes.next() {

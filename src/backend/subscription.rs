@@ -1,0 +1,208 @@
+//! Subscription to invalidations, and the messages that then arrive on its connection.
+//!
+//! In RESP3 the messages are pushes (`CLIENT TRACKING ON BCAST`). The connection also subscribes to
+//! their channel: Redis then never closes it as idle, and applies its limit for slow subscribers.
+//! It may still ask for the role of the server. Some services support only this form.
+//!
+//! Where Redis refuses `HELLO 3`, the connection stays in RESP2. It redirects its messages to itself
+//! and receives them as those of the channel. It can then send `PING` only.
+
+use super::connect::{is_command_denied, is_outage};
+use super::reader::desync_error;
+use super::wire::Wire;
+use crate::types::Invalidation;
+use redis::{PushKind, RedisResult, Value};
+
+/// Channel of the invalidations.
+const CHANNEL: &str = "__redis__:invalidate";
+
+/// Protocol version of a tracking connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TrackingProtocol {
+    Resp2,
+    Resp3,
+}
+
+/// Request on a tracking connection that has no reply yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Awaited {
+    Nothing,
+    /// The reply to `PING`. That to `ROLE` follows in RESP3.
+    Pong,
+    /// The reply to `ROLE`.
+    Role,
+}
+
+/// Message on a tracking connection.
+#[derive(Debug, PartialEq)]
+pub(super) enum Message {
+    Invalidations(Vec<Invalidation>),
+    /// Reply to `PING`.
+    Pong,
+    Role(Role),
+    /// Push that does not concern the cache.
+    Ignored,
+}
+
+/// Role of the server, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Primary,
+    Replica,
+    /// Redis denies `ROLE`.
+    Denied,
+    /// Another role, or an unknown form of the reply.
+    Other,
+}
+
+/// Subscribes a connection to invalidations. Fails while Redis loads its data or has lost its
+/// master. A subscription would then flush the cache while Redis serves no reads, and stale values
+/// may be needed.
+pub(super) fn subscribe(wire: &mut Wire) -> RedisResult<TrackingProtocol> {
+    check_serving(wire.request(&redis::cmd("PING")))?;
+    wire.send(&redis::cmd("HELLO").arg(3).get_packed_command())?;
+    match wire.receive()? {
+        Value::Map(_) => subscribe_resp3(wire).map(|()| TrackingProtocol::Resp3),
+        _ => subscribe_resp2(wire).map(|()| TrackingProtocol::Resp2),
+    }
+}
+
+fn subscribe_resp2(wire: &mut Wire) -> RedisResult<()> {
+    let Value::Int(id) = wire.request(redis::cmd("CLIENT").arg("ID"))? else { return Err(desync_error("CLIENT ID")) };
+    wire.request(redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("REDIRECT").arg(id).arg("BCAST"))?;
+    wire.request(redis::cmd("SUBSCRIBE").arg(CHANNEL)).map(|_| ())
+}
+
+fn subscribe_resp3(wire: &mut Wire) -> RedisResult<()> {
+    wire.request(redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("BCAST"))?;
+    wire.send(&redis::cmd("SUBSCRIBE").arg(CHANNEL).get_packed_command())?;
+    loop {
+        match wire.receive()? {
+            Value::Push { kind: PushKind::Subscribe, .. } => return Ok(()),
+            // The caller invalidates everything after this.
+            Value::Push { .. } => {}
+            Value::ServerError(error) => {
+                let error = error.into();
+                // The invalidations arrive without the subscription too.
+                return if is_command_denied(&error) { Ok(()) } else { Err(error) };
+            }
+            _ => return Err(desync_error("SUBSCRIBE")),
+        }
+    }
+}
+
+/// Returns an error if a reply to `PING` means that Redis does not serve reads.
+fn check_serving(reply: RedisResult<Value>) -> RedisResult<()> {
+    match reply.and_then(Value::extract_error) {
+        Err(error) if is_outage(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the commands that check the connection, packed.
+pub(super) fn check_commands(protocol: TrackingProtocol) -> Vec<u8> {
+    let mut packed = redis::cmd("PING").get_packed_command();
+    if protocol == TrackingProtocol::Resp3 {
+        redis::cmd("ROLE").write_packed_command(&mut packed);
+    }
+    packed
+}
+
+/// Parses a message. What is neither an invalidation nor an awaited reply invalidates everything.
+pub(super) fn parse_message(value: Value, protocol: TrackingProtocol, awaited: Awaited) -> RedisResult<Message> {
+    match (value, protocol, awaited) {
+        (Value::Push { kind: PushKind::Invalidate, data }, ..) => {
+            Ok(Message::Invalidations(parse_invalidations(data.into_iter().next().unwrap_or(Value::Okay))))
+        }
+        // A client of Redis published something on the channel.
+        (Value::Push { kind: PushKind::Message | PushKind::Subscribe, .. }, ..) => Ok(Message::Ignored),
+        (Value::Array(parts), TrackingProtocol::Resp2, _) => Ok(parse_published(parts)),
+        (value, TrackingProtocol::Resp3, Awaited::Role) => Ok(Message::Role(parse_role(value))),
+        (value, _, Awaited::Pong) => check_serving(Ok(value)).map(|()| Message::Pong),
+        _ => Ok(Message::Invalidations(invalidate_unreadable())),
+    }
+}
+
+/// Parses an array in RESP2: a published message, or the reply to `PING` of a subscriber.
+fn parse_published(parts: Vec<Value>) -> Message {
+    let mut parts = parts.into_iter();
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(Value::BulkString(kind)), _, None) if kind == b"pong" => Message::Pong,
+        (Some(Value::BulkString(kind)), _, Some(payload)) if kind == b"message" => {
+            Message::Invalidations(parse_invalidations(payload))
+        }
+        _ => Message::Invalidations(invalidate_unreadable()),
+    }
+}
+
+/// Parses a reply to `ROLE`.
+fn parse_role(value: Value) -> Role {
+    match value {
+        Value::Array(parts) => match parts.into_iter().next() {
+            Some(Value::BulkString(role)) if role == b"master" => Role::Primary,
+            Some(Value::BulkString(role)) if role == b"slave" => Role::Replica,
+            _ => Role::Other,
+        },
+        Value::ServerError(error) if is_command_denied(&error.clone().into()) => Role::Denied,
+        _ => Role::Other,
+    }
+}
+
+/// Returns the invalidations in a payload, which is a list of keys, or nil for a flush.
+fn parse_invalidations(payload: Value) -> Vec<Invalidation> {
+    match payload {
+        Value::Nil => vec![Invalidation::All],
+        Value::Array(keys) => {
+            let key = |key| if let Value::BulkString(name) = key { Invalidation::Key(name) } else { Invalidation::All };
+            keys.into_iter().map(key).collect()
+        }
+        _ => invalidate_unreadable(),
+    }
+}
+
+/// Returns an invalidation of everything, for a message that cannot be parsed.
+fn invalidate_unreadable() -> Vec<Invalidation> {
+    log::warn!("unreadable invalidation message from Redis: cache flushed");
+    vec![Invalidation::All]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(bytes: &[u8], protocol: TrackingProtocol, awaited: Awaited) -> RedisResult<Message> {
+        parse_message(redis::parse_redis_value(bytes).expect("a value"), protocol, awaited)
+    }
+
+    /// Invalidations are read in both protocols. Other messages flush, unless they are awaited.
+    #[test]
+    fn messages_are_told_apart() {
+        let keys =
+            |keys: &[&[u8]]| Message::Invalidations(keys.iter().map(|key| Invalidation::Key(key.to_vec())).collect());
+        let all = || Message::Invalidations(vec![Invalidation::All]);
+        let role = |role| Message::Role(role);
+        use {Awaited::*, TrackingProtocol::*};
+        for (bytes, protocol, awaited, expected) in [
+            (&b">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n"[..], Resp3, Pong, keys(&[b"a", b"b"])),
+            (b">2\r\n+invalidate\r\n_\r\n", Resp3, Nothing, all()),
+            (b">2\r\n$10\r\ninvalidate\r\n:1\r\n", Resp3, Nothing, all()),
+            (b">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nx\r\n", Resp3, Nothing, Message::Ignored),
+            (b">2\r\n$5\r\nother\r\n$1\r\nx\r\n", Resp3, Nothing, all()),
+            (b"+PONG\r\n", Resp3, Pong, Message::Pong),
+            (b"+PONG\r\n", Resp3, Nothing, all()),
+            (b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n", Resp3, Awaited::Role, role(super::Role::Primary)),
+            (b"*2\r\n$5\r\nslave\r\n:0\r\n", Resp3, Awaited::Role, role(super::Role::Replica)),
+            (b"-NOPERM no\r\n", Resp3, Awaited::Role, role(super::Role::Denied)),
+            (b"-ERR what\r\n", Resp3, Awaited::Role, role(super::Role::Other)),
+            (b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n*1\r\n$1\r\na\r\n", Resp2, Nothing, keys(&[b"a"])),
+            (b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n*-1\r\n", Resp2, Nothing, all()),
+            (b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", Resp2, Pong, Message::Pong),
+            (b"*1\r\n$4\r\nwhat\r\n", Resp2, Pong, all()),
+        ] {
+            let parsed = parse(bytes, protocol, awaited).expect("no error");
+            assert_eq!(parsed, expected, "{} {protocol:?} {awaited:?}", bytes.escape_ascii());
+        }
+        assert!(parse(b"-LOADING\r\n", Resp3, Pong).is_err() && parse(b"-MASTERDOWN\r\n", Resp2, Pong).is_err());
+        assert_eq!(parse(b"-MISCONF\r\n", Resp2, Pong).ok(), Some(Message::Pong));
+    }
+}
