@@ -10,6 +10,7 @@
 )]
 
 pub mod admin;
+pub mod certificates;
 pub mod client;
 pub mod entries;
 pub mod freshness;
@@ -18,6 +19,7 @@ pub mod resolver;
 pub mod resp;
 pub mod strace;
 pub mod testbed;
+pub mod transport;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
@@ -224,16 +226,13 @@ impl Proxy {
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("REDIS_HOST", "127.0.0.1")
-            .env("REDIS_PORT", redis_port.to_string())
             .env("PROXY_HOST", "127.0.0.1")
             .env("PROXY_PORT", "0")
             .env("CACHE_SIZE", "100000")
             // Longer than the default of a second: a busy machine is not an outage of Redis.
-            .env("REDIS_TIMEOUT", "20000")
-            .envs(variables.iter().copied())
-            .spawn()
-            .expect("the binary starts")
+            .env("REDIS_TIMEOUT", "20000");
+        transport::configure(command, redis_port, variables);
+        command.spawn().expect("the binary starts")
     }
 
     /// Starts a proxy with a command that logs to a pipe, and reads `log` only until the proxy

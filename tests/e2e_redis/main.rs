@@ -9,5 +9,6 @@ mod freshness;
 mod redis_faults;
 mod redis_states;
 mod tracking_loss;
+mod transport;
 mod value_limits;
 mod wrong_server;
