@@ -2,11 +2,10 @@
 //! and certificates can be read again while connections are in use.
 
 use super::stream::Endpoint;
+use super::tls::TlsConnector;
 use crate::secret::Secret;
 use crate::upstream::{Upstream, UpstreamAddress};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-pub(super) use super::tls::TlsConnector;
 
 /// Address, credentials and TLS settings, read from their files.
 pub struct RedisAccess {

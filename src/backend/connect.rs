@@ -269,7 +269,8 @@ pub(super) fn describe_error(error: &RedisError) -> String {
     let text = single_line(error);
     if error.is_timeout() {
         // The system's text is "Resource temporarily unavailable".
-        return "no reply within REDIS_TIMEOUT".into();
+        let is_own = text.contains("REDIS_TIMEOUT");
+        return if is_own { text } else { "no reply within REDIS_TIMEOUT".into() };
     }
     if text.contains("failed to lookup address") {
         return format!(

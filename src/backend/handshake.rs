@@ -42,6 +42,7 @@ fn exchange(access: &RedisAccess, username: Option<&str>, wire: &mut Wire) -> Re
         // Redis may have sent the reason before it closed the connection.
         return Err(match wire.receive_first() {
             Ok(Value::ServerError(reason)) => handshake_error(steps[0], reason),
+            Err(reason) if !reason.is_connection_dropped() => reason,
             _ => closed_early(error),
         });
     }

@@ -3,7 +3,9 @@
 //! Each read and write waits until the deadline at most, however small the pieces are that arrive.
 //! The timeouts of the kernel count from each system call, so they are set again as time passes.
 
-use super::access::TlsConnector;
+#[cfg(feature = "tls")]
+use super::tls;
+use super::tls::TlsConnector;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -130,7 +132,7 @@ impl Read for Stream {
         match self {
             Stream::Plain(socket) => socket.read(buffer),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.read(buffer),
+            Stream::Tls(stream) => stream.read(buffer).map_err(tls::explain),
         }
     }
 }
@@ -140,7 +142,7 @@ impl Write for Stream {
         match self {
             Stream::Plain(socket) => socket.write(bytes),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.write(bytes),
+            Stream::Tls(stream) => stream.write(bytes).map_err(tls::explain),
         }
     }
 
@@ -148,7 +150,7 @@ impl Write for Stream {
         match self {
             Stream::Plain(socket) => socket.flush(),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.flush(),
+            Stream::Tls(stream) => stream.flush().map_err(tls::explain),
         }
     }
 }

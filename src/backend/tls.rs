@@ -18,6 +18,10 @@ use std::time::Instant;
 /// takes 2 ms of Redis' only thread.)
 const MAX_HANDSHAKES: usize = 8;
 
+/// Text of a timeout in the handshake.
+const NO_HANDSHAKE: &str =
+    "no reply to the TLS handshake within REDIS_TIMEOUT; the server may not speak TLS at this port";
+
 /// Client side of TLS to one Redis.
 pub struct TlsConnector {
     settings: UpstreamTls,
@@ -77,7 +81,7 @@ impl TlsConnector {
         let mut client = ClientConnection::new(config, self.name.clone()).map_err(io::Error::other)?;
         let mut socket = socket;
         while client.is_handshaking() {
-            client.complete_io(&mut socket).map_err(explain)?;
+            client.complete_io(&mut socket).map_err(describe_handshake)?;
         }
         drop(permit);
         log::debug!(
@@ -122,6 +126,14 @@ fn client_config(settings: &UpstreamTls) -> Result<ClientConfig, String> {
     })
 }
 
+/// Describes an error of a handshake. A Redis without TLS waits for the rest of a command.
+fn describe_handshake(error: io::Error) -> io::Error {
+    if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) {
+        return io::Error::new(io::ErrorKind::TimedOut, NO_HANDSHAKE);
+    }
+    explain(error)
+}
+
 /// Returns the error of a TLS stream with its usual cause and remedy.
 pub(super) fn explain(error: io::Error) -> io::Error {
     let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else { return error };
@@ -139,6 +151,10 @@ fn explanation(error: &rustls::Error) -> String {
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. } => "renew the certificate of Redis, and check the clocks",
+            // A certificate made by `openssl req -x509` alone is its own authority.
+            other if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+                "it is the certificate of an authority: let the authority issue one for Redis (basicConstraints=CA:FALSE)"
+            }
             _ => "replace the certificate of Redis",
         },
         rustls::Error::AlertReceived(

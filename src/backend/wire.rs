@@ -5,8 +5,8 @@
 //! one. A tracking connection times out in every second without a message, and would lose a message
 //! each time. It also bounds each read, not a whole reply, and resolves and verifies one name.
 
-use super::access::TlsConnector;
 use super::stream::{Endpoint, Stream};
+use super::tls::TlsConnector;
 use redis::{Cmd, ErrorKind, Parser, RedisError, RedisResult, Value};
 use std::io::{self, Read, Write};
 use std::time::Instant;
