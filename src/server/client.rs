@@ -10,18 +10,14 @@
 //! of the thread, which costs four atomic operations (2 % of a hit).
 
 use super::Scratch;
+use super::stream::ClientStream;
 use super::timeouts::{Activity, ClientTimer, TimeoutAction, TimeoutConfig};
 use crate::connection::{Connection, DecodeContext};
 use crate::dispatch::Dispatcher;
 use crate::metrics::TimeoutKind;
 use crate::protocol::MAX_IOVECS;
 use crate::types::Millis;
-use mio::net::TcpStream;
-use rustix::net::{RecvFlags, SendFlags};
-use socket2::SockRef;
-use std::io::{self, IoSlice, Write};
-use std::net::Shutdown;
-use std::time::Duration;
+use std::io::{self, IoSlice};
 
 /// Maximum number of bytes sent in one turn: a value of 64 KiB and some more (about 10 us). (With
 /// 256 KiB, one reader of 64 MiB made the p99.9 of hits four times as long.)
@@ -57,7 +53,7 @@ pub(super) enum TurnResult {
 /// Client of an event loop.
 pub(super) struct Client {
     pub(super) connection: Connection,
-    stream: TcpStream,
+    stream: ClientStream,
     readable: bool,
     writable: bool,
     /// The kernel reported that the client closed its end: reads continue until one returns
@@ -84,7 +80,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(stream: TcpStream, connection: Connection, rejected: bool, now: Millis) -> Client {
+    pub(super) fn new(stream: ClientStream, connection: Connection, rejected: bool, now: Millis) -> Client {
         let activity = if rejected { Activity::Rejected } else { Activity::Idle(0) };
         Client {
             connection,
@@ -145,8 +141,7 @@ impl Client {
             }
             TimeoutAction::Close => TurnResult::Close,
             TimeoutAction::Reset => {
-                // On failure the kernel keeps sending, until it gives up by itself.
-                let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+                self.stream.discard_on_close();
                 TurnResult::Close
             }
         }
@@ -225,7 +220,7 @@ impl Client {
 
     /// Ends the output stream. The input is discarded from now on.
     fn start_linger(&mut self) -> TurnResult {
-        match self.stream.shutdown(Shutdown::Write) {
+        match self.stream.shutdown_write() {
             Ok(()) => {
                 self.linger_bytes_left = Some(MAX_LINGER_BYTES);
                 TurnResult::Linger
@@ -242,7 +237,7 @@ impl Client {
                 Some([]) => break,
                 Some(bytes) => {
                     let bytes = &bytes[..bytes.len().min(max_bytes - sent)];
-                    (write(&self.stream, bytes), bytes.len())
+                    (self.stream.send(bytes), bytes.len())
                 }
                 None => {
                     let mut slices = [IoSlice::new(&[]); MAX_IOVECS];
@@ -250,7 +245,7 @@ impl Client {
                     let length = slices[..count].iter().map(|slice| slice.len()).sum();
                     // The send buffer is not empty, and its first chunk was rendered.
                     debug_assert!(length > 0);
-                    (self.stream.write_vectored(&slices[..count]), length)
+                    (self.stream.send_vectored(&slices[..count]), length)
                 }
             };
             match result {
@@ -283,7 +278,7 @@ impl Client {
 
     /// Reads once, and updates the readiness of the socket. Returns 0 if there was no input.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match read(&self.stream, buffer) {
+        match self.stream.recv(buffer) {
             Ok(0) => {
                 (self.readable, self.read_eof) = (false, true);
                 Ok(0)
@@ -317,16 +312,6 @@ impl Client {
     }
 }
 
-/// Reads into `buffer` by a direct system call.
-fn read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(rustix::net::recv(stream, buffer, RecvFlags::empty())?.0)
-}
-
-/// Writes as much as the socket accepts by a direct system call.
-fn write(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?)
-}
-
 /// Returns the kind of timeout to record for a client, if a timeout closes it.
 fn timeout_kind(action: TimeoutAction, activity: Activity) -> Option<TimeoutKind> {
     match (action, activity) {
@@ -348,6 +333,9 @@ mod tests {
     use crate::read_through::{Lookup, ReadThrough};
     use crate::types::{Completion, FetchedValue, RequestId};
     use crate::value::Value;
+    use mio::net::TcpStream;
+    use socket2::SockRef;
+    use std::io::Write;
     use std::time::SystemTime;
 
     const TIMEOUTS: TimeoutConfig = TimeoutConfig { request: 10, idle: 1_000_000, write: 1_000_000, linger: 1_000_000 };
@@ -375,7 +363,8 @@ mod tests {
             {
             }
             stream.set_nonblocking(true).expect("non-blocking mode");
-            let mut client = Client::new(TcpStream::from_std(stream), Connection::new(1, 0), false, 0);
+            let mut client =
+                Client::new(ClientStream::Tcp(TcpStream::from_std(stream)), Connection::new(1, 0), false, 0);
             client.readable = true;
             let mut read_through =
                 ReadThrough::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);

@@ -3,9 +3,10 @@
 //! Several event loops and proxies can share a port. Without free file descriptors, accepting backs
 //! off and retries.
 
+use super::stream::ClientStream;
 use crate::log_throttle::LogThrottle;
 use crate::types::Millis;
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
@@ -118,7 +119,7 @@ fn drop_syn_filter() -> [SockFilter; 4] {
 /// Result of [`Acceptor::accept`].
 pub(super) enum AcceptResult {
     /// A connection, and the address of the client.
-    Stream(TcpStream, SocketAddr),
+    Stream(ClientStream, SocketAddr),
     /// The connection was gone already; others may be pending.
     Retry,
     /// No connection is pending, or accepting backs off.
@@ -212,7 +213,7 @@ impl Acceptor {
         match listener.accept() {
             Ok((stream, address)) => {
                 self.backoff_until = None;
-                AcceptResult::Stream(stream, address)
+                AcceptResult::Stream(ClientStream::Tcp(stream), address)
             }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => {

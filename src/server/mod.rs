@@ -23,6 +23,7 @@ mod connection_limit;
 mod listen;
 mod scheduler;
 mod shutdown;
+mod stream;
 mod timeouts;
 mod watchdog;
 
@@ -52,6 +53,7 @@ use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use stream::ClientStream;
 use timeouts::TimeoutConfig;
 
 const LISTENER: Token = Token(usize::MAX - 1);
@@ -302,9 +304,8 @@ impl Worker {
         }
     }
 
-    fn add_client(&mut self, mut stream: mio::net::TcpStream, address: IpAddr) {
-        // Replies are written whole, so Nagle's algorithm would only delay them.
-        if let Err(error) = stream.set_nodelay(true) {
+    fn add_client(&mut self, mut stream: ClientStream, address: IpAddr) {
+        if let Err(error) = stream.disable_delay() {
             log::debug!("client connection closed before its first request: {error}");
             return;
         }
