@@ -4,7 +4,7 @@
 use super::choices::Choices;
 use segment_redis_proxy::protocol::Decoded;
 use segment_redis_proxy::protocol::http::{
-    self, AllowedHosts, Body, Head, HeadDecoder, HttpOperation, HttpRefusal, MAX_HEAD_BYTES, Policy,
+    self, AllowedHosts, Body, Head, HeadDecoder, HttpOperation, HttpRefusal, MAX_HEAD_BYTES, Policy, Resources,
 };
 
 /// Length of the empty line that may precede a head.
@@ -29,8 +29,11 @@ pub fn check(input: &[u8]) {
 
 /// Decodes a head. The only function that knows the decoder. It refuses hosts other than `x`.
 fn decode<'a>(wire: &'a [u8], decoder: &'a mut HeadDecoder) -> Decoded<Head<'a>, HttpRefusal> {
-    let policy =
-        Policy { allowed_hosts: AllowedHosts::parse("x").unwrap_or_default(), admin: true, ..Policy::default() };
+    let policy = Policy {
+        allowed_hosts: AllowedHosts::parse("x").unwrap_or_default(),
+        resources: Resources::All,
+        ..Policy::default()
+    };
     http::decode(wire, &policy, decoder)
 }
 

@@ -204,6 +204,9 @@ impl Connection {
             ProtocolState::Http(_) => self.decode_http(input, context),
             ProtocolState::Rejecting => self.reject(input, context),
             ProtocolState::Detecting => match resp::is_resp(input) {
+                Some(true) if context.policy.resources == http::Resources::Admin => {
+                    self.refuse_resp(input, &mut context.reply, resp::encode_admin_port)
+                }
                 Some(true) => {
                     self.protocol = ProtocolState::Resp(Session::new(self.id, self.database));
                     self.decode_resp(input, &mut context.reply)

@@ -52,6 +52,19 @@ impl Connection {
         DecodeStep::Consumed(consumed)
     }
 
+    /// Refuses the first command with the error that `encode` appends, and closes the connection.
+    pub(super) fn refuse_resp<'a>(
+        &mut self,
+        input: &[u8],
+        context: &mut ReplyContext<'_>,
+        encode: impl FnOnce(&mut SendBuffer),
+    ) -> DecodeStep<'a> {
+        self.phase = Phase::Closing { unread: true };
+        context.recorder.begin_request(&self.address, |text| log_first_command(text, input));
+        self.replies.push_resp(RequestOutcome::Refused, context, encode);
+        DecodeStep::Consumed(input.len())
+    }
+
     /// Runs a command, or returns the step that completes it. `unread` is true if more input
     /// follows.
     fn run_command<'a>(

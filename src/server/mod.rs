@@ -39,7 +39,7 @@ use crate::connection::Connection;
 use crate::dispatch::sync_metrics;
 use crate::log_writer::LogWriter;
 use crate::metrics::{MetricsRegistry, WorkerSlot};
-use crate::protocol::http::{HeadDecoder, Policy};
+use crate::protocol::http::{self, HeadDecoder, Policy};
 use crate::read_through::ReadThrough;
 use crate::types::{Completion, Failure, Invalidation, Job, Millis};
 use client::Client;
@@ -181,7 +181,11 @@ impl Worker {
             acceptor,
             clients: Clients::new(connection_limit.max_connections().div_ceil(config.workers), timeouts),
             connection_limit,
-            policy: Policy { allowed_hosts: config.allowed_hosts.clone(), admin: config.admin, ..Policy::default() },
+            policy: Policy {
+                allowed_hosts: config.allowed_hosts.clone(),
+                resources: if config.admin { http::Resources::All } else { http::Resources::Keys },
+                ..Policy::default()
+            },
             read_through: ReadThrough::new(limits, millis(config.cache_ttl), millis(config.redis_timeout)),
             backend: Backend {
                 pool,

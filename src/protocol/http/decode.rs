@@ -205,7 +205,7 @@ fn interpret<'a>(
     let keep_alive = fields.keep_alive && is_known_method(method) && method != "CONNECT";
     let (view, operation) =
         if policy.allowed_hosts.allows(target.host.unwrap_or(fields.host)) || target.is_health_check() {
-            target.interpret(method, policy.admin, key_scratch)
+            target.interpret(method, policy.resources, key_scratch)
         } else {
             (View::Json, HttpOperation::Refuse(HOST_NOT_ALLOWED))
         };

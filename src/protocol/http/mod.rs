@@ -44,13 +44,25 @@ pub enum AdminEndpoint {
     Readyz,
 }
 
+/// Resources that a listener serves, besides the health endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resources {
+    /// Keys: the dashboard and metrics are off, or have a port of their own.
+    #[default]
+    Keys,
+    /// Keys, the dashboard and metrics.
+    All,
+    /// The dashboard and metrics: the listener of `ADMIN_PORT`.
+    Admin,
+}
+
 /// Rules of this server that the standards leave open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Hosts that requests may be addressed to.
     pub allowed_hosts: AllowedHosts,
-    /// True if the dashboard and metrics are served, and not only health.
-    pub admin: bool,
+    /// Resources that this listener serves.
+    pub resources: Resources,
     /// True if each client's next response announces that it is the last.
     pub announce_close: bool,
 }

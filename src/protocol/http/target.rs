@@ -2,7 +2,7 @@
 //! 9112, section 3.2).
 
 use super::host::parse_authority;
-use super::{AdminEndpoint, HttpOperation, HttpRefusal, Status, View, bad_request};
+use super::{AdminEndpoint, HttpOperation, HttpRefusal, Resources, Status, View, bad_request};
 
 /// Methods that the proxy knows and does not support: those of RFC 9110, and PATCH (RFC 5789). Any
 /// other method is unknown.
@@ -87,10 +87,11 @@ const ADMIN_PATHS: [(&str, AdminEndpoint); 5] = [
 ];
 
 impl AdminEndpoint {
-    /// Returns the endpoint at `path`. Without `admin`, only the health endpoints exist.
-    fn from_path(path: &[u8], admin: bool) -> Option<AdminEndpoint> {
+    /// Returns the endpoint at `path`, if a listener of `resources` serves it.
+    fn from_path(path: &[u8], resources: Resources) -> Option<AdminEndpoint> {
         let (_, endpoint) = ADMIN_PATHS.into_iter().find(|(candidate, _)| candidate.as_bytes() == path)?;
-        (admin || matches!(endpoint, AdminEndpoint::Healthz | AdminEndpoint::Readyz)).then_some(endpoint)
+        let is_health = matches!(endpoint, AdminEndpoint::Healthz | AdminEndpoint::Readyz);
+        (is_health || resources != Resources::Keys).then_some(endpoint)
     }
 }
 
@@ -132,23 +133,29 @@ impl<'a> RequestTarget<'a> {
     /// Returns true for a health endpoint. Health checkers address a server by its IP address, so
     /// these endpoints answer for any host.
     pub fn is_health_check(&self) -> bool {
-        matches!(self.path, Path::Resource(path) if AdminEndpoint::from_path(path, false).is_some())
+        matches!(self.path, Path::Resource(path) if AdminEndpoint::from_path(path, Resources::Keys).is_some())
     }
 
-    /// Returns the operation that `method` requests. Without `admin`, only the health endpoints
-    /// exist. A key with percent-escapes is decoded into `key_scratch`.
-    pub fn interpret(&self, method: &str, admin: bool, key_scratch: &'a mut Vec<u8>) -> (View, HttpOperation<'a>) {
+    /// Returns the operation that `method` requests of a listener of `resources`. A key with
+    /// percent-escapes is decoded into `key_scratch`.
+    pub fn interpret(
+        &self,
+        method: &str,
+        resources: Resources,
+        key_scratch: &'a mut Vec<u8>,
+    ) -> (View, HttpOperation<'a>) {
         let (view, key, endpoint) = match self.path {
             Path::Resource(path) => match (path.strip_prefix(b"/key/"), path.strip_prefix(b"/raw/")) {
                 (Some(key), _) => (View::Json, Some(key), None),
                 (_, Some(key)) => (View::Raw, Some(key), None),
-                _ => (View::Json, None, AdminEndpoint::from_path(path, admin)),
+                _ => (View::Json, None, AdminEndpoint::from_path(path, resources)),
             },
             Path::ServerWide | Path::Tunnel | Path::HttpsScheme => (View::Json, None, None),
         };
         let exists = key.is_some() || endpoint.is_some();
         let operation = match (method, &self.path) {
             (_, Path::HttpsScheme) => HttpOperation::Refuse(HTTPS_NOT_SERVED),
+            _ if resources == Resources::Admin && key.is_some() => HttpOperation::Refuse(NO_KEYS_ON_ADMIN_PORT),
             ("OPTIONS", Path::ServerWide) => HttpOperation::Options,
             ("OPTIONS", _) if exists => HttpOperation::Options,
             ("GET" | "HEAD", _) if exists => match (endpoint, key.unwrap_or_default()) {
@@ -182,6 +189,11 @@ impl<'a> RequestTarget<'a> {
 const HTTPS_NOT_SERVED: HttpRefusal = HttpRefusal {
     status: Status::MisdirectedRequest,
     message: "the proxy does not serve https URLs; use an http URL or a path",
+};
+
+const NO_KEYS_ON_ADMIN_PORT: HttpRefusal = HttpRefusal {
+    status: Status::NotFound,
+    message: "no keys on this port (ADMIN_PORT); request them from PROXY_PORT or PROXY_SOCKET",
 };
 
 const PATH_NOT_FOUND: HttpRefusal =
@@ -218,7 +230,7 @@ mod tests {
     fn interpret(method: &str, target: &str) -> Result<String, Status> {
         let mut scratch = Vec::new();
         let parsed = RequestTarget::parse(method, target.as_bytes()).ok_or(Status::BadRequest)?;
-        match parsed.interpret(method, true, &mut scratch) {
+        match parsed.interpret(method, Resources::All, &mut scratch) {
             (view, HttpOperation::Get(key)) => Ok(format!("{view:?} {}", String::from_utf8_lossy(key))),
             (_, HttpOperation::Options) => Ok("options".into()),
             (_, HttpOperation::Admin(endpoint)) => Ok(format!("{endpoint:?}")),
@@ -305,20 +317,27 @@ mod tests {
         }
     }
 
-    /// Without `admin`, only the health endpoints exist.
+    /// Each listener serves its own resources, and all serve the health endpoints.
     #[test]
-    fn admin_off_leaves_health_only() {
-        for (target, exists) in
-            [("/", false), ("/metrics", false), ("/stats", false), ("/healthz", true), ("/readyz", true)]
-        {
+    fn resources_select_paths() {
+        for (target, without_admin, is_key) in [
+            ("/", false, false),
+            ("/metrics", false, false),
+            ("/stats", false, false),
+            ("/healthz", true, false),
+            ("/readyz", true, false),
+            ("/key/a", true, true),
+            ("/raw/%61", true, true),
+        ] {
             let parsed = RequestTarget::parse("GET", target.as_bytes()).expect("a target");
-            let mut scratch = Vec::new();
-            assert_eq!(
-                matches!(parsed.interpret("GET", false, &mut scratch).1, HttpOperation::Admin(_)),
-                exists,
-                "{target}"
-            );
-            assert_eq!(parsed.is_health_check(), exists, "{target}");
+            assert_eq!(parsed.is_health_check(), without_admin && !is_key, "{target}");
+            for (resources, is_served) in
+                [(Resources::Keys, without_admin), (Resources::All, true), (Resources::Admin, !is_key)]
+            {
+                let mut scratch = Vec::new();
+                let (_, operation) = parsed.interpret("GET", resources, &mut scratch);
+                assert_eq!(!matches!(operation, HttpOperation::Refuse(_)), is_served, "{target} {resources:?}");
+            }
         }
     }
 

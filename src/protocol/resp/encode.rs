@@ -136,6 +136,12 @@ pub fn encode_too_many_clients(out: &mut SendBuffer) {
     encode_error("ERR max number of clients reached", out);
 }
 
+/// Appends the error for a client of the admin port, which serves no commands. The connection closes
+/// after it.
+pub fn encode_admin_port(out: &mut SendBuffer) {
+    encode_error("ERR this port (ADMIN_PORT) serves only HTTP; send commands to PROXY_PORT or PROXY_SOCKET", out);
+}
+
 /// Appends the error for invalid input. The connection closes after it.
 pub fn encode_protocol_error(error: ProtocolError, out: &mut SendBuffer) {
     encode_error(&format!("ERR Protocol error: {error}"), out);

@@ -26,8 +26,8 @@ pub(super) mod writer;
 pub use commands::CommandSpec;
 pub use decode::{DecodeEvent, RespRefusal};
 pub use encode::{
-    encode_number, encode_protocol_error, encode_refusal, encode_reply, encode_text, encode_too_many_clients,
-    encode_ttl,
+    encode_admin_port, encode_number, encode_protocol_error, encode_refusal, encode_reply, encode_text,
+    encode_too_many_clients, encode_ttl,
 };
 pub use frame::{Arguments, ProtocolError, parse_command_name};
 pub use inline::is_resp;
