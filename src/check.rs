@@ -5,10 +5,13 @@
 
 use segment_redis_proxy::backend::{CheckStep, RedisAccess, Verdict, check_redis};
 use segment_redis_proxy::config::{Config, VARIABLES};
-use segment_redis_proxy::server::{ConnectionLimiter, backend_config, check_port_free, exposure_warning};
+use segment_redis_proxy::server::{
+    ConnectionLimiter, UnixSocketError, backend_config, check_port_free, check_unix_socket, exposure_warning,
+};
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -32,7 +35,7 @@ pub fn run(config: &Config, warnings: &[String]) -> ExitCode {
         let text = format!("not set: each worker caches {} keys, which suits a demonstration only", config.cache_size);
         steps.push(CheckStep::new(Verdict::Warning, "CACHE_SIZE", text));
     }
-    steps.extend(check_address(config));
+    steps.extend(check_listeners(config));
     steps.push(check_file_limit(config));
     steps.extend(config.log_file.as_deref().map(check_log_file));
     steps.extend(check_redis_in_time(config));
@@ -88,37 +91,64 @@ fn report(steps: &[CheckStep]) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Checks that the address resolves and can be bound.
-fn check_address(config: &Config) -> Vec<CheckStep> {
-    let (host, port) = (config.proxy_host.as_str(), config.proxy_port);
+/// Checks that all listening sockets can be created.
+fn check_listeners(config: &Config) -> Vec<CheckStep> {
+    let host = config.proxy_host.as_str();
+    let mut steps = Vec::new();
+    if let Some(port) = config.proxy_port {
+        steps.extend(check_address(["PROXY_HOST", "PROXY_PORT"], host, port));
+    }
+    steps.extend(config.proxy_socket.as_deref().map(check_socket));
+    if let Some(port) = config.admin_port {
+        let (name, host) = config.admin_host.as_deref().map_or(("PROXY_HOST", host), |host| ("ADMIN_HOST", host));
+        steps.extend(check_address([name, "ADMIN_PORT"], host, port));
+    }
+    steps
+}
+
+/// Checks that the Unix socket can be created. Leaves no file.
+fn check_socket(path: &str) -> CheckStep {
+    let step = |verdict, text| CheckStep::new(verdict, "PROXY_SOCKET", text);
+    match check_unix_socket(Path::new(path)) {
+        Ok(()) => step(Verdict::Ok, format!("{path} can be created")),
+        Err(UnixSocketError::InUse) => {
+            step(Verdict::Warning, format!("{path} is in use: a proxy runs already, or another program has the socket"))
+        }
+        Err(error) => step(Verdict::Failed, format!("cannot listen on {path}: {error}")),
+    }
+}
+
+/// Checks that an address resolves and can be bound. `names` are the variables that set it.
+fn check_address([host_name, port_name]: [&'static str; 2], host: &str, port: u16) -> Vec<CheckStep> {
     let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
         Err(error) => {
             let text = format!(
-                "{host} does not resolve ({error}); set PROXY_HOST=127.0.0.1 for a local run, or PROXY_HOST=0.0.0.0 in a \
+                "{host} does not resolve ({error}); set {host_name}=127.0.0.1 for a local run, or {host_name}=0.0.0.0 in a \
                  container"
             );
-            return vec![CheckStep::new(Verdict::Failed, "PROXY_HOST", text)];
+            return vec![CheckStep::new(Verdict::Failed, host_name, text)];
         }
     };
     let bound = addresses.iter().map(|&address| (address, check_port_free(address))).collect::<Vec<_>>();
     // As at a start, one address that works is enough.
     let Some((address, result)) = bound.iter().find(|(_, result)| result.is_ok()).or(bound.last()) else {
-        return vec![CheckStep::new(Verdict::Failed, "PROXY_HOST", format!("{host} resolves to no address"))];
+        return vec![CheckStep::new(Verdict::Failed, host_name, format!("{host} resolves to no address"))];
     };
     let mut steps = vec![match result {
-        Ok(()) => CheckStep::new(Verdict::Ok, "PROXY_HOST", format!("{address} can be bound")),
+        Ok(()) => CheckStep::new(Verdict::Ok, host_name, format!("{address} can be bound")),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             let text = format!("{address} is in use: a proxy runs already, or another program has the port");
-            CheckStep::new(Verdict::Warning, "PROXY_PORT", text)
+            CheckStep::new(Verdict::Warning, port_name, text)
         }
         Err(error) => {
-            let text = format!("cannot listen on {address}: {error}; check PROXY_HOST={host} and PROXY_PORT={port}");
-            CheckStep::new(Verdict::Failed, "PROXY_HOST", text)
+            let text = format!("cannot listen on {address}: {error}; check {host_name}={host} and {port_name}={port}");
+            CheckStep::new(Verdict::Failed, host_name, text)
         }
     }];
-    if !address.ip().is_loopback() && steps[0].verdict != Verdict::Failed {
-        steps.push(CheckStep::new(Verdict::Warning, "PROXY_HOST", exposure_warning(*address)));
+    // The admin port serves no keys.
+    if !address.ip().is_loopback() && steps[0].verdict != Verdict::Failed && port_name == "PROXY_PORT" {
+        steps.push(CheckStep::new(Verdict::Warning, host_name, exposure_warning(*address)));
     }
     steps
 }

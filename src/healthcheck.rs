@@ -6,6 +6,7 @@
 use segment_redis_proxy::config::Config;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,33 +19,49 @@ const MAX_RESPONSE_BYTES: u64 = 4096;
 
 /// Probes the proxy, prints the body of the response, and returns the exit code.
 pub fn run(config: &Config) -> Result<ExitCode, String> {
-    let (host, port) = (config.proxy_host.as_str(), config.proxy_port);
-    if port == 0 {
-        return Err("healthcheck needs the port of the proxy, but PROXY_PORT=0; set PROXY_PORT".into());
-    }
-    let addresses =
-        (host, port).to_socket_addrs().map_err(|error| format!("PROXY_HOST={host} does not resolve: {error}"))?;
-    let mut failure = format!("PROXY_HOST={host} resolves to no address");
-    for address in addresses.map(loopback_if_unspecified) {
-        match probe(address) {
-            Ok(response) => {
-                let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
-                // A closed standard output is not an error: the exit code is the result.
-                let _ = std::io::stdout().write_all(body.as_bytes());
-                let is_healthy = head.starts_with("HTTP/1.1 200 ");
-                return if is_healthy {
-                    Ok(ExitCode::SUCCESS)
-                } else {
-                    Err(format!("the proxy at {address} is unhealthy"))
-                };
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                failure = format!("no response from the proxy at {address} within {} s", TIMEOUT.as_secs());
-            }
-            Err(error) => failure = format!("no response from the proxy at {address}: {error}"),
+    let is_known = |port: &u16| *port != 0;
+    let admin_host = config.admin_host.as_ref().unwrap_or(&config.proxy_host);
+    match (config.proxy_port.filter(is_known), &config.proxy_socket, config.admin_port.filter(is_known)) {
+        (Some(port), ..) => probe_port("PROXY_HOST", &config.proxy_host, port),
+        (None, Some(path), _) => report(path, probe_socket(path)),
+        (None, None, Some(port)) => probe_port("ADMIN_HOST", admin_host, port),
+        (None, None, None) => {
+            Err("healthcheck needs the port of the proxy, but PROXY_PORT=0; set PROXY_PORT or PROXY_SOCKET".into())
         }
     }
-    Err(failure)
+}
+
+/// Probes the addresses of a host, until one responds.
+fn probe_port(host_name: &str, host: &str, port: u16) -> Result<ExitCode, String> {
+    let addresses =
+        (host, port).to_socket_addrs().map_err(|error| format!("{host_name}={host} does not resolve: {error}"))?;
+    let mut failure = Err(format!("{host_name}={host} resolves to no address"));
+    for address in addresses.map(loopback_if_unspecified) {
+        let response = probe_address(address);
+        let has_responded = response.is_ok();
+        failure = report(&address.to_string(), response);
+        if has_responded {
+            break;
+        }
+    }
+    failure
+}
+
+/// Prints the body of a response from `place`, and returns the exit code or the reason of a failure.
+fn report(place: &str, response: std::io::Result<String>) -> Result<ExitCode, String> {
+    match response {
+        Ok(response) => {
+            let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
+            // A closed standard output is not an error: the exit code is the result.
+            let _ = std::io::stdout().write_all(body.as_bytes());
+            let is_healthy = head.starts_with("HTTP/1.1 200 ");
+            if is_healthy { Ok(ExitCode::SUCCESS) } else { Err(format!("the proxy at {place} is unhealthy")) }
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(format!("no response from the proxy at {place} within {} s", TIMEOUT.as_secs()))
+        }
+        Err(error) => Err(format!("no response from the proxy at {place}: {error}")),
+    }
 }
 
 /// Returns the address to probe: loopback if the proxy listens on all addresses.
@@ -57,12 +74,24 @@ fn loopback_if_unspecified(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Sends `GET /healthz` and returns the whole response.
-fn probe(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+fn probe_address(address: SocketAddr) -> std::io::Result<String> {
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    request(stream, &address.to_string())
+}
+
+/// Connects like a client. With a full backlog it waits, as long as the orchestrator lets it.
+fn probe_socket(path: &str) -> std::io::Result<String> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    request(stream, "localhost")
+}
+
+/// Sends `GET /healthz` and returns the whole response.
+fn request(mut stream: impl Read + Write, host: &str) -> std::io::Result<String> {
+    stream.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut response = String::new();
     stream.take(MAX_RESPONSE_BYTES).read_to_string(&mut response)?;
     Ok(response)

@@ -9,7 +9,9 @@
 
 mod check;
 mod healthcheck;
+mod listeners;
 
+use listeners::Listeners;
 use segment_redis_proxy::backend::{QUEUE_LIMIT, RedisAccess};
 use segment_redis_proxy::config::{self, Config, ConfigError, ShownValue};
 use segment_redis_proxy::log_format::{LogFormat, event_line};
@@ -17,15 +19,12 @@ use segment_redis_proxy::log_writer::{LogTarget, LogWriter};
 use segment_redis_proxy::metrics::{InstanceInfo, MetricsRegistry, Setting};
 use segment_redis_proxy::protocol::set_pinned_limit;
 use segment_redis_proxy::server::{
-    ConnectionLimiter, FileLimitTooLow, WATCHDOG_INTERVAL, Watchdog, Worker, WorkerHandle,
+    ConnectionLimiter, FileLimitTooLow, SharedState, SocketFile, WATCHDOG_INTERVAL, Watchdog, Worker, WorkerHandle,
 };
-use segment_redis_proxy::server::{bind, check_port_free, check_port_handover, exposure_warning};
-use segment_redis_proxy::upstream::Upstream;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -166,19 +165,18 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
         .map_err(|error| ExitError(1, format!("cannot install the signal handlers: {error}")))?;
     let connection_limiter = ConnectionLimiter::from_config(config)?;
     set_pinned_limit(config.client_bytes);
-    let listeners = listen(config)?;
-    let registry =
-        Arc::new(MetricsRegistry::new(instance_info(config, &connection_limiter, &listeners), config.workers));
+    let Listeners { of_workers, port, socket_file } = Listeners::bind(config)?;
+    let registry = Arc::new(MetricsRegistry::new(instance_info(config, &connection_limiter, port), config.workers));
     let mut watchdog = Watchdog::new(Arc::clone(&registry));
+    let shared = SharedState { connection_limit: connection_limiter, access, registry: Arc::clone(&registry) };
     let mut handles = Vec::new();
-    for (index, (listener, slot)) in listeners.into_iter().zip(registry.slots().iter().cloned()).enumerate() {
-        let (access, registry) = (Arc::clone(&access), Arc::clone(&registry));
-        let worker = Worker::new(listener, config, connection_limiter.clone(), access, registry, slot);
+    for (index, (listeners, slot)) in of_workers.into_iter().zip(registry.slots().iter().cloned()).enumerate() {
+        let worker = Worker::new(listeners, config, shared.clone(), slot);
         let handle = start_worker(index, worker, logs, sender.clone())?;
         watchdog.push_worker(handle.clone());
         handles.push(handle);
     }
-    supervise(config, &registry, watchdog, &handles, &events, logs)
+    supervise(config, &registry, watchdog, &handles, socket_file, &events, logs)
 }
 
 /// Opens the logs: events to standard error and requests to standard output, or both to `LOG_FILE`.
@@ -228,8 +226,7 @@ fn start_logs(config: &Config) -> Result<Logs, ExitError> {
     Ok(Logs { events, access })
 }
 
-fn instance_info(config: &Config, connection_limiter: &ConnectionLimiter, listeners: &[TcpListener]) -> InstanceInfo {
-    let port = listeners.first().and_then(|listener| listener.local_addr().ok()).map_or(0, |address| address.port());
+fn instance_info(config: &Config, connection_limiter: &ConnectionLimiter, port: u16) -> InstanceInfo {
     InstanceInfo {
         admin: config.admin,
         capacity: config.cache_size * config.workers,
@@ -282,6 +279,7 @@ fn supervise(
     registry: &MetricsRegistry,
     mut watchdog: Watchdog,
     handles: &[WorkerHandle],
+    mut socket_file: Option<SocketFile>,
     events: &Receiver<SupervisorEvent>,
     logs: &Logs,
 ) -> Result<ExitCode, ExitError> {
@@ -300,6 +298,9 @@ fn supervise(
                 log::info!("received signal {signal}: shutting down within {} s", grace.as_secs_f64());
                 exit_deadline = Some(Instant::now() + grace + STUCK_WORKER_GRACE);
                 registry.set_stopping();
+                // New clients get an error at once, or reach the next proxy. The workers accept those
+                // that have connected.
+                socket_file.iter_mut().for_each(SocketFile::remove);
                 handles.iter().for_each(|handle| handle.stop(grace));
             }
             Ok(SupervisorEvent::WorkerExited(index, Ok(()))) => _ = running.remove(&index),
@@ -320,59 +321,6 @@ fn supervise(
     }
     log::info!("shutdown complete");
     Ok(ExitCode::SUCCESS)
-}
-
-/// Binds one listening socket for each worker, all on the same port.
-fn listen(config: &Config) -> Result<Vec<TcpListener>, ExitError> {
-    let (host, port) = (config.proxy_host.as_str(), config.proxy_port);
-    let unresolvable = |why: &str| ConfigError::unresolvable_proxy_host(host, why);
-    let addresses: Vec<SocketAddr> =
-        (host, port).to_socket_addrs().map_err(|error| unresolvable(&error.to_string()))?.collect();
-    let share_port = config.share_port || config.workers > 1;
-    let mut result = Err(ExitError::from(unresolvable("no address found")));
-    for address in addresses {
-        // With SO_REUSEPORT among the workers, bind() would also succeed on the port of another
-        // proxy.
-        let is_free = match share_port && !config.share_port && port != 0 {
-            true => check_port_free(address),
-            false => Ok(()),
-        };
-        result = is_free.and_then(|()| bind(address, share_port)).map_err(|error| {
-            ExitError(1, format!("cannot listen on {address}: {error}; check PROXY_HOST={host} and PROXY_PORT={port}"))
-        });
-        if result.is_ok() {
-            break;
-        }
-    }
-    let first = result?;
-    let exit_error = |error| ExitError(1, format!("cannot listen: {error}"));
-    let address = first.local_addr().map_err(exit_error)?;
-    let mut listeners = vec![first];
-    for _ in 1..config.workers {
-        listeners.push(bind(address, share_port).map_err(exit_error)?);
-    }
-    if config.share_port {
-        check_port_handover(&listeners[0]);
-    }
-    log_start(config, address);
-    Ok(listeners)
-}
-
-/// Logs what was started, in one line, and warns if other machines may reach the port.
-fn log_start(config: &Config, address: SocketAddr) {
-    let Config { redis: Upstream { address: redis, database, tls, .. }, cache_size, cache_ttl, workers, .. } = config;
-    let bytes = config.cache_bytes.map(|bytes| format!(" and {bytes} bytes")).unwrap_or_default();
-    let tracking = if config.redis_tracking { ", at once while tracking is active" } else { "" };
-    let encryption = if tls.is_some() { " with TLS" } else { "" };
-    log::info!(
-        "segment-redis-proxy {} listening on {address}, Redis at {redis} database {database}{encryption}, \
-         {workers} worker(s) with up to {cache_size} keys{bytes} each, changes visible within CACHE_TTL={} s{tracking}",
-        env!("CARGO_PKG_VERSION"),
-        cache_ttl.as_secs_f64()
-    );
-    if !address.ip().is_loopback() {
-        log::warn!("{}", exposure_warning(address));
-    }
 }
 
 /// Starts the thread that waits for signals.

@@ -11,8 +11,9 @@ mod common;
 
 use common::resp::{RespClient, encode_command};
 use common::{HttpClient, Proxy, Redis, TEST_TIMEOUT, strace};
+use segment_redis_proxy::backend::RedisAccess;
 use segment_redis_proxy::config::Config;
-use segment_redis_proxy::server::{ConnectionLimiter, Worker, bind};
+use segment_redis_proxy::server::{ConnectionLimiter, Endpoint, Listener, SharedState, Worker, bind};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -78,10 +79,13 @@ fn hit_allocates_nothing() {
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a free port");
     let address = listener.local_addr().expect("a bound listener");
     let mut worker = Worker::new(
-        listener,
+        vec![(Endpoint::Main, Listener::Tcp(listener))],
         &config,
-        ConnectionLimiter::from_config(&config).expect("enough open files"),
-        Arc::default(),
+        SharedState {
+            connection_limit: ConnectionLimiter::from_config(&config).expect("enough open files"),
+            access: Arc::new(RedisAccess::load(config.redis.clone()).expect("no file is read")),
+            registry: Arc::default(),
+        },
         Arc::default(),
     )
     .expect("a worker");

@@ -36,7 +36,9 @@ impl ConfigError {
         let shown = match variable.kind {
             Kind::Secret | Kind::RedisUrl => String::new(),
             // Debug format, so that control characters in the value cannot break the line.
-            Kind::Host | Kind::Number(..) => format!("={:?}", without_credentials(value)),
+            Kind::Host | Kind::OptionalHost | Kind::Number(..) | Kind::Port => {
+                format!("={:?}", without_credentials(value))
+            }
             _ => format!("={value:?}"),
         };
         ConfigError(format!("{name}{shown} {problem}; allowed: {allowed}; {}", remedy(variable, value)))
@@ -73,11 +75,37 @@ impl ConfigError {
         ))
     }
 
-    /// Creates the error for a `PROXY_HOST` that does not resolve.
-    pub fn unresolvable_proxy_host(value: &str, why: &str) -> ConfigError {
+    /// Creates the error for `PROXY_PORT=off` without `PROXY_SOCKET`.
+    pub(super) fn no_listener() -> ConfigError {
+        ConfigError(
+            "PROXY_PORT=\"off\" without PROXY_SOCKET leaves clients no way to connect; set PROXY_SOCKET, or a PROXY_PORT \
+             such as 8080"
+                .into(),
+        )
+    }
+
+    /// Creates the error for an `ADMIN_PORT` with `ADMIN=off`.
+    pub(super) fn admin_port_without_admin(port: u16) -> ConfigError {
         ConfigError(format!(
-            "PROXY_HOST={value:?} does not resolve ({why}); set PROXY_HOST=127.0.0.1 for a local run, or PROXY_HOST=0.0.0.0 \
-             in a container"
+            "ADMIN_PORT={port} contradicts ADMIN=off, which turns off what this port serves; set ADMIN=on or ADMIN_PORT=off"
+        ))
+    }
+
+    /// Creates the error for an `ADMIN_PORT` that clients use already.
+    pub(super) fn admin_port_is_proxy_port(port: u16) -> ConfigError {
+        ConfigError(format!("ADMIN_PORT={port} is also the PROXY_PORT; set another ADMIN_PORT"))
+    }
+
+    /// Creates the error for an `ADMIN_HOST` without `ADMIN_PORT`.
+    pub(super) fn admin_host_without_port(host: &str) -> ConfigError {
+        ConfigError(format!("ADMIN_HOST={host:?} has no ADMIN_PORT; set ADMIN_PORT too, or unset ADMIN_HOST"))
+    }
+
+    /// Creates the error for a `PROXY_HOST` or `ADMIN_HOST`, given as `name`, that does not resolve.
+    pub fn unresolvable_host(name: &str, value: &str, why: &str) -> ConfigError {
+        ConfigError(format!(
+            "{name}={value:?} does not resolve ({why}); set {name}=127.0.0.1 for a local run, or {name}=0.0.0.0 in a \
+             container"
         ))
     }
 }
@@ -90,10 +118,10 @@ fn remedy(variable: &Variable, value: &str) -> String {
             "Kubernetes sets this variable for a Service of that name: set enableServiceLinks: false in the pod, or set \
              {name} in its env"
         )),
-        Kind::Host => host_remedy(name, value),
+        Kind::Host | Kind::OptionalHost => host_remedy(name, value),
         Kind::Secret => Some(format!("set a {name} in UTF-8")),
         Kind::RedisUrl => Some(format!("for example {name}=rediss://user:password@redis.internal:6379/0")),
-        Kind::Number(..) if value.contains("://") => Some("write the number alone, not a URL".into()),
+        Kind::Number(..) | Kind::Port if value.contains("://") => Some("write the number alone, not a URL".into()),
         Kind::Keys(..) if ends_with_letter(value) && parse::size(value).is_ok() => {
             Some(format!("{name} counts keys: for a limit in bytes set CACHE_BYTES={value}"))
         }

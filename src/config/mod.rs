@@ -43,7 +43,9 @@ pub struct Config {
     pub max_value_bytes: usize,
     pub stale_if_error: Duration,
     pub proxy_host: String,
-    pub proxy_port: u16,
+    pub proxy_port: Option<u16>,
+    pub proxy_socket: Option<String>,
+    pub proxy_socket_mode: u32,
     pub allowed_hosts: AllowedHosts,
     pub max_connections: usize,
     pub client_bytes: usize,
@@ -52,6 +54,8 @@ pub struct Config {
     pub share_port: bool,
     pub shutdown_grace: Duration,
     pub admin: bool,
+    pub admin_port: Option<u16>,
+    pub admin_host: Option<String>,
     pub access_log: bool,
     pub log_file: Option<String>,
     pub log_format: LogFormat,
@@ -141,6 +145,27 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
         self.value(name, |text, _| parse::host(text).map(|()| text.to_owned()))
     }
 
+    /// Reads a host. Empty text counts as not set.
+    fn optional_host(&mut self, name: &'static str) -> Option<String> {
+        self.value(name, |text, _| match text {
+            "" => Ok(None),
+            _ => parse::host(text).map(|()| Some(text.to_owned())),
+        })
+    }
+
+    /// Reads a port to listen on, `None` for `off`.
+    fn port(&mut self, name: &'static str) -> Option<u16> {
+        self.value(name, |text, _| parse::port(text))
+    }
+
+    /// Reads the path of a socket. Empty text counts as not set.
+    fn socket_path(&mut self, name: &'static str) -> Option<String> {
+        self.value(name, |text, _| match text {
+            "" => Ok(None),
+            _ => parse::socket_path(text).map(|()| Some(text.to_owned())),
+        })
+    }
+
     fn hosts(&mut self, name: &'static str) -> AllowedHosts {
         self.value(name, |text, _| AllowedHosts::parse(text).ok_or_else(|| "is not a list of host names".into()))
     }
@@ -199,7 +224,9 @@ impl Config {
             max_value_bytes: reader.number("MAX_VALUE_BYTES") as usize,
             stale_if_error: reader.duration("STALE_IF_ERROR"),
             proxy_host: reader.host("PROXY_HOST"),
-            proxy_port: reader.number("PROXY_PORT") as u16,
+            proxy_port: reader.port("PROXY_PORT"),
+            proxy_socket: reader.socket_path("PROXY_SOCKET"),
+            proxy_socket_mode: reader.value("PROXY_SOCKET_MODE", |text, _| parse::file_mode(text)),
             allowed_hosts: reader.hosts("ALLOWED_HOSTS"),
             max_connections: reader.number("MAX_CONNECTIONS") as usize,
             client_bytes: reader.number("CLIENT_BYTES") as usize,
@@ -208,13 +235,33 @@ impl Config {
             share_port: reader.switch("SHARE_PORT"),
             shutdown_grace: reader.duration("SHUTDOWN_GRACE"),
             admin: reader.switch("ADMIN"),
+            admin_port: reader.port("ADMIN_PORT"),
+            admin_host: reader.optional_host("ADMIN_HOST"),
             access_log: reader.switch("ACCESS_LOG"),
             log_file: reader.text("LOG_FILE"),
             log_format: reader.log_format("LOG_FORMAT"),
             log_filter: reader.log_filter("RUST_LOG"),
             workers: reader.number("WORKERS") as usize,
         };
+        // The value of an invalid variable is arbitrary.
+        if reader.errors.is_empty() {
+            reader.errors.extend(config.listener_conflict());
+        }
         if reader.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(reader.errors)) }
+    }
+
+    /// Returns the error of listeners that exclude each other, or of none at all.
+    fn listener_conflict(&self) -> Option<ConfigError> {
+        match (self.proxy_port, self.admin_port, &self.admin_host) {
+            (None, ..) if self.proxy_socket.is_none() => Some(ConfigError::no_listener()),
+            (_, Some(port), _) if !self.admin => Some(ConfigError::admin_port_without_admin(port)),
+            // Several event loops share a port, so binding it twice would succeed.
+            (Some(port), Some(admin), _) if port == admin && port != 0 => {
+                Some(ConfigError::admin_port_is_proxy_port(port))
+            }
+            (_, None, Some(host)) => Some(ConfigError::admin_host_without_port(host)),
+            _ => None,
+        }
     }
 }
 
@@ -234,12 +281,14 @@ mod tests {
         let config = read(&[]).expect("the defaults are allowed");
         let address = UpstreamAddress::Tcp("redis".into(), 6379);
         assert_eq!(config.redis, Upstream { address, username: None, password: None, database: 0, tls: None });
-        assert_eq!((config.proxy_host.as_str(), config.proxy_port), ("segment", 8080));
+        assert_eq!((config.proxy_host.as_str(), config.proxy_port), ("segment", Some(8080)));
         assert_eq!((config.cache_ttl, config.cache_size, config.workers), (Duration::from_secs(15), 3, 1));
         assert_eq!((config.redis_connections, config.redis_timeout), (4, Duration::from_secs(1)));
         assert_eq!((config.cache_bytes, config.max_value_bytes), (None, 8 * 1024 * 1024));
         assert_eq!((config.redis_tracking, config.stale_if_error), (false, Duration::ZERO));
         assert_eq!((config.allowed_hosts, config.max_connections), (AllowedHosts::default(), 10_000));
+        let socket = (config.proxy_socket, config.proxy_socket_mode, config.admin_port, config.admin_host);
+        assert_eq!(socket, (None, 0o660, None, None));
         assert_eq!(config.client_bytes, 256 * 1024 * 1024);
         let timeouts = (config.client_timeout, config.client_idle_timeout);
         assert_eq!(timeouts, (Duration::from_secs(10), Duration::from_secs(60)));
@@ -283,6 +332,13 @@ mod tests {
             ("STALE_IF_ERROR", "315360000.001", "is out of range"),
             ("PROXY_HOST", "", "is empty"),
             ("PROXY_PORT", "65536", "is out of range"),
+            ("PROXY_PORT", "", "is empty"),
+            ("PROXY_SOCKET", "run/proxy.sock", "is not an absolute path"),
+            ("PROXY_SOCKET", "/run/", "is a directory"),
+            ("PROXY_SOCKET_MODE", "rw", "is not an octal number"),
+            ("PROXY_SOCKET_MODE", "440", "is out of range"),
+            ("ADMIN_PORT", "none", "is not a whole number"),
+            ("ADMIN_HOST", "a:80", "has a port"),
             ("ALLOWED_HOSTS", "a:80", "is not a list of host names"),
             ("ALLOWED_HOSTS", "a,,b", "is not a list of host names"),
             ("MAX_CONNECTIONS", "0", "is out of range"),
@@ -404,6 +460,26 @@ mod tests {
         ] {
             let text = read(variables).err().unwrap_or_else(|| panic!("{variables:?} was accepted"));
             assert!(text.contains(expected) && !text.contains("pw"), "{variables:?}: {text}");
+        }
+    }
+
+    /// Listeners that exclude each other are errors with a remedy.
+    #[test]
+    fn conflicting_listeners_are_errors() {
+        let socket = ("PROXY_SOCKET", "/run/a.sock");
+        for (variables, error) in [
+            (&[("PROXY_PORT", "off")][..], Some("set PROXY_SOCKET, or a PROXY_PORT such as 8080")),
+            (&[("PROXY_PORT", "off"), socket][..], None),
+            (&[("ADMIN", "off"), ("ADMIN_PORT", "9090")][..], Some("set ADMIN=on or ADMIN_PORT=off")),
+            (&[("ADMIN_PORT", "8080")][..], Some("set another ADMIN_PORT")),
+            (&[("ADMIN_PORT", "8080"), ("PROXY_PORT", "off"), socket][..], None),
+            (&[("ADMIN_PORT", "0"), ("PROXY_PORT", "0")][..], None),
+            (&[("ADMIN_HOST", "::1")][..], Some("set ADMIN_PORT too, or unset ADMIN_HOST")),
+            (&[("ADMIN_HOST", "::1"), ("ADMIN_PORT", "9090")][..], None),
+        ] {
+            let text = read(variables).err();
+            assert_eq!(text.is_some(), error.is_some(), "{variables:?}: {text:?}");
+            assert!(text.unwrap_or_default().ends_with(error.unwrap_or_default()), "{variables:?}");
         }
     }
 

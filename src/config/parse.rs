@@ -2,7 +2,7 @@
 //!
 //! They return the problem as a phrase that follows the value, such as "is not a number".
 
-use super::variables::{DURATION_UNITS, Kind, SIZE_UNITS, SWITCH_WORDS};
+use super::variables::{DURATION_UNITS, Kind, MAX_SOCKET_PATH_BYTES, SIZE_UNITS, SWITCH_WORDS};
 use core::net::Ipv6Addr;
 use std::time::Duration;
 
@@ -76,6 +76,37 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     word.map(|&(_, value)| value).ok_or_else(|| if text.is_empty() { "is empty" } else { "is neither" }.into())
 }
 
+/// Parses a port to listen on. Returns `None` for `off`. Case is ignored.
+pub(super) fn port(text: &str) -> Result<Option<u16>, String> {
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    u16::try_from(integer(text)?).map(Some).map_err(|_| "is out of range".into())
+}
+
+/// Parses the permissions of a socket. Without both of the owner's no health check would work.
+pub(super) fn file_mode(text: &str) -> Result<u32, String> {
+    if text.is_empty() {
+        return Err("is empty".into());
+    }
+    let mode = u32::from_str_radix(text, 8).ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    match mode.ok_or("is not an octal number")? {
+        mode @ 0..=0o777 if mode & 0o600 == 0o600 => Ok(mode),
+        _ => Err("is out of range".into()),
+    }
+}
+
+/// Checks the path of a Unix socket. A relative one would depend on the directory in which a health
+/// check or a client runs.
+pub(super) fn socket_path(text: &str) -> Result<(), String> {
+    match text {
+        _ if !text.starts_with('/') => Err("is not an absolute path".into()),
+        _ if text.len() > MAX_SOCKET_PATH_BYTES => Err(format!("has {} bytes", text.len())),
+        _ if text.ends_with('/') => Err("is a directory".into()),
+        _ => Ok(()),
+    }
+}
+
 /// Checks a host name or an IP address.
 pub(super) fn host(text: &str) -> Result<(), String> {
     if text.is_empty() {
@@ -142,6 +173,8 @@ pub(super) fn is_equal(kind: Kind, one: &str, other: &str) -> bool {
             Kind::Milliseconds(..) => duration(one, 1).is_ok_and(|time| Ok(time) == duration(other, 1)),
             Kind::Bytes(..) => size(one).is_ok_and(|bytes| Ok(bytes) == size(other)),
             Kind::Number(..) | Kind::Keys(..) => integer(one).is_ok_and(|number| Ok(number) == integer(other)),
+            Kind::Port => port(one).is_ok_and(|value| Ok(value) == port(other)),
+            Kind::FileMode => file_mode(one).is_ok_and(|mode| Ok(mode) == file_mode(other)),
             Kind::Switch => switch(one).is_ok_and(|value| Ok(value) == switch(other)),
             _ => false,
         }
@@ -209,6 +242,33 @@ mod tests {
             ("99999999tb", Err("is out of range")),
         ] {
             assert_eq!(size(text), expected.map_err(str::to_owned), "{text}");
+        }
+    }
+
+    /// A port to listen on may be off, and a mode is octal.
+    #[test]
+    fn ports_modes_and_socket_paths() {
+        for (text, expected) in
+            [("0", Ok(Some(0))), ("65535", Ok(Some(65535))), ("off", Ok(None)), ("OFF", Ok(None)), ("no", Err(()))]
+        {
+            assert_eq!(port(text).map_err(drop), expected, "{text}");
+        }
+        for (text, expected) in [("660", Some(0o660)), ("0600", Some(0o600)), ("777", Some(0o777))] {
+            assert_eq!(file_mode(text).ok(), expected, "{text}");
+        }
+        for text in ["", "+660", "1777", "060", "400", "200", "0o660", "888", "rw-rw----"] {
+            assert!(file_mode(text).is_err(), "{text}");
+        }
+        let longest = format!("/{}", "x".repeat(MAX_SOCKET_PATH_BYTES - 1));
+        for (text, is_valid) in [
+            ("/a", true),
+            (&longest, true),
+            (&format!("{longest}x"), false),
+            ("a", false),
+            ("@a", false),
+            ("/a/", false),
+        ] {
+            assert_eq!(socket_path(text).is_ok(), is_valid, "{text}");
         }
     }
 

@@ -55,8 +55,12 @@ pub enum Kind {
     Host,
     /// URL of Redis, or nothing. Its password is never shown.
     RedisUrl,
+    /// Host name or IP address, without a port, or nothing.
+    OptionalHost,
     /// Host names separated by commas, or nothing.
     Hosts,
+    /// Port to listen on, or `off`. 0 takes a free port.
+    Port,
     /// Integer without a unit.
     Number(u64, u64),
     /// Number of keys, without a unit.
@@ -75,6 +79,10 @@ pub enum Kind {
     Secret,
     /// Path of a file, or nothing.
     Path,
+    /// Absolute path of a Unix socket, or nothing.
+    SocketPath,
+    /// Permissions of a file, in octal.
+    FileMode,
     /// Name of a log format.
     LogFormat,
     /// Filter of `env_logger`.
@@ -137,9 +145,12 @@ const MAX_VALUE_BYTES: u64 = 512 * 1024 * 1024;
 /// A petabyte. No machine has more memory.
 const MAX_BYTES: u64 = 1_000_000_000_000_000;
 
+/// Longest path of a Unix socket: `sun_path` in unix(7), without its NUL.
+pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
+
 /// All variables, in the order of the documentation.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 35] = [
+pub const VARIABLES: [Variable; 39] = [
     Variable { name: "REDIS_HOST", default: "redis", kind: Kind::Host, group: Group::Redis, description: "host of the Redis server" },
     Variable { name: "REDIS_PORT", default: "6379", kind: Kind::Number(1, 65_535), group: Group::Redis, description: "port of the Redis server" },
     Variable { name: "REDIS_URL", default: "", kind: Kind::RedisUrl, group: Group::Redis, description: "address of the Redis server instead of REDIS_HOST, REDIS_PORT and REDIS_DB; may hold user and password" },
@@ -161,7 +172,9 @@ pub const VARIABLES: [Variable; 35] = [
     Variable { name: "MAX_VALUE_BYTES", default: "8388608", kind: Kind::Bytes(1, MAX_VALUE_BYTES), group: Group::Cache, description: "longest value read from Redis; a longer one is refused unread" },
     Variable { name: "STALE_IF_ERROR", default: "0", kind: Kind::Seconds(Duration::ZERO, MAX_DURATION), group: Group::Cache, description: "time for which an expired entry may still be served while Redis is unavailable" },
     Variable { name: "PROXY_HOST", default: "segment", kind: Kind::Host, group: Group::Clients, description: "address to listen on" },
-    Variable { name: "PROXY_PORT", default: "8080", kind: Kind::Number(0, 65_535), group: Group::Clients, description: "port to listen on; 0 takes a free port and logs it" },
+    Variable { name: "PROXY_PORT", default: "8080", kind: Kind::Port, group: Group::Clients, description: "port to listen on; 0 takes a free port and logs it; off requires PROXY_SOCKET" },
+    Variable { name: "PROXY_SOCKET", default: "", kind: Kind::SocketPath, group: Group::Clients, description: "Unix socket to listen on, beside PROXY_PORT or instead of it" },
+    Variable { name: "PROXY_SOCKET_MODE", default: "660", kind: Kind::FileMode, group: Group::Clients, description: "permissions of PROXY_SOCKET; a client needs write permission to connect" },
     Variable { name: "ALLOWED_HOSTS", default: "", kind: Kind::Hosts, group: Group::Clients, description: "host names accepted in HTTP requests (Host); empty accepts any" },
     Variable { name: "MAX_CONNECTIONS", default: "10000", kind: Kind::Number(1, 1_000_000), group: Group::Clients, description: "connection limit of all workers together; further clients get an error and are closed" },
     Variable { name: "CLIENT_BYTES", default: "268435456", kind: Kind::Bytes(1, MAX_BYTES), group: Group::Clients, description: "limit for long values (over 16 KiB) that slow clients have not read yet, of all workers together" },
@@ -170,6 +183,8 @@ pub const VARIABLES: [Variable; 35] = [
     Variable { name: "SHARE_PORT", default: "off", kind: Kind::Switch, group: Group::Clients, description: "let other proxies of the same user listen on the same port, for restarts without downtime" },
     Variable { name: "SHUTDOWN_GRACE", default: "10", kind: Kind::Seconds(Duration::ZERO, MAX_REQUEST_TIMEOUT), group: Group::Operation, description: "time to finish requests in flight after SIGTERM or SIGINT" },
     Variable { name: "ADMIN", default: "on", kind: Kind::Switch, group: Group::Operation, description: "serve the dashboard at /, /metrics and /stats" },
+    Variable { name: "ADMIN_PORT", default: "off", kind: Kind::Port, group: Group::Operation, description: "separate port for the dashboard, /metrics and /stats; PROXY_PORT and PROXY_SOCKET then serve keys and health only" },
+    Variable { name: "ADMIN_HOST", default: "", kind: Kind::OptionalHost, group: Group::Operation, description: "address of ADMIN_PORT; empty for that of PROXY_HOST" },
     Variable { name: "ACCESS_LOG", default: "off", kind: Kind::Switch, group: Group::Operation, description: "log each request to standard output or LOG_FILE" },
     Variable { name: "LOG_FILE", default: "", kind: Kind::Path, group: Group::Operation, description: "file to log to instead of standard error; SIGHUP reopens it" },
     Variable { name: "LOG_FORMAT", default: "text", kind: Kind::LogFormat, group: Group::Operation, description: "format of events and of the access log; json is one object for each line" },
@@ -195,6 +210,8 @@ impl Kind {
                  unix:///path[?db=database]"
                     .into()
             }
+            Kind::OptionalHost => "a host name or an IP address, without a port, or nothing".into(),
+            Kind::Port => "0 to 65535, or off".into(),
             Kind::Hosts => "host names separated by commas, without ports or wildcards".into(),
             Kind::Number(from, to) => format!("{from} to {to}").into(),
             Kind::Keys(from, to) => format!("{from} to {to} keys").into(),
@@ -210,6 +227,8 @@ impl Kind {
             Kind::Switch => "on or off".into(),
             Kind::Text | Kind::Secret => "any text".into(),
             Kind::Path => "a path".into(),
+            Kind::SocketPath => format!("an absolute path of at most {MAX_SOCKET_PATH_BYTES} bytes, or nothing").into(),
+            Kind::FileMode => "600 to 777 in octal, with read and write permission for the owner".into(),
             Kind::LogFormat => "text or json".into(),
             Kind::LogFilter => "off, error, warn, info, debug or trace".into(),
         }

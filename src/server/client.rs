@@ -10,6 +10,7 @@
 //! of the thread, which costs four atomic operations (2 % of a hit).
 
 use super::Scratch;
+use super::listen::Endpoint;
 use super::stream::ClientStream;
 use super::timeouts::{Activity, ClientTimer, TimeoutAction, TimeoutConfig};
 use crate::connection::{Connection, DecodeContext};
@@ -54,6 +55,8 @@ pub(super) enum TurnResult {
 pub(super) struct Client {
     pub(super) connection: Connection,
     stream: ClientStream,
+    /// Listener by which the client is connected.
+    pub(super) endpoint: Endpoint,
     readable: bool,
     writable: bool,
     /// The kernel reported that the client closed its end: reads continue until one returns
@@ -80,11 +83,18 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(stream: ClientStream, connection: Connection, rejected: bool, now: Millis) -> Client {
+    pub(super) fn new(
+        stream: ClientStream,
+        endpoint: Endpoint,
+        connection: Connection,
+        rejected: bool,
+        now: Millis,
+    ) -> Client {
         let activity = if rejected { Activity::Rejected } else { Activity::Idle(0) };
         Client {
             connection,
             stream,
+            endpoint,
             readable: false,
             // A new socket is writable before its first edge.
             writable: true,
@@ -363,8 +373,13 @@ mod tests {
             {
             }
             stream.set_nonblocking(true).expect("non-blocking mode");
-            let mut client =
-                Client::new(ClientStream::Tcp(TcpStream::from_std(stream)), Connection::new(1, 0), false, 0);
+            let mut client = Client::new(
+                ClientStream::Tcp(TcpStream::from_std(stream)),
+                Endpoint::Main,
+                Connection::new(1, 0),
+                false,
+                0,
+            );
             client.readable = true;
             let mut read_through =
                 ReadThrough::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);

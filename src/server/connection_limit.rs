@@ -3,6 +3,7 @@
 //! All event loops share one count. Above the limit each event loop accepts a few clients only to
 //! refuse them, in the protocol that their first line shows.
 
+use super::listen::Endpoint;
 use crate::config::Config;
 use rlimit::Resource;
 use std::io;
@@ -12,6 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// its first line, and 100 ms to close after the refusal. Others wait in the kernel's queue, unless
 /// a connection becomes free.
 const MAX_REJECTING: usize = 256;
+
+/// Maximum number of clients of `ADMIN_PORT`, of all event loops together. They do not count against
+/// `MAX_CONNECTIONS`, so that monitors and probes are served when it is reached. Enough for some
+/// monitors, probes and people.
+const MAX_ADMIN_CONNECTIONS: usize = 64;
 
 /// Open files apart from clients and Redis: standard streams, signals, and files that system
 /// libraries open briefly.
@@ -29,6 +35,9 @@ const DEFAULT_FILE_LIMIT: usize = 1024;
 /// Connections of all event loops that count against the limit.
 static OPEN_CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
 
+/// Connections of all event loops that count against [`MAX_ADMIN_CONNECTIONS`].
+static OPEN_ADMIN_CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
 /// Connection limit of all event loops, and the refused clients of one. Each event loop has a
 /// clone.
 #[derive(Clone, Debug)]
@@ -38,6 +47,8 @@ pub struct ConnectionLimiter {
     /// Maximum number of clients that this event loop refuses at the same time.
     max_rejecting: usize,
     rejecting: usize,
+    /// Clients of `ADMIN_PORT` that this event loop serves.
+    admin: usize,
 }
 
 /// Error: the system allows too few open files for a single client.
@@ -91,7 +102,7 @@ impl ConnectionLimiter {
         // At most an eighth of the files is for clients to refuse.
         let max_rejecting = (available / 8 / config.workers).clamp(1, MAX_REJECTING);
         let max_connections = config.max_connections.min(available - max_rejecting * config.workers);
-        Ok(ConnectionLimiter { max_connections, max_rejecting, rejecting: 0 })
+        Ok(ConnectionLimiter { max_connections, max_rejecting, rejecting: 0, admin: 0 })
     }
 
     /// Returns the maximum number of clients of all event loops.
@@ -99,33 +110,43 @@ impl ConnectionLimiter {
         self.max_connections
     }
 
-    /// Returns the number of clients that this event loop is refusing.
-    pub(super) fn rejecting(&self) -> usize {
-        self.rejecting
+    /// Returns the number of clients of this event loop that do not count against the limit:
+    /// refused ones, and those of `ADMIN_PORT`.
+    pub(super) fn uncounted(&self) -> usize {
+        self.rejecting + self.admin
+    }
+
+    /// Returns the count of open connections at an endpoint, and its maximum.
+    fn count_of(&self, endpoint: Endpoint) -> (&'static AtomicUsize, usize) {
+        match endpoint {
+            Endpoint::Main => (&OPEN_CONNECTIONS, self.max_connections),
+            Endpoint::Admin => (&OPEN_ADMIN_CONNECTIONS, MAX_ADMIN_CONNECTIONS),
+        }
     }
 
     /// Returns true if a connection can be accepted, if only to refuse it.
-    pub(super) fn can_accept(&self) -> bool {
-        self.rejecting < self.max_rejecting || OPEN_CONNECTIONS.load(Ordering::Relaxed) < self.max_connections
+    pub(super) fn can_accept(&self, endpoint: Endpoint) -> bool {
+        let (open, most) = self.count_of(endpoint);
+        self.rejecting < self.max_rejecting || open.load(Ordering::Relaxed) < most
     }
 
     /// Counts an accepted connection. Returns true if it is above the limit and must be refused.
-    pub(super) fn acquire(&mut self) -> bool {
-        let rejected = OPEN_CONNECTIONS
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
-                (open < self.max_connections).then_some(open + 1)
-            })
-            .is_err();
+    pub(super) fn acquire(&mut self, endpoint: Endpoint) -> bool {
+        let (open, most) = self.count_of(endpoint);
+        let rejected =
+            open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < most).then_some(open + 1)).is_err();
         self.rejecting += usize::from(rejected);
+        self.admin += usize::from(!rejected && endpoint == Endpoint::Admin);
         rejected
     }
 
     /// Releases a connection. `rejected` is the result of [`ConnectionLimiter::acquire`] for it.
-    pub(super) fn release(&mut self, rejected: bool) {
+    pub(super) fn release(&mut self, endpoint: Endpoint, rejected: bool) {
         if rejected {
             self.rejecting -= 1;
         } else {
-            OPEN_CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+            self.count_of(endpoint).0.fetch_sub(1, Ordering::Relaxed);
+            self.admin -= usize::from(endpoint == Endpoint::Admin);
         }
     }
 }
@@ -134,7 +155,10 @@ impl ConnectionLimiter {
 fn reserved_files(config: &Config) -> usize {
     // With one connection for tracking.
     let redis = (config.redis_connections + 1) * FILES_PER_REDIS_CONNECTION;
-    OTHER_FILES + config.workers * (FILES_PER_WORKER + redis)
+    // The first listener of a worker is in `FILES_PER_WORKER`.
+    let listeners = usize::from(config.proxy_socket.is_some()) + usize::from(config.admin_port.is_some());
+    let admin = if config.admin_port.is_some() { MAX_ADMIN_CONNECTIONS } else { 0 };
+    OTHER_FILES + admin + config.workers * (FILES_PER_WORKER + listeners + redis)
 }
 
 /// Raises the limit of open files to `needed`, or as far as possible. Returns the limit in force.
@@ -180,6 +204,8 @@ mod tests {
         assert_eq!(limits(64), Ok((30, 4)));
         assert_eq!(limits(32), Ok((1, 1)));
         assert_eq!(limits(31), Err(FileLimitTooLow { files: 31, needed: 32 }));
+        let admin = config(&[("ADMIN_PORT", "9090")]);
+        assert_eq!(reserved_files(&admin), reserved_files(&defaults) + MAX_ADMIN_CONNECTIONS + 1);
         let many = config(&[("WORKERS", "4"), ("MAX_CONNECTIONS", "50")]);
         let limiter = ConnectionLimiter::for_file_limit(1000, &many).expect("enough open files");
         assert_eq!((limiter.max_connections, limiter.max_rejecting), (50, 29));

@@ -1,31 +1,54 @@
-//! Listening socket of an event loop: binding, accepting, and the handover of its port on shutdown.
+//! Listening sockets: binding a port, and the handover of a port on shutdown.
 //!
-//! Several event loops and proxies can share a port. Without free file descriptors, accepting backs
-//! off and retries.
+//! Several event loops and proxies can share a port.
 
-use super::stream::ClientStream;
-use crate::log_throttle::LogThrottle;
-use crate::types::Millis;
-use mio::net::TcpListener;
-use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
+
+/// Listener by which a client is connected, as far as it decides what the client is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `PROXY_PORT` and `PROXY_SOCKET`.
+    Main,
+    /// `ADMIN_PORT`.
+    Admin,
+}
+
+/// Non-blocking listening socket.
+#[derive(Debug)]
+pub enum Listener {
+    /// Socket at a port. Other event loops have sockets of their own at the same port.
+    Tcp(std::net::TcpListener),
+    /// Unix socket. All event loops have copies of one.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Returns a copy that accepts from the same queue.
+    ///
+    /// # Errors
+    ///
+    /// The system has no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Listener> {
+        match self {
+            Listener::Tcp(listener) => listener.try_clone().map(Listener::Tcp),
+            Listener::Unix(listener) => listener.try_clone().map(Listener::Unix),
+        }
+    }
+}
 
 /// Maximum number of connections that wait in the kernel to be accepted. The kernel lowers it to
 /// `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 /// Silence after which the kernel probes a client, as `tcp-keepalive` of Redis.
 const TCP_KEEPALIVE_TIME: Duration = Duration::from_secs(300);
 
 /// Interval of the probes. The kernel closes the connection after nine without a response.
 const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Pause of accepting when the system has no descriptor or memory for another connection. It ends
-/// early when a client is closed.
-const ACCEPT_BACKOFF: Millis = 100;
 
 /// Setting of the kernel (ip-sysctl.rst, Linux 5.14). With "1" it moves the pending connections of
 /// a closed socket to others at the port.
@@ -102,7 +125,7 @@ pub fn check_port_handover(listener: &std::net::TcpListener) {
 /// resets those that were not accepted. So the proxy first drops SYNs, then accepts all pending
 /// connections, then closes the socket. A client repeats a dropped SYN after a second (RFC 6298,
 /// section 2), and reaches another socket.
-fn drop_syn_filter() -> [SockFilter; 4] {
+pub(super) fn drop_syn_filter() -> [SockFilter; 4] {
     const LOAD_BYTE: u16 = 0x30;
     const JUMP_IF_ANY_BIT: u16 = 0x45;
     const RETURN: u16 = 0x06;
@@ -114,129 +137,4 @@ fn drop_syn_filter() -> [SockFilter; 4] {
         SockFilter::new(RETURN, 0, 0, 0),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
     ]
-}
-
-/// Result of [`Acceptor::accept`].
-pub(super) enum AcceptResult {
-    /// A connection, and the address of the client.
-    Stream(ClientStream, SocketAddr),
-    /// The connection was gone already; others may be pending.
-    Retry,
-    /// No connection is pending, or accepting backs off.
-    Stop,
-}
-
-/// Listening socket with its readiness and its backoff.
-pub(super) struct Acceptor {
-    /// `None` once the socket is closed.
-    listener: Option<TcpListener>,
-    /// Other proxies may listen at the port, and continue when this one stops (`SHARE_PORT`).
-    is_shared: bool,
-    /// Connections may be pending: set by the edge, cleared when the kernel reports "would block".
-    pending: bool,
-    /// Time of the next attempt after a failure for lack of resources.
-    backoff_until: Option<Millis>,
-    /// Throttle for the log lines about such failures: at the limit each new client causes one.
-    error_log: LogThrottle,
-}
-
-impl Acceptor {
-    pub(super) fn new(listener: std::net::TcpListener, is_shared: bool) -> Acceptor {
-        Acceptor {
-            listener: Some(TcpListener::from_std(listener)),
-            is_shared,
-            pending: false,
-            backoff_until: None,
-            error_log: LogThrottle::default(),
-        }
-    }
-
-    /// Registers the socket for events.
-    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        match &mut self.listener {
-            Some(listener) => registry.register(listener, token, Interest::READABLE),
-            None => Ok(()),
-        }
-    }
-
-    /// Marks connections as pending, because of an event.
-    pub(super) fn notify(&mut self) {
-        self.pending = true;
-    }
-
-    /// Drops new connections if the port is shared. Handshakes in progress complete. Returns true
-    /// if the port is shared: otherwise new clients are better refused at once.
-    pub(super) fn block_new_connections(&mut self) -> bool {
-        let Some(listener) = &self.listener else { return false };
-        // Some kernels (6.18 for one) require CAP_NET_ADMIN. `check_port_handover` warned at start.
-        if self.is_shared
-            && let Err(error) = SockRef::from(listener).attach_filter(&drop_syn_filter())
-        {
-            log::debug!("cannot block new client connections during shutdown, the kernel may reset some: {error}");
-        }
-        self.is_shared
-    }
-
-    /// Closes the socket. The kernel removes it from epoll.
-    pub(super) fn close(&mut self) {
-        (self.listener, self.pending) = (None, false);
-    }
-
-    /// Returns true if accepting backs off for lack of descriptors or memory.
-    pub(super) fn is_backing_off(&self, now: Millis) -> bool {
-        self.backoff_until.is_some_and(|until| until > now)
-    }
-
-    /// Returns true if connections may be pending.
-    pub(super) fn has_pending(&self) -> bool {
-        self.pending
-    }
-
-    /// Ends a backoff: a client was closed, so a descriptor may be free.
-    pub(super) fn resume(&mut self, now: Millis) {
-        if let Some(until) = &mut self.backoff_until {
-            *until = now;
-        }
-    }
-
-    /// Returns the time of the next attempt, `None` if no connection is pending.
-    pub(super) fn next_attempt(&self) -> Option<Millis> {
-        self.pending.then(|| self.backoff_until.unwrap_or(0))
-    }
-
-    /// Accepts a connection.
-    pub(super) fn accept(&mut self, now: Millis) -> AcceptResult {
-        if self.next_attempt().is_none_or(|due| due > now) {
-            return AcceptResult::Stop;
-        }
-        let Some(listener) = &self.listener else { return AcceptResult::Stop };
-        match listener.accept() {
-            Ok((stream, address)) => {
-                self.backoff_until = None;
-                AcceptResult::Stream(ClientStream::Tcp(stream), address)
-            }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    self.pending = false;
-                    AcceptResult::Stop
-                }
-                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {
-                    AcceptResult::Retry
-                }
-                _ => {
-                    // No descriptor or memory is left. The connection stays in the kernel's queue
-                    // without a new edge: `pending` stays set, and `next_attempt` wakes the event
-                    // loop.
-                    self.backoff_until = Some(now + ACCEPT_BACKOFF);
-                    if self.error_log.admit(now).is_some() {
-                        log::error!(
-                            "cannot accept client connections, they wait in the kernel: {error}; raise the limit of \
-                             open files (ulimit -n)"
-                        );
-                    }
-                    AcceptResult::Stop
-                }
-            },
-        }
-    }
 }

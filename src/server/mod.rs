@@ -16,6 +16,7 @@
 //!
 //! A client that uses up its turn budget is requeued at the tail, and the next poll does not sleep.
 
+mod acceptor;
 mod client;
 mod clients;
 mod clock;
@@ -25,11 +26,13 @@ mod scheduler;
 mod shutdown;
 mod stream;
 mod timeouts;
+mod unix_socket;
 mod watchdog;
 
 pub use connection_limit::{ConnectionLimiter, FileLimitTooLow};
-pub use listen::{bind, check_port_free, check_port_handover, exposure_warning};
+pub use listen::{Endpoint, Listener, bind, check_port_free, check_port_handover, exposure_warning};
 pub use shutdown::WorkerHandle;
+pub use unix_socket::{SocketFile, UnixSocketError, bind_unix, check_unix_socket};
 pub use watchdog::{WATCHDOG_INTERVAL, Watchdog};
 
 use crate::backend::{BackendConfig, Pool, RedisAccess};
@@ -39,25 +42,30 @@ use crate::connection::Connection;
 use crate::dispatch::sync_metrics;
 use crate::log_writer::LogWriter;
 use crate::metrics::{MetricsRegistry, WorkerSlot};
-use crate::protocol::http::{self, HeadDecoder, Policy};
+use crate::protocol::http::{HeadDecoder, Policy, Resources};
 use crate::read_through::ReadThrough;
 use crate::types::{Completion, Failure, Invalidation, Job, Millis};
+use acceptor::{AcceptResult, Acceptor};
 use client::Client;
 use clients::Clients;
 use clock::Clock;
-use listen::{AcceptResult, Acceptor};
 use mio::{Events, Interest, Poll, Token, Waker};
 use shutdown::ShutdownPhase;
 use std::io;
-use std::net::{IpAddr, TcpListener};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use stream::ClientStream;
 use timeouts::TimeoutConfig;
 
-const LISTENER: Token = Token(usize::MAX - 1);
-const WAKER: Token = Token(usize::MAX - 2);
+const WAKER: Token = Token(usize::MAX - 1);
+
+/// Maximum number of listening sockets of an event loop: `PROXY_PORT`, `PROXY_SOCKET`, `ADMIN_PORT`.
+const MAX_LISTENERS: usize = 3;
+
+/// Token of the first listening socket. The tokens of clients are their slots, which are lower.
+const FIRST_LISTENER: usize = usize::MAX - 1 - MAX_LISTENERS;
 
 /// Maximum number of events taken from the kernel in one tick.
 const EVENTS_PER_TICK: usize = 1024;
@@ -120,10 +128,13 @@ pub struct Worker {
     poll: Poll,
     handle: WorkerHandle,
     shutdown: ShutdownPhase,
-    acceptor: Acceptor,
+    /// Acceptors of the listening sockets, at most [`MAX_LISTENERS`].
+    acceptors: Vec<Acceptor>,
     connection_limit: ConnectionLimiter,
     clients: Clients,
     policy: Policy,
+    /// Policy for clients of `ADMIN_PORT`.
+    admin_policy: Policy,
     read_through: ReadThrough,
     backend: Backend,
     scratch: Scratch,
@@ -136,25 +147,39 @@ pub struct Worker {
     timers_backlogged: bool,
 }
 
+/// State that all workers share.
+#[derive(Clone)]
+pub struct SharedState {
+    /// Limit of client connections.
+    pub connection_limit: ConnectionLimiter,
+    /// Address, credentials and TLS settings of Redis.
+    pub access: Arc<RedisAccess>,
+    /// Metrics of all workers.
+    pub registry: Arc<MetricsRegistry>,
+}
+
 impl Worker {
-    /// Creates a worker on a non-blocking listening socket, and starts its fetchers. `worker_slot`
-    /// is the slot of the registry for its metrics.
+    /// Creates a worker on non-blocking listening sockets, and starts its fetchers. `worker_slot` is
+    /// the slot of the registry for its metrics.
     ///
     /// # Errors
     ///
     /// The system provides no epoll instance, no eventfd or no threads.
     pub fn new(
-        listener: TcpListener,
+        listeners: Vec<(Endpoint, Listener)>,
         config: &Config,
-        connection_limit: ConnectionLimiter,
-        access: Arc<RedisAccess>,
-        registry: Arc<MetricsRegistry>,
+        shared: SharedState,
         worker_slot: Arc<WorkerSlot>,
     ) -> io::Result<Worker> {
+        let SharedState { connection_limit, access, registry } = shared;
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        let mut acceptor = Acceptor::new(listener, config.share_port);
-        acceptor.register(poll.registry(), LISTENER)?;
+        let mut acceptors = Vec::with_capacity(MAX_LISTENERS);
+        for (endpoint, listener) in listeners.into_iter().take(MAX_LISTENERS) {
+            let mut acceptor = Acceptor::new(endpoint, listener, config.share_port);
+            acceptor.register(poll.registry(), Token(FIRST_LISTENER + acceptors.len()))?;
+            acceptors.push(acceptor);
+        }
         let wake = Arc::clone(&waker);
         let pool = Pool::start(&backend_config(config, access), Arc::clone(&worker_slot), move || {
             // A full eventfd counter is no error here: mio resets it.
@@ -178,14 +203,11 @@ impl Worker {
             poll,
             handle: WorkerHandle::new(waker),
             shutdown: ShutdownPhase::Running,
-            acceptor,
+            acceptors,
             clients: Clients::new(connection_limit.max_connections().div_ceil(config.workers), timeouts),
             connection_limit,
-            policy: Policy {
-                allowed_hosts: config.allowed_hosts.clone(),
-                resources: if config.admin { http::Resources::All } else { http::Resources::Keys },
-                ..Policy::default()
-            },
+            policy: policy(config, main_resources(config)),
+            admin_policy: policy(config, Resources::Admin),
             read_through: ReadThrough::new(limits, millis(config.cache_ttl), millis(config.redis_timeout)),
             backend: Backend {
                 pool,
@@ -264,7 +286,7 @@ impl Worker {
     }
 
     fn record_connected_clients(&mut self) {
-        let connected = self.clients.len() - self.connection_limit.rejecting();
+        let connected = self.clients.len() - self.connection_limit.uncounted();
         self.clients.recorder.metrics.connected_clients = connected;
     }
 
@@ -273,47 +295,66 @@ impl Worker {
         if !self.clients.ready_queue.is_empty() || self.timers_backlogged || self.backend.inbox_backlogged {
             return Some(Duration::ZERO);
         }
-        let accept = self.acceptor.next_attempt().filter(|_| self.connection_limit.can_accept());
-        // Not an iterator over the four deadlines: that doubles the time of this function, which
-        // runs in each tick.
+        // Not an iterator over the deadlines: that doubles the time of this function, which runs in
+        // each tick.
         let or_never = |deadline: Option<Millis>| deadline.unwrap_or(Millis::MAX);
-        let next = or_never(accept)
-            .min(or_never(self.clients.next_timer()))
+        let mut next = or_never(self.clients.next_timer())
             .min(or_never(self.shutdown.next_deadline(self.clock.now)))
             .min(or_never(self.read_through.next_deadline()));
+        for acceptor in &self.acceptors {
+            if acceptor.can_accept(&self.connection_limit) {
+                next = next.min(or_never(acceptor.next_attempt()));
+            }
+        }
         (next != Millis::MAX).then(|| Duration::from_millis(next.saturating_sub(self.clock.now)))
     }
 
     fn note_readiness(&mut self, events: &Events) {
         for event in events {
             match event.token() {
-                LISTENER => self.acceptor.notify(),
+                Token(slot) if slot < FIRST_LISTENER => self.clients.on_event(slot, event),
                 // Each tick drains the inbox and polls the shutdown request.
                 WAKER => {}
-                Token(slot) => self.clients.on_event(slot, event),
+                Token(listener) => {
+                    if let Some(acceptor) = self.acceptors.get_mut(listener - FIRST_LISTENER) {
+                        acceptor.notify();
+                    }
+                }
             }
         }
     }
 
+    /// Accepts pending connections, one of each listener in turn, so that many at one listener do
+    /// not delay those at another.
     fn accept(&mut self) {
-        for _ in 0..ACCEPTS_PER_TICK {
-            if !self.connection_limit.can_accept() {
-                return;
-            }
-            match self.acceptor.accept(self.clock.now) {
-                AcceptResult::Stream(stream, address) => self.add_client(stream, address.ip()),
-                AcceptResult::Retry => {}
-                AcceptResult::Stop => return,
+        let mut left = ACCEPTS_PER_TICK;
+        let mut has_accepted = true;
+        while has_accepted {
+            has_accepted = false;
+            for index in 0..self.acceptors.len() {
+                let acceptor = &mut self.acceptors[index];
+                if left == 0 || !acceptor.can_accept(&self.connection_limit) {
+                    continue;
+                }
+                let endpoint = acceptor.endpoint;
+                match acceptor.accept(self.clock.now) {
+                    AcceptResult::Stream(stream, address) => self.add_client(endpoint, stream, address),
+                    AcceptResult::Retry => {}
+                    AcceptResult::Stop => continue,
+                }
+                left -= 1;
+                has_accepted = true;
             }
         }
     }
 
-    fn add_client(&mut self, mut stream: ClientStream, address: IpAddr) {
+    /// Adds a client. `address` is `None` for a Unix socket.
+    fn add_client(&mut self, endpoint: Endpoint, mut stream: ClientStream, address: Option<IpAddr>) {
         if let Err(error) = stream.disable_delay() {
             log::debug!("client connection closed before its first request: {error}");
             return;
         }
-        let rejected = self.connection_limit.acquire();
+        let rejected = self.connection_limit.acquire(endpoint);
         let metrics = &mut self.clients.recorder.metrics;
         let mut connection = if rejected {
             metrics.rejected += 1;
@@ -324,15 +365,15 @@ impl Worker {
             Connection::new(id, self.registry.settings.database)
         };
         if self.clients.recorder.access_log_enabled() {
-            connection.set_address(address.to_canonical().to_string());
+            connection.set_address(address.map_or("unix".into(), |address| address.to_canonical().to_string()));
         }
         let (token, interest) = (Token(self.clients.vacant_slot()), Interest::READABLE | Interest::WRITABLE);
         if let Err(error) = self.poll.registry().register(&mut stream, token, interest) {
             log::error!("cannot register a client connection with epoll, closing it: {error}");
-            self.connection_limit.release(rejected);
+            self.connection_limit.release(endpoint, rejected);
             return;
         }
-        self.clients.insert(Client::new(stream, connection, rejected, self.clock.now));
+        self.clients.insert(Client::new(stream, endpoint, connection, rejected, self.clock.now));
     }
 
     /// Applies invalidations before completions: then values that are invalid already are not
@@ -373,9 +414,18 @@ impl Worker {
     fn close_client(&mut self, slot: usize) {
         // Dropping the stream closes it, and the kernel removes it from epoll.
         let client = self.clients.remove(slot);
-        self.connection_limit.release(client.rejected);
-        self.acceptor.resume(self.clock.now);
+        self.connection_limit.release(client.endpoint, client.rejected);
+        self.acceptors.iter_mut().for_each(|acceptor| acceptor.resume(self.clock.now));
     }
+}
+
+/// Returns what `PROXY_PORT` and `PROXY_SOCKET` serve.
+fn main_resources(config: &Config) -> Resources {
+    if config.admin && config.admin_port.is_none() { Resources::All } else { Resources::Keys }
+}
+
+fn policy(config: &Config, resources: Resources) -> Policy {
+    Policy { allowed_hosts: config.allowed_hosts.clone(), resources, announce_close: false }
 }
 
 /// Returns the settings of the fetchers.

@@ -1,6 +1,7 @@
 //! Scheduler of client turns: each ready client gets one bounded turn in a tick, in queue order.
 
 use super::client::{TurnContext, TurnResult};
+use super::listen::Endpoint;
 use super::{WRITE_BYTES, Worker};
 use crate::connection::DecodeContext;
 use crate::dispatch::Dispatcher;
@@ -35,10 +36,14 @@ impl Worker {
     fn run_turn(&mut self, slot: usize) -> Option<TurnResult> {
         let timeouts = self.clients.timeouts;
         let (client, reply) = self.clients.begin_turn(slot)?;
+        let policy = match client.endpoint {
+            Endpoint::Main => &self.policy,
+            Endpoint::Admin => &self.admin_policy,
+        };
         let dispatcher = Dispatcher {
             read_through: &mut self.read_through,
             jobs: &mut self.backend.jobs,
-            context: DecodeContext { policy: &self.policy, head_decoder: &mut self.head_decoder, reply },
+            context: DecodeContext { policy, head_decoder: &mut self.head_decoder, reply },
             registry: &self.registry,
             worker_slot: &self.worker_slot,
             now: self.clock.now,

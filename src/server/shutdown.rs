@@ -4,6 +4,7 @@
 //! regularly never meets a closed connection. A client without a request for a second is closed.
 //! RESP has no such message: a second later its clients are closed between two commands.
 
+use super::acceptor::Acceptor;
 use super::{Millis, Worker};
 use mio::Waker;
 use std::sync::Arc;
@@ -68,7 +69,7 @@ pub(super) enum ShutdownPhase {
 /// Deadlines of a shutdown.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Schedule {
-    /// End of accepting; `None` once the listening socket is closed.
+    /// End of accepting; `None` once the listening sockets are closed.
     accept_until: Option<Millis>,
     /// Start of [`ShutdownPhase::ClosingIdle`].
     close_idle_at: Millis,
@@ -134,13 +135,17 @@ impl Worker {
     fn begin_shutdown(&mut self, grace: Millis) {
         let now = self.clock.now;
         // Half of a short grace is for accepting, half for answering.
-        let accept_grace = if self.acceptor.block_new_connections() { ACCEPT_GRACE.min(grace / 2) } else { 0 };
+        let mut is_shared = false;
+        for acceptor in &mut self.acceptors {
+            is_shared |= acceptor.block_new_connections();
+        }
+        let accept_grace = if is_shared { ACCEPT_GRACE.min(grace / 2) } else { 0 };
         self.shutdown = ShutdownPhase::Announcing(Schedule {
             accept_until: Some(now + accept_grace),
             close_idle_at: now + DRAIN_IDLE_TIMEOUT,
             deadline: now + grace,
         });
-        self.policy.announce_close = true;
+        (self.policy.announce_close, self.admin_policy.announce_close) = (true, true);
         self.clients.timeouts.idle = self.clients.timeouts.idle.min(DRAIN_IDLE_TIMEOUT);
         self.clients.rearm_timers();
         if accept_grace == 0 {
@@ -148,21 +153,23 @@ impl Worker {
         }
     }
 
-    /// Accepts all pending connections, and closes the listening socket in the same tick. The
-    /// kernel resets a connection that arrives in between, unless the filter dropped its SYN.
+    /// Accepts all pending connections, and closes the listening sockets in the same tick. The
+    /// kernel resets a connection that arrives in between, unless the filter dropped its SYN. The
+    /// file of a Unix socket is gone by now, so none arrives there.
     fn drain_accept_queue(&mut self) {
         // An event of this tick may not be dispatched yet.
-        self.acceptor.notify();
+        self.acceptors.iter_mut().for_each(Acceptor::notify);
         loop {
             self.accept();
-            if !self.acceptor.has_pending() || !self.connection_limit.can_accept() {
+            let mut pending = self.acceptors.iter().filter(|one| one.can_accept(&self.connection_limit)).peekable();
+            if pending.peek().is_none() {
                 break;
             }
-            if self.acceptor.is_backing_off(self.clock.now) {
+            if pending.all(|one| one.is_backing_off(self.clock.now)) {
                 return;
             }
         }
-        self.acceptor.close();
+        self.acceptors.iter_mut().for_each(Acceptor::close);
         if let Some(schedule) = self.shutdown.schedule() {
             schedule.accept_until = None;
         }

@@ -12,7 +12,6 @@ use std::time::Duration;
 /// Non-blocking socket of a client.
 pub(super) enum ClientStream {
     Tcp(TcpStream),
-    #[allow(dead_code, reason = "no listener accepts one yet")]
     Unix(UnixStream),
 }
 

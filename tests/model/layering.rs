@@ -14,7 +14,7 @@ const CRATES: [(&str, &[&str]); 16] = [
     ("httparse", &["protocol"]),
     ("httpdate", &["protocol", "log_format"]),
     ("itoa", &["protocol"]),
-    ("log", &["read_through", "backend", "log_writer", "server", "main"]),
+    ("log", &["read_through", "backend", "log_writer", "server", "listeners", "main"]),
     ("mio", &["server"]),
     ("redis", &["backend"]),
     ("rlimit", &["server"]),
@@ -33,8 +33,8 @@ const CRATES: [(&str, &[&str]); 16] = [
 const CLOCK_MODULES: [&str; 4] = ["backend", "log_writer", "server", "main"];
 
 /// Modules that use sockets, threads, files or processes.
-const IO_MODULES: [&str; 8] =
-    ["backend", "log_writer", "secret", "server", "tls_files", "check", "healthcheck", "main"];
+const IO_MODULES: [&str; 9] =
+    ["backend", "log_writer", "secret", "server", "tls_files", "check", "healthcheck", "listeners", "main"];
 
 /// Set of modules or crates.
 type Names = BTreeSet<String>;
