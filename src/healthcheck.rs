@@ -47,7 +47,7 @@ fn probe_port(host_name: &str, host: &str, port: u16) -> Result<ExitCode, String
     failure
 }
 
-/// Prints the body of a response from `place`, and returns the exit code or the reason of a failure.
+/// Prints the body of a response from `place`. Returns the exit code, or the reason of a failure.
 fn report(place: &str, response: std::io::Result<String>) -> Result<ExitCode, String> {
     match response {
         Ok(response) => {

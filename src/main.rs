@@ -298,8 +298,8 @@ fn supervise(
                 log::info!("received signal {signal}: shutting down within {} s", grace.as_secs_f64());
                 exit_deadline = Some(Instant::now() + grace + STUCK_WORKER_GRACE);
                 registry.set_stopping();
-                // New clients get an error at once, or reach the next proxy. The workers accept those
-                // that have connected.
+                // New clients get an error at once, or reach the next proxy. The workers accept
+                // those that have connected.
                 socket_file.iter_mut().for_each(SocketFile::remove);
                 handles.iter().for_each(|handle| handle.stop(grace));
             }

@@ -101,7 +101,7 @@ impl ConfigError {
         ConfigError(format!("ADMIN_HOST={host:?} has no ADMIN_PORT; set ADMIN_PORT too, or unset ADMIN_HOST"))
     }
 
-    /// Creates the error for a `PROXY_HOST` or `ADMIN_HOST`, given as `name`, that does not resolve.
+    /// Creates the error for a host that does not resolve. `name` is its variable.
     pub fn unresolvable_host(name: &str, value: &str, why: &str) -> ConfigError {
         ConfigError(format!(
             "{name}={value:?} does not resolve ({why}); set {name}=127.0.0.1 for a local run, or {name}=0.0.0.0 in a \

@@ -75,7 +75,7 @@ impl Acceptor {
         }
     }
 
-    /// Marks connections as pending, because of an event. It may be of a socket that was closed since.
+    /// Marks connections as pending, because of an event. The socket may be closed since.
     pub(super) fn notify(&mut self) {
         self.pending = self.listener.is_some();
     }

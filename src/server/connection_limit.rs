@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// a connection becomes free.
 const MAX_REJECTING: usize = 256;
 
-/// Maximum number of clients of `ADMIN_PORT`, of all event loops together. They do not count against
-/// `MAX_CONNECTIONS`, so that monitors and probes are served when it is reached. Enough for some
-/// monitors, probes and people.
+/// Maximum number of clients of `ADMIN_PORT`, of all event loops together: some monitors, probes
+/// and people. They do not count against `MAX_CONNECTIONS`, so that they are served when it is
+/// reached.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
 
 /// Open files apart from clients and Redis: standard streams, signals, and files that system

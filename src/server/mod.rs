@@ -61,7 +61,8 @@ use timeouts::TimeoutConfig;
 
 const WAKER: Token = Token(usize::MAX - 1);
 
-/// Maximum number of listening sockets of an event loop: `PROXY_PORT`, `PROXY_SOCKET`, `ADMIN_PORT`.
+/// Maximum number of listening sockets of an event loop: `PROXY_PORT`, `PROXY_SOCKET` and
+/// `ADMIN_PORT`.
 const MAX_LISTENERS: usize = 3;
 
 /// Token of the first listening socket. The tokens of clients are their slots, which are lower.
@@ -159,8 +160,8 @@ pub struct SharedState {
 }
 
 impl Worker {
-    /// Creates a worker on non-blocking listening sockets, and starts its fetchers. `worker_slot` is
-    /// the slot of the registry for its metrics.
+    /// Creates a worker on non-blocking listening sockets, and starts its fetchers. `worker_slot`
+    /// is the slot of the registry for its metrics.
     ///
     /// # Errors
     ///

@@ -6,6 +6,7 @@
 //! one serves the clients that it has, and leaves the new file alone.
 
 use super::listen::{BACKLOG, Listener};
+use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::fs::{self, FileType, Metadata, Permissions};
 use std::io;
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 pub enum UnixSocketError {
     /// Another process listens at the path.
     InUse,
+    /// The path is that of a socket without connections, such as a datagram socket.
+    OtherType,
     /// A process of another user listens at the path.
     OtherUser,
     /// The path is that of a file, a directory or a link.
@@ -33,6 +36,9 @@ impl std::fmt::Display for UnixSocketError {
             UnixSocketError::InUse => f.write_str(
                 "another process listens there; stop it, or take its place without downtime with SHARE_PORT=on",
             ),
+            UnixSocketError::OtherType => {
+                f.write_str("a socket of another type is there, which is no proxy's; set another PROXY_SOCKET")
+            }
             UnixSocketError::OtherUser => {
                 f.write_str("a process of another user listens there; set another PROXY_SOCKET")
             }
@@ -179,7 +185,8 @@ fn path_state(path: &Path) -> Result<PathState, UnixSocketError> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(PathState::Stale),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PathState::Free),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error.into()),
-        // With a full backlog, or a socket of another type, a process uses the path.
+        Err(error) if error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => Err(UnixSocketError::OtherType),
+        // A full backlog is an error as well.
         Ok(()) | Err(_) => Ok(PathState::Live(metadata.uid())),
     }
 }
@@ -201,8 +208,8 @@ fn create(path: &Path, mode: u32) -> Result<(Listener, SocketFile), UnixSocketEr
     Ok((Listener::Unix(socket.into()), file))
 }
 
-/// Returns a path beside `path`, for a socket that is to replace it. At most as long as a path with a
-/// name of a few letters.
+/// Returns a path beside `path`, for a socket that is to replace it. The name is short, because the
+/// kernel limits the length of the path.
 fn temporary_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}", std::process::id()))
 }

@@ -20,6 +20,7 @@ pub mod resp;
 pub mod strace;
 pub mod testbed;
 pub mod transport;
+pub mod unix;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
@@ -249,8 +250,8 @@ impl Proxy {
         drop(command);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut proxy = Proxy { child, address, log: Arc::default() };
-        let mut line = Vec::new();
-        while proxy.address.port() == 0 {
+        let (mut line, mut is_listening) = (Vec::new(), false);
+        while !is_listening {
             let mut byte = [0];
             assert!(log.read(&mut byte).expect("the log can be read") > 0, "the proxy exited: {}", proxy.log());
             if byte != *b"\n" {
@@ -258,6 +259,7 @@ impl Proxy {
                 continue;
             }
             let text = String::from_utf8(std::mem::take(&mut line)).expect("the log is text");
+            is_listening = text.contains(" listening on ");
             let address = text.split_once("listening on ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
             proxy.log.lock().expect("no thread panicked with the log locked").push(text);
             proxy.address = address.unwrap_or(proxy.address);
@@ -268,6 +270,13 @@ impl Proxy {
     /// Returns the log lines so far.
     pub fn log(&self) -> String {
         self.log.lock().expect("no thread panicked with the log locked").join("\n")
+    }
+
+    /// Returns the address of `ADMIN_PORT`.
+    pub fn admin_address(&self) -> SocketAddr {
+        let log = self.log();
+        let (_, rest) = log.split_once("admin port ").expect("a proxy with ADMIN_PORT");
+        rest.split(',').next().and_then(|address| address.parse().ok()).expect("an address")
     }
 
     pub fn pid(&self) -> u32 {

@@ -92,10 +92,12 @@ def check_proxy(pod, container, where):
     for name, value in SECURITY.items():
         check(security.get(name) == value, f"{where}: securityContext.{name} is not {value}")
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    check(str(ports["proxy"]) == variables["PROXY_PORT"], f"{where}: containerPort is not PROXY_PORT")
+    # Probes and Prometheus use the admin port if there is one.
+    monitored, variable = ("admin", "ADMIN_PORT") if "ADMIN_PORT" in variables else ("proxy", "PROXY_PORT")
+    check(str(ports.get(monitored)) == variables[variable], f"{where}: containerPort is not {variable}")
     for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/healthz")):
         request = container[probe]["httpGet"]
-        check((request["path"], request["port"]) == (path, "proxy"), f"{where}: {probe} does not request {path}")
+        check((request["path"], request["port"]) == (path, monitored), f"{where}: {probe} does not request {path}")
     shutdown = pre_stop_seconds(container) + float(variables["SHUTDOWN_GRACE"].removesuffix("s")) + SHUTDOWN_MARGIN
     check(pod["terminationGracePeriodSeconds"] >= shutdown,
           f"{where}: terminationGracePeriodSeconds ends a shutdown that takes preStop and SHUTDOWN_GRACE")
@@ -106,7 +108,7 @@ def check_proxy(pod, container, where):
     check(needed <= limit, f"{where}: cache and clients need {needed:.0f} of {limit} bytes")
     for name, value in variables.items():
         print(f"{name}={value}")
-    return ports
+    return ports, ports.get(monitored)
 
 
 def check_deployment(spec, where):
@@ -117,9 +119,9 @@ def check_deployment(spec, where):
     sidecars = [c for c in pod.get("initContainers", []) if c["name"] == "proxy"]
     check(all(c.get("restartPolicy") == "Always" for c in sidecars), f"{where}: the sidecar would never end")
     (container,) = [c for c in pod["containers"] if c["name"] == "proxy"] + sidecars
-    ports = check_proxy(pod, container, where)
+    ports, monitored = check_proxy(pod, container, where)
     scraped = template["metadata"]["annotations"]["prometheus.io/port"]
-    check(scraped == str(ports["proxy"]), f"{where}: Prometheus reads another port")
+    check(scraped == str(monitored), f"{where}: Prometheus reads another port")
     return container, ports
 
 

@@ -5,6 +5,7 @@
 
 mod accessibility;
 mod admin_endpoints;
+mod admin_port;
 mod check;
 mod cli;
 #[path = "../common/mod.rs"]
@@ -16,3 +17,4 @@ mod health;
 mod json_logs;
 mod logs;
 mod packaging;
+mod unix_socket;

@@ -136,8 +136,8 @@ pub fn encode_too_many_clients(out: &mut SendBuffer) {
     encode_error("ERR max number of clients reached", out);
 }
 
-/// Appends the error for a client of the admin port, which serves no commands. The connection closes
-/// after it.
+/// Appends the error for a client of the admin port, which serves no commands. The connection
+/// closes after it.
 pub fn encode_admin_port(out: &mut SendBuffer) {
     encode_error("ERR this port (ADMIN_PORT) serves only HTTP; send commands to PROXY_PORT or PROXY_SOCKET", out);
 }
