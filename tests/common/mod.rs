@@ -72,6 +72,11 @@ pub fn wait_until_idle(redis: &Redis, proxy: &Proxy) {
     });
 }
 
+/// Returns the name of the file that a redis-server of this process may write.
+fn dump_file(port: u16) -> String {
+    format!("segment-redis-{}-{port}.rdb", std::process::id())
+}
+
 /// Running redis-server that belongs to one test. Killed when dropped.
 pub struct Redis {
     child: Child,
@@ -98,8 +103,12 @@ impl Redis {
 
     /// Starts a redis-server, or returns `None` if it exits because the port is taken.
     fn launch(port: u16, arguments: &[String]) -> Option<Child> {
+        // Replication writes a file, which a later server in the same directory would load.
+        let directory = std::env::temp_dir();
+        let directory = ["--dir", directory.to_str().expect("a path in UTF-8"), "--dbfilename", &dump_file(port)];
         let mut child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(directory)
             .args(arguments)
             .stdout(Stdio::null())
             .spawn()
@@ -179,6 +188,7 @@ impl Drop for Redis {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = std::fs::remove_file(std::env::temp_dir().join(dump_file(self.port)));
     }
 }
 

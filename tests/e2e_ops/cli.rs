@@ -36,10 +36,11 @@ fn invalid_variables_exit_with_2() {
         [("CACHE_TTL", "soon"), ("WORKERS", "many\n"), ("REDIS_USERNAME", "app"), ("REDIS_PASSWRD", "secret")];
     let expected = [
         "REDIS_PASSWRD is not a known variable and has no effect; did you mean REDIS_PASSWORD?",
+        "REDIS_USERNAME=\"app\" has no password; allowed: both or only a password; set REDIS_PASSWORD or \
+         REDIS_PASSWORD_FILE too",
         "CACHE_TTL=\"soon\" is not a number; allowed: 0.001 to 315360000 seconds, or with a unit such as 500ms, 60s, 15m or \
          2h; for example CACHE_TTL=15",
         "WORKERS=\"many\\n\" is not a whole number; allowed: 1 to 256; for example WORKERS=1",
-        "REDIS_USERNAME=\"app\" has no REDIS_PASSWORD; allowed: both or only REDIS_PASSWORD; set REDIS_PASSWORD too",
     ];
     let expected: String = expected.map(|line| format!("segment-redis-proxy: {line}\n")).concat();
     assert_eq!(run(&[], &variables), (Some(2), String::new(), expected));
