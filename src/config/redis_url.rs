@@ -80,7 +80,7 @@ fn parse_unix(rest: &str, query: Option<&str>) -> Result<RedisUrl, String> {
     }
     let (username, password) = parse_credentials(credentials)?;
     let mut path = Vec::new();
-    percent_decode(rest[start..].as_bytes(), &mut path).ok_or("has a malformed percent-escape")?;
+    percent_decode(&rest.as_bytes()[start..], &mut path).ok_or("has a malformed percent-escape")?;
     let database = match query.map(|query| query.strip_prefix("db=").ok_or(query)) {
         None => 0,
         Some(Ok(number)) => database_number(number)?,
