@@ -7,6 +7,7 @@
 #![allow(clippy::expect_used, reason = "a failed expectation ends the benchmark")]
 
 use segment_redis_proxy::cache::{Cache, Limits};
+use segment_redis_proxy::client_auth::ClientAuth;
 use segment_redis_proxy::connection::{Connection, DecodeContext, ReplyContext};
 use segment_redis_proxy::dispatch::{Dispatcher, sync_metrics};
 use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
@@ -93,6 +94,7 @@ fn measure_full_hit(size: usize) -> f64 {
         context: DecodeContext {
             policy: &policy,
             head_decoder: &mut head_decoder,
+            auth: &mut ClientAuth::default(),
             reply: ReplyContext { date: &date, recorder: &mut recorder },
         },
         registry: &registry,

@@ -11,6 +11,8 @@ extern crate self as segment_redis_proxy;
 pub mod admin;
 #[path = "../src/cache/mod.rs"]
 pub mod cache;
+#[path = "../src/client_auth/mod.rs"]
+pub mod client_auth;
 #[path = "../src/connection/mod.rs"]
 pub mod connection;
 #[path = "../src/dispatch.rs"]
@@ -19,6 +21,8 @@ pub mod dispatch;
 pub mod inflight;
 #[path = "../src/log_format.rs"]
 pub mod log_format;
+#[path = "../src/log_throttle.rs"]
+pub mod log_throttle;
 #[path = "../src/metrics/mod.rs"]
 pub mod metrics;
 #[path = "../src/protocol/mod.rs"]

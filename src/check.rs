@@ -3,8 +3,10 @@
 //! Reports each step on standard output. The exit code is 0 if the proxy can work, 1 if an address,
 //! a file or Redis cannot be used, and 2 if a variable is invalid.
 
+use crate::reload::{describe, read_client_passwords};
 use segment_redis_proxy::backend::{CheckStep, RedisAccess, Verdict, check_redis};
 use segment_redis_proxy::config::{Config, VARIABLES};
+use segment_redis_proxy::secret::SecretSource;
 use segment_redis_proxy::server::{
     ConnectionLimiter, UnixSocketError, backend_config, check_port_free, check_unix_socket, exposure_warning,
 };
@@ -35,6 +37,7 @@ pub fn run(config: &Config, warnings: &[String]) -> ExitCode {
         let text = format!("not set: each worker caches {} keys, which suits a demonstration only", config.cache_size);
         steps.push(CheckStep::new(Verdict::Warning, "CACHE_SIZE", text));
     }
+    steps.extend(config.client_password.as_ref().map(check_client_passwords));
     steps.extend(check_listeners(config));
     steps.push(check_file_limit(config));
     steps.extend(config.log_file.as_deref().map(check_log_file));
@@ -96,12 +99,12 @@ fn check_listeners(config: &Config) -> Vec<CheckStep> {
     let host = config.proxy_host.as_str();
     let mut steps = Vec::new();
     if let Some(port) = config.proxy_port {
-        steps.extend(check_address(["PROXY_HOST", "PROXY_PORT"], host, port));
+        steps.extend(check_address(["PROXY_HOST", "PROXY_PORT"], host, port, config.client_password.is_some()));
     }
     steps.extend(config.proxy_socket.as_deref().map(check_socket));
     if let Some(port) = config.admin_port {
         let (name, host) = config.admin_host.as_deref().map_or(("PROXY_HOST", host), |host| ("ADMIN_HOST", host));
-        steps.extend(check_address([name, "ADMIN_PORT"], host, port));
+        steps.extend(check_address([name, "ADMIN_PORT"], host, port, config.client_password.is_some()));
     }
     steps
 }
@@ -119,7 +122,12 @@ fn check_socket(path: &str) -> CheckStep {
 }
 
 /// Checks that an address resolves and can be bound. `names` are the variables that set it.
-fn check_address([host_name, port_name]: [&'static str; 2], host: &str, port: u16) -> Vec<CheckStep> {
+fn check_address(
+    [host_name, port_name]: [&'static str; 2],
+    host: &str,
+    port: u16,
+    requires_password: bool,
+) -> Vec<CheckStep> {
     let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
         Err(error) => {
@@ -148,9 +156,17 @@ fn check_address([host_name, port_name]: [&'static str; 2], host: &str, port: u1
     }];
     // The admin port serves no keys.
     if !address.ip().is_loopback() && steps[0].verdict != Verdict::Failed && port_name == "PROXY_PORT" {
-        steps.push(CheckStep::new(Verdict::Warning, host_name, exposure_warning(*address)));
+        steps.push(CheckStep::new(Verdict::Warning, host_name, exposure_warning(*address, requires_password)));
     }
     steps
+}
+
+/// Checks that the passwords of clients can be read.
+fn check_client_passwords(source: &SecretSource) -> CheckStep {
+    match read_client_passwords(source) {
+        Ok(passwords) => CheckStep::new(Verdict::Ok, "CLIENT_PASSWORD", describe(&passwords)),
+        Err(problem) => CheckStep::new(Verdict::Failed, "CLIENT_PASSWORD", problem),
+    }
 }
 
 /// Checks that the limit of open files allows `MAX_CONNECTIONS`.

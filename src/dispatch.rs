@@ -158,6 +158,7 @@ fn copied_bytes(mode: ReplyMode, reply: &Reply<'_>) -> usize {
 mod tests {
     use super::*;
     use crate::cache::Limits;
+    use crate::client_auth::ClientAuth;
     use crate::connection::ReplyContext;
     use crate::metrics::{Protocol, RequestOutcome};
     use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
@@ -179,7 +180,12 @@ mod tests {
             let mut dispatcher = Dispatcher {
                 read_through: &mut read_through,
                 jobs: &mut jobs,
-                context: DecodeContext { policy: &Policy::default(), head_decoder: &mut head_decoder, reply },
+                context: DecodeContext {
+                    policy: &Policy::default(),
+                    head_decoder: &mut head_decoder,
+                    auth: &mut ClientAuth::default(),
+                    reply,
+                },
                 registry: &MetricsRegistry::default(),
                 worker_slot: &WorkerSlot::default(),
                 now: 0,

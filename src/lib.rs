@@ -52,6 +52,7 @@
 pub mod admin;
 pub mod backend;
 pub mod cache;
+pub mod client_auth;
 pub mod config;
 pub mod connection;
 pub mod dispatch;

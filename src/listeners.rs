@@ -62,7 +62,7 @@ impl Listeners {
         }
         log_start(config, &places.join(", "));
         if let Some(address) = exposed {
-            log::warn!("{}", exposure_warning(address));
+            log::warn!("{}", exposure_warning(address, config.client_password.is_some()));
         }
         Ok(listeners)
     }

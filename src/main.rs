@@ -10,9 +10,11 @@
 mod check;
 mod healthcheck;
 mod listeners;
+mod reload;
 
 use listeners::Listeners;
-use segment_redis_proxy::backend::{QUEUE_LIMIT, RedisAccess};
+use reload::Reloadables;
+use segment_redis_proxy::backend::QUEUE_LIMIT;
 use segment_redis_proxy::config::{self, Config, ConfigError, ShownValue};
 use segment_redis_proxy::log_format::{LogFormat, event_line};
 use segment_redis_proxy::log_writer::{LogTarget, LogWriter};
@@ -159,20 +161,21 @@ fn run() -> Result<ExitCode, ExitError> {
 }
 
 fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
-    let access = Arc::new(RedisAccess::load(config.redis.clone()).map_err(|problems| ExitError(2, problems))?);
     let (sender, events) = mpsc::channel();
-    catch_signals(sender.clone(), logs, Arc::clone(&access))
+    let reloadables = Reloadables::load(config).map_err(|error| ExitError(2, error))?;
+    catch_signals(sender.clone(), logs, reloadables.clone())
         .map_err(|error| ExitError(1, format!("cannot install the signal handlers: {error}")))?;
     let connection_limiter = ConnectionLimiter::from_config(config)?;
     set_pinned_limit(config.client_bytes);
     let Listeners { of_workers, port, socket_file } = Listeners::bind(config)?;
     let registry = Arc::new(MetricsRegistry::new(instance_info(config, &connection_limiter, port), config.workers));
     let mut watchdog = Watchdog::new(Arc::clone(&registry));
+    let access = reloadables.redis_access();
     let shared = SharedState { connection_limit: connection_limiter, access, registry: Arc::clone(&registry) };
     let mut handles = Vec::new();
     for (index, (listeners, slot)) in of_workers.into_iter().zip(registry.slots().iter().cloned()).enumerate() {
         let worker = Worker::new(listeners, config, shared.clone(), slot);
-        let handle = start_worker(index, worker, logs, sender.clone())?;
+        let handle = start_worker(index, worker, logs, &reloadables, sender.clone())?;
         watchdog.push_worker(handle.clone());
         handles.push(handle);
     }
@@ -249,12 +252,16 @@ fn start_worker(
     index: usize,
     worker: std::io::Result<Worker>,
     logs: &Logs,
+    reloadables: &Reloadables,
     events: Sender<SupervisorEvent>,
 ) -> Result<WorkerHandle, ExitError> {
     let exit_error = |error| ExitError(1, format!("cannot start event loop {index}: {error}"));
     let mut worker = worker.map_err(exit_error)?;
     if let Some(access) = &logs.access {
         worker.log_requests(access.clone());
+    }
+    if let Some(passwords) = reloadables.client_passwords() {
+        worker.require_passwords(passwords);
     }
     let handle = worker.handle();
     let run = move || {
@@ -328,7 +335,7 @@ fn supervise(
 /// As process 1 of a container the program would ignore SIGTERM and SIGINT without a handler.
 /// SIGHUP, which ends a program by default, reopens the log file and reads secrets and certificates
 /// again.
-fn catch_signals(events: Sender<SupervisorEvent>, logs: &Logs, access: Arc<RedisAccess>) -> std::io::Result<()> {
+fn catch_signals(events: Sender<SupervisorEvent>, logs: &Logs, reloadables: Reloadables) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let logs = Logs { events: logs.events.clone(), access: logs.access.clone() };
     let mut is_stopping = false;
@@ -337,7 +344,7 @@ fn catch_signals(events: Sender<SupervisorEvent>, logs: &Logs, access: Arc<Redis
             if signal == SIGHUP {
                 log::info!("received signal {signal}: reopening the log, reading secrets and certificates again");
                 logs.events.reopen();
-                access.reload();
+                reloadables.reload();
             } else if std::mem::replace(&mut is_stopping, true) {
                 // Exits from this thread, because the main thread may wait for DNS or for slow
                 // clients.

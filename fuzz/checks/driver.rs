@@ -6,6 +6,7 @@
 use super::choices::Choices;
 use super::replies::Comparing;
 use segment_redis_proxy::cache::Limits;
+use segment_redis_proxy::client_auth::{ClientAuth, ClientPasswords, SharedPasswords};
 use segment_redis_proxy::connection::{
     Connection, DecodeContext, MAX_PENDING_KEYS, MAX_PENDING_REPLIES, MAX_UNSENT_BYTES, ReplyContext,
 };
@@ -18,6 +19,7 @@ use segment_redis_proxy::read_through::ReadThrough;
 use segment_redis_proxy::types::{Completion, Failure, FetchedValue, Job, Millis};
 use segment_redis_proxy::value::Value;
 use std::io::IoSlice;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Time stands still: the simulation covers time.
@@ -47,6 +49,10 @@ pub struct World {
     pub failure: Failure,
     /// True if values may be long, which takes too much time with many keys.
     pub long_values: bool,
+    /// Password that clients must send, if any.
+    pub password: Option<&'static str>,
+    /// True if the input cannot hold that password, so that nothing may be looked up.
+    pub is_locked: bool,
     /// Maximum of keys in one command.
     pub max_keys: usize,
     /// Maximum of bytes stored of an incomplete request.
@@ -92,6 +98,7 @@ pub struct Driver<'a> {
     jobs: Vec<Job>,
     head_decoder: HeadDecoder,
     policy: Policy,
+    auth: ClientAuth,
     /// Buffer that the send buffer borrows while the connection decodes, as from the worker.
     write_scratch: Vec<u8>,
     date: ResponseDate,
@@ -100,6 +107,8 @@ pub struct Driver<'a> {
     worker_slot: WorkerSlot,
     /// Keys with a completed fetch, including those of the other client.
     completed_keys: u64,
+    /// Keys of the other client.
+    cached_keys: u64,
     writes: usize,
     sent: Vec<u8>,
 }
@@ -126,16 +135,22 @@ impl<'a> Driver<'a> {
             jobs: Vec::new(),
             head_decoder: HeadDecoder::new(),
             policy: Policy::default(),
+            auth: ClientAuth::default(),
             write_scratch: Vec::with_capacity(1024),
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
             recorder: Recorder::new(Some(LogFormat::Text)),
             registry: MetricsRegistry::default(),
             worker_slot: WorkerSlot::default(),
             completed_keys: 0,
+            cached_keys: 0,
             writes: 0,
             sent: Vec::new(),
         };
         driver.fill_cache();
+        driver.cached_keys = driver.completed_keys;
+        if let Some(passwords) = world.password.and_then(|password| ClientPasswords::parse(password).ok()) {
+            driver.auth = ClientAuth::required(Arc::new(SharedPasswords::new(passwords)));
+        }
         driver
     }
 
@@ -292,10 +307,28 @@ impl<'a> Driver<'a> {
         assert_eq!(metrics.requests, requests, "requests that the metrics do not count");
         let outcomes: u64 = metrics.requests_by_outcome.as_flattened().iter().sum();
         assert_eq!(outcomes, replies.len() as u64, "replies that the metrics do not count");
+        if self.world.is_locked {
+            self.check_locked(&replies);
+        }
         self.check_lines(outcomes);
         let unfinished = requests - replies.len() as u64;
         assert!(unfinished <= u64::from(self.world.comparing.resp), "{unfinished} requests have no reply");
         replies
+    }
+
+    /// Checks that a client without the password caused no lookup, and learned nothing.
+    fn check_locked(&mut self, replies: &[Vec<u8>]) {
+        self.read_through.export_metrics(&mut self.recorder.metrics);
+        let metrics = &self.recorder.metrics;
+        assert_eq!(metrics.hits + metrics.misses, self.cached_keys, "lookups before authentication");
+        let is_harmless = |reply: &[u8]| match self.world.comparing.resp {
+            true => reply.starts_with(b"-") || reply == b"+OK\r\n" || reply == b"+RESET\r\n",
+            // Only the health endpoints answer, without a key.
+            false => !reply.starts_with(b"HTTP/1.1 200") || reply.windows(9).any(|window| window == b"{\"status\""),
+        };
+        for reply in replies {
+            assert!(is_harmless(reply), "a reply before authentication: {}", reply.escape_ascii());
+        }
     }
 
     /// Checks that each reply has one line in the access log, with printable characters only.
@@ -324,7 +357,7 @@ impl<'a> Driver<'a> {
 
 /// Returns the dispatcher. The only function that knows its fields.
 fn dispatcher<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
-    let Driver { read_through, jobs, head_decoder, policy, date, recorder, registry, worker_slot, .. } = driver;
-    let context = DecodeContext { policy, head_decoder, reply: ReplyContext { date, recorder } };
+    let Driver { read_through, jobs, head_decoder, policy, auth, date, recorder, registry, worker_slot, .. } = driver;
+    let context = DecodeContext { policy, head_decoder, auth, reply: ReplyContext { date, recorder } };
     Dispatcher { read_through, jobs, context, registry, worker_slot, now: NOW }
 }

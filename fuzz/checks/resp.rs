@@ -1,7 +1,9 @@
 //! Fuzz check of the Redis protocol: the result does not depend on how the input is split, words
-//! are decoded as sent, and incomplete commands occupy little memory.
+//! are decoded as sent, incomplete commands occupy little memory, and nothing runs before the
+//! password if one is required.
 
 use super::choices::{Choices, expand};
+use segment_redis_proxy::client_auth::Verdict;
 use segment_redis_proxy::protocol::Decoded;
 use segment_redis_proxy::protocol::resp::{AfterReply, DecodeEvent, RespOperation, Session};
 use segment_redis_proxy::types::MAX_KEY_BYTES;
@@ -11,6 +13,10 @@ const MAX_BYTES: usize = 400 * 1024;
 
 /// Maximum of bytes stored of an incomplete command: one argument of maximum length, with a margin.
 const MAX_UNPARSED: usize = MAX_KEY_BYTES + 8 * 1024;
+
+/// Password of the client, and the commands that run before it.
+const PASSWORD: &[u8] = b"word";
+const UNAUTHENTICATED: [&[u8]; 4] = [b"auth", b"hello", b"quit", b"reset"];
 
 /// Result of decoding a whole input.
 #[derive(Debug, Default, PartialEq)]
@@ -26,7 +32,8 @@ pub fn check(input: &[u8]) {
     let (mut choices, wire) = Choices::split(input);
     let times = [1, 1, 1, 2, 50][usize::from(choices.bytes[3] % 5)];
     let wire = expand(wire, times, MAX_BYTES);
-    let whole = Decoder::default().decode_all(&[&wire]);
+    let requires_auth = choices.bytes[2] & 1 != 0;
+    let whole = Decoder::new(requires_auth).decode_all(&[&wire]);
     let mut pieces = Vec::new();
     let mut at = 0;
     choices.for_each_piece(&wire, |piece| {
@@ -34,7 +41,11 @@ pub fn check(input: &[u8]) {
         at += piece.len();
         true
     });
-    assert_eq!(Decoder::default().decode_all(&pieces), whole, "in pieces and at once");
+    assert_eq!(Decoder::new(requires_auth).decode_all(&pieces), whole, "in pieces and at once");
+    if requires_auth && !wire.windows(PASSWORD.len()).any(|window| window == PASSWORD) {
+        let runs = |words: &Vec<Vec<u8>>| !words.is_empty() && !UNAUTHENTICATED.contains(&&*words[0]);
+        assert!(!whole.commands.iter().any(runs), "a command runs before authentication: {whole:?}");
+    }
     for (decoded, sent) in whole.commands.iter().zip(parse_commands(&wire)) {
         assert!(decoded.is_empty() || is_same(decoded, &sent), "{decoded:?} was decoded from {sent:?}");
     }
@@ -51,13 +62,11 @@ struct Decoder {
     decoding: Decoding,
 }
 
-impl Default for Decoder {
-    fn default() -> Decoder {
-        Decoder { session: Session::new(7, 0), decoding: Decoding::default() }
-    }
-}
-
 impl Decoder {
+    fn new(requires_auth: bool) -> Decoder {
+        Decoder { session: Session::new(7, 0, requires_auth), decoding: Decoding::default() }
+    }
+
     /// Decodes all pieces.
     fn decode_all(mut self, pieces: &[&[u8]]) -> Decoding {
         let mut unparsed = Vec::new();
@@ -112,7 +121,11 @@ impl Decoder {
                     return Some(consumed);
                 };
                 let mut out = Vec::new();
-                let after = self.session.run_local(known, arguments, &mut out);
+                let mut verify = |_: &[u8], password: &[u8]| match password {
+                    PASSWORD => Verdict::Accepted,
+                    _ => Verdict::Wrong,
+                };
+                let after = self.session.run_local(known, arguments, &mut verify, &mut out);
                 let end = if after == AfterReply::Close { "END: " } else { "" };
                 self.decoding.results.push(format!("{end}{}", out.escape_ascii()));
                 return (after == AfterReply::Continue).then_some(consumed);

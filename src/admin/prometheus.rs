@@ -3,7 +3,7 @@
 //! Names follow the conventions of Prometheus: base units, and `_total` for counters. Names and
 //! labels are stable, because dashboards and alerts depend on them.
 
-use crate::metrics::{Histogram, InstanceInfo, Protocol, RequestOutcome, Snapshot, TimeoutKind};
+use crate::metrics::{AuthFailure, Histogram, InstanceInfo, Protocol, RequestOutcome, Snapshot, TimeoutKind};
 use crate::protocol::http::Status;
 use crate::types::Failure;
 use std::fmt::{Display, Write};
@@ -150,6 +150,17 @@ fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
          (reply).",
         TimeoutKind::NAMES.into_iter().zip(metrics.timeouts),
     );
+    let name = "segment_client_auth_failures_total";
+    text.begin(
+        name,
+        "counter",
+        "Refused credentials of clients: not valid (wrong), or not checked after too many (throttled).",
+    );
+    for (protocol, counts) in Protocol::NAMES.into_iter().zip(metrics.auth_failures) {
+        for (reason, count) in AuthFailure::NAMES.into_iter().zip(counts) {
+            text.sample(name, &format!("{{protocol=\"{protocol}\",reason=\"{reason}\"}}"), count);
+        }
+    }
 }
 
 fn redis(text: &mut Exposition, now: &Snapshot) {

@@ -10,8 +10,8 @@ use super::json::{array, object, quote, quote_or_null};
 use super::tables::{Rows, figures, tables};
 use crate::log_format::rfc3339_seconds;
 use crate::metrics::{
-    BATCH_SIZE_BUCKETS, Histogram, InstanceInfo, LATENCY_BUCKETS_US, Protocol, RequestOutcome, Snapshot, TimeoutKind,
-    TrackingState,
+    AuthFailure, BATCH_SIZE_BUCKETS, Histogram, InstanceInfo, LATENCY_BUCKETS_US, Protocol, RequestOutcome, Snapshot,
+    TimeoutKind, TrackingState,
 };
 use crate::protocol::http::Status;
 use crate::types::Failure;
@@ -65,6 +65,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("accepted", metrics.accepted.to_string()),
         ("rejected", metrics.rejected.to_string()),
         ("timed_out", object(TimeoutKind::NAMES.into_iter().zip(metrics.timeouts))),
+        ("auth_failures", object(Protocol::NAMES.into_iter().zip(metrics.auth_failures.map(auth_failures)))),
     ];
     let tracking = match redis.tracking {
         TrackingState::Off => "off",
@@ -115,6 +116,10 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("tables", object(tables(now, settings).iter().map(|(name, rows)| (*name, cells(rows))))),
     ];
     object(all) + "\n"
+}
+
+fn auth_failures(counts: [u64; AuthFailure::NAMES.len()]) -> String {
+    object(AuthFailure::NAMES.into_iter().zip(counts))
 }
 
 fn problem(problem: &Problem) -> String {

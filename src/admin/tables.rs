@@ -54,6 +54,7 @@ pub fn figures(now: &Snapshot, settings: &InstanceInfo) -> Vec<(&'static str, St
         ("Client connections", of(metrics.connected_clients, settings.max_connections)),
         ("Rejected connections", with_thousands(metrics.rejected)),
         ("Client timeouts", total(&metrics.timeouts)),
+        ("Failed authentications", total(metrics.auth_failures.as_flattened())),
         ("Lost log lines", with_thousands(process.dropped_lines)),
         ("Resident memory", mebibytes(process.resident_bytes)),
         ("Peak of resident memory", mebibytes(process.peak_resident_bytes)),

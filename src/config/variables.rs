@@ -150,7 +150,7 @@ pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// All variables, in the order of the documentation.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 39] = [
+pub const VARIABLES: [Variable; 41] = [
     Variable { name: "REDIS_HOST", default: "redis", kind: Kind::Host, group: Group::Redis, description: "host of the Redis server" },
     Variable { name: "REDIS_PORT", default: "6379", kind: Kind::Number(1, 65_535), group: Group::Redis, description: "port of the Redis server" },
     Variable { name: "REDIS_URL", default: "", kind: Kind::RedisUrl, group: Group::Redis, description: "address of the Redis server instead of REDIS_HOST, REDIS_PORT and REDIS_DB; may hold user and password" },
@@ -176,6 +176,8 @@ pub const VARIABLES: [Variable; 39] = [
     Variable { name: "PROXY_SOCKET", default: "", kind: Kind::SocketPath, group: Group::Clients, description: "Unix socket to listen on, beside PROXY_PORT or instead of it" },
     Variable { name: "PROXY_SOCKET_MODE", default: "660", kind: Kind::FileMode, group: Group::Clients, description: "permissions of PROXY_SOCKET; a client needs write permission to connect" },
     Variable { name: "ALLOWED_HOSTS", default: "", kind: Kind::Hosts, group: Group::Clients, description: "host names accepted in HTTP requests (Host); empty accepts any" },
+    Variable { name: "CLIENT_PASSWORD", default: "", kind: Kind::Secret, group: Group::Clients, description: "password that clients must send, or several: one in each line, or user:password; empty requires none" },
+    Variable { name: "CLIENT_PASSWORD_FILE", default: "", kind: Kind::Path, group: Group::Clients, description: "file with these passwords instead; SIGHUP reads it again" },
     Variable { name: "MAX_CONNECTIONS", default: "10000", kind: Kind::Number(1, 1_000_000), group: Group::Clients, description: "connection limit of all workers together; further clients get an error and are closed" },
     Variable { name: "CLIENT_BYTES", default: "268435456", kind: Kind::Bytes(1, MAX_BYTES), group: Group::Clients, description: "limit for long values (over 16 KiB) that slow clients have not read yet, of all workers together" },
     Variable { name: "CLIENT_TIMEOUT", default: "10", kind: Kind::Seconds(MIN_CLIENT_TIMEOUT, MAX_REQUEST_TIMEOUT), group: Group::Clients, description: "time within which a client must send a whole request" },

@@ -28,13 +28,16 @@ impl Connection {
     /// Refuses the first request of a rejected connection. Answers an admin request, so that a
     /// monitor sees the reached limit instead of a proxy that seems to be down.
     pub(super) fn reject<'a>(&mut self, input: &[u8], context: &mut DecodeContext<'_>) -> DecodeStep<'a> {
-        let DecodeContext { policy, head_decoder, reply } = context;
+        let DecodeContext { policy, head_decoder, auth, reply } = context;
         let Some(is_resp) = resp::is_resp(input) else { return DecodeStep::Blocked };
         let may_be_admin = http::may_be_admin_request(input);
         match http::decode(input, policy, head_decoder) {
             Decoded::Incomplete if may_be_admin => return DecodeStep::Blocked,
-            Decoded::Complete(head, consumed) => {
+            Decoded::Complete(mut head, consumed) => {
                 reply.recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
+                if auth.is_required() {
+                    self.authorize(&mut head, auth, reply.recorder);
+                }
                 if let HttpOperation::Admin(endpoint) = head.operation {
                     self.phase = Phase::Closing { unread: true };
                     let format = http::HttpReplyFormat { keep_alive: false, ..head.format };

@@ -1,5 +1,6 @@
 //! State of the event loop that connections borrow to decode requests and encode replies.
 
+use crate::client_auth::ClientAuth;
 use crate::metrics::Recorder;
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
 
@@ -17,6 +18,8 @@ pub struct DecodeContext<'a> {
     pub policy: &'a Policy,
     /// Decoder of request heads, with its cache of header fields.
     pub head_decoder: &'a mut HeadDecoder,
+    /// Passwords of clients.
+    pub auth: &'a mut ClientAuth,
     /// Date and metrics for the replies.
     pub reply: ReplyContext<'a>,
 }

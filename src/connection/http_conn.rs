@@ -59,11 +59,14 @@ impl Connection {
         if matches!(&self.protocol, ProtocolState::Http(state) if state.in_body()) {
             return self.skip_body(input, context);
         }
-        let DecodeContext { policy, head_decoder, reply } = context;
+        let DecodeContext { policy, head_decoder, auth, reply } = context;
         match http::decode(input, policy, head_decoder) {
             Decoded::Incomplete => DecodeStep::Blocked,
             Decoded::Complete(mut head, consumed) => {
                 reply.recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
+                if auth.is_required() {
+                    self.authorize(&mut head, auth, reply.recorder);
+                }
                 let announces_close = policy.announce_close
                     && head.format.keep_alive
                     && !has_pipelined_input(&head, input.len() - consumed);

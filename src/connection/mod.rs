@@ -7,6 +7,7 @@
 //! was read stays here, the caller reads no more, and decoding resumes after a reply is complete or
 //! sent.
 
+mod authentication;
 mod close;
 mod context;
 mod http_conn;
@@ -15,6 +16,7 @@ mod resp_conn;
 #[cfg(test)]
 mod tests;
 
+use crate::client_auth::ClientAddress;
 use crate::metrics::RequestOutcome;
 use crate::protocol::http::{self, AdminEndpoint, AdminResponse};
 use crate::protocol::resp::{self, Session};
@@ -46,7 +48,9 @@ pub struct Connection {
     pub id: u64,
     /// The only database that RESP clients can select.
     database: u32,
-    /// Client address for the access log; empty without one.
+    /// Address that failed authentications count for.
+    peer: ClientAddress,
+    /// The same as text for the access log; empty without one.
     address: Box<str>,
     unparsed: Vec<u8>,
     protocol: ProtocolState,
@@ -146,6 +150,7 @@ impl Connection {
         Connection {
             id,
             database,
+            peer: ClientAddress::default(),
             address: Box::default(),
             unparsed: Vec::new(),
             protocol: ProtocolState::Detecting,
@@ -154,6 +159,11 @@ impl Connection {
             requests_before: 0,
             phase: Phase::Open,
         }
+    }
+
+    /// Sets the client address that failed authentications count for.
+    pub fn set_peer(&mut self, peer: ClientAddress) {
+        self.peer = peer;
     }
 
     /// Sets the client address for the access log.
@@ -200,7 +210,7 @@ impl Connection {
             self.requests_before = self.request_count();
         }
         match self.protocol {
-            ProtocolState::Resp(_) => self.decode_resp(input, &mut context.reply),
+            ProtocolState::Resp(_) => self.decode_resp(input, context),
             ProtocolState::Http(_) => self.decode_http(input, context),
             ProtocolState::Rejecting => self.reject(input, context),
             ProtocolState::Detecting => match resp::is_resp(input) {
@@ -208,8 +218,9 @@ impl Connection {
                     self.refuse_resp(input, &mut context.reply, resp::encode_admin_port)
                 }
                 Some(true) => {
-                    self.protocol = ProtocolState::Resp(Session::new(self.id, self.database));
-                    self.decode_resp(input, &mut context.reply)
+                    let session = Session::new(self.id, self.database, context.auth.is_required());
+                    self.protocol = ProtocolState::Resp(session);
+                    self.decode_resp(input, context)
                 }
                 Some(false) => {
                     self.protocol = ProtocolState::Http(HttpState::BETWEEN_REQUESTS);

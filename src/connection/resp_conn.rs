@@ -1,13 +1,16 @@
 //! RESP side of a connection: decodes commands, and replies to those that need no key.
 
-use super::{Connection, DecodeStep, Phase, ProtocolState, ReplyContext, ReplyMode};
-use crate::metrics::{RequestOutcome, push_escaped};
+use super::authentication::verify_resp;
+use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext, ReplyMode};
+use crate::client_auth::ClientAuth;
+use crate::metrics::{Protocol, RequestOutcome, push_escaped};
 use crate::protocol::resp::{self, AfterReply, Arguments, CommandSpec, DecodeEvent, RespOperation, Session};
 use crate::protocol::{Decoded, MultiReply, ReplyFormat, SendBuffer};
 
 impl Connection {
     /// Decodes the next step of a RESP connection. `input` is not empty.
-    pub(super) fn decode_resp<'a>(&mut self, input: &'a [u8], context: &mut ReplyContext<'_>) -> DecodeStep<'a> {
+    pub(super) fn decode_resp<'a>(&mut self, input: &'a [u8], context: &mut DecodeContext<'_>) -> DecodeStep<'a> {
+        let DecodeContext { auth, reply: context, .. } = context;
         let Connection { protocol: ProtocolState::Resp(session), replies, phase, address, .. } = self else {
             return DecodeStep::Blocked;
         };
@@ -46,7 +49,8 @@ impl Connection {
                 // Only keys are logged: other arguments may be passwords.
                 let key = || { arguments }.next().filter(|_| spec.has_key());
                 context.recorder.begin_request(address, |text| log_command(text, spec, key(), session));
-                return self.run_command(spec, arguments, consumed, consumed < input.len(), context);
+                let unread = consumed < input.len();
+                return self.run_command(spec, arguments, (consumed, unread), auth, context);
             }
         }
         DecodeStep::Consumed(consumed)
@@ -65,17 +69,17 @@ impl Connection {
         DecodeStep::Consumed(input.len())
     }
 
-    /// Runs a command, or returns the step that completes it. `unread` is true if more input
-    /// follows.
+    /// Runs a command of `consumed` bytes, or returns the step that completes it. `unread` is true if
+    /// more input follows.
     fn run_command<'a>(
         &mut self,
         spec: &'static CommandSpec,
         arguments: Arguments<'a>,
-        consumed: usize,
-        unread: bool,
+        (consumed, unread): (usize, bool),
+        auth: &mut ClientAuth,
         context: &mut ReplyContext<'_>,
     ) -> DecodeStep<'a> {
-        let Connection { protocol: ProtocolState::Resp(session), replies, phase, .. } = self else {
+        let Connection { protocol: ProtocolState::Resp(session), replies, phase, peer, .. } = self else {
             return DecodeStep::Blocked;
         };
         match session.operation_of(spec, arguments) {
@@ -89,8 +93,15 @@ impl Connection {
                 replies.push_resp(RequestOutcome::Refused, context, |out| resp::encode_refusal(&refusal, out));
             }
             RespOperation::Local => {
-                let run = |out: &mut SendBuffer| session.run_local(spec, arguments, out.tail());
-                if replies.push_resp(RequestOutcome::Other, context, run) == AfterReply::Close {
+                // The first failure ends a command, so a command has one at most.
+                let mut failure = None;
+                let mut verify = |user: &[u8], password: &[u8]| verify_resp(auth, *peer, user, password, &mut failure);
+                let run = |out: &mut SendBuffer| session.run_local(spec, arguments, &mut verify, out.tail());
+                let after = replies.push_resp(RequestOutcome::Other, context, run);
+                if let Some(failure) = failure {
+                    context.recorder.record_auth_failure(Protocol::Resp, failure);
+                }
+                if after == AfterReply::Close {
                     *phase = Phase::Closing { unread };
                 }
             }
@@ -103,7 +114,7 @@ impl Connection {
 /// an incomplete or malformed one.
 pub(super) fn log_first_command(text: &mut String, input: &[u8]) {
     match resp::parse_command_name(input) {
-        Some(name) => log_refused(text, name, &Session::new(0, 0)),
+        Some(name) => log_refused(text, name, &Session::new(0, 0, false)),
         None => text.push_str("..."),
     }
 }

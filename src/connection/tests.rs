@@ -1,6 +1,7 @@
 //! Tests of a connection without a socket, over both protocols.
 
 use super::*;
+use crate::client_auth::ClientAuth;
 use crate::metrics::Recorder;
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use crate::types::{Failure, KeyResult, Source};
@@ -28,7 +29,8 @@ impl Client {
         let (mut input, mut at) = (self.connection.take_unparsed(), 0);
         input.extend_from_slice(bytes.as_ref());
         let reply = ReplyContext { date: &self.date, recorder: &mut self.recorder };
-        let mut context = DecodeContext { policy: &Policy::default(), head_decoder: &mut HeadDecoder::new(), reply };
+        let (policy, mut head_decoder, mut auth) = (Policy::default(), HeadDecoder::new(), ClientAuth::default());
+        let mut context = DecodeContext { policy: &policy, head_decoder: &mut head_decoder, auth: &mut auth, reply };
         loop {
             match self.connection.decode(&input[at..], &mut context) {
                 DecodeStep::Blocked => break,

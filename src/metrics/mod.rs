@@ -95,6 +95,20 @@ impl TimeoutKind {
     pub const NAMES: [&'static str; 3] = ["request", "idle", "reply"];
 }
 
+/// Reason why the credentials of a client were refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthFailure {
+    /// They are not valid.
+    Wrong,
+    /// They were not checked, because the address sent too many wrong ones.
+    Throttled,
+}
+
+impl AuthFailure {
+    /// Label values of the metrics, in the order of the variants.
+    pub const NAMES: [&'static str; 2] = ["wrong", "throttled"];
+}
+
 /// Metrics of one worker. Counters start at 0 with the worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerMetrics {
@@ -108,6 +122,8 @@ pub struct WorkerMetrics {
     pub rejected: u64,
     /// Client connections closed by a timeout, by [`TimeoutKind`].
     pub timeouts: [u64; TimeoutKind::NAMES.len()],
+    /// Refused credentials of clients, by [`Protocol`] and [`AuthFailure`].
+    pub auth_failures: [[u64; AuthFailure::NAMES.len()]; Protocol::NAMES.len()],
     /// Requests decoded so far, of all protocols and outcomes.
     pub requests: u64,
     /// Completed requests, by [`Protocol`] and [`RequestOutcome`].
@@ -212,6 +228,7 @@ impl WorkerMetrics {
         single
             .into_iter()
             .chain(&mut self.timeouts)
+            .chain(self.auth_failures.as_flattened_mut())
             .chain(outcomes)
             .chain(&mut self.responses)
             .chain(&mut self.failures)

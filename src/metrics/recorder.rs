@@ -7,7 +7,7 @@
 //! of these turns share one latency, from the start of the tick to that reading.
 
 use super::access_log::{AccessLog, LoggedRequest};
-use super::{Micros, Protocol, RequestOutcome, WorkerMetrics};
+use super::{AuthFailure, Micros, Protocol, RequestOutcome, WorkerMetrics};
 use crate::log_format::LogFormat;
 use crate::protocol::ReplySummary;
 use crate::types::Failure;
@@ -83,6 +83,11 @@ impl Recorder {
     /// Restarts the latency of a pending request, each time that a part of it arrived.
     pub fn restart_timer(&self, info: &mut RequestInfo) {
         info.started_at = self.now;
+    }
+
+    /// Records credentials of a client that were refused.
+    pub fn record_auth_failure(&mut self, protocol: Protocol, failure: AuthFailure) {
+        self.metrics.auth_failures[protocol as usize][failure as usize] += 1;
     }
 
     /// Records the immediate reply to the current request.

@@ -336,6 +336,7 @@ fn timeout_kind(action: TimeoutAction, activity: Activity) -> Option<TimeoutKind
 mod tests {
     use super::*;
     use crate::cache;
+    use crate::client_auth::ClientAuth;
     use crate::connection::{DecodeContext, ReplyContext};
     use crate::dispatch::MAX_STEPS_PER_TURN;
     use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
@@ -399,7 +400,12 @@ mod tests {
             let dispatcher = Dispatcher {
                 read_through: &mut self.read_through,
                 jobs: &mut Vec::new(),
-                context: DecodeContext { policy: &Policy::default(), head_decoder: &mut HeadDecoder::new(), reply },
+                context: DecodeContext {
+                    policy: &Policy::default(),
+                    head_decoder: &mut HeadDecoder::new(),
+                    auth: &mut ClientAuth::default(),
+                    reply,
+                },
                 registry: &MetricsRegistry::default(),
                 worker_slot: &WorkerSlot::default(),
                 now,

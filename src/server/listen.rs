@@ -82,10 +82,16 @@ pub fn check_port_free(address: SocketAddr) -> io::Result<()> {
 }
 
 /// Returns the warning about an address that other machines may reach.
-pub fn exposure_warning(address: SocketAddr) -> String {
+pub fn exposure_warning(address: SocketAddr, requires_password: bool) -> String {
+    if requires_password {
+        return format!(
+            "passwords and values travel in plain text: each machine on the way to {address} can read them; restrict access \
+             to the port (firewall, network policy), or put a TLS proxy in front and set PROXY_HOST=127.0.0.1"
+        );
+    }
     format!(
-        "clients are not authenticated: each machine that reaches {address} can read all keys; restrict access to the port \
-         (firewall, network policy), or set PROXY_HOST=127.0.0.1"
+        "clients are not authenticated: each machine that reaches {address} can read all keys; set CLIENT_PASSWORD, restrict \
+         access to the port (firewall, network policy), or set PROXY_HOST=127.0.0.1"
     )
 }
 

@@ -37,6 +37,7 @@ pub use watchdog::{WATCHDOG_INTERVAL, Watchdog};
 
 use crate::backend::{BackendConfig, Pool, RedisAccess};
 use crate::cache::Limits;
+use crate::client_auth::{Carrier, ClientAddress, ClientAuth, SharedPasswords};
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::dispatch::sync_metrics;
@@ -136,6 +137,7 @@ pub struct Worker {
     policy: Policy,
     /// Policy for clients of `ADMIN_PORT`.
     admin_policy: Policy,
+    client_auth: ClientAuth,
     read_through: ReadThrough,
     backend: Backend,
     scratch: Scratch,
@@ -209,6 +211,7 @@ impl Worker {
             connection_limit,
             policy: policy(config, main_resources(config)),
             admin_policy: policy(config, Resources::Admin),
+            client_auth: ClientAuth::default(),
             read_through: ReadThrough::new(limits, millis(config.cache_ttl), millis(config.redis_timeout)),
             backend: Backend {
                 pool,
@@ -229,6 +232,11 @@ impl Worker {
     /// Turns on the access log.
     pub fn log_requests(&mut self, log_writer: LogWriter) {
         self.clients.log_requests(log_writer);
+    }
+
+    /// Requires one of these passwords from clients.
+    pub fn require_passwords(&mut self, passwords: Arc<SharedPasswords>) {
+        self.client_auth = ClientAuth::required(passwords);
     }
 
     /// Returns a handle that wakes or stops the event loop.
@@ -266,6 +274,7 @@ impl Worker {
     fn begin_tick(&mut self) {
         let time = self.clock.tick();
         self.clients.recorder.set_now(self.clock.micros);
+        self.client_auth.begin_tick(self.clock.now);
         if let Some(time) = time {
             self.clients.set_date(time);
         }
@@ -278,12 +287,28 @@ impl Worker {
         self.clients.recorder.end_turns(now);
         self.clients.recorder.metrics.tick_duration.observe(now - self.clock.micros, 1);
         self.clients.flush_access_log(0);
+        self.log_auth_failures();
         if !self.worker_slot.has_responded() {
             self.read_through.check_capacity(self.clock.now);
             self.record_connected_clients();
             sync_metrics(&mut self.clients.recorder, &self.read_through, self.clock.now);
             self.worker_slot.publish(&self.clients.recorder.metrics);
         }
+    }
+
+    /// Logs failed authentications, once in 10 s. Shows nothing that the client sent.
+    fn log_auth_failures(&mut self) {
+        let Some(report) = self.client_auth.take_report() else { return };
+        let protocol = match report.carrier {
+            Carrier::Http => "HTTP",
+            Carrier::Resp => "RESP",
+        };
+        log::warn!(
+            "client authentication failed: {} sent no valid password over {protocol} ({} failures before it since the \
+             last such line); set a password of CLIENT_PASSWORD in that client, or keep it away from the port",
+            report.address,
+            report.earlier
+        );
     }
 
     fn record_connected_clients(&mut self) {
@@ -365,6 +390,7 @@ impl Worker {
             let id = NEXT_CONNECTION_ID.fetch_add(1, Ordering::Relaxed);
             Connection::new(id, self.registry.settings.database)
         };
+        connection.set_peer(ClientAddress(address));
         if self.clients.recorder.access_log_enabled() {
             connection.set_address(address.map_or("unix".into(), |address| address.to_canonical().to_string()));
         }

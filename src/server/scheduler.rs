@@ -43,7 +43,7 @@ impl Worker {
         let dispatcher = Dispatcher {
             read_through: &mut self.read_through,
             jobs: &mut self.backend.jobs,
-            context: DecodeContext { policy, head_decoder: &mut self.head_decoder, reply },
+            context: DecodeContext { policy, head_decoder: &mut self.head_decoder, auth: &mut self.client_auth, reply },
             registry: &self.registry,
             worker_slot: &self.worker_slot,
             now: self.clock.now,

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Dependencies, each with the modules that use it.
-const CRATES: [(&str, &[&str]); 16] = [
+const CRATES: [(&str, &[&str]); 18] = [
     ("base64", &["protocol"]),
     ("env_logger", &["main"]),
+    ("hmac_sha256", &["client_auth"]),
     ("httparse", &["protocol"]),
     ("httpdate", &["protocol", "log_format"]),
     ("itoa", &["protocol"]),
-    ("log", &["read_through", "backend", "log_writer", "server", "listeners", "main"]),
+    ("log", &["read_through", "backend", "log_writer", "server", "listeners", "main", "reload"]),
     ("mio", &["server"]),
     ("redis", &["backend"]),
     ("rlimit", &["server"]),
@@ -23,6 +24,7 @@ const CRATES: [(&str, &[&str]); 16] = [
     ("signal_hook", &["main"]),
     ("slab", &["inflight", "server"]),
     ("socket2", &["backend", "server"]),
+    ("subtle", &["client_auth"]),
     ("tikv_jemallocator", &["main"]),
     ("webpki_roots", &["backend"]),
 ];

@@ -8,6 +8,7 @@ use crate::random::Random;
 use crate::redis::{KEYS, Redis, Version};
 use segment_redis_proxy::backend::Reading;
 use segment_redis_proxy::cache::Limits;
+use segment_redis_proxy::client_auth::ClientAuth;
 use segment_redis_proxy::connection::{DecodeContext, MAX_PENDING_REPLIES, MAX_UNSENT_BYTES, ReplyContext};
 use segment_redis_proxy::dispatch::Dispatcher;
 use segment_redis_proxy::log_format::LogFormat;
@@ -448,6 +449,7 @@ impl World {
             context: DecodeContext {
                 policy: &Policy::default(),
                 head_decoder: &mut self.head_decoder,
+                auth: &mut ClientAuth::default(),
                 reply: ReplyContext { date: &self.date, recorder: &mut self.recorder },
             },
             registry: &MetricsRegistry::default(),

@@ -13,7 +13,7 @@ use super::fields::Fields;
 use super::header_cache::{self, HeaderCache, HeaderCacheHit};
 use super::target::{RequestTarget, is_known_method};
 use super::version::{VERSION_BYTES, is_later_minor, is_version, version_of};
-use super::{AdminEndpoint, Body, HttpRefusal, HttpReplyFormat, Policy, Status, View, bad_request};
+use super::{AdminEndpoint, Authorization, Body, HttpRefusal, HttpReplyFormat, Policy, Status, View, bad_request};
 use crate::types::MAX_KEY_BYTES;
 use std::mem::MaybeUninit;
 
@@ -56,6 +56,8 @@ pub struct Head<'a> {
     pub body: Body,
     /// True if the client waits for a response before it sends the body (RFC 9110, section 10.1.1).
     pub expects_continue: bool,
+    /// Credentials of the client. The decoder does not check them.
+    pub authorization: Authorization<'a>,
     /// Request line, without CR and LF.
     pub request_line: &'a [u8],
 }
@@ -216,7 +218,8 @@ fn interpret<'a>(
         keep_alive,
         unmet_precondition: fields.unmet,
     };
-    Head { operation, format, body: fields.body, expects_continue: fields.expects_continue, request_line: line }
+    let Fields { body, expects_continue, authorization, .. } = fields;
+    Head { operation, format, body, expects_continue, authorization, request_line: line }
 }
 
 /// Returns true if each line of a head ends with CR and LF. No search is needed: a field name or

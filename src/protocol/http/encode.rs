@@ -9,8 +9,13 @@ use crate::value::{JsonForm, Payload};
 use std::time::SystemTime;
 
 /// `Retry-After` of a 503 (RFC 9110, section 10.2.3): Redis is unavailable or the queue is full.
-/// Reconnecting also starts within a second.
+/// Reconnecting also starts within a second. A 429 ends within one, too.
 const RETRY_AFTER: &str = "Retry-After: 1\r\n";
+
+/// Challenges of a 401 (RFC 9110, section 11.6.1): Basic for browsers and tools (RFC 7617), Bearer for
+/// programs (RFC 6750). One field for each, because some clients read only the first of a list.
+const CHALLENGES: &str =
+    "WWW-Authenticate: Basic realm=\"segment\", charset=\"UTF-8\"\r\nWWW-Authenticate: Bearer realm=\"segment\"\r\n";
 
 /// Message of a 412: no value can meet an `If-Match` that lists entity tags.
 const IF_MATCH_FAILED: &str = "If-Match failed: values have no entity tags";
@@ -193,7 +198,8 @@ pub fn encode_refusal(
 ) -> ReplySummary {
     let extra_fields = match refusal.status {
         Status::MethodNotAllowed => ALLOW,
-        Status::ServiceUnavailable => RETRY_AFTER,
+        Status::ServiceUnavailable | Status::TooManyRequests => RETRY_AFTER,
+        Status::Unauthorized => CHALLENGES,
         _ => "",
     };
     encode_error(refusal.status, refusal.message, None, extra_fields, format, date, out)

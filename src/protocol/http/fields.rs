@@ -3,6 +3,7 @@
 //! It refuses each field that two programs could read in two ways, because another program may be
 //! in front of the proxy (RFC 9112, section 11.2).
 
+use super::authorization::Authorization;
 use super::host::parse_authority;
 use super::{Body, HttpRefusal, Status, bad_request};
 
@@ -18,6 +19,8 @@ pub struct Fields<'a> {
     pub host: &'a [u8],
     /// Status that replaces 200 because a precondition is not met.
     pub unmet: Option<Status>,
+    /// Credentials of the client.
+    pub authorization: Authorization<'a>,
 }
 
 impl<'a> Fields<'a> {
@@ -26,6 +29,7 @@ impl<'a> Fields<'a> {
         let (mut close, mut keep_alive, mut expects_continue) = (false, false, false);
         let (mut host, mut length, mut coding) = (None, None, None);
         let mut preconditions = Preconditions::default();
+        let mut authorization = Authorization::default();
         for header in headers {
             // The length rules out most other fields before any letter is compared.
             match header.name.len() {
@@ -40,6 +44,7 @@ impl<'a> Fields<'a> {
                         keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                     }
                 }
+                13 if header.name.eq_ignore_ascii_case("authorization") => authorization.push(header.value),
                 13 if header.name.eq_ignore_ascii_case("if-none-match") => {
                     preconditions.add_if_none_match(header.value)
                 }
@@ -63,7 +68,7 @@ impl<'a> Fields<'a> {
         // 10.1.1).
         let has_certain_end = body == Body::Done || (body.is_skippable() && !expects_continue);
         let keep_alive = !close && (keep_alive || !version_1_0) && has_certain_end;
-        Ok(Fields { keep_alive, body, expects_continue, host, unmet: preconditions.unmet() })
+        Ok(Fields { keep_alive, body, expects_continue, host, unmet: preconditions.unmet(), authorization })
     }
 }
 

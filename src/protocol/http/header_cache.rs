@@ -6,10 +6,11 @@
 //! A lookup compares all bytes. A head that differs by one byte after its request line is decoded
 //! as if the cache were empty, and so is a request line that is not a plain `GET` of HTTP/1.1. So
 //! the cache changes the cost of a head, never its meaning. The last fields stay in memory whatever
-//! a client sent in them, as the last input does.
+//! a client sent in them, as the last input does. Fields with credentials (`Authorization`) are never
+//! stored, so a hit is a request without any.
 
 use super::fields::Fields;
-use super::{Body, Status};
+use super::{Authorization, Body, Status};
 use std::ops::Range;
 
 /// Maximum number of entries: a few kinds of clients. If every request has unique fields, lookups
@@ -73,17 +74,19 @@ impl HeaderCache {
         let entry = self.entries.iter_mut().find(|entry| rest.starts_with(&entry.bytes))?;
         entry.referenced = true;
         let CachedHeaders { keep_alive, body, expects_continue, unmet, .. } = *entry;
-        let fields = Fields { keep_alive, body, expects_continue, host: &rest[entry.host.clone()], unmet };
+        let (host, authorization) = (&rest[entry.host.clone()], Authorization::Absent);
+        let fields = Fields { keep_alive, body, expects_continue, host, unmet, authorization };
         Some(HeaderCacheHit { target, fields, length: input.len() - rest.len() + entry.bytes.len() })
     }
 
-    /// Stores the meaning of the fields of a cacheable head. `bytes` is the head after its request
-    /// line.
+    /// Stores the meaning of the fields of a cacheable head, unless they hold credentials. `bytes` is
+    /// the head after its request line.
     pub fn insert(&mut self, bytes: &[u8], fields: &Fields<'_>) {
         // An empty host may point outside of `bytes`.
         let begin = (fields.host.as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
         let host = begin..begin.wrapping_add(fields.host.len());
-        if bytes.len() > MAX_CACHED_BYTES || bytes.get(host.clone()) != Some(fields.host) {
+        let is_cacheable = bytes.len() <= MAX_CACHED_BYTES && fields.authorization == Authorization::Absent;
+        if !is_cacheable || bytes.get(host.clone()) != Some(fields.host) {
             return;
         }
         let Fields { keep_alive, body, expects_continue, unmet, .. } = *fields;
@@ -135,8 +138,8 @@ mod tests {
     /// Inserts fields as if a head with them had been decoded.
     fn insert(cache: &mut HeaderCache, bytes: &[u8]) {
         let host = &bytes[b"Host: ".len()..][..1];
-        let (body, unmet) = (Body::Done, None);
-        cache.insert(bytes, &Fields { keep_alive: true, body, expects_continue: false, host, unmet });
+        let (body, unmet, authorization) = (Body::Done, None, Authorization::Absent);
+        cache.insert(bytes, &Fields { keep_alive: true, body, expects_continue: false, host, unmet, authorization });
     }
 
     fn contains(cache: &mut HeaderCache, bytes: &[u8]) -> bool {
@@ -192,5 +195,18 @@ mod tests {
         let long = format!("Host: x\r\nX: {}\r\n\r\n", "x".repeat(MAX_CACHED_BYTES)).into_bytes();
         insert(&mut cache, &long);
         assert!(!contains(&mut cache, &long), "fields over the limit are cached");
+    }
+
+    /// Fields with credentials are not stored, whatever their case and their place.
+    #[test]
+    fn credentials_are_not_cached() {
+        for field in ["Authorization: Bearer word", "AUTHORIZATION: Basic YTpi", "authorization:", "Authorization: x"] {
+            for fields in [format!("Host: x\r\n{field}\r\n\r\n"), format!("{field}\r\nHost: x\r\n\r\n")] {
+                let mut heads = HeadDecoder::new();
+                let head = format!("GET / HTTP/1.1\r\n{fields}");
+                assert!(matches!(decode(head.as_bytes(), &Policy::default(), &mut heads), Decoded::Complete(..)));
+                assert!(heads.header_cache.entries.is_empty(), "{field} is cached");
+            }
+        }
     }
 }

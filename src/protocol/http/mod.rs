@@ -2,6 +2,7 @@
 //!
 //! This module performs no I/O.
 
+mod authorization;
 mod body;
 mod caching;
 mod decode;
@@ -13,6 +14,7 @@ pub mod json;
 mod target;
 mod version;
 
+pub use authorization::{Authorization, MAX_DECODED_BYTES};
 pub use body::{Body, BodyError};
 pub use decode::{Head, HeadDecoder, HttpOperation, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
 pub use encode::{AdminResponse, ResponseDate, encode_admin, encode_options, encode_refusal, encode_reply, status_of};
@@ -105,6 +107,7 @@ pub enum Status {
     Ok,
     NotModified,
     BadRequest,
+    Unauthorized,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
@@ -114,6 +117,7 @@ pub enum Status {
     UriTooLong,
     ExpectationFailed,
     MisdirectedRequest,
+    TooManyRequests,
     HeaderFieldsTooLarge,
     InternalServerError,
     NotImplemented,
@@ -125,10 +129,11 @@ pub enum Status {
 
 impl Status {
     /// All status codes, each at the index of its discriminant.
-    pub const ALL: [Status; 19] = [
+    pub const ALL: [Status; 21] = [
         Status::Ok,
         Status::NotModified,
         Status::BadRequest,
+        Status::Unauthorized,
         Status::NotFound,
         Status::MethodNotAllowed,
         Status::RequestTimeout,
@@ -138,6 +143,7 @@ impl Status {
         Status::UriTooLong,
         Status::ExpectationFailed,
         Status::MisdirectedRequest,
+        Status::TooManyRequests,
         Status::HeaderFieldsTooLarge,
         Status::InternalServerError,
         Status::NotImplemented,
@@ -158,6 +164,7 @@ impl Status {
             Status::Ok => "200 OK",
             Status::NotModified => "304 Not Modified",
             Status::BadRequest => "400 Bad Request",
+            Status::Unauthorized => "401 Unauthorized",
             Status::NotFound => "404 Not Found",
             Status::MethodNotAllowed => "405 Method Not Allowed",
             Status::RequestTimeout => "408 Request Timeout",
@@ -167,6 +174,7 @@ impl Status {
             Status::UriTooLong => "414 URI Too Long",
             Status::ExpectationFailed => "417 Expectation Failed",
             Status::MisdirectedRequest => "421 Misdirected Request",
+            Status::TooManyRequests => "429 Too Many Requests",
             Status::HeaderFieldsTooLarge => "431 Request Header Fields Too Large",
             Status::InternalServerError => "500 Internal Server Error",
             Status::NotImplemented => "501 Not Implemented",

@@ -108,6 +108,11 @@ impl CommandSpec {
         self.keys[0] == 1
     }
 
+    /// Returns true if an unauthenticated client may run the command.
+    pub fn runs_unauthenticated(&self) -> bool {
+        matches!(self.name, CommandName::Auth | CommandName::Hello | CommandName::Quit | CommandName::Reset)
+    }
+
     /// Returns true if the command takes any number of keys and gets a multi-key reply.
     pub fn is_multi_key(&self) -> bool {
         self.keys == ALL_KEYS

@@ -8,6 +8,9 @@
 //!   number of arguments. Its error follows at its end. So a client that sends a `SET` of a
 //!   megabyte can read the reason.
 //!
+//! Before authentication a decoder is restricted, as Redis is: only the commands that authenticate
+//! reach the caller, in short forms. All others are skipped, `MGET` and `EXISTS` too.
+//!
 //! The events do not depend on how the bytes are split.
 
 use super::super::Decoded;
@@ -28,6 +31,10 @@ pub const MAX_ARGS: i64 = 64;
 /// Limit on the keys of one command. Until the reply is complete, each takes 16 bytes and its
 /// value.
 const MAX_KEYS: i64 = 64 * 1024;
+
+/// Limits of Redis on the number of arguments and on the length of one, before authentication.
+const MAX_UNAUTHENTICATED_ARGS: i64 = 10;
+const MAX_UNAUTHENTICATED_BYTES: usize = 16 * 1024;
 
 /// Limit on all arguments of one command together: the limit of Redis for a single one.
 const MAX_TOTAL_BYTES: usize = MAX_BULK_BYTES as usize;
@@ -60,6 +67,8 @@ pub enum RespRefusal {
     TooLong(&'static str),
     /// Argument that is not an integer, for the command of this name.
     NotANumber(&'static str),
+    /// The command of this name requires authentication.
+    NoAuth(&'static str),
 }
 
 impl RespRefusal {
@@ -69,7 +78,7 @@ impl RespRefusal {
         match self {
             RespRefusal::Unknown(name) => name,
             RespRefusal::WrongNumber(name) | RespRefusal::TooMany(name, _) => name.as_bytes(),
-            RespRefusal::TooLong(name) | RespRefusal::NotANumber(name) => name.as_bytes(),
+            RespRefusal::TooLong(name) | RespRefusal::NotANumber(name) | RespRefusal::NoAuth(name) => name.as_bytes(),
         }
     }
 }
@@ -93,6 +102,7 @@ impl fmt::Display for RespRefusal {
                 write!(f, "ERR argument too long; the limit is {MAX_KEY_BYTES} bytes")
             }
             RespRefusal::NotANumber(_) => f.write_str("ERR value is not an integer or out of range"),
+            RespRefusal::NoAuth(_) => f.write_str("NOAUTH Authentication required."),
         }
     }
 }
@@ -112,6 +122,8 @@ const TRANSACTION_COMMANDS: [&str; 5] = ["multi", "exec", "discard", "watch", "u
 #[derive(Debug, Default)]
 pub struct Decoder {
     state: DecodeState,
+    /// The client is not authenticated, and must be.
+    is_restricted: bool,
 }
 
 /// Position of the next byte.
@@ -138,6 +150,8 @@ struct SkippedCommand {
     left: i64,
     /// Bytes of all arguments so far, including the current one.
     total: usize,
+    /// Limit on the length of one.
+    max_bytes: usize,
     refusal: RespRefusal,
 }
 
@@ -153,6 +167,21 @@ macro_rules! take {
 }
 
 impl Decoder {
+    /// Creates a decoder for a client that must authenticate first, if `is_restricted` is true.
+    pub fn new(is_restricted: bool) -> Decoder {
+        Decoder { state: DecodeState::Start, is_restricted }
+    }
+
+    /// Returns true if the client is not authenticated, and must be.
+    pub fn is_restricted(&self) -> bool {
+        self.is_restricted
+    }
+
+    /// Accepts all commands from now on. Called between two commands.
+    pub fn lift_restriction(&mut self) {
+        self.is_restricted = false;
+    }
+
     /// Decodes the event at the start of `input`, the bytes that are not consumed. No event follows
     /// [`Decoded::Invalid`].
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
@@ -178,7 +207,9 @@ impl Decoder {
 
     fn decode_command<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         // Fast path for the most frequent command. The code after it has the same result.
-        if let Some((key, consumed)) = parse_get(input).filter(|(key, _)| key.len() <= MAX_KEY_BYTES) {
+        if !self.is_restricted
+            && let Some((key, consumed)) = parse_get(input).filter(|(key, _)| key.len() <= MAX_KEY_BYTES)
+        {
             return Decoded::Complete(DecodeEvent::Command(commands::get(), Arguments::single(key)), consumed);
         }
         if matches!(input.first(), Some(b'\r' | b'\n')) {
@@ -187,6 +218,9 @@ impl Decoder {
         }
         if !matches!(input.first(), None | Some(b'*')) {
             return match inline::decode(input) {
+                Decoded::Complete(Ok((spec, _)), consumed) if self.rejects(spec) => {
+                    Decoded::Complete(DecodeEvent::Refuse(RespRefusal::NoAuth(spec.text)), consumed)
+                }
                 Decoded::Complete(Ok((spec, words)), consumed) => {
                     Decoded::Complete(DecodeEvent::Command(spec, words), consumed)
                 }
@@ -199,8 +233,14 @@ impl Decoder {
         if count <= 0 {
             return Decoded::Complete(DecodeEvent::Skipped, head);
         }
+        if self.is_restricted && count > MAX_UNAUTHENTICATED_ARGS {
+            return Decoded::Invalid(ProtocolError::UnauthenticatedArgumentCount);
+        }
         let name_frame = &input[head..];
         let (length, header) = take!(parse_bulk_length(name_frame));
+        if length > self.max_bytes() {
+            return Decoded::Invalid(ProtocolError::UnauthenticatedBulkLength);
+        }
         if length > MAX_PRINTED_BYTES {
             let printed_end = header + MAX_PRINTED_BYTES;
             let Some(printed) = name_frame.get(header..printed_end) else { return Decoded::Incomplete };
@@ -209,6 +249,7 @@ impl Decoder {
                 end: 2,
                 left: count - 1,
                 total: length,
+                max_bytes: self.max_bytes(),
                 refusal: RespRefusal::Unknown(printed.into()),
             }));
             return Decoded::Complete(DecodeEvent::Skipped, head + printed_end);
@@ -222,6 +263,9 @@ impl Decoder {
         if !spec.accepts_arity(count) {
             return self.skip_rest(left, RespRefusal::WrongNumber(spec.text), name_end);
         }
+        if self.rejects(spec) {
+            return self.skip_rest(left, RespRefusal::NoAuth(spec.text), name_end);
+        }
         let max = if spec.is_multi_key() { MAX_KEYS } else { MAX_ARGS };
         if left > max {
             return self.skip_rest(left, RespRefusal::TooMany(spec.text, max), name_end);
@@ -234,6 +278,9 @@ impl Decoder {
         let mut at = 0;
         for _ in 0..left {
             let (length, header) = take!(parse_bulk_length(&frames[at..]));
+            if length > self.max_bytes() {
+                return Decoded::Invalid(ProtocolError::UnauthenticatedBulkLength);
+            }
             if length > MAX_KEY_BYTES || at + header + length > MAX_COMMAND_BYTES {
                 return self.skip_rest(left, RespRefusal::TooLong(spec.text), name_end);
             }
@@ -261,6 +308,7 @@ impl Decoder {
                 end: 2,
                 left,
                 total,
+                max_bytes: self.max_bytes(),
                 refusal: RespRefusal::TooLong(name),
             }));
             return Decoded::Complete(DecodeEvent::Skipped, header);
@@ -281,8 +329,20 @@ impl Decoder {
         if left == 0 {
             return Decoded::Complete(DecodeEvent::Refuse(refusal), consumed);
         }
-        self.state = DecodeState::Skipping(Box::new(SkippedCommand { bytes: 0, end: 0, left, total: 0, refusal }));
+        let max_bytes = self.max_bytes();
+        let skipped = SkippedCommand { bytes: 0, end: 0, left, total: 0, max_bytes, refusal };
+        self.state = DecodeState::Skipping(Box::new(skipped));
         Decoded::Complete(DecodeEvent::Skipped, consumed)
+    }
+
+    /// Returns true if the client must authenticate before this command.
+    fn rejects(&self, spec: &CommandSpec) -> bool {
+        self.is_restricted && !spec.runs_unauthenticated()
+    }
+
+    /// Returns the limit on the length of an argument.
+    fn max_bytes(&self) -> usize {
+        if self.is_restricted { MAX_UNAUTHENTICATED_BYTES } else { MAX_TOTAL_BYTES }
     }
 }
 
@@ -309,6 +369,9 @@ impl SkippedCommand {
                 Decoded::Incomplete => break,
                 Decoded::Invalid(error) => return Decoded::Invalid(error),
                 Decoded::Complete(length, header) => {
+                    if length > self.max_bytes {
+                        return Decoded::Invalid(ProtocolError::UnauthenticatedBulkLength);
+                    }
                     self.total += length;
                     if self.total > MAX_TOTAL_BYTES {
                         return Decoded::Invalid(ProtocolError::BulkLength);

@@ -30,6 +30,10 @@ pub enum ProtocolError {
     ArgumentCount,
     /// A length is malformed or too large, or makes the command too large.
     BulkLength,
+    /// An unauthenticated client sends too many arguments.
+    UnauthenticatedArgumentCount,
+    /// An unauthenticated client sends a too long argument.
+    UnauthenticatedBulkLength,
     /// An argument does not end at its length.
     BulkEnd,
     /// An inline command is too long.
@@ -45,6 +49,8 @@ impl fmt::Display for ProtocolError {
             ProtocolError::NoBulk(byte) => write!(f, "expected '$', got '{}'", Printable(&[*byte])),
             ProtocolError::ArgumentCount => f.write_str("invalid multibulk length"),
             ProtocolError::BulkLength => f.write_str("invalid bulk length"),
+            ProtocolError::UnauthenticatedArgumentCount => f.write_str("unauthenticated multibulk length"),
+            ProtocolError::UnauthenticatedBulkLength => f.write_str("unauthenticated bulk length"),
             ProtocolError::BulkEnd => f.write_str("expected CR and LF after a bulk string"),
             ProtocolError::LineLength => f.write_str("too big inline request"),
             ProtocolError::Quotes => f.write_str("unbalanced quotes in request"),

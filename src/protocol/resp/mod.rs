@@ -32,7 +32,7 @@ pub use encode::{
 pub use frame::{Arguments, ProtocolError, parse_command_name};
 pub use inline::is_resp;
 pub use sections::InfoSections;
-pub use session::{AfterReply, RespOperation, Session};
+pub use session::{AfterReply, RespOperation, Session, Verify};
 pub use writer::RespVersion;
 
 /// Format of a reply: protocol version and kind.

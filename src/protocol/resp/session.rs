@@ -6,12 +6,25 @@ use super::decode::{DecodeEvent, Decoder, READ_ONLY, RespRefusal, wrong_arity};
 use super::frame::{Arguments, Printable, ProtocolError};
 use super::writer::{RespVersion, RespWriter};
 use super::{InfoSections, ReplyKind, RespReplyFormat};
+use crate::client_auth::{DEFAULT_USER, Verdict};
 use crate::protocol::Decoded;
 
 /// Maximum length of a connection name: a host name and some more.
 ///
 /// Redis has no limit, but an idle connection must stay small.
 const MAX_CLIENT_NAME_BYTES: usize = 256;
+
+/// Replies of Redis to a client that is not authenticated.
+const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+const HELLO_WITHOUT_AUTH: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the \
+                                  HELLO AUTH <user> <pass> option can be used to authenticate the client and select \
+                                  the RESP protocol version at the same time";
+
+/// Reply to credentials that are not checked. Redis has no such limit.
+const TOO_MANY_FAILURES: &str = "ERR too many failed authentications from this address; retry in a second";
+
+/// Checks a user and a password. Called only if clients must authenticate.
+pub type Verify<'a> = dyn FnMut(&[u8], &[u8]) -> Verdict + 'a;
 
 /// RESP state of one connection.
 #[derive(Debug)]
@@ -21,6 +34,8 @@ pub struct Session {
     id: u64,
     /// Only database that `SELECT` accepts.
     database: u32,
+    /// The client must authenticate before other commands.
+    requires_auth: bool,
     version: RespVersion,
     /// Reads do not update the LRU order (`CLIENT NO-TOUCH`).
     no_touch: bool,
@@ -53,9 +68,10 @@ pub enum AfterReply {
 
 impl Session {
     /// Creates the state of a new connection. `id` is unique, and `database` is the only one
-    /// served.
-    pub fn new(id: u64, database: u32) -> Session {
-        Session { decoder: Decoder::default(), id, database, version: RespVersion::Resp2, no_touch: false, name: None }
+    /// served. With `requires_auth` only commands that authenticate run first.
+    pub fn new(id: u64, database: u32, requires_auth: bool) -> Session {
+        let (decoder, version) = (Decoder::new(requires_auth), RespVersion::Resp2);
+        Session { decoder, id, database, requires_auth, version, no_touch: false, name: None }
     }
 
     /// Returns the protocol version of the replies.
@@ -102,14 +118,21 @@ impl Session {
         }
     }
 
-    /// Runs a [`RespOperation::Local`] command and appends its reply.
-    pub fn run_local(&mut self, spec: &CommandSpec, arguments: Arguments<'_>, out: &mut Vec<u8>) -> AfterReply {
+    /// Runs a [`RespOperation::Local`] command and appends its reply. `verify` checks passwords.
+    pub fn run_local(
+        &mut self,
+        spec: &CommandSpec,
+        arguments: Arguments<'_>,
+        verify: &mut Verify<'_>,
+        out: &mut Vec<u8>,
+    ) -> AfterReply {
         let words: Vec<&[u8]> = arguments.collect();
         match spec.name {
-            CommandName::Hello => self.run_hello(&words, out),
+            CommandName::Auth => self.run_auth(&words, verify, out),
+            CommandName::Hello => self.run_hello(&words, verify, out),
             CommandName::Client => self.run_client(&words, &mut self.writer(out)),
             CommandName::Reset => {
-                *self = Session::new(self.id, self.database);
+                *self = Session::new(self.id, self.database, self.requires_auth);
                 self.writer(out).simple("RESET");
             }
             CommandName::Quit => {
@@ -125,15 +148,45 @@ impl Session {
         RespWriter::new(out, self.version)
     }
 
-    /// Runs `HELLO [version [AUTH user password] [SETNAME name]]`. An error changes nothing.
-    fn run_hello(&mut self, words: &[&[u8]], out: &mut Vec<u8>) {
-        let options = parse_hello(words, self.version).and_then(|(version, name)| {
-            name.map_or(Ok(()), |name| self.set_name(name))?;
-            Ok(version)
-        });
-        match options {
+    /// Runs `AUTH [user] password`. A failure leaves an authenticated client as it is, as in Redis.
+    fn run_auth(&mut self, words: &[&[u8]], verify: &mut Verify<'_>, out: &mut Vec<u8>) {
+        let result = match words {
+            [password] => self.authenticate(DEFAULT_USER, password, verify),
+            [user, password] => self.authenticate(user, password, verify),
+            _ => Err("ERR syntax error"),
+        };
+        match result {
+            Ok(()) => self.writer(out).simple("OK"),
+            Err(text) => self.writer(out).error(text),
+        }
+    }
+
+    /// Checks a password. If clients need none, any is right: some send the password of Redis.
+    fn authenticate(&mut self, user: &[u8], password: &[u8], verify: &mut Verify<'_>) -> Result<(), &'static str> {
+        if !self.requires_auth {
+            return Ok(());
+        }
+        match verify(user, password) {
+            Verdict::Accepted => {
+                self.decoder.lift_restriction();
+                Ok(())
+            }
+            Verdict::Wrong => Err(WRONG_PASSWORD),
+            Verdict::Throttled => Err(TOO_MANY_FAILURES),
+        }
+    }
+
+    /// Runs `HELLO [version [AUTH user password] [SETNAME name]]`. An error changes neither version
+    /// nor name. As in Redis 7.0, a password before the error counts.
+    fn run_hello(&mut self, words: &[&[u8]], verify: &mut Verify<'_>, out: &mut Vec<u8>) {
+        match self.read_hello(words, verify) {
             Err(text) => return self.writer(out).error(&text),
-            Ok(version) => self.version = version,
+            Ok((version, name)) => {
+                self.version = version;
+                if let Some(name) = name {
+                    self.set_name(name);
+                }
+            }
         }
         let mut out = self.writer(out);
         out.map(7);
@@ -159,8 +212,11 @@ impl Session {
                 Some(name) => out.bulk(name),
                 None => out.null(),
             },
-            (b"setname", [name]) => match self.set_name(name) {
-                Ok(()) => out.simple("OK"),
+            (b"setname", [name]) => match check_client_name(name) {
+                Ok(()) => {
+                    self.set_name(name);
+                    out.simple("OK");
+                }
                 Err(text) => out.error(&text),
             },
             // No supported command returns the library name, so it is not stored.
@@ -184,40 +240,54 @@ impl Session {
     }
 
     /// Stores a valid name. An empty one removes the name.
-    fn set_name(&mut self, name: &[u8]) -> Result<(), String> {
-        if !is_name(name) {
-            return Err(format!("ERR Client names {INVALID_NAME}"));
-        }
-        if name.len() > MAX_CLIENT_NAME_BYTES {
-            return Err(format!("ERR Client name too long; the limit is {MAX_CLIENT_NAME_BYTES} bytes"));
-        }
+    fn set_name(&mut self, name: &[u8]) {
         self.name = Some(name).filter(|name| !name.is_empty()).map(Box::from);
-        Ok(())
+    }
+
+    /// Reads the arguments of `HELLO`, and authenticates. Returns the version, the current one if
+    /// there is none, and the name.
+    fn read_hello<'a>(
+        &mut self,
+        words: &[&'a [u8]],
+        verify: &mut Verify<'_>,
+    ) -> Result<(RespVersion, Option<&'a [u8]>), String> {
+        let (version, mut options) = match words.split_first() {
+            None => (self.version, words),
+            Some((requested, options)) => match parse_integer(requested) {
+                Some(2) => (RespVersion::Resp2, options),
+                Some(3) => (RespVersion::Resp3, options),
+                Some(_) => return Err("NOPROTO unsupported protocol version".into()),
+                None => return Err("ERR Protocol version is not an integer or out of range".into()),
+            },
+        };
+        let mut name = None;
+        while let [option, rest @ ..] = options {
+            options = match rest {
+                [user, password, rest @ ..] if option.eq_ignore_ascii_case(b"auth") => {
+                    self.authenticate(user, password, verify)?;
+                    rest
+                }
+                [given, rest @ ..] if option.eq_ignore_ascii_case(b"setname") => {
+                    check_client_name(given)?;
+                    name = Some(*given);
+                    rest
+                }
+                _ => return Err(format!("ERR Syntax error in HELLO option '{}'", Printable(option))),
+            };
+        }
+        if self.decoder.is_restricted() { Err(HELLO_WITHOUT_AUTH.into()) } else { Ok((version, name)) }
     }
 }
 
-/// Parses the arguments of `HELLO`. Returns the version, `current` if there is none, and the name.
-fn parse_hello<'a>(words: &[&'a [u8]], current: RespVersion) -> Result<(RespVersion, Option<&'a [u8]>), String> {
-    let Some((requested, mut options)) = words.split_first() else { return Ok((current, None)) };
-    let version = match parse_integer(requested) {
-        Some(2) => RespVersion::Resp2,
-        Some(3) => RespVersion::Resp3,
-        Some(_) => return Err("NOPROTO unsupported protocol version".into()),
-        None => return Err("ERR Protocol version is not an integer or out of range".into()),
-    };
-    let mut name = None;
-    while let [option, rest @ ..] = options {
-        options = match rest {
-            // The proxy does not authenticate clients, so it accepts any user and password.
-            [_, _, rest @ ..] if option.eq_ignore_ascii_case(b"auth") => rest,
-            [given, rest @ ..] if option.eq_ignore_ascii_case(b"setname") => {
-                name = Some(*given);
-                rest
-            }
-            _ => return Err(format!("ERR Syntax error in HELLO option '{}'", Printable(option))),
-        };
+/// Checks the name of a connection.
+fn check_client_name(name: &[u8]) -> Result<(), String> {
+    if !is_name(name) {
+        return Err(format!("ERR Client names {INVALID_NAME}"));
     }
-    Ok((version, name))
+    if name.len() > MAX_CLIENT_NAME_BYTES {
+        return Err(format!("ERR Client name too long; the limit is {MAX_CLIENT_NAME_BYTES} bytes"));
+    }
+    Ok(())
 }
 
 /// Runs a command that neither reads nor changes the state of the connection.
@@ -226,10 +296,6 @@ fn run_stateless(spec: &CommandSpec, words: &[&[u8]], database: u32, out: &mut R
     match (spec.name, words) {
         (CommandName::Ping, []) => out.simple("PONG"),
         (CommandName::Ping | CommandName::Echo, [text]) => out.bulk(text),
-        // Clients may send the password of Redis. AUTH always succeeds: the proxy does not
-        // authenticate clients.
-        (CommandName::Auth, [_] | [_, _]) => out.simple("OK"),
-        (CommandName::Auth, _) => out.error("ERR syntax error"),
         (CommandName::Select, [index]) => match parse_integer(index) {
             Some(index) if index == i64::from(database) => out.simple("OK"),
             Some(_) => out.error(&format!(
@@ -326,14 +392,14 @@ mod tests {
     /// Every subcommand in `docs.rs` has an implementation.
     #[test]
     fn documented_subcommands_are_implemented() {
-        let mut session = Session::new(7, 0);
+        let mut session = Session::new(7, 0, false);
         let mut run = |words: &[&str]| {
             let frames: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
             let input = format!("*{}\r\n{frames}", words.len());
             let mut out = Vec::new();
             match session.decode(input.as_bytes()) {
                 Decoded::Complete(DecodeEvent::Command(spec, arguments), _) => {
-                    session.run_local(spec, arguments, &mut out)
+                    session.run_local(spec, arguments, &mut |_, _| Verdict::Wrong, &mut out)
                 }
                 _ => unreachable!("a complete command"),
             };
@@ -352,10 +418,10 @@ mod tests {
     /// A failed `HELLO` changes neither version nor name.
     #[test]
     fn failed_hello_changes_nothing() {
-        let mut session = Session::new(7, 0);
+        let mut session = Session::new(7, 0, false);
         let hello = |session: &mut Session, words: &[&[u8]]| {
             let mut out = Vec::new();
-            session.run_hello(words, &mut out);
+            session.run_hello(words, &mut |_, _| Verdict::Wrong, &mut out);
             String::from_utf8(out).expect("UTF-8")
         };
         assert!(hello(&mut session, &[b"2", b"SETNAME", b"me"]).starts_with("*14\r\n"));
@@ -365,5 +431,67 @@ mod tests {
         }
         assert!(hello(&mut session, &[b"3", b"AUTH", b"x", b"y", b"SETNAME", b""]).starts_with("%7\r\n"));
         assert_eq!((session.version, session.name.as_deref()), (RespVersion::Resp3, None));
+    }
+
+    /// Before authentication each event of the decoder is a command that authenticates, or a
+    /// refusal. `RESET` restores that state.
+    #[test]
+    fn restricted_session_runs_nothing_else() {
+        let mut session = Session::new(7, 0, true);
+        let mut run = |words: &str| {
+            let words: Vec<&str> = words.split(' ').collect();
+            let frames: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+            let (input, mut at) = (format!("*{}\r\n{frames}", words.len()), 0);
+            let mut verify = |user: &[u8], password: &[u8]| match (user, password) {
+                (DEFAULT_USER, b"word") => Verdict::Accepted,
+                (b"slow", _) => Verdict::Throttled,
+                _ => Verdict::Wrong,
+            };
+            loop {
+                match session.decode(&input.as_bytes()[at..]) {
+                    Decoded::Complete(DecodeEvent::Skipped, consumed) => at += consumed,
+                    Decoded::Complete(DecodeEvent::Refuse(refusal), _) => return refusal.to_string(),
+                    Decoded::Complete(DecodeEvent::Command(spec, arguments), _) => {
+                        let RespOperation::Local = session.operation_of(spec, arguments) else {
+                            return spec.text.to_owned();
+                        };
+                        let mut out = Vec::new();
+                        session.run_local(spec, arguments, &mut verify, &mut out);
+                        return String::from_utf8_lossy(&out).lines().next().unwrap_or_default().to_owned();
+                    }
+                    other => return format!("{other:?}"),
+                }
+            }
+        };
+        let wrong = format!("-{WRONG_PASSWORD}");
+        let hello = format!("-{HELLO_WITHOUT_AUTH}");
+        let slow = format!("-{TOO_MANY_FAILURES}");
+        for (words, expected) in [
+            ("GET a", "NOAUTH Authentication required."),
+            ("MGET a b", "NOAUTH Authentication required."),
+            ("PING", "NOAUTH Authentication required."),
+            ("CLIENT ID", "NOAUTH Authentication required."),
+            ("FOO", "ERR unknown command 'FOO': this proxy is read-only; COMMAND DOCS lists the supported commands"),
+            ("GET", "ERR wrong number of arguments for 'get' command"),
+            ("MGET a a a a a a a a a a", "Invalid(UnauthenticatedArgumentCount)"),
+            ("HELLO 3", &hello),
+            ("HELLO 3 AUTH default no", &wrong),
+            ("HELLO 3 AUTH slow word", &slow),
+            ("AUTH no", &wrong),
+            ("AUTH other word", &wrong),
+            ("AUTH slow word", &slow),
+            ("AUTH a b c", "-ERR syntax error"),
+            ("GET a", "NOAUTH Authentication required."),
+            ("AUTH word", "+OK"),
+            ("GET a", "get"),
+            ("AUTH no", &wrong),
+            ("GET a", "get"),
+            ("RESET", "+RESET"),
+            ("GET a", "NOAUTH Authentication required."),
+            ("HELLO 3 AUTH default word SETNAME x", "%7"),
+            ("GET a", "get"),
+        ] {
+            assert_eq!(run(words), expected, "{words}");
+        }
     }
 }

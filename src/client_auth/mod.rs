@@ -1,0 +1,237 @@
+//! Client authentication of one worker: checks credentials, and slows down wrong ones.
+//!
+//! This module performs no I/O and reads no clock. `passwords` holds the valid passwords as salted
+//! hashes, `throttle` limits the wrong ones of each address.
+
+mod passwords;
+mod throttle;
+
+pub use passwords::{ClientPasswords, MAX_LINE_BYTES, MAX_PASSWORDS, SharedPasswords};
+
+use crate::log_throttle::LogThrottle;
+use crate::types::Millis;
+use core::net::IpAddr;
+use std::fmt;
+use std::sync::Arc;
+use throttle::AddressThrottle;
+
+/// User of a client that names none, as in Redis.
+pub const DEFAULT_USER: &[u8] = b"default";
+
+/// Credentials that a client sent.
+#[derive(Clone, Copy)]
+pub struct Credentials<'a> {
+    /// User, [`DEFAULT_USER`] if the client named none.
+    pub user: &'a [u8],
+    /// Password.
+    pub password: &'a [u8],
+    /// Protocol of the request.
+    pub carrier: Carrier,
+}
+
+/// Protocol by which credentials arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// HTTP. A password without a user is valid with any user name, because tools demand one.
+    Http,
+    /// The Redis protocol. A password without a user belongs to [`DEFAULT_USER`].
+    Resp,
+}
+
+/// Result of checking credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The credentials are valid.
+    Accepted,
+    /// They are not.
+    Wrong,
+    /// The address sent too many wrong ones, so these were not checked.
+    Throttled,
+}
+
+/// Address of a client. A Unix socket has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientAddress(pub Option<IpAddr>);
+
+impl fmt::Display for ClientAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => write!(f, "{}", address.to_canonical()),
+            None => f.write_str("a Unix socket"),
+        }
+    }
+}
+
+/// Failed attempts that are due to be logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailureReport {
+    /// Client of the last attempt.
+    pub address: ClientAddress,
+    /// Protocol of the last attempt.
+    pub carrier: Carrier,
+    /// Failed attempts since the last report, without this one.
+    pub earlier: u64,
+}
+
+/// Authentication state of one worker.
+#[derive(Debug, Default)]
+pub struct ClientAuth {
+    /// `None` if clients need no password.
+    required: Option<Box<RequiredAuth>>,
+}
+
+/// Authentication state of a worker whose clients need a password.
+#[derive(Debug)]
+struct RequiredAuth {
+    shared: Arc<SharedPasswords>,
+    /// Copy of the passwords in force, with their version.
+    current: Arc<ClientPasswords>,
+    version: u64,
+    throttle: AddressThrottle,
+    log_throttle: LogThrottle,
+    report: Option<FailureReport>,
+    now: Millis,
+}
+
+impl ClientAuth {
+    /// Creates the state of a worker whose clients need one of these passwords.
+    pub fn required(shared: Arc<SharedPasswords>) -> ClientAuth {
+        let (current, version) = shared.current();
+        let required = RequiredAuth {
+            shared,
+            current,
+            version,
+            throttle: AddressThrottle::new(),
+            log_throttle: LogThrottle::default(),
+            report: None,
+            now: 0,
+        };
+        ClientAuth { required: Some(Box::new(required)) }
+    }
+
+    /// Returns true if clients need a password.
+    #[inline]
+    pub fn is_required(&self) -> bool {
+        self.required.is_some()
+    }
+
+    /// Starts a tick: sets the time, and takes over passwords that were replaced since the last
+    /// one.
+    pub fn begin_tick(&mut self, now: Millis) {
+        if let Some(required) = &mut self.required {
+            required.now = now;
+            if required.shared.version() != required.version {
+                (required.current, required.version) = required.shared.current();
+            }
+        }
+    }
+
+    /// Checks the credentials of a client, `None` if they are malformed. Without required
+    /// passwords any are valid.
+    pub fn verify(&mut self, address: ClientAddress, carrier: Carrier, sent: Option<Credentials<'_>>) -> Verdict {
+        let Some(required) = &mut self.required else { return Verdict::Accepted };
+        let now = required.now;
+        let verdict = if !required.throttle.has_token(address, now) {
+            Verdict::Throttled
+        } else if sent.is_some_and(|sent| required.current.contains(sent)) {
+            required.throttle.on_success(address);
+            return Verdict::Accepted;
+        } else {
+            required.throttle.on_failure(address, now);
+            Verdict::Wrong
+        };
+        if let Some(earlier) = required.log_throttle.admit(now) {
+            required.report = Some(FailureReport { address, carrier, earlier });
+        }
+        verdict
+    }
+
+    /// Takes the failed attempts that are due to be logged.
+    pub fn take_report(&mut self) -> Option<FailureReport> {
+        self.required.as_mut()?.report.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> ClientAddress {
+        ClientAddress(Some(text.parse().expect("an address")))
+    }
+
+    fn client_auth(lines: &str) -> (ClientAuth, Arc<SharedPasswords>) {
+        let shared = Arc::new(SharedPasswords::new(ClientPasswords::parse(lines).expect("passwords")));
+        (ClientAuth::required(Arc::clone(&shared)), shared)
+    }
+
+    fn verify(auth: &mut ClientAuth, from: ClientAddress, password: &str) -> Verdict {
+        let carrier = Carrier::Resp;
+        auth.verify(from, carrier, Some(Credentials { user: DEFAULT_USER, password: password.as_bytes(), carrier }))
+    }
+
+    /// After 20 wrong passwords an address is refused unchecked, also with a right one. A right one
+    /// that is checked restores all attempts.
+    #[test]
+    fn wrong_passwords_throttle_their_address() {
+        let (mut auth, _) = client_auth("word");
+        let (one, other) = (address("192.0.2.1"), ClientAddress(None));
+        auth.begin_tick(1000);
+        for _ in 0..20 {
+            assert_eq!(verify(&mut auth, one, "guess"), Verdict::Wrong);
+        }
+        assert_eq!([verify(&mut auth, one, "guess"), verify(&mut auth, one, "word")], [Verdict::Throttled; 2]);
+        assert_eq!(verify(&mut auth, other, "word"), Verdict::Accepted);
+        auth.begin_tick(1200);
+        assert_eq!(verify(&mut auth, one, "word"), Verdict::Accepted);
+        for _ in 0..20 {
+            assert_eq!(verify(&mut auth, one, "guess"), Verdict::Wrong);
+        }
+        assert_eq!(verify(&mut auth, one, "guess"), Verdict::Throttled);
+    }
+
+    /// Replaced passwords take effect with the next tick.
+    #[test]
+    fn replaced_passwords_apply_next_tick() {
+        let (mut auth, shared) = client_auth("old");
+        let from = ClientAddress::default();
+        shared.replace(ClientPasswords::parse("old\nnew").expect("passwords"));
+        assert_eq!(verify(&mut auth, from, "new"), Verdict::Wrong);
+        auth.begin_tick(0);
+        assert_eq!([verify(&mut auth, from, "new"), verify(&mut auth, from, "old")], [Verdict::Accepted; 2]);
+        shared.replace(ClientPasswords::parse("new").expect("passwords"));
+        auth.begin_tick(0);
+        assert_eq!(
+            [verify(&mut auth, from, "new"), verify(&mut auth, from, "old")],
+            [Verdict::Accepted, Verdict::Wrong]
+        );
+    }
+
+    /// Failures are reported once in 10 s, with the number of those between.
+    #[test]
+    fn failures_are_reported_at_intervals() {
+        let (mut auth, _) = client_auth("word");
+        let from = address("::ffff:192.0.2.1");
+        assert_eq!(auth.take_report(), None);
+        for _ in 0..25 {
+            verify(&mut auth, from, "guess");
+        }
+        let report = FailureReport { address: from, carrier: Carrier::Resp, earlier: 0 };
+        assert_eq!([auth.take_report(), auth.take_report()], [Some(report), None]);
+        auth.begin_tick(10_000);
+        verify(&mut auth, from, "guess");
+        assert_eq!(auth.take_report(), Some(FailureReport { earlier: 24, ..report }));
+        assert_eq!(
+            (from.to_string().as_str(), ClientAddress(None).to_string().as_str()),
+            ("192.0.2.1", "a Unix socket")
+        );
+    }
+
+    /// Without required passwords any credentials are valid, and nothing is reported.
+    #[test]
+    fn optional_auth_accepts_anything() {
+        let mut auth = ClientAuth::default();
+        assert_eq!(auth.verify(ClientAddress(None), Carrier::Http, None), Verdict::Accepted);
+        assert_eq!((auth.is_required(), auth.take_report()), (false, None));
+    }
+}
