@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
+mod auth_http;
+mod auth_resp;
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
