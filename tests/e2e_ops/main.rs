@@ -8,6 +8,7 @@ mod admin_endpoints;
 mod admin_port;
 mod check;
 mod cli;
+mod client_auth;
 #[path = "../common/mod.rs"]
 mod common;
 mod dashboard;
