@@ -33,7 +33,10 @@ impl Connection {
             sent => Some(auth.verify(self.peer, Carrier::Http, sent.credentials(&mut [0; MAX_DECODED_BYTES]))),
         };
         let (refusal, failure) = match verdict {
-            Some(Verdict::Accepted) => return,
+            Some(Verdict::Accepted) => {
+                head.format.is_private = true;
+                return;
+            }
             Some(Verdict::Wrong) => (UNAUTHORIZED, Some(AuthFailure::Wrong)),
             Some(Verdict::Throttled) => (TOO_MANY_FAILURES, Some(AuthFailure::Throttled)),
             None => (UNAUTHORIZED, None),

@@ -277,3 +277,21 @@ fn authorised_response_is_not_shared() {
         assert!(chain.key_requests() - before >= expected, "{} reused the response", chain.cache.kind.name);
     });
 }
+
+/// With `CLIENT_PASSWORD` no cache serves a value to a client without the password, and 401 is not
+/// stored.
+#[test]
+fn password_protects_values_behind_cache() {
+    with_each_cache(&[("CACHE_TTL", "600"), ("CLIENT_PASSWORD", "word")], |chain| {
+        chain.redis.set("a", "the value");
+        for _ in 0..3 {
+            assert_response(&chain.cache.get("/raw/a"), 401, "authentication required");
+            assert_response(&chain.cache.get_with("/raw/a", "Authorization: Bearer wrong\r\n"), 401, "authentication");
+            let response = chain.cache.get_with("/raw/a", "Authorization: Bearer word\r\n");
+            // An accelerator of Squid removes the field, unless its peer has login=PASSTHRU.
+            if chain.cache.kind.name != "Squid, accelerator" {
+                assert_response(&response, 200, "the value");
+            }
+        }
+    });
+}

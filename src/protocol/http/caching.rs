@@ -36,8 +36,9 @@ impl CacheControl {
 ///
 /// `Cache-Status` reports a hit, a miss, or an expired entry served during an outage. Its ttl is in
 /// whole seconds, rounded down, and so negative for an expired entry (section 2.4). Without a ttl
-/// in `source`, `Cache-Control` is `no-store`.
-pub fn write_cache_fields(source: Source, control: CacheControl, out: &mut Vec<u8>) {
+/// in `source`, `Cache-Control` is `no-store`. With `is_private` only the cache of a client may store a
+/// value: nginx ignores that the request had `Authorization`.
+pub fn write_cache_fields(source: Source, control: CacheControl, is_private: bool, out: &mut Vec<u8>) {
     out.extend_from_slice(b"Cache-Status: segment-redis-proxy; ");
     let ttl = match source {
         Source::Cache { ttl } => {
@@ -68,9 +69,15 @@ pub fn write_cache_fields(source: Source, control: CacheControl, out: &mut Vec<u
     out.extend_from_slice(b"\r\n");
     match control {
         CacheControl::MaxAge if ttl.is_some() => {
-            out.extend_from_slice(b"Cache-Control: max-age=");
+            out.extend_from_slice(match is_private {
+                true => b"Cache-Control: private, max-age=",
+                false => b"Cache-Control: max-age=",
+            });
             out.extend_from_slice(seconds);
             out.extend_from_slice(b", proxy-revalidate, stale-while-revalidate=0\r\n");
+        }
+        CacheControl::NoCache if ttl.is_some() && is_private => {
+            out.extend_from_slice(b"Cache-Control: private, no-cache\r\n");
         }
         CacheControl::NoCache if ttl.is_some() => out.extend_from_slice(b"Cache-Control: no-cache\r\n"),
         _ => out.extend_from_slice(NO_STORE),

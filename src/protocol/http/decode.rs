@@ -217,6 +217,7 @@ fn interpret<'a>(
         version_1_0,
         keep_alive,
         unmet_precondition: fields.unmet,
+        is_private: false,
     };
     let Fields { body, expects_continue, authorization, .. } = fields;
     Head { operation, format, body, expects_continue, authorization, request_line: line }

@@ -135,7 +135,7 @@ pub fn encode_reply(
             let bytes = body.len();
             head.extend_from_slice(&date.before_length[format.view as usize]);
             write_length(bytes, head);
-            write_cache_fields(reply.source, CacheControl::for_value(reply), head);
+            write_cache_fields(reply.source, CacheControl::for_value(reply), format.is_private, head);
             end_head(format, head);
             if format.head_only {
                 return ReplySummary { status, bytes: 0 };
@@ -165,7 +165,7 @@ fn encode_not_modified(
         out.extend_from_slice(part.as_bytes());
     }
     match reply {
-        Some(reply) => write_cache_fields(reply.source, CacheControl::for_value(reply), out),
+        Some(reply) => write_cache_fields(reply.source, CacheControl::for_value(reply), format.is_private, out),
         None => out.extend_from_slice(NO_STORE),
     }
     end_head(format, out);
@@ -265,7 +265,7 @@ fn encode_error(
     begin_head(status, "application/json", &date.text, out);
     write_length(length, out);
     match source {
-        Some(source) => write_cache_fields(source, CacheControl::NoStore, out),
+        Some(source) => write_cache_fields(source, CacheControl::NoStore, format.is_private, out),
         None => out.extend_from_slice(NO_STORE),
     }
     out.extend_from_slice(extra_fields.as_bytes());
@@ -318,6 +318,7 @@ mod tests {
         version_1_0: false,
         keep_alive: true,
         unmet_precondition: None,
+        is_private: false,
     };
     const HIT: Source = Source::Cache { ttl: 14_999 };
 

@@ -84,6 +84,8 @@ pub struct HttpReplyFormat {
     /// Status that replaces 200 because a precondition of the request is not met (RFC 9110, section
     /// 13).
     pub unmet_precondition: Option<Status>,
+    /// True if the client had to authenticate: no shared cache may store a value.
+    pub is_private: bool,
 }
 
 /// Error response that depends on the request alone.
