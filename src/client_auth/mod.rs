@@ -80,7 +80,7 @@ pub struct ClientAuth {
     required: Option<Box<RequiredAuth>>,
 }
 
-/// Authentication state of a worker whose clients need a password.
+/// Authentication state of a worker that requires a password.
 #[derive(Debug)]
 struct RequiredAuth {
     shared: Arc<SharedPasswords>,
@@ -94,7 +94,7 @@ struct RequiredAuth {
 }
 
 impl ClientAuth {
-    /// Creates the state of a worker whose clients need one of these passwords.
+    /// Creates the state of a worker that requires one of these passwords.
     pub fn required(shared: Arc<SharedPasswords>) -> ClientAuth {
         let (current, version) = shared.current();
         let required = RequiredAuth {

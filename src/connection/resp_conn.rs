@@ -69,8 +69,8 @@ impl Connection {
         DecodeStep::Consumed(input.len())
     }
 
-    /// Runs a command of `consumed` bytes, or returns the step that completes it. `unread` is true if
-    /// more input follows.
+    /// Runs a command of `consumed` bytes, or returns the step that completes it. `unread` is true
+    /// if more input follows.
     fn run_command<'a>(
         &mut self,
         spec: &'static CommandSpec,

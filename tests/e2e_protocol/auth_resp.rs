@@ -2,6 +2,7 @@
 
 use crate::common::resp::{RespClient, encode_command, encode_words};
 use crate::common::{Proxy, Redis};
+use std::path::Path;
 use std::process::Command;
 
 const PASSWORD: &str = "word";
@@ -226,5 +227,34 @@ fn redis_crate_authenticates() {
         assert_eq!(get(":word@").expect("the right password"), "value of a", "{version}");
         assert_eq!(get("default:word@").expect("the right user"), "value of a", "{version}");
         assert!(get(":wrong@").is_err() && get("").is_err() && get("someone:word@").is_err(), "{version}");
+    }
+}
+
+/// redis-py authenticates in both versions of the protocol, and recognises the errors.
+#[test]
+fn redis_py_authenticates() {
+    const SCRIPT: &str = "
+import redis, sys
+def get(**options):
+    client = redis.Redis(port=int(sys.argv[1]), protocol=int(sys.argv[2]), **options)
+    return client.get('a')
+assert get(password='word') == b'value of a'
+assert get(username='default', password='word') == b'value of a'
+for options in [{}, {'password': 'wrong'}, {'username': 'someone', 'password': 'word'}]:
+    try:
+        get(**options)
+    except redis.exceptions.AuthenticationError:
+        continue
+    raise AssertionError(f'{options} was accepted')
+print('ok')
+";
+    let python = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("python").join("bin/python");
+    assert!(python.exists(), "redis-py is missing: scripts/test.sh installs it into Cargo's target directory");
+    let (_redis, proxy) = start();
+    for version in ["2", "3"] {
+        let port = proxy.address.port().to_string();
+        let output = Command::new(&python).args(["-c", SCRIPT, &port, version]).output().expect("python starts");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n", "RESP{version}: {error}");
     }
 }

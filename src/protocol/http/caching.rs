@@ -36,8 +36,8 @@ impl CacheControl {
 ///
 /// `Cache-Status` reports a hit, a miss, or an expired entry served during an outage. Its ttl is in
 /// whole seconds, rounded down, and so negative for an expired entry (section 2.4). Without a ttl
-/// in `source`, `Cache-Control` is `no-store`. With `is_private` only the cache of a client may store a
-/// value: nginx ignores that the request had `Authorization`.
+/// in `source`, `Cache-Control` is `no-store`. With `is_private` only the cache of a client may
+/// store a value: nginx ignores that the request had `Authorization`.
 pub fn write_cache_fields(source: Source, control: CacheControl, is_private: bool, out: &mut Vec<u8>) {
     out.extend_from_slice(b"Cache-Status: segment-redis-proxy; ");
     let ttl = match source {

@@ -12,8 +12,8 @@ use std::time::SystemTime;
 /// Reconnecting also starts within a second. A 429 ends within one, too.
 const RETRY_AFTER: &str = "Retry-After: 1\r\n";
 
-/// Challenges of a 401 (RFC 9110, section 11.6.1): Basic for browsers and tools (RFC 7617), Bearer for
-/// programs (RFC 6750). One field for each, because some clients read only the first of a list.
+/// Challenges of a 401 (RFC 9110, section 11.6.1): Basic for browsers and tools (RFC 7617), Bearer
+/// for programs (RFC 6750). One field for each, because some clients read only the first of a list.
 const CHALLENGES: &str =
     "WWW-Authenticate: Basic realm=\"segment\", charset=\"UTF-8\"\r\nWWW-Authenticate: Bearer realm=\"segment\"\r\n";
 
@@ -356,6 +356,22 @@ mod tests {
              X-Content-Type-Options: nosniff\r\nContent-Length: 28\r\nCache-Status: segment-redis-proxy; hit; ttl=14\r\n\
              Cache-Control: max-age=14, proxy-revalidate, stale-while-revalidate=0\r\n\r\n{\"value\":1,\"fromCache\":true}"
         );
+    }
+
+    /// A value that needed a password is private to the client, and no-store stays as it is.
+    #[test]
+    fn authorised_value_is_private() {
+        let payload = Payload::Inline { bytes: b"1", form: JsonForm::Integer };
+        let format = HttpReplyFormat { is_private: true, ..KEEP_ALIVE };
+        for (source, tracked, expected) in [
+            (HIT, false, "private, max-age=14, proxy-revalidate, stale-while-revalidate=0"),
+            (HIT, true, "private, no-cache"),
+            (Source::Redis { collapsed: false, stored: None }, false, "no-store"),
+        ] {
+            let reply = Reply { result: KeyResult::Value(payload), source, tracked };
+            let text = text_of(|date, out| _ = encode_reply(&reply, format, date, out));
+            assert!(text.contains(&format!("\r\nCache-Control: {expected}\r\n")), "{text}");
+        }
     }
 
     /// A value becomes a number, a string or base64 by its JSON form.

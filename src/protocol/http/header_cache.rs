@@ -6,8 +6,8 @@
 //! A lookup compares all bytes. A head that differs by one byte after its request line is decoded
 //! as if the cache were empty, and so is a request line that is not a plain `GET` of HTTP/1.1. So
 //! the cache changes the cost of a head, never its meaning. The last fields stay in memory whatever
-//! a client sent in them, as the last input does. Fields with credentials (`Authorization`) are never
-//! stored, so a hit is a request without any.
+//! a client sent in them, as the last input does. Fields with credentials (`Authorization`) are
+//! never stored, so a hit is a request without any.
 
 use super::fields::Fields;
 use super::{Authorization, Body, Status};
@@ -79,8 +79,8 @@ impl HeaderCache {
         Some(HeaderCacheHit { target, fields, length: input.len() - rest.len() + entry.bytes.len() })
     }
 
-    /// Stores the meaning of the fields of a cacheable head, unless they hold credentials. `bytes` is
-    /// the head after its request line.
+    /// Stores the meaning of the fields of a cacheable head, unless they hold credentials. `bytes`
+    /// is the head after its request line.
     pub fn insert(&mut self, bytes: &[u8], fields: &Fields<'_>) {
         // An empty host may point outside of `bytes`.
         let begin = (fields.host.as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
