@@ -17,7 +17,7 @@ const SCRIPT: &str = concat!(include_str!("page_data.js"), include_str!("page.js
 pub const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
     "style-src 'sha256-1s0miT+vs7VtT1n/AwpoOBpsJ6Ko0m5zKs4GNom95KY='; ",
-    "script-src 'sha256-Rzsy1sahNrvfX7FPGsxSR0QvzLzvgmZBSz4mB4irmn8='; ",
+    "script-src 'sha256-/tIaE1t+IYvxWhF2KnOs4cmlQe+aVeIG21k2ZdpWGQU='; ",
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 );
 

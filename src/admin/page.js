@@ -303,7 +303,10 @@ function fillTable(body, rows) {
 // --- Polling. One request at a time: the next is scheduled when the last has ended.
 async function fetchStats() {
   const options = { cache: "no-store", signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS) };
-  const response = await fetch("stats", options).catch((error) => {
+  // Without user and password, which the address of the page may have: fetch refuses such a URL, and
+  // the browser sends them anyway.
+  const url = Object.assign(new URL("stats", document.baseURI), { username: "", password: "" });
+  const response = await fetch(url, options).catch((error) => {
     const timedOut = error.name === "TimeoutError";
     throw new Error(timedOut ? `no response within ${REQUEST_TIMEOUT_MS / 1000} seconds` : "cannot connect");
   });

@@ -312,3 +312,13 @@ fn page_renders_in_every_layout() {
     // Width and height follow the name of the first chunk.
     assert_eq!(phone[16..24], [360u32.to_be_bytes(), 800u32.to_be_bytes()].concat());
 }
+
+/// With `CLIENT_PASSWORD` the script of the page gets its figures, after the login of the browser.
+#[test]
+fn page_works_after_login() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("CLIENT_PASSWORD", "word")]);
+    let page = Browser::new("login").dump_page(&format!("http://me:word@{}/", proxy.address));
+    assert!(page.contains("class=\"good\">Live: updated every second.</p>"), "{page}");
+    assert!(!page.contains("me:word"), "{page}");
+}
