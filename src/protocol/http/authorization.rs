@@ -3,12 +3,13 @@
 use crate::client_auth::{Carrier, Credentials, DEFAULT_USER};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use std::fmt;
 
 /// Maximum length of a decoded `user:password`, twice the longest valid one. Others are malformed.
 pub const MAX_DECODED_BYTES: usize = 1024;
 
 /// `Authorization` of a request (RFC 9110, section 11.6.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub enum Authorization<'a> {
     /// The request has no such field.
     #[default]
@@ -17,6 +18,17 @@ pub enum Authorization<'a> {
     Field(&'a [u8]),
     /// The request has several fields. Programs may take either, so none counts.
     Repeated,
+}
+
+/// Hides the credentials.
+impl fmt::Debug for Authorization<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Authorization::Absent => "Absent",
+            Authorization::Field(_) => "Field(...)",
+            Authorization::Repeated => "Repeated",
+        })
+    }
 }
 
 impl<'a> Authorization<'a> {
