@@ -154,7 +154,7 @@ fn reconnecting_resumes_tls_sessions() {
             round += 1;
             let mut clients: Vec<_> = (0..64).map(|_| proxy.connect()).collect();
             for (number, client) in clients.iter_mut().enumerate() {
-                client.send(&format!("GET /raw/{round}-{number} HTTP/1.1\r\nHost: test\r\n\r\n"));
+                client.send(format!("GET /raw/{round}-{number} HTTP/1.1\r\nHost: test\r\n\r\n"));
             }
             clients.iter_mut().for_each(|client| _ = client.read_response());
             (handshakes("full") + handshakes("resumed") >= more_than).then_some(())
