@@ -10,6 +10,7 @@
 //! | `loop-N` | `WORKERS` | [`server::Worker::run`]: one event loop with [`dispatch`], [`connection`], [`protocol`], [`read_through`], [`inflight`], [`cache`] and [`admin`] |
 //! | `redis-N` | `REDIS_CONNECTIONS` of each worker | `backend/fetcher.rs`: takes jobs and reads them over one blocking connection |
 //! | `redis-tracking` | 1 of each worker if `REDIS_TRACKING=on` | `backend/tracking.rs`: receives invalidations |
+//! | `redis-lookup` | at most 1 of each worker, for one lookup | `backend/role_watch.rs`: looks up the name of a primary that became a replica |
 //! | `redis-successor` | at most 1 of each worker, for one connect | `backend/tracking.rs`: connects a replacement for the tracking connection |
 //! | `log` | 1 of each log target | [`log_writer`]: writes the lines of all threads |
 //!

@@ -191,8 +191,8 @@ impl Fetcher {
     /// drops the connection. `was_idle` is true if the connection existed before.
     fn read(&mut self, batch: &mut Batch, was_idle: bool) -> Result<(), BatchError> {
         let mut connection = match self.connection.take() {
-            // The host of Redis may lead to another server now. The old one sends no invalidations any
-            // more.
+            // The host of Redis may lead to another server now. The old one sends no invalidations
+            // any more.
             Some(connection) if !self.shared.is_outdated(connection.generation, connection.run_id.as_deref()) => {
                 connection
             }

@@ -2,8 +2,8 @@
 //!
 //! After a failover by DNS, or `REPLICAOF`, the connections to the old primary stay open, and it
 //! serves old values. So a primary that became a replica is left, and its name is looked up again.
-//! The name may still lead there for a while. Then the replica is used, and the lookup repeated each
-//! second, until it leads elsewhere.
+//! The name may still lead there for a while. Then the replica is used, and the lookup repeated
+//! each second, until it leads elsewhere.
 //!
 //! A server that was a replica from the start was chosen by the operator.
 

@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Most handshakes of this process at the same time. When all workers reconnect after an outage, the
-/// first handshakes bring session tickets, and the others resume at half the cost. (A full handshake
-/// takes 2 ms of Redis' only thread.)
+/// Most handshakes of this process at the same time. When all workers reconnect after an outage,
+/// the first handshakes bring session tickets, and the others resume at half the cost. (A full
+/// handshake takes 2 ms of Redis' only thread.)
 const MAX_HANDSHAKES: usize = 8;
 
 /// Text of a timeout in the handshake.
