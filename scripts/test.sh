@@ -107,6 +107,26 @@ unoptimized() {
         CARGO_PROFILE_RELEASE_DEBUG=false build "$@"
 }
 
+# Both sets of features. Without `tls` no crate of it may be left.
+lint() {
+    build cargo clippy --locked --all-targets -- -D warnings
+    build cargo clippy --locked --lib --bins --no-default-features -- -D warnings
+    if cargo tree --locked --edges normal --no-default-features | grep -wE 'rustls|ring|webpki-roots'; then
+        echo "a build without the feature tls depends on the crates above" >&2
+        return 1
+    fi
+}
+
+# The tests of the connections to Redis, over each transport. Those of `transport` select their own.
+test_transports() {
+    cargo test --locked --test e2e_redis -- --test-threads=8
+    local transport
+    for transport in tls unix; do
+        echo "over $transport"
+        REDIS_TRANSPORT=$transport cargo test --locked --test e2e_redis -- --test-threads=8 --skip transport::
+    done
+}
+
 # Tests without I/O take processor time, most end-to-end tests wait: so they run side by side, and
 # more of them than there are processors. Those of e2e_load assert on memory and time. They run
 # alone and few at a time.
@@ -120,7 +140,7 @@ run_tests() {
         esac
     done
     start models nice cargo test --locked --lib --bins --test model --test simulation
-    start e2e_redis cargo test --locked --test e2e_redis -- --test-threads=8
+    start e2e_redis test_transports
     cargo test --locked "${others[@]}" -- --test-threads=4
     finish e2e_redis
     finish models
@@ -136,7 +156,7 @@ else
 fi
 stage style scripts/style.py
 stage format check_format
-stage lint build cargo clippy --locked --all-targets -- -D warnings
+stage lint lint
 stage build build cargo test --locked --no-run
 stage install finish install
 stage tests run_tests
