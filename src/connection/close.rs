@@ -1,11 +1,11 @@
-//! Ends of a connection: rejection above the connection limit, a timeout, an abort, the last
-//! request.
+//! Ends of a connection: rejection above the connection limit or without TLS, a timeout, an abort,
+//! the last request.
 
 use super::http_conn::{HEAD_PREFIX, HttpState, is_head, log_malformed};
 use super::resp_conn::log_first_command;
-use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext};
+use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, Rejection, ReplyContext};
 use crate::metrics::{Protocol, Recorder, RequestOutcome, push_escaped};
-use crate::protocol::http::{self, HttpOperation, HttpRefusal, Status};
+use crate::protocol::http::{self, AdminEndpoint, HttpOperation, HttpRefusal, Status};
 use crate::protocol::{Decoded, resp};
 
 /// Response to an HTTP client above the connection limit.
@@ -13,6 +13,16 @@ const TOO_MANY_CONNECTIONS: HttpRefusal = HttpRefusal {
     status: Status::ServiceUnavailable,
     message: "connection limit reached (MAX_CONNECTIONS); retry later",
 };
+
+/// Response to an HTTP client without TLS where TLS is required.
+const TLS_REQUIRED: HttpRefusal = HttpRefusal {
+    status: Status::BadRequest,
+    message: "this port requires TLS; use https://, or set TLS_REQUIRED=off to allow plain connections",
+};
+
+/// Alert to a TLS client above the connection limit: `internal_error`, fatal, in a record of its
+/// own (RFC 8446, section 6). A handshake would cost more than the refusal of a plain client.
+const TLS_ALERT: [u8; 7] = [0x15, 3, 1, 0, 2, 2, 80];
 
 /// Response to an HTTP client that does not complete its request in time.
 const REQUEST_TIMED_OUT: HttpRefusal =
@@ -22,12 +32,36 @@ impl Connection {
     /// Creates a connection above the connection limit. Its first line shows the protocol; then it
     /// is refused.
     pub fn rejected() -> Connection {
-        Connection { protocol: ProtocolState::Rejecting, ..Connection::new(0, 0) }
+        Connection { protocol: ProtocolState::Rejecting(Rejection::ConnectionLimit), ..Connection::new(0, 0) }
+    }
+
+    /// Refuses requests until [`Connection::begin_tls`] is called. Called for a new connection.
+    pub fn require_tls(&mut self) {
+        self.protocol = ProtocolState::Rejecting(Rejection::TlsRequired);
+    }
+
+    /// Accepts requests: what follows arrived over TLS.
+    pub fn begin_tls(&mut self) {
+        if matches!(self.protocol, ProtocolState::Rejecting(Rejection::TlsRequired)) {
+            self.protocol = ProtocolState::Detecting;
+        }
+    }
+
+    /// Refuses a client that starts a TLS handshake above the connection limit.
+    pub fn reject_tls(&mut self) {
+        self.phase = Phase::Closing { unread: true };
+        self.send_buffer().tail().extend_from_slice(&TLS_ALERT);
     }
 
     /// Refuses the first request of a rejected connection. Answers an admin request, so that a
-    /// monitor sees the reached limit instead of a proxy that seems to be down.
-    pub(super) fn reject<'a>(&mut self, input: &[u8], context: &mut DecodeContext<'_>) -> DecodeStep<'a> {
+    /// monitor sees the reached limit instead of a proxy that seems to be down. Without TLS only
+    /// the health endpoints are answered, which reveal no secret.
+    pub(super) fn reject<'a>(
+        &mut self,
+        rejection: Rejection,
+        input: &[u8],
+        context: &mut DecodeContext<'_>,
+    ) -> DecodeStep<'a> {
         let DecodeContext { policy, head_decoder, auth, reply } = context;
         let Some(is_resp) = resp::is_resp(input) else { return DecodeStep::Blocked };
         let may_be_admin = http::may_be_admin_request(input);
@@ -38,7 +72,10 @@ impl Connection {
                 if auth.is_required() {
                     self.authorize(&mut head, auth, reply.recorder);
                 }
-                if let HttpOperation::Admin(endpoint) = head.operation {
+                if let HttpOperation::Admin(endpoint) = head.operation
+                    && (rejection == Rejection::ConnectionLimit
+                        || matches!(endpoint, AdminEndpoint::Healthz | AdminEndpoint::Readyz))
+                {
                     self.phase = Phase::Closing { unread: true };
                     let format = http::HttpReplyFormat { keep_alive: false, ..head.format };
                     return DecodeStep::Admin { endpoint, format, consumed };
@@ -51,12 +88,20 @@ impl Connection {
         }
         if is_resp {
             self.phase = Phase::Closing { unread: true };
-            self.replies.push_resp(RequestOutcome::Refused, reply, resp::encode_too_many_clients);
+            let encode = match rejection {
+                Rejection::ConnectionLimit => resp::encode_too_many_clients,
+                Rejection::TlsRequired => resp::encode_tls_required,
+            };
+            self.replies.push_resp(RequestOutcome::Refused, reply, encode);
         } else if HEAD_PREFIX.starts_with(input) && input != HEAD_PREFIX {
             // A response to HEAD has no body, so the rest of the method must arrive first.
             return DecodeStep::Blocked;
         } else {
-            self.refuse_and_close(TOO_MANY_CONNECTIONS, is_head(input), reply);
+            let refusal = match rejection {
+                Rejection::ConnectionLimit => TOO_MANY_CONNECTIONS,
+                Rejection::TlsRequired => TLS_REQUIRED,
+            };
+            self.refuse_and_close(refusal, is_head(input), reply);
         }
         DecodeStep::Consumed(input.len())
     }
@@ -81,7 +126,7 @@ impl Connection {
     /// Returns true if a part of a request was consumed, and its rest was not.
     pub(super) fn in_request(&self) -> bool {
         match &self.protocol {
-            ProtocolState::Detecting | ProtocolState::Rejecting => false,
+            ProtocolState::Detecting | ProtocolState::Rejecting(_) => false,
             ProtocolState::Http(state) => state.in_body(),
             ProtocolState::Resp(session) => session.in_command(),
         }

@@ -15,6 +15,11 @@ mod reply_queue;
 mod resp_conn;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "tls/absent.rs"]
+mod tls;
 
 use crate::client_auth::ClientAddress;
 use crate::metrics::RequestOutcome;
@@ -25,6 +30,7 @@ use crate::types::{Millis, Reply, RequestId};
 pub use context::{DecodeContext, ReplyContext};
 use http_conn::HttpState;
 use reply_queue::ReplyQueue;
+pub use tls::{TlsConfig, TlsSession};
 
 /// Maximum number of replies of a connection that are incomplete or follow one. The fetches of a
 /// pipelining client fit in one round trip. With the longest request heads, this bounds what one
@@ -67,10 +73,19 @@ pub struct Connection {
 enum ProtocolState {
     /// The first line is incomplete.
     Detecting,
-    /// The first line is incomplete, and the connection is above the connection limit.
-    Rejecting,
+    /// The first line is incomplete, and the connection is only to be refused.
+    Rejecting(Rejection),
     Http(HttpState),
     Resp(Session),
+}
+
+/// Reason to refuse a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rejection {
+    /// The connection is above the connection limit.
+    ConnectionLimit,
+    /// The connection is plain, and TLS is required.
+    TlsRequired,
 }
 
 /// Phase of a connection.
@@ -212,7 +227,7 @@ impl Connection {
         match self.protocol {
             ProtocolState::Resp(_) => self.decode_resp(input, context),
             ProtocolState::Http(_) => self.decode_http(input, context),
-            ProtocolState::Rejecting => self.reject(input, context),
+            ProtocolState::Rejecting(rejection) => self.reject(rejection, input, context),
             ProtocolState::Detecting => match resp::is_resp(input) {
                 Some(true) if context.policy.resources == http::Resources::Admin => {
                     self.refuse_resp(input, &mut context.reply, resp::encode_admin_port)

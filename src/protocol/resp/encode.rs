@@ -142,6 +142,11 @@ pub fn encode_admin_port(out: &mut SendBuffer) {
     encode_error("ERR this port (ADMIN_PORT) serves only HTTP; send commands to PROXY_PORT or PROXY_SOCKET", out);
 }
 
+/// Appends the error for a client without TLS where TLS is required.
+pub fn encode_tls_required(out: &mut SendBuffer) {
+    encode_error("ERR TLS is required: connect with TLS (redis-cli --tls), or set TLS_REQUIRED=off", out);
+}
+
 /// Appends the error for invalid input. The connection closes after it.
 pub fn encode_protocol_error(error: ProtocolError, out: &mut SendBuffer) {
     encode_error(&format!("ERR Protocol error: {error}"), out);
