@@ -10,6 +10,7 @@ use segment_redis_proxy::secret::SecretSource;
 use segment_redis_proxy::server::{
     ConnectionLimiter, UnixSocketError, backend_config, check_port_free, check_unix_socket, exposure_warning,
 };
+use segment_redis_proxy::tls_server::TlsServer;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -41,6 +42,7 @@ pub fn run(config: &Config, warnings: &[String]) -> ExitCode {
     steps.extend(check_listeners(config));
     steps.push(check_file_limit(config));
     steps.extend(config.log_file.as_deref().map(check_log_file));
+    steps.extend(TlsServer::from_config(config).map(check_tls));
     steps.extend(check_redis_in_time(config));
     report(&steps)
 }
@@ -92,6 +94,15 @@ fn report(steps: &[CheckStep]) -> ExitCode {
     // A closed standard output is not an error: the exit code is the result.
     let _ = std::io::stdout().write_all(text.as_bytes());
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Checks certificate, key and authorities for the TLS of clients.
+fn check_tls(loaded: Result<TlsServer, String>) -> CheckStep {
+    match loaded.map(|tls| tls.validity_warning()) {
+        Ok(None) => CheckStep::new(Verdict::Ok, "TLS_CERT", "certificate and key can be used"),
+        Ok(Some(warning)) => CheckStep::new(Verdict::Warning, "TLS_CERT", warning),
+        Err(error) => CheckStep::new(Verdict::Failed, "TLS_CERT", error),
+    }
 }
 
 /// Checks that all listening sockets can be created.

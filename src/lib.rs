@@ -68,6 +68,11 @@ pub mod secret;
 pub mod server;
 #[cfg(feature = "tls")]
 pub mod tls_files;
+#[cfg(feature = "tls")]
+pub mod tls_server;
+#[cfg(not(feature = "tls"))]
+#[path = "tls_server/absent.rs"]
+pub mod tls_server;
 pub mod types;
 pub mod upstream;
 pub mod value;

@@ -23,6 +23,7 @@ use segment_redis_proxy::protocol::set_pinned_limit;
 use segment_redis_proxy::server::{
     ConnectionLimiter, FileLimitTooLow, SharedState, SocketFile, WATCHDOG_INTERVAL, Watchdog, Worker, WorkerHandle,
 };
+use segment_redis_proxy::tls_server::TlsServer;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::BTreeSet;
@@ -168,14 +169,20 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
     let connection_limiter = ConnectionLimiter::from_config(config)?;
     set_pinned_limit(config.client_bytes);
     let Listeners { of_workers, port, socket_file } = Listeners::bind(config)?;
-    let registry = Arc::new(MetricsRegistry::new(instance_info(config, &connection_limiter, port), config.workers));
+    let registry = Arc::new(MetricsRegistry::new(instance_info(config, &connection_limiter, port, reloadables.tls_server().as_deref()), config.workers));
     let mut watchdog = Watchdog::new(Arc::clone(&registry));
     let access = reloadables.redis_access();
-    let shared = SharedState { connection_limit: connection_limiter, access, registry: Arc::clone(&registry) };
+    let shared = SharedState {
+        connection_limit: connection_limiter,
+        access,
+        registry: Arc::clone(&registry),
+        client_passwords: reloadables.client_passwords(),
+        tls: reloadables.tls_server(),
+    };
     let mut handles = Vec::new();
     for (index, (listeners, slot)) in of_workers.into_iter().zip(registry.slots().iter().cloned()).enumerate() {
         let worker = Worker::new(listeners, config, shared.clone(), slot);
-        let handle = start_worker(index, worker, logs, &reloadables, sender.clone())?;
+        let handle = start_worker(index, worker, logs, sender.clone())?;
         watchdog.push_worker(handle.clone());
         handles.push(handle);
     }
@@ -229,7 +236,12 @@ fn start_logs(config: &Config) -> Result<Logs, ExitError> {
     Ok(Logs { events, access })
 }
 
-fn instance_info(config: &Config, connection_limiter: &ConnectionLimiter, port: u16) -> InstanceInfo {
+fn instance_info(
+    config: &Config,
+    connection_limiter: &ConnectionLimiter,
+    port: u16,
+    tls: Option<&TlsServer>,
+) -> InstanceInfo {
     InstanceInfo {
         admin: config.admin,
         capacity: config.cache_size * config.workers,
@@ -240,6 +252,7 @@ fn instance_info(config: &Config, connection_limiter: &ConnectionLimiter, port: 
         database: config.redis.database,
         queue_limit: QUEUE_LIMIT * config.workers,
         configuration: config::redacted_values(|name| std::env::var_os(name)).into_iter().map(setting).collect(),
+        tls: tls.map(TlsServer::status),
     }
 }
 
@@ -252,16 +265,12 @@ fn start_worker(
     index: usize,
     worker: std::io::Result<Worker>,
     logs: &Logs,
-    reloadables: &Reloadables,
     events: Sender<SupervisorEvent>,
 ) -> Result<WorkerHandle, ExitError> {
     let exit_error = |error| ExitError(1, format!("cannot start event loop {index}: {error}"));
     let mut worker = worker.map_err(exit_error)?;
     if let Some(access) = &logs.access {
         worker.log_requests(access.clone());
-    }
-    if let Some(passwords) = reloadables.client_passwords() {
-        worker.require_passwords(passwords);
     }
     let handle = worker.handle();
     let run = move || {

@@ -7,6 +7,7 @@ use segment_redis_proxy::backend::RedisAccess;
 use segment_redis_proxy::client_auth::{ClientPasswords, SharedPasswords};
 use segment_redis_proxy::config::Config;
 use segment_redis_proxy::secret::SecretSource;
+use segment_redis_proxy::tls_server::TlsServer;
 use std::sync::Arc;
 
 /// Everything that SIGHUP reads again, except the logs.
@@ -16,6 +17,8 @@ pub struct Reloadables {
     client_passwords: Option<(SecretSource, Arc<SharedPasswords>)>,
     /// Password of Redis, and certificates of the connections to it.
     redis_access: Arc<RedisAccess>,
+    /// Certificate, key and authorities for the TLS of clients.
+    tls_server: Option<Arc<TlsServer>>,
 }
 
 impl Reloadables {
@@ -29,9 +32,12 @@ impl Reloadables {
             let passwords = read_client_passwords(source)?;
             Ok::<_, String>((source.clone(), Arc::new(SharedPasswords::new(passwords))))
         };
+        let tls_server = TlsServer::from_config(config).transpose()?.map(Arc::new);
+        tls_server.as_deref().map(warn_of_validity);
         Ok(Reloadables {
             client_passwords: config.client_password.as_ref().map(load).transpose()?,
             redis_access: Arc::new(RedisAccess::load(config.redis.clone())?),
+            tls_server,
         })
     }
 
@@ -45,9 +51,15 @@ impl Reloadables {
         Arc::clone(&self.redis_access)
     }
 
+    /// Returns the TLS of clients, if it is configured.
+    pub fn tls_server(&self) -> Option<Arc<TlsServer>> {
+        self.tls_server.clone()
+    }
+
     /// Reads all files again, and logs the results.
     pub fn reload(&self) {
         self.redis_access.reload();
+        self.tls_server.as_deref().map(reload_tls);
         if let Some((source @ SecretSource::File { variable, .. }, shared)) = &self.client_passwords {
             match read_client_passwords(source) {
                 Ok(passwords) => {
@@ -57,6 +69,22 @@ impl Reloadables {
                 Err(problem) => log::error!("{problem}; the old passwords stay in force, send SIGHUP again"),
             }
         }
+    }
+}
+
+/// Loads certificate, key and authorities for the TLS of clients again.
+fn reload_tls(tls: &TlsServer) {
+    match tls.reload() {
+        Ok(true) => log::info!("TLS certificate, key or client authorities changed: new connections use the new ones"),
+        Ok(false) => log::info!("TLS certificate, key and client authorities are unchanged"),
+        Err(error) => log::error!("{error}; until then the old TLS certificate and key stay in use"),
+    }
+    warn_of_validity(tls);
+}
+
+fn warn_of_validity(tls: &TlsServer) {
+    if let Some(warning) = tls.validity_warning() {
+        log::warn!("{warning}");
     }
 }
 

@@ -57,9 +57,18 @@ impl PemFile {
     ///
     /// As [`PemFile::read_certificates`], and if a certificate cannot be parsed.
     pub fn read_authorities(&self) -> Result<RootCertStore, String> {
+        self.to_authorities(&self.read_certificates()?)
+    }
+
+    /// Returns a store of authorities with the certificates of this file.
+    ///
+    /// # Errors
+    ///
+    /// A certificate cannot be parsed.
+    pub fn to_authorities(&self, certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {
         let mut store = RootCertStore::empty();
-        for (index, certificate) in self.read_certificates()?.into_iter().enumerate() {
-            store.add(certificate).map_err(|error| {
+        for (index, certificate) in certificates.iter().enumerate() {
+            store.add(certificate.clone()).map_err(|error| {
                 format!("{self} holds an invalid certificate (number {}): {error}; export it again", index + 1)
             })?;
         }

@@ -85,6 +85,8 @@ fn hit_allocates_nothing() {
             connection_limit: ConnectionLimiter::from_config(&config).expect("enough open files"),
             access: Arc::new(RedisAccess::load(config.redis.clone()).expect("no file is read")),
             registry: Arc::default(),
+            client_passwords: None,
+            tls: None,
         },
         Arc::default(),
     )

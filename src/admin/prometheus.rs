@@ -3,7 +3,9 @@
 //! Names follow the conventions of Prometheus: base units, and `_total` for counters. Names and
 //! labels are stable, because dashboards and alerts depend on them.
 
-use crate::metrics::{AuthFailure, Histogram, InstanceInfo, Protocol, RequestOutcome, Snapshot, TimeoutKind};
+use crate::metrics::{
+    AuthFailure, Histogram, InstanceInfo, Protocol, RequestOutcome, Snapshot, TimeoutKind, TlsHandshakeResult,
+};
 use crate::protocol::http::Status;
 use crate::types::Failure;
 use std::fmt::{Display, Write};
@@ -159,6 +161,27 @@ fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
     for (protocol, counts) in Protocol::NAMES.into_iter().zip(metrics.auth_failures) {
         for (reason, count) in AuthFailure::NAMES.into_iter().zip(counts) {
             text.sample(name, &format!("{{protocol=\"{protocol}\",reason=\"{reason}\"}}"), count);
+        }
+    }
+    text.labelled_counter(
+        "segment_tls_handshakes_total",
+        "result",
+        "TLS handshakes with clients: new session (full), resumed session (resumed) or not completed (failed).",
+        TlsHandshakeResult::NAMES.into_iter().zip(metrics.tls_handshakes),
+    );
+    if let Some(tls) = &settings.tls {
+        text.labelled_counter(
+            "segment_tls_certificate_loads_total",
+            "result",
+            "Loads of TLS_CERT and TLS_KEY that changed them, by result.",
+            ["ok", "failed"].into_iter().zip(tls.loads()),
+        );
+        if let Some(not_after) = tls.not_after() {
+            text.metric(
+                "segment_tls_certificate_expiry_timestamp_seconds",
+                not_after,
+                "End of the validity of TLS_CERT in seconds since the Unix epoch.",
+            );
         }
     }
 }

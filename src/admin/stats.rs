@@ -11,7 +11,7 @@ use super::tables::{Rows, figures, tables};
 use crate::log_format::rfc3339_seconds;
 use crate::metrics::{
     AuthFailure, BATCH_SIZE_BUCKETS, Histogram, InstanceInfo, LATENCY_BUCKETS_US, Protocol, RequestOutcome, Snapshot,
-    TimeoutKind, TrackingState,
+    TimeoutKind, TlsHandshakeResult, TrackingState,
 };
 use crate::protocol::http::Status;
 use crate::types::Failure;
@@ -66,6 +66,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("rejected", metrics.rejected.to_string()),
         ("timed_out", object(TimeoutKind::NAMES.into_iter().zip(metrics.timeouts))),
         ("auth_failures", object(Protocol::NAMES.into_iter().zip(metrics.auth_failures.map(auth_failures)))),
+        ("tls_handshakes", object(TlsHandshakeResult::NAMES.into_iter().zip(metrics.tls_handshakes))),
     ];
     let tracking = match redis.tracking {
         TrackingState::Off => "off",

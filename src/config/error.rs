@@ -66,6 +66,21 @@ impl ConfigError {
         ))
     }
 
+    /// Creates the error for TLS files in a build without TLS.
+    pub(super) fn built_without_tls(path: &str) -> ConfigError {
+        ConfigError(format!(
+            "TLS_CERT, TLS_KEY or TLS_CLIENT_CA={path:?} needs TLS, which this build does not have; allowed: not set; unset \
+             it, or build with the feature tls"
+        ))
+    }
+
+    /// Creates the error for a TLS file without another one that it needs.
+    pub(super) fn incomplete_tls(name: &str, path: &str, missing: &str) -> ConfigError {
+        ConfigError(format!(
+            "{name}={path:?} has no {missing}; allowed: TLS_CERT and TLS_KEY, both or neither; set {missing} too"
+        ))
+    }
+
     /// Creates the error for a user of Redis without a password.
     pub(super) fn username_without_password(username: &str) -> ConfigError {
         let username = without_credentials(username);

@@ -53,6 +53,10 @@ pub struct Config {
     pub client_timeout: Duration,
     pub client_idle_timeout: Duration,
     pub share_port: bool,
+    pub tls_cert: Option<String>,
+    pub tls_key: Option<String>,
+    pub tls_client_ca: Option<String>,
+    pub tls_required: bool,
     pub shutdown_grace: Duration,
     pub admin: bool,
     pub admin_port: Option<u16>,
@@ -235,6 +239,10 @@ impl Config {
             client_timeout: reader.duration("CLIENT_TIMEOUT"),
             client_idle_timeout: reader.duration("CLIENT_IDLE_TIMEOUT"),
             share_port: reader.switch("SHARE_PORT"),
+            tls_cert: reader.text("TLS_CERT"),
+            tls_key: reader.text("TLS_KEY"),
+            tls_client_ca: reader.text("TLS_CLIENT_CA"),
+            tls_required: reader.switch("TLS_REQUIRED"),
             shutdown_grace: reader.duration("SHUTDOWN_GRACE"),
             admin: reader.switch("ADMIN"),
             admin_port: reader.port("ADMIN_PORT"),
@@ -249,6 +257,7 @@ impl Config {
         if reader.errors.is_empty() {
             reader.errors.extend(config.listener_conflict());
         }
+        reader.errors.extend(config.tls_error());
         if reader.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(reader.errors)) }
     }
 
@@ -264,6 +273,22 @@ impl Config {
             (_, None, Some(host)) => Some(ConfigError::admin_host_without_port(host)),
             _ => None,
         }
+    }
+}
+
+impl Config {
+    /// Returns the error of a combination of variables for TLS, if there is one.
+    fn tls_error(&self) -> Option<ConfigError> {
+        let (name, value, missing) = match (&self.tls_cert, &self.tls_key, &self.tls_client_ca) {
+            (Some(path), ..) | (_, Some(path), _) | (.., Some(path)) if !cfg!(feature = "tls") => {
+                return Some(ConfigError::built_without_tls(path));
+            }
+            (Some(path), None, _) => ("TLS_CERT", path, "TLS_KEY"),
+            (None, Some(path), _) => ("TLS_KEY", path, "TLS_CERT"),
+            (None, None, Some(path)) => ("TLS_CLIENT_CA", path, "TLS_CERT"),
+            _ => return None,
+        };
+        Some(ConfigError::incomplete_tls(name, value, missing))
     }
 }
 

@@ -150,7 +150,7 @@ pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// All variables, in the order of the documentation.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 41] = [
+pub const VARIABLES: [Variable; 45] = [
     Variable { name: "REDIS_HOST", default: "redis", kind: Kind::Host, group: Group::Redis, description: "host of the Redis server" },
     Variable { name: "REDIS_PORT", default: "6379", kind: Kind::Number(1, 65_535), group: Group::Redis, description: "port of the Redis server" },
     Variable { name: "REDIS_URL", default: "", kind: Kind::RedisUrl, group: Group::Redis, description: "address of the Redis server instead of REDIS_HOST, REDIS_PORT and REDIS_DB; may hold user and password" },
@@ -183,6 +183,10 @@ pub const VARIABLES: [Variable; 41] = [
     Variable { name: "CLIENT_TIMEOUT", default: "10", kind: Kind::Seconds(MIN_CLIENT_TIMEOUT, MAX_REQUEST_TIMEOUT), group: Group::Clients, description: "time within which a client must send a whole request" },
     Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", kind: Kind::Seconds(MIN_CLIENT_TIMEOUT, MAX_DURATION), group: Group::Clients, description: "time after which a client that sends no request, or reads no reply, is closed" },
     Variable { name: "SHARE_PORT", default: "off", kind: Kind::Switch, group: Group::Clients, description: "let other proxies of the same user listen on the same port, for restarts without downtime" },
+    Variable { name: "TLS_CERT", default: "", kind: Kind::Path, group: Group::Clients, description: "certificate chain for TLS with clients, a PEM file; SIGHUP reads it again" },
+    Variable { name: "TLS_KEY", default: "", kind: Kind::Path, group: Group::Clients, description: "private key of TLS_CERT, a PEM file; SIGHUP reads it again" },
+    Variable { name: "TLS_CLIENT_CA", default: "", kind: Kind::Path, group: Group::Clients, description: "authorities of client certificates, a PEM file; clients must have a certificate then" },
+    Variable { name: "TLS_REQUIRED", default: "on", kind: Kind::Switch, group: Group::Clients, description: "with TLS_CERT, refuse plain connections, except for /healthz and /readyz" },
     Variable { name: "SHUTDOWN_GRACE", default: "10", kind: Kind::Seconds(Duration::ZERO, MAX_REQUEST_TIMEOUT), group: Group::Operation, description: "time to finish requests in flight after SIGTERM or SIGINT" },
     Variable { name: "ADMIN", default: "on", kind: Kind::Switch, group: Group::Operation, description: "serve the dashboard at /, /metrics and /stats" },
     Variable { name: "ADMIN_PORT", default: "off", kind: Kind::Port, group: Group::Operation, description: "separate port for the dashboard, /metrics and /stats; PROXY_PORT and PROXY_SOCKET then serve keys and health only" },

@@ -10,16 +10,19 @@
 //! | `recorder.rs` | the counting of one event loop while it serves |
 //! | `access_log.rs` | the lines of its access log |
 //! | `registry.rs` | the copies of all workers, and figures of the process |
+//! | `tls.rs` | the certificate in use, and loads of certificates |
 
 mod access_log;
 mod histogram;
 mod recorder;
 mod registry;
+mod tls;
 
 pub use access_log::push_escaped;
 pub use histogram::{BATCH_SIZE_BUCKETS, BatchSizeHistogram, Histogram, LATENCY_BUCKETS_US, LatencyHistogram};
 pub use recorder::{Recorder, RequestInfo};
 pub use registry::{InstanceInfo, MetricsRegistry, Peaks, ProcessStats, Setting, Snapshot, WorkerRow, WorkerSlot};
+pub use tls::TlsStatus;
 
 use crate::protocol::http::Status;
 use crate::types::{Failure, Millis};
@@ -109,6 +112,22 @@ impl AuthFailure {
     pub const NAMES: [&'static str; 2] = ["wrong", "throttled"];
 }
 
+/// Result of a TLS handshake with a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsHandshakeResult {
+    /// A new session.
+    Full,
+    /// An earlier session was resumed.
+    Resumed,
+    /// The handshake was not completed.
+    Failed,
+}
+
+impl TlsHandshakeResult {
+    /// Label values of the metrics, in the order of the variants.
+    pub const NAMES: [&'static str; 3] = ["full", "resumed", "failed"];
+}
+
 /// Metrics of one worker. Counters start at 0 with the worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerMetrics {
@@ -124,6 +143,8 @@ pub struct WorkerMetrics {
     pub timeouts: [u64; TimeoutKind::NAMES.len()],
     /// Refused credentials of clients, by [`Protocol`] and [`AuthFailure`].
     pub auth_failures: [[u64; AuthFailure::NAMES.len()]; Protocol::NAMES.len()],
+    /// TLS handshakes with clients, by [`TlsHandshakeResult`].
+    pub tls_handshakes: [u64; TlsHandshakeResult::NAMES.len()],
     /// Requests decoded so far, of all protocols and outcomes.
     pub requests: u64,
     /// Completed requests, by [`Protocol`] and [`RequestOutcome`].
@@ -229,6 +250,7 @@ impl WorkerMetrics {
             .into_iter()
             .chain(&mut self.timeouts)
             .chain(self.auth_failures.as_flattened_mut())
+            .chain(&mut self.tls_handshakes)
             .chain(outcomes)
             .chain(&mut self.responses)
             .chain(&mut self.failures)
@@ -444,6 +466,7 @@ mod tests {
             (RequestOutcome::NAMES.len() - 1, "other")
         );
         assert_eq!(TimeoutKind::Reply as usize, TimeoutKind::NAMES.len() - 1);
+        assert_eq!(TlsHandshakeResult::Failed as usize, TlsHandshakeResult::NAMES.len() - 1);
         assert_eq!(Protocol::Resp as usize, Protocol::NAMES.len() - 1);
         assert!(Status::ALL.iter().enumerate().all(|(index, status)| *status as usize == index));
     }

@@ -3,7 +3,7 @@
 //! Each worker writes to its own slot, when the watchdog pings it or a client asks. A worker that
 //! renders metrics reads all slots. Locks are held only to copy figures, never during I/O.
 
-use super::{RedisStatus, TrackingState, WorkerMetrics};
+use super::{RedisStatus, TlsStatus, TrackingState, WorkerMetrics};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -120,6 +120,8 @@ pub struct InstanceInfo {
     pub queue_limit: usize,
     /// All variables.
     pub configuration: Vec<Setting>,
+    /// Certificate for clients, `None` without TLS.
+    pub tls: Option<Arc<TlsStatus>>,
 }
 
 /// Metrics of all workers and of the process. Shared by all threads.

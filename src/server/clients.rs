@@ -18,6 +18,9 @@ pub(super) struct Clients {
     slab: Slab<Client>,
     /// Slots of the clients that get a turn, in order.
     pub(super) ready_queue: VecDeque<usize>,
+    /// Slots of the clients that get a turn for their TLS handshake, in order. A client is in one
+    /// queue at most.
+    pub(super) handshake_queue: VecDeque<usize>,
     timers: DeadlineHeap,
     /// Timeouts in force. After a change, [`Clients::rearm_timers`] must follow.
     pub(super) timeouts: TimeoutConfig,
@@ -35,6 +38,7 @@ impl Clients {
         Clients {
             slab: Slab::with_capacity(expected.min(RESERVED_CLIENTS)),
             ready_queue: VecDeque::new(),
+            handshake_queue: VecDeque::new(),
             timers: DeadlineHeap::new(),
             timeouts,
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
@@ -108,7 +112,8 @@ impl Clients {
         if let Some(client) = self.slab.get_mut(slot)
             && !std::mem::replace(&mut client.in_ready_queue, true)
         {
-            self.ready_queue.push_back(slot);
+            let queue = if client.is_handshaking() { &mut self.handshake_queue } else { &mut self.ready_queue };
+            queue.push_back(slot);
         }
     }
 

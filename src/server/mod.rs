@@ -45,9 +45,10 @@ use crate::log_writer::LogWriter;
 use crate::metrics::{MetricsRegistry, WorkerSlot};
 use crate::protocol::http::{HeadDecoder, Policy, Resources};
 use crate::read_through::ReadThrough;
+use crate::tls_server::TlsServer;
 use crate::types::{Completion, Failure, Invalidation, Job, Millis};
 use acceptor::{AcceptResult, Acceptor};
-use client::Client;
+use client::{Client, TlsContext};
 use clients::Clients;
 use clock::Clock;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -112,6 +113,16 @@ static NEXT_CONNECTION_ID: AtomicU64 = AtomicU64::new(1);
 struct Scratch {
     read: Vec<u8>,
     write: Vec<u8>,
+    /// Plaintext and ciphertext of TLS clients. Empty without such clients.
+    plaintext: Vec<u8>,
+    ciphertext: Vec<u8>,
+}
+
+impl Scratch {
+    fn new() -> Scratch {
+        let write = Vec::with_capacity(WRITE_BYTES);
+        Scratch { read: vec![0; READ_BYTES], write, plaintext: Vec::new(), ciphertext: Vec::new() }
+    }
 }
 
 /// Link to the fetchers: jobs go out, completions and invalidations come in.
@@ -141,6 +152,8 @@ pub struct Worker {
     read_through: ReadThrough,
     backend: Backend,
     scratch: Scratch,
+    /// TLS of the clients, if it is configured.
+    tls: Option<TlsContext>,
     head_decoder: HeadDecoder,
     /// Metrics of all workers, and the slot of this one.
     registry: Arc<MetricsRegistry>,
@@ -159,6 +172,10 @@ pub struct SharedState {
     pub access: Arc<RedisAccess>,
     /// Metrics of all workers.
     pub registry: Arc<MetricsRegistry>,
+    /// Passwords of clients, if they need one.
+    pub client_passwords: Option<Arc<SharedPasswords>>,
+    /// TLS of clients, if it is configured.
+    pub tls: Option<Arc<TlsServer>>,
 }
 
 impl Worker {
@@ -174,7 +191,7 @@ impl Worker {
         shared: SharedState,
         worker_slot: Arc<WorkerSlot>,
     ) -> io::Result<Worker> {
-        let SharedState { connection_limit, access, registry } = shared;
+        let SharedState { connection_limit, access, registry, client_passwords, tls } = shared;
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let mut acceptors = Vec::with_capacity(MAX_LISTENERS);
@@ -211,7 +228,7 @@ impl Worker {
             connection_limit,
             policy: policy(config, main_resources(config)),
             admin_policy: policy(config, Resources::Admin),
-            client_auth: ClientAuth::default(),
+            client_auth: client_passwords.map(ClientAuth::required).unwrap_or_default(),
             read_through: ReadThrough::new(limits, millis(config.cache_ttl), millis(config.redis_timeout)),
             backend: Backend {
                 pool,
@@ -220,7 +237,8 @@ impl Worker {
                 invalidations: Vec::new(),
                 inbox_backlogged: false,
             },
-            scratch: Scratch { read: vec![0; READ_BYTES], write: Vec::with_capacity(WRITE_BYTES) },
+            scratch: Scratch::new(),
+            tls: tls.map(TlsContext::new),
             head_decoder: HeadDecoder::new(),
             registry,
             worker_slot,
@@ -232,11 +250,6 @@ impl Worker {
     /// Turns on the access log.
     pub fn log_requests(&mut self, log_writer: LogWriter) {
         self.clients.log_requests(log_writer);
-    }
-
-    /// Requires one of these passwords from clients.
-    pub fn require_passwords(&mut self, passwords: Arc<SharedPasswords>) {
-        self.client_auth = ClientAuth::required(passwords);
     }
 
     /// Returns a handle that wakes or stops the event loop.
@@ -318,7 +331,8 @@ impl Worker {
 
     /// Returns how long the next poll may sleep, `None` without a limit.
     fn poll_timeout(&self) -> Option<Duration> {
-        if !self.clients.ready_queue.is_empty() || self.timers_backlogged || self.backend.inbox_backlogged {
+        let has_ready = !self.clients.ready_queue.is_empty() || !self.clients.handshake_queue.is_empty();
+        if has_ready || self.timers_backlogged || self.backend.inbox_backlogged {
             return Some(Duration::ZERO);
         }
         // Not an iterator over the deadlines: that doubles the time of this function, which runs in
@@ -400,7 +414,13 @@ impl Worker {
             self.connection_limit.release(endpoint, rejected);
             return;
         }
-        self.clients.insert(Client::new(stream, endpoint, connection, rejected, self.clock.now));
+        let mut client = Client::new(stream, endpoint, connection, rejected, self.clock.now);
+        if let Some(tls) = &self.tls
+            && address.is_some()
+        {
+            client.detect_tls(tls);
+        }
+        self.clients.insert(client);
     }
 
     /// Applies invalidations before completions: then values that are invalid already are not

@@ -10,25 +10,48 @@ use crate::dispatch::Dispatcher;
 /// turn, and four turns of hits take about 20 us.)
 const TURNS_PER_CLOCK_READ: usize = 4;
 
+/// Turns of other clients that take as long as one turn of a TLS handshake (0.1 to 1 ms, for the
+/// signature). After as many turns, another handshake gets one in the same tick.
+const TURNS_PER_HANDSHAKE: usize = 64;
+
 impl Worker {
     /// Runs one turn of each client in the ready queue. A client that is requeued waits for the
     /// next tick.
     pub(super) fn run_ready_clients(&mut self) {
         self.record_connected_clients();
-        for turns_left in (0..self.clients.ready_queue.len()).rev() {
+        let turns = self.clients.ready_queue.len();
+        for turns_left in (0..turns).rev() {
             let Some(slot) = self.clients.ready_queue.pop_front() else { return };
-            let Some(result) = self.run_turn(slot) else { continue };
-            // `end_tick` reads the clock for the last turns.
-            if self.clients.recorder.access_log_enabled()
-                || (turns_left > 0 && turns_left.is_multiple_of(TURNS_PER_CLOCK_READ))
-            {
-                self.clients.end_turns(self.clock.micros());
-            }
-            if result == TurnResult::Close {
-                self.close_client(slot);
-            } else {
-                self.clients.end_turn(slot, result);
-            }
+            self.run_client(slot, turns_left);
+        }
+        if !self.clients.handshake_queue.is_empty() {
+            self.run_handshakes(turns);
+        }
+    }
+
+    /// Runs the turns of some TLS handshakes, after `turns` turns of other clients. The others wait
+    /// for the next tick: handshakes take at most half of the time beside busy clients.
+    fn run_handshakes(&mut self, turns: usize) {
+        let handshakes = (1 + turns / TURNS_PER_HANDSHAKE).min(self.clients.handshake_queue.len());
+        for _ in 0..handshakes {
+            let Some(slot) = self.clients.handshake_queue.pop_front() else { return };
+            self.run_client(slot, 0);
+        }
+    }
+
+    /// Runs one turn of the client in `slot`, and closes or queues it.
+    fn run_client(&mut self, slot: usize, turns_left: usize) {
+        let Some(result) = self.run_turn(slot) else { return };
+        // `end_tick` reads the clock for the last turns.
+        if self.clients.recorder.access_log_enabled()
+            || (turns_left > 0 && turns_left.is_multiple_of(TURNS_PER_CLOCK_READ))
+        {
+            self.clients.end_turns(self.clock.micros());
+        }
+        if result == TurnResult::Close {
+            self.close_client(slot);
+        } else {
+            self.clients.end_turn(slot, result);
         }
     }
 
@@ -49,8 +72,8 @@ impl Worker {
             now: self.clock.now,
         };
         let closes_idle = self.shutdown.closes_idle();
-        let result =
-            client.turn(slot, &mut TurnContext { dispatcher, scratch: &mut self.scratch, timeouts, closes_idle });
+        let (scratch, tls) = (&mut self.scratch, self.tls.as_mut());
+        let result = client.turn(slot, &mut TurnContext { dispatcher, scratch, timeouts, closes_idle, tls });
         self.scratch.write.shrink_to(WRITE_BYTES);
         Some(result)
     }

@@ -29,6 +29,8 @@ const MIN_WRITE_PROGRESS: usize = 4096;
 pub(super) enum Activity {
     /// No request is in progress, after that many requests.
     Idle(u64),
+    /// The TLS handshake is incomplete.
+    Handshake,
     /// A request is incomplete, after that many requests.
     ReadingRequest(u64),
     /// The client waits for the proxy or for Redis. Other limits bound that time.
@@ -143,7 +145,7 @@ impl ClientTimer {
         let timeout = match self.activity {
             Activity::Idle(_) => timeouts.idle,
             Activity::Processing | Activity::WritingReply => timeouts.write,
-            Activity::ReadingRequest(_) => timeouts.request,
+            Activity::Handshake | Activity::ReadingRequest(_) => timeouts.request,
             Activity::Rejected => REJECT_TIMEOUT,
             Activity::RejectedLinger => REJECT_LINGER,
             Activity::Linger => timeouts.linger,
@@ -165,9 +167,11 @@ impl ClientTimer {
                 TimeoutAction::Keep
             }
             Activity::WritingReply => TimeoutAction::Reset,
-            Activity::Idle(_) | Activity::Rejected | Activity::RejectedLinger | Activity::Linger => {
-                TimeoutAction::Close
-            }
+            Activity::Idle(_)
+            | Activity::Handshake
+            | Activity::Rejected
+            | Activity::RejectedLinger
+            | Activity::Linger => TimeoutAction::Close,
         }
     }
 }

@@ -20,7 +20,7 @@ const CRATES: [(&str, &[&str]); 18] = [
     ("redis", &["backend"]),
     ("rlimit", &["server"]),
     ("rustix", &["server"]),
-    ("rustls", &["connection", "tls_files", "backend"]),
+    ("rustls", &["connection", "tls_files", "backend", "tls_server"]),
     ("signal_hook", &["main"]),
     ("slab", &["inflight", "server"]),
     ("socket2", &["backend", "server"]),
