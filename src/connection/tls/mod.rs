@@ -213,8 +213,8 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Encrypts up to `max_bytes` of the unsent bytes, at most [`MAX_PIECE_BYTES`], and removes them
-    /// from `send_buffer`. Returns their number.
+    /// Encrypts up to `max_bytes` of the unsent bytes, at most [`MAX_PIECE_BYTES`], and removes
+    /// them from `send_buffer`. Returns their number.
     ///
     /// # Errors
     ///

@@ -11,7 +11,8 @@ use crate::types::Millis;
 use std::io;
 use std::sync::Arc;
 
-/// First byte of a TLS handshake (RFC 8446, section 5.1). No request of HTTP or RESP starts with it.
+/// First byte of a TLS handshake (RFC 8446, section 5.1). No request of HTTP or RESP starts with
+/// it.
 const TLS_HANDSHAKE_BYTE: u8 = 0x16;
 
 /// Maximum number of bytes read in a turn until the handshake is complete. They may have to wait
@@ -159,8 +160,8 @@ impl Client {
         result.map(|_| ())
     }
 
-    /// Decides by the first bytes of a client. The bytes of a handshake wait for a turn in the queue
-    /// of handshakes.
+    /// Decides by the first bytes of a client. The bytes of a handshake wait for a turn in the
+    /// queue of handshakes.
     fn detect(&mut self, slot: usize, turn: &mut TurnContext<'_>, input: &[u8]) {
         self.transport = Transport::Plain;
         let Some(tls) = turn.tls.as_mut().filter(|_| input.first() == Some(&TLS_HANDSHAKE_BYTE)) else {
