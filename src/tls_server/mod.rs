@@ -214,3 +214,54 @@ impl Contents {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::{Path, PathBuf};
+
+    /// Returns the path of a test file.
+    fn data(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls").join(name)
+    }
+
+    fn files(certificate: PathBuf) -> TlsServerFiles {
+        TlsServerFiles {
+            certificates: PemFile { variable: "TLS_CERT", path: certificate },
+            key: PemFile { variable: "TLS_KEY", path: data("key.pem") },
+            client_ca: None,
+        }
+    }
+
+    /// The validity is that of the certificate: from 2026 to 2126.
+    #[test]
+    fn validity_is_read_from_certificate() {
+        let contents = Contents::read(&files(data("certificate.pem"))).expect("files");
+        let not_after = contents.not_after().expect("a certificate");
+        assert_eq!(not_after, 4_949_514_868);
+        let error = |time| contents.validity_error(UnixTime::since_unix_epoch(Duration::from_secs(time)));
+        assert!(matches!(error(not_after + 1), Some(CertificateError::ExpiredContext { .. })));
+        assert!(matches!(error(not_after - 1), Some(CertificateError::UnknownIssuer)));
+        assert!(matches!(error(1_000_000_000), Some(CertificateError::NotValidYetContext { .. })));
+    }
+
+    /// Unchanged files keep the configuration, and with it the keys of the tickets. Unusable ones
+    /// keep it too, and are counted.
+    #[test]
+    fn reload_keeps_configuration_unless_changed() {
+        let path = std::env::temp_dir().join(format!("segment-tls-server-{}", std::process::id()));
+        let certificate = std::fs::read(data("certificate.pem")).expect("a file");
+        std::fs::write(&path, &certificate).expect("a file in the temporary directory");
+        let server = TlsServer::load(files(path.clone()), true).expect("files");
+        let before = server.config();
+        assert_eq!((server.reload(), server.validity_warning()), (Ok(false), None));
+        std::fs::write(&path, "text").expect("a writable file");
+        let error = server.reload().expect_err("no certificate");
+        assert!(error.starts_with("TLS_CERT=") && error.contains("is not PEM"), "{error}");
+        assert!(Arc::ptr_eq(&before, &server.config()));
+        std::fs::write(&path, [&certificate[..], &certificate].concat()).expect("a writable file");
+        assert_eq!((server.reload(), server.status().loads()), (Ok(true), [2, 1]));
+        assert!(!Arc::ptr_eq(&before, &server.config()));
+        std::fs::remove_file(path).expect("the file");
+    }
+}

@@ -12,3 +12,4 @@ mod files;
 mod handshakes;
 mod lifecycle;
 mod plain;
+mod recipe;
