@@ -8,7 +8,9 @@ use std::process::Command;
 #[test]
 fn documented_certificate_works() {
     let document = include_str!("../../docs/operations.md");
-    let (_, rest) = document.split_once("<!-- not run: tests/e2e_tls/recipe.rs reads and runs it -->\n```sh\n").expect("the recipe");
+    let (_, rest) = document
+        .split_once("<!-- not run: tests/e2e_tls/recipe.rs reads and runs it -->\n```sh\n")
+        .expect("the recipe");
     let (script, _) = rest.split_once("```").expect("its end");
     let (certificates, redis) = (Certificates::make(), Redis::start());
     redis.set("key", "value");
