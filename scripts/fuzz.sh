@@ -4,7 +4,7 @@
 #     scripts/fuzz.sh [--keep] [SECONDS] [TARGET...]
 #
 #     SECONDS    duration for each target (default 60)
-#     TARGET     http, resp, cache or connection (default all)
+#     TARGET     http, resp, cache, connection or tls (default all)
 #     --keep     adds to fuzz/corpus the inputs of fuzz/working that reach more code, as few and as
 #                short as possible
 #
@@ -24,7 +24,7 @@ seconds=${1:-60}
 shift || true
 # libFuzzer takes 0 as no limit.
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || { echo "scripts/fuzz.sh: $seconds is not a number of seconds" >&2; exit 2; }
-[ "$#" -gt 0 ] || set -- http resp cache connection
+[ "$#" -gt 0 ] || set -- http resp cache connection tls
 
 # Limits in seconds and MiB; an input beyond them is a finding. The slowest seeds take about ten
 # milliseconds, and a connection may hold a few megabytes.
@@ -51,6 +51,7 @@ list_options() {
         http) echo "-dict=fuzz/dictionaries/http.dict -max_len=17500" ;;
         resp) echo "-dict=fuzz/dictionaries/resp.dict -max_len=8192" ;;
         cache) echo "-max_len=1024" ;;
+        tls) echo "-max_len=8192" ;;
         connection) echo "-dict=$both -max_len=8192" ;;
         *) echo "scripts/fuzz.sh: unknown target $1" >&2; return 2 ;;
     esac

@@ -10,6 +10,7 @@
 //!     cache         operations on the cache, compared with tests/model/reference.rs
 //!     connection    a whole connection of either protocol: split, delayed, completed in any order
 //!     driver        the worker's side of a connection, in the order that the input chooses
+//!     tls           TLS of a client: records cut or changed anywhere, and input that is no TLS
 //!     replies       parser of the bytes that a connection has sent
 //! ```
 
@@ -25,13 +26,21 @@ pub mod random;
 pub mod reference;
 mod replies;
 mod resp;
+#[cfg(feature = "tls")]
+mod tls;
 
 /// Function that panics if an input violates a property.
 type Check = fn(&[u8]);
 
 /// Targets by name. Each is a binary of the fuzz crate and a directory of the corpus.
-pub const TARGETS: [(&str, Check); 4] =
-    [("http", http::check), ("resp", resp::check), ("cache", cache::check), ("connection", connection::check)];
+pub const TARGETS: &[(&str, Check)] = &[
+    ("http", http::check),
+    ("resp", resp::check),
+    ("cache", cache::check),
+    ("connection", connection::check),
+    #[cfg(feature = "tls")]
+    ("tls", tls::check),
+];
 
 /// Runs the target with this name.
 pub fn check(target: &str, input: &[u8]) {

@@ -58,7 +58,7 @@ fn check(target: &str, name: &str, input: &[u8]) {
 /// Every input of the corpus passes its check.
 #[test]
 fn corpus_passes() {
-    for (target, _) in checks::TARGETS {
+    for &(target, _) in checks::TARGETS {
         let inputs = read_corpus(target);
         assert!(inputs.len() >= 20, "{target} has only {} inputs", inputs.len());
         for (path, input) in inputs {
@@ -105,6 +105,13 @@ fn cache_mutations_pass() {
 #[test]
 fn connection_mutations_pass() {
     check_mutations("connection");
+}
+
+/// Mutated inputs of TLS sessions pass their check.
+#[cfg(feature = "tls")]
+#[test]
+fn tls_mutations_pass() {
+    check_mutations("tls");
 }
 
 fn pick<'a>(inputs: &'a [Vec<u8>], random: &mut Random) -> &'a [u8] {
