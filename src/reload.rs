@@ -33,7 +33,11 @@ impl Reloadables {
             Ok::<_, String>((source.clone(), Arc::new(SharedPasswords::new(passwords))))
         };
         let tls_server = TlsServer::from_config(config).transpose()?.map(Arc::new);
-        tls_server.as_deref().map(warn_of_validity);
+        if let Some(tls) = tls_server.as_deref() {
+            let plain = if tls.is_required() { "refused, except for /healthz and /readyz" } else { "served too" };
+            log::info!("TLS for clients is on; plain connections are {plain}");
+            warn_of_validity(tls);
+        }
         Ok(Reloadables {
             client_passwords: config.client_password.as_ref().map(load).transpose()?,
             redis_access: Arc::new(RedisAccess::load(config.redis.clone())?),
@@ -59,7 +63,9 @@ impl Reloadables {
     /// Reads all files again, and logs the results.
     pub fn reload(&self) {
         self.redis_access.reload();
-        self.tls_server.as_deref().map(reload_tls);
+        if let Some(tls) = &self.tls_server {
+            reload_tls(tls);
+        }
         if let Some((source @ SecretSource::File { variable, .. }, shared)) = &self.client_passwords {
             match read_client_passwords(source) {
                 Ok(passwords) => {

@@ -188,8 +188,8 @@ impl Client {
     fn activity(&mut self) -> Activity {
         if self.linger_bytes_left.is_some() {
             if self.rejected { Activity::RejectedLinger } else { Activity::Linger }
-        } else if self.is_handshaking() {
-            Activity::Handshake
+        } else if let Some(activity) = self.handshake_activity() {
+            activity
         } else if !self.is_all_sent() {
             Activity::WritingReply
         } else if self.rejected {

@@ -111,6 +111,22 @@ fn client_certificates_are_required() {
     }
 }
 
+/// The log says why a client gave up, and what to do.
+#[test]
+fn untrusted_certificate_is_logged() {
+    let (certificates, redis) = (Certificates::make(), Redis::start());
+    certificates.make_authority("other-ca");
+    let proxy = certificates.start_proxy(redis.port, &[]);
+    let url = format!("https://localhost:{}/healthz", proxy.address.port());
+    let text = certificates.curl(&["--cacert", &certificates.path("other-ca.pem"), &url]);
+    assert!(text.starts_with("curl: (60)"), "{text}");
+    let expected =
+        "TLS with the client 127.0.0.1 failed: received fatal alert: UnknownCA; give the client the authority";
+    wait_for(expected, || proxy.log().contains(expected).then_some(()));
+    assert!(proxy.log().contains("TLS for clients is on; plain connections are refused"), "{}", proxy.log());
+    certificates.wait_for_metric(&proxy, "segment_tls_handshakes_total{result=\"failed\"} 1");
+}
+
 /// Returns the first flight of a client.
 fn client_hello(certificates: &Certificates) -> Vec<u8> {
     let name = ServerName::try_from("localhost").expect("a name");

@@ -6,6 +6,7 @@ use crate::connection::TlsSession;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::TlsHandshakeResult;
 use crate::server::Scratch;
+use crate::server::timeouts::Activity;
 use crate::tls_server::TlsServer;
 use crate::types::Millis;
 use std::io;
@@ -73,6 +74,16 @@ impl Client {
     /// Returns true until the handshake of a TLS client is complete or has failed.
     pub(in crate::server) fn is_handshaking(&self) -> bool {
         self.tls().is_some_and(|tls| tls.is_handshaking() && !tls.has_failed())
+    }
+
+    /// Returns the activity of a client until its handshake is complete. The time in the queue of
+    /// handshakes is not the client's.
+    pub(super) fn handshake_activity(&self) -> Option<Activity> {
+        match self.tls()? {
+            tls if tls.has_unprocessed() => Some(Activity::Processing),
+            tls if tls.is_handshaking() && !tls.has_failed() => Some(Activity::Handshake),
+            _ => None,
+        }
     }
 
     pub(super) fn has_tls_failed(&self) -> bool {
