@@ -525,6 +525,25 @@ mod tests {
         assert_eq!(names, ["REDIS_PORT", "REDIS_USERNAME", "CACHE_TTL", "WORKERS"]);
     }
 
+    /// Certificate and key belong together. A build without TLS accepts neither.
+    #[test]
+    fn tls_files_belong_together() {
+        let (certificate, key, ca) = (("TLS_CERT", "c"), ("TLS_KEY", "k"), ("TLS_CLIENT_CA", "a"));
+        for (variables, problem) in [
+            (&[certificate][..], "TLS_CERT=\"c\" has no TLS_KEY"),
+            (&[key], "TLS_KEY=\"k\" has no TLS_CERT"),
+            (&[ca], "TLS_CLIENT_CA=\"a\" has no TLS_CERT"),
+            (&[ca, certificate], "TLS_CERT=\"c\" has no TLS_KEY"),
+        ] {
+            let problem = if cfg!(feature = "tls") { problem } else { "needs TLS, which this build does not have" };
+            let text = read(variables).err().unwrap_or_else(|| panic!("{variables:?} was accepted"));
+            assert!(text.contains(problem) && text.lines().count() == 1, "{text}");
+        }
+        assert_eq!(read(&[certificate, key, ca]).is_ok(), cfg!(feature = "tls"));
+        let is_required = |variables| read(variables).is_ok_and(|config| config.tls_required);
+        assert!(is_required(&[]) && !is_required(&[("TLS_REQUIRED", "off")]));
+    }
+
     /// Durations, sizes and switches are understood in the forms that operators write.
     #[test]
     fn units_and_switch_words_are_understood() {
