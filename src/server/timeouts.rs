@@ -218,6 +218,20 @@ mod tests {
         }
     }
 
+    /// A handshake has one deadline, however often the client sends or reads a part of it.
+    #[test]
+    fn handshake_has_one_deadline() {
+        let mut timer = ClientTimer::new(Activity::Idle(0), 0);
+        for now in [5, 9, 14] {
+            timer.update(Activity::Handshake, 1_000_000, now);
+            assert_eq!((timer.deadline(TIMEOUTS), timer.on_deadline(TIMEOUTS, 14)), (15, TimeoutAction::Keep));
+        }
+        assert_eq!(timer.on_deadline(TIMEOUTS, 15), TimeoutAction::Close);
+        // After it the client is as idle as a new one.
+        timer.update(Activity::Idle(0), 0, 15);
+        assert_eq!(timer.deadline(TIMEOUTS), 70);
+    }
+
     /// A client that accepts too few bytes of its replies is reset.
     #[test]
     fn slow_reader_is_reset() {
