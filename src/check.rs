@@ -110,12 +110,12 @@ fn check_listeners(config: &Config) -> Vec<CheckStep> {
     let host = config.proxy_host.as_str();
     let mut steps = Vec::new();
     if let Some(port) = config.proxy_port {
-        steps.extend(check_address(["PROXY_HOST", "PROXY_PORT"], host, port, config.client_password.is_some()));
+        steps.extend(check_address(["PROXY_HOST", "PROXY_PORT"], host, port, config));
     }
     steps.extend(config.proxy_socket.as_deref().map(check_socket));
     if let Some(port) = config.admin_port {
         let (name, host) = config.admin_host.as_deref().map_or(("PROXY_HOST", host), |host| ("ADMIN_HOST", host));
-        steps.extend(check_address([name, "ADMIN_PORT"], host, port, config.client_password.is_some()));
+        steps.extend(check_address([name, "ADMIN_PORT"], host, port, config));
     }
     steps
 }
@@ -133,12 +133,7 @@ fn check_socket(path: &str) -> CheckStep {
 }
 
 /// Checks that an address resolves and can be bound. `names` are the variables that set it.
-fn check_address(
-    [host_name, port_name]: [&'static str; 2],
-    host: &str,
-    port: u16,
-    requires_password: bool,
-) -> Vec<CheckStep> {
+fn check_address([host_name, port_name]: [&'static str; 2], host: &str, port: u16, config: &Config) -> Vec<CheckStep> {
     let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
         Err(error) => {
@@ -166,8 +161,9 @@ fn check_address(
         }
     }];
     // The admin port serves no keys.
-    if !address.ip().is_loopback() && steps[0].verdict != Verdict::Failed && port_name == "PROXY_PORT" {
-        steps.push(CheckStep::new(Verdict::Warning, host_name, exposure_warning(*address, requires_password)));
+    if steps[0].verdict != Verdict::Failed && port_name == "PROXY_PORT" {
+        let warning = exposure_warning(*address, config);
+        steps.extend(warning.map(|warning| CheckStep::new(Verdict::Warning, host_name, warning)));
     }
     steps
 }

@@ -42,7 +42,7 @@ impl Listeners {
             let address = listeners.bind_port(config, Endpoint::Main, &main)?;
             listeners.port = address.port();
             places.push(address.to_string());
-            exposed = Some(address).filter(|address| !address.ip().is_loopback());
+            exposed = Some(address);
         }
         if let Some(port) = config.admin_port {
             let (host_name, host) = match &config.admin_host {
@@ -61,8 +61,8 @@ impl Listeners {
             places.push(format!("the Unix socket {path}"));
         }
         log_start(config, &places.join(", "));
-        if let Some(address) = exposed {
-            log::warn!("{}", exposure_warning(address, config.client_password.is_some()));
+        if let Some(warning) = exposed.and_then(|address| exposure_warning(address, config)) {
+            log::warn!("{warning}");
         }
         Ok(listeners)
     }

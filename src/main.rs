@@ -169,7 +169,10 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
     let connection_limiter = ConnectionLimiter::from_config(config)?;
     set_pinned_limit(config.client_bytes);
     let Listeners { of_workers, port, socket_file } = Listeners::bind(config)?;
-    let registry = Arc::new(MetricsRegistry::new(instance_info(config, &connection_limiter, port, reloadables.tls_server().as_deref()), config.workers));
+    let registry = Arc::new(MetricsRegistry::new(
+        instance_info(config, &connection_limiter, port, reloadables.tls_server().as_deref()),
+        config.workers,
+    ));
     let mut watchdog = Watchdog::new(Arc::clone(&registry));
     let access = reloadables.redis_access();
     let shared = SharedState {

@@ -181,6 +181,11 @@ impl Connection {
         self.peer = peer;
     }
 
+    /// Returns the client address that failed authentications count for.
+    pub fn peer(&self) -> ClientAddress {
+        self.peer
+    }
+
     /// Sets the client address for the access log.
     pub fn set_address(&mut self, address: String) {
         self.address = address.into();

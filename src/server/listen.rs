@@ -2,6 +2,7 @@
 //!
 //! Several event loops and proxies can share a port.
 
+use crate::config::Config;
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::SocketAddr;
@@ -81,18 +82,23 @@ pub fn check_port_free(address: SocketAddr) -> io::Result<()> {
     bind_socket(address, false).map(drop)
 }
 
-/// Returns the warning about an address that other machines may reach.
-pub fn exposure_warning(address: SocketAddr, requires_password: bool) -> String {
-    if requires_password {
-        return format!(
-            "passwords and values travel in plain text: each machine on the way to {address} can read them; restrict access \
-             to the port (firewall, network policy), or put a TLS proxy in front and set PROXY_HOST=127.0.0.1"
-        );
+/// Returns the warning about an address that other machines may reach, `None` if clients are
+/// authenticated and their connections encrypted.
+pub fn exposure_warning(address: SocketAddr, config: &Config) -> Option<String> {
+    let is_encrypted = config.tls_cert.is_some() && config.tls_required;
+    let is_authenticated = config.client_password.is_some() || (is_encrypted && config.tls_client_ca.is_some());
+    match (is_authenticated, is_encrypted) {
+        _ if address.ip().is_loopback() => None,
+        (true, true) => None,
+        (true, false) => Some(format!(
+            "passwords and values travel in plain text: each machine on the way to {address} can read them; set TLS_CERT \
+             and TLS_KEY, restrict access to the port (firewall, network policy), or set PROXY_HOST=127.0.0.1"
+        )),
+        (false, _) => Some(format!(
+            "clients are not authenticated: each machine that reaches {address} can read all keys; set CLIENT_PASSWORD, \
+             restrict access to the port (firewall, network policy), or set PROXY_HOST=127.0.0.1"
+        )),
     }
-    format!(
-        "clients are not authenticated: each machine that reaches {address} can read all keys; set CLIENT_PASSWORD, restrict \
-         access to the port (firewall, network policy), or set PROXY_HOST=127.0.0.1"
-    )
 }
 
 fn bind_socket(address: SocketAddr, share_port: bool) -> io::Result<Socket> {

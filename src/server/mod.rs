@@ -415,6 +415,7 @@ impl Worker {
             return;
         }
         let mut client = Client::new(stream, endpoint, connection, rejected, self.clock.now);
+        // A Unix socket needs no TLS: the kernel carries its bytes.
         if let Some(tls) = &self.tls
             && address.is_some()
         {

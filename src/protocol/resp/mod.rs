@@ -27,8 +27,7 @@ pub use commands::CommandSpec;
 pub use decode::{DecodeEvent, RespRefusal};
 pub use encode::{
     encode_admin_port, encode_number, encode_protocol_error, encode_refusal, encode_reply, encode_text,
-    encode_tls_required,
-    encode_too_many_clients, encode_ttl,
+    encode_tls_required, encode_too_many_clients, encode_ttl,
 };
 pub use frame::{Arguments, ProtocolError, parse_command_name};
 pub use inline::is_resp;

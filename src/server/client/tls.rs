@@ -1,7 +1,7 @@
 //! TLS of a client: detects it by the first byte, and passes ciphertext between the socket and
 //! [`TlsSession`].
 
-use super::{Client, TurnContext, TurnResult, write};
+use super::{Client, TurnContext, TurnResult};
 use crate::connection::TlsSession;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::TlsHandshakeResult;
@@ -134,7 +134,7 @@ impl Client {
                 tls.encrypt(self.connection.send_buffer(), max_bytes - sent).map_err(io::Error::other)?;
             }
             let length = tls.unsent().len();
-            match write(&self.stream, tls.unsent()) {
+            match self.stream.send(tls.unsent()) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(taken) => {
                     self.writable = taken == length;
@@ -255,7 +255,7 @@ impl Client {
         if let Transport::Tls(tls) = &mut self.transport {
             tls.close();
             if !tls.unsent().is_empty() {
-                let _ = write(&self.stream, tls.unsent());
+                let _ = self.stream.send(tls.unsent());
             }
         }
     }
@@ -272,6 +272,6 @@ impl Client {
 
     /// Returns the address of the client for the log.
     fn peer_name(&self) -> String {
-        self.stream.peer_addr().map_or_else(|_| "unknown".into(), |address| address.ip().to_canonical().to_string())
+        self.connection.peer().to_string()
     }
 }
