@@ -179,9 +179,10 @@ fn loading_redis_counts_as_unavailable() {
             _ => "-LOADING Redis is loading the dataset in memory\r\n".into(),
         })
     });
+    // Set before tracking starts: its invalidation must not arrive later.
+    redis.set("a", "cached");
     let proxy = start_tracking_proxy(relay.port, &[("STALE_IF_ERROR", "600")]);
     let mut client = proxy.connect();
-    redis.set("a", "cached");
     wait_until_cached(&mut client, "/raw/a", "cached");
     relay.set_target(loading);
     redis.kill();
