@@ -230,6 +230,7 @@ impl SendBuffer {
     }
 
     /// Removes the first `count` bytes, which the socket has accepted.
+    #[inline]
     pub fn advance(&mut self, mut count: usize) {
         while count > 0 {
             let Some(front) = self.queue.front_mut() else {

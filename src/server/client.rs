@@ -185,6 +185,7 @@ impl Client {
         (self.readable, self.writable, self.timeout_pending) = (true, true, true);
     }
 
+    #[inline]
     fn activity(&mut self) -> Activity {
         if self.linger_bytes_left.is_some() {
             if self.rejected { Activity::RejectedLinger } else { Activity::Linger }

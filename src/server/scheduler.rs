@@ -16,27 +16,18 @@ const TURNS_PER_CLOCK_READ: usize = 4;
 const TURNS_PER_HANDSHAKE: usize = 64;
 
 impl Worker {
-    /// Runs one turn of each client in the ready queue. A client that is requeued waits for the
-    /// next tick.
+    /// Runs one turn of each client in the ready queue, then those of some TLS handshakes. A client
+    /// that is requeued waits for the next tick. Beside busy clients, handshakes take at most half of
+    /// the time.
     pub(super) fn run_ready_clients(&mut self) {
         self.record_connected_clients();
         let turns = self.clients.ready_queue.len();
-        for turns_left in (0..turns).rev() {
-            let Some(slot) = self.clients.ready_queue.pop_front() else { return };
-            self.run_client(slot, turns_left);
-        }
-        if !self.clients.handshake_queue.is_empty() {
-            self.run_handshakes(turns);
-        }
-    }
-
-    /// Runs the turns of some TLS handshakes, after `turns` turns of other clients. The others wait
-    /// for the next tick: handshakes take at most half of the time beside busy clients.
-    fn run_handshakes(&mut self, turns: usize) {
         let handshakes = (1 + turns / TURNS_PER_HANDSHAKE).min(self.clients.handshake_queue.len());
-        for _ in 0..handshakes {
-            let Some(slot) = self.clients.handshake_queue.pop_front() else { return };
-            self.run_client(slot, 0);
+        for turns_left in (0..turns + handshakes).rev() {
+            let is_handshake = turns_left < handshakes;
+            let queue = if is_handshake { &mut self.clients.handshake_queue } else { &mut self.clients.ready_queue };
+            let Some(slot) = queue.pop_front() else { continue };
+            self.run_client(slot, turns_left);
         }
     }
 
