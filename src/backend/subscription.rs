@@ -135,6 +135,11 @@ fn parse_published(parts: Vec<Value>) -> Message {
     }
 }
 
+/// Asks a server for its role.
+pub(super) fn request_role(wire: &mut Wire) -> RedisResult<Role> {
+    wire.request(&redis::cmd("ROLE")).map(parse_role)
+}
+
 /// Parses a reply to `ROLE`.
 fn parse_role(value: Value) -> Role {
     match value {

@@ -321,6 +321,30 @@ fn demoted_primary_is_left() {
     drop(relay);
 }
 
+/// A primary behind a load balancer is left once new connections lead to another primary. The
+/// address stays the same, and the old connections stay open.
+#[test]
+fn demoted_primary_behind_balancer_is_left() {
+    let (old, new) = (Redis::start(), Redis::start());
+    let balancer = crate::common::relay::Relay::start(old.port);
+    old.set("a", "old");
+    new.set("a", "new");
+    let proxy = start_tracking_proxy(balancer.port, &[]);
+    let mut client = proxy.connect();
+    wait_until_cached(&mut client, "/raw/a", "old");
+    wait_for("the role is known", || (old.count_calls("role") >= 1).then_some(()));
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    old.run(&["REPLICAOF", "127.0.0.1", &silent.local_addr().expect("an address").port().to_string()]);
+    wait_until_tracking(&proxy, 2);
+    assert_eq!(client.get("/raw/a").text(), "old", "the balancer still leads to the replica");
+    balancer.set_target(new.port);
+    wait_for_log(&proxy, "a new connection to its address leads to a primary");
+    wait_until_text(&mut client, "/raw/a", "new");
+    wait_until_tracking(&proxy, 3);
+    new.set("a", "newer");
+    wait_until_text(&mut client, "/raw/a", "newer");
+}
+
 /// A name with two addresses leads to the other one once the primary at the first became a replica.
 #[test]
 fn demoted_address_is_tried_last() {
