@@ -27,6 +27,13 @@ struct CountedConnection {
     shared: Arc<PoolShared>,
 }
 
+impl CountedConnection {
+    /// Returns true if the connection must be replaced before keys are read over it.
+    fn is_outdated(&self) -> bool {
+        self.shared.is_outdated(self.generation, self.run_id.as_deref())
+    }
+}
+
 impl Drop for CountedConnection {
     fn drop(&mut self) {
         self.shared.record_disconnect();
@@ -95,9 +102,11 @@ impl Fetcher {
         }
     }
 
-    /// Checks that Redis answers, and replaces a connection that was lost while idle.
+    /// Checks that Redis answers, and replaces a connection that was lost while idle. Also replaces
+    /// one to a server that was left: until a fetcher has found the present server, tracking waits.
     fn probe(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return self.preconnect() };
+        let connection = self.connection.take().filter(|connection| !connection.is_outdated());
+        let Some(mut connection) = connection else { return self.preconnect() };
         self.record_request();
         let result = connection.reader.ping();
         self.count_round_trips(&mut connection.reader);
@@ -193,9 +202,7 @@ impl Fetcher {
         let mut connection = match self.connection.take() {
             // The host of Redis may lead to another server now. The old one sends no invalidations
             // any more.
-            Some(connection) if !self.shared.is_outdated(connection.generation, connection.run_id.as_deref()) => {
-                connection
-            }
+            Some(connection) if !connection.is_outdated() => connection,
             _ => self.connect().map_err(BatchError::Connecting)?,
         };
         let options = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.shared.reads_ttl() };

@@ -151,7 +151,9 @@ impl Tracker {
         let (shared, mut server_id) = (Arc::clone(&self.shared), None);
         let result = self.connector.connect(|mut wire| {
             server_id = run_id(&mut wire)?;
-            check_same_server(&shared, server_id.as_deref())?;
+            // A load balancer may have led the fetchers to another server a moment ago. Their
+            // connections may stay open for ever, so they look for the present server again.
+            check_same_server(&shared, server_id.as_deref()).inspect_err(|_| shared.leave_server())?;
             TrackingConnection::subscribe(wire)
         });
         (result, server_id)

@@ -6,6 +6,7 @@ use crate::common::freshness::{is_hit, start_tracking_proxy, wait_until_cached, 
 use crate::common::relay::{Purpose, Relay};
 use crate::common::{HttpClient, Proxy, Redis, start_scripted_redis, wait_for};
 use std::io::Write;
+use std::net::TcpListener;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -114,6 +115,25 @@ fn fetchers_follow_tracking_to_new_redis() {
     wait_until_cached(&mut client, "/raw/a", "in the other");
     other.set("a", "changed");
     wait_until_text(&mut client, "/raw/a", "changed");
+}
+
+/// If a load balancer led the fetchers and the tracking connection to two servers, the fetchers do
+/// not stay at theirs for as long as their connections are open.
+#[test]
+fn fetchers_leave_server_that_balancer_left() {
+    let ([one, other], relay, proxy, mut client) = start_with_two_redis();
+    let closed = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+    relay.set_target(closed);
+    relay.disconnect(&[Purpose::Tracking, Purpose::Fetching]);
+    wait_for("tracking is lost", || proxy.log().contains("tracking inactive").then_some(()));
+    // The tracking connection rarely comes between, because it backs off.
+    relay.set_target(one.port);
+    wait_for("a fetcher reconnects", || (client.get("/raw/missing").status == 404).then_some(()));
+    relay.set_target(other.port);
+    // Without reads, a probe finds the present server.
+    wait_until_tracking(&proxy, 2);
+    relay.disconnect(&[Purpose::Tracking]);
+    wait_until_cached(&mut client, "/raw/a", "in the other");
 }
 
 /// If Redis was busy and could not report its run id to a fetcher, the fetcher asks again later.
