@@ -11,7 +11,7 @@
 use super::access::RedisAccess;
 use super::connect::Connector;
 use super::stream::Endpoint;
-use super::subscription::{Role, request_role};
+use super::subscription::{Role, TrackingProtocol, request_role};
 use redis::RedisResult;
 use std::io;
 use std::sync::Arc;
@@ -31,6 +31,17 @@ pub(super) struct RoleWatch {
 impl RoleWatch {
     pub(super) fn new(access: Arc<RedisAccess>) -> RoleWatch {
         RoleWatch { access, primary: None, search: None, logged_denial: false }
+    }
+
+    /// Warns once if the protocol of a tracking connection cannot carry `ROLE`.
+    pub(super) fn check_protocol(&mut self, protocol: TrackingProtocol, connector: &Connector) {
+        if protocol == TrackingProtocol::Resp2 && !std::mem::replace(&mut self.logged_denial, true) {
+            log::warn!(
+                "Redis at {} refuses HELLO 3: a primary that becomes a replica is not left, and its values may be old; \
+                 grant +hello to the user of the proxy, or allow HELLO in Redis",
+                connector.target()
+            );
+        }
     }
 
     /// Takes the role of the server at `endpoint`, once a second.

@@ -168,6 +168,7 @@ impl Tracker {
         self.shared.set_tracking_run_id(server_id.map(str::to_owned));
         self.shared.push_invalidations(vec![Invalidation::All]);
         self.shared.set_tracking(Ok(()));
+        self.role_watch.check_protocol(connection.protocol, &self.connector);
         let result = catch_unwind(AssertUnwindSafe(|| {
             while let Some(successor) = self.receive_invalidations(&mut connection, server_id)? {
                 connection = successor;

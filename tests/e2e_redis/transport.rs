@@ -282,6 +282,7 @@ fn tracking_falls_back_to_resp2() {
         wait_until_text(&mut client, "/raw/a", value);
         wait_until_cached(&mut client, "/raw/a", value);
     }
+    wait_for_log(&proxy, "refuses HELLO 3: a primary that becomes a replica is not left");
 }
 
 /// An idle tracking connection survives the `timeout` of Redis, and asks for the role meanwhile.
