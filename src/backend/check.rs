@@ -94,15 +94,14 @@ fn check_server(wire: &mut Wire, target: &str) -> RedisResult<Vec<CheckStep>> {
     let server = info(wire, "server")?;
     let micros = asked_at.elapsed().as_micros();
     let (replication, cluster) = (info(wire, "replication")?, info(wire, "cluster")?);
-    let version =
-        server.as_deref().map(|text| info_field(text, "redis_version").unwrap_or_else(|| "of unknown version".into()));
+    let product = server.as_deref().map(describe_product);
     let role = match replication.as_deref().and_then(|text| info_field(text, "role")).as_deref() {
         Some("master") => ", primary",
         Some("slave") => ", replica",
         _ => "",
     };
-    let server = match version {
-        Some(version) => format!("Redis {version}{role}"),
+    let server = match product {
+        Some(product) => format!("{product}{role}"),
         None => "does not identify itself (INFO is denied)".into(),
     };
     let mut steps = vec![CheckStep::new(Verdict::Ok, "Redis", format!("{target}: {server}, INFO took {micros} us"))];
@@ -110,6 +109,16 @@ fn check_server(wire: &mut Wire, target: &str) -> RedisResult<Vec<CheckStep>> {
         steps.push(CheckStep::new(Verdict::Warning, "cluster", format!("Redis {CLUSTER_WARNING}")));
     }
     Ok(steps)
+}
+
+/// Returns name and version of the server from the text of `INFO server`. Valkey also reports the
+/// version of Redis that it is compatible with.
+fn describe_product(text: &str) -> String {
+    match (info_field(text, "valkey_version"), info_field(text, "redis_version")) {
+        (Some(version), _) => format!("Valkey {version}"),
+        (None, Some(version)) => format!("Redis {version}"),
+        (None, None) => "Redis of unknown version".into(),
+    }
 }
 
 /// Reads a key as a fetcher does, with its remaining lifetime.
@@ -151,4 +160,21 @@ fn is_key_denied(error: &RedisError) -> bool {
     // The text may begin with the name of the user. Redis 6 and 7 end it in different ways.
     let names_key = |text: &str| text.contains("permissions to access") && !text.contains("channel");
     error.code() == Some("NOPERM") && error.detail().is_some_and(names_key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Valkey is named with its own version, not with that of the compatible Redis.
+    #[test]
+    fn product_has_its_own_version() {
+        for (text, expected) in [
+            ("redis_version:7.0.15\r\nredis_mode:standalone\r\n", "Redis 7.0.15"),
+            ("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2\r\n", "Valkey 9.1.2"),
+            ("uptime_in_seconds:1\r\n", "Redis of unknown version"),
+        ] {
+            assert_eq!(describe_product(text), expected);
+        }
+    }
 }
