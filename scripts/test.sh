@@ -10,9 +10,9 @@
 # duration of each stage.
 #
 # Needs Debian or a derivative, and a Rust toolchain. Needs root or sudo to install missing
-# packages. Where systemd runs, Debian starts redis-server, nginx, webdis, varnish and squid as
-# services once they are installed. No test needs them: stop those that you do not want with
-# `systemctl disable --now`.
+# packages. Where systemd runs, Debian starts redis-server, nginx, webdis, varnish, squid and
+# haproxy as services once they are installed. No test needs them: stop those that you do not want
+# with `systemctl disable --now`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/need.sh
@@ -78,7 +78,7 @@ trap 'exit 143' TERM
 need redis-server:redis-server redis-cli:redis-tools strace:strace python3:python3 cc:build-essential \
     c++:build-essential make:build-essential promtool:prometheus chromium:chromium logrotate:logrotate \
     systemd-analyze:systemd varnishd:varnish nginx:nginx squid:squid curl:curl ip:iproute2 unshare:util-linux \
-    openssl:openssl
+    openssl:openssl haproxy:haproxy
 [ -n "$quick" ] || need wrk:wrk taskset:util-linux webdis:webdis git:git debootstrap:debootstrap \
     /usr/lib/nginx/modules/ngx_http_lua_module.so:libnginx-mod-http-lua \
     /usr/share/lua/5.1/nginx/redis.lua:lua-nginx-redis

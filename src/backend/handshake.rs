@@ -43,12 +43,13 @@ fn exchange(access: &RedisAccess, username: Option<&str>, wire: &mut Wire) -> Re
         return Err(match wire.receive_first() {
             Ok(Value::ServerError(reason)) => handshake_error(steps[0], reason),
             Err(reason) if !reason.is_connection_dropped() => reason,
-            _ => closed_early(error),
+            _ => closed_early(access, error),
         });
     }
     let mut errors: Vec<(HandshakeStep, ServerError)> = Vec::new();
     for (index, step) in steps.into_iter().enumerate() {
-        let reply = if index == 0 { wire.receive_first().map_err(closed_early) } else { wire.receive() };
+        let reply =
+            if index == 0 { wire.receive_first().map_err(|error| closed_early(access, error)) } else { wire.receive() };
         match (step, reply) {
             (HandshakeStep::SetClientInfo, Ok(_)) => {}
             (_, Ok(Value::ServerError(error))) => errors.push((step, error)),
@@ -93,16 +94,17 @@ fn commands(access: &RedisAccess, username: Option<&str>) -> (Vec<HandshakeStep>
 
 /// Adds the usual reason to the error of a connection that was closed before its first reply.
 ///
-/// A Redis that expects TLS resets a connection without it.
-fn closed_early(error: RedisError) -> RedisError {
+/// A Redis that expects TLS resets a connection without it. A load balancer without a server
+/// accepts a connection, and closes it.
+fn closed_early(access: &RedisAccess, error: RedisError) -> RedisError {
     if !error.is_connection_dropped() {
         return error;
     }
-    let text = format!(
-        "the server closed the connection before its first reply ({}); it may expect TLS (REDIS_TLS=on), or may be no \
-         Redis",
-        single_line(&error)
-    );
+    let cause = match access.tls() {
+        None => "it may expect TLS (REDIS_TLS=on), or may be no Redis",
+        Some(_) => "it may be no Redis, or a load balancer that finds no Redis",
+    };
+    let text = format!("the server closed the connection before its first reply ({}); {cause}", single_line(&error));
     std::io::Error::new(std::io::ErrorKind::ConnectionReset, text).into()
 }
 

@@ -134,8 +134,12 @@ fn describe_handshake(error: io::Error) -> io::Error {
     explain(error)
 }
 
-/// Returns the error of a TLS stream with its usual cause and remedy.
+/// Returns the error of a TLS stream with its usual cause and remedy. The text of rustls for a peer
+/// that closes is a link to its manual.
 pub(super) fn explain(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return io::Error::new(error.kind(), "the server closed the TLS connection");
+    }
     let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else { return error };
     io::Error::new(error.kind(), explanation(cause))
 }

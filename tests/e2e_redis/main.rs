@@ -6,6 +6,7 @@
 mod common;
 mod fault_matrix;
 mod freshness;
+mod load_balancer;
 mod redis_faults;
 mod redis_states;
 mod tracking_loss;
