@@ -9,7 +9,7 @@ use super::batch::Batch;
 use super::connect::{CLUSTER_WARNING, Connector, connect_failure, describe_error, read_failure, run_id};
 use super::reader::{KeyReader, ReadOptions};
 use super::{BackendConfig, ConnectOutcome, PROBE_INTERVAL, PoolShared, Task};
-use crate::types::Failure;
+use crate::types::{Failure, Invalidation};
 use redis::RedisError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -203,7 +203,7 @@ impl Fetcher {
             // The host of Redis may lead to another server now. The old one sends no invalidations
             // any more.
             Some(connection) if !connection.is_outdated() => connection,
-            _ => self.connect().map_err(BatchError::Connecting)?,
+            _ => self.connect_to_read().map_err(BatchError::Connecting)?,
         };
         let options = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.shared.reads_ttl() };
         let keys = batch.pending_count() as u64;
@@ -237,6 +237,16 @@ impl Fetcher {
                 Err(BatchError::Reading(error))
             }
         }
+    }
+
+    /// Connects for a batch. If a load balancer leads to another server than the one that sends the
+    /// invalidations, the values of the batch are not cached: no invalidation of them comes.
+    fn connect_to_read(&mut self) -> Result<CountedConnection, Failure> {
+        let connection = self.connect()?;
+        if connection.is_outdated() {
+            self.shared.push_invalidations(vec![Invalidation::All]);
+        }
+        Ok(connection)
     }
 
     fn connect(&mut self) -> Result<CountedConnection, Failure> {

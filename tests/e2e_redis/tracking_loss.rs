@@ -117,6 +117,19 @@ fn fetchers_follow_tracking_to_new_redis() {
     wait_until_text(&mut client, "/raw/a", "changed");
 }
 
+/// A value of another server than the one that sends the invalidations is not cached.
+#[test]
+fn untracked_server_is_not_cached() {
+    let ([one, other], relay, proxy, mut client) = start_with_two_redis();
+    relay.set_target(other.port);
+    relay.disconnect(&[Purpose::Tracking]);
+    wait_until_tracking(&proxy, 2);
+    relay.set_target(one.port);
+    // The fetcher looks for the present server, and a load balancer leads it to the old one.
+    assert_eq!(client.get("/raw/a").text(), "in one");
+    assert!(!is_hit(&client.get("/raw/a")), "{}", proxy.log());
+}
+
 /// If a load balancer led the fetchers and the tracking connection to two servers, the fetchers do
 /// not stay at theirs for as long as their connections are open.
 #[test]
