@@ -12,6 +12,8 @@ pub struct RedisAccess {
     settings: Upstream,
     password: Option<Secret>,
     tls: Option<TlsConnector>,
+    /// Problem of the password's file that was logged last.
+    password_problem: Mutex<Option<String>>,
     /// What the tracking threads know about the role of the server.
     roles: Mutex<KnownRoles>,
 }
@@ -35,7 +37,9 @@ impl RedisAccess {
         let password = settings.password.clone().map(Secret::load).transpose();
         let tls = settings.tls.as_ref().map(|tls| TlsConnector::load(tls, &settings.address)).transpose();
         match (password, tls) {
-            (Ok(password), Ok(tls)) => Ok(RedisAccess { password, tls, settings, roles: Mutex::default() }),
+            (Ok(password), Ok(tls)) => {
+                Ok(RedisAccess { password, tls, settings, password_problem: Mutex::default(), roles: Mutex::default() })
+            }
             (password, tls) => {
                 let problems = [password.err(), tls.err()];
                 Err(problems.into_iter().flatten().collect::<Vec<_>>().join("\n"))
@@ -94,28 +98,33 @@ impl RedisAccess {
         self.roles().demoted.clone()
     }
 
-    /// Reads the password again. Returns true if it has changed. Logs an error, and keeps the old
-    /// password then. Blocks.
-    pub(super) fn reload_password(&self) -> bool {
-        match self.password.as_ref().map_or(Ok(false), Secret::reload) {
-            Ok(false) => false,
-            Ok(true) => {
-                log::info!("REDIS_PASSWORD_FILE has a new password, which new connections to Redis use");
-                true
-            }
-            Err(problem) => {
-                log::error!("{problem}; the password read before stays in use");
-                false
-            }
+    /// Reads the password again. Logs a change, and a new problem: after one the old password stays.
+    /// Blocks.
+    pub(super) fn reload_password(&self) {
+        let result = self.password.as_ref().map_or(Ok(false), Secret::reload);
+        // Each attempt to connect of each thread may come here while the file is missing.
+        let problem = result.as_ref().err().cloned();
+        let is_known = std::mem::replace(&mut *self.password_problem(), problem.clone()) == problem;
+        match result {
+            Ok(true) => log::info!("REDIS_PASSWORD_FILE has a new password, which new connections to Redis use"),
+            Err(problem) if !is_known => log::error!("{problem}; the password read before stays in use"),
+            _ => {}
         }
     }
 
-    /// Reads the password and the files of TLS again, for new connections. Logs errors, and keeps
-    /// what was read before then. Blocks.
+    fn password_problem(&self) -> MutexGuard<'_, Option<String>> {
+        self.password_problem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the password and the files of TLS again, for new connections. Logs the results. After
+    /// an error, what was read before stays. Blocks.
     pub fn reload(&self) {
+        *self.password_problem() = None;
         self.reload_password();
-        if let Some(Err(problem)) = self.tls.as_ref().map(TlsConnector::reload) {
-            log::error!("{problem}; new connections to Redis use the certificates read before");
+        match self.tls.as_ref().map(TlsConnector::reload) {
+            Some(Ok(())) => log::info!("REDIS_TLS was read again: new connections to Redis use the present files"),
+            Some(Err(problem)) => log::error!("{problem}; new connections to Redis use the certificates read before"),
+            None => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use super::connect::{
     CLUSTER_WARNING, Connector, describe_error, info, info_field, is_cluster_redirection, is_command_denied,
     read_failure,
 };
-use super::subscription::{TrackingProtocol, subscribe};
+use super::subscription::{Role, TrackingProtocol, request_role, subscribe};
 use super::wire::Wire;
 use redis::{RedisError, RedisResult};
 use std::time::Instant;
@@ -44,8 +44,7 @@ impl CheckStep {
 }
 
 /// Checks that Redis can be reached and read with these settings. Stops at the first step that
-/// fails. Each read from the connection may take the timeout of the settings, so a server that
-/// replies byte by byte can prolong it. The caller bounds the whole.
+/// fails. Each round trip may take the timeout of the settings. The caller bounds the whole.
 pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
     let mut connector = Connector::new(settings);
     let target = connector.target().to_owned();
@@ -68,6 +67,7 @@ pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
         }
     }
     if settings.tracking {
+        steps.extend(check_role(&mut wire));
         steps.push(match subscribe(&mut wire) {
             Ok(TrackingProtocol::Resp3) => {
                 CheckStep::new(Verdict::Ok, "tracking", "works, changes are visible at once")
@@ -119,6 +119,15 @@ fn describe_product(text: &str) -> String {
         (None, Some(version)) => format!("Redis {version}"),
         (None, None) => "Redis of unknown version".into(),
     }
+}
+
+/// Warns if the role of the server cannot be watched.
+fn check_role(wire: &mut Wire) -> Option<CheckStep> {
+    (request_role(wire).ok()? == Role::Denied).then(|| {
+        let text =
+            "Redis denies ROLE: a primary that becomes a replica is not left; grant +role to the user of the proxy";
+        CheckStep::new(Verdict::Warning, "role", text)
+    })
 }
 
 /// Reads a key as a fetcher does, with its remaining lifetime.

@@ -65,17 +65,16 @@ impl Connector {
     /// it the attempt is repeated at once: the password was changed in Redis and in the file.
     pub(super) fn connect<T>(&mut self, prepare: impl FnOnce(Wire) -> RedisResult<T>) -> RedisResult<T> {
         self.backoff_state = None;
+        let password = self.access.password();
         let attempt = match self.attempt() {
-            Err(error) if error.kind() == ErrorKind::AuthenticationFailed && self.access.reload_password() => {
-                self.attempt()
+            Err(error) if error.kind() == ErrorKind::AuthenticationFailed => {
+                self.access.reload_password();
+                // Another thread may have read the new password before this one.
+                if self.access.password() == password { Err(error) } else { self.attempt() }
             }
             result => result,
         };
-        let prepared = attempt.and_then(|mut wire| {
-            wire.set_deadline(Instant::now() + self.timeout);
-            prepare(wire)
-        });
-        prepared.inspect_err(|error| self.back_off(connect_failure(error)))
+        attempt.and_then(prepare).inspect_err(|error| self.back_off(connect_failure(error)))
     }
 
     /// Delays the next attempt by the current backoff, and doubles the backoff.
@@ -135,8 +134,7 @@ impl Connector {
 
     /// Connects to `endpoint`, authenticates and selects the database.
     pub(super) fn open(&self, endpoint: Endpoint) -> RedisResult<Wire> {
-        let mut wire = Wire::connect(endpoint, self.access.tls(), Instant::now() + self.timeout)?;
-        wire.set_deadline(Instant::now() + self.timeout);
+        let mut wire = Wire::connect(endpoint, self.access.tls(), self.timeout)?;
         handshake::log_in(&self.access, &mut wire)?;
         Ok(wire)
     }
@@ -273,9 +271,7 @@ pub(super) fn describe_error(error: &RedisError) -> String {
         return if is_own { text } else { "no reply within REDIS_TIMEOUT".into() };
     }
     if text.contains("failed to lookup address") {
-        return format!(
-            "{text}; check that the host of Redis resolves here, or set REDIS_HOST=127.0.0.1 for a local run"
-        );
+        return format!("{text}; check that the host of Redis resolves here; for a local run use 127.0.0.1");
     }
     let remedy = match error.code() {
         _ if text.contains("Connection refused") => {

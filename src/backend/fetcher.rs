@@ -13,7 +13,7 @@ use crate::types::{Failure, Invalidation};
 use redis::RedisError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Connection that is counted in the pool's state until it is dropped, also by a panic.
 struct CountedConnection {
@@ -45,7 +45,6 @@ pub(super) struct Fetcher {
     shared: Arc<PoolShared>,
     connector: Connector,
     connection: Option<CountedConnection>,
-    timeout: Duration,
     max_value_bytes: usize,
     /// True with REDIS_TRACKING. Reads and invalidations must then come from the same server.
     tracking: bool,
@@ -65,7 +64,6 @@ impl Fetcher {
             shared,
             connector: Connector::new(settings),
             connection: None,
-            timeout: settings.timeout,
             max_value_bytes: settings.max_value_bytes,
             tracking: settings.tracking,
             retries_idle,
@@ -265,7 +263,7 @@ impl Fetcher {
         let outcome = self.shared.record_connect(result.is_ok());
         // The connection is counted from here on. Dropping it ends the count.
         let result = result.map(|wire| CountedConnection {
-            reader: KeyReader::new(wire, self.timeout),
+            reader: KeyReader::new(wire),
             generation,
             run_id: server_id,
             has_served: false,

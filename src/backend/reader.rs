@@ -29,7 +29,7 @@ use crate::types::{Failure, FetchedValue, Millis};
 use crate::value::Value;
 use redis::{ErrorKind, RedisError, RedisResult, ServerError};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Longest value in the first round trip of a batch. With 128 keys it bounds the memory of a
 /// fetcher to 8 MiB. A second round trip costs little compared with a longer value.
@@ -45,8 +45,6 @@ const COMMANDS_OVERHEAD_BYTES: usize = 96;
 /// Connection that reads keys, with a deadline for each round trip.
 pub(super) struct KeyReader {
     wire: Wire,
-    /// Timeout of each round trip.
-    timeout: Duration,
     /// Longest value since the last [`KeyReader::shrink`], in bytes.
     longest_value: usize,
     /// Start of the present round trip, until its first reply arrives.
@@ -129,16 +127,9 @@ impl KeyReply {
 
 impl KeyReader {
     /// Wraps a connection.
-    pub(super) fn new(mut wire: Wire, timeout: Duration) -> KeyReader {
+    pub(super) fn new(mut wire: Wire) -> KeyReader {
         wire.set_longest_reply(usize::MAX);
-        KeyReader {
-            wire,
-            timeout,
-            longest_value: 0,
-            sent_at: None,
-            round_trips: 0,
-            durations: LatencyHistogram::default(),
-        }
+        KeyReader { wire, longest_value: 0, sent_at: None, round_trips: 0, durations: LatencyHistogram::default() }
     }
 
     /// Frees the buffer of a long value. To be called between two round trips.
@@ -167,12 +158,10 @@ impl KeyReader {
         }
     }
 
-    /// Starts a round trip: sets its deadline and sends the commands.
+    /// Starts a round trip: sends the commands.
     fn send(&mut self, commands: &[u8]) -> RedisResult<()> {
         self.round_trips += 1;
-        let now = Instant::now();
-        self.sent_at = Some(now);
-        self.wire.set_deadline(now + self.timeout);
+        self.sent_at = Some(Instant::now());
         self.wire.send(commands)
     }
 

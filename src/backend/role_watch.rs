@@ -2,11 +2,11 @@
 //!
 //! After a failover by DNS, or `REPLICAOF`, the connections to the old primary stay open, and it
 //! serves old values. So a primary that became a replica is left, and its name is looked up again.
-//! The name may still lead there for a while. Then the replica is used, and the search repeated
-//! each second, until it leads elsewhere. Behind a load balancer the address stays the same, so the
-//! search also opens a new connection and asks for its role.
+//! The name, or a load balancer, may still lead there for a while. Then the replica is used, and
+//! new connections are tried on a thread until one leads to a primary.
 //!
-//! A server that was a replica from the start was chosen by the operator.
+//! A server that was a replica from the start was chosen by the operator. No replica counts as
+//! tracked while it has lost its primary, because no invalidation reaches it.
 
 use super::access::RedisAccess;
 use super::connect::Connector;
@@ -16,21 +16,32 @@ use redis::RedisResult;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+/// Delay between the first two searches for a primary.
+const MIN_SEARCH_DELAY: Duration = Duration::from_secs(1);
+
+/// Longest delay between two searches. A demotion may be permanent, and each search opens
+/// connections.
+const MAX_SEARCH_DELAY: Duration = Duration::from_secs(10);
 
 /// What is known about the present server.
 pub(super) struct RoleWatch {
     access: Arc<RedisAccess>,
     /// Endpoint that was the primary at the last check.
     primary: Option<Endpoint>,
-    /// Result of a search in progress: the reason to leave, or `None` to stay.
-    search: Option<Receiver<Option<&'static str>>>,
+    /// Search in progress, and the endpoint of the replica that it shall replace.
+    search: Option<(Endpoint, Receiver<bool>)>,
+    /// Time of the next search, and the delay to the one after it.
+    next_search: (Instant, Duration),
     /// True once the log says that the role cannot be watched.
     logged_denial: bool,
 }
 
 impl RoleWatch {
     pub(super) fn new(access: Arc<RedisAccess>) -> RoleWatch {
-        RoleWatch { access, primary: None, search: None, logged_denial: false }
+        let next_search = (Instant::now(), MIN_SEARCH_DELAY);
+        RoleWatch { access, primary: None, search: None, next_search, logged_denial: false }
     }
 
     /// Warns once if the protocol of a tracking connection cannot carry `ROLE`.
@@ -54,17 +65,16 @@ impl RoleWatch {
             Role::Primary => {
                 self.access.record_primary(endpoint);
                 self.primary = Some(endpoint.clone());
-                self.search = None;
+                (self.search, self.next_search) = (None, (Instant::now(), MIN_SEARCH_DELAY));
             }
-            Role::Replica if self.primary.take_if(|primary| primary == endpoint).is_some() => {
+            Role::Replica | Role::DetachedReplica if self.primary.take_if(|primary| primary == endpoint).is_some() => {
                 self.access.record_demotion(endpoint);
                 return Err(leave("the primary became a replica (failover or REPLICAOF)"));
             }
-            Role::Replica if self.access.expects_primary() => {
-                if let Some(reason) = self.search_primary(endpoint, connector) {
-                    return Err(leave(reason));
-                }
+            Role::Replica if self.access.expects_primary() && self.finds_primary(endpoint, connector) => {
+                return Err(leave("the server is a replica, and a new connection leads to a primary"));
             }
+            Role::DetachedReplica => return check_attached(role),
             Role::Denied if !std::mem::replace(&mut self.logged_denial, true) => log::warn!(
                 "Redis at {} denies ROLE: a primary that becomes a replica is not left, and its values may be old; grant \
                  +role to the user of the proxy",
@@ -75,39 +85,54 @@ impl RoleWatch {
         Ok(())
     }
 
-    /// Returns the reason to leave if the last search found one. Otherwise starts another search on
-    /// a thread, because invalidations must not wait for it.
-    fn search_primary(&mut self, endpoint: &Endpoint, connector: &Connector) -> Option<&'static str> {
-        if let Some(result) = &self.search {
+    /// Returns true if the last search found a primary. Otherwise starts another one when it is due,
+    /// on a thread, because invalidations must not wait for it.
+    fn finds_primary(&mut self, endpoint: &Endpoint, connector: &Connector) -> bool {
+        if let Some((of, result)) = &self.search {
             match result.try_recv() {
-                Err(TryRecvError::Empty) => return None,
-                Ok(Some(reason)) => {
+                Err(TryRecvError::Empty) => return false,
+                result => {
+                    let is_found = of == endpoint && result == Ok(true);
                     self.search = None;
-                    return Some(reason);
+                    if is_found {
+                        return true;
+                    }
                 }
-                Ok(None) | Err(TryRecvError::Disconnected) => {}
             }
         }
-        let (sender, result) = channel();
-        let (endpoint, connector) = (endpoint.clone(), connector.clone());
-        // Without a receiver the connection was lost.
-        let search = move || _ = sender.send(reason_to_leave(&endpoint, &connector));
-        // Without a thread the next check tries again.
-        self.search = std::thread::Builder::new().name("redis-lookup".into()).spawn(search).ok().map(|_| result);
-        None
+        let (due, delay) = self.next_search;
+        if due <= Instant::now() {
+            self.next_search = (Instant::now() + delay, (delay * 2).min(MAX_SEARCH_DELAY));
+            let (sender, result) = channel();
+            let (replica, connector) = (endpoint.clone(), connector.clone());
+            // Without a receiver the connection was lost.
+            let search = move || _ = sender.send(leads_to_primary(&replica, &connector));
+            // Without a thread a later check tries again.
+            let thread = std::thread::Builder::new().name("redis-lookup".into()).spawn(search);
+            self.search = thread.ok().map(|_| (endpoint.clone(), result));
+        }
+        false
     }
 }
 
-/// Returns the reason to leave the replica at `endpoint`, `None` if new connections lead there too.
-/// Blocks.
-fn reason_to_leave(endpoint: &Endpoint, connector: &Connector) -> Option<&'static str> {
-    let endpoints = connector.resolve().ok().filter(|endpoints| !endpoints.is_empty())?;
-    if !endpoints.contains(endpoint) {
-        return Some("the server is a replica, and the host of Redis resolves to another address now");
+/// Returns true if a new connection leads to a primary: to another address of the name, or to that
+/// of `replica` behind a load balancer. Blocks.
+fn leads_to_primary(replica: &Endpoint, connector: &Connector) -> bool {
+    let mut endpoints = connector.resolve().unwrap_or_default();
+    endpoints.sort_by_key(|endpoint| endpoint == replica);
+    let is_primary =
+        |endpoint| connector.open(endpoint).and_then(|mut wire| request_role(&mut wire)) == Ok(Role::Primary);
+    endpoints.into_iter().any(is_primary)
+}
+
+/// Returns an error for a replica that has lost its primary.
+pub(super) fn check_attached(role: Role) -> RedisResult<()> {
+    match role {
+        Role::DetachedReplica => {
+            Err(leave("the server is a replica without a connection to its primary, so no changes reach it"))
+        }
+        _ => Ok(()),
     }
-    let role = connector.open(endpoint.clone()).and_then(|mut wire| request_role(&mut wire));
-    (role.ok()? == Role::Primary)
-        .then_some("the server is a replica, and a new connection to its address leads to a primary")
 }
 
 fn leave(reason: &str) -> redis::RedisError {

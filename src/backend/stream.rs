@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 /// (Setting it for each round trip would cost a system call.)
 const TIMEOUT_TOLERANCE: u32 = 16;
 
+/// Shortest timeout. The kernel counts microseconds, and takes zero as no limit.
+const MIN_TIMEOUT: Duration = Duration::from_micros(1);
+
 /// Address to connect to, after the lookup of its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
@@ -66,14 +69,24 @@ impl DeadlineSocket {
     }
 }
 
-/// Returns the time until `deadline`.
+/// Returns the time until `deadline`, at least [`MIN_TIMEOUT`].
 ///
 /// # Errors
 ///
-/// `TimedOut` if none is left.
+/// `TimedOut` if less is left.
 pub(super) fn time_left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+    if left < MIN_TIMEOUT { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+/// Repeats a call that a stop and a continuation of the process interrupted (signal(7)).
+fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// Returns true if a socket with `timeout` would wait for clearly more or less than `left`.
@@ -83,23 +96,27 @@ fn is_inexact(timeout: Duration, left: Duration) -> bool {
 
 impl Read for DeadlineSocket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = time_left(self.deadline)?;
-        if is_inexact(self.read_timeout, left) {
-            self.socket.set_read_timeout(Some(left))?;
-            self.read_timeout = left;
-        }
-        self.socket.read(buffer)
+        uninterrupted(|| {
+            let left = time_left(self.deadline)?;
+            if is_inexact(self.read_timeout, left) {
+                self.socket.set_read_timeout(Some(left))?;
+                self.read_timeout = left;
+            }
+            self.socket.read(buffer)
+        })
     }
 }
 
 impl Write for DeadlineSocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let left = time_left(self.deadline)?;
-        if is_inexact(self.write_timeout, left) {
-            self.socket.set_write_timeout(Some(left))?;
-            self.write_timeout = left;
-        }
-        self.socket.write(bytes)
+        uninterrupted(|| {
+            let left = time_left(self.deadline)?;
+            if is_inexact(self.write_timeout, left) {
+                self.socket.set_write_timeout(Some(left))?;
+                self.write_timeout = left;
+            }
+            self.socket.write(bytes)
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -152,5 +169,20 @@ impl Write for Stream {
             #[cfg(feature = "tls")]
             Stream::Tls(stream) => stream.flush().map_err(tls::explain),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A deadline that is nearly reached has no timeout of zero, which would wait for ever.
+    #[test]
+    fn last_nanoseconds_are_no_timeout() {
+        for nanoseconds in 0..2000 {
+            let left = time_left(Instant::now() + Duration::from_nanos(nanoseconds));
+            assert!(left.is_err() || left.is_ok_and(|left| left >= MIN_TIMEOUT), "{nanoseconds}");
+        }
+        assert!(time_left(Instant::now() + Duration::from_secs(1)).is_ok());
     }
 }

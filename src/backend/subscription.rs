@@ -27,10 +27,10 @@ pub(super) enum TrackingProtocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Awaited {
     Nothing,
-    /// The reply to `PING`. That to `ROLE` follows in RESP3.
-    Pong,
-    /// The reply to `ROLE`.
+    /// The reply to `ROLE`. That to `PING` follows.
     Role,
+    /// The reply to `PING`.
+    Pong,
 }
 
 /// Message on a tracking connection.
@@ -48,7 +48,10 @@ pub(super) enum Message {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Primary,
+    /// Replica that receives the writes of its primary.
     Replica,
+    /// Replica without a connection to its primary. No invalidation reaches it.
+    DetachedReplica,
     /// Redis denies `ROLE`.
     Denied,
     /// Another role, or an unknown form of the reply.
@@ -99,13 +102,17 @@ fn check_serving(reply: RedisResult<Value>) -> RedisResult<()> {
     }
 }
 
-/// Returns the commands that check the connection, packed.
-pub(super) fn check_commands(protocol: TrackingProtocol) -> Vec<u8> {
-    let mut packed = redis::cmd("PING").get_packed_command();
+/// Returns the commands that check the connection, packed, and the first reply to await.
+///
+/// `ROLE` comes first: unlike `PING`, it is answered by a replica that does not serve.
+pub(super) fn check_commands(protocol: TrackingProtocol) -> (Vec<u8>, Awaited) {
+    let (mut packed, mut awaited) = (Vec::new(), Awaited::Pong);
     if protocol == TrackingProtocol::Resp3 {
         redis::cmd("ROLE").write_packed_command(&mut packed);
+        awaited = Awaited::Role;
     }
-    packed
+    redis::cmd("PING").write_packed_command(&mut packed);
+    (packed, awaited)
 }
 
 /// Parses a message. What is neither an invalidation nor an awaited reply invalidates everything.
@@ -116,6 +123,7 @@ pub(super) fn parse_message(value: Value, protocol: TrackingProtocol, awaited: A
         }
         // A client of Redis published something on the channel.
         (Value::Push { kind: PushKind::Message | PushKind::Subscribe, .. }, ..) => Ok(Message::Ignored),
+        (Value::Push { .. }, ..) => Ok(Message::Invalidations(invalidate_unreadable())),
         (Value::Array(parts), TrackingProtocol::Resp2, _) => Ok(parse_published(parts)),
         (value, TrackingProtocol::Resp3, Awaited::Role) => Ok(Message::Role(parse_role(value))),
         (value, _, Awaited::Pong) => check_serving(Ok(value)).map(|()| Message::Pong),
@@ -135,17 +143,21 @@ fn parse_published(parts: Vec<Value>) -> Message {
     }
 }
 
-/// Asks a server for its role.
+/// Asks a server for its role. An error reply is a role too.
 pub(super) fn request_role(wire: &mut Wire) -> RedisResult<Role> {
-    wire.request(&redis::cmd("ROLE")).map(parse_role)
+    wire.send(&redis::cmd("ROLE").get_packed_command())?;
+    wire.receive().map(parse_role)
 }
 
 /// Parses a reply to `ROLE`.
 fn parse_role(value: Value) -> Role {
     match value {
-        Value::Array(parts) => match parts.into_iter().next() {
-            Some(Value::BulkString(role)) if role == b"master" => Role::Primary,
-            Some(Value::BulkString(role)) if role == b"slave" => Role::Replica,
+        // A replica: its role, the host and the port of its primary, the state of the link.
+        Value::Array(parts) => match (parts.first(), parts.get(3)) {
+            (Some(Value::BulkString(role)), _) if role == b"master" => Role::Primary,
+            (Some(Value::BulkString(role)), Some(Value::BulkString(link))) if role == b"slave" => {
+                if link == b"connected" { Role::Replica } else { Role::DetachedReplica }
+            }
             _ => Role::Other,
         },
         Value::ServerError(error) if is_command_denied(&error.clone().into()) => Role::Denied,
@@ -196,7 +208,20 @@ mod tests {
             (b"+PONG\r\n", Resp3, Pong, Message::Pong),
             (b"+PONG\r\n", Resp3, Nothing, all()),
             (b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n", Resp3, Awaited::Role, role(super::Role::Primary)),
-            (b"*2\r\n$5\r\nslave\r\n:0\r\n", Resp3, Awaited::Role, role(super::Role::Replica)),
+            (
+                b"*5\r\n$5\r\nslave\r\n$1\r\nh\r\n:1\r\n$9\r\nconnected\r\n:0\r\n",
+                Resp3,
+                Awaited::Role,
+                role(super::Role::Replica),
+            ),
+            (
+                b"*5\r\n$5\r\nslave\r\n$1\r\nh\r\n:1\r\n$10\r\nconnecting\r\n:0\r\n",
+                Resp3,
+                Awaited::Role,
+                role(super::Role::DetachedReplica),
+            ),
+            (b">2\r\n$5\r\nother\r\n$1\r\nx\r\n", Resp3, Awaited::Role, all()),
+            (b">2\r\n$5\r\nother\r\n$1\r\nx\r\n", Resp3, Pong, all()),
             (b"-NOPERM no\r\n", Resp3, Awaited::Role, role(super::Role::Denied)),
             (b"-ERR what\r\n", Resp3, Awaited::Role, role(super::Role::Other)),
             (b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n*1\r\n$1\r\na\r\n", Resp2, Nothing, keys(&[b"a"])),

@@ -59,8 +59,10 @@ impl TlsConnector {
                 );
             }
         };
-        let name = ServerName::try_from(host.clone())
-            .map_err(|_| format!("{host:?} cannot be the name of a certificate; set REDIS_TLS_NAME"))?;
+        let name = ServerName::try_from(host.clone()).map_err(|_| match &settings.name {
+            Some(name) => format!("REDIS_TLS_NAME={name:?} is no host name and no IP address; write one"),
+            None => format!("{host:?} cannot be the name of a certificate; set REDIS_TLS_NAME"),
+        })?;
         let config = Mutex::new(Arc::new(client_config(settings)?));
         let (handshakes, handshake_done) = (Mutex::new(0), Condvar::new());
         Ok(TlsConnector { settings: settings.clone(), name, config, handshakes, handshake_done })
@@ -173,7 +175,7 @@ fn explanation(error: &rustls::Error) -> String {
             "Redis may require a client certificate: set REDIS_TLS_CERT and REDIS_TLS_KEY, issued by an authority that it accepts"
         }
         rustls::Error::InvalidMessage(_) => {
-            "the server may not speak TLS at this port: check the port, or set REDIS_TLS=off"
+            "the server may not speak TLS at this port: check the port, or use it without TLS (redis://, REDIS_TLS=off)"
         }
         _ => return format!("TLS: {error}"),
     };

@@ -12,9 +12,11 @@
 //! replica (`RoleWatch`).
 
 use super::connect::{Connector, describe_error, is_command_denied, read_failure, run_id};
-use super::role_watch::RoleWatch;
+use super::role_watch::{RoleWatch, check_attached};
 use super::stream::Endpoint;
-use super::subscription::{Awaited, Message, Role, TrackingProtocol, check_commands, parse_message, subscribe};
+use super::subscription::{
+    Awaited, Message, Role, TrackingProtocol, check_commands, parse_message, request_role, subscribe,
+};
 use super::wire::Wire;
 use super::{BackendConfig, PoolShared};
 use crate::types::{Failure, Invalidation};
@@ -78,10 +80,9 @@ impl TrackingConnection {
 
     /// Sends a check, which Redis must answer within `timeout`.
     fn send_check(&mut self, timeout: Duration) -> RedisResult<()> {
-        self.awaited = Awaited::Pong;
-        self.deadline = Instant::now() + timeout;
-        self.wire.set_deadline(self.deadline);
-        self.wire.send(&check_commands(self.protocol))
+        let (commands, awaited) = check_commands(self.protocol);
+        (self.awaited, self.deadline) = (awaited, Instant::now() + timeout);
+        self.wire.send(&commands)
     }
 
     /// Receives a message. Returns `None` if a check is due. A late reply is an error.
@@ -91,15 +92,15 @@ impl TrackingConnection {
             Err(error) if error.is_timeout() && self.awaited == Awaited::Nothing => return Ok(None),
             result => parse_message(result?, self.protocol, self.awaited)?,
         };
-        self.awaited = match (&message, self.protocol) {
-            (Message::Pong, TrackingProtocol::Resp3) => Awaited::Role,
-            (Message::Pong | Message::Role(_), _) => Awaited::Nothing,
-            _ => self.awaited,
+        self.awaited = match message {
+            Message::Role(_) => Awaited::Pong,
+            Message::Pong => Awaited::Nothing,
+            Message::Invalidations(_) | Message::Ignored => self.awaited,
         };
         if self.awaited != Awaited::Nothing {
             // A reply that follows many invalidations is not late while they arrive.
             self.deadline = Instant::now() + timeout;
-        } else if matches!(message, Message::Pong | Message::Role(_)) {
+        } else if message == Message::Pong {
             self.deadline = Instant::now() + CHECK_INTERVAL;
         }
         Ok(Some(message))
@@ -154,8 +155,11 @@ impl Tracker {
             // A load balancer may have led the fetchers to another server a moment ago. Their
             // connections may stay open for ever, so they look for the present server again.
             check_same_server(&shared, server_id.as_deref()).inspect_err(|_| shared.leave_server())?;
-            TrackingConnection::subscribe(wire)
+            let role = request_role(&mut wire)?;
+            check_attached(role)?;
+            Ok((TrackingConnection::subscribe(wire)?, role))
         });
+        let result = result.and_then(|(connection, role)| self.check_role(role, &connection).map(|()| connection));
         (result, server_id)
     }
 

@@ -9,7 +9,7 @@ use super::stream::{Endpoint, Stream};
 use super::tls::TlsConnector;
 use redis::{Cmd, ErrorKind, Parser, RedisError, RedisResult, Value};
 use std::io::{self, Read, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Allowance for bytes that the parser has read ahead, and for the frame of a reply.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
@@ -27,6 +27,8 @@ const PREVIEW_BYTES: usize = 32;
 pub(super) struct Wire {
     stream: Stream,
     endpoint: Endpoint,
+    /// Time for each round trip.
+    timeout: Duration,
     parser: Parser,
     /// First bytes from Redis, until the parser takes them.
     preview: Vec<u8>,
@@ -72,12 +74,12 @@ fn no_redis_error(start: &[u8]) -> RedisError {
 }
 
 impl Wire {
-    /// Connects before `deadline`, which also ends all reads and writes until it is set again.
-    pub(super) fn connect(endpoint: Endpoint, tls: Option<&TlsConnector>, deadline: Instant) -> RedisResult<Wire> {
-        let stream = Stream::connect(&endpoint, tls, deadline)?;
+    /// Connects within `timeout`, which also bounds each later round trip.
+    pub(super) fn connect(endpoint: Endpoint, tls: Option<&TlsConnector>, timeout: Duration) -> RedisResult<Wire> {
+        let stream = Stream::connect(&endpoint, tls, Instant::now() + timeout)?;
         // All replies of the handshake are short.
         let longest_reply = READ_AHEAD_BYTES;
-        Ok(Wire { stream, endpoint, parser: Parser::new(), preview: Vec::new(), longest_reply })
+        Ok(Wire { stream, endpoint, timeout, parser: Parser::new(), preview: Vec::new(), longest_reply })
     }
 
     /// Returns the address of Redis.
@@ -85,7 +87,7 @@ impl Wire {
         &self.endpoint
     }
 
-    /// Sets the time at which all reads and writes end, until it is set again.
+    /// Sets the time at which all reads end, until it is set again or the next round trip begins.
     pub(super) fn set_deadline(&mut self, deadline: Instant) {
         self.stream.set_deadline(deadline);
     }
@@ -101,8 +103,9 @@ impl Wire {
         self.parser = Parser::new();
     }
 
-    /// Sends packed commands.
+    /// Begins a round trip: sends packed commands. Their replies must arrive within the timeout.
     pub(super) fn send(&mut self, commands: &[u8]) -> RedisResult<()> {
+        self.set_deadline(Instant::now() + self.timeout);
         self.stream.write_all(commands)?;
         // A TLS stream reports an error of its last write only here.
         Ok(self.stream.flush()?)

@@ -81,6 +81,15 @@ impl ConfigError {
         ))
     }
 
+    /// Creates the error for a URL with a user and no password. The user may be a password.
+    pub(super) fn url_without_password() -> ConfigError {
+        ConfigError(
+            "REDIS_URL has a user without a password; allowed: both, or only a password; write redis://:password@host for \
+             the latter, or set REDIS_PASSWORD_FILE too"
+                .into(),
+        )
+    }
+
     /// Creates the error for a user of Redis without a password.
     pub(super) fn username_without_password(username: &str) -> ConfigError {
         let username = without_credentials(username);

@@ -23,7 +23,11 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
         let tls = self.redis_tls(url.as_ref());
         let (address, database, username, password) = match url {
             Some(url) => {
-                self.refuse_beside_url(&url, username.is_some(), password.is_some());
+                self.refuse_beside_url(&url, username.is_some(), password.as_ref());
+                if url.username.is_some() && url.password.is_none() && password.is_none() {
+                    self.errors.push(ConfigError::url_without_password());
+                    return Upstream { address: url.address, username: None, password, database: url.database, tls };
+                }
                 (
                     url.address,
                     url.database,
@@ -51,7 +55,7 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
     ///
     /// Compose files and images set variables to their defaults, and Kubernetes sets `REDIS_PORT`
     /// for a Service `redis`. Neither is the choice of an operator.
-    fn refuse_beside_url(&mut self, url: &RedisUrl, has_username: bool, has_password: bool) {
+    fn refuse_beside_url(&mut self, url: &RedisUrl, has_username: bool, password: Option<&SecretSource>) {
         let mut conflicts = Vec::new();
         for name in REPLACED_BY_URL {
             let default = Variable::find(name).map_or("", |variable| variable.default);
@@ -63,8 +67,9 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
         if has_username && url.username.is_some() {
             conflicts.push("REDIS_USERNAME");
         }
-        if has_password && url.password.is_some() {
-            conflicts.push("REDIS_PASSWORD");
+        if let (Some(password), Some(_)) = (password, &url.password) {
+            let is_file = matches!(password, SecretSource::File { .. });
+            conflicts.push(if is_file { "REDIS_PASSWORD_FILE" } else { "REDIS_PASSWORD" });
         }
         self.errors.extend(conflicts.into_iter().map(|name| ConfigError::conflict("REDIS_URL", name)));
     }

@@ -110,7 +110,7 @@ fault_tests! {
     never_accepts [without_tracking]
         timing_out(Route::Relay, Testbed::never_accept, Testbed::restore_redis, "cannot connect to Redis");
     dns_failure [without_tracking]
-        unreachable(Route::Dns, Testbed::fail_dns, Testbed::restore_dns, "REDIS_HOST=127.0.0.1");
+        unreachable(Route::Dns, Testbed::fail_dns, Testbed::restore_dns, "for a local run use 127.0.0.1");
     slow_dns [without_tracking, with_tracking]
         timing_out(Route::Dns, Testbed::slow_dns, Testbed::restore_dns, "");
     dns_moved [without_tracking, with_tracking]

@@ -295,7 +295,7 @@ fn idle_tracking_survives_redis_timeout() {
 }
 
 /// A primary that becomes a replica is left, by the tracking connection and by the fetchers. While
-/// its name leads there it is used again, and it is left once the name leads elsewhere.
+/// its name leads there it is read, but not tracked, because it has no primary of its own.
 #[test]
 fn demoted_primary_is_left() {
     let (old, new) = (Redis::start(), Redis::start());
@@ -308,18 +308,143 @@ fn demoted_primary_is_left() {
     let proxy = start_tracking_proxy(old.port, &variables);
     let mut client = proxy.connect();
     wait_until_cached(&mut client, "/raw/a", "old");
-    wait_for("the role is known", || (old.count_calls("role") >= 1).then_some(()));
     // A primary that never replies: the replica keeps its values, and its connections.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let silent_port = silent.local_addr().expect("an address").port().to_string();
     old.run(&["REPLICAOF", "127.0.0.1", &silent_port]);
     wait_for_log(&proxy, "the primary became a replica (failover or REPLICAOF)");
-    wait_until_tracking(&proxy, 2);
+    wait_for("tracking waits", || {
+        let reason = "a replica without a connection to its primary, so no changes reach it";
+        proxy.get("/readyz").text().contains(reason).then_some(())
+    });
     assert_eq!(client.get("/raw/a").text(), "old", "the name still leads to the replica");
     resolver.set_result(0, "127.0.0.2");
-    wait_for_log(&proxy, "the host of Redis resolves to another address now");
+    wait_until_tracking(&proxy, 2);
     wait_until_text(&mut client, "/raw/a", "new");
     drop(relay);
+}
+
+/// A primary that became a replica of another one is used, and tracked, while its name leads there
+/// or to another replica. It is left once a new connection leads to a primary.
+#[test]
+fn replica_is_kept_until_primary_is_found() {
+    let (old, new, third) = (Redis::start(), Redis::start(), Redis::start());
+    let relay = crate::common::relay::Relay::start_at(("127.0.0.2", old.port), new.port);
+    let resolver = Resolver::start("127.0.0.1");
+    let variables: Vec<(&str, &str)> = resolver.env().to_vec();
+    let proxy = start_tracking_proxy(old.port, &variables);
+    let mut client = proxy.connect();
+    let become_replica = |redis: &Redis| {
+        redis.run(&["REPLICAOF", "127.0.0.1", &third.port.to_string()]);
+        wait_for("the replica is connected", || {
+            let info: String = redis::cmd("INFO").arg("replication").query(&mut redis.connect()).ok()?;
+            info.contains("master_link_status:up").then_some(())
+        });
+    };
+    become_replica(&new);
+    become_replica(&old);
+    wait_for_log(&proxy, "the primary became a replica (failover or REPLICAOF)");
+    wait_until_tracking(&proxy, 2);
+    resolver.set_result(0, "127.0.0.2");
+    wait_for("the name was tried", || (new.count_calls("role") >= 1).then_some(()));
+    third.set("a", "1");
+    wait_until_cached(&mut client, "/raw/a", "1");
+    let active = proxy.log().matches("at once (tracking active)").count();
+    wait_for("the name was tried again", || (new.count_calls("role") >= 2).then_some(()));
+    assert_eq!(proxy.log().matches("at once (tracking active)").count(), active, "{}", proxy.log());
+    new.run(&["REPLICAOF", "NO", "ONE"]);
+    new.set("a", "2");
+    wait_for_log(&proxy, "the server is a replica, and a new connection leads to a primary");
+    wait_until_text(&mut client, "/raw/a", "2");
+    drop(relay);
+}
+
+/// A demoted primary that serves nothing any more is left for the other address of its name.
+#[test]
+fn demoted_address_without_reads_is_left() {
+    let (old, new) = (Redis::start(), Redis::start());
+    let relay = crate::common::relay::Relay::start_at(("127.0.0.2", old.port), new.port);
+    new.set("a", "new");
+    let resolver = Resolver::start("127.0.0.1,127.0.0.2");
+    let variables: Vec<(&str, &str)> = resolver.env().to_vec();
+    let proxy = start_tracking_proxy(old.port, &variables);
+    let mut client = proxy.connect();
+    assert_eq!(client.get("/raw/a").status, 404);
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    old.run(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
+    old.run(&["REPLICAOF", "127.0.0.1", &silent.local_addr().expect("an address").port().to_string()]);
+    wait_until_text(&mut client, "/raw/a", "new");
+    wait_until_tracking(&proxy, 2);
+    drop(relay);
+}
+
+/// Each round trip of a slow network has the timeout of its own, also those of a subscription.
+#[test]
+fn slow_round_trips_have_timeout_each() {
+    let (port, _) = start_scripted_redis(|words| {
+        std::thread::sleep(Duration::from_millis(100));
+        Some(match words[0].as_str() {
+            "PING" => "+PONG\r\n".into(),
+            "INFO" => "$10\r\nrun_id:one\r\n".into(),
+            "HELLO" => "%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".into(),
+            "ROLE" => "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n".into(),
+            "SUBSCRIBE" => ">3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:1\r\n".into(),
+            _ => "+OK\r\n".into(),
+        })
+    });
+    // The handshake has three commands in one round trip, and a subscription has six round trips.
+    start_tracking_proxy(port, &[("REDIS_TIMEOUT", "550"), ("REDIS_CONNECTIONS", "1")]);
+}
+
+/// A stop and a continuation of the process interrupt its system calls, and end no connection.
+#[test]
+fn stopped_proxy_keeps_tracking() {
+    let redis = Redis::start();
+    let proxy = start_tracking_proxy(redis.port, &[]);
+    for _ in 0..3 {
+        proxy.freeze();
+        proxy.thaw();
+        let roles = redis.count_calls("role");
+        wait_for("the connection is checked again", || (redis.count_calls("role") >= roles + 2).then_some(()));
+    }
+    assert_eq!(proxy.log().matches("at once (tracking active)").count(), 1, "{}", proxy.log());
+}
+
+/// All threads that meet a changed password at the same time connect again at once.
+#[test]
+fn rotated_password_fails_no_worker() {
+    let directory = Authority::create();
+    let path = directory.path("password");
+    std::fs::write(&path, "topsecret-1").expect("a file");
+    let redis = Redis::start_with(&["--requirepass", "topsecret-1"]);
+    let url = |password: &str| format!("redis://:{password}@127.0.0.1:{}", redis.port);
+    let variables = [("REDIS_PASSWORD_FILE", path.as_str()), ("WORKERS", "8"), ("REDIS_TRACKING", "on")];
+    let proxy = Proxy::start(&redis, &variables);
+    wait_until_tracking(&proxy, 8);
+    for round in 2..6 {
+        let (old, new) = (format!("topsecret-{}", round - 1), format!("topsecret-{round}"));
+        let mut admin = redis.connect_to(&url(&old));
+        redis::cmd("CONFIG").arg(&["SET", "requirepass", &new]).exec(&mut admin).expect("CONFIG works");
+        std::fs::write(&path, &new).expect("a file");
+        for kind in ["normal", "pubsub"] {
+            redis::cmd("CLIENT").arg(&["KILL", "TYPE", kind]).exec(&mut admin).expect("CLIENT KILL works");
+        }
+        wait_until_tracking(&proxy, 8 * round);
+    }
+    assert!(!proxy.log().contains("WRONGPASS"), "{}", proxy.log());
+    // Without the file, each attempt of each thread reads it again. The log says so once.
+    std::fs::remove_file(&path).expect("the file");
+    let mut admin = redis.connect_to(&url("topsecret-5"));
+    redis::cmd("CONFIG").arg(&["SET", "requirepass", "other"]).exec(&mut admin).expect("CONFIG works");
+    for kind in ["normal", "pubsub"] {
+        redis::cmd("CLIENT").arg(&["KILL", "TYPE", kind]).exec(&mut admin).expect("CLIENT KILL works");
+    }
+    wait_for("many attempts fail", || {
+        let info: String = redis::cmd("INFO").arg("errorstats").query(&mut redis.connect_to(&url("other"))).ok()?;
+        let line = info.lines().find_map(|line| line.strip_prefix("errorstat_WRONGPASS:count="))?.to_owned();
+        (line.parse::<u64>().ok()? > 40).then_some(())
+    });
+    assert_eq!(proxy.log().matches("the password read before stays in use").count(), 1, "{}", proxy.log());
 }
 
 /// A primary behind a load balancer is left once new connections lead to another primary. The
@@ -333,15 +458,13 @@ fn demoted_primary_behind_balancer_is_left() {
     let proxy = start_tracking_proxy(balancer.port, &[]);
     let mut client = proxy.connect();
     wait_until_cached(&mut client, "/raw/a", "old");
-    wait_for("the role is known", || (old.count_calls("role") >= 1).then_some(()));
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     old.run(&["REPLICAOF", "127.0.0.1", &silent.local_addr().expect("an address").port().to_string()]);
-    wait_until_tracking(&proxy, 2);
+    wait_for_log(&proxy, "the primary became a replica (failover or REPLICAOF)");
     assert_eq!(client.get("/raw/a").text(), "old", "the balancer still leads to the replica");
     balancer.set_target(new.port);
-    wait_for_log(&proxy, "a new connection to its address leads to a primary");
     wait_until_text(&mut client, "/raw/a", "new");
-    wait_until_tracking(&proxy, 3);
+    wait_until_tracking(&proxy, 2);
     new.set("a", "newer");
     wait_until_text(&mut client, "/raw/a", "newer");
 }
@@ -358,7 +481,6 @@ fn demoted_address_is_tried_last() {
     let proxy = start_tracking_proxy(old.port, &variables);
     let mut client = proxy.connect();
     wait_until_text(&mut client, "/raw/a", "old");
-    wait_for("the role is known", || (old.count_calls("role") >= 1).then_some(()));
     old.run(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]);
     wait_until_text(&mut client, "/raw/a", "new");
     wait_until_tracking(&proxy, 2);
@@ -385,14 +507,18 @@ fn configured_replica_is_kept() {
 #[test]
 fn pushes_between_replies_are_followed() {
     let (port, _) = {
-        let is_first = Arc::new(AtomicBool::new(true));
+        let (is_first, is_subscribed) = (Arc::new(AtomicBool::new(true)), AtomicBool::new(false));
         start_scripted_redis(move |words| {
             Some(match words[0].as_str() {
                 "HELLO" => "%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".into(),
-                "SUBSCRIBE" => ">3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:1\r\n".into(),
+                "SUBSCRIBE" => {
+                    is_subscribed.store(true, Ordering::Relaxed);
+                    ">3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:1\r\n".into()
+                }
                 "INFO" => "$10\r\nrun_id:one\r\n".into(),
                 "PING" => "+PONG\r\n".into(),
-                // The invalidation arrives between the replies to PING and ROLE.
+                "ROLE" if !is_subscribed.load(Ordering::Relaxed) => "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n".into(),
+                // The invalidation arrives before the replies to ROLE and PING.
                 "ROLE" => {
                     let invalidation = ">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nA\r\n";
                     format!("{invalidation}*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n")
