@@ -140,10 +140,12 @@ run_tests() {
         esac
     done
     start models nice cargo test --locked --lib --bins --test model --test simulation
+    start without_tls nice cargo test --locked --lib --no-default-features
     start e2e_redis test_transports
     cargo test --locked "${others[@]}" -- --test-threads=4
     finish e2e_redis
     finish models
+    finish without_tls
     cargo test --locked --test e2e_load -- --test-threads=4
     cargo test --locked --doc
 }
