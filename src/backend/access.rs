@@ -98,8 +98,8 @@ impl RedisAccess {
         self.roles().demoted.clone()
     }
 
-    /// Reads the password again. Logs a change, and a new problem: after one the old password stays.
-    /// Blocks.
+    /// Reads the password again. Logs a change, and a new problem: after one the old password
+    /// stays. Blocks.
     pub(super) fn reload_password(&self) {
         let result = self.password.as_ref().map_or(Ok(false), Secret::reload);
         // Each attempt to connect of each thread may come here while the file is missing.

@@ -85,8 +85,8 @@ impl RoleWatch {
         Ok(())
     }
 
-    /// Returns true if the last search found a primary. Otherwise starts another one when it is due,
-    /// on a thread, because invalidations must not wait for it.
+    /// Returns true if the last search found a primary. Otherwise starts another one when it is
+    /// due, on a thread, because invalidations must not wait for it.
     fn finds_primary(&mut self, endpoint: &Endpoint, connector: &Connector) -> bool {
         if let Some((of, result)) = &self.search {
             match result.try_recv() {

@@ -17,8 +17,8 @@ const TURNS_PER_HANDSHAKE: usize = 64;
 
 impl Worker {
     /// Runs one turn of each client in the ready queue, then those of some TLS handshakes. A client
-    /// that is requeued waits for the next tick. Beside busy clients, handshakes take at most half of
-    /// the time.
+    /// that is requeued waits for the next tick. Beside busy clients, handshakes take at most half
+    /// of the time.
     pub(super) fn run_ready_clients(&mut self) {
         self.record_connected_clients();
         let turns = self.clients.ready_queue.len();

@@ -29,7 +29,8 @@ fn redis_with_tls_is_named() {
     assert!(made.expect("openssl is installed").success());
     let files = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &certificate];
     let redis = Redis::start_with(&[&["--tls-port", &port][..], &files].concat());
-    let proxy = Proxy::start_on_redis_port(port.parse().expect("a port"), &[]);
+    // Over plain TCP, whatever REDIS_TRANSPORT selects.
+    let proxy = Proxy::start_on_redis_port(port.parse().expect("a port"), &[("REDIS_TLS", "off")]);
     wait_for_log(&proxy, "the server closed the connection before its first reply");
     wait_for_log(&proxy, "it may expect TLS (REDIS_TLS=on)");
     assert_eq!(proxy.get("/key/a").status, 503);
