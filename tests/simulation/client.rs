@@ -11,6 +11,9 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::IoSlice;
 
+/// Password of the proxy, in the seeds in which it requires one.
+pub const PASSWORD: &str = "secret";
+
 /// Kind of a request, with its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -33,6 +36,12 @@ pub enum Kind {
     Malformed,
     /// `MGET` with some keys and then a malformed argument.
     MalformedMget(Vec<usize>),
+    /// `AUTH` with the right password.
+    Login,
+    /// `RESET`, which ends the authentication.
+    Reset,
+    /// Request without the password that it needs. The proxy looks up none of its keys.
+    Denied(Box<Kind>),
 }
 
 impl Kind {
@@ -44,6 +53,7 @@ impl Kind {
             }
             Kind::Values(keys) | Kind::Count(keys) | Kind::MalformedMget(keys) => keys,
             Kind::Ttl(_) | Kind::Hello | Kind::Unsupported(_) | Kind::WithoutKey | Kind::Quit | Kind::Malformed => &[],
+            Kind::Login | Kind::Reset | Kind::Denied(_) => &[],
         }
     }
 
@@ -150,6 +160,10 @@ pub struct Response {
 pub struct Client {
     pub connection: Connection,
     is_resp: bool,
+    /// True if the proxy requires a password.
+    needs_password: bool,
+    /// True if a RESP client has sent the password, before what it sends next.
+    is_logged_in: bool,
     /// True if the proxy has stored input that it has not decoded yet.
     pub is_paused: bool,
     /// Bytes that the client has sent and the proxy has not read.
@@ -161,10 +175,12 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(connection_id: u64, random: &mut Random) -> Client {
+    pub fn new(connection_id: u64, needs_password: bool, random: &mut Random) -> Client {
         Client {
             connection: Connection::new(connection_id, 0),
             is_resp: random.percent(50),
+            needs_password,
+            is_logged_in: false,
             is_paused: false,
             unread: VecDeque::new(),
             requests: Vec::new(),
@@ -180,12 +196,38 @@ impl Client {
             if self.requests.last().is_some_and(|request| request.is_last) {
                 return;
             }
-            let kind = if self.is_resp { random_command(random) } else { random_request(random) };
+            let kind = self.random_kind(random);
             let is_last = kind.closes() || (!self.is_resp && random.below(200) == 0);
-            let text = if self.is_resp { resp::encode(&kind) } else { http::encode(&kind, is_last) };
+            let text =
+                if self.is_resp { resp::encode(&kind) } else { http::encode(&kind, is_last, self.needs_password) };
             self.unread.extend(text.bytes());
             let parts = kind.keys().iter().map(|&key| Part { key, ..Part::default() }).collect();
             self.requests.push(Request { kind, is_last, decoded_at: None, parts });
+        }
+    }
+
+    /// Returns a random request. If the proxy requires a password, some requests are sent without it.
+    fn random_kind(&mut self, random: &mut Random) -> Kind {
+        let kind = if self.is_resp { random_command(random) } else { random_request(random) };
+        if !self.needs_password {
+            return kind;
+        }
+        if !self.is_resp {
+            let is_denied = kind != Kind::Malformed && random.percent(30);
+            return if is_denied { Kind::Denied(Box::new(kind)) } else { kind };
+        }
+        if random.percent(20) {
+            self.is_logged_in = random.percent(70);
+            return if self.is_logged_in { Kind::Login } else { Kind::Reset };
+        }
+        match kind {
+            kind if self.is_logged_in => kind,
+            // Redis and the proxy end connections that send long commands before they authenticate.
+            Kind::Values(keys) | Kind::Count(keys) | Kind::MalformedMget(keys) if keys.len() > 5 => {
+                Kind::Denied(Box::new(Kind::Value(keys[0])))
+            }
+            Kind::Quit | Kind::Malformed | Kind::MalformedMget(_) | Kind::Unsupported(_) => kind,
+            kind => Kind::Denied(Box::new(kind)),
         }
     }
 

@@ -1,11 +1,14 @@
 //! HTTP side of a simulated client: encodes requests and parses responses.
 
-use crate::client::{Content, KeyReply, Kind, Response};
+use crate::client::{Content, KeyReply, Kind, PASSWORD, Response};
 
 /// Encodes a request. With `is_last` it asks the proxy to close the connection.
-pub fn encode(kind: &Kind, is_last: bool) -> String {
-    let rest = if is_last { "Host: x\r\nConnection: close\r\n\r\n" } else { "Host: x\r\n\r\n" };
+pub fn encode(kind: &Kind, is_last: bool, with_password: bool) -> String {
+    let close = if is_last { "Connection: close\r\n" } else { "" };
+    let password = if with_password { format!("Authorization: Bearer {PASSWORD}\r\n") } else { String::new() };
+    let rest = format!("Host: x\r\n{close}{password}\r\n");
     match kind {
+        Kind::Denied(kind) => encode(kind, is_last, false),
         Kind::Value(key) => format!("GET /raw/k{key} HTTP/1.1\r\n{rest}"),
         Kind::Json(key) => format!("GET /key/%6B{key} HTTP/1.1\r\n{rest}"),
         Kind::Head(key) => format!("HEAD /raw/k{key} HTTP/1.1\r\n{rest}"),
@@ -23,6 +26,7 @@ pub fn parse(bytes: &[u8], kind: &Kind) -> Result<Option<(Response, usize)>, Str
     let status = head.get(9..12).filter(|_| head.starts_with("HTTP/1.1 ")).and_then(|status| status.parse().ok());
     let length = field("Content-Length: ").parse::<usize>().ok();
     let (Some(status), Some(length)) = (status, length) else { return Err(format!("not a response head: {head:?}")) };
+    let (kind, is_denied) = if let Kind::Denied(kind) = kind { (&**kind, true) } else { (kind, false) };
     let whole = if matches!(kind, Kind::Head(_)) { end } else { end + length };
     if bytes.len() < whole {
         return Ok(None);
@@ -36,6 +40,8 @@ pub fn parse(bytes: &[u8], kind: &Kind) -> Result<Option<(Response, usize)>, Str
         _ => KeyReply::Missing,
     };
     let content = match status {
+        401 if is_denied => Content::Fixed,
+        _ if is_denied => return Err(format!("status {status} without the password")),
         400 => Content::Malformed,
         404 if *kind == Kind::WithoutKey && cache_status.is_empty() => Content::Fixed,
         200 | 404 => Content::Keys(vec![reply]),

@@ -1,6 +1,6 @@
 //! RESP side of a simulated client: encodes commands and parses replies.
 
-use crate::client::{Content, KeyReply, Kind, Response};
+use crate::client::{Content, KeyReply, Kind, PASSWORD, Response};
 
 fn encode_words(words: &[String]) -> String {
     let arguments: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
@@ -27,6 +27,9 @@ pub fn encode(kind: &Kind) -> String {
         Kind::Unsupported(bytes) => encode_words(&["SET".into(), "k1".into(), "x".repeat(*bytes)]),
         Kind::WithoutKey => encode_words(&["PING".into()]),
         Kind::Quit => encode_words(&["QUIT".into()]),
+        Kind::Login => encode_words(&["AUTH".into(), PASSWORD.into()]),
+        Kind::Reset => encode_words(&["RESET".into()]),
+        Kind::Denied(kind) => encode(kind),
         Kind::MalformedMget(keys) => {
             let (complete, longer) = (format!("*{}", keys.len() + 1), format!("*{}", keys.len() + 3));
             encode_keys("MGET", keys).replacen(&complete, &longer, 1) + "fooz\r\n"
@@ -106,7 +109,10 @@ pub fn parse(bytes: &[u8], kind: &Kind) -> Result<Option<(Response, usize)>, Str
         }
         (Kind::Unsupported(_), Reply::Error(text)) if text.starts_with("ERR unknown command 'SET'") => Content::Fixed,
         (Kind::WithoutKey, Reply::Simple(text)) if text == "PONG" => Content::Fixed,
-        (Kind::Quit, Reply::Simple(text)) if text == "OK" => Content::Fixed,
+        (Kind::Quit | Kind::Login, Reply::Simple(text)) if text == "OK" => Content::Fixed,
+        (Kind::Reset, Reply::Simple(text)) if text == "RESET" => Content::Fixed,
+        (Kind::Denied(_), Reply::Error(text)) if text.starts_with("NOAUTH ") => Content::Fixed,
+        (Kind::Denied(_), reply) => return Err(format!("{reply:?} without the password")),
         (Kind::Hello, Reply::Aggregate(pairs)) if pairs.len() == 14 => Content::Fixed,
         (_, Reply::Error(text)) if ["LOADING ", "TRYAGAIN ", "ERR "].iter().any(|code| text.starts_with(code)) => {
             Content::Error { timed_out: text.contains("REDIS_TIMEOUT") }

@@ -2,13 +2,13 @@
 //! and link around them.
 
 use crate::check::{AgeLimits, History, check};
-use crate::client::{Cause, Client, Content, Kind, Request};
+use crate::client::{Cause, Client, Content, Kind, PASSWORD, Request};
 use crate::link::{Link, Read, ReadResult, Step, Tracking};
 use crate::random::Random;
 use crate::redis::{KEYS, Redis, Version};
 use segment_redis_proxy::backend::Reading;
 use segment_redis_proxy::cache::Limits;
-use segment_redis_proxy::client_auth::ClientAuth;
+use segment_redis_proxy::client_auth::{ClientAuth, ClientPasswords, SharedPasswords};
 use segment_redis_proxy::connection::{DecodeContext, MAX_PENDING_REPLIES, MAX_UNSENT_BYTES, ReplyContext};
 use segment_redis_proxy::dispatch::Dispatcher;
 use segment_redis_proxy::log_format::LogFormat;
@@ -16,6 +16,7 @@ use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use segment_redis_proxy::read_through::ReadThrough;
 use segment_redis_proxy::types::{Completion, Failure, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Number of events so far, which orders events within a millisecond.
@@ -54,12 +55,15 @@ pub struct EventCounts {
     pub mixed_reads: u64,
     /// Empty values, which a second read tells from missing keys.
     pub empty: u64,
+    /// Requests without the password that they need.
+    pub denied: u64,
 }
 
 impl EventCounts {
-    fn all(&mut self) -> [&mut u64; 14] {
+    fn all(&mut self) -> [&mut u64; 15] {
         let EventCounts { replies, hits, stale, collapsed, errors, wait_timeouts, orphans, .. } = self;
-        let EventCounts { overtaken, resets, invalidations, cuts, partly_deferred, mixed_reads, empty, .. } = self;
+        let EventCounts { overtaken, resets, invalidations, cuts, partly_deferred, mixed_reads, empty, denied, .. } =
+            self;
         [
             replies,
             hits,
@@ -75,6 +79,7 @@ impl EventCounts {
             partly_deferred,
             mixed_reads,
             empty,
+            denied,
         ]
     }
 
@@ -86,6 +91,7 @@ impl EventCounts {
         let is_error = matches!(content, Content::Error { .. });
         self.replies += 1;
         self.errors += u64::from(is_error);
+        self.denied += u64::from(matches!(request.kind, Kind::Denied(_)));
         for part in &request.parts {
             let status = part.status();
             self.hits += u64::from(status.starts_with("hit"));
@@ -117,6 +123,9 @@ pub struct World {
     redis: Redis,
     link: Link,
     clients: Vec<Client>,
+    /// Passwords of clients, which are required in some seeds.
+    auth: ClientAuth,
+    needs_password: bool,
     last_connection_id: u64,
     /// For each key, versions that had ended by this moment must not be sent from now on.
     floors: [Moment; KEYS],
@@ -139,11 +148,13 @@ impl World {
         let bytes = random.one_of(&[usize::MAX, usize::MAX, 40, 300, 3000, 25_000]);
         let limits = Limits { entries: random.between(1, KEYS as u64 + 1) as usize, bytes, stale };
         let (ttl, wait_timeout) = (random.one_of(&[1, 20, 100, 1000]), random.one_of(&[10, 50, 200]));
-        let tracking = random.percent(60);
+        let (tracking, needs_password) = (random.percent(60), random.percent(30));
+        let passwords = || SharedPasswords::new(ClientPasswords::parse(PASSWORD).expect("a valid password"));
+        let auth = needs_password.then(|| ClientAuth::required(Arc::new(passwords()))).unwrap_or_default();
         let mut last_connection_id = 0;
         let clients = std::array::from_fn::<_, CLIENTS, _>(|_| {
             last_connection_id += 1;
-            Client::new(last_connection_id, &mut random)
+            Client::new(last_connection_id, needs_password, &mut random)
         });
         World {
             now: random.below(1000),
@@ -157,6 +168,8 @@ impl World {
             redis: Redis::new(),
             link: Link::new(tracking, wait_timeout, &mut random),
             clients: clients.into(),
+            auth,
+            needs_password,
             last_connection_id,
             floors: [0; KEYS],
             stale_floors: [0; KEYS],
@@ -418,7 +431,7 @@ impl World {
 
     fn replace_client(&mut self, slot: usize) {
         self.last_connection_id += 1;
-        self.clients[slot] = Client::new(self.last_connection_id, &mut self.random);
+        self.clients[slot] = Client::new(self.last_connection_id, self.needs_password, &mut self.random);
     }
 
     /// Passes up to `max_bytes` of each client's input to the proxy, or a random number of bytes.
@@ -449,7 +462,7 @@ impl World {
             context: DecodeContext {
                 policy: &Policy::default(),
                 head_decoder: &mut self.head_decoder,
-                auth: &mut ClientAuth::default(),
+                auth: &mut self.auth,
                 reply: ReplyContext { date: &self.date, recorder: &mut self.recorder },
             },
             registry: &MetricsRegistry::default(),
