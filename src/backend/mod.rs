@@ -25,7 +25,7 @@ mod stream;
 mod subscription;
 mod task;
 #[cfg(not(feature = "tls"))]
-#[path = "no_tls.rs"]
+#[path = "tls/absent.rs"]
 mod tls;
 #[cfg(feature = "tls")]
 mod tls;

@@ -1,4 +1,4 @@
-//! Stand-in for `tls.rs` in a build without the feature `tls`. The configuration refuses TLS there,
+//! Stand-in for `tls/mod.rs` in a build without the feature `tls`. The configuration refuses TLS there,
 //! so no connector exists.
 
 use super::stream::{DeadlineSocket, Stream};
