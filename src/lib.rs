@@ -10,7 +10,7 @@
 //! | `loop-N` | `WORKERS` | [`server::Worker::run`]: one event loop with [`dispatch`], [`connection`], [`protocol`], [`read_through`], [`inflight`], [`cache`] and [`admin`] |
 //! | `redis-N` | `REDIS_CONNECTIONS` of each worker | `backend/fetcher.rs`: takes jobs and reads them over one blocking connection |
 //! | `redis-tracking` | 1 of each worker if `REDIS_TRACKING=on` | `backend/tracking.rs`: receives invalidations |
-//! | `redis-lookup` | at most 1 of each worker, for one lookup | `backend/role_watch.rs`: looks up the name of a primary that became a replica |
+//! | `redis-lookup` | at most 1 of each worker, for one search | `backend/role_watch.rs`: looks for the primary after it became a replica |
 //! | `redis-successor` | at most 1 of each worker, for one connect | `backend/tracking.rs`: connects a replacement for the tracking connection |
 //! | `log` | 1 of each log target | [`log_writer`]: writes the lines of all threads |
 //!
@@ -20,16 +20,18 @@
 //! |---|---|---|
 //! | `loop-N` | `redis-N` | the job queue of [`backend::Pool`]: a mutex and condition variables; the worker locks it at most once a tick |
 //! | `redis-N`, `redis-tracking` | `loop-N` | completions and invalidations in the inbox of the pool, and a wakeup (eventfd) |
-//! | `redis-successor` | `redis-tracking` | a channel with the new connection |
+//! | `redis-successor`, `redis-lookup` | `redis-tracking` | a channel with the new connection, or the result of the search |
 //! | `loop-N` | `main` | a channel: the worker has returned, and why |
 //! | `signals` | `main` | the same channel: the signal |
 //! | `signals` | `log` | on SIGHUP, the request to reopen the file |
+//! | `signals` | `loop-N`, `redis-N`, `redis-tracking` | on SIGHUP, passwords and certificates, each behind a lock that is held only to swap them ([`client_auth::SharedPasswords`], [`tls_server::TlsServer`], [`backend::RedisAccess`]) |
 //! | `main` | `loop-N` | [`server::WorkerHandle`]: an atomic shutdown grace, and a wakeup; pings in [`metrics::WorkerSlot`] |
 //! | `loop-N`, `redis-N`, `redis-tracking` | all `loop-N`, `main` | [`metrics::MetricsRegistry`]: a copy of the worker's metrics, the state of its Redis connections |
 //! | all | `log` | the bounded buffer of [`log_writer::LogWriter`]; a full buffer drops lines and never blocks |
 //!
 //! Each worker owns its clients, its cache and its fetchers. Workers share no other data than the
-//! registry and process-wide counters: open connections, connection ids, and the output budgets.
+//! registry, passwords, certificates, and process-wide counters: open connections, connection ids,
+//! and the output budgets.
 //!
 //! # Path of a request
 //!
