@@ -213,7 +213,7 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Encrypts up to `max_bytes` of the unsent bytes, at most [`MAX_PIECE_BYTES`], and removes
+    /// Encrypts up to `max_bytes` of the unsent bytes, at most `MAX_PIECE_BYTES`, and removes
     /// them from `send_buffer`. Returns their number.
     ///
     /// # Errors
