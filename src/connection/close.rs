@@ -32,17 +32,23 @@ impl Connection {
     /// Creates a connection above the connection limit. Its first line shows the protocol; then it
     /// is refused.
     pub fn rejected() -> Connection {
-        Connection { protocol: ProtocolState::Rejecting(Rejection::ConnectionLimit), ..Connection::new(0, 0) }
+        let protocol = ProtocolState::Rejecting { rejection: Rejection::ConnectionLimit, health_only: false };
+        Connection { protocol, ..Connection::new(0, 0) }
     }
 
-    /// Refuses requests until [`Connection::begin_tls`] is called. Called for a new connection.
+    /// Refuses requests until [`Connection::begin_tls`] is called. Called for a new connection. One
+    /// above the connection limit stays refused for that reason.
     pub fn require_tls(&mut self) {
-        self.protocol = ProtocolState::Rejecting(Rejection::TlsRequired);
+        let rejection = match self.protocol {
+            ProtocolState::Rejecting { rejection, .. } => rejection,
+            _ => Rejection::TlsRequired,
+        };
+        self.protocol = ProtocolState::Rejecting { rejection, health_only: true };
     }
 
     /// Accepts requests: what follows arrived over TLS.
     pub fn begin_tls(&mut self) {
-        if matches!(self.protocol, ProtocolState::Rejecting(Rejection::TlsRequired)) {
+        if matches!(self.protocol, ProtocolState::Rejecting { rejection: Rejection::TlsRequired, .. }) {
             self.protocol = ProtocolState::Detecting;
         }
     }
@@ -54,11 +60,12 @@ impl Connection {
     }
 
     /// Refuses the first request of a rejected connection. Answers an admin request, so that a
-    /// monitor sees the reached limit instead of a proxy that seems to be down. Without TLS only
-    /// the health endpoints are answered, which reveal no secret.
+    /// monitor sees the reached limit instead of a proxy that seems to be down. Without a required
+    /// TLS only the health endpoints are answered, which reveal no secret (`health_only`).
     pub(super) fn reject<'a>(
         &mut self,
         rejection: Rejection,
+        health_only: bool,
         input: &[u8],
         context: &mut DecodeContext<'_>,
     ) -> DecodeStep<'a> {
@@ -73,8 +80,7 @@ impl Connection {
                     self.authorize(&mut head, auth, reply.recorder);
                 }
                 if let HttpOperation::Admin(endpoint) = head.operation
-                    && (rejection == Rejection::ConnectionLimit
-                        || matches!(endpoint, AdminEndpoint::Healthz | AdminEndpoint::Readyz))
+                    && (!health_only || matches!(endpoint, AdminEndpoint::Healthz | AdminEndpoint::Readyz))
                 {
                     self.phase = Phase::Closing { unread: true };
                     let format = http::HttpReplyFormat { keep_alive: false, ..head.format };
@@ -126,7 +132,7 @@ impl Connection {
     /// Returns true if a part of a request was consumed, and its rest was not.
     pub(super) fn in_request(&self) -> bool {
         match &self.protocol {
-            ProtocolState::Detecting | ProtocolState::Rejecting(_) => false,
+            ProtocolState::Detecting | ProtocolState::Rejecting { .. } => false,
             ProtocolState::Http(state) => state.in_body(),
             ProtocolState::Resp(session) => session.in_command(),
         }

@@ -74,7 +74,11 @@ enum ProtocolState {
     /// The first line is incomplete.
     Detecting,
     /// The first line is incomplete, and the connection is only to be refused.
-    Rejecting(Rejection),
+    Rejecting {
+        rejection: Rejection,
+        /// TLS is required and missing: of the admin endpoints only health is answered.
+        health_only: bool,
+    },
     Http(HttpState),
     Resp(Session),
 }
@@ -232,7 +236,7 @@ impl Connection {
         match self.protocol {
             ProtocolState::Resp(_) => self.decode_resp(input, context),
             ProtocolState::Http(_) => self.decode_http(input, context),
-            ProtocolState::Rejecting(rejection) => self.reject(rejection, input, context),
+            ProtocolState::Rejecting { rejection, health_only } => self.reject(rejection, health_only, input, context),
             ProtocolState::Detecting => match resp::is_resp(input) {
                 Some(true) if context.policy.resources == http::Resources::Admin => {
                     self.refuse_resp(input, &mut context.reply, resp::encode_admin_port)

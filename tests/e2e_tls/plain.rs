@@ -3,7 +3,7 @@
 use crate::certificates::Certificates;
 use crate::common::admin::run_healthcheck;
 use crate::common::resp::RespClient;
-use crate::common::{Redis, Response, wait_for};
+use crate::common::{HttpClient, Redis, Response, wait_for};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -91,4 +91,26 @@ fn excess_client_gets_alert() {
     let text = proxy.get("/raw/a").text();
     assert!(text.contains("connection limit reached"), "{text}");
     assert_eq!(first.get("/healthz").map(|(head, _)| head.starts_with("HTTP/1.1 200")).ok(), Some(true));
+}
+
+/// Above a connection limit a required TLS still holds: a plain client gets health and nothing
+/// else, on both ports.
+#[test]
+fn excess_plain_client_gets_only_health() {
+    /// Clients that `ADMIN_PORT` serves at a time.
+    const ADMIN_CLIENTS: usize = 64;
+    let (certificates, redis) = (Certificates::make(), Redis::start());
+    let ca = certificates.path("ca.pem");
+    let limits = [("MAX_CONNECTIONS", "1"), ("CLIENT_IDLE_TIMEOUT", "1h"), ("CLIENT_TIMEOUT", "1h")];
+    for (ports, clients) in [(&[][..], 1), (&[("ADMIN_PORT", "0")], ADMIN_CLIENTS)] {
+        let proxy = certificates.start_proxy(redis.port, &[&limits[..], &[("TLS_CLIENT_CA", &ca)], ports].concat());
+        let address = if ports.is_empty() { proxy.address } else { proxy.admin_address() };
+        let _idle: Vec<HttpClient> = (0..clients).map(|_| HttpClient::connect(address)).collect();
+        for path in ["/", "/stats", "/metrics", "/raw/a"] {
+            let response = HttpClient::connect(address).get(path);
+            assert_eq!(response.status, 503, "{path} {ports:?}: {}", response.text());
+            assert!(response.text().contains("connection limit reached"), "{path} {ports:?}: {}", response.text());
+        }
+        assert_eq!(HttpClient::connect(address).get("/healthz").status, 200, "{ports:?}");
+    }
 }

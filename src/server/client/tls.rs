@@ -58,7 +58,7 @@ impl Client {
     /// Waits for the first byte: it decides between TLS and a plain connection.
     pub(in crate::server) fn detect_tls(&mut self, tls: &TlsContext) {
         self.transport = Transport::Detecting;
-        if tls.server.is_required() && !self.rejected {
+        if tls.server.is_required() {
             self.connection.require_tls();
         }
     }
