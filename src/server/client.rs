@@ -217,7 +217,9 @@ impl Client {
         let mut has_read = false;
         loop {
             self.send(WRITE_BUDGET_BYTES.saturating_sub(self.sent_this_turn))?;
-            if self.connection.is_flushed() && (self.connection.is_closing() || self.read_eof) && self.is_all_sent() {
+            // Requests that arrived together with the end of a TLS client are still to be decoded.
+            let is_last_reply = self.connection.is_closing() || (self.read_eof && !self.decode_paused);
+            if self.connection.is_flushed() && is_last_reply && self.is_all_sent() {
                 return Ok(self.finish());
             }
             if self.has_tls_failed() {

@@ -1,6 +1,7 @@
 //! Tests of TLS connections over their life: long values, slow readers, ends, the shutdown.
 
 use crate::certificates::{Certificates, TlsClient};
+use crate::common::resp::encode_words;
 use crate::common::{Redis, wait_for};
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -86,6 +87,44 @@ fn ends_of_clients_are_tolerated() {
         assert_eq!(client.read_response().expect("a response").1, b"value", "announces: {announces}");
         assert!(client.reads_announced_end());
     }
+}
+
+/// Requests that arrive in one read with the end of a TLS client are all answered, whatever limit
+/// pauses their decoding.
+#[test]
+fn pipeline_before_close_notify_is_answered() {
+    let (certificates, redis) = (Certificates::make(), Redis::start());
+    redis.set("a", "value");
+    let proxy = certificates.start_proxy(redis.port, &[("CACHE_TTL", "600")]);
+    let words = |words: String| encode_words(&words);
+    let keys = |count: usize| (0..count).map(|number| format!(" {number:04}")).collect::<String>();
+    for (name, requests, replies) in [
+        // More than `MAX_STEPS_PER_TURN`.
+        ("PING", words("PING".into()).repeat(2000), "+PONG\r\n".repeat(2000)),
+        // More than `MAX_PENDING_REPLIES`.
+        ("GET", (0..300).flat_map(|key| words(format!("GET {key}"))).collect(), "$-1\r\n".repeat(300)),
+        // More than a turn takes, with and without fetches (`MAX_PENDING_KEYS`).
+        ("MGET of a hit", words(format!("MGET{}", " a".repeat(2999))), mget_reply("$5\r\nvalue\r\n", 2999)),
+        ("MGET of misses", words(format!("MGET{}", keys(2999))), mget_reply("$-1\r\n", 2999)),
+    ] {
+        let mut client = certificates.connect(proxy.address);
+        client.stream.write_all(&words("GET a".into())).expect("the proxy reads");
+        client.stream.read_exact(&mut [0; 11]).expect("a reply");
+        client.stream.conn.writer().write_all(&requests).expect("memory");
+        client.stream.conn.send_close_notify();
+        // The proxy must find all of it in one read.
+        proxy.freeze();
+        client.stream.flush().expect("space in the socket buffer");
+        proxy.thaw();
+        let mut received = String::new();
+        client.stream.read_to_string(&mut received).expect("replies, and an announced end");
+        assert!(received == replies, "{name}: {} bytes instead of {}", received.len(), replies.len());
+    }
+}
+
+/// Returns the reply to `MGET` for `count` equal values.
+fn mget_reply(value: &str, count: usize) -> String {
+    format!("*{count}\r\n{}", value.repeat(count))
 }
 
 /// A client without requests is closed after `CLIENT_IDLE_TIMEOUT`, with an announcement.
