@@ -21,8 +21,8 @@ use crate::metrics::TimeoutKind;
 use crate::protocol::MAX_IOVECS;
 use crate::types::Millis;
 use std::io::{self, IoSlice};
-pub(super) use tls::TlsContext;
 use tls::Transport;
+pub(super) use tls::{HandshakeStage, TlsContext};
 
 /// Maximum number of bytes sent in one turn: a value of 64 KiB and some more (about 10 us). (With
 /// 256 KiB, one reader of 64 MiB made the p99.9 of hits four times as long.)

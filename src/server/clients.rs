@@ -1,6 +1,6 @@
 //! Clients of one event loop: slab, ready queue, and one timer for each client.
 
-use super::client::{Client, TurnResult};
+use super::client::{Client, HandshakeStage, TurnResult};
 use super::timeouts::TimeoutConfig;
 use super::{ACCESS_LOG_FLUSH_BYTES, RESERVED_CLIENTS};
 use crate::cache::DeadlineHeap;
@@ -18,9 +18,11 @@ pub(super) struct Clients {
     slab: Slab<Client>,
     /// Slots of the clients that get a turn, in order.
     pub(super) ready_queue: VecDeque<usize>,
-    /// Slots of the clients that get a turn for their TLS handshake, in order. A client is in one
+    /// Slots of the clients that get a turn for their ClientHello, in order. A client is in one
     /// queue at most.
     pub(super) handshake_queue: VecDeque<usize>,
+    /// Slots of the clients that get a turn for the rest of their handshake, in order.
+    pub(super) answered_queue: VecDeque<usize>,
     timers: DeadlineHeap,
     /// Timeouts in force. After a change, [`Clients::rearm_timers`] must follow.
     pub(super) timeouts: TimeoutConfig,
@@ -39,6 +41,7 @@ impl Clients {
             slab: Slab::with_capacity(expected.min(RESERVED_CLIENTS)),
             ready_queue: VecDeque::new(),
             handshake_queue: VecDeque::new(),
+            answered_queue: VecDeque::new(),
             timers: DeadlineHeap::new(),
             timeouts,
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
@@ -112,9 +115,25 @@ impl Clients {
         if let Some(client) = self.slab.get_mut(slot)
             && !std::mem::replace(&mut client.in_ready_queue, true)
         {
-            let queue = if client.is_handshaking() { &mut self.handshake_queue } else { &mut self.ready_queue };
+            let queue = match client.handshake_stage() {
+                None => &mut self.ready_queue,
+                Some(HandshakeStage::Hello) => &mut self.handshake_queue,
+                Some(HandshakeStage::Answered) => &mut self.answered_queue,
+            };
             queue.push_back(slot);
         }
+    }
+
+    /// Returns the number of clients at the head of the handshake queue that are only to be closed,
+    /// at most `max`.
+    pub(super) fn count_left_handshakes(&self, max: usize) -> usize {
+        let has_left = |&slot: &usize| self.slab.get(slot).is_none_or(Client::has_left_handshake);
+        self.handshake_queue.iter().take(max).take_while(|slot| has_left(slot)).count()
+    }
+
+    /// Returns true if a client waits for a turn.
+    pub(super) fn has_queued(&self) -> bool {
+        !(self.ready_queue.is_empty() && self.handshake_queue.is_empty() && self.answered_queue.is_empty())
     }
 
     /// Starts the turn of the client in `slot`. Returns it with the state that the turn needs.

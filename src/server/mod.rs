@@ -331,8 +331,7 @@ impl Worker {
 
     /// Returns how long the next poll may sleep, `None` without a limit.
     fn poll_timeout(&self) -> Option<Duration> {
-        let has_ready = !self.clients.ready_queue.is_empty() || !self.clients.handshake_queue.is_empty();
-        if has_ready || self.timers_backlogged || self.backend.inbox_backlogged {
+        if self.clients.has_queued() || self.timers_backlogged || self.backend.inbox_backlogged {
             return Some(Duration::ZERO);
         }
         // Not an iterator over the deadlines: that doubles the time of this function, which runs in

@@ -15,17 +15,27 @@ const TURNS_PER_CLOCK_READ: usize = 4;
 /// with a P-256 key, and 2 ms with RSA.)
 const TURNS_PER_HANDSHAKE: usize = 64;
 
+/// Maximum number of clients closed in a tick that left before their turn in the handshake queue.
+/// (Closing one takes some microseconds, so these take about as long as one handshake.)
+const LEFT_HANDSHAKES_PER_TICK: usize = 128;
+
 impl Worker {
     /// Runs one turn of each client in the ready queue, then those of some TLS handshakes. A client
-    /// that is requeued waits for the next tick. Beside busy clients, handshakes take at most half
-    /// of the time.
+    /// that is requeued waits for the next tick. Answered handshakes have their own share, because
+    /// their signature is paid. Beside busy clients, signatures take at most half of the time.
     pub(super) fn run_ready_clients(&mut self) {
         self.record_connected_clients();
         let turns = self.clients.ready_queue.len();
-        let handshakes = (1 + turns / TURNS_PER_HANDSHAKE).min(self.clients.handshake_queue.len());
+        let share = 1 + turns / TURNS_PER_HANDSHAKE;
+        let left = self.clients.count_left_handshakes(LEFT_HANDSHAKES_PER_TICK);
+        let hellos = (share + left).min(self.clients.handshake_queue.len());
+        let handshakes = hellos + share.min(self.clients.answered_queue.len());
         for turns_left in (0..turns + handshakes).rev() {
-            let is_handshake = turns_left < handshakes;
-            let queue = if is_handshake { &mut self.clients.handshake_queue } else { &mut self.clients.ready_queue };
+            let queue = match turns_left {
+                left if left >= handshakes => &mut self.clients.ready_queue,
+                left if left >= hellos => &mut self.clients.answered_queue,
+                _ => &mut self.clients.handshake_queue,
+            };
             let Some(slot) = queue.pop_front() else { continue };
             self.run_client(slot, turns_left);
         }

@@ -1,7 +1,7 @@
 //! Tests of handshakes: versions, protocols, resumption, client certificates, slow clients, floods.
 
 use crate::certificates::{Certificates, TlsClient};
-use crate::common::{Redis, TEST_TIMEOUT, wait_for};
+use crate::common::{Proxy, Redis, TEST_TIMEOUT, wait_for};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use std::io::{Read, Write};
@@ -203,5 +203,94 @@ fn hits_overtake_flood_of_handshakes() {
         answered
     };
     let answered: Vec<usize> = (0..ROUNDS).map(|_| answered_before_hits()).collect();
+    assert!(answered.iter().any(|&answered| answered < HANDSHAKES / 2), "{answered:?} of {HANDSHAKES} came first");
+}
+
+/// Connects clients that send nothing yet, and waits until the proxy has accepted them beside
+/// `others`.
+fn connect_flood(certificates: &Certificates, proxy: &Proxy, count: usize, others: usize) -> Vec<TcpStream> {
+    let connect = |_| TcpStream::connect(proxy.address).expect("the proxy accepts connections");
+    let flood = (0..count).map(connect).collect();
+    // The client that reads the metrics counts as well.
+    certificates.wait_for_metric(proxy, &format!("segment_connections {}", count + others + 1));
+    flood
+}
+
+/// Returns true if the proxy sent something before the end.
+fn reads_answer(mut stream: TcpStream) -> bool {
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("a time-out can be set");
+    let mut received = Vec::new();
+    let result = stream.read_to_end(&mut received);
+    assert!(!matches!(&result, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "the client stays open");
+    !received.is_empty()
+}
+
+/// Clients that close their end behind a ClientHello are closed, and nothing is signed for them. So
+/// are those that leave while they wait for their turn.
+#[test]
+fn gone_clients_cost_no_signature() {
+    const CLIENTS: usize = 300;
+    /// A busy machine may stop this test between two ends.
+    const ROUNDS: usize = 5;
+    let (certificates, redis) = (Certificates::make(), Redis::start());
+    let proxy = certificates.start_proxy(redis.port, &[]);
+    let hello = client_hello(&certificates);
+    let leave = |stream: &TcpStream| stream.shutdown(std::net::Shutdown::Write).expect("an open socket");
+    let count_answers = |leaves_before_turn: bool| {
+        let mut flood = connect_flood(&certificates, &proxy, CLIENTS, 0);
+        proxy.freeze();
+        for stream in &mut flood {
+            stream.write_all(&hello).expect("space in the socket buffer");
+            if leaves_before_turn {
+                leave(stream);
+            }
+        }
+        proxy.thaw();
+        if !leaves_before_turn {
+            while flood[0].peek(&mut [0]).is_err() {}
+            flood.iter().for_each(leave);
+        }
+        let answers = flood.into_iter().map(reads_answer).filter(|&is_answered| is_answered).count();
+        certificates.wait_for_metric(&proxy, "segment_connections 1");
+        answers
+    };
+    assert_eq!(count_answers(true), 0, "clients that were gone got a signature");
+    let answers: Vec<usize> = (0..ROUNDS).map(|_| count_answers(false)).collect();
+    assert!(answers.iter().any(|&answers| answers < CLIENTS / 2), "{answers:?} of {CLIENTS} got a signature");
+}
+
+/// A client that got its signature completes its handshake before a flood of new ones.
+#[test]
+fn answered_handshake_overtakes_flood() {
+    const HANDSHAKES: usize = 300;
+    /// A busy machine may stop this test between the response and the count.
+    const ROUNDS: usize = 5;
+    let (certificates, redis) = (Certificates::make(), Redis::start());
+    redis.set("a", "value");
+    let proxy = certificates.start_proxy(redis.port, &[]);
+    let hello = client_hello(&certificates);
+    let answered_before_response = || {
+        let mut client = certificates.connect(proxy.address);
+        let (connection, socket) = (&mut client.stream.conn, &mut client.stream.sock);
+        while connection.is_handshaking() {
+            while connection.wants_write() {
+                connection.write_tls(socket).expect("the proxy reads");
+            }
+            connection.read_tls(socket).expect("the flight of the proxy");
+            connection.process_new_packets().expect("a valid flight");
+        }
+        let mut flood = connect_flood(&certificates, &proxy, HANDSHAKES, 1);
+        proxy.freeze();
+        for stream in &mut flood {
+            stream.write_all(&hello).expect("space in the socket buffer");
+            stream.set_nonblocking(true).expect("an option can be set");
+        }
+        proxy.thaw();
+        let is_answered = |stream: &TcpStream| stream.peek(&mut [0]).is_ok();
+        while !flood.iter().any(is_answered) {}
+        assert_eq!(client.get_text("/raw/a"), "value");
+        flood.iter().filter(|stream| is_answered(stream)).count()
+    };
+    let answered: Vec<usize> = (0..ROUNDS).map(|_| answered_before_response()).collect();
     assert!(answered.iter().any(|&answered| answered < HANDSHAKES / 2), "{answered:?} of {HANDSHAKES} came first");
 }

@@ -20,6 +20,10 @@ impl TlsSession {
         match *self {}
     }
 
+    pub fn is_answered(&self) -> bool {
+        match *self {}
+    }
+
     pub fn is_resumed(&self) -> bool {
         match *self {}
     }

@@ -47,6 +47,8 @@ pub struct TlsSession {
     has_unprocessed: bool,
     /// Bytes received before the handshake was complete.
     handshake_bytes: usize,
+    /// A second ClientHello was asked for, and input arrived after that.
+    has_retried: bool,
     /// Ciphertext to send. The worker lends a buffer during a turn.
     outgoing: Vec<u8>,
     /// Bytes of it that are sent already.
@@ -77,6 +79,7 @@ impl TlsSession {
             incoming: Vec::new(),
             has_unprocessed: false,
             handshake_bytes: 0,
+            has_retried: false,
             outgoing: Vec::new(),
             outgoing_sent: 0,
             peer_closed: false,
@@ -87,6 +90,15 @@ impl TlsSession {
     /// Returns true until the handshake is complete.
     pub fn is_handshaking(&self) -> bool {
         self.session.is_handshaking()
+    }
+
+    /// Returns true if the ClientHello was answered: the signature was paid, the rest of the
+    /// handshake is cheap.
+    pub fn is_answered(&self) -> bool {
+        match self.session.handshake_kind() {
+            Some(HandshakeKind::FullWithHelloRetryRequest) => self.has_retried,
+            kind => kind.is_some(),
+        }
     }
 
     /// Returns true if the client resumed an earlier session.
@@ -172,6 +184,7 @@ impl TlsSession {
         if self.end == SessionEnd::Failed || self.peer_closed {
             return Ok(buffer.len());
         }
+        self.has_retried |= self.session.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
         let mut consumed = 0;
         loop {
             let UnbufferedStatus { discard, state } = self.session.process_tls_records(&mut buffer[consumed..]);

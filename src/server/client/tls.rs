@@ -31,6 +31,15 @@ pub(super) enum Transport {
     Tls(Box<TlsSession>),
 }
 
+/// Stage of a handshake that waits for its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum HandshakeStage {
+    /// The ClientHello is not answered: this turn may cost a signature.
+    Hello,
+    /// The signature was paid: the turn reads the rest of the handshake.
+    Answered,
+}
+
 /// TLS as the clients of one event loop use it.
 pub(in crate::server) struct TlsContext {
     server: Arc<TlsServer>,
@@ -74,6 +83,23 @@ impl Client {
     /// Returns true until the handshake of a TLS client is complete or has failed.
     pub(in crate::server) fn is_handshaking(&self) -> bool {
         self.tls().is_some_and(|tls| tls.is_handshaking() && !tls.has_failed())
+    }
+
+    /// Returns the stage of a handshake that waits for its turn, `None` without one. A client that
+    /// is only to be closed waits for none.
+    pub(in crate::server) fn handshake_stage(&self) -> Option<HandshakeStage> {
+        let tls = self.tls().filter(|tls| tls.is_handshaking() && !tls.has_failed())?;
+        match tls.is_answered() {
+            true => Some(HandshakeStage::Answered),
+            false if self.peer_closing => None,
+            false => Some(HandshakeStage::Hello),
+        }
+    }
+
+    /// Returns true if the client closed its end before its ClientHello was answered. It cannot
+    /// complete the handshake.
+    pub(in crate::server) fn has_left_handshake(&self) -> bool {
+        self.peer_closing && self.is_handshaking() && self.handshake_stage().is_none()
     }
 
     /// Returns the activity of a client until its handshake is complete. The time in the queue of
@@ -150,8 +176,13 @@ impl Client {
         Ok(())
     }
 
-    /// Reads once, or takes the stored input of a handshake, and decodes the plaintext.
+    /// Reads once, or takes the stored input of a handshake, and decodes the plaintext. Fails if
+    /// the client left before its ClientHello was answered: nothing is signed for it.
     pub(super) fn read_tls(&mut self, slot: usize, turn: &mut TurnContext<'_>) -> io::Result<()> {
+        if self.has_left_handshake() {
+            self.read_eof = true;
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         if self.has_unprocessed() {
             self.process_ciphertext(slot, turn, &mut []);
             return Ok(());
