@@ -76,7 +76,9 @@ impl Connection {
             Decoded::Incomplete if may_be_admin => return DecodeStep::Blocked,
             Decoded::Complete(mut head, consumed) => {
                 reply.recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
-                if auth.is_required() {
+                // Health needs no password, and all else is refused. So a password that was sent
+                // without TLS is not checked, and throttles no TLS client of the same address.
+                if auth.is_required() && !health_only {
                     self.authorize(&mut head, auth, reply.recorder);
                 }
                 if let HttpOperation::Admin(endpoint) = head.operation

@@ -114,3 +114,31 @@ fn excess_plain_client_gets_only_health() {
         assert_eq!(HttpClient::connect(address).get("/healthz").status, 200, "{ports:?}");
     }
 }
+
+/// Passwords in refused plain requests are not checked: wrong ones do not throttle TLS clients of
+/// the same address.
+#[test]
+fn plain_passwords_are_not_checked() {
+    /// More than the wrong passwords of an address that are checked at once, and in a second.
+    const REQUESTS: usize = 100;
+    let (certificates, redis) = (Certificates::make(), Redis::start());
+    let proxy = certificates.start_proxy(redis.port, &[("CLIENT_PASSWORD", "word")]);
+    let request = |path: &str, word: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {word}\r\nConnection: close\r\n\r\n")
+    };
+    for path in ["/raw/a", "/stats"] {
+        for _ in 0..REQUESTS {
+            let mut client = proxy.connect();
+            client.send(request(path, "wrong"));
+            assert_eq!(client.read_response().status, 400, "{path}");
+        }
+    }
+    let mut client = certificates.connect(proxy.address);
+    client.stream.write_all(request("/stats", "word").as_bytes()).expect("the proxy reads");
+    let (head, _) = client.read_response().expect("a response");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let mut client = certificates.connect(proxy.address);
+    client.stream.write_all(request("/stats", "wrong").as_bytes()).expect("the proxy reads");
+    let (head, _) = client.read_response().expect("a response");
+    assert!(head.starts_with("HTTP/1.1 401"), "{head}");
+}
