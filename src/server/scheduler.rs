@@ -65,6 +65,7 @@ impl Worker {
             Endpoint::Main => &self.policy,
             Endpoint::Admin => &self.admin_policy,
         };
+        self.head_decoder.is_secure = client.is_tls();
         let dispatcher = Dispatcher {
             read_through: &mut self.read_through,
             jobs: &mut self.backend.jobs,

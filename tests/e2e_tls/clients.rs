@@ -22,6 +22,20 @@ fn curl_keeps_its_connection() {
     certificates.wait_for_metric(&proxy, "segment_tls_handshakes_total{result=\"failed\"} 0");
 }
 
+/// An `https` URL in the request line is served over TLS, and refused without.
+#[test]
+fn https_targets_need_tls() {
+    let (certificates, redis) = (Certificates::make(), Redis::start());
+    redis.set("a", "value");
+    let proxy = certificates.start_proxy(redis.port, &[("TLS_REQUIRED", "off")]);
+    let mut client = certificates.connect(proxy.address);
+    for target in ["https://localhost/raw/a", "http://localhost/raw/a", "/raw/a"] {
+        assert_eq!(client.get_text(target), "value", "{target}");
+        // Clients with and without TLS take turns with one decoder.
+        assert_eq!(proxy.get("https://localhost/raw/a").status, 421, "after {target}");
+    }
+}
+
 /// redis-cli runs commands over TLS, one by one and as a pipeline.
 #[test]
 fn redis_cli_works() {

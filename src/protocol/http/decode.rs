@@ -67,6 +67,8 @@ pub struct Head<'a> {
 pub struct HeadDecoder {
     /// Scratch buffer for a percent-decoded key.
     pub key_scratch: Vec<u8>,
+    /// The heads arrive over TLS: `https` URLs are served (RFC 9110, section 7.4).
+    pub is_secure: bool,
     /// Recently decoded header fields.
     pub(super) header_cache: HeaderCache,
 }
@@ -75,7 +77,7 @@ impl HeadDecoder {
     /// Creates a decoder without cached fields.
     #[allow(clippy::new_without_default, reason = "one constructor is enough")]
     pub fn new() -> HeadDecoder {
-        HeadDecoder { key_scratch: Vec::new(), header_cache: HeaderCache::new() }
+        HeadDecoder { key_scratch: Vec::new(), is_secure: false, header_cache: HeaderCache::new() }
     }
 }
 
@@ -98,7 +100,7 @@ pub fn decode<'a>(input: &'a [u8], policy: &Policy, heads: &'a mut HeadDecoder) 
     let input = &input[..input.len().min(MAX_HEAD_BYTES)];
     if let Some(HeaderCacheHit { target, fields, length }) = heads.header_cache.find(input)
         && target.len() <= MAX_TARGET_BYTES
-        && let Some(parsed) = RequestTarget::parse(header_cache::METHOD, target)
+        && let Some(parsed) = RequestTarget::parse(header_cache::METHOD, target, heads.is_secure)
     {
         let line = request_line(input, header_cache::METHOD, target);
         return Decoded::Complete(
@@ -182,7 +184,7 @@ fn parse_head<'a>(
     if !has_crlf_line_ends(head, request.headers) {
         return Err(bad_request("malformed request: a line must end with CR and LF"));
     }
-    let Some(parsed) = RequestTarget::parse(method, target.as_bytes()) else {
+    let Some(parsed) = RequestTarget::parse(method, target.as_bytes(), heads.is_secure) else {
         return Err(bad_request("malformed request target; use a path or an http URL, in ASCII and percent-encoded"));
     };
     let version_1_0 = version == 0;

@@ -60,7 +60,7 @@ enum Path<'a> {
     ServerWide,
     /// The other end of a tunnel: `CONNECT host:port` (RFC 9112, section 3.2.3).
     Tunnel,
-    /// An `https` URL, which only a connection with TLS may serve.
+    /// An `https` URL on a connection without TLS.
     HttpsScheme,
 }
 
@@ -97,8 +97,8 @@ impl AdminEndpoint {
 
 impl<'a> RequestTarget<'a> {
     /// Parses a target. Returns `None` if it is malformed, or if `method` does not allow its form
-    /// (RFC 9112, section 3.2).
-    pub fn parse(method: &str, target: &'a [u8]) -> Option<RequestTarget<'a>> {
+    /// (RFC 9112, section 3.2). Over TLS (`is_secure`) an `https` URL identifies a resource too.
+    pub fn parse(method: &str, target: &'a [u8], is_secure: bool) -> Option<RequestTarget<'a>> {
         let classes = target.iter().fold(0, |classes, &byte| classes | TARGET_BYTE_CLASS[usize::from(byte)]);
         if classes & FORBIDDEN != 0 {
             return None;
@@ -122,7 +122,7 @@ impl<'a> RequestTarget<'a> {
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let host = parse_authority(authority.as_bytes()).filter(|host| !host.is_empty())?;
         let path = match strip_query(rest.as_bytes()) {
-            _ if scheme.eq_ignore_ascii_case("https") => Path::HttpsScheme,
+            _ if !is_secure && scheme.eq_ignore_ascii_case("https") => Path::HttpsScheme,
             b"" if method == "OPTIONS" => Path::ServerWide,
             b"" => Path::Resource(b"/"),
             path => Path::Resource(path),
@@ -188,7 +188,7 @@ impl<'a> RequestTarget<'a> {
 /// An `https` URL on a connection without TLS (RFC 9110, section 7.4).
 const HTTPS_NOT_SERVED: HttpRefusal = HttpRefusal {
     status: Status::MisdirectedRequest,
-    message: "the proxy does not serve https URLs; use an http URL or a path",
+    message: "https URLs are not served without TLS; use TLS, an http URL or a path",
 };
 
 const NO_KEYS_ON_ADMIN_PORT: HttpRefusal = HttpRefusal {
@@ -228,8 +228,12 @@ mod tests {
 
     /// Returns a description of the operation, or the status of the refusal.
     fn interpret(method: &str, target: &str) -> Result<String, Status> {
+        interpret_over(false, method, target)
+    }
+
+    fn interpret_over(is_secure: bool, method: &str, target: &str) -> Result<String, Status> {
         let mut scratch = Vec::new();
-        let parsed = RequestTarget::parse(method, target.as_bytes()).ok_or(Status::BadRequest)?;
+        let parsed = RequestTarget::parse(method, target.as_bytes(), is_secure).ok_or(Status::BadRequest)?;
         match parsed.interpret(method, Resources::All, &mut scratch) {
             (view, HttpOperation::Get(key)) => Ok(format!("{view:?} {}", String::from_utf8_lossy(key))),
             (_, HttpOperation::Options) => Ok("options".into()),
@@ -293,6 +297,19 @@ mod tests {
         }
     }
 
+    /// An `https` URL is served over TLS alone. An `http` URL and a path are served in both cases.
+    #[test]
+    fn https_target_needs_tls() {
+        for target in ["https://a/raw/b", "HTTPS://a/raw/b?c", "http://a/raw/b", "/raw/b"] {
+            assert_eq!(interpret_over(true, "GET", target), Ok("Raw b".into()), "{target}");
+            let is_https = target.to_ascii_lowercase().starts_with("https");
+            let without = if is_https { Err(Status::MisdirectedRequest) } else { Ok("Raw b".into()) };
+            assert_eq!(interpret("GET", target), without, "{target}");
+        }
+        assert_eq!(interpret_over(true, "OPTIONS", "https://a"), Ok("options".into()));
+        assert_eq!(interpret_over(true, "GET", "https://user@a/raw/b"), Err(Status::BadRequest));
+    }
+
     /// The start of a request shows whether it may become an admin request.
     #[test]
     fn admin_request_detected_from_prefix() {
@@ -329,7 +346,7 @@ mod tests {
             ("/key/a", true, true),
             ("/raw/%61", true, true),
         ] {
-            let parsed = RequestTarget::parse("GET", target.as_bytes()).expect("a target");
+            let parsed = RequestTarget::parse("GET", target.as_bytes(), false).expect("a target");
             assert_eq!(parsed.is_health_check(), without_admin && !is_key, "{target}");
             for (resources, is_served) in
                 [(Resources::Keys, without_admin), (Resources::All, true), (Resources::Admin, !is_key)]
@@ -345,7 +362,7 @@ mod tests {
     #[test]
     fn absolute_target_contains_host() {
         let host = |target: &'static str| {
-            RequestTarget::parse("GET", target.as_bytes()).and_then(|target| target.host.map(<[u8]>::to_vec))
+            RequestTarget::parse("GET", target.as_bytes(), false).and_then(|target| target.host.map(<[u8]>::to_vec))
         };
         assert_eq!(host("http://One:80/key/a"), Some(b"One".to_vec()));
         assert_eq!(host("https://[::1]?x"), Some(b"[::1]".to_vec()));

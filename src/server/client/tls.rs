@@ -72,7 +72,7 @@ impl Client {
         }
     }
 
-    pub(super) fn is_tls(&self) -> bool {
+    pub(in crate::server) fn is_tls(&self) -> bool {
         matches!(self.transport, Transport::Tls(_))
     }
 
