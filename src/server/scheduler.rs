@@ -74,7 +74,7 @@ impl Worker {
             worker_slot: &self.worker_slot,
             now: self.clock.now,
         };
-        let closes_idle = self.shutdown.closes_idle();
+        let closes_idle = self.shutdown.closes_idle() || client.is_near_key_limit();
         let (scratch, tls) = (&mut self.scratch, self.tls.as_mut());
         let result = client.turn(slot, &mut TurnContext { dispatcher, scratch, timeouts, closes_idle, tls });
         self.scratch.write.shrink_to(WRITE_BYTES);

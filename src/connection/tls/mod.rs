@@ -13,7 +13,7 @@ mod tests;
 use crate::protocol::{MAX_IOVECS, SendBuffer};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic};
-use rustls::{HandshakeKind, ServerConfig};
+use rustls::{HandshakeKind, ServerConfig, SupportedCipherSuite};
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -35,6 +35,10 @@ const MAX_STORED_BYTES: usize = 96 * 1024;
 /// Longest plaintext of a record (RFC 8446, section 5.1).
 const MAX_RECORD_BYTES: usize = 16 * 1024;
 
+/// Records that the keys of TLS 1.2 are still good for when the connection is to be closed between
+/// two requests. The longest value has half as many. (AES-GCM is good for 2^24 records.)
+const KEY_RESERVE_RECORDS: u64 = 64 * 1024;
+
 /// Bytes that a record adds to its plaintext, rounded up (29 with AES-GCM in TLS 1.2).
 const RECORD_OVERHEAD_BYTES: usize = 64;
 
@@ -53,6 +57,8 @@ pub struct TlsSession {
     outgoing: Vec<u8>,
     /// Bytes of it that are sent already.
     outgoing_sent: usize,
+    /// Records that were encrypted after the handshake.
+    records_sent: u64,
     peer_closed: bool,
     end: SessionEnd,
 }
@@ -82,6 +88,7 @@ impl TlsSession {
             has_retried: false,
             outgoing: Vec::new(),
             outgoing_sent: 0,
+            records_sent: 0,
             peer_closed: false,
             end: SessionEnd::Open,
         })
@@ -114,6 +121,13 @@ impl TlsSession {
     /// Returns true after an error. The connection is to be closed once the alert is sent.
     pub fn has_failed(&self) -> bool {
         self.end == SessionEnd::Failed
+    }
+
+    /// Returns true if the keys are good for few more records: the connection is to be closed
+    /// between two requests. TLS 1.3 renews its keys.
+    pub fn is_near_key_limit(&self) -> bool {
+        let Some(SupportedCipherSuite::Tls12(suite)) = self.session.negotiated_cipher_suite() else { return false };
+        self.records_sent.saturating_add(KEY_RESERVE_RECORDS) >= suite.common.confidentiality_limit
     }
 
     /// Stores input that [`TlsSession::process_stored`] processes later.
@@ -231,7 +245,8 @@ impl TlsSession {
     ///
     /// # Errors
     ///
-    /// The reason why the session cannot continue.
+    /// The reason why the session cannot continue. If its keys are used up, it has failed, and
+    /// `close_notify` is queued.
     pub fn encrypt(&mut self, send_buffer: &mut SendBuffer, max_bytes: usize) -> Result<usize, String> {
         let max_bytes = max_bytes.min(MAX_PIECE_BYTES);
         let mut encrypted = 0;
@@ -272,7 +287,15 @@ impl TlsSession {
             let UnbufferedStatus { discard, state } = self.session.process_tls_records(&mut self.incoming);
             let is_written = match state {
                 Ok(ConnectionState::WriteTraffic(traffic)) => {
-                    append(traffic, output, &mut self.outgoing)?;
+                    if let Err(error) = append(traffic, output, &mut self.outgoing) {
+                        self.end = SessionEnd::Failed;
+                        self.queue_alert()?;
+                        return Err(error);
+                    }
+                    self.records_sent += match output {
+                        Output::Bytes(bytes) => bytes.len().div_ceil(MAX_RECORD_BYTES) as u64,
+                        Output::CloseNotify => 1,
+                    };
                     true
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
@@ -366,7 +389,10 @@ fn append(
             Err(EncryptError::InsufficientSize(error)) if error.required_size > space => space = error.required_size,
             Err(error) => {
                 out.truncate(start);
-                return Err(error.to_string());
+                return Err(match error {
+                    EncryptError::EncryptExhausted => "the keys of TLS 1.2 are used up; use TLS 1.3".into(),
+                    EncryptError::InsufficientSize(_) => error.to_string(),
+                });
             }
         }
     }

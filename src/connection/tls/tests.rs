@@ -7,7 +7,8 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, Error, RootCertStore, SupportedProtocolVersion, version,
+    AlertDescription, CipherSuiteCommon, ClientConfig, ClientConnection, Error, RootCertStore,
+    SupportedProtocolVersion, Tls12CipherSuite, version,
 };
 use std::io::{Read, Write};
 
@@ -17,9 +18,13 @@ const REQUEST: &[u8] = b"GET /raw/a HTTP/1.1\r\nHost: x\r\n\r\n";
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
 
 fn server_config() -> Arc<TlsConfig> {
+    server_config_with(ring::default_provider())
+}
+
+fn server_config_with(provider: rustls::crypto::CryptoProvider) -> Arc<TlsConfig> {
     let certificate = CertificateDer::from_pem_slice(CERTIFICATE).expect("a certificate");
     let key = PrivateKeyDer::from_pem_slice(KEY).expect("a key");
-    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider));
     let builder = builder.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
     let mut config = builder.with_single_cert(vec![certificate], key).expect("a matching key");
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -339,4 +344,48 @@ fn session_is_resumed() {
         }
         assert_eq!(is_resumed, [false, true, true], "{version:?}");
     }
+}
+
+/// Before the keys of TLS 1.2 are used up, the session asks for its close. If it continues, it ends
+/// by an announcement, and a reply is cut off.
+#[test]
+fn used_up_keys_end_session() {
+    const RECORDS_BEFORE_RESERVE: u64 = 10;
+    let mut provider = ring::default_provider();
+    provider.cipher_suites.retain(|suite| suite.tls13().is_none());
+    for suite in &mut provider.cipher_suites {
+        let SupportedCipherSuite::Tls12(tls12) = *suite else { continue };
+        // One record of the handshake is encrypted too.
+        let confidentiality_limit = KEY_RESERVE_RECORDS + RECORDS_BEFORE_RESERVE + 1;
+        let common = CipherSuiteCommon { confidentiality_limit, ..tls12.common };
+        let limited = Tls12CipherSuite {
+            common,
+            prf_provider: tls12.prf_provider,
+            kx: tls12.kx,
+            sign: tls12.sign,
+            aead_alg: tls12.aead_alg,
+        };
+        *suite = SupportedCipherSuite::Tls12(Box::leak(Box::new(limited)));
+    }
+    let mut pair = Pair::new(client_config(&version::TLS12, None), &server_config_with(provider));
+    pair.exchange(usize::MAX);
+    let mut send_buffer = SendBuffer::default();
+    let mut near_limit_after = None;
+    for sent in 0.. {
+        if pair.server.is_near_key_limit() {
+            near_limit_after.get_or_insert(sent);
+        }
+        send_buffer.tail().extend_from_slice(b"x");
+        if let Err(reason) = pair.server.encrypt(&mut send_buffer, 1) {
+            assert!(reason.contains("are used up; use TLS 1.3") && pair.server.has_failed(), "{reason}");
+            assert_eq!(sent, KEY_RESERVE_RECORDS + RECORDS_BEFORE_RESERVE);
+            break;
+        }
+        assert_eq!(pair.pass_to_client(), b"x");
+    }
+    assert_eq!(near_limit_after, Some(RECORDS_BEFORE_RESERVE + 1));
+    pair.client.read_tls(&mut pair.server.unsent()).expect("memory");
+    assert!(pair.client.process_new_packets().expect("an alert").peer_has_closed());
+    // TLS 1.3 renews its keys, so that a session has no end.
+    assert!(!Pair::connected(&version::TLS13).server.is_near_key_limit());
 }

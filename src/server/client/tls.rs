@@ -76,6 +76,12 @@ impl Client {
         matches!(self.transport, Transport::Tls(_))
     }
 
+    /// Returns true if the client is to be closed between two requests, because its keys are nearly
+    /// used up.
+    pub(in crate::server) fn is_near_key_limit(&self) -> bool {
+        self.tls().is_some_and(TlsSession::is_near_key_limit)
+    }
+
     fn tls(&self) -> Option<&TlsSession> {
         if let Transport::Tls(tls) = &self.transport { Some(tls) } else { None }
     }
@@ -157,7 +163,13 @@ impl Client {
                 if self.connection.send_buffer().is_empty() || tls.has_failed() {
                     break;
                 }
-                tls.encrypt(self.connection.send_buffer(), max_bytes - sent).map_err(io::Error::other)?;
+                if let Err(reason) = tls.encrypt(self.connection.send_buffer(), max_bytes - sent) {
+                    if !tls.has_failed() {
+                        return Err(io::Error::other(reason));
+                    }
+                    // No throttle: each line takes 2^24 records of one connection.
+                    log::info!("TLS with the client {} ended within a reply: {reason}", self.connection.peer());
+                }
             }
             let length = tls.unsent().len();
             match self.stream.send(tls.unsent()) {
