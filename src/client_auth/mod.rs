@@ -62,6 +62,23 @@ impl fmt::Display for ClientAddress {
     }
 }
 
+/// Client of one connection, as authentication sees it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Peer {
+    /// Address that wrong credentials count for.
+    pub address: ClientAddress,
+    /// The last credentials of the connection were valid, so its next ones are checked although the
+    /// address sent too many wrong ones. A client that knows no password never gets this.
+    is_trusted: bool,
+}
+
+impl Peer {
+    /// Creates the state of a new connection.
+    pub fn new(address: ClientAddress) -> Peer {
+        Peer { address, is_trusted: false }
+    }
+}
+
 /// Failed attempts that are due to be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailureReport {
@@ -128,15 +145,19 @@ impl ClientAuth {
 
     /// Checks the credentials of a client, `None` if they are malformed. Without required
     /// passwords any are valid.
-    pub fn verify(&mut self, address: ClientAddress, carrier: Carrier, sent: Option<Credentials<'_>>) -> Verdict {
+    pub fn verify(&mut self, peer: &mut Peer, carrier: Carrier, sent: Option<Credentials<'_>>) -> Verdict {
         let Some(required) = &mut self.required else { return Verdict::Accepted };
-        let now = required.now;
-        let verdict = if !required.throttle.has_token(address, now) {
+        let (address, now) = (peer.address, required.now);
+        let verdict = if !peer.is_trusted && !required.throttle.has_token(address, now) {
             Verdict::Throttled
         } else if sent.is_some_and(|sent| required.current.contains(sent)) {
-            required.throttle.on_success(address);
+            if !peer.is_trusted {
+                peer.is_trusted = true;
+                required.throttle.on_success(address);
+            }
             return Verdict::Accepted;
         } else {
+            peer.is_trusted = false;
             required.throttle.on_failure(address, now);
             Verdict::Wrong
         };
@@ -165,13 +186,19 @@ mod tests {
         (ClientAuth::required(Arc::clone(&shared)), shared)
     }
 
+    /// Sends a password on a new connection.
     fn verify(auth: &mut ClientAuth, from: ClientAddress, password: &str) -> Verdict {
+        verify_again(auth, &mut Peer::new(from), password)
+    }
+
+    /// Sends a password on a connection that exists.
+    fn verify_again(auth: &mut ClientAuth, peer: &mut Peer, password: &str) -> Verdict {
         let carrier = Carrier::Resp;
-        auth.verify(from, carrier, Some(Credentials { user: DEFAULT_USER, password: password.as_bytes(), carrier }))
+        auth.verify(peer, carrier, Some(Credentials { user: DEFAULT_USER, password: password.as_bytes(), carrier }))
     }
 
     /// After 20 wrong passwords an address is refused unchecked, also with a right one. A right one
-    /// that is checked restores all attempts.
+    /// gives back no attempt.
     #[test]
     fn wrong_passwords_throttle_their_address() {
         let (mut auth, _) = client_auth("word");
@@ -183,11 +210,56 @@ mod tests {
         assert_eq!([verify(&mut auth, one, "guess"), verify(&mut auth, one, "word")], [Verdict::Throttled; 2]);
         assert_eq!(verify(&mut auth, other, "word"), Verdict::Accepted);
         auth.begin_tick(1200);
-        assert_eq!(verify(&mut auth, one, "word"), Verdict::Accepted);
-        for _ in 0..20 {
-            assert_eq!(verify(&mut auth, one, "guess"), Verdict::Wrong);
-        }
+        assert_eq!(
+            [verify(&mut auth, one, "word"), verify(&mut auth, one, "guess")],
+            [Verdict::Accepted, Verdict::Wrong]
+        );
         assert_eq!(verify(&mut auth, one, "guess"), Verdict::Throttled);
+    }
+
+    /// A connection whose last password was right goes on while others guess at its address. Its
+    /// first wrong password is checked too, and ends this.
+    #[test]
+    fn trusted_connection_is_not_throttled() {
+        let (mut auth, _) = client_auth("word");
+        let from = address("192.0.2.1");
+        let mut peer = Peer::new(from);
+        assert_eq!(verify_again(&mut auth, &mut peer, "word"), Verdict::Accepted);
+        (0..100).for_each(|_| _ = verify(&mut auth, from, "guess"));
+        for _ in 0..100 {
+            assert_eq!(verify(&mut auth, from, "guess"), Verdict::Throttled);
+            assert_eq!(verify_again(&mut auth, &mut peer, "word"), Verdict::Accepted);
+        }
+        assert_eq!(verify_again(&mut auth, &mut peer, "guess"), Verdict::Wrong);
+        assert_eq!(verify_again(&mut auth, &mut peer, "word"), Verdict::Throttled);
+        // It took a token like any other, so the next one comes later.
+        auth.begin_tick(399);
+        assert_eq!(verify(&mut auth, from, "word"), Verdict::Throttled);
+        auth.begin_tick(400);
+        assert_eq!(verify(&mut auth, from, "word"), Verdict::Accepted);
+    }
+
+    /// An attacker gets 20 guesses and 5 in a second, however often clients of the same address
+    /// succeed: on new connections, on old ones, or on those that a load balancer shares.
+    #[test]
+    fn successes_give_attacker_no_guesses() {
+        let (mut auth, _) = client_auth("word");
+        let from = address("192.0.2.1");
+        let (mut kept, mut shared) = (Peer::new(from), [Peer::new(from); 50]);
+        let mut checked = 0;
+        for now in 0..60_000 {
+            auth.begin_tick(now);
+            verify(&mut auth, from, "word");
+            verify_again(&mut auth, &mut kept, "word");
+            let peer = &mut shared[now as usize % 50];
+            verify_again(&mut auth, peer, "word");
+            // Bursts, with pauses in which the clients are trusted again.
+            if now % 10_000 < 5000 {
+                checked += usize::from(verify_again(&mut auth, peer, "guess") == Verdict::Wrong);
+                checked += usize::from(verify(&mut auth, from, "guess") == Verdict::Wrong);
+            }
+        }
+        assert!((300..=20 + 50 + 300).contains(&checked), "{checked} guesses in a minute");
     }
 
     /// Replaced passwords take effect with the next tick.
@@ -231,7 +303,7 @@ mod tests {
     #[test]
     fn optional_auth_accepts_anything() {
         let mut auth = ClientAuth::default();
-        assert_eq!(auth.verify(ClientAddress(None), Carrier::Http, None), Verdict::Accepted);
+        assert_eq!(auth.verify(&mut Peer::default(), Carrier::Http, None), Verdict::Accepted);
         assert_eq!((auth.is_required(), auth.take_report()), (false, None));
     }
 }

@@ -12,6 +12,11 @@ const BURST: u64 = 20;
 /// Time until another one is checked: 5 in a second, so 432,000 guesses a day.
 const REFILL_INTERVAL: Millis = 200;
 
+/// Longest time until a bucket is full. Trusted connections take tokens from an empty
+/// one, each once. So after a password was removed, many of them delay new connections no longer
+/// than this.
+const MAX_REFILL_TIME: Millis = 60_000;
+
 /// Number of token buckets. Addresses with the same hash share one, so the table stays small (24
 /// KiB), and an attacker with many addresses gets no more than 1,024 times these attempts.
 const SLOTS: usize = 1024;
@@ -52,20 +57,15 @@ impl AddressThrottle {
     pub(super) fn on_failure(&mut self, address: ClientAddress, now: Millis) {
         let hash = self.hash(address);
         let slot = &mut self.slots[slot_of(hash)];
-        slot.full_at = slot.full_at.max(now) + REFILL_INTERVAL;
+        slot.full_at = (slot.full_at.max(now) + REFILL_INTERVAL).min(now + MAX_REFILL_TIME);
         slot.failing = hash;
     }
 
-    /// Fills the bucket, because a password was right and the wrong ones came from the same
-    /// address. So an address that many clients share, such as that of a load balancer, is not
-    /// throttled for long. The success of another address gives an attacker no tokens.
+    /// Remembers that a password was right. Gives back no token: else an attacker behind the
+    /// address of a busy client would get one for each success.
     pub(super) fn on_success(&mut self, address: ClientAddress) {
         let hash = self.hash(address);
-        let slot = &mut self.slots[slot_of(hash)];
-        slot.succeeding = hash;
-        if slot.failing == hash {
-            slot.full_at = 0;
-        }
+        self.slots[slot_of(hash)].succeeding = hash;
     }
 
     /// Returns the hash of an address. A host has a whole /64 of IPv6, so that counts as one
@@ -107,7 +107,7 @@ mod tests {
         let found = [0, 0, 199, 200, 1200, 1399, 100_000, 100_001].map(&mut attempts_at);
         assert_eq!(found, [20, 0, 0, 1, 5, 0, 20, 0]);
         throttle.on_success(one);
-        assert!(throttle.has_token(one, 100_001));
+        assert!(!throttle.has_token(one, 100_001));
     }
 
     /// The addresses of a /64 are one, and so are both forms of an IPv4 address.
@@ -143,7 +143,5 @@ mod tests {
         // The wrong passwords of the client's own address do stop it.
         throttle.on_failure(client, 0);
         assert!(!throttle.has_token(client, 0));
-        throttle.on_success(client);
-        assert!(throttle.has_token(client, 0) && throttle.has_token(attacker, 0));
     }
 }

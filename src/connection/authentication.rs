@@ -2,7 +2,7 @@
 //! both protocols.
 
 use super::Connection;
-use crate::client_auth::{Carrier, ClientAddress, ClientAuth, Credentials, Verdict};
+use crate::client_auth::{Carrier, ClientAuth, Credentials, Peer, Verdict};
 use crate::metrics::{AuthFailure, Protocol, Recorder};
 use crate::protocol::http::{
     AdminEndpoint, Authorization, Head, HttpOperation, HttpRefusal, MAX_DECODED_BYTES, Status,
@@ -23,14 +23,14 @@ const TOO_MANY_FAILURES: HttpRefusal = HttpRefusal {
 impl Connection {
     /// Turns a request into a refusal, unless its credentials are valid or it needs none. Decides
     /// by the operation, which runs afterwards, and not by the text of the request.
-    pub(super) fn authorize(&self, head: &mut Head<'_>, auth: &mut ClientAuth, recorder: &mut Recorder) {
+    pub(super) fn authorize(&mut self, head: &mut Head<'_>, auth: &mut ClientAuth, recorder: &mut Recorder) {
         if matches!(head.operation, HttpOperation::Admin(AdminEndpoint::Healthz | AdminEndpoint::Readyz)) {
             return;
         }
         // A client without credentials has not guessed any: browsers first ask like this.
         let verdict = match head.authorization {
             Authorization::Absent => None,
-            sent => Some(auth.verify(self.peer, Carrier::Http, sent.credentials(&mut [0; MAX_DECODED_BYTES]))),
+            sent => Some(auth.verify(&mut self.peer, Carrier::Http, sent.credentials(&mut [0; MAX_DECODED_BYTES]))),
         };
         let (refusal, failure) = match verdict {
             Some(Verdict::Accepted) => {
@@ -51,7 +51,7 @@ impl Connection {
 /// Checks the credentials of a RESP command, and stores why they are refused.
 pub(super) fn verify_resp(
     auth: &mut ClientAuth,
-    peer: ClientAddress,
+    peer: &mut Peer,
     user: &[u8],
     password: &[u8],
     failure: &mut Option<AuthFailure>,

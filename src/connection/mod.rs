@@ -21,7 +21,7 @@ mod tls;
 #[path = "tls/absent.rs"]
 mod tls;
 
-use crate::client_auth::ClientAddress;
+use crate::client_auth::{ClientAddress, Peer};
 use crate::metrics::RequestOutcome;
 use crate::protocol::http::{self, AdminEndpoint, AdminResponse};
 use crate::protocol::resp::{self, Session};
@@ -54,8 +54,8 @@ pub struct Connection {
     pub id: u64,
     /// The only database that RESP clients can select.
     database: u32,
-    /// Address that failed authentications count for.
-    peer: ClientAddress,
+    /// Address that failed authentications count for, and if the last one succeeded.
+    peer: Peer,
     /// The same as text for the access log; empty without one.
     address: Box<str>,
     unparsed: Vec<u8>,
@@ -169,7 +169,7 @@ impl Connection {
         Connection {
             id,
             database,
-            peer: ClientAddress::default(),
+            peer: Peer::default(),
             address: Box::default(),
             unparsed: Vec::new(),
             protocol: ProtocolState::Detecting,
@@ -182,12 +182,12 @@ impl Connection {
 
     /// Sets the client address that failed authentications count for.
     pub fn set_peer(&mut self, peer: ClientAddress) {
-        self.peer = peer;
+        self.peer = Peer::new(peer);
     }
 
     /// Returns the client address that failed authentications count for.
     pub fn peer(&self) -> ClientAddress {
-        self.peer
+        self.peer.address
     }
 
     /// Sets the client address for the access log.

@@ -95,7 +95,7 @@ impl Connection {
             RespOperation::Local => {
                 // The first failure ends a command, so a command has one at most.
                 let mut failure = None;
-                let mut verify = |user: &[u8], password: &[u8]| verify_resp(auth, *peer, user, password, &mut failure);
+                let mut verify = |user: &[u8], password: &[u8]| verify_resp(auth, peer, user, password, &mut failure);
                 let run = |out: &mut SendBuffer| session.run_local(spec, arguments, &mut verify, out.tail());
                 let after = replies.push_resp(RequestOutcome::Other, context, run);
                 if let Some(failure) = failure {

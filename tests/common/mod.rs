@@ -297,6 +297,11 @@ impl Proxy {
         HttpClient::connect(self.address)
     }
 
+    /// Connects from 127.0.0.`host`: wrong passwords count for the address of the client.
+    pub fn connect_from(&self, host: u8) -> HttpClient {
+        HttpClient::new(connect_from(self.address, host))
+    }
+
     /// Sends one request on a new connection.
     pub fn get(&self, path: &str) -> Response {
         self.connect().get(path)
@@ -391,6 +396,14 @@ impl Response {
     }
 }
 
+/// Connects to a server of this machine from 127.0.0.`host`.
+pub fn connect_from(server: SocketAddr, host: u8) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, host], 0)).into()).expect("an address of this machine");
+    socket.connect(&server.into()).expect("the server accepts connections");
+    socket.into()
+}
+
 /// Minimal HTTP/1.1 client on one connection, which checks the form of each response.
 pub struct HttpClient {
     stream: BufReader<TcpStream>,
@@ -398,7 +411,10 @@ pub struct HttpClient {
 
 impl HttpClient {
     pub fn connect(address: SocketAddr) -> HttpClient {
-        let stream = wait_for("the proxy accepts connections", || TcpStream::connect(address).ok());
+        HttpClient::new(wait_for("the proxy accepts connections", || TcpStream::connect(address).ok()))
+    }
+
+    fn new(stream: TcpStream) -> HttpClient {
         stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("a time-out can be set");
         stream.set_nodelay(true).expect("an option can be set");
         HttpClient { stream: BufReader::new(stream) }

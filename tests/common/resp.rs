@@ -32,7 +32,10 @@ pub struct RespClient {
 impl RespClient {
     pub fn connect(address: impl Into<SocketAddr>) -> RespClient {
         let address = address.into();
-        let stream = wait_for("the server accepts connections", || TcpStream::connect(address).ok());
+        RespClient::new(wait_for("the server accepts connections", || TcpStream::connect(address).ok()))
+    }
+
+    pub fn new(stream: TcpStream) -> RespClient {
         stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("a time-out can be set");
         stream.set_nodelay(true).expect("an option can be set");
         RespClient { stream }
