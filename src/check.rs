@@ -8,7 +8,7 @@ use segment_redis_proxy::backend::{CheckStep, RedisAccess, Verdict, check_redis}
 use segment_redis_proxy::config::{Config, VARIABLES};
 use segment_redis_proxy::secret::SecretSource;
 use segment_redis_proxy::server::{
-    ConnectionLimiter, UnixSocketError, backend_config, check_port_free, check_unix_socket, exposure_warning,
+    ConnectionLimiter, Endpoint, UnixSocketError, backend_config, check_port_free, check_unix_socket, exposure_warning,
 };
 use segment_redis_proxy::tls_server::TlsServer;
 use std::fs::OpenOptions;
@@ -110,12 +110,12 @@ fn check_listeners(config: &Config) -> Vec<CheckStep> {
     let host = config.proxy_host.as_str();
     let mut steps = Vec::new();
     if let Some(port) = config.proxy_port {
-        steps.extend(check_address(["PROXY_HOST", "PROXY_PORT"], host, port, config));
+        steps.extend(check_address(Endpoint::Main, ["PROXY_HOST", "PROXY_PORT"], host, port, config));
     }
     steps.extend(config.proxy_socket.as_deref().map(check_socket));
     if let Some(port) = config.admin_port {
         let (name, host) = config.admin_host.as_deref().map_or(("PROXY_HOST", host), |host| ("ADMIN_HOST", host));
-        steps.extend(check_address([name, "ADMIN_PORT"], host, port, config));
+        steps.extend(check_address(Endpoint::Admin, [name, "ADMIN_PORT"], host, port, config));
     }
     steps
 }
@@ -133,7 +133,13 @@ fn check_socket(path: &str) -> CheckStep {
 }
 
 /// Checks that an address resolves and can be bound. `names` are the variables that set it.
-fn check_address([host_name, port_name]: [&'static str; 2], host: &str, port: u16, config: &Config) -> Vec<CheckStep> {
+fn check_address(
+    endpoint: Endpoint,
+    [host_name, port_name]: [&'static str; 2],
+    host: &str,
+    port: u16,
+    config: &Config,
+) -> Vec<CheckStep> {
     let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
         Err(error) => {
@@ -160,9 +166,8 @@ fn check_address([host_name, port_name]: [&'static str; 2], host: &str, port: u1
             CheckStep::new(Verdict::Failed, host_name, text)
         }
     }];
-    // The admin port serves no keys.
-    if steps[0].verdict != Verdict::Failed && port_name == "PROXY_PORT" {
-        let warning = exposure_warning(*address, config);
+    if steps[0].verdict != Verdict::Failed {
+        let warning = exposure_warning(endpoint, *address, config);
         steps.extend(warning.map(|warning| CheckStep::new(Verdict::Warning, host_name, warning)));
     }
     steps

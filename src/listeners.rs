@@ -35,14 +35,14 @@ impl Listeners {
     pub fn bind(config: &Config) -> Result<Listeners, ExitError> {
         let mut listeners =
             Listeners { of_workers: (0..config.workers).map(|_| Vec::new()).collect(), port: 0, socket_file: None };
-        let (mut places, mut exposed) = (Vec::new(), None);
+        let (mut places, mut bound) = (Vec::new(), Vec::new());
         let host = config.proxy_host.as_str();
         if let Some(port) = config.proxy_port {
             let main = Port { host_name: "PROXY_HOST", host, port_name: "PROXY_PORT", port };
             let address = listeners.bind_port(config, Endpoint::Main, &main)?;
             listeners.port = address.port();
             places.push(address.to_string());
-            exposed = Some(address);
+            bound.push((Endpoint::Main, address));
         }
         if let Some(port) = config.admin_port {
             let (host_name, host) = match &config.admin_host {
@@ -52,6 +52,7 @@ impl Listeners {
             let admin = Port { host_name, host, port_name: "ADMIN_PORT", port };
             let address = listeners.bind_port(config, Endpoint::Admin, &admin)?;
             places.push(format!("admin port {address}"));
+            bound.push((Endpoint::Admin, address));
         }
         // Last, because it may take the place of a running proxy.
         if let Some(path) = config.proxy_socket.as_deref() {
@@ -61,8 +62,8 @@ impl Listeners {
             places.push(format!("the Unix socket {path}"));
         }
         log_start(config, &places.join(", "));
-        if let Some(warning) = exposed.and_then(|address| exposure_warning(address, config)) {
-            log::warn!("{warning}");
+        for (endpoint, address) in bound {
+            exposure_warning(endpoint, address, config).iter().for_each(|warning| log::warn!("{warning}"));
         }
         Ok(listeners)
     }

@@ -84,21 +84,28 @@ pub fn check_port_free(address: SocketAddr) -> io::Result<()> {
 
 /// Returns the warning about an address that other machines may reach, `None` if clients are
 /// authenticated and their connections encrypted.
-pub fn exposure_warning(address: SocketAddr, config: &Config) -> Option<String> {
+pub fn exposure_warning(endpoint: Endpoint, address: SocketAddr, config: &Config) -> Option<String> {
     let is_encrypted = config.tls_cert.is_some() && config.tls_required;
     let is_authenticated = config.client_password.is_some() || (is_encrypted && config.tls_client_ca.is_some());
-    match (is_authenticated, is_encrypted) {
-        _ if address.ip().is_loopback() => None,
-        (true, true) => None,
-        (true, false) => Some(format!(
-            "passwords and values travel in plain text: each machine on the way to {address} can read them; set TLS_CERT \
-             and TLS_KEY, restrict access to the port (firewall, network policy), or set PROXY_HOST=127.0.0.1"
-        )),
-        (false, _) => Some(format!(
-            "clients are not authenticated: each machine that reaches {address} can read all keys; set CLIENT_PASSWORD, \
-             restrict access to the port (firewall, network policy), or set PROXY_HOST=127.0.0.1"
-        )),
+    if address.ip().is_loopback() || (is_authenticated && is_encrypted) {
+        return None;
     }
+    let (sent, readable, host) = match endpoint {
+        Endpoint::Main => ("passwords and values", "all keys", "PROXY_HOST"),
+        Endpoint::Admin => ("passwords and metrics", "metrics and the configuration, but no keys", "ADMIN_HOST"),
+    };
+    let remedy = format!("restrict access to the port (firewall, network policy), or set {host}=127.0.0.1");
+    Some(if is_authenticated {
+        format!(
+            "{sent} travel in plain text: each machine on the way to {address} can read them; set TLS_CERT and TLS_KEY, \
+             {remedy}"
+        )
+    } else {
+        format!(
+            "clients are not authenticated: each machine that reaches {address} can read {readable}; set \
+             CLIENT_PASSWORD, {remedy}"
+        )
+    })
 }
 
 fn bind_socket(address: SocketAddr, share_port: bool) -> io::Result<Socket> {

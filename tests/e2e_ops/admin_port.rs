@@ -56,6 +56,45 @@ fn each_listener_serves_its_paths() {
     assert!(info.contains(&format!("\r\ntcp_port:{}\r\n", proxy.address.port())), "{info}");
 }
 
+/// The log and `check` warn about each port that other machines may reach, and say what it serves.
+#[test]
+fn exposed_ports_are_reported() {
+    let redis = Redis::start();
+    let port = redis.port.to_string();
+    let (main, admin) = ("can read all keys; ", "can read metrics and the configuration, but no keys; ");
+    let plain = "passwords and metrics travel in plain text: each machine on the way to 0.0.0.0:";
+    for (variables, expected) in [
+        (&[("ADMIN_PORT", "0")][..], &[][..]),
+        (&[("ADMIN_PORT", "0"), ("ADMIN_HOST", "0.0.0.0")], &[admin]),
+        (&[("ADMIN_PORT", "0"), ("PROXY_HOST", "0.0.0.0")], &[main, admin]),
+        (&[("ADMIN_PORT", "0"), ("PROXY_HOST", "0.0.0.0"), ("ADMIN_HOST", "127.0.0.1")], &[main]),
+        (&[("ADMIN_PORT", "0"), ("ADMIN_HOST", "0.0.0.0"), ("CLIENT_PASSWORD", "word")], &[plain]),
+    ] {
+        let proxy = Proxy::start(&redis, variables);
+        for warning in expected {
+            wait_for(warning, || proxy.log().contains(warning).then_some(()));
+        }
+        let output = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"))
+            .arg("check")
+            .env_clear()
+            .envs([
+                ("PROXY_HOST", "127.0.0.1"),
+                ("PROXY_PORT", "0"),
+                ("REDIS_HOST", "127.0.0.1"),
+                ("REDIS_PORT", &port),
+            ])
+            .envs(variables.iter().copied())
+            .output()
+            .expect("the binary runs");
+        let checked = String::from_utf8_lossy(&output.stdout).into_owned();
+        for warning in [main, admin, plain] {
+            let count = usize::from(expected.contains(&warning));
+            assert_eq!(checked.matches(warning).count(), count, "{variables:?}: {checked}");
+            assert_eq!(proxy.log().matches(warning).count(), count, "{variables:?}: {}", proxy.log());
+        }
+    }
+}
+
 /// A RESP client of the admin port gets one error, and none of its commands runs.
 #[test]
 fn resp_on_admin_port_is_refused() {
