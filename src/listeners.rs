@@ -16,6 +16,8 @@ pub struct Listeners {
     pub port: u16,
     /// File of `PROXY_SOCKET`, which is to be removed before the sockets close.
     pub socket_file: Option<SocketFile>,
+    /// Address of each port.
+    bound: Vec<(Endpoint, SocketAddr)>,
 }
 
 /// Port to bind, with the variables that set it.
@@ -27,22 +29,18 @@ struct Port<'a> {
 }
 
 impl Listeners {
-    /// Binds all sockets, and logs the addresses.
+    /// Binds all sockets. Clients find that of `PROXY_SOCKET` after [`Listeners::publish`].
     ///
     /// # Errors
     ///
     /// An address does not resolve, is in use or is not available.
     pub fn bind(config: &Config) -> Result<Listeners, ExitError> {
-        let mut listeners =
-            Listeners { of_workers: (0..config.workers).map(|_| Vec::new()).collect(), port: 0, socket_file: None };
-        let (mut places, mut bound) = (Vec::new(), Vec::new());
+        let of_workers = (0..config.workers).map(|_| Vec::new()).collect();
+        let mut listeners = Listeners { of_workers, port: 0, socket_file: None, bound: Vec::new() };
         let host = config.proxy_host.as_str();
         if let Some(port) = config.proxy_port {
             let main = Port { host_name: "PROXY_HOST", host, port_name: "PROXY_PORT", port };
-            let address = listeners.bind_port(config, Endpoint::Main, &main)?;
-            listeners.port = address.port();
-            places.push(address.to_string());
-            bound.push((Endpoint::Main, address));
+            listeners.port = listeners.bind_port(config, Endpoint::Main, &main)?.port();
         }
         if let Some(port) = config.admin_port {
             let (host_name, host) = match &config.admin_host {
@@ -50,22 +48,37 @@ impl Listeners {
                 None => ("PROXY_HOST", host),
             };
             let admin = Port { host_name, host, port_name: "ADMIN_PORT", port };
-            let address = listeners.bind_port(config, Endpoint::Admin, &admin)?;
-            places.push(format!("admin port {address}"));
-            bound.push((Endpoint::Admin, address));
+            listeners.bind_port(config, Endpoint::Admin, &admin)?;
         }
-        // Last, because it may take the place of a running proxy.
         if let Some(path) = config.proxy_socket.as_deref() {
-            listeners
-                .bind_socket(config, path)
-                .map_err(|error| ExitError(1, format!("cannot listen on PROXY_SOCKET={path}: {error}")))?;
+            listeners.bind_socket(config, path).map_err(|error| socket_error(path, &error))?;
+        }
+        Ok(listeners)
+    }
+
+    /// Gives the Unix socket its path, and logs where clients connect. Called once the workers
+    /// exist, because the socket may take the place of a running proxy.
+    ///
+    /// # Errors
+    ///
+    /// Another process has taken the path meanwhile.
+    pub fn publish(&mut self, config: &Config) -> Result<(), ExitError> {
+        let mut places: Vec<String> = Vec::new();
+        for (endpoint, address) in &self.bound {
+            places.push(match endpoint {
+                Endpoint::Main => address.to_string(),
+                Endpoint::Admin => format!("admin port {address}"),
+            });
+        }
+        if let (Some(path), Some(file)) = (&config.proxy_socket, &mut self.socket_file) {
+            file.publish(Path::new(path), config.share_port).map_err(|error| socket_error(path, &error))?;
             places.push(format!("the Unix socket {path}"));
         }
         log_start(config, &places.join(", "));
-        for (endpoint, address) in bound {
-            exposure_warning(endpoint, address, config).iter().for_each(|warning| log::warn!("{warning}"));
+        for (endpoint, address) in &self.bound {
+            exposure_warning(*endpoint, *address, config).iter().for_each(|warning| log::warn!("{warning}"));
         }
-        Ok(listeners)
+        Ok(())
     }
 
     /// Binds a socket for each worker, all at the same port. Returns the address.
@@ -110,6 +123,7 @@ impl Listeners {
         for (of_worker, listener) in self.of_workers.iter_mut().zip(bound) {
             of_worker.push((endpoint, Listener::Tcp(listener)));
         }
+        self.bound.push((endpoint, address));
         Ok(address)
     }
 
@@ -122,6 +136,10 @@ impl Listeners {
         }
         Ok(())
     }
+}
+
+fn socket_error(path: &str, error: &UnixSocketError) -> ExitError {
+    ExitError(1, format!("cannot listen on PROXY_SOCKET={path}: {error}"))
 }
 
 /// Logs what was started, in one line. `places` are the addresses to connect to.

@@ -168,9 +168,9 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
         .map_err(|error| ExitError(1, format!("cannot install the signal handlers: {error}")))?;
     let connection_limiter = ConnectionLimiter::from_config(config)?;
     set_pinned_limit(config.client_bytes);
-    let Listeners { of_workers, port, socket_file } = Listeners::bind(config)?;
+    let mut listeners = Listeners::bind(config)?;
     let registry = Arc::new(MetricsRegistry::new(
-        instance_info(config, &connection_limiter, port, reloadables.tls_server().as_deref()),
+        instance_info(config, &connection_limiter, listeners.port, reloadables.tls_server().as_deref()),
         config.workers,
     ));
     let mut watchdog = Watchdog::new(Arc::clone(&registry));
@@ -182,14 +182,18 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
         client_passwords: reloadables.client_passwords(),
         tls: reloadables.tls_server(),
     };
-    let mut handles = Vec::new();
-    for (index, (listeners, slot)) in of_workers.into_iter().zip(registry.slots().iter().cloned()).enumerate() {
-        let worker = Worker::new(listeners, config, shared.clone(), slot);
+    let (mut workers, mut handles) = (Vec::new(), Vec::new());
+    let of_workers = std::mem::take(&mut listeners.of_workers);
+    for (index, (sockets, slot)) in of_workers.into_iter().zip(registry.slots().iter().cloned()).enumerate() {
+        workers.push(Worker::new(sockets, config, shared.clone(), slot).map_err(|error| worker_error(index, &error))?);
+    }
+    listeners.publish(config)?;
+    for (index, worker) in workers.into_iter().enumerate() {
         let handle = start_worker(index, worker, logs, sender.clone())?;
         watchdog.push_worker(handle.clone());
         handles.push(handle);
     }
-    supervise(config, &registry, watchdog, &handles, socket_file, &events, logs)
+    supervise(config, &registry, watchdog, &handles, listeners.socket_file, &events, logs)
 }
 
 /// Opens the logs: events to standard error and requests to standard output, or both to `LOG_FILE`.
@@ -266,12 +270,10 @@ fn setting(ShownValue { name, value, unit, is_changed }: ShownValue) -> Setting 
 /// Starts the thread of one worker.
 fn start_worker(
     index: usize,
-    worker: std::io::Result<Worker>,
+    mut worker: Worker,
     logs: &Logs,
     events: Sender<SupervisorEvent>,
 ) -> Result<WorkerHandle, ExitError> {
-    let exit_error = |error| ExitError(1, format!("cannot start event loop {index}: {error}"));
-    let mut worker = worker.map_err(exit_error)?;
     if let Some(access) = &logs.access {
         worker.log_requests(access.clone());
     }
@@ -288,8 +290,13 @@ fn start_worker(
         // The receiver is gone only if the program already exits.
         let _ = events.send(SupervisorEvent::WorkerExited(index, result));
     };
-    std::thread::Builder::new().name(format!("loop-{index}")).spawn(run).map_err(exit_error)?;
+    let thread = std::thread::Builder::new().name(format!("loop-{index}"));
+    thread.spawn(run).map_err(|error| worker_error(index, &error))?;
     Ok(handle)
+}
+
+fn worker_error(index: usize, error: &std::io::Error) -> ExitError {
+    ExitError(1, format!("cannot start event loop {index}: {error}"))
 }
 
 /// Runs the watchdog once a second and handles events, until all workers have returned.

@@ -76,7 +76,7 @@ fn socket_mode_ignores_umask() {
     }
 }
 
-/// A socket that a killed proxy left is replaced.
+/// A socket that a killed proxy left is replaced by a start, and left alone by `check`.
 #[test]
 fn stale_socket_is_replaced() {
     let (redis, directory) = (Redis::start(), SocketDirectory::new("stale"));
@@ -84,6 +84,10 @@ fn stale_socket_is_replaced() {
     let first = Proxy::start(&redis, &[("PROXY_SOCKET", &path)]);
     drop(first);
     assert_eq!(directory.names(), ["proxy.sock"], "SIGKILL leaves the file");
+    let (code, output) = run(Some("check"), &path, &[("REDIS_PORT", &redis.port.to_string())]);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains(&format!("ok       PROXY_SOCKET: {path} can be created")), "{output}");
+    assert_eq!(directory.names(), ["proxy.sock"], "the check removes it");
     let second = Proxy::start(&redis, &[("PROXY_SOCKET", &path)]);
     assert_eq!(UnixClient::connect(&path).get("/healthz").0, 200);
     assert_eq!(second.stop("TERM"), Some(0));
