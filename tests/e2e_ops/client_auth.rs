@@ -82,7 +82,7 @@ fn sighup_rotates_passwords() {
 fn password_appears_nowhere() {
     let redis = Redis::start();
     let variables = [("CLIENT_PASSWORD", "topsecret\napp:topsecret2"), ("RUST_LOG", "trace")];
-    let (proxy, path) = start_with_log_file(&redis, "secrets", &variables);
+    let (proxy, path) = start_with_log_file(&redis, "client-secrets", &variables);
     let mut texts = vec![format!("{:?}", proxy.get("/healthz")), format!("{:?}", proxy.get("/readyz"))];
     for password in [SECRET, "guess-topsecret"] {
         for path in ["/", "/stats", "/metrics", "/raw/a", "/key/%"] {
