@@ -115,7 +115,7 @@ enum Succession {
     Connecting(Receiver<RedisResult<TrackingConnection>>),
     /// The successor receives invalidations. It takes over after the reply to a `PING` sent from
     /// now on.
-    Ready(TrackingConnection),
+    Ready(Box<TrackingConnection>),
 }
 
 impl Tracker {
@@ -221,7 +221,7 @@ impl Tracker {
                 }
                 Some(Message::Pong) => {
                     if let Succession::Ready(successor) = succession {
-                        return Ok(Some(successor));
+                        return Ok(Some(*successor));
                     }
                 }
                 Some(Message::Role(role)) => self.check_role(role, connection)?,
@@ -258,7 +258,7 @@ impl Tracker {
                 }
             }
             Succession::Connecting(result) => match result.try_recv() {
-                Ok(Ok(successor)) => Succession::Ready(successor),
+                Ok(Ok(successor)) => Succession::Ready(Box::new(successor)),
                 Ok(Err(error)) => {
                     log::debug!(
                         "cannot replace the tracking connection to Redis, keeping the old one: {}",

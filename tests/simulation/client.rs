@@ -206,7 +206,8 @@ impl Client {
         }
     }
 
-    /// Returns a random request. If the proxy requires a password, some requests are sent without it.
+    /// Returns a random request. If the proxy requires a password, some requests are sent without
+    /// it.
     fn random_kind(&mut self, random: &mut Random) -> Kind {
         let kind = if self.is_resp { random_command(random) } else { random_request(random) };
         if !self.needs_password {

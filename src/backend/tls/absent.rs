@@ -1,5 +1,5 @@
-//! Stand-in for `tls/mod.rs` in a build without the feature `tls`. The configuration refuses TLS there,
-//! so no connector exists.
+//! Stand-in for `tls/mod.rs` in a build without the feature `tls`. The configuration refuses TLS
+//! there, so no connector exists.
 
 use super::stream::{DeadlineSocket, Stream};
 use crate::upstream::{UpstreamAddress, UpstreamTls};
