@@ -149,8 +149,10 @@ impl World {
         let limits = Limits { entries: random.between(1, KEYS as u64 + 1) as usize, bytes, stale };
         let (ttl, wait_timeout) = (random.one_of(&[1, 20, 100, 1000]), random.one_of(&[10, 50, 200]));
         let (tracking, needs_password) = (random.percent(60), random.percent(30));
-        let passwords = || SharedPasswords::new(ClientPasswords::parse(PASSWORD).expect("a valid password"));
-        let auth = needs_password.then(|| ClientAuth::required(Arc::new(passwords()))).unwrap_or_default();
+        let auth = match ClientPasswords::parse(PASSWORD) {
+            Ok(passwords) if needs_password => ClientAuth::required(Arc::new(SharedPasswords::new(passwords))),
+            _ => ClientAuth::default(),
+        };
         let mut last_connection_id = 0;
         let clients = std::array::from_fn::<_, CLIENTS, _>(|_| {
             last_connection_id += 1;
