@@ -295,7 +295,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::{UpstreamAddress, UpstreamTls};
+    use crate::upstream::UpstreamAddress;
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
         let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
@@ -431,8 +431,10 @@ mod tests {
     }
 
     /// URL, credentials and TLS settings describe one server together.
+    #[cfg(feature = "tls")]
     #[test]
     fn url_and_variables_describe_one_server() {
+        use crate::upstream::UpstreamTls;
         let file = |path: &str| SecretSource::File { variable: "REDIS_PASSWORD_FILE", path: path.into() };
         let read = |variables: &[(&str, &str)]| read(variables).expect("allowed").redis;
         // A compose file sets variables to their defaults, and Kubernetes sets the port.

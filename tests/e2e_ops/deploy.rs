@@ -3,6 +3,7 @@
 //!
 //! Each check is also run on files with a mistake, which it must find.
 
+use crate::common::certificates::Authority;
 use crate::common::{Proxy, Redis};
 use segment_redis_proxy::config::{Config, VARIABLES};
 use std::path::{Path, PathBuf};
@@ -73,8 +74,11 @@ impl Drop for TempFile {
 
 /// Returns the metrics of a new proxy in a file.
 fn read_metrics() -> TempFile {
-    let redis = Redis::start();
-    TempFile::write(&Proxy::start(&redis, &[]).get("/metrics").text())
+    let (redis, authority) = (Redis::start(), Authority::create());
+    let identity = authority.issue("server", "IP:127.0.0.1");
+    // Some metrics exist only with TLS.
+    let tls = [("TLS_CERT", identity.certificate.as_str()), ("TLS_KEY", &identity.key), ("TLS_REQUIRED", "off")];
+    TempFile::write(&Proxy::start(&redis, &tls).get("/metrics").text())
 }
 
 /// Kubernetes accepts the manifests with no unknown field, and the proxy accepts their variables.
