@@ -72,6 +72,14 @@ pub fn wait_until_idle(redis: &Redis, proxy: &Proxy) {
     });
 }
 
+/// Argument of a redis-server that stands for a free port.
+pub const FREE_PORT: &str = "FREE_PORT";
+
+/// Returns a port that is free now. Another process may take it.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port()
+}
+
 /// Returns the name of the file that a redis-server of this process may write.
 fn dump_file(port: u16) -> String {
     format!("segment-redis-{}-{port}.rdb", std::process::id())
@@ -89,16 +97,26 @@ impl Redis {
         Redis::start_with(&[])
     }
 
+    /// Starts a redis-server with further arguments. [`FREE_PORT`] stands for a free port.
     pub fn start_with(arguments: &[&str]) -> Redis {
-        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        // Another process may take the free port first. The next attempt uses another port.
+        // Another process may take a free port first. The next attempt uses other ports.
         for _ in 0..20 {
-            let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+            let port = free_port();
+            let resolve = |&argument: &&str| {
+                if argument == FREE_PORT { free_port().to_string() } else { argument.to_owned() }
+            };
+            let arguments: Vec<String> = arguments.iter().map(resolve).collect();
             if let Some(child) = Redis::launch(port, &arguments) {
                 return Redis { child, port, arguments };
             }
         }
         panic!("redis-server does not start");
+    }
+
+    /// Returns the value of an argument that is a port.
+    pub fn port_argument(&self, name: &str) -> u16 {
+        let at = self.arguments.iter().position(|argument| argument == name).expect("the argument");
+        self.arguments[at + 1].parse().expect("a port")
     }
 
     /// Starts a redis-server, or returns `None` if it exits because the port is taken.

@@ -5,7 +5,7 @@ use crate::common::certificates::{Authority, Identity};
 use crate::common::freshness::{start_tracking_proxy, wait_until_cached, wait_until_text, wait_until_tracking};
 use crate::common::resolver::Resolver;
 use crate::common::resp::RespClient;
-use crate::common::{Proxy, Redis, start_fake_redis, start_scripted_redis, wait_for};
+use crate::common::{FREE_PORT, Proxy, Redis, start_fake_redis, start_scripted_redis, wait_for};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
@@ -27,10 +27,10 @@ impl TlsRedis {
         let authority = Authority::create();
         let server = authority.issue("server", names);
         let client = authority.issue("client", "DNS:client.test");
-        let port = free_port();
-        let (port_text, ca) = (port.to_string(), authority.certificate());
+        let ca = authority.certificate();
         let files = ["--tls-cert-file", &server.certificate, "--tls-key-file", &server.key, "--tls-ca-cert-file", &ca];
-        let redis = Redis::start_with(&[&["--tls-port", &port_text][..], &files, arguments].concat());
+        let redis = Redis::start_with(&[&["--tls-port", FREE_PORT][..], &files, arguments].concat());
+        let port = redis.port_argument("--tls-port");
         TlsRedis { redis, port, authority, client }
     }
 
@@ -44,10 +44,6 @@ impl TlsRedis {
     fn client_variables(&self) -> [(&'static str, &str); 2] {
         [("REDIS_TLS_CERT", &self.client.certificate), ("REDIS_TLS_KEY", &self.client.key)]
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port()
 }
 
 fn wait_for_log(proxy: &Proxy, expected: &str) {

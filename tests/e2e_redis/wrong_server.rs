@@ -1,14 +1,9 @@
 //! Tests of servers that the proxy cannot use. The log names the cause and the remedy.
 
 use crate::common::resp::RespClient;
-use crate::common::{Proxy, Redis, start_fake_redis, wait_for};
+use crate::common::{FREE_PORT, Proxy, Redis, start_fake_redis, wait_for};
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
-
-fn free_port() -> String {
-    TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port().to_string()
-}
 
 fn wait_for_log(proxy: &Proxy, expected: &str) {
     wait_for(expected, || proxy.log().contains(expected).then_some(()));
@@ -20,7 +15,7 @@ fn redis_with_tls_is_named() {
     let directory = std::env::temp_dir().join(format!("segment-tls-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory for temporary files");
     let path = |name: &str| directory.join(name).to_str().expect("a path in UTF-8").to_owned();
-    let (key, certificate, port) = (path("key.pem"), path("certificate.pem"), free_port());
+    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
         .args(["-keyout", &key, "-out", &certificate])
@@ -28,9 +23,9 @@ fn redis_with_tls_is_named() {
         .status();
     assert!(made.expect("openssl is installed").success());
     let files = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &certificate];
-    let redis = Redis::start_with(&[&["--tls-port", &port][..], &files].concat());
+    let redis = Redis::start_with(&[&["--tls-port", FREE_PORT][..], &files].concat());
     // Over plain TCP, whatever REDIS_TRANSPORT selects.
-    let proxy = Proxy::start_on_redis_port(port.parse().expect("a port"), &[("REDIS_TLS", "off")]);
+    let proxy = Proxy::start_on_redis_port(redis.port_argument("--tls-port"), &[("REDIS_TLS", "off")]);
     wait_for_log(&proxy, "the server closed the connection before its first reply");
     wait_for_log(&proxy, "it may expect TLS (REDIS_TLS=on)");
     assert_eq!(proxy.get("/key/a").status, 503);
@@ -80,7 +75,7 @@ fn cluster_redirection_is_explained() {
             let state = directory.join(format!("segment-nodes-{}-{number}.conf", std::process::id()));
             let state = state.to_str().expect("a path in UTF-8").to_owned();
             let _ = std::fs::remove_file(&state);
-            let node = ["--cluster-enabled", "yes", "--cluster-port", &free_port(), "--cluster-config-file", &state];
+            let node = ["--cluster-enabled", "yes", "--cluster-port", FREE_PORT, "--cluster-config-file", &state];
             Redis::start_with(&node)
         })
         .collect();
