@@ -14,7 +14,7 @@ pub struct RedisAccess {
     tls: Option<TlsConnector>,
     /// Problem of the password's file that was logged last.
     password_problem: Mutex<Option<String>>,
-    /// What the tracking threads know about the role of the server.
+    /// Roles of the servers, as the tracking threads saw them.
     roles: Mutex<KnownRoles>,
 }
 

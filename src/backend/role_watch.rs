@@ -25,7 +25,7 @@ const MIN_SEARCH_DELAY: Duration = Duration::from_secs(1);
 /// connections.
 const MAX_SEARCH_DELAY: Duration = Duration::from_secs(10);
 
-/// What is known about the present server.
+/// State of the watch over the present server.
 pub(super) struct RoleWatch {
     access: Arc<RedisAccess>,
     /// Endpoint that was the primary at the last check.

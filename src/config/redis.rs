@@ -11,7 +11,7 @@ use std::ffi::OsString;
 /// Variables that `REDIS_URL` replaces.
 const REPLACED_BY_URL: [&str; 3] = ["REDIS_HOST", "REDIS_PORT", "REDIS_DB"];
 
-/// Variables that have no effect without TLS. An operator who set one expects TLS.
+/// Variables that have no effect without TLS. A value shows that TLS is expected.
 const TLS_ONLY: [&str; 4] = ["REDIS_TLS_CA", "REDIS_TLS_CERT", "REDIS_TLS_KEY", "REDIS_TLS_NAME"];
 
 impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
