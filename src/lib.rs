@@ -54,6 +54,7 @@
 
 pub mod admin;
 pub mod backend;
+pub mod bounded_file;
 pub mod cache;
 pub mod client_auth;
 pub mod config;

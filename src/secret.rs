@@ -3,8 +3,8 @@
 //! A file makes rotation possible without a restart. It is read at start, on SIGHUP, and where a
 //! caller finds that the secret is no longer valid. The event loop never reads one.
 
+use crate::bounded_file;
 use std::fmt;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -88,19 +88,9 @@ impl Secret {
     }
 }
 
-/// Reads a file. The error is a phrase that follows its name.
+/// Reads a secret from a file. The error is a phrase that follows its name.
 fn read_file(path: &Path) -> Result<String, String> {
-    let unreadable = |error: std::io::Error| format!("cannot be read: {error}; check the path and its permissions");
-    // Opening a pipe would wait for its writer.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err("is not a regular file; name a file that holds only the secret".into());
-    }
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    file.take(MAX_SECRET_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() > MAX_SECRET_BYTES {
-        return Err(format!("is longer than {MAX_SECRET_BYTES} bytes; name a file that holds only the secret"));
-    }
+    let bytes = bounded_file::read(path, MAX_SECRET_BYTES, "name a file that holds only the secret")?;
     let text = String::from_utf8(bytes).map_err(|_| "is not valid UTF-8; write the secret as UTF-8".to_owned())?;
     let text = text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
     if text.is_empty() { Err("is empty; write the secret into it".into()) } else { Ok(text.to_owned()) }

@@ -3,12 +3,12 @@
 //! They are read at start and on SIGHUP, never by an event loop. An error names the variable, the
 //! path, the problem and the remedy in one line. It never shows the contents of a file.
 
+use crate::bounded_file;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Longest PEM file: several times the bundle of all public authorities. The file of a mistyped
 /// path may be of any length.
@@ -77,23 +77,8 @@ impl PemFile {
 
     /// Reads the file. The error is a phrase that follows its name.
     fn read(&self) -> Result<Vec<u8>, String> {
-        let unreadable = |error: std::io::Error| format!("cannot be read: {error}; check the path and its permissions");
-        // Opening a pipe would wait for its writer.
-        if !is_regular(&self.path).map_err(unreadable)? {
-            return Err("is not a regular file; name a PEM file".into());
-        }
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(&self.path).map_err(unreadable)?;
-        file.take(MAX_PEM_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        if bytes.len() > MAX_PEM_BYTES {
-            return Err(format!("is longer than {MAX_PEM_BYTES} bytes; name a PEM file"));
-        }
-        Ok(bytes)
+        bounded_file::read(&self.path, MAX_PEM_BYTES, "name a PEM file")
     }
-}
-
-fn is_regular(path: &Path) -> std::io::Result<bool> {
-    Ok(std::fs::metadata(path)?.is_file())
 }
 
 /// Returns the certificates in a PEM file, in their order.

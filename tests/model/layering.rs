@@ -35,8 +35,8 @@ const CRATES: [(&str, &[&str]); 18] = [
 const CLOCK_MODULES: [&str; 4] = ["backend", "log_writer", "server", "main"];
 
 /// Modules that use sockets, threads, files or processes.
-const IO_MODULES: [&str; 9] =
-    ["backend", "log_writer", "secret", "server", "tls_files", "check", "healthcheck", "listeners", "main"];
+const IO_MODULES: [&str; 8] =
+    ["backend", "bounded_file", "log_writer", "server", "check", "healthcheck", "listeners", "main"];
 
 /// Set of modules or crates.
 type Names = BTreeSet<String>;
