@@ -25,8 +25,6 @@ pub struct Credentials<'a> {
     pub user: &'a [u8],
     /// Password.
     pub password: &'a [u8],
-    /// Protocol of the request.
-    pub carrier: Carrier,
 }
 
 /// Protocol by which credentials arrived.
@@ -150,7 +148,7 @@ impl ClientAuth {
         let (address, now) = (peer.address, required.now);
         let verdict = if !peer.is_trusted && !required.throttle.has_token(address, now) {
             Verdict::Throttled
-        } else if sent.is_some_and(|sent| required.current.contains(sent)) {
+        } else if sent.is_some_and(|sent| required.current.contains(carrier, sent)) {
             if !peer.is_trusted {
                 peer.is_trusted = true;
                 required.throttle.on_success(address);
@@ -193,8 +191,8 @@ mod tests {
 
     /// Sends a password on a connection that exists.
     fn verify_again(auth: &mut ClientAuth, peer: &mut Peer, password: &str) -> Verdict {
-        let carrier = Carrier::Resp;
-        auth.verify(peer, carrier, Some(Credentials { user: DEFAULT_USER, password: password.as_bytes(), carrier }))
+        let sent = Credentials { user: DEFAULT_USER, password: password.as_bytes() };
+        auth.verify(peer, Carrier::Resp, Some(sent))
     }
 
     /// After 20 wrong passwords an address is refused unchecked, also with a right one. A right one

@@ -56,8 +56,7 @@ pub(super) fn verify_resp(
     password: &[u8],
     failure: &mut Option<AuthFailure>,
 ) -> Verdict {
-    let carrier = Carrier::Resp;
-    let verdict = auth.verify(peer, carrier, Some(Credentials { user, password, carrier }));
+    let verdict = auth.verify(peer, Carrier::Resp, Some(Credentials { user, password }));
     *failure = match verdict {
         Verdict::Accepted => None,
         Verdict::Wrong => Some(AuthFailure::Wrong),

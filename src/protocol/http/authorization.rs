@@ -1,6 +1,6 @@
 //! Parser of the `Authorization` field: Basic (RFC 7617) and Bearer (RFC 6750).
 
-use crate::client_auth::{Carrier, Credentials, DEFAULT_USER};
+use crate::client_auth::{Credentials, DEFAULT_USER};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt;
@@ -54,9 +54,8 @@ impl<'a> Authorization<'a> {
         if token.is_empty() || token.iter().any(|byte| matches!(byte, b' ' | b'\t' | b',')) {
             return None;
         }
-        let carrier = Carrier::Http;
         if scheme.eq_ignore_ascii_case(b"bearer") {
-            return Some(Credentials { user: DEFAULT_USER, password: token, carrier });
+            return Some(Credentials { user: DEFAULT_USER, password: token });
         }
         if !scheme.eq_ignore_ascii_case(b"basic") {
             return None;
@@ -65,7 +64,7 @@ impl<'a> Authorization<'a> {
         let decoded: &'b [u8] = &buffer[..length];
         let colon = decoded.iter().position(|&byte| byte == b':')?;
         let user = if colon == 0 { DEFAULT_USER } else { &decoded[..colon] };
-        Some(Credentials { user, password: &decoded[colon + 1..], carrier })
+        Some(Credentials { user, password: &decoded[colon + 1..] })
     }
 }
 
