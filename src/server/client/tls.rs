@@ -2,6 +2,7 @@
 //! [`TlsSession`].
 
 use super::{Client, TurnContext, TurnResult};
+use crate::client_auth::ClientAddress;
 use crate::connection::TlsSession;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::TlsHandshakeResult;
@@ -52,7 +53,7 @@ impl TlsContext {
     }
 
     /// Logs why a client's TLS ended, at most once in 10 s at the level of `RUST_LOG=info`.
-    fn log_failure(&mut self, peer: &str, reason: &str, now: Millis) {
+    fn log_failure(&mut self, peer: ClientAddress, reason: &str, now: Millis) {
         log::debug!("TLS with the client {peer} failed: {reason}");
         if let Some(suppressed) = self.failures.admit(now) {
             let hint = TlsServer::hint(reason);
@@ -86,16 +87,19 @@ impl Client {
         if let Transport::Tls(tls) = &self.transport { Some(tls) } else { None }
     }
 
-    /// Returns true until the handshake of a TLS client is complete or has failed.
+    /// Returns the session of a TLS client until its handshake is complete or has failed.
+    fn handshaking(&self) -> Option<&TlsSession> {
+        self.tls().filter(|tls| tls.is_handshaking() && !tls.has_failed())
+    }
+
     pub(in crate::server) fn is_handshaking(&self) -> bool {
-        self.tls().is_some_and(|tls| tls.is_handshaking() && !tls.has_failed())
+        self.handshaking().is_some()
     }
 
     /// Returns the stage of a handshake that waits for its turn, `None` without one. A client that
     /// is only to be closed waits for none.
     pub(in crate::server) fn handshake_stage(&self) -> Option<HandshakeStage> {
-        let tls = self.tls().filter(|tls| tls.is_handshaking() && !tls.has_failed())?;
-        match tls.is_answered() {
+        match self.handshaking()?.is_answered() {
             true => Some(HandshakeStage::Answered),
             false if self.peer_closing => None,
             false => Some(HandshakeStage::Hello),
@@ -111,10 +115,9 @@ impl Client {
     /// Returns the activity of a client until its handshake is complete. The time in the queue of
     /// handshakes is not the client's.
     pub(super) fn handshake_activity(&self) -> Option<Activity> {
-        match self.tls()? {
-            tls if tls.has_unprocessed() => Some(Activity::Processing),
-            tls if tls.is_handshaking() && !tls.has_failed() => Some(Activity::Handshake),
-            _ => None,
+        match self.has_unprocessed() {
+            true => Some(Activity::Processing),
+            false => self.handshaking().map(|_| Activity::Handshake),
         }
     }
 
@@ -232,7 +235,7 @@ impl Client {
                 self.connection.begin_tls();
             }
             Err(reason) => {
-                tls.log_failure(&self.peer_name(), &reason, turn.dispatcher.now);
+                tls.log_failure(self.connection.peer(), &reason, turn.dispatcher.now);
                 self.connection.reject_tls();
             }
         }
@@ -266,9 +269,8 @@ impl Client {
                 if was_handshaking {
                     handshakes[TlsHandshakeResult::Failed as usize] += 1;
                 }
-                let peer = self.peer_name();
                 if let Some(tls) = &mut turn.tls {
-                    tls.log_failure(&peer, &reason, turn.dispatcher.now);
+                    tls.log_failure(self.connection.peer(), &reason, turn.dispatcher.now);
                 }
             }
         }
@@ -284,7 +286,7 @@ impl Client {
             if let Some(tls) = &mut turn.tls {
                 let reason = if self.read_eof { "the client closed the connection" } else { "the client was too slow" };
                 tls.log_failure(
-                    &self.peer_name(),
+                    self.connection.peer(),
                     &format!("{reason} before the handshake was complete"),
                     turn.dispatcher.now,
                 );
@@ -311,10 +313,5 @@ impl Client {
             false if self.writable => TurnResult::Requeue,
             false => TurnResult::Wait,
         }
-    }
-
-    /// Returns the address of the client for the log.
-    fn peer_name(&self) -> String {
-        self.connection.peer().to_string()
     }
 }
