@@ -300,6 +300,11 @@ impl Proxy {
         self.log.lock().expect("no thread panicked with the log locked").join("\n")
     }
 
+    /// Waits until the log contains `text`.
+    pub fn wait_for_log(&self, text: &str) {
+        wait_for(text, || self.log().contains(text).then_some(()));
+    }
+
     /// Returns the address of `ADMIN_PORT`.
     pub fn admin_address(&self) -> SocketAddr {
         let log = self.log();

@@ -72,7 +72,7 @@ fn exposed_ports_are_reported() {
     ] {
         let proxy = Proxy::start(&redis, variables);
         for warning in expected {
-            wait_for(warning, || proxy.log().contains(warning).then_some(()));
+            proxy.wait_for_log(warning);
         }
         let output = Command::new(env!("CARGO_BIN_EXE_segment-redis-proxy"))
             .arg("check")

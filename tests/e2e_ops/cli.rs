@@ -1,6 +1,6 @@
 //! Tests of the command line: arguments, environment variables, signals, exit codes.
 
-use crate::common::{Proxy, Redis, wait_for};
+use crate::common::{Proxy, Redis};
 use std::process::{Command, Output};
 
 /// Runs the binary to its end. Returns its exit code, standard output and standard error.
@@ -109,6 +109,6 @@ fn start_logs_settings_and_warnings() {
         &start,
         "clients are not authenticated: each machine that reaches 0.0.0.0",
     ] {
-        wait_for(expected, || proxy.log().contains(expected).then_some(()));
+        proxy.wait_for_log(expected);
     }
 }

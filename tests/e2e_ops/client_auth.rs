@@ -49,7 +49,7 @@ fn sighup_rotates_passwords() {
             None => std::fs::remove_file(&path).expect("the file"),
         }
         proxy.signal("HUP");
-        wait_for(line, || proxy.log().contains(line).then_some(()));
+        proxy.wait_for_log(line);
     };
     reload(Some("old\nnew\n"), "CLIENT_PASSWORD_FILE was read again: 2 valid password(s)");
     for password in ["old", "new"] {
@@ -143,7 +143,7 @@ fn healthcheck_and_start_line_know_password() {
         run_healthcheck(&[("PROXY_HOST", "127.0.0.1"), ("PROXY_PORT", &port), ("CLIENT_PASSWORD", SECRET)]);
     assert_eq!(code, Some(0), "{text}");
     let warning = format!("passwords and values travel in plain text: each machine on the way to 0.0.0.0:{port}");
-    wait_for(&warning, || proxy.log().contains(&warning).then_some(()));
+    proxy.wait_for_log(&warning);
     assert!(!proxy.log().contains("clients are not authenticated"), "{}", proxy.log());
 }
 

@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod failover;
 mod fault_matrix;
 mod freshness;
 mod load_balancer;

@@ -1,9 +1,7 @@
-//! Tests of the ways to reach a real Redis: TLS, Unix socket, URL, password from a file, and a
-//! primary that becomes a replica.
+//! Tests of the ways to reach a real Redis: TLS, Unix socket, URL, and password from a file.
 
 use crate::common::certificates::{Authority, Identity};
 use crate::common::freshness::{start_tracking_proxy, wait_until_cached, wait_until_text, wait_until_tracking};
-use crate::common::resolver::Resolver;
 use crate::common::resp::RespClient;
 use crate::common::{FREE_PORT, Proxy, Redis, start_fake_redis, start_scripted_redis, wait_for};
 use std::io::{Read, Write};
@@ -44,10 +42,6 @@ impl TlsRedis {
     fn client_variables(&self) -> [(&'static str, &str); 2] {
         [("REDIS_TLS_CERT", &self.client.certificate), ("REDIS_TLS_KEY", &self.client.key)]
     }
-}
-
-fn wait_for_log(proxy: &Proxy, expected: &str) {
-    wait_for(expected, || proxy.log().contains(expected).then_some(()));
 }
 
 /// A Redis that requires client certificates is read and tracked over TLS, with the name verified
@@ -113,16 +107,16 @@ fn unverified_server_is_refused() {
         (&[name, wrong_client[0], wrong_client[1]], "set REDIS_TLS_CERT and REDIS_TLS_KEY"),
     ] {
         let proxy = server.start_proxy(variables);
-        wait_for_log(&proxy, expected);
+        proxy.wait_for_log(expected);
         assert_eq!(proxy.get("/raw/a").status, 503, "{variables:?}");
         assert!(RespClient::connect(proxy.address).call_text("GET a").starts_with("-LOADING "));
     }
     // The built-in roots do not include the authority of the test.
     let proxy = Proxy::start_on_redis_port(server.port, &[("REDIS_TLS", "on")]);
-    wait_for_log(&proxy, "UnknownIssuer; set REDIS_TLS_CA to the certificate of the authority that issued it");
+    proxy.wait_for_log("UnknownIssuer; set REDIS_TLS_CA to the certificate of the authority that issued it");
     // A plain port answers with something else than TLS, or not at all.
     let proxy = Proxy::start(&server.redis, &[("REDIS_TLS", "on"), ("REDIS_TIMEOUT", "300")]);
-    wait_for_log(&proxy, "the server may not speak TLS at this port");
+    proxy.wait_for_log("the server may not speak TLS at this port");
     assert_ne!(proxy.get("/raw/a").status, 200);
 }
 
@@ -132,7 +126,7 @@ fn silent_tls_server_times_out() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = silent.local_addr().expect("an address").port();
     let proxy = Proxy::start_on_redis_port(port, &[("REDIS_TLS", "on"), ("REDIS_TIMEOUT", "200")]);
-    wait_for_log(&proxy, "no reply to the TLS handshake within REDIS_TIMEOUT");
+    proxy.wait_for_log("no reply to the TLS handshake within REDIS_TIMEOUT");
     assert_eq!(proxy.get("/raw/a").status, 504);
 }
 
@@ -227,11 +221,11 @@ fn full_unix_backlog_times_out() {
     .collect();
     let url = format!("unix://{path}");
     let proxy = Proxy::start_on_redis_port(1, &[("REDIS_URL", &url), ("REDIS_TIMEOUT", "300")]);
-    wait_for_log(&proxy, "no reply within REDIS_TIMEOUT");
+    proxy.wait_for_log("no reply within REDIS_TIMEOUT");
     assert_eq!(proxy.get("/raw/a").status, 504);
     let url = format!("unix://{path}.missing");
     let proxy = Proxy::start_on_redis_port(1, &[("REDIS_URL", &url)]);
-    wait_for_log(&proxy, "No such file or directory");
+    proxy.wait_for_log("No such file or directory");
     assert_eq!(proxy.get("/raw/a").status, 503);
 }
 
@@ -256,11 +250,11 @@ fn rotated_password_file_needs_no_restart() {
     std::fs::write(&path, "topsecret-2").expect("a file");
     run(&mut admin, &["CLIENT", "KILL", "TYPE", "normal"]);
     wait_for("the new password is used", || (proxy.get("/raw/a").status == 200).then_some(()));
-    wait_for_log(&proxy, "REDIS_PASSWORD_FILE has a new password");
+    proxy.wait_for_log("REDIS_PASSWORD_FILE has a new password");
     // An unreadable file keeps the old password.
     std::fs::remove_file(&path).expect("the file");
     proxy.signal("HUP");
-    wait_for_log(&proxy, "the password read before stays in use");
+    proxy.wait_for_log("the password read before stays in use");
     run(&mut connect("topsecret-2"), &["CLIENT", "KILL", "TYPE", "normal"]);
     wait_for("the old password is used", || (proxy.get("/raw/a").status == 200).then_some(()));
     let shown = [proxy.log(), proxy.get("/").text(), proxy.get("/stats").text()];
@@ -278,7 +272,7 @@ fn tracking_falls_back_to_resp2() {
         wait_until_text(&mut client, "/raw/a", value);
         wait_until_cached(&mut client, "/raw/a", value);
     }
-    wait_for_log(&proxy, "refuses HELLO 3: a primary that becomes a replica is not left");
+    proxy.wait_for_log("refuses HELLO 3: a primary that becomes a replica is not left");
 }
 
 /// An idle tracking connection survives the `timeout` of Redis, and asks for the role meanwhile.
@@ -288,90 +282,6 @@ fn idle_tracking_survives_redis_timeout() {
     let proxy = start_tracking_proxy(redis.port, &[]);
     wait_for("the role was asked for several times", || (redis.count_calls("role") >= 4).then_some(()));
     assert_eq!(proxy.log().matches("at once (tracking active)").count(), 1, "{}", proxy.log());
-}
-
-/// A primary that becomes a replica is left, by the tracking connection and by the fetchers. While
-/// its name leads there it is read, but not tracked, because it has no primary of its own.
-#[test]
-fn demoted_primary_is_left() {
-    let (old, new) = (Redis::start(), Redis::start());
-    // The same port at another address.
-    let relay = crate::common::relay::Relay::start_at(("127.0.0.2", old.port), new.port);
-    old.set("a", "old");
-    new.set("a", "new");
-    let resolver = Resolver::start("127.0.0.1");
-    let variables: Vec<(&str, &str)> = resolver.env().to_vec();
-    let proxy = start_tracking_proxy(old.port, &variables);
-    let mut client = proxy.connect();
-    wait_until_cached(&mut client, "/raw/a", "old");
-    // A primary that never replies: the replica keeps its values, and its connections.
-    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let silent_port = silent.local_addr().expect("an address").port().to_string();
-    old.run(&["REPLICAOF", "127.0.0.1", &silent_port]);
-    wait_for_log(&proxy, "the primary became a replica (failover or REPLICAOF)");
-    wait_for("tracking waits", || {
-        let reason = "a replica without a connection to its primary, so no changes reach it";
-        proxy.get("/readyz").text().contains(reason).then_some(())
-    });
-    assert_eq!(client.get("/raw/a").text(), "old", "the name still leads to the replica");
-    resolver.set_result(0, "127.0.0.2");
-    wait_until_tracking(&proxy, 2);
-    wait_until_text(&mut client, "/raw/a", "new");
-    drop(relay);
-}
-
-/// A primary that became a replica of another one is used, and tracked, while its name leads there
-/// or to another replica. It is left once a new connection leads to a primary.
-#[test]
-fn replica_is_kept_until_primary_is_found() {
-    let (old, new, third) = (Redis::start(), Redis::start(), Redis::start());
-    let relay = crate::common::relay::Relay::start_at(("127.0.0.2", old.port), new.port);
-    let resolver = Resolver::start("127.0.0.1");
-    let variables: Vec<(&str, &str)> = resolver.env().to_vec();
-    let proxy = start_tracking_proxy(old.port, &variables);
-    let mut client = proxy.connect();
-    let become_replica = |redis: &Redis| {
-        redis.run(&["REPLICAOF", "127.0.0.1", &third.port.to_string()]);
-        wait_for("the replica is connected", || {
-            let info: String = redis::cmd("INFO").arg("replication").query(&mut redis.connect()).ok()?;
-            info.contains("master_link_status:up").then_some(())
-        });
-    };
-    become_replica(&new);
-    become_replica(&old);
-    wait_for_log(&proxy, "the primary became a replica (failover or REPLICAOF)");
-    wait_until_tracking(&proxy, 2);
-    resolver.set_result(0, "127.0.0.2");
-    wait_for("the name was tried", || (new.count_calls("role") >= 1).then_some(()));
-    third.set("a", "1");
-    wait_until_cached(&mut client, "/raw/a", "1");
-    let active = proxy.log().matches("at once (tracking active)").count();
-    wait_for("the name was tried again", || (new.count_calls("role") >= 2).then_some(()));
-    assert_eq!(proxy.log().matches("at once (tracking active)").count(), active, "{}", proxy.log());
-    new.run(&["REPLICAOF", "NO", "ONE"]);
-    new.set("a", "2");
-    wait_for_log(&proxy, "the server is a replica, and a new connection leads to a primary");
-    wait_until_text(&mut client, "/raw/a", "2");
-    drop(relay);
-}
-
-/// A demoted primary that serves nothing any more is left for the other address of its name.
-#[test]
-fn demoted_address_without_reads_is_left() {
-    let (old, new) = (Redis::start(), Redis::start());
-    let relay = crate::common::relay::Relay::start_at(("127.0.0.2", old.port), new.port);
-    new.set("a", "new");
-    let resolver = Resolver::start("127.0.0.1,127.0.0.2");
-    let variables: Vec<(&str, &str)> = resolver.env().to_vec();
-    let proxy = start_tracking_proxy(old.port, &variables);
-    let mut client = proxy.connect();
-    assert_eq!(client.get("/raw/a").status, 404);
-    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    old.run(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
-    old.run(&["REPLICAOF", "127.0.0.1", &silent.local_addr().expect("an address").port().to_string()]);
-    wait_until_text(&mut client, "/raw/a", "new");
-    wait_until_tracking(&proxy, 2);
-    drop(relay);
 }
 
 /// Each round trip of a slow network has the timeout of its own, also those of a subscription.
@@ -441,62 +351,6 @@ fn rotated_password_fails_no_worker() {
         (line.parse::<u64>().ok()? > 40).then_some(())
     });
     assert_eq!(proxy.log().matches("the password read before stays in use").count(), 1, "{}", proxy.log());
-}
-
-/// A primary behind a load balancer is left once new connections lead to another primary. The
-/// address stays the same, and the old connections stay open.
-#[test]
-fn demoted_primary_behind_balancer_is_left() {
-    let (old, new) = (Redis::start(), Redis::start());
-    let balancer = crate::common::relay::Relay::start(old.port);
-    old.set("a", "old");
-    new.set("a", "new");
-    let proxy = start_tracking_proxy(balancer.port, &[]);
-    let mut client = proxy.connect();
-    wait_until_cached(&mut client, "/raw/a", "old");
-    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    old.run(&["REPLICAOF", "127.0.0.1", &silent.local_addr().expect("an address").port().to_string()]);
-    wait_for_log(&proxy, "the primary became a replica (failover or REPLICAOF)");
-    assert_eq!(client.get("/raw/a").text(), "old", "the balancer still leads to the replica");
-    balancer.set_target(new.port);
-    wait_until_text(&mut client, "/raw/a", "new");
-    wait_until_tracking(&proxy, 2);
-    new.set("a", "newer");
-    wait_until_text(&mut client, "/raw/a", "newer");
-}
-
-/// A name with two addresses leads to the other one once the primary at the first became a replica.
-#[test]
-fn demoted_address_is_tried_last() {
-    let (old, new) = (Redis::start(), Redis::start());
-    let relay = crate::common::relay::Relay::start_at(("127.0.0.2", old.port), new.port);
-    old.set("a", "old");
-    new.set("a", "new");
-    let resolver = Resolver::start("127.0.0.1,127.0.0.2");
-    let variables: Vec<(&str, &str)> = resolver.env().to_vec();
-    let proxy = start_tracking_proxy(old.port, &variables);
-    let mut client = proxy.connect();
-    wait_until_text(&mut client, "/raw/a", "old");
-    old.run(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]);
-    wait_until_text(&mut client, "/raw/a", "new");
-    wait_until_tracking(&proxy, 2);
-    wait_for("the tracking connection leads there too", || (new.count_calls("role") >= 2).then_some(()));
-    drop(relay);
-}
-
-/// A replica that was configured as such is kept.
-#[test]
-fn configured_replica_is_kept() {
-    let (primary, replica) = (Redis::start(), Redis::start());
-    replica.run(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
-    primary.set("a", "1");
-    let proxy = start_tracking_proxy(replica.port, &[]);
-    let mut client = proxy.connect();
-    wait_until_cached(&mut client, "/raw/a", "1");
-    wait_for("the role was asked for several times", || (replica.count_calls("role") >= 3).then_some(()));
-    primary.set("a", "2");
-    wait_until_text(&mut client, "/raw/a", "2");
-    assert_eq!(proxy.log().matches("at once (tracking active)").count(), 1, "{}", proxy.log());
 }
 
 /// The check of a connection and an invalidation may cross. Neither is lost.

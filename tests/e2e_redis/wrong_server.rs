@@ -5,10 +5,6 @@ use crate::common::{FREE_PORT, Proxy, Redis, start_fake_redis, wait_for};
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-fn wait_for_log(proxy: &Proxy, expected: &str) {
-    wait_for(expected, || proxy.log().contains(expected).then_some(()));
-}
-
 /// A Redis that expects TLS closes the connection, and the log says that TLS is a possible reason.
 #[test]
 fn redis_with_tls_is_named() {
@@ -26,8 +22,8 @@ fn redis_with_tls_is_named() {
     let redis = Redis::start_with(&[&["--tls-port", FREE_PORT][..], &files].concat());
     // Over plain TCP, whatever REDIS_TRANSPORT selects.
     let proxy = Proxy::start_on_redis_port(redis.port_argument("--tls-port"), &[("REDIS_TLS", "off")]);
-    wait_for_log(&proxy, "the server closed the connection before its first reply");
-    wait_for_log(&proxy, "it may expect TLS (REDIS_TLS=on)");
+    proxy.wait_for_log("the server closed the connection before its first reply");
+    proxy.wait_for_log("it may expect TLS (REDIS_TLS=on)");
     assert_eq!(proxy.get("/key/a").status, 503);
     drop(redis);
     std::fs::remove_dir_all(directory).expect("the directory can be removed");
@@ -52,7 +48,7 @@ fn server_of_another_protocol_is_named() {
             let _ = stream.read(&mut request);
         });
         let proxy = Proxy::start_on_redis_port(port, &[]);
-        wait_for_log(&proxy, expected);
+        proxy.wait_for_log(expected);
         assert_eq!(proxy.get("/key/a").status, 502);
     }
 }
@@ -62,7 +58,7 @@ fn server_of_another_protocol_is_named() {
 fn superfluous_password_is_named() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[("REDIS_PASSWORD", "word")]);
-    wait_for_log(&proxy, "Redis has no password: configure none here, or set requirepass in Redis");
+    proxy.wait_for_log("Redis has no password: configure none here, or set requirepass in Redis");
 }
 
 /// A redirection to another node of a cluster becomes an error that explains itself. A client
@@ -100,7 +96,7 @@ fn cluster_redirection_is_explained() {
     assert!(response.status == 502 && response.text().contains("Redis is a node of a cluster"), "{response:?}");
     let reply = RespClient::connect(proxy.address).call_text("GET a");
     assert!(reply.starts_with("-ERR Redis is a node of a cluster, and another node has this key"), "{reply}");
-    wait_for_log(&proxy, "is a node of a cluster: keys of other nodes cannot be read; use a Redis without a cluster");
+    proxy.wait_for_log("is a node of a cluster: keys of other nodes cannot be read; use a Redis without a cluster");
     for number in 0..2 {
         let state = directory.join(format!("segment-nodes-{}-{number}.conf", std::process::id()));
         std::fs::remove_file(state).expect("the file of the cluster's state");
