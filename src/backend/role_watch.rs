@@ -55,21 +55,33 @@ impl RoleWatch {
         }
     }
 
+    /// Notices that the primary at `endpoint` became a replica. From now on its address is tried
+    /// last.
+    ///
+    /// # Errors
+    ///
+    /// The server is to be left. It is not reported again.
+    pub(super) fn check_demotion(&mut self, role: Role, endpoint: &Endpoint) -> RedisResult<()> {
+        let is_replica = matches!(role, Role::Replica | Role::DetachedReplica);
+        if is_replica && self.primary.take_if(|primary| primary == endpoint).is_some() {
+            self.access.record_demotion(endpoint);
+            return Err(leave("the primary became a replica (failover or REPLICAOF)"));
+        }
+        Ok(())
+    }
+
     /// Takes the role of the server at `endpoint`, once a second.
     ///
     /// # Errors
     ///
     /// The server is to be left.
     pub(super) fn check(&mut self, role: Role, endpoint: &Endpoint, connector: &Connector) -> RedisResult<()> {
+        self.check_demotion(role, endpoint)?;
         match role {
             Role::Primary => {
                 self.access.record_primary(endpoint);
                 self.primary = Some(endpoint.clone());
                 (self.search, self.next_search) = (None, (Instant::now(), MIN_SEARCH_DELAY));
-            }
-            Role::Replica | Role::DetachedReplica if self.primary.take_if(|primary| primary == endpoint).is_some() => {
-                self.access.record_demotion(endpoint);
-                return Err(leave("the primary became a replica (failover or REPLICAOF)"));
             }
             Role::Replica if self.access.expects_primary() && self.finds_primary(endpoint, connector) => {
                 return Err(leave("the server is a replica, and a new connection leads to a primary"));

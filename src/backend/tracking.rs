@@ -149,13 +149,16 @@ impl Tracker {
     /// Opens a connection that receives invalidations from now on. Also returns the run id of its
     /// server.
     fn connect(&mut self) -> (RedisResult<TrackingConnection>, Option<String>) {
-        let (shared, mut server_id) = (Arc::clone(&self.shared), None);
-        let result = self.connector.connect(|mut wire| {
+        let Tracker { shared, connector, role_watch, .. } = self;
+        let mut server_id = None;
+        let result = connector.connect(|mut wire| {
             server_id = run_id(&mut wire)?;
             // A load balancer may have led the fetchers to another server a moment ago. Their
             // connections may stay open for ever, so they look for the present server again.
-            check_same_server(&shared, server_id.as_deref()).inspect_err(|_| shared.leave_server())?;
+            check_same_server(shared, server_id.as_deref()).inspect_err(|_| shared.leave_server())?;
             let role = request_role(&mut wire)?;
+            // A failover may have closed the connection over which it would have been noticed.
+            role_watch.check_demotion(role, wire.endpoint()).inspect_err(|_| shared.leave_server())?;
             check_attached(role)?;
             Ok((TrackingConnection::subscribe(wire)?, role))
         });

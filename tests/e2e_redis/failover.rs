@@ -157,6 +157,26 @@ fn demoted_address_is_tried_last() {
     wait_for("the tracking connection leads there too", || (new.count_calls("role") >= 2).then_some(()));
 }
 
+/// A demotion that closes the connections, as one by Sentinel does, leads to the other address of
+/// the name too.
+#[test]
+fn demotion_may_close_connections() {
+    let servers = Failover::start("127.0.0.1,127.0.0.2");
+    let (old, new) = (&servers.old, &servers.new);
+    old.set("a", "old");
+    new.set("a", "new");
+    let proxy = servers.start_proxy();
+    let mut client = proxy.connect();
+    wait_until_cached(&mut client, "/raw/a", "old");
+    let silent = SilentPrimary::start();
+    let mut demotion = redis::pipe();
+    demotion.atomic().cmd("REPLICAOF").arg("127.0.0.1").arg(silent.port());
+    demotion.cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub");
+    let _: redis::Value = demotion.query(&mut old.connect()).expect("a demotion");
+    wait_until_text(&mut client, "/raw/a", "new");
+    wait_until_tracking(&proxy, 2);
+}
+
 /// A replica that was configured as such is kept.
 #[test]
 fn configured_replica_is_kept() {
