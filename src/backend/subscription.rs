@@ -4,7 +4,7 @@
 //! their channel: Redis then never closes it as idle, and applies its limit for slow subscribers.
 //! It may still ask for the role of the server. Some services support only this form.
 //!
-//! Where Redis refuses `HELLO 3`, the connection stays in RESP2. It redirects its messages to
+//! A connection to a Redis that refuses `HELLO 3` stays in RESP2. It redirects its messages to
 //! itself and receives them as those of the channel. It can then send `PING` only.
 
 use super::connect::{is_command_denied, is_outage};

@@ -53,7 +53,6 @@ const MIN_REPLACEMENT_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Tracker {
     shared: Arc<PoolShared>,
     connector: Connector,
-    timeout: Duration,
     /// Earliest time of the next replacement.
     replace_from: Instant,
     /// Last thread that connected a successor, running or finished.
@@ -78,15 +77,15 @@ impl TrackingConnection {
         Ok(TrackingConnection { wire, protocol, awaited: Awaited::Nothing, deadline: Instant::now() })
     }
 
-    /// Sends a check, which Redis must answer within `timeout`.
-    fn send_check(&mut self, timeout: Duration) -> RedisResult<()> {
+    /// Sends a check, which Redis must answer within the timeout of a round trip.
+    fn send_check(&mut self) -> RedisResult<()> {
         let (commands, awaited) = check_commands(self.protocol);
-        (self.awaited, self.deadline) = (awaited, Instant::now() + timeout);
+        (self.awaited, self.deadline) = (awaited, Instant::now() + self.wire.timeout());
         self.wire.send(&commands)
     }
 
     /// Receives a message. Returns `None` if a check is due. A late reply is an error.
-    fn receive(&mut self, timeout: Duration) -> RedisResult<Option<Message>> {
+    fn receive(&mut self) -> RedisResult<Option<Message>> {
         self.wire.set_deadline(self.deadline);
         let message = match self.wire.receive() {
             Err(error) if error.is_timeout() && self.awaited == Awaited::Nothing => return Ok(None),
@@ -99,7 +98,7 @@ impl TrackingConnection {
         };
         if self.awaited != Awaited::Nothing {
             // A reply that follows many invalidations is not late while they arrive.
-            self.deadline = Instant::now() + timeout;
+            self.deadline = Instant::now() + self.wire.timeout();
         } else if message == Message::Pong {
             self.deadline = Instant::now() + CHECK_INTERVAL;
         }
@@ -122,7 +121,7 @@ impl Tracker {
     pub(super) fn new(settings: &BackendConfig, shared: Arc<PoolShared>) -> Tracker {
         let (connector, replace_from) = (Connector::new(settings), Instant::now());
         let role_watch = RoleWatch::new(Arc::clone(&settings.access));
-        Tracker { shared, connector, timeout: settings.timeout, replace_from, connecting: None, role_watch }
+        Tracker { shared, connector, replace_from, connecting: None, role_watch }
     }
 
     /// Connects and receives invalidations, until the pool closes.
@@ -213,10 +212,10 @@ impl Tracker {
             if is_bloated && connection.awaited == Awaited::Nothing {
                 succession = self.advance(succession, connection.wire.endpoint(), server_id);
                 if let Succession::Ready(_) = succession {
-                    connection.send_check(self.timeout)?;
+                    connection.send_check()?;
                 }
             }
-            match connection.receive(self.timeout)? {
+            match connection.receive()? {
                 Some(Message::Invalidations(invalidations)) => {
                     let key_bytes: usize = invalidations.iter().map(Invalidation::bytes).sum();
                     is_bloated |= key_bytes > MAX_REUSE_MESSAGE_BYTES;
@@ -229,7 +228,7 @@ impl Tracker {
                 }
                 Some(Message::Role(role)) => self.check_role(role, connection)?,
                 Some(Message::Ignored) => {}
-                None => connection.send_check(self.timeout)?,
+                None => connection.send_check()?,
             }
         }
         Ok(None)

@@ -87,6 +87,11 @@ impl Wire {
         &self.endpoint
     }
 
+    /// Returns the time for each round trip.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Sets the time at which all reads end, until it is set again or the next round trip begins.
     pub(super) fn set_deadline(&mut self, deadline: Instant) {
         self.stream.set_deadline(deadline);

@@ -191,8 +191,8 @@ impl Contents {
         Ok(config)
     }
 
-    /// Returns the problem of the certificate at a time. Without authorities
-    /// there always is one, but the validity is checked first.
+    /// Returns the problem of the certificate at a time. Without authorities there always is one,
+    /// but the validity is checked first.
     fn validity_error(&self, time: UnixTime) -> Option<CertificateError> {
         let certificate = ParsedCertificate::try_from(self.certificates.first()?).ok()?;
         let CryptoProvider { signature_verification_algorithms, .. } = ring::default_provider();

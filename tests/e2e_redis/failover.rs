@@ -10,9 +10,10 @@ use std::net::TcpListener;
 /// Reason why a demoted primary is left.
 const DEMOTED: &str = "the primary became a replica (failover or REPLICAOF)";
 
-/// Two primaries at the same port: `old` at 127.0.0.1 and, through a relay, `new` at 127.0.0.2. A
-/// name leads to one of them or to both.
+/// Two primaries at the same port, and a proxy that reaches them by name: `old` at 127.0.0.1 and,
+/// through a relay, `new` at 127.0.0.2. The value of the key `a` is the name of the server.
 struct Failover {
+    proxy: Proxy,
     old: Redis,
     new: Redis,
     resolver: Resolver,
@@ -20,16 +21,15 @@ struct Failover {
 }
 
 impl Failover {
-    /// Starts the servers. The name leads to `addresses`.
+    /// Starts the servers and the proxy. The name leads to `addresses`.
     fn start(addresses: &str) -> Failover {
         let (old, new) = (Redis::start(), Redis::start());
         let relay = Relay::start_at(("127.0.0.2", old.port), new.port);
-        Failover { old, new, resolver: Resolver::start(addresses), _relay: relay }
-    }
-
-    /// Starts a proxy that reaches Redis by the name.
-    fn start_proxy(&self) -> Proxy {
-        start_tracking_proxy(self.old.port, &self.resolver.env())
+        old.set("a", "old");
+        new.set("a", "new");
+        let resolver = Resolver::start(addresses);
+        let proxy = start_tracking_proxy(old.port, &resolver.env());
+        Failover { proxy, old, new, resolver, _relay: relay }
     }
 }
 
@@ -51,11 +51,7 @@ impl SilentPrimary {
 /// its name leads there it is read, but not tracked, because it has no primary of its own.
 #[test]
 fn demoted_primary_is_left() {
-    let servers = Failover::start("127.0.0.1");
-    let (old, new) = (&servers.old, &servers.new);
-    old.set("a", "old");
-    new.set("a", "new");
-    let proxy = servers.start_proxy();
+    let Failover { old, resolver, proxy, .. } = &Failover::start("127.0.0.1");
     let mut client = proxy.connect();
     wait_until_cached(&mut client, "/raw/a", "old");
     let silent = SilentPrimary::start();
@@ -66,8 +62,8 @@ fn demoted_primary_is_left() {
         proxy.get("/readyz").text().contains(reason).then_some(())
     });
     assert_eq!(client.get("/raw/a").text(), "old", "the name still leads to the replica");
-    servers.resolver.set_result(0, "127.0.0.2");
-    wait_until_tracking(&proxy, 2);
+    resolver.set_result(0, "127.0.0.2");
+    wait_until_tracking(proxy, 2);
     wait_until_text(&mut client, "/raw/a", "new");
 }
 
@@ -75,9 +71,8 @@ fn demoted_primary_is_left() {
 /// or to another replica. It is left once a new connection leads to a primary.
 #[test]
 fn replica_is_kept_until_primary_is_found() {
-    let (servers, third) = (Failover::start("127.0.0.1"), Redis::start());
-    let (old, new) = (&servers.old, &servers.new);
-    let proxy = servers.start_proxy();
+    let third = Redis::start();
+    let Failover { old, new, resolver, proxy, .. } = &Failover::start("127.0.0.1");
     let mut client = proxy.connect();
     let become_replica = |redis: &Redis| {
         redis.run(&["REPLICAOF", "127.0.0.1", &third.port.to_string()]);
@@ -89,8 +84,8 @@ fn replica_is_kept_until_primary_is_found() {
     become_replica(new);
     become_replica(old);
     proxy.wait_for_log(DEMOTED);
-    wait_until_tracking(&proxy, 2);
-    servers.resolver.set_result(0, "127.0.0.2");
+    wait_until_tracking(proxy, 2);
+    resolver.set_result(0, "127.0.0.2");
     wait_for("the name was tried", || (new.count_calls("role") >= 1).then_some(()));
     third.set("a", "1");
     wait_until_cached(&mut client, "/raw/a", "1");
@@ -106,17 +101,15 @@ fn replica_is_kept_until_primary_is_found() {
 /// A demoted primary that serves nothing any more is left for the other address of its name.
 #[test]
 fn demoted_address_without_reads_is_left() {
-    let servers = Failover::start("127.0.0.1,127.0.0.2");
-    let (old, new) = (&servers.old, &servers.new);
-    new.set("a", "new");
-    let proxy = servers.start_proxy();
+    let Failover { old, proxy, .. } = &Failover::start("127.0.0.1,127.0.0.2");
+    old.run(&["DEL", "a"]);
     let mut client = proxy.connect();
     assert_eq!(client.get("/raw/a").status, 404);
     let silent = SilentPrimary::start();
     old.run(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
     old.run(&["REPLICAOF", "127.0.0.1", &silent.port()]);
     wait_until_text(&mut client, "/raw/a", "new");
-    wait_until_tracking(&proxy, 2);
+    wait_until_tracking(proxy, 2);
 }
 
 /// A primary behind a load balancer is left once new connections lead to another primary. The
@@ -144,16 +137,12 @@ fn demoted_primary_behind_balancer_is_left() {
 /// A name with two addresses leads to the other one once the primary at the first became a replica.
 #[test]
 fn demoted_address_is_tried_last() {
-    let servers = Failover::start("127.0.0.1,127.0.0.2");
-    let (old, new) = (&servers.old, &servers.new);
-    old.set("a", "old");
-    new.set("a", "new");
-    let proxy = servers.start_proxy();
+    let Failover { old, new, proxy, .. } = &Failover::start("127.0.0.1,127.0.0.2");
     let mut client = proxy.connect();
     wait_until_text(&mut client, "/raw/a", "old");
     old.run(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]);
     wait_until_text(&mut client, "/raw/a", "new");
-    wait_until_tracking(&proxy, 2);
+    wait_until_tracking(proxy, 2);
     wait_for("the tracking connection leads there too", || (new.count_calls("role") >= 2).then_some(()));
 }
 
@@ -161,11 +150,7 @@ fn demoted_address_is_tried_last() {
 /// the name too.
 #[test]
 fn demotion_may_close_connections() {
-    let servers = Failover::start("127.0.0.1,127.0.0.2");
-    let (old, new) = (&servers.old, &servers.new);
-    old.set("a", "old");
-    new.set("a", "new");
-    let proxy = servers.start_proxy();
+    let Failover { old, proxy, .. } = &Failover::start("127.0.0.1,127.0.0.2");
     let mut client = proxy.connect();
     wait_until_cached(&mut client, "/raw/a", "old");
     let silent = SilentPrimary::start();
@@ -174,7 +159,7 @@ fn demotion_may_close_connections() {
     demotion.cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub");
     let _: redis::Value = demotion.query(&mut old.connect()).expect("a demotion");
     wait_until_text(&mut client, "/raw/a", "new");
-    wait_until_tracking(&proxy, 2);
+    wait_until_tracking(proxy, 2);
 }
 
 /// A replica that was configured as such is kept.
