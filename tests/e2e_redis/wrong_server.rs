@@ -1,23 +1,15 @@
 //! Tests of servers that the proxy cannot use. The log names the cause and the remedy.
 
+use crate::common::certificates::{Authority, Identity};
 use crate::common::resp::RespClient;
 use crate::common::{FREE_PORT, Proxy, Redis, start_fake_redis, wait_for};
 use std::io::{Read, Write};
-use std::process::{Command, Stdio};
 
 /// A Redis that expects TLS closes the connection, and the log says that TLS is a possible reason.
 #[test]
 fn redis_with_tls_is_named() {
-    let directory = std::env::temp_dir().join(format!("segment-tls-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).expect("a directory for temporary files");
-    let path = |name: &str| directory.join(name).to_str().expect("a path in UTF-8").to_owned();
-    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
-        .args(["-keyout", &key, "-out", &certificate])
-        .stderr(Stdio::null())
-        .status();
-    assert!(made.expect("openssl is installed").success());
+    let authority = Authority::create();
+    let Identity { certificate, key } = authority.issue("redis", "DNS:localhost");
     let files = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &certificate];
     let redis = Redis::start_with(&[&["--tls-port", FREE_PORT][..], &files].concat());
     // Over plain TCP, whatever REDIS_TRANSPORT selects.
@@ -25,8 +17,6 @@ fn redis_with_tls_is_named() {
     proxy.wait_for_log("the server closed the connection before its first reply");
     proxy.wait_for_log("it may expect TLS (REDIS_TLS=on)");
     assert_eq!(proxy.get("/key/a").status, 503);
-    drop(redis);
-    std::fs::remove_dir_all(directory).expect("the directory can be removed");
 }
 
 /// A server of another protocol is named with the beginning of its reply.

@@ -1,68 +1,41 @@
-//! Authority and certificates for one test, made by openssl, and a TLS client that trusts them.
+//! Authority and certificates for one test, and a TLS client that trusts them.
 
+use crate::common::certificates::Authority;
 use crate::common::{Proxy, TEST_TIMEOUT, wait_for};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Directory with an authority (`ca.pem`) and certificates of it. Removed when dropped.
+/// Authority (`ca.pem`) with certificates in one directory.
 pub struct Certificates {
-    directory: PathBuf,
+    authority: Authority,
 }
 
 impl Certificates {
     /// Makes an authority, a certificate `server.pem` for localhost, and their keys.
     pub fn make() -> Certificates {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir().join(format!("segment-e2e-tls-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&directory).expect("a directory for temporary files");
-        let certificates = Certificates { directory };
-        certificates.make_authority("ca");
+        let certificates = Certificates { authority: Authority::create() };
         certificates.issue("server", "ca");
         certificates
     }
 
     pub fn path(&self, name: &str) -> String {
-        self.directory.join(name).to_str().expect("a path in UTF-8").to_owned()
+        self.authority.path(name)
     }
 
-    /// Makes an authority with this name.
+    /// Makes another authority with this name.
     pub fn make_authority(&self, name: &str) {
-        self.openssl(&[
-            &["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"][..],
-            &["-subj", &format!("/CN=Authority {name}"), "-addext", "basicConstraints=critical,CA:TRUE"],
-            &["-keyout", &self.path(&format!("{name}-key.pem")), "-out", &self.path(&format!("{name}.pem"))],
-        ]);
+        self.authority.identity(name).self_sign(name);
     }
 
     /// Makes a certificate for localhost with this name, of an authority.
     pub fn issue(&self, name: &str, authority: &str) {
-        let (key, request) = (self.path(&format!("{name}-key.pem")), self.path("request.pem"));
-        self.openssl(&[
-            &["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj"],
-            &[&format!("/CN={name}"), "-keyout", &key, "-out", &request],
-        ]);
-        let extensions = self.path("extensions");
-        std::fs::write(&extensions, "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-            .expect("a writable directory");
-        let (ca, ca_key) = (self.path(&format!("{authority}.pem")), self.path(&format!("{authority}-key.pem")));
-        self.openssl(&[
-            &["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial", "-days", "2"],
-            &["-extfile", &extensions, "-out", &self.path(&format!("{name}.pem"))],
-        ]);
-    }
-
-    /// Runs openssl, which must succeed.
-    pub fn openssl(&self, arguments: &[&[&str]]) {
-        let output = Command::new("openssl").args(arguments.concat()).output().expect("openssl is installed");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let authority = self.authority.identity(authority);
+        self.authority.identity(name).issue(name, "DNS:localhost,IP:127.0.0.1", &authority);
     }
 
     /// Returns the variables of a proxy that uses the certificate `server.pem`, and `others`.
@@ -128,12 +101,6 @@ impl Certificates {
         // A refused client may have ended already.
         let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
         to_text(&child.wait_with_output().expect("openssl ends"))
-    }
-}
-
-impl Drop for Certificates {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 

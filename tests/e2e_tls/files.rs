@@ -1,6 +1,7 @@
 //! Tests of the files of certificates and keys: unusable ones, and new ones on SIGHUP.
 
 use crate::certificates::{Certificates, TlsClient, to_text};
+use crate::common::certificates::openssl;
 use crate::common::{Redis, wait_for};
 use std::process::Command;
 use std::sync::Arc;
@@ -22,8 +23,8 @@ fn unusable_files_are_named() {
     certificates.issue("other", "ca");
     let path = |name: &str| certificates.path(name);
     let (key, encrypted, der) = (path("server-key.pem"), path("encrypted.pem"), path("server.der"));
-    certificates.openssl(&[&["pkcs8", "-topk8", "-in", &key, "-out", &encrypted, "-passout", "pass:word"]]);
-    certificates.openssl(&[&["x509", "-in", &path("server.pem"), "-outform", "DER", "-out", &der]]);
+    openssl(&[&["pkcs8", "-topk8", "-in", &key, "-out", &encrypted, "-passout", "pass:word"]]);
+    openssl(&[&["x509", "-in", &path("server.pem"), "-outform", "DER", "-out", &der]]);
     let (certificate, missing, other) = (path("server.pem"), path("missing.pem"), path("other-key.pem"));
     for (variables, expected) in [
         ([("TLS_CERT", &certificate), ("TLS_KEY", &other)], "does not match TLS_CERT="),
