@@ -67,7 +67,7 @@ fn check_redis_in_time(config: &Config) -> Vec<CheckStep> {
             RecvTimeoutError::Disconnected => gave_up("the check panicked; please report the panic".into()),
             RecvTimeoutError::Timeout => gave_up(format!(
                 "{}: no complete replies within {} s; the server or the network is too slow",
-                config.redis.address,
+                config.redis.target(),
                 limit.as_secs_f64()
             )),
         }),

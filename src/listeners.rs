@@ -4,7 +4,6 @@ use crate::ExitError;
 use segment_redis_proxy::config::{Config, ConfigError};
 use segment_redis_proxy::server::{Endpoint, Listener, SocketFile, UnixSocketError, bind, bind_unix};
 use segment_redis_proxy::server::{check_port_free, check_port_handover, exposure_warning};
-use segment_redis_proxy::upstream::Upstream;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
@@ -144,12 +143,11 @@ fn socket_error(path: &str, error: &UnixSocketError) -> ExitError {
 
 /// Logs what was started, in one line. `places` are the addresses to connect to.
 fn log_start(config: &Config, places: &str) {
-    let Config { redis: Upstream { address: redis, database, tls, .. }, cache_size, cache_ttl, workers, .. } = config;
+    let Config { redis, cache_size, cache_ttl, workers, .. } = config;
     let bytes = config.cache_bytes.map(|bytes| format!(" and {bytes} bytes")).unwrap_or_default();
     let tracking = if config.redis_tracking { ", at once while tracking is active" } else { "" };
-    let encryption = if tls.is_some() { " with TLS" } else { "" };
     log::info!(
-        "segment-redis-proxy {} listening on {places}, Redis at {redis} database {database}{encryption}, \
+        "segment-redis-proxy {} listening on {places}, {redis}, \
          {workers} worker(s) with up to {cache_size} keys{bytes} each, changes visible within CACHE_TTL={} s{tracking}",
         env!("CARGO_PKG_VERSION"),
         cache_ttl.as_secs_f64()

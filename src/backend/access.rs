@@ -35,7 +35,7 @@ impl RedisAccess {
     /// One line for each file that cannot be used: variable, path, problem and remedy.
     pub fn load(settings: Upstream) -> Result<RedisAccess, String> {
         let password = settings.password.clone().map(Secret::load).transpose();
-        let tls = settings.tls.as_ref().map(|tls| TlsConnector::load(tls, &settings.address)).transpose();
+        let tls = settings.tls.as_ref().map(|tls| TlsConnector::load(tls, &settings.addresses[0])).transpose();
         match (password, tls) {
             (Ok(password), Ok(tls)) => {
                 Ok(RedisAccess { password, tls, settings, password_problem: Mutex::default(), roles: Mutex::default() })
@@ -49,7 +49,7 @@ impl RedisAccess {
 
     /// Returns the address.
     pub fn address(&self) -> &UpstreamAddress {
-        &self.settings.address
+        &self.settings.addresses[0]
     }
 
     /// Returns the database number.

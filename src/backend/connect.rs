@@ -334,7 +334,7 @@ mod tests {
         // The listener is closed again, so connections to its port are refused.
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("no free port");
         let address = UpstreamAddress::Tcp("127.0.0.1".into(), free.port());
-        let upstream = Upstream { address, username: None, password: None, database: 0, tls: None };
+        let upstream = Upstream::single(address);
         let settings = BackendConfig {
             access: Arc::new(RedisAccess::load(upstream).expect("no file is read")),
             connections: 1,

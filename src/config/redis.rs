@@ -26,7 +26,7 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
                 self.refuse_beside_url(&url, username.is_some(), password.as_ref());
                 if url.username.is_some() && url.password.is_none() && password.is_none() {
                     self.errors.push(ConfigError::url_without_password());
-                    return Upstream { address: url.address, username: None, password, database: url.database, tls };
+                    return Upstream { database: url.database, tls, password, ..Upstream::single(url.address) };
                 }
                 (
                     url.address,
@@ -43,7 +43,7 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
         if let (Some(username), None) = (&username, &password) {
             self.errors.push(ConfigError::username_without_password(username));
         }
-        Upstream { address, username, password, database, tls }
+        Upstream { username, password, database, tls, ..Upstream::single(address) }
     }
 
     /// Reads a URL. Empty text counts as not set.

@@ -13,7 +13,7 @@ fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
 fn defaults_match_compose_file() {
     let config = read(&[]).expect("the defaults are allowed");
     let address = UpstreamAddress::Tcp("redis".into(), 6379);
-    assert_eq!(config.redis, Upstream { address, username: None, password: None, database: 0, tls: None });
+    assert_eq!(config.redis, Upstream::single(address));
     assert_eq!((config.proxy_host.as_str(), config.proxy_port), ("segment", Some(8080)));
     assert_eq!((config.cache_ttl, config.cache_size, config.workers), (Duration::from_secs(15), 3, 1));
     assert_eq!((config.redis_connections, config.redis_timeout), (4, Duration::from_secs(1)));
@@ -147,11 +147,11 @@ fn url_and_variables_describe_one_server() {
     let injected = [("REDIS_HOST", "redis"), ("REDIS_PORT", "tcp://10.0.0.1:6379"), ("REDIS_DB", "0")];
     let url = ("REDIS_URL", "rediss://app:word@h/2");
     let expected = Upstream {
-        address: UpstreamAddress::Tcp("h".into(), 6379),
         username: Some("app".into()),
         password: Some(SecretSource::Value("word".into())),
         database: 2,
         tls: Some(UpstreamTls::default()),
+        ..Upstream::single(UpstreamAddress::Tcp("h".into(), 6379))
     };
     assert_eq!(read(&[&injected[..], &[url]].concat()), expected);
     let upstream =
