@@ -74,7 +74,11 @@ fn full_read_through(size: usize) -> ReadThrough {
         write_digits(number, &mut key);
         if let Lookup::Fetch(job) = read_through.get(&key, true, request_id, 0) {
             let fetched = FetchedValue { value: Value::new(VALUE.to_vec()), ttl: None };
-            read_through.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, 0, |_, _| ());
+            read_through.complete(
+                Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)), may_cache: true },
+                0,
+                |_, _| (),
+            );
         }
     }
     assert_eq!(read_through.cache().len(), size);

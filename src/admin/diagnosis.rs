@@ -3,7 +3,7 @@
 //! A pure function of the metrics. The page, `/stats` and screen readers show its texts. A screen
 //! reader repeats a text that changes, so no text has a figure that changes every second.
 
-use crate::metrics::{InstanceInfo, Snapshot};
+use crate::metrics::{InstanceInfo, NodeRow, Snapshot};
 use std::time::Instant;
 
 /// Share of a limit in percent from which it counts as nearly reached. It leaves an operator time
@@ -47,6 +47,7 @@ pub fn problems(now: &Snapshot, settings: &InstanceInfo) -> Vec<Problem> {
     let found = [
         stuck_loop(now),
         redis_unavailable(now),
+        redis_node_unavailable(now),
         connection_limit(now, settings),
         file_limit(now),
         shutting_down(now),
@@ -81,9 +82,29 @@ fn redis_unavailable(now: &Snapshot) -> Option<Problem> {
     };
     let text = format!(
         "{reason}.{affected} Requests for keys that are not cached fail; with STALE_IF_ERROR, expired values are \
-         served for that long. Check that Redis runs, that REDIS_HOST and REDIS_PORT lead to it, and its log."
+         served for that long. Check that Redis runs, that REDIS_HOST and REDIS_PORT, or REDIS_URL, lead to it, and its \
+         log."
     );
     Some(Problem { since: time(now, now.redis.unavailable_since), ..critical("Redis unavailable", text) })
+}
+
+fn redis_node_unavailable(now: &Snapshot) -> Option<Problem> {
+    if now.redis.unavailable.is_some() {
+        return None;
+    }
+    let unavailable: Vec<&NodeRow> = now.redis.unavailable_nodes().collect();
+    let first = unavailable.first()?;
+    let text = format!(
+        "{} of {} nodes of Redis are unavailable ({}: {}). Requests for their keys that are not cached fail; with \
+         STALE_IF_ERROR, expired values are served for that long. Keys of the other nodes are served. Check those \
+         nodes, and whether the cluster has promoted a replica.",
+        unavailable.len(),
+        now.redis.nodes.len(),
+        first.address,
+        first.unavailable.as_deref().unwrap_or_default()
+    );
+    let since = unavailable.iter().filter_map(|node| node.unavailable_since).min();
+    Some(Problem { since: time(now, since), ..critical("Redis node unavailable", text) })
 }
 
 fn connection_limit(now: &Snapshot, settings: &InstanceInfo) -> Option<Problem> {
@@ -240,7 +261,8 @@ mod tests {
     #[test]
     fn outage_shows_reason_and_time() {
         let fail = |now: &mut Snapshot, workers: usize| {
-            now.redis.set_unavailable(Some("cannot connect to Redis at x:1"), ago(now, 60).expect("a time"));
+            now.redis.unavailable = Some("cannot connect to Redis at x:1".into());
+            now.redis.unavailable_since = ago(now, 60);
             now.per_worker[..workers].iter_mut().for_each(|worker| worker.has_redis = false);
         };
         let problem = only_problem(|now| fail(now, 1));
@@ -248,6 +270,29 @@ mod tests {
         assert_names(&problem, Severity::Critical, "Redis unavailable", &parts);
         assert_eq!(problem.since, Some(999_940));
         assert!(!only_problem(|now| fail(now, 2)).text.contains("of 2 workers"));
+    }
+
+    /// A node that is unavailable is a problem of its keys only. If all are, Redis is.
+    #[test]
+    fn node_outage_shows_address_and_reason() {
+        let fail = |now: &mut Snapshot| {
+            let node = |address: &str, unavailable: Option<&str>| NodeRow {
+                address: address.into(),
+                unavailable: unavailable.map(str::to_owned),
+                unavailable_since: unavailable.and_then(|_| ago(now, 60)),
+                ..NodeRow::default()
+            };
+            now.redis.nodes = vec![node("a:1", None), node("b:1", Some("no reply")), node("c:1", None)];
+        };
+        let problem = only_problem(fail);
+        let parts = ["1 of 3 nodes of Redis", "b:1: no reply", "other nodes"];
+        assert_names(&problem, Severity::Critical, "Redis node unavailable", &parts);
+        assert_eq!(problem.since, Some(999_940));
+        let all = only_problem(|now| {
+            fail(now);
+            now.redis.unavailable = Some("gone".into());
+        });
+        assert_eq!(all.title, "Redis unavailable");
     }
 
     /// Connections are a problem from 90 % of their limit, and critical at the limit.

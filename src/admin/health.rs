@@ -49,7 +49,7 @@ pub fn readyz(now: &Snapshot) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::RedisStatus;
+    use crate::metrics::RedisSummary;
 
     /// An outage of Redis and the shutdown make the proxy not ready. Only a stuck loop makes it not
     /// alive.
@@ -57,7 +57,7 @@ mod tests {
     fn readiness_and_liveness_differ() {
         let freshness = "visible \"at once\"".to_owned();
         let mut now =
-            Snapshot { workers: 2, redis: RedisStatus { freshness, ..Default::default() }, ..Snapshot::default() };
+            Snapshot { workers: 2, redis: RedisSummary { freshness, ..Default::default() }, ..Snapshot::default() };
         let freshness = r#""freshness":"visible \"at once\"""#;
         assert_eq!(healthz(&now), "{\"status\":\"ok\",\"workers\":2,\"stuck\":0}\n");
         assert_eq!(readyz(&now), format!("{{\"ready\":true,\"reason\":null,{freshness}}}\n"));

@@ -193,8 +193,26 @@ fn redis(text: &mut Exposition, now: &Snapshot) {
         u8::from(redis.unavailable.is_none()),
         "1 if Redis is available to all workers, else 0.",
     );
-    text.metric("segment_redis_connections", redis.connections, "Open connections of fetchers to Redis.");
-    let connects = ["ok", "failed"].into_iter().zip(redis.connect_attempts);
+    text.metric("segment_redis_nodes", redis.nodes.len(), "Nodes of Redis that keys are read from.");
+    text.metric(
+        "segment_redis_nodes_unavailable",
+        redis.unavailable_nodes().count(),
+        "Nodes of Redis that are unavailable to some worker.",
+    );
+    let redirections = ["moved", "ask"].into_iter().zip(redis.counters.redirections);
+    text.labelled_counter(
+        "segment_redis_redirections_total",
+        "kind",
+        "Keys that a node of Redis Cluster redirected to another node, by kind of redirection.",
+        redirections,
+    );
+    text.metric(
+        "segment_redis_topology_changes_total",
+        redis.topology_changes,
+        "Changes of the nodes of Redis or of their keys, the first included.",
+    );
+    text.metric("segment_redis_connections", redis.counters.connections, "Open connections of fetchers to Redis.");
+    let connects = ["ok", "failed"].into_iter().zip(redis.counters.connect_attempts);
     text.labelled_counter(
         "segment_redis_connects_total",
         "result",
@@ -203,22 +221,22 @@ fn redis(text: &mut Exposition, now: &Snapshot) {
     );
     text.metric(
         "segment_redis_connections_lost_total",
-        redis.disconnects,
+        redis.counters.disconnects,
         "Connections of fetchers to Redis that were closed.",
     );
     text.metric(
         "segment_redis_round_trips_total",
-        redis.round_trips,
+        redis.counters.round_trips,
         "Round trips to Redis; a pipeline of commands counts once.",
     );
     text.histogram(
         "segment_redis_round_trip_seconds",
-        &redis.round_trip_durations,
+        &redis.counters.round_trip_durations,
         MICROS_PER_SECOND,
         "Time from sending commands to Redis to the first reply; a failed round trip has none.",
     );
-    text.histogram("segment_redis_batch_keys", &redis.batch_sizes, 1.0, "Keys read from Redis in one batch.");
-    text.metric("segment_queue_length", redis.queued, "Keys in the queue, waiting for a fetcher.");
+    text.histogram("segment_redis_batch_keys", &redis.counters.batch_sizes, 1.0, "Keys read from Redis in one batch.");
+    text.metric("segment_queue_length", redis.counters.queued, "Keys in the queue, waiting for a fetcher.");
     text.metric("segment_tracking_wanted", now.tracking_wanted, "Workers configured for tracking (REDIS_TRACKING=on).");
     text.metric(
         "segment_tracking_active",

@@ -10,8 +10,8 @@ use super::json::{array, object, quote, quote_or_null};
 use super::tables::{Rows, figures, tables};
 use crate::log_format::rfc3339_seconds;
 use crate::metrics::{
-    AuthFailure, BATCH_SIZE_BUCKETS, Histogram, InstanceInfo, LATENCY_BUCKETS_US, Protocol, RequestOutcome, Snapshot,
-    TimeoutKind, TlsHandshakeResult, TrackingState,
+    AuthFailure, BATCH_SIZE_BUCKETS, Histogram, InstanceInfo, LATENCY_BUCKETS_US, NodeRow, Protocol, RequestOutcome,
+    Snapshot, TimeoutKind, TlsHandshakeResult, TrackingState,
 };
 use crate::protocol::http::Status;
 use crate::types::Failure;
@@ -47,7 +47,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("hit", histogram(&metrics.hit_latency, MICROS_PER_SECOND)),
         ("miss", histogram(&metrics.miss_latency, MICROS_PER_SECOND)),
         ("tick", histogram(&metrics.tick_duration, MICROS_PER_SECOND)),
-        ("round_trip", histogram(&redis.round_trip_durations, MICROS_PER_SECOND)),
+        ("round_trip", histogram(&redis.counters.round_trip_durations, MICROS_PER_SECOND)),
     ];
     let cache = [
         ("entries", metrics.entries as u64),
@@ -79,12 +79,15 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("freshness", quote(&redis.freshness)),
         ("tracking", quote(tracking)),
         ("epochs", metrics.flushes.to_string()),
-        ("connections", redis.connections.to_string()),
+        ("nodes", array(redis.nodes.iter().map(node))),
+        ("redirections", object(["moved", "ask"].into_iter().zip(redis.counters.redirections))),
+        ("topology_changes", redis.topology_changes.to_string()),
+        ("connections", redis.counters.connections.to_string()),
         ("in_flight", metrics.inflight_keys.to_string()),
-        ("queued", redis.queued.to_string()),
-        ("round_trips", redis.round_trips.to_string()),
+        ("queued", redis.counters.queued.to_string()),
+        ("round_trips", redis.counters.round_trips.to_string()),
     ];
-    let batches = [("bounds", array(BATCH_SIZE_BUCKETS)), ("reads", histogram(&now.redis.batch_sizes, 1.0))];
+    let batches = [("bounds", array(BATCH_SIZE_BUCKETS)), ("reads", histogram(&now.redis.counters.batch_sizes, 1.0))];
     let system = [
         ("resident_bytes", process.resident_bytes.to_string()),
         ("open_files", process.open_files.to_string()),
@@ -134,6 +137,16 @@ fn problem(problem: &Problem) -> String {
 
 fn cells(rows: &Rows) -> String {
     array(rows.iter().map(|row| array(row.iter().map(|cell| quote(cell)))))
+}
+
+/// Renders one node of Redis.
+fn node(node: &NodeRow) -> String {
+    object([
+        ("address", quote(&node.address)),
+        ("reason", quote_or_null(node.unavailable.as_deref())),
+        ("connections", node.connections.to_string()),
+        ("queued", node.queued.to_string()),
+    ])
 }
 
 /// Returns the key in `figures` of the row with this label.

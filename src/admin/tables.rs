@@ -1,7 +1,7 @@
 //! Tables of the page: text of each cell. The page has them as HTML, `/stats` as JSON for its
 //! script.
 
-use crate::metrics::{InstanceInfo, Setting, Snapshot, TrackingState, WorkerRow};
+use crate::metrics::{InstanceInfo, NodeRow, RedisSummary, Setting, Snapshot, TrackingState, WorkerRow};
 
 /// Rows of one table. The first cell of a row is its head.
 pub type Rows = Vec<Vec<String>>;
@@ -45,11 +45,12 @@ pub fn figures(now: &Snapshot, settings: &InstanceInfo) -> Vec<(&'static str, St
         ("Expired", with_thousands(metrics.expired)),
         ("Invalidated", with_thousands(metrics.invalidated)),
         ("Redis", redis.unavailable.clone().unwrap_or("available".into())),
+        ("Redis nodes", nodes(redis)),
         ("Freshness guarantee", redis.freshness.clone()),
-        ("Redis connections", with_thousands(redis.connections as u64)),
-        ("Redis round trips", with_thousands(redis.round_trips)),
+        ("Redis connections", with_thousands(redis.counters.connections as u64)),
+        ("Redis round trips", with_thousands(redis.counters.round_trips)),
         ("Keys in flight", with_thousands(metrics.inflight_keys as u64)),
-        ("Queued keys", with_thousands(redis.queued as u64)),
+        ("Queued keys", with_thousands(redis.counters.queued as u64)),
         ("Failed key reads", total(&metrics.failures)),
         ("Client connections", of(metrics.connected_clients, settings.max_connections)),
         ("Rejected connections", with_thousands(metrics.rejected)),
@@ -61,6 +62,18 @@ pub fn figures(now: &Snapshot, settings: &InstanceInfo) -> Vec<(&'static str, St
         ("Open files", of(process.open_files as usize, process.max_open_files as usize)),
         ("CPU time", format!("{:.1} s", process.cpu_seconds)),
     ]
+}
+
+/// Returns the addresses of the nodes, with their problems.
+fn nodes(redis: &RedisSummary) -> String {
+    let node = |node: &NodeRow| match &node.unavailable {
+        Some(_) => format!("{} (unavailable)", node.address),
+        None => node.address.clone(),
+    };
+    match &redis.nodes[..] {
+        [] => "-".into(),
+        nodes => nodes.iter().map(node).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// Returns present value, peak and limit of each figure that has a limit.
@@ -82,7 +95,7 @@ fn limits(now: &Snapshot, settings: &InstanceInfo) -> Rows {
         ),
         row("Entries", metrics.entries as u64, peaks.entries as u64, settings.capacity as u64),
         row("Cached bytes", metrics.bytes as u64, peaks.bytes as u64, settings.capacity_bytes as u64),
-        row("Queued keys", redis.queued as u64, peaks.queued as u64, settings.queue_limit as u64),
+        row("Queued keys", redis.counters.queued as u64, peaks.queued as u64, settings.queue_limit as u64),
         row("Open files", process.open_files, peaks.open_files, process.max_open_files),
     ]
 }

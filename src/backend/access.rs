@@ -1,21 +1,47 @@
-//! Access to Redis that all connections of the process share: address, credentials, TLS. Password
-//! and certificates can be read again while connections are in use.
+//! Access to Redis that all connections of the process share: addresses, credentials, TLS.
+//! Passwords and certificates can be read again while connections are in use.
 
 use super::stream::Endpoint;
 use super::tls::TlsConnector;
+use super::topology::Topology;
 use crate::secret::Secret;
-use crate::upstream::{Upstream, UpstreamAddress};
+use crate::upstream::{SentinelSettings, Upstream, UpstreamAddress, UpstreamMode};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Address, credentials and TLS settings, read from their files.
+/// Addresses, credentials and TLS settings, read from their files.
 pub struct RedisAccess {
     settings: Upstream,
     password: Option<Secret>,
+    sentinel_password: Option<Secret>,
     tls: Option<TlsConnector>,
-    /// Problem of the password's file that was logged last.
+    /// Problem of a password's file that was logged last.
     password_problem: Mutex<Option<String>>,
+    /// Thread that finds the nodes, `None` for one fixed node.
+    topology: Option<Arc<Topology>>,
     /// Roles of the servers, as the tracking threads saw them.
     roles: Mutex<KnownRoles>,
+}
+
+/// Kind of server, which decides about the credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ServerKind {
+    Redis,
+    Sentinel,
+}
+
+/// What a server must know about the proxy before it answers.
+pub(super) struct Login<'a> {
+    /// ACL user, for `AUTH`.
+    pub(super) username: Option<&'a str>,
+    /// Password, for `AUTH`.
+    pub(super) password: Option<Arc<str>>,
+    /// Database number, for `SELECT`.
+    pub(super) database: u32,
+    /// True to send name and version of the proxy. Sentinels refuse them.
+    pub(super) has_client_info: bool,
+    /// True if the connection uses TLS.
+    pub(super) has_tls: bool,
 }
 
 /// Knowledge about the roles of servers at the address.
@@ -35,36 +61,74 @@ impl RedisAccess {
     /// One line for each file that cannot be used: variable, path, problem and remedy.
     pub fn load(settings: Upstream) -> Result<RedisAccess, String> {
         let password = settings.password.clone().map(Secret::load).transpose();
-        let tls = settings.tls.as_ref().map(|tls| TlsConnector::load(tls, &settings.addresses[0])).transpose();
-        match (password, tls) {
-            (Ok(password), Ok(tls)) => {
-                Ok(RedisAccess { password, tls, settings, password_problem: Mutex::default(), roles: Mutex::default() })
-            }
-            (password, tls) => {
-                let problems = [password.err(), tls.err()];
+        let sentinel_password = match &settings.mode {
+            UpstreamMode::Sentinel(sentinel) => sentinel.password.clone().map(Secret::load).transpose(),
+            UpstreamMode::Single | UpstreamMode::Cluster => Ok(None),
+        };
+        let tls = settings.tls.as_ref().map(|tls| TlsConnector::load(tls, &settings.addresses)).transpose();
+        let topology = (settings.mode != UpstreamMode::Single).then(Arc::default);
+        match (password, sentinel_password, tls) {
+            (Ok(password), Ok(sentinel_password), Ok(tls)) => Ok(RedisAccess {
+                settings,
+                password,
+                sentinel_password,
+                tls,
+                password_problem: Mutex::default(),
+                topology,
+                roles: Mutex::default(),
+            }),
+            (password, sentinel_password, tls) => {
+                let problems = [password.err(), sentinel_password.err(), tls.err()];
                 Err(problems.into_iter().flatten().collect::<Vec<_>>().join("\n"))
             }
         }
     }
 
-    /// Returns the address.
-    pub fn address(&self) -> &UpstreamAddress {
-        &self.settings.addresses[0]
+    /// Returns the configured addresses: Redis, the sentinels, or the first nodes of a cluster.
+    pub(super) fn addresses(&self) -> &[UpstreamAddress] {
+        &self.settings.addresses
     }
 
-    /// Returns the database number.
-    pub(super) fn database(&self) -> u32 {
-        self.settings.database
+    /// Returns the thread that finds the nodes, `None` for one fixed node.
+    pub(super) fn topology(&self) -> Option<&Arc<Topology>> {
+        self.topology.as_ref()
     }
 
-    /// Returns the ACL user.
-    pub(super) fn username(&self) -> Option<&str> {
-        self.settings.username.as_deref()
+    /// Returns the interval at which the nodes are looked for.
+    pub(super) fn topology_interval(&self) -> Duration {
+        self.settings.topology_interval
     }
 
-    /// Returns the password.
-    pub(super) fn password(&self) -> Option<Arc<str>> {
-        self.password.as_ref().map(Secret::text)
+    /// Returns true in cluster mode.
+    pub(super) fn is_cluster(&self) -> bool {
+        self.settings.mode == UpstreamMode::Cluster
+    }
+
+    /// Returns the settings of sentinel mode.
+    pub(super) fn sentinel(&self) -> Option<&SentinelSettings> {
+        match &self.settings.mode {
+            UpstreamMode::Sentinel(sentinel) => Some(sentinel),
+            UpstreamMode::Single | UpstreamMode::Cluster => None,
+        }
+    }
+
+    /// Returns the password for a kind of server.
+    pub(super) fn password(&self, kind: ServerKind) -> Option<Arc<str>> {
+        let password = match kind {
+            ServerKind::Redis => &self.password,
+            ServerKind::Sentinel => &self.sentinel_password,
+        };
+        password.as_ref().map(Secret::text)
+    }
+
+    /// Returns the credentials for a kind of server.
+    pub(super) fn login(&self, kind: ServerKind) -> Login<'_> {
+        let (username, database) = match kind {
+            ServerKind::Redis => (self.settings.username.as_deref(), self.settings.database),
+            ServerKind::Sentinel => (self.sentinel().and_then(|sentinel| sentinel.username.as_deref()), 0),
+        };
+        let (has_client_info, has_tls) = (kind == ServerKind::Redis, self.tls.is_some());
+        Login { username, password: self.password(kind), database, has_client_info, has_tls }
     }
 
     /// Returns the TLS settings, `None` for connections without TLS.
@@ -98,17 +162,24 @@ impl RedisAccess {
         self.roles().demoted.clone()
     }
 
-    /// Reads the password again. Logs a change, and a new problem: after one the old password
+    /// Reads the passwords again. Logs a change, and a new problem: after one the old password
     /// stays. Blocks.
-    pub(super) fn reload_password(&self) {
-        let result = self.password.as_ref().map_or(Ok(false), Secret::reload);
+    pub(super) fn reload_passwords(&self) {
+        let of = |password: &Option<Secret>| password.as_ref().map_or(Ok(false), Secret::reload);
+        let results = [
+            ("REDIS_PASSWORD_FILE", of(&self.password)),
+            ("REDIS_SENTINEL_PASSWORD_FILE", of(&self.sentinel_password)),
+        ];
+        let problem = results.iter().find_map(|(_, result)| result.as_ref().err().cloned());
         // Each attempt to connect of each thread may come here while the file is missing.
-        let problem = result.as_ref().err().cloned();
         let is_known = std::mem::replace(&mut *self.password_problem(), problem.clone()) == problem;
-        match result {
-            Ok(true) => log::info!("REDIS_PASSWORD_FILE has a new password, which new connections to Redis use"),
-            Err(problem) if !is_known => log::error!("{problem}; the password read before stays in use"),
-            _ => {}
+        for (variable, result) in results {
+            if result == Ok(true) {
+                log::info!("{variable} has a new password, which new connections to Redis use");
+            }
+        }
+        if let Some(problem) = problem.filter(|_| !is_known) {
+            log::error!("{problem}; the password read before stays in use");
         }
     }
 
@@ -116,11 +187,11 @@ impl RedisAccess {
         self.password_problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the password and the files of TLS again, for new connections. Logs the results. After
+    /// Reads the passwords and the files of TLS again, for new connections. Logs the results. After
     /// an error, what was read before stays. Blocks.
     pub fn reload(&self) {
         *self.password_problem() = None;
-        self.reload_password();
+        self.reload_passwords();
         match self.tls.as_ref().map(TlsConnector::reload) {
             Some(Ok(())) => log::info!("REDIS_TLS was read again: new connections to Redis use the present files"),
             Some(Err(problem)) => log::error!("{problem}; new connections to Redis use the certificates read before"),

@@ -5,14 +5,14 @@
 //! long or slow. Two consecutive failed reads of different keys therefore mark Redis as
 //! unavailable.
 
-use crate::metrics::RedisStatus;
+use crate::metrics::NodeStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time after a failed read in which only a successful read makes Redis available again.
 const FAILED_READ_WINDOW: Duration = Duration::from_secs(3);
 
-impl RedisStatus {
+impl NodeStatus {
     /// Records that a request is about to be sent to Redis.
     pub(super) fn on_request(&mut self, now: Instant) {
         self.unanswered_since.get_or_insert(now);
@@ -61,7 +61,7 @@ mod tests {
     /// Redis is unavailable if reads of two keys fail, even while it accepts connections.
     #[test]
     fn two_failed_keys_mark_redis_unavailable() {
-        let (mut redis, at) = (RedisStatus::default(), clock());
+        let (mut redis, at) = (NodeStatus::default(), clock());
         let [one, other] = ["one", "other"].map(|key| Arc::from(key.as_bytes()));
         redis.on_request(at(0));
         redis.on_request(at(500));
@@ -101,7 +101,7 @@ mod tests {
     /// Redis stays available if only one key fails, or if others were read in the meantime.
     #[test]
     fn one_failed_key_keeps_redis_available() {
-        let (mut redis, at) = (RedisStatus::default(), clock());
+        let (mut redis, at) = (NodeStatus::default(), clock());
         let [one, other] = ["one", "other"].map(|key| Arc::from(key.as_bytes()));
         for round in 0..10 {
             redis.on_read_failed("no reply", &one, at(round * 1000), at(round * 1000 + 500));

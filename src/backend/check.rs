@@ -2,10 +2,13 @@
 //! configured, subscribes to invalidations.
 
 use super::BackendConfig;
+use super::cluster::find_once;
 use super::connect::{
     CLUSTER_WARNING, Connector, describe_error, info, info_field, is_cluster_redirection, is_command_denied,
     read_failure,
 };
+use super::sentinel::{SentinelAnswer, ask_each};
+use super::slot_map::Primary;
 use super::subscription::{Role, TrackingProtocol, request_role, subscribe};
 use super::wire::Wire;
 use redis::{RedisError, RedisResult};
@@ -46,7 +49,70 @@ impl CheckStep {
 /// Checks that Redis can be reached and read with these settings. Stops at the first step that
 /// fails. Each round trip may take the timeout of the settings. The caller bounds the whole.
 pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
-    let mut connector = Connector::new(settings);
+    let (mut steps, node) = match find_node(settings) {
+        Ok(found) => found,
+        Err(steps) => return steps,
+    };
+    steps.extend(check_node(settings, &node));
+    steps
+}
+
+/// Finds the node to check: the configured one, the primary that sentinels name, or the primary of a
+/// cluster that serves the checked key. Also returns what was found on the way.
+///
+/// # Errors
+///
+/// The steps, if there is no such node.
+fn find_node(settings: &BackendConfig) -> Result<(Vec<CheckStep>, Primary), Vec<CheckStep>> {
+    let access = &settings.access;
+    if let Some(sentinel) = access.sentinel() {
+        return check_sentinels(&ask_each(settings, &sentinel.master));
+    }
+    if !access.is_cluster() {
+        return Ok((Vec::new(), Primary { address: access.addresses()[0].clone(), id: None }));
+    }
+    let map = match find_once(settings) {
+        Ok(map) => map,
+        Err(problem) => return Err(vec![CheckStep::new(Verdict::Failed, "cluster", problem)]),
+    };
+    let addresses = map.primaries().iter().map(|primary| primary.address.to_string()).collect::<Vec<_>>().join(", ");
+    let mut steps = vec![CheckStep::new(Verdict::Ok, "cluster", format!("has the primaries {addresses}"))];
+    if map.unserved_slots() > 0 {
+        let text = format!(
+            "{} slots have no primary, and their keys cannot be read: repair the cluster (redis-cli --cluster check)",
+            map.unserved_slots()
+        );
+        steps.push(CheckStep::new(Verdict::Warning, "cluster", text));
+    }
+    let checked = map.owner_of(CHECKED_KEY.as_bytes()).unwrap_or(0);
+    for (index, primary) in map.primaries().iter().enumerate().filter(|(index, _)| *index != checked) {
+        if let Err(error) = Connector::new(settings, &map.primaries()[index]).connect(Ok) {
+            let text = format!("{}: {}", primary.address, describe_error(&error));
+            steps.push(CheckStep::new(Verdict::Failed, "Redis", text));
+        }
+    }
+    Ok((steps, map.primaries()[checked].clone()))
+}
+
+/// Reports the answer of each sentinel. One is enough.
+fn check_sentinels(answers: &[SentinelAnswer]) -> Result<(Vec<CheckStep>, Primary), Vec<CheckStep>> {
+    let named = answers.iter().find_map(|(_, answer)| answer.as_ref().ok());
+    let step = |(sentinel, answer): &SentinelAnswer| match answer {
+        Ok(address) => CheckStep::new(Verdict::Ok, "sentinel", format!("{sentinel}: the primary is {address}")),
+        Err(problem) => {
+            let verdict = if named.is_some() { Verdict::Warning } else { Verdict::Failed };
+            CheckStep::new(verdict, "sentinel", format!("{sentinel}: {problem}"))
+        }
+    };
+    let steps = answers.iter().map(step).collect();
+    match named {
+        Some(address) => Ok((steps, Primary { address: address.clone(), id: None })),
+        None => Err(steps),
+    }
+}
+
+fn check_node(settings: &BackendConfig, node: &Primary) -> Vec<CheckStep> {
+    let mut connector = Connector::new(settings, node);
     let target = connector.target().to_owned();
     let failed = |error: &RedisError| {
         vec![CheckStep::new(Verdict::Failed, "Redis", format!("{target}: {}", describe_error(error)))]
@@ -55,7 +121,7 @@ pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
         Ok(wire) => wire,
         Err(error) => return failed(&error),
     };
-    let mut steps = match check_server(&mut wire, &target) {
+    let mut steps = match check_server(&mut wire, &target, settings.access.is_cluster()) {
         Ok(steps) => steps,
         Err(error) => return failed(&error),
     };
@@ -89,7 +155,7 @@ pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
 }
 
 /// Identifies the server and measures a round trip.
-fn check_server(wire: &mut Wire, target: &str) -> RedisResult<Vec<CheckStep>> {
+fn check_server(wire: &mut Wire, target: &str, is_cluster: bool) -> RedisResult<Vec<CheckStep>> {
     let asked_at = Instant::now();
     let server = info(wire, "server")?;
     let micros = asked_at.elapsed().as_micros();
@@ -105,7 +171,7 @@ fn check_server(wire: &mut Wire, target: &str) -> RedisResult<Vec<CheckStep>> {
         None => "does not identify itself (INFO is denied)".into(),
     };
     let mut steps = vec![CheckStep::new(Verdict::Ok, "Redis", format!("{target}: {server}, INFO took {micros} us"))];
-    if cluster.is_some_and(|text| info_field(&text, "cluster_enabled").as_deref() == Some("1")) {
+    if !is_cluster && cluster.is_some_and(|text| info_field(&text, "cluster_enabled").as_deref() == Some("1")) {
         steps.push(CheckStep::new(Verdict::Warning, "cluster", format!("Redis {CLUSTER_WARNING}")));
     }
     Ok(steps)

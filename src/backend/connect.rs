@@ -3,8 +3,11 @@
 //! The backoff doubles with each failure, up to [`MAX_BACKOFF`]. Jitter spreads the attempts of
 //! many proxies, so that they do not overload a Redis that restarts.
 
-use super::access::RedisAccess;
+use super::access::{RedisAccess, ServerKind};
+use super::identity::Identity;
+use super::slot_map::Primary;
 use super::stream::Endpoint;
+use super::subscription::info_text;
 use super::wire::Wire;
 use super::{BackendConfig, handshake};
 use crate::types::Failure;
@@ -22,11 +25,14 @@ const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// by then.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// Opens connections to Redis and keeps the time of the next attempt.
+/// Opens connections to one server and keeps the time of the next attempt.
 #[derive(Clone)]
 pub(super) struct Connector {
     access: Arc<RedisAccess>,
     timeout: Duration,
+    address: UpstreamAddress,
+    kind: ServerKind,
+    identity: Identity,
     target: String,
     /// Endpoint of the last successful attempt.
     last_good: Option<Endpoint>,
@@ -37,11 +43,25 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(settings: &BackendConfig) -> Connector {
+    /// Creates the connector to a node. A connection to another server than this one is an error.
+    pub(super) fn new(settings: &BackendConfig, node: &Primary) -> Connector {
+        let identity = Identity::expected(&settings.access, node);
+        Connector::to(settings, &node.address, ServerKind::Redis, identity)
+    }
+
+    /// Creates the connector to a sentinel.
+    pub(super) fn to_sentinel(settings: &BackendConfig, address: &UpstreamAddress) -> Connector {
+        Connector::to(settings, address, ServerKind::Sentinel, Identity::Any)
+    }
+
+    fn to(settings: &BackendConfig, address: &UpstreamAddress, kind: ServerKind, identity: Identity) -> Connector {
         Connector {
             access: Arc::clone(&settings.access),
             timeout: settings.timeout,
-            target: settings.access.address().to_string(),
+            address: address.clone(),
+            kind,
+            identity,
+            target: address.to_string(),
             last_good: None,
             next_backoff: MIN_BACKOFF,
             backoff_state: None,
@@ -53,7 +73,7 @@ impl Connector {
         self.backoff_state.as_ref().map(|(failure, until)| (*until, failure.clone()))
     }
 
-    /// Returns the configured address, for the log.
+    /// Returns the address, for the log.
     pub(super) fn target(&self) -> &str {
         &self.target
     }
@@ -65,12 +85,12 @@ impl Connector {
     /// it the attempt is repeated at once: the password was changed in Redis and in the file.
     pub(super) fn connect<T>(&mut self, prepare: impl FnOnce(Wire) -> RedisResult<T>) -> RedisResult<T> {
         self.backoff_state = None;
-        let password = self.access.password();
+        let password = self.access.password(self.kind);
         let attempt = match self.attempt() {
             Err(error) if error.kind() == ErrorKind::AuthenticationFailed => {
-                self.access.reload_password();
+                self.access.reload_passwords();
                 // Another thread may have read the new password before this one.
-                if self.access.password() == password { Err(error) } else { self.attempt() }
+                if self.access.password(self.kind) == password { Err(error) } else { self.attempt() }
             }
             result => result,
         };
@@ -122,7 +142,7 @@ impl Connector {
     /// Returns the endpoints to try. The last good one comes first, because each dead one costs a
     /// whole timeout, and one that is no longer the primary comes last. Blocks for the lookup.
     pub(super) fn resolve(&self) -> RedisResult<Vec<Endpoint>> {
-        let mut endpoints: Vec<Endpoint> = match self.access.address() {
+        let mut endpoints: Vec<Endpoint> = match &self.address {
             UpstreamAddress::Tcp(host, port) => (host.as_str(), *port).to_socket_addrs()?.map(Endpoint::Tcp).collect(),
             UpstreamAddress::Unix(path) => vec![Endpoint::Unix(path.clone())],
         };
@@ -132,10 +152,13 @@ impl Connector {
         Ok(endpoints)
     }
 
-    /// Connects to `endpoint`, authenticates and selects the database.
+    /// Connects to `endpoint`, authenticates, selects the database, and checks that it is the
+    /// expected server.
     pub(super) fn open(&self, endpoint: Endpoint) -> RedisResult<Wire> {
-        let mut wire = Wire::connect(endpoint, self.access.tls(), self.timeout)?;
-        handshake::log_in(&self.access, &mut wire)?;
+        let tls = self.access.tls().map(|tls| (tls, &self.address));
+        let mut wire = Wire::connect(endpoint, tls, self.timeout)?;
+        handshake::log_in(&self.access.login(self.kind), &mut wire)?;
+        self.identity.check(&mut wire)?;
         Ok(wire)
     }
 }
@@ -158,6 +181,8 @@ pub(super) fn read_failure(error: &RedisError) -> Failure {
             "MOVED" | "ASK" => Failure::Redis(format!("{CLUSTER_REDIRECTION} ({text})")),
             // Redis loads its data, has lost its master, or runs a script. It recovers by itself.
             "LOADING" | "MASTERDOWN" | "BUSY" => Failure::NotReady(text),
+            // A cluster lacks a primary, or keys are moving. Both pass.
+            "CLUSTERDOWN" | "TRYAGAIN" => Failure::NotReady(text),
             _ if is_full(error) => Failure::NotReady(text),
             _ => Failure::Redis(text),
         }
@@ -171,11 +196,11 @@ pub(super) fn read_failure(error: &RedisError) -> Failure {
 /// Error for a key that a cluster node redirects to another node. Clients must not receive the
 /// redirection itself: their libraries would connect to the node, past the proxy.
 const CLUSTER_REDIRECTION: &str =
-    "ERR Redis is a node of a cluster, and another node has this key; the proxy reads one Redis without a cluster";
+    "ERR Redis is a node of a cluster, and another node has this key; set REDIS_MODE=cluster in the proxy";
 
 /// Warning about a cluster node, after its address.
 pub(super) const CLUSTER_WARNING: &str =
-    "is a node of a cluster: keys of other nodes cannot be read; use a Redis without a cluster";
+    "is a node of a cluster: keys of other nodes cannot be read; set REDIS_MODE=cluster";
 
 /// Returns true if a cluster node redirected the proxy to another node.
 pub(super) fn is_cluster_redirection(failure: &Failure) -> bool {
@@ -246,9 +271,7 @@ pub(super) fn run_id(wire: &mut Wire) -> RedisResult<Option<String>> {
 /// Returns a section of `INFO`, `None` if Redis denies the command.
 pub(super) fn info(wire: &mut Wire, section: &str) -> RedisResult<Option<String>> {
     match wire.request(redis::cmd("INFO").arg(section)) {
-        // A path in the reply need not be UTF-8.
-        Ok(redis::Value::BulkString(text)) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
-        Ok(_) => Ok(Some(String::new())),
+        Ok(reply) => Ok(Some(info_text(reply).unwrap_or_default())),
         Err(error) if is_command_denied(&error) => Ok(None),
         // Any other error may be temporary. Keys must not be read over a connection to an unknown
         // server while another server sends the invalidations.
@@ -284,6 +307,9 @@ pub(super) fn describe_error(error: &RedisError) -> String {
         _ if text.contains("without any password") => {
             "Redis has no password: configure none here, or set requirepass in Redis"
         }
+        _ if text.contains("cluster support disabled") => {
+            "set REDIS_MODE=single, or name a node of a cluster (REDIS_URL, or REDIS_HOST and REDIS_PORT)"
+        }
         _ if text.contains("the server expects TLS") => "set REDIS_TLS=on, or a rediss:// URL",
         _ if error.kind() == ErrorKind::Parse => "check the address of Redis (REDIS_HOST and REDIS_PORT, or REDIS_URL)",
         _ if text.contains("rejected AUTH") => "check the user and the password of Redis",
@@ -295,7 +321,7 @@ pub(super) fn describe_error(error: &RedisError) -> String {
 
 /// Returns a random number from 0 to 1. The random hash keys of the standard library are good
 /// enough for jitter.
-fn random_fraction() -> f64 {
+pub(super) fn random_fraction() -> f64 {
     f64::from((RandomState::new().hash_one(0u8) >> 32) as u32) / f64::from(u32::MAX)
 }
 
@@ -334,16 +360,8 @@ mod tests {
         // The listener is closed again, so connections to its port are refused.
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("no free port");
         let address = UpstreamAddress::Tcp("127.0.0.1".into(), free.port());
-        let upstream = Upstream::single(address);
-        let settings = BackendConfig {
-            access: Arc::new(RedisAccess::load(upstream).expect("no file is read")),
-            connections: 1,
-            timeout: Duration::from_secs(1),
-            cache_ttl: Duration::ZERO,
-            tracking: false,
-            max_value_bytes: 1,
-        };
-        let mut connector = Connector::new(&settings);
+        let settings = super::super::tests::settings(Upstream::single(address.clone()));
+        let mut connector = Connector::new(&settings, &Primary { address, id: None });
         assert!(connector.backoff().is_none());
         let mut jitters = Vec::new();
         for expected in [20, 40, 80, 160, 320, 640].into_iter().chain([1000; 10]) {

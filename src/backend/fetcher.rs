@@ -5,11 +5,13 @@
 //! repeats the pending part of the batch, because reads are idempotent. A timeout is not retried,
 //! because the clients have waited long enough.
 
+use super::PROBE_INTERVAL;
 use super::batch::Batch;
 use super::connect::{CLUSTER_WARNING, Connector, connect_failure, describe_error, read_failure, run_id};
+use super::node::Node;
 use super::reader::{KeyReader, ReadOptions};
-use super::{BackendConfig, ConnectOutcome, PROBE_INTERVAL, PoolShared, Task};
-use crate::types::{Failure, Invalidation};
+use super::task::{ConnectOutcome, Task};
+use crate::types::Failure;
 use redis::RedisError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,31 +20,31 @@ use std::time::Instant;
 /// Connection that is counted in the pool's state until it is dropped, also by a panic.
 struct CountedConnection {
     reader: KeyReader,
-    /// Generation of the pool when the connection was opened.
+    /// Generation of the node when the connection was opened.
     generation: u64,
     /// Run id of the Redis server. Known only with tracking, and if the server reports one.
     run_id: Option<String>,
     /// True once keys were read over this connection.
     has_served: bool,
-    shared: Arc<PoolShared>,
+    node: Arc<Node>,
 }
 
 impl CountedConnection {
     /// Returns true if the connection must be replaced before keys are read over it.
     fn is_outdated(&self) -> bool {
-        self.shared.is_outdated(self.generation, self.run_id.as_deref())
+        self.node.is_outdated(self.generation, self.run_id.as_deref())
     }
 }
 
 impl Drop for CountedConnection {
     fn drop(&mut self) {
-        self.shared.record_disconnect();
+        self.node.record_disconnect();
     }
 }
 
 /// State of one fetcher thread, with at most one connection.
 pub(super) struct Fetcher {
-    shared: Arc<PoolShared>,
+    node: Arc<Node>,
     connector: Connector,
     connection: Option<CountedConnection>,
     max_value_bytes: usize,
@@ -59,14 +61,15 @@ enum BatchError {
 }
 
 impl Fetcher {
-    pub(super) fn new(settings: &BackendConfig, shared: Arc<PoolShared>, retries_idle: bool) -> Fetcher {
+    pub(super) fn new(node: Arc<Node>, retries_idle: bool) -> Fetcher {
+        let settings = &node.pool.settings;
         Fetcher {
-            shared,
-            connector: Connector::new(settings),
+            connector: Connector::new(settings, &node.primary),
             connection: None,
             max_value_bytes: settings.max_value_bytes,
             tracking: settings.tracking,
             retries_idle,
+            node,
         }
     }
 
@@ -76,7 +79,7 @@ impl Fetcher {
         self.connection = self.connect().ok();
     }
 
-    /// Runs tasks until the pool closes.
+    /// Runs tasks until the node closes.
     pub(super) fn run(&mut self) {
         loop {
             let blocked_until = match self.connection {
@@ -84,9 +87,9 @@ impl Fetcher {
                 None => self.connector.backoff().map(|(until, _)| until),
             };
             let probe_interval = (self.retries_idle || self.connection.is_some()).then_some(PROBE_INTERVAL);
-            let result = match self.shared.next_task(self.connection.is_some(), blocked_until, probe_interval) {
+            let result = match self.node.next_task(self.connection.is_some(), blocked_until, probe_interval) {
                 Task::Fetch(batch) => {
-                    let mut batch = Batch::new(Arc::clone(&self.shared), batch);
+                    let mut batch = Batch::new(Arc::clone(&self.node), batch);
                     catch_unwind(AssertUnwindSafe(|| self.serve(&mut batch)))
                 }
                 Task::Connect => catch_unwind(AssertUnwindSafe(|| self.preconnect())),
@@ -123,32 +126,32 @@ impl Fetcher {
         }
         self.preconnect();
         if self.connection.is_none() {
-            self.shared.probe_now();
+            self.node.probe_now();
         }
     }
 
     /// Records that a request is about to be sent to Redis.
     fn record_request(&self) {
-        self.shared.update_status(|redis| redis.on_request(Instant::now()));
+        self.node.update_status(|node| node.on_request(Instant::now()));
     }
 
     fn count_round_trips(&self, reader: &mut KeyReader) {
         let (round_trips, durations) = reader.take_round_trips();
-        self.shared.update_status(|redis| {
-            redis.round_trips += round_trips;
-            redis.round_trip_durations.merge(&durations);
+        self.node.update_status(|node| {
+            node.counters.round_trips += round_trips;
+            node.counters.round_trip_durations.merge(&durations);
         });
     }
 
     /// Records the result of a connect or a `PING`: `reason` says why Redis cannot serve.
     fn record_contact(&self, reason: Option<&str>) {
-        self.shared.update_status(|redis| redis.on_contact(reason, Instant::now()));
+        self.node.update_status(|node| node.on_contact(reason, Instant::now()));
     }
 
     /// Logs the loss of a connection, as a warning at most once in 10 s. Returns the text.
     fn log_loss(&self, error: &RedisError) -> String {
         let text = format!("lost a connection to Redis at {}: {}", self.connector.target(), describe_error(error));
-        match self.shared.should_log_loss() {
+        match self.node.should_log_loss() {
             None => log::debug!("{text}"),
             Some(0) => log::warn!("{text}"),
             Some(suppressed) => log::warn!("{text} ({suppressed} more lost since the last such line)"),
@@ -182,10 +185,11 @@ impl Fetcher {
                 Err(BatchError::Reading(error)) => {
                     let text = self.log_loss(&error);
                     // Replies come in order, so the read of the first pending key failed.
-                    if let Some((_, key)) = batch.pending().first() {
-                        self.shared
-                            .update_status(|redis| redis.on_read_failed(&text, key, requested_at, Instant::now()));
+                    if let Some(first) = batch.pending().first() {
+                        self.node
+                            .update_status(|node| node.on_read_failed(&text, &first.key, requested_at, Instant::now()));
                     }
+                    self.node.pool.request_map();
                     read_failure(&error)
                 }
             };
@@ -201,22 +205,25 @@ impl Fetcher {
             // The host of Redis may lead to another server now. The old one sends no invalidations
             // any more.
             Some(connection) if !connection.is_outdated() => connection,
-            _ => self.connect_to_read().map_err(BatchError::Connecting)?,
+            _ => self.connect().map_err(BatchError::Connecting)?,
         };
-        let options = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.shared.reads_ttl() };
+        // If a load balancer leads to another server than the one that sends the invalidations, no
+        // invalidation of these values comes.
+        batch.set_may_cache(self.node.pool.may_cache(self.node.id) && !connection.is_outdated());
+        let options = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.node.pool.reads_ttl() };
         let keys = batch.pending_count() as u64;
         self.record_request();
         let result = connection.reader.read(batch, options);
         self.count_round_trips(&mut connection.reader);
-        self.shared.update_status(|redis| redis.batch_sizes.observe(keys, 1));
+        self.node.update_status(|node| node.counters.batch_sizes.observe(keys, 1));
         match result {
             Ok(ttl_support) => {
-                self.shared.update_status(|redis| redis.on_read(batch.not_ready(), Instant::now()));
-                if batch.is_redirected() && self.shared.should_log_redirection() {
+                self.node.update_status(|node| node.on_read(batch.not_ready(), Instant::now()));
+                if batch.is_misdirected() && self.node.pool.should_log_redirection() {
                     log::warn!("Redis at {} {CLUSTER_WARNING}", self.connector.target());
                 }
                 if let Some(result) = ttl_support {
-                    self.shared.set_ttl_support(result);
+                    self.node.pool.set_ttl_support(result);
                 }
                 if !std::mem::replace(&mut connection.has_served, true) {
                     self.connector.reset_backoff();
@@ -237,43 +244,33 @@ impl Fetcher {
         }
     }
 
-    /// Connects for a batch. If a load balancer leads to another server than the one that sends the
-    /// invalidations, the values of the batch are not cached: no invalidation of them comes.
-    fn connect_to_read(&mut self) -> Result<CountedConnection, Failure> {
-        let connection = self.connect()?;
-        if connection.is_outdated() {
-            self.shared.push_invalidations(vec![Invalidation::All]);
-        }
-        Ok(connection)
-    }
-
     fn connect(&mut self) -> Result<CountedConnection, Failure> {
         if let Some((until, failure)) = self.connector.backoff()
             && Instant::now() < until
         {
             return Err(failure);
         }
-        let (tracking, mut server_id, generation) = (self.tracking, None, self.shared.generation());
+        let (tracking, mut server_id, generation) = (self.tracking, None, self.node.generation());
         let result = self.connector.connect(|mut wire| {
             if tracking {
                 server_id = run_id(&mut wire)?;
             }
             Ok(wire)
         });
-        let outcome = self.shared.record_connect(result.is_ok());
+        let outcome = self.node.record_connect(result.is_ok());
         // The connection is counted from here on. Dropping it ends the count.
         let result = result.map(|wire| CountedConnection {
             reader: KeyReader::new(wire),
             generation,
             run_id: server_id,
             has_served: false,
-            shared: Arc::clone(&self.shared),
+            node: Arc::clone(&self.node),
         });
         let target = self.connector.target();
         match &result {
             Ok(_) => self.record_contact(None),
             // The fetchers that are connected decide whether Redis is available.
-            Err(_) if self.shared.state().connected > 0 => {}
+            Err(_) if self.node.state().connected > 0 => {}
             Err(error) => {
                 self.record_contact(Some(&format!("cannot connect to Redis at {target}: {}", describe_error(error))))
             }
@@ -290,8 +287,11 @@ impl Fetcher {
             }
             (Err(error), Some(_)) => log::error!("cannot connect to Redis at {target}: {}", describe_error(error)),
         }
-        let counted = result.map_err(|error| connect_failure(&error))?;
-        self.shared.set_read_run_id(counted.run_id.clone());
+        let counted = result.map_err(|error| {
+            self.node.pool.request_map();
+            connect_failure(&error)
+        })?;
+        self.node.set_read_run_id(counted.run_id.clone());
         Ok(counted)
     }
 }

@@ -80,6 +80,12 @@ impl Freshness {
         redis.set_tracking(tracking, now);
     }
 
+    /// Returns true if another guarantee is in force than in `other`, whatever the reasons are.
+    pub(super) fn differs_from(&self, other: &Freshness) -> bool {
+        let kind = std::mem::discriminant::<Guarantee>;
+        (kind(&self.tracking), kind(&self.expiry)) != (kind(&other.tracking), kind(&other.expiry))
+    }
+
     /// Logs the state, as a warning if a guarantee is not met.
     pub(super) fn log(&self) {
         let is_unmet = self.tracking.is_unmet() || self.expiry.is_unmet();

@@ -6,7 +6,7 @@
 //! reports only the close. This handshake sends all commands together, the optional ones last, so
 //! that an error in the first reply is never ignored.
 
-use super::access::RedisAccess;
+use super::access::Login;
 use super::connect::{read_failure, single_line, without_arguments};
 use super::reader::desync_error;
 use super::wire::Wire;
@@ -29,27 +29,27 @@ enum HandshakeStep {
 
 /// Authenticates, selects the database and checks that Redis answers. Retries without the user name
 /// if Redis is older than version 6, which has no users.
-pub(super) fn log_in(access: &RedisAccess, wire: &mut Wire) -> RedisResult<()> {
-    match exchange(access, access.username(), wire) {
-        Err(error) if access.username().is_some() && lacks_users(&error) => exchange(access, None, wire),
+pub(super) fn log_in(login: &Login<'_>, wire: &mut Wire) -> RedisResult<()> {
+    match exchange(login, login.username, wire) {
+        Err(error) if login.username.is_some() && lacks_users(&error) => exchange(login, None, wire),
         result => result,
     }
 }
 
-fn exchange(access: &RedisAccess, username: Option<&str>, wire: &mut Wire) -> RedisResult<()> {
-    let (steps, packed) = commands(access, username);
+fn exchange(login: &Login<'_>, username: Option<&str>, wire: &mut Wire) -> RedisResult<()> {
+    let (steps, packed) = commands(login, username);
     if let Err(error) = wire.send(&packed) {
         // Redis may have sent the reason before it closed the connection.
         return Err(match wire.receive_first() {
             Ok(Value::ServerError(reason)) => handshake_error(steps[0], reason),
             Err(reason) if !reason.is_connection_dropped() => reason,
-            _ => closed_early(access, error),
+            _ => closed_early(login, error),
         });
     }
     let mut errors: Vec<(HandshakeStep, ServerError)> = Vec::new();
     for (index, step) in steps.into_iter().enumerate() {
         let reply =
-            if index == 0 { wire.receive_first().map_err(|error| closed_early(access, error)) } else { wire.receive() };
+            if index == 0 { wire.receive_first().map_err(|error| closed_early(login, error)) } else { wire.receive() };
         match (step, reply) {
             (HandshakeStep::SetClientInfo, Ok(_)) => {}
             (_, Ok(Value::ServerError(error))) => errors.push((step, error)),
@@ -73,20 +73,21 @@ fn exchange(access: &RedisAccess, username: Option<&str>, wire: &mut Wire) -> Re
 }
 
 /// Returns the steps, and their commands packed.
-fn commands(access: &RedisAccess, username: Option<&str>) -> (Vec<HandshakeStep>, Vec<u8>) {
+fn commands(login: &Login<'_>, username: Option<&str>) -> (Vec<HandshakeStep>, Vec<u8>) {
     let (mut steps, mut packed) = (Vec::new(), Vec::new());
     let mut add = |step, command: &redis::Cmd| {
         steps.push(step);
         command.write_packed_command(&mut packed);
     };
-    if let Some(password) = access.password() {
-        add(HandshakeStep::Authenticate, redis::cmd("AUTH").arg(username).arg(&*password));
+    if let Some(password) = &login.password {
+        add(HandshakeStep::Authenticate, redis::cmd("AUTH").arg(username).arg(&**password));
     }
-    if access.database() != 0 {
-        add(HandshakeStep::Select, redis::cmd("SELECT").arg(access.database()));
+    if login.database != 0 {
+        add(HandshakeStep::Select, redis::cmd("SELECT").arg(login.database));
     }
     add(HandshakeStep::Probe, &redis::cmd("PING"));
-    for (name, value) in [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
+    let client_info = [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))];
+    for (name, value) in client_info.into_iter().filter(|_| login.has_client_info) {
         add(HandshakeStep::SetClientInfo, redis::cmd("CLIENT").arg("SETINFO").arg(name).arg(value));
     }
     (steps, packed)
@@ -96,13 +97,13 @@ fn commands(access: &RedisAccess, username: Option<&str>) -> (Vec<HandshakeStep>
 ///
 /// A Redis that expects TLS resets a connection without it. A load balancer without a server
 /// accepts a connection, and closes it.
-fn closed_early(access: &RedisAccess, error: RedisError) -> RedisError {
+fn closed_early(login: &Login<'_>, error: RedisError) -> RedisError {
     if !error.is_connection_dropped() {
         return error;
     }
-    let cause = match access.tls() {
-        None => "it may expect TLS (REDIS_TLS=on), or may be no Redis",
-        Some(_) => "it may be no Redis, or a load balancer that finds no Redis",
+    let cause = match login.has_tls {
+        false => "it may expect TLS (REDIS_TLS=on), or may be no Redis",
+        true => "it may be no Redis, or a load balancer that finds no Redis",
     };
     let text = format!("the server closed the connection before its first reply ({}); {cause}", single_line(&error));
     std::io::Error::new(std::io::ErrorKind::ConnectionReset, text).into()

@@ -21,14 +21,13 @@
 //! If Redis denies one of these commands (by an ACL, or as another server with this protocol), the
 //! reader falls back to `GET`, after a check of the length.
 
-use super::batch::{Batch, BatchKey, FetchResult};
+use super::batch::{Batch, BatchKey};
 use super::connect::{is_command_denied, read_failure, single_line};
 use super::wire::Wire;
 use crate::metrics::LatencyHistogram;
 use crate::types::{Failure, FetchedValue, Millis};
 use crate::value::Value;
 use redis::{ErrorKind, RedisError, RedisResult, ServerError};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// Longest value in the first round trip of a batch. With 128 keys it bounds the memory of a
@@ -69,7 +68,7 @@ enum KeyReply {
     /// Value of the key, or its absence.
     Read(Reading),
     /// Redis could not read the key.
-    Failed(Failure),
+    Failed(ServerError),
     /// Redis denies one of the commands.
     Denied(ServerError),
 }
@@ -109,18 +108,19 @@ impl KeyReply {
     fn of_error(error: ServerError) -> KeyReply {
         match is_command_denied(&error.clone().into()) {
             true => KeyReply::Denied(error),
-            false => KeyReply::Failed(server_failure(error)),
+            false => KeyReply::Failed(error),
         }
     }
 
-    /// Returns the final result of a key that is not read in another way.
-    fn into_result(self) -> FetchResult {
+    /// Ends the job of a key that is not read in another way.
+    fn complete(self, batch: &mut Batch, index: usize) {
         match self {
-            KeyReply::Read(Reading::Missing) => Ok(None),
-            KeyReply::Read(Reading::Value(fetched) | Reading::Empty(fetched)) => Ok(Some(fetched)),
-            KeyReply::Read(Reading::Truncated) => Err(Failure::TooLong),
-            KeyReply::Failed(failure) => Err(failure),
-            KeyReply::Denied(error) => Err(server_failure(error)),
+            KeyReply::Read(Reading::Missing) => batch.complete(index, Ok(None)),
+            KeyReply::Read(Reading::Value(fetched) | Reading::Empty(fetched)) => {
+                batch.complete(index, Ok(Some(fetched)));
+            }
+            KeyReply::Read(Reading::Truncated) => batch.complete(index, Err(Failure::TooLong)),
+            KeyReply::Failed(error) | KeyReply::Denied(error) => batch.complete_error(index, error),
         }
     }
 }
@@ -191,25 +191,19 @@ impl KeyReader {
         let limit = FIRST_READ_BYTES.min(options.max_value_bytes);
         let (mut long, mut empty, mut denied, mut ttl_support) = (Vec::new(), Vec::new(), Vec::new(), None);
         self.send(&pack_values_and_ttls(&pending, Some(limit)))?;
-        for (index, key) in pending {
-            let reading = match self.recv_value_and_ttl(limit)? {
-                KeyReply::Read(reading) => reading,
-                KeyReply::Failed(failure) => {
-                    batch.complete(index, Err(failure));
-                    continue;
-                }
+        for key in pending {
+            let reply = self.recv_value_and_ttl(&key, limit)?;
+            if let KeyReply::Read(_) = &reply {
+                ttl_support = ttl_support.or(Some(Ok(())));
+            }
+            match reply {
                 KeyReply::Denied(error) => {
-                    denied.push((index, key));
+                    denied.push(key);
                     ttl_support = Some(Err(single_line(&error.into())));
-                    continue;
                 }
-            };
-            ttl_support = ttl_support.or(Some(Ok(())));
-            match reading {
-                Reading::Missing => batch.complete(index, Ok(None)),
-                Reading::Value(fetched) => batch.complete(index, Ok(Some(fetched))),
-                Reading::Truncated => long.push((index, key)),
-                Reading::Empty(_) => empty.push((index, key)),
+                KeyReply::Read(Reading::Truncated) => long.push(key),
+                KeyReply::Read(Reading::Empty(_)) => empty.push(key),
+                reply => reply.complete(batch, key.index),
             }
         }
         // Only waiters of keys that take another round trip must wait for it.
@@ -231,10 +225,10 @@ impl KeyReader {
         if !fitting.is_empty() {
             self.send(&pack_commands("GET", &fitting))?;
         }
-        for (index, _) in fitting {
-            let result = self.recv_get(options.max_value_bytes)?;
-            any_read |= result.is_ok();
-            batch.complete(index, result);
+        for key in fitting {
+            let reply = self.recv_get(&key, options.max_value_bytes)?;
+            any_read |= matches!(&reply, KeyReply::Read(Reading::Value(_) | Reading::Missing));
+            reply.complete(batch, key.index);
         }
         Ok(any_read)
     }
@@ -244,16 +238,16 @@ impl KeyReader {
     fn read_long_values(&mut self, keys: &[BatchKey], batch: &mut Batch, options: ReadOptions) -> RedisResult<()> {
         let limit = options.max_value_bytes;
         if limit <= FIRST_READ_BYTES {
-            keys.iter().for_each(|&(index, _)| batch.complete(index, Err(Failure::TooLong)));
+            keys.iter().for_each(|key| batch.complete(key.index, Err(Failure::TooLong)));
             return Ok(());
         }
-        for (index, key) in self.drop_too_long(keys, batch, options)? {
+        for key in self.drop_too_long(keys, batch, options)? {
             batch.deliver();
-            let single = [(index, key)];
+            let single = [key];
             self.send(&pack_values_and_ttls(&single, Some(limit)))?;
-            match self.recv_value_and_ttl(limit)? {
+            match self.recv_value_and_ttl(&single[0], limit)? {
                 KeyReply::Read(Reading::Empty(_)) => self.read_empty(&single, batch, options)?,
-                reply => batch.complete(index, reply.into_result()),
+                reply => reply.complete(batch, single[0].index),
             }
         }
         Ok(())
@@ -271,9 +265,8 @@ impl KeyReader {
         if !keys.is_empty() {
             self.send(&pack_values_and_ttls(&keys, None))?;
         }
-        for (index, _) in keys {
-            let reply = self.recv_value_and_ttl(options.max_value_bytes)?;
-            batch.complete(index, reply.into_result());
+        for key in keys {
+            self.recv_value_and_ttl(&key, options.max_value_bytes)?.complete(batch, key.index);
         }
         self.wire.set_longest_reply(usize::MAX);
         Ok(())
@@ -291,16 +284,16 @@ impl KeyReader {
         if !keys.is_empty() {
             self.send(&pack_commands("STRLEN", keys))?;
         }
-        for &(index, ref key) in keys {
-            match self.recv()? {
+        for key in keys {
+            match self.recv_for(key)? {
                 redis::Value::Int(length) if length > options.max_value_bytes as i64 => {
-                    batch.complete(index, Err(Failure::TooLong));
+                    batch.complete(key.index, Err(Failure::TooLong));
                 }
-                redis::Value::Int(_) => fitting.push((index, Arc::clone(key))),
+                redis::Value::Int(_) => fitting.push(key.clone()),
                 redis::Value::ServerError(error) if is_command_denied(&error.clone().into()) => {
-                    fitting.push((index, Arc::clone(key)));
+                    fitting.push(key.clone());
                 }
-                redis::Value::ServerError(error) => batch.complete(index, Err(server_failure(error))),
+                redis::Value::ServerError(error) => batch.complete_error(key.index, error),
                 _ => return Err(desync_error("STRLEN")),
             }
         }
@@ -308,8 +301,8 @@ impl KeyReader {
     }
 
     /// Receives both replies for one key, also if the first is an error.
-    fn recv_value_and_ttl(&mut self, limit: usize) -> RedisResult<KeyReply> {
-        let value = match self.recv()? {
+    fn recv_value_and_ttl(&mut self, key: &BatchKey, limit: usize) -> RedisResult<KeyReply> {
+        let value = match self.recv_for(key)? {
             redis::Value::BulkString(bytes) => {
                 self.longest_value = self.longest_value.max(bytes.len());
                 Ok(Some(bytes))
@@ -318,7 +311,7 @@ impl KeyReader {
             redis::Value::ServerError(error) => Err(error),
             _ => return Err(desync_error("GETRANGE")),
         };
-        let ttl = match self.recv()? {
+        let ttl = match self.recv_for(key)? {
             redis::Value::Int(ttl) => Ok(ttl),
             redis::Value::ServerError(error) => Err(error),
             _ => return Err(desync_error("PTTL")),
@@ -330,28 +323,34 @@ impl KeyReader {
     }
 
     /// Receives a reply to `GET`.
-    fn recv_get(&mut self, limit: usize) -> RedisResult<FetchResult> {
-        Ok(match self.recv()? {
+    fn recv_get(&mut self, key: &BatchKey, limit: usize) -> RedisResult<KeyReply> {
+        Ok(match self.recv_for(key)? {
             redis::Value::BulkString(bytes) => {
                 self.longest_value = self.longest_value.max(bytes.len());
-                if bytes.len() > limit {
-                    Err(Failure::TooLong)
-                } else {
-                    Ok(Some(FetchedValue { value: Value::new(bytes), ttl: None }))
-                }
+                KeyReply::Read(match bytes.len() > limit {
+                    true => Reading::Truncated,
+                    false => Reading::Value(FetchedValue { value: Value::new(bytes), ttl: None }),
+                })
             }
-            redis::Value::Nil => Ok(None),
-            redis::Value::ServerError(error) => Err(server_failure(error)),
+            redis::Value::Nil => KeyReply::Read(Reading::Missing),
+            redis::Value::ServerError(error) => KeyReply::Failed(error),
             _ => return Err(desync_error("GET")),
         })
+    }
+
+    /// Receives the reply to a command for `key`. A denied `ASKING` before it is the reply.
+    fn recv_for(&mut self, key: &BatchKey) -> RedisResult<redis::Value> {
+        let asked = if key.is_asking { self.recv()? } else { redis::Value::Okay };
+        let reply = self.recv()?;
+        Ok(if let redis::Value::ServerError(_) = asked { asked } else { reply })
     }
 }
 
 /// Packs one command for each key.
 fn pack_commands(name: &str, keys: &[BatchKey]) -> Vec<u8> {
     let mut packed = Vec::new();
-    for (_, key) in keys {
-        redis::cmd(name).arg(&**key).write_packed_command(&mut packed);
+    for key in keys {
+        pack(key, redis::cmd(name).arg(&*key.key), &mut packed);
     }
     packed
 }
@@ -359,16 +358,24 @@ fn pack_commands(name: &str, keys: &[BatchKey]) -> Vec<u8> {
 /// Packs the two commands for each key. The first is `GETRANGE` for one byte more than `limit`, or
 /// `GET` without a limit.
 fn pack_values_and_ttls(keys: &[BatchKey], limit: Option<usize>) -> Vec<u8> {
-    let bytes: usize = keys.iter().map(|(_, key)| 2 * key.len() + COMMANDS_OVERHEAD_BYTES).sum();
+    let bytes: usize = keys.iter().map(|key| 2 * key.key.len() + COMMANDS_OVERHEAD_BYTES).sum();
     let mut packed = Vec::with_capacity(bytes);
-    for (_, key) in keys {
+    for key in keys {
         match limit {
-            Some(limit) => redis::cmd("GETRANGE").arg(&**key).arg(0).arg(limit).write_packed_command(&mut packed),
-            None => redis::cmd("GET").arg(&**key).write_packed_command(&mut packed),
+            Some(limit) => pack(key, redis::cmd("GETRANGE").arg(&*key.key).arg(0).arg(limit), &mut packed),
+            None => pack(key, redis::cmd("GET").arg(&*key.key), &mut packed),
         }
-        redis::cmd("PTTL").arg(&**key).write_packed_command(&mut packed);
+        pack(key, redis::cmd("PTTL").arg(&*key.key), &mut packed);
     }
     packed
+}
+
+/// Packs a command for `key`. `ASKING` counts for the next command only.
+fn pack(key: &BatchKey, command: &redis::Cmd, packed: &mut Vec<u8>) {
+    if key.is_asking {
+        redis::cmd("ASKING").write_packed_command(packed);
+    }
+    command.write_packed_command(packed);
 }
 
 /// Returns the failure that waiters of a key get for an error reply.

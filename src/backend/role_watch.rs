@@ -7,6 +7,9 @@
 //!
 //! A server that was a replica from the start was chosen by the operator. No replica counts as
 //! tracked while it has lost its primary, because no invalidation reaches it.
+//!
+//! A node that sentinels or a cluster name must be a primary. If it is not, it is left, and the
+//! topology thread finds the present one.
 
 use super::access::RedisAccess;
 use super::connect::Connector;
@@ -28,6 +31,8 @@ const MAX_SEARCH_DELAY: Duration = Duration::from_secs(10);
 /// State of the watch over the present server.
 pub(super) struct RoleWatch {
     access: Arc<RedisAccess>,
+    /// True if sentinels or a cluster name the server.
+    is_found: bool,
     /// Endpoint that was the primary at the last check.
     primary: Option<Endpoint>,
     /// Search in progress, and the endpoint of the replica that it shall replace.
@@ -41,7 +46,8 @@ pub(super) struct RoleWatch {
 impl RoleWatch {
     pub(super) fn new(access: Arc<RedisAccess>) -> RoleWatch {
         let next_search = (Instant::now(), MIN_SEARCH_DELAY);
-        RoleWatch { access, primary: None, search: None, next_search, logged_denial: false }
+        let is_found = access.topology().is_some();
+        RoleWatch { access, is_found, primary: None, search: None, next_search, logged_denial: false }
     }
 
     /// Warns once if the protocol of a tracking connection cannot carry `ROLE`.
@@ -63,6 +69,9 @@ impl RoleWatch {
     /// The server is to be left. It is not reported again.
     pub(super) fn check_demotion(&mut self, role: Role, endpoint: &Endpoint) -> RedisResult<()> {
         let is_replica = matches!(role, Role::Replica | Role::DetachedReplica);
+        if is_replica && self.is_found {
+            return Err(leave("the server is a replica (failover)"));
+        }
         if is_replica && self.primary.take_if(|primary| primary == endpoint).is_some() {
             self.access.record_demotion(endpoint);
             return Err(leave("the primary became a replica (failover or REPLICAOF)"));
@@ -78,6 +87,7 @@ impl RoleWatch {
     pub(super) fn check(&mut self, role: Role, endpoint: &Endpoint, connector: &Connector) -> RedisResult<()> {
         self.check_demotion(role, endpoint)?;
         match role {
+            Role::Primary if self.is_found => {}
             Role::Primary => {
                 self.access.record_primary(endpoint);
                 self.primary = Some(endpoint.clone());

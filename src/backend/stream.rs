@@ -6,6 +6,7 @@
 #[cfg(feature = "tls")]
 use super::tls;
 use super::tls::TlsConnector;
+use crate::upstream::UpstreamAddress;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -125,12 +126,16 @@ impl Write for DeadlineSocket {
 }
 
 impl Stream {
-    /// Connects before `deadline`, with TLS if `tls` is set.
-    pub(super) fn connect(endpoint: &Endpoint, tls: Option<&TlsConnector>, deadline: Instant) -> io::Result<Stream> {
+    /// Connects before `deadline`, with TLS to the given address if `tls` is set.
+    pub(super) fn connect(
+        endpoint: &Endpoint,
+        tls: Option<(&TlsConnector, &UpstreamAddress)>,
+        deadline: Instant,
+    ) -> io::Result<Stream> {
         let socket = DeadlineSocket::connect(endpoint, deadline)?;
         match tls {
             None => Ok(Stream::Plain(socket)),
-            Some(tls) => tls.connect(socket, deadline),
+            Some((tls, address)) => tls.connect(socket, address, deadline),
         }
     }
 

@@ -7,7 +7,7 @@
 //! A connection to a Redis that refuses `HELLO 3` stays in RESP2. It redirects its messages to
 //! itself and receives them as those of the channel. It can then send `PING` only.
 
-use super::connect::{is_command_denied, is_outage};
+use super::connect::{info_field, is_command_denied, is_outage};
 use super::reader::desync_error;
 use super::wire::Wire;
 use crate::types::Invalidation;
@@ -27,8 +27,10 @@ pub(super) enum TrackingProtocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Awaited {
     Nothing,
-    /// The reply to `ROLE`. That to `PING` follows.
+    /// The reply to `ROLE`. In a cluster that to `CLUSTER INFO` follows, then that to `PING`.
     Role,
+    /// The reply to `CLUSTER INFO`. That to `PING` follows.
+    ClusterInfo,
     /// The reply to `PING`.
     Pong,
 }
@@ -40,6 +42,8 @@ pub(super) enum Message {
     /// Reply to `PING`.
     Pong,
     Role(Role),
+    /// Reply to `CLUSTER INFO`, or the reason why the cluster does not work as the node sees it.
+    ClusterState(Result<(), String>),
     /// Push that does not concern the cache.
     Ignored,
 }
@@ -105,11 +109,14 @@ fn check_serving(reply: RedisResult<Value>) -> RedisResult<()> {
 /// Returns the commands that check the connection, packed, and the first reply to await.
 ///
 /// `ROLE` comes first: unlike `PING`, it is answered by a replica that does not serve.
-pub(super) fn check_commands(protocol: TrackingProtocol) -> (Vec<u8>, Awaited) {
+pub(super) fn check_commands(protocol: TrackingProtocol, is_cluster: bool) -> (Vec<u8>, Awaited) {
     let (mut packed, mut awaited) = (Vec::new(), Awaited::Pong);
     if protocol == TrackingProtocol::Resp3 {
         redis::cmd("ROLE").write_packed_command(&mut packed);
         awaited = Awaited::Role;
+        if is_cluster {
+            redis::cmd("CLUSTER").arg("INFO").write_packed_command(&mut packed);
+        }
     }
     redis::cmd("PING").write_packed_command(&mut packed);
     (packed, awaited)
@@ -126,6 +133,7 @@ pub(super) fn parse_message(value: Value, protocol: TrackingProtocol, awaited: A
         (Value::Push { .. }, ..) => Ok(Message::Invalidations(invalidate_unreadable())),
         (Value::Array(parts), TrackingProtocol::Resp2, _) => Ok(parse_published(parts)),
         (value, TrackingProtocol::Resp3, Awaited::Role) => Ok(Message::Role(parse_role(value))),
+        (value, TrackingProtocol::Resp3, Awaited::ClusterInfo) => Ok(Message::ClusterState(parse_cluster_state(value))),
         (value, _, Awaited::Pong) => check_serving(Ok(value)).map(|()| Message::Pong),
         _ => Ok(Message::Invalidations(invalidate_unreadable())),
     }
@@ -147,6 +155,29 @@ fn parse_published(parts: Vec<Value>) -> Message {
 pub(super) fn request_role(wire: &mut Wire) -> RedisResult<Role> {
     wire.send(&redis::cmd("ROLE").get_packed_command())?;
     wire.receive().map(parse_role)
+}
+
+/// Asks a node for the state of its cluster. A denial is a working cluster.
+pub(super) fn request_cluster_state(wire: &mut Wire) -> RedisResult<Result<(), String>> {
+    wire.send(&redis::cmd("CLUSTER").arg("INFO").get_packed_command())?;
+    wire.receive().map(parse_cluster_state)
+}
+
+/// Parses a reply to `CLUSTER INFO`. In RESP3 the text is verbatim.
+fn parse_cluster_state(value: Value) -> Result<(), String> {
+    match info_text(value).as_deref().and_then(|text| info_field(text, "cluster_state")).as_deref() {
+        Some("ok") | None => Ok(()),
+        Some(state) => Err(format!("the cluster does not work as the node sees it (cluster_state:{state})")),
+    }
+}
+
+/// Returns the text of a reply to `INFO` or `CLUSTER INFO`, which need not be UTF-8.
+pub(super) fn info_text(value: Value) -> Option<String> {
+    match value {
+        Value::BulkString(text) => Some(String::from_utf8_lossy(&text).into_owned()),
+        Value::VerbatimString { text, .. } => Some(text),
+        _ => None,
+    }
 }
 
 /// Parses a reply to `ROLE`.

@@ -6,8 +6,8 @@
 //!
 //! A fetcher checks the queue before it waits. One that leaves jobs in the queue wakes another.
 
-use super::{MAX_BATCH, PoolShared, PoolState, QueuedJob, time_until};
-use crate::types::Millis;
+use super::MAX_BATCH;
+use super::node::{Node, NodeState, QueuedJob, time_until};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,11 +29,11 @@ pub(super) enum Task {
     Connect,
     /// Check that Redis answers, because no keys were read for a while.
     Probe,
-    /// End the thread, because the pool closes.
+    /// End the thread, because the node closes.
     Exit,
 }
 
-impl PoolShared {
+impl Node {
     /// Waits for the next task of a fetcher. Takes up to [`MAX_BATCH`] jobs.
     ///
     /// An unconnected fetcher leaves the jobs to connected ones. When these are all busy it
@@ -92,14 +92,14 @@ impl PoolShared {
         state.last_request = Some(Instant::now());
         let count = state.queue.len().min(MAX_BATCH);
         let batch = state.queue.drain(..count).collect();
-        self.update_status(|redis| redis.queued = state.queue.len());
+        self.update_status(|node| node.counters.queued = state.queue.len());
         self.wake_fetcher(state);
         Task::Fetch(batch)
     }
 
     /// Wakes a waiting fetcher if jobs are queued. A busy fetcher needs no signal, because it
     /// checks the queue before it waits.
-    pub(super) fn wake_fetcher(&self, state: MutexGuard<'_, PoolState>) {
+    pub(super) fn wake_fetcher(&self, state: MutexGuard<'_, NodeState>) {
         let (has_jobs, has_idle) = (!state.queue.is_empty(), state.idle > 0);
         drop(state);
         if has_jobs {
@@ -117,9 +117,9 @@ impl PoolShared {
             (false, _) => ConnectOutcome::Degraded,
         };
         state.connected += usize::from(connected);
-        self.update_status(|redis| {
-            redis.connections = state.connected;
-            redis.connect_attempts[usize::from(!connected)] += 1;
+        self.update_status(|node| {
+            node.counters.connections = state.connected;
+            node.counters.connect_attempts[usize::from(!connected)] += 1;
         });
         (state.logged_outcome.replace(outcome) != Some(outcome)).then_some(outcome)
     }
@@ -127,23 +127,17 @@ impl PoolShared {
     /// Returns the number of losses suppressed since the last log line, if a line may be logged
     /// now.
     pub(super) fn should_log_loss(&self) -> Option<u64> {
-        let now = self.started_at.elapsed().as_millis() as Millis;
+        let now = self.pool.uptime();
         self.state().loss_log.admit(now)
-    }
-
-    /// Returns true if a redirection to another cluster node may be logged now.
-    pub(super) fn should_log_redirection(&self) -> bool {
-        let now = self.started_at.elapsed().as_millis() as Millis;
-        self.state().redirection_log.admit(now).is_some()
     }
 
     /// Records that a fetcher has lost its connection.
     pub(super) fn record_disconnect(&self) {
         let mut state = self.state();
         state.connected -= 1;
-        self.update_status(|redis| {
-            redis.connections = state.connected;
-            redis.disconnects += 1;
+        self.update_status(|node| {
+            node.counters.connections = state.connected;
+            node.counters.disconnects += 1;
         });
         if state.connected == 0 {
             self.none_connected.notify_all();
@@ -155,8 +149,7 @@ impl PoolShared {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Pool;
-    use super::super::tests::{job, join_in_time, let_threads_wait, pool_without_fetchers, wait_until};
+    use super::super::node::tests::{join_in_time, let_threads_wait, node_without_threads, queued, wait_until};
     use super::*;
     use std::sync::Arc;
     use std::thread::JoinHandle;
@@ -169,42 +162,46 @@ mod tests {
         }
     }
 
+    fn submit(node: &Node, fetch_ids: impl IntoIterator<Item = usize>) {
+        node.submit(&mut fetch_ids.into_iter().map(queued).collect(), usize::MAX);
+    }
+
     /// Starts a fetcher that waits for its next task.
-    fn spawn_fetcher(pool: &Pool, connected: bool, blocked_until: Option<Instant>) -> JoinHandle<Task> {
-        let shared = Arc::clone(&pool.shared);
+    fn spawn_fetcher(node: &Arc<Node>, connected: bool, blocked_until: Option<Instant>) -> JoinHandle<Task> {
+        let shared = Arc::clone(node);
         std::thread::spawn(move || shared.next_task(connected, blocked_until, None))
     }
 
     /// When the last connection is lost, an unconnected fetcher starts to probe.
     #[test]
     fn last_lost_connection_starts_probing() {
-        let pool = pool_without_fetchers(Arc::default());
-        pool.shared.record_connect(true);
-        let shared = Arc::clone(&pool.shared);
+        let node = node_without_threads();
+        node.record_connect(true);
+        let shared = Arc::clone(&node);
         let fetcher = std::thread::spawn(move || shared.next_task(false, None, Some(Duration::ZERO)));
         let_threads_wait();
         assert!(!fetcher.is_finished(), "a connected fetcher probes, not this one");
-        pool.shared.record_disconnect();
+        node.record_disconnect();
         assert!(matches!(join_in_time(fetcher, "no fetcher tries to connect"), Task::Probe));
     }
 
     /// A connected fetcher probes Redis after an interval without reads, or at once on request.
     #[test]
     fn connected_fetcher_probes_idle_redis() {
-        let pool = pool_without_fetchers(Arc::default());
-        pool.shared.record_connect(true);
+        let node = node_without_threads();
+        node.record_connect(true);
         let interval = Duration::from_millis(20);
-        let next = || pool.shared.next_task(true, None, Some(interval));
+        let next = || node.next_task(true, None, Some(interval));
         assert!(matches!(next(), Task::Probe));
         let started_at = Instant::now();
         assert!(matches!(next(), Task::Probe) && started_at.elapsed() >= interval);
-        pool.submit(&mut vec![job(1)]);
+        submit(&node, [1]);
         assert_eq!(fetch_ids(next()), Some(vec![1]));
         // Another fetcher lost its connection, so this one probes at once.
         let task = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| pool.shared.next_task(true, None, Some(Duration::from_secs(3600))));
+            let waiting = scope.spawn(|| node.next_task(true, None, Some(Duration::from_secs(3600))));
             let_threads_wait();
-            pool.shared.probe_now();
+            node.probe_now();
             waiting.join().expect("the fetcher panicked")
         });
         assert!(matches!(task, Task::Probe));
@@ -213,10 +210,10 @@ mod tests {
     /// More jobs than fit into one batch wake a second fetcher.
     #[test]
     fn excess_jobs_wake_second_fetcher() {
-        let pool = pool_without_fetchers(Arc::default());
-        let fetchers = [(); 2].map(|()| spawn_fetcher(&pool, true, None));
+        let node = node_without_threads();
+        let fetchers = [(); 2].map(|()| spawn_fetcher(&node, true, None));
         let_threads_wait();
-        pool.submit(&mut (0..MAX_BATCH + 1).map(job).collect());
+        submit(&node, 0..MAX_BATCH + 1);
         for fetcher in fetchers {
             assert!(fetch_ids(join_in_time(fetcher, "no fetcher was woken for the second batch")).is_some());
         }
@@ -225,65 +222,65 @@ mod tests {
     /// A fetcher that backs off leaves jobs to connected ones, and takes them when none is left.
     #[test]
     fn fetcher_in_backoff_takes_no_jobs() {
-        let pool = pool_without_fetchers(Arc::default());
-        pool.submit(&mut vec![job(1)]);
-        let outcomes = [true, true, false, false, true, false].map(|connected| pool.shared.record_connect(connected));
+        let node = node_without_threads();
+        submit(&node, [1]);
+        let outcomes = [true, true, false, false, true, false].map(|connected| node.record_connect(connected));
         let (connected, degraded) = (Some(ConnectOutcome::Connected), Some(ConnectOutcome::Degraded));
         assert_eq!(outcomes, [connected, None, degraded, None, connected, degraded]);
-        let blocked = spawn_fetcher(&pool, false, Some(Instant::now() + Duration::from_secs(3600)));
+        let blocked = spawn_fetcher(&node, false, Some(Instant::now() + Duration::from_secs(3600)));
         // A fetcher that may connect does so first.
-        assert!(matches!(pool.shared.next_task(false, None, None), Task::Connect));
-        assert!(matches!(pool.shared.next_task(false, Some(Instant::now()), None), Task::Connect));
-        assert_eq!(fetch_ids(pool.shared.next_task(true, None, None)), Some(vec![1]));
-        pool.submit(&mut vec![job(2), job(3)]);
+        assert!(matches!(node.next_task(false, None, None), Task::Connect));
+        assert!(matches!(node.next_task(false, Some(Instant::now()), None), Task::Connect));
+        assert_eq!(fetch_ids(node.next_task(true, None, None)), Some(vec![1]));
+        submit(&node, [2, 3]);
         let_threads_wait();
         // All connections are lost, so the clients must get an error.
-        (0..3).for_each(|_| pool.shared.record_disconnect());
-        assert_eq!(pool.shared.record_connect(false), Some(ConnectOutcome::Down));
+        (0..3).for_each(|_| node.record_disconnect());
+        assert_eq!(node.record_connect(false), Some(ConnectOutcome::Down));
         assert_eq!(fetch_ids(join_in_time(blocked, "no fetcher takes the jobs")), Some(vec![2, 3]));
     }
 
     /// A signal that wakes a fetcher in backoff is passed on to one that may connect.
     #[test]
     fn signal_reaches_fetcher_that_may_connect() {
-        let pool = pool_without_fetchers(Arc::default());
+        let node = node_without_threads();
         // No fetcher is connected, so all wait for jobs. Those in backoff wait longest and are
         // woken first.
         let later = Some(Instant::now() + Duration::from_secs(3600));
-        let blocked = [(); 2].map(|()| spawn_fetcher(&pool, false, later));
+        let blocked = [(); 2].map(|()| spawn_fetcher(&node, false, later));
         let_threads_wait();
-        let free = spawn_fetcher(&pool, false, None);
+        let free = spawn_fetcher(&node, false, None);
         let_threads_wait();
         // Another fetcher has connected, and is busy.
-        pool.shared.record_connect(true);
-        pool.submit(&mut vec![job(1)]);
+        node.record_connect(true);
+        submit(&node, [1]);
         assert!(matches!(join_in_time(free, "a fetcher in backoff consumed the signal"), Task::Connect));
-        drop(pool);
+        drop(node.close());
         for blocked in blocked {
-            assert!(matches!(join_in_time(blocked, "a fetcher waits although the pool has closed"), Task::Exit));
+            assert!(matches!(join_in_time(blocked, "a fetcher waits although the node has closed"), Task::Exit));
         }
     }
 
     /// A job wakes a connected fetcher. Only if all of these are busy, an unconnected one connects.
     #[test]
     fn job_wakes_connected_fetcher_first() {
-        let pool = pool_without_fetchers(Arc::default());
-        pool.shared.record_connect(true);
-        let others = [(); 3].map(|()| spawn_fetcher(&pool, false, None));
-        let connected = spawn_fetcher(&pool, true, None);
+        let node = node_without_threads();
+        node.record_connect(true);
+        let others = [(); 3].map(|()| spawn_fetcher(&node, false, None));
+        let connected = spawn_fetcher(&node, true, None);
         let_threads_wait();
-        pool.submit(&mut vec![job(1)]);
+        submit(&node, [1]);
         assert_eq!(fetch_ids(join_in_time(connected, "the connected fetcher was not woken")), Some(vec![1]));
         let_threads_wait();
         let mut others = Vec::from(others);
         assert!(others.iter().all(|other| !other.is_finished()), "a fetcher connects although no job is queued");
-        pool.submit(&mut vec![job(2)]);
+        submit(&node, [2]);
         wait_until("no unconnected fetcher was woken", || others.iter().any(JoinHandle::is_finished));
         let woken = others.iter().position(JoinHandle::is_finished).expect("no fetcher has ended");
         assert!(matches!(join_in_time(others.swap_remove(woken), "the fetcher has not ended"), Task::Connect));
-        drop(pool);
+        drop(node.close());
         for other in others {
-            assert_eq!(fetch_ids(join_in_time(other, "a fetcher waits although the pool has closed")), None);
+            assert_eq!(fetch_ids(join_in_time(other, "a fetcher waits although the node has closed")), None);
         }
     }
 }

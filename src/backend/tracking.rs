@@ -12,15 +12,17 @@
 //! replica (`RoleWatch`).
 
 use super::connect::{Connector, describe_error, is_command_denied, read_failure, run_id};
+use super::node::Node;
 use super::role_watch::{RoleWatch, check_attached};
 use super::stream::Endpoint;
 use super::subscription::{
-    Awaited, Message, Role, TrackingProtocol, check_commands, parse_message, request_role, subscribe,
+    Awaited, Message, Role, TrackingProtocol, check_commands, parse_message, request_cluster_state, request_role,
+    subscribe,
 };
 use super::wire::Wire;
-use super::{BackendConfig, PoolShared};
 use crate::types::{Failure, Invalidation};
 use redis::RedisResult;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -51,7 +53,7 @@ const MIN_REPLACEMENT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// State of the tracking thread.
 pub(super) struct Tracker {
-    shared: Arc<PoolShared>,
+    node: Arc<Node>,
     connector: Connector,
     /// Earliest time of the next replacement.
     replace_from: Instant,
@@ -64,6 +66,8 @@ pub(super) struct Tracker {
 struct TrackingConnection {
     wire: Wire,
     protocol: TrackingProtocol,
+    /// True if the server is a node of a cluster.
+    is_cluster: bool,
     awaited: Awaited,
     /// Time of the next check or, while a reply is awaited, the time at which it is late.
     deadline: Instant,
@@ -71,15 +75,15 @@ struct TrackingConnection {
 
 impl TrackingConnection {
     /// Subscribes a connection. Its first check is due at once.
-    fn subscribe(mut wire: Wire) -> RedisResult<TrackingConnection> {
+    fn subscribe(mut wire: Wire, is_cluster: bool) -> RedisResult<TrackingConnection> {
         let protocol = subscribe(&mut wire)?;
         wire.set_longest_reply(MAX_MESSAGE_BYTES);
-        Ok(TrackingConnection { wire, protocol, awaited: Awaited::Nothing, deadline: Instant::now() })
+        Ok(TrackingConnection { wire, protocol, is_cluster, awaited: Awaited::Nothing, deadline: Instant::now() })
     }
 
     /// Sends a check, which Redis must answer within the timeout of a round trip.
     fn send_check(&mut self) -> RedisResult<()> {
-        let (commands, awaited) = check_commands(self.protocol);
+        let (commands, awaited) = check_commands(self.protocol, self.is_cluster);
         (self.awaited, self.deadline) = (awaited, Instant::now() + self.wire.timeout());
         self.wire.send(&commands)
     }
@@ -92,7 +96,8 @@ impl TrackingConnection {
             result => parse_message(result?, self.protocol, self.awaited)?,
         };
         self.awaited = match message {
-            Message::Role(_) => Awaited::Pong,
+            Message::Role(_) if self.is_cluster => Awaited::ClusterInfo,
+            Message::Role(_) | Message::ClusterState(_) => Awaited::Pong,
             Message::Pong => Awaited::Nothing,
             Message::Invalidations(_) | Message::Ignored => self.awaited,
         };
@@ -118,15 +123,16 @@ enum Succession {
 }
 
 impl Tracker {
-    pub(super) fn new(settings: &BackendConfig, shared: Arc<PoolShared>) -> Tracker {
-        let (connector, replace_from) = (Connector::new(settings), Instant::now());
+    pub(super) fn new(node: Arc<Node>) -> Tracker {
+        let settings = &node.pool.settings;
+        let (connector, replace_from) = (Connector::new(settings, &node.primary), Instant::now());
         let role_watch = RoleWatch::new(Arc::clone(&settings.access));
-        Tracker { shared, connector, replace_from, connecting: None, role_watch }
+        Tracker { node, connector, replace_from, connecting: None, role_watch }
     }
 
-    /// Connects and receives invalidations, until the pool closes.
+    /// Connects and receives invalidations, until the node closes.
     pub(super) fn run(&mut self) {
-        while self.shared.sleep_until(self.connector.backoff().map(|(until, _)| until)) {
+        while self.node.sleep_until(self.connector.backoff().map(|(until, _)| until)) {
             let (result, server_id) = self.connect();
             match result {
                 Ok(connection) => self.follow(connection, server_id.as_deref()),
@@ -134,13 +140,13 @@ impl Tracker {
                     if is_command_denied(&error) {
                         self.connector.back_off_for(read_failure(&error), DENIED_RETRY_DELAY);
                     }
-                    self.shared.set_tracking(Err(describe_error(&error)));
+                    self.set_watched(Err(describe_error(&error)));
                 }
             }
             // The server that fetchers read from may be gone like this connection, so it counts as
             // unknown. It stays known if the connection ended because it led to another server.
-            if check_same_server(&self.shared, server_id.as_deref()).is_ok() {
-                self.shared.set_read_run_id(None);
+            if check_same_server(&self.node, server_id.as_deref()).is_ok() {
+                self.node.set_read_run_id(None);
             }
         }
     }
@@ -148,21 +154,35 @@ impl Tracker {
     /// Opens a connection that receives invalidations from now on. Also returns the run id of its
     /// server.
     fn connect(&mut self) -> (RedisResult<TrackingConnection>, Option<String>) {
-        let Tracker { shared, connector, role_watch, .. } = self;
+        let Tracker { node, connector, role_watch, .. } = self;
+        let is_cluster = node.pool.settings.access.is_cluster();
         let mut server_id = None;
         let result = connector.connect(|mut wire| {
             server_id = run_id(&mut wire)?;
             // A load balancer may have led the fetchers to another server a moment ago. Their
             // connections may stay open for ever, so they look for the present server again.
-            check_same_server(shared, server_id.as_deref()).inspect_err(|_| shared.leave_server())?;
+            check_same_server(node, server_id.as_deref()).inspect_err(|_| node.leave_server())?;
             let role = request_role(&mut wire)?;
             // A failover may have closed the connection over which it would have been noticed.
-            role_watch.check_demotion(role, wire.endpoint()).inspect_err(|_| shared.leave_server())?;
+            role_watch.check_demotion(role, wire.endpoint()).inspect_err(|_| node.leave_server())?;
             check_attached(role)?;
-            Ok((TrackingConnection::subscribe(wire)?, role))
+            if is_cluster {
+                request_cluster_state(&mut wire)?.map_err(io::Error::other)?;
+            }
+            Ok((TrackingConnection::subscribe(wire, is_cluster)?, role))
         });
         let result = result.and_then(|(connection, role)| self.check_role(role, &connection).map(|()| connection));
         (result, server_id)
+    }
+
+    /// Records that invalidations arrive from now on, or the reason why not. Everything cached is
+    /// flushed once invalidations of all keys arrive, and expires once some do not.
+    fn set_watched(&self, watched: Result<(), String>) {
+        let is_lost = watched.is_err();
+        self.node.pool.set_watched(self.node.id, watched);
+        if is_lost {
+            self.node.pool.request_map();
+        }
     }
 
     /// Passes invalidations to the event loop, while the connection lives and leads to the server
@@ -171,9 +191,8 @@ impl Tracker {
         let started_at = Instant::now();
         // Entries cached before now are not tracked, so all are flushed. Keys read from now on are
         // tracked, and fetchers read them from this server.
-        self.shared.set_tracking_run_id(server_id.map(str::to_owned));
-        self.shared.push_invalidations(vec![Invalidation::All]);
-        self.shared.set_tracking(Ok(()));
+        self.node.set_tracking_run_id(server_id.map(str::to_owned));
+        self.set_watched(Ok(()));
         self.role_watch.check_protocol(connection.protocol, &self.connector);
         let result = catch_unwind(AssertUnwindSafe(|| {
             while let Some(successor) = self.receive_invalidations(&mut connection, server_id)? {
@@ -181,14 +200,14 @@ impl Tracker {
             }
             Ok(())
         }));
-        self.shared.push_invalidations(vec![Invalidation::TrackingLost]);
-        self.shared.set_tracking_run_id(None);
         let reason = match result {
+            // The node has closed.
             Ok(Ok(())) => return,
             Ok(Err(error)) => describe_error(&error),
             Err(_) => "the tracking thread panicked; please report the panic logged before this line".to_owned(),
         };
-        self.shared.set_tracking(Err(reason));
+        self.set_watched(Err(reason));
+        self.node.set_tracking_run_id(None);
         if started_at.elapsed() < MIN_STABLE_TIME {
             self.connector.back_off(Failure::Unavailable);
         } else {
@@ -196,7 +215,7 @@ impl Tracker {
         }
     }
 
-    /// Receives invalidations. Returns the successor that takes over, or `None` when the pool
+    /// Receives invalidations. Returns the successor that takes over, or `None` when the node
     /// closes.
     ///
     /// The successor subscribes before this connection sends `PING`. The reply arrives after all
@@ -207,8 +226,8 @@ impl Tracker {
         server_id: Option<&str>,
     ) -> RedisResult<Option<TrackingConnection>> {
         let (mut is_bloated, mut succession) = (false, Succession::Idle);
-        while !self.shared.is_closed() {
-            check_same_server(&self.shared, server_id)?;
+        while !self.node.is_closed() {
+            check_same_server(&self.node, server_id)?;
             if is_bloated && connection.awaited == Awaited::Nothing {
                 succession = self.advance(succession, connection.wire.endpoint(), server_id);
                 if let Succession::Ready(_) = succession {
@@ -219,7 +238,7 @@ impl Tracker {
                 Some(Message::Invalidations(invalidations)) => {
                     let key_bytes: usize = invalidations.iter().map(Invalidation::bytes).sum();
                     is_bloated |= key_bytes > MAX_REUSE_MESSAGE_BYTES;
-                    self.shared.push_invalidations(invalidations);
+                    self.node.pool.push_invalidations(invalidations);
                 }
                 Some(Message::Pong) => {
                     if let Succession::Ready(successor) = succession {
@@ -227,7 +246,12 @@ impl Tracker {
                     }
                 }
                 Some(Message::Role(role)) => self.check_role(role, connection)?,
-                Some(Message::Ignored) => {}
+                // The node may have lost its slots to another one, whose writes it does not see.
+                Some(Message::ClusterState(Err(reason))) => {
+                    self.node.leave_server();
+                    return Err(io::Error::other(reason).into());
+                }
+                Some(Message::Ignored | Message::ClusterState(Ok(()))) => {}
                 None => connection.send_check()?,
             }
         }
@@ -237,7 +261,7 @@ impl Tracker {
     /// Leaves a server that is no longer the primary. The fetchers leave it too.
     fn check_role(&mut self, role: Role, connection: &TrackingConnection) -> RedisResult<()> {
         let result = self.role_watch.check(role, connection.wire.endpoint(), &self.connector);
-        result.inspect_err(|_| self.shared.leave_server())
+        result.inspect_err(|_| self.node.leave_server())
     }
 
     /// Starts to connect a successor, or takes one that has connected.
@@ -287,15 +311,15 @@ impl Tracker {
         &mut self,
         endpoint: Endpoint,
         server_id: String,
-    ) -> std::io::Result<Receiver<RedisResult<TrackingConnection>>> {
-        let connector = self.connector.clone();
+    ) -> io::Result<Receiver<RedisResult<TrackingConnection>>> {
+        let (connector, is_cluster) = (self.connector.clone(), self.node.pool.settings.access.is_cluster());
         let (sender, result) = channel();
         let thread = std::thread::Builder::new().name("redis-successor".into()).spawn(move || {
             let successor = connector.open(endpoint).and_then(|mut wire| {
                 if run_id(&mut wire)?.as_ref() != Some(&server_id) {
-                    return Err(std::io::Error::other("its address leads to another Redis server now").into());
+                    return Err(io::Error::other("its address leads to another Redis server now").into());
                 }
-                TrackingConnection::subscribe(wire)
+                TrackingConnection::subscribe(wire, is_cluster)
             });
             // Without a receiver the present connection is lost, and the successor is not needed.
             let _ = sender.send(successor);
@@ -306,11 +330,9 @@ impl Tracker {
 }
 
 /// Returns an error if fetchers are known to read from another server than `server_id`.
-fn check_same_server(shared: &PoolShared, server_id: Option<&str>) -> RedisResult<()> {
-    if shared.reading_mismatch(server_id) {
-        return Err(
-            std::io::Error::other("fetchers read from another Redis server than the tracking connection").into()
-        );
+fn check_same_server(node: &Node, server_id: Option<&str>) -> RedisResult<()> {
+    if node.reading_mismatch(server_id) {
+        return Err(io::Error::other("fetchers read from another Redis server than the tracking connection").into());
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 
 use super::stream::{Endpoint, Stream};
 use super::tls::TlsConnector;
+use crate::upstream::UpstreamAddress;
 use redis::{Cmd, ErrorKind, Parser, RedisError, RedisResult, Value};
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -74,8 +75,13 @@ fn no_redis_error(start: &[u8]) -> RedisError {
 }
 
 impl Wire {
-    /// Connects within `timeout`, which also bounds each later round trip.
-    pub(super) fn connect(endpoint: Endpoint, tls: Option<&TlsConnector>, timeout: Duration) -> RedisResult<Wire> {
+    /// Connects within `timeout`, which also bounds each later round trip. With TLS, the certificate
+    /// must be that of the given address.
+    pub(super) fn connect(
+        endpoint: Endpoint,
+        tls: Option<(&TlsConnector, &UpstreamAddress)>,
+        timeout: Duration,
+    ) -> RedisResult<Wire> {
         let stream = Stream::connect(&endpoint, tls, Instant::now() + timeout)?;
         // All replies of the handshake are short.
         let longest_reply = READ_AHEAD_BYTES;

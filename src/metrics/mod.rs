@@ -9,24 +9,26 @@
 //! | `histogram.rs` | latencies and batch sizes |
 //! | `recorder.rs` | the counting of one event loop while it serves |
 //! | `access_log.rs` | the lines of its access log |
+//! | `redis_status.rs` | the state of Redis and its nodes |
 //! | `registry.rs` | the copies of all workers, and figures of the process |
 //! | `tls.rs` | the certificate in use, and loads of certificates |
 
 mod access_log;
 mod histogram;
 mod recorder;
+mod redis_status;
 mod registry;
 mod tls;
 
 pub use access_log::push_escaped;
 pub use histogram::{BATCH_SIZE_BUCKETS, BatchSizeHistogram, Histogram, LATENCY_BUCKETS_US, LatencyHistogram};
 pub use recorder::{Recorder, RequestInfo};
+pub use redis_status::{NodeCounters, NodeRow, NodeStatus, RedisStatus, RedisSummary, TrackingState};
 pub use registry::{InstanceInfo, MetricsRegistry, Peaks, ProcessStats, Setting, Snapshot, WorkerRow, WorkerSlot};
 pub use tls::TlsStatus;
 
 use crate::protocol::http::Status;
 use crate::types::{Failure, Millis};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// Microseconds since the event loop started.
@@ -257,98 +259,6 @@ impl WorkerMetrics {
     }
 }
 
-/// State of the invalidation stream from Redis.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TrackingState {
-    /// Not configured.
-    #[default]
-    Off,
-    /// Invalidations arrive.
-    On,
-    /// Configured, but there is no stream.
-    Lost,
-}
-
-/// State of Redis as the fetchers of one worker see it. Counters start at 0 with the worker.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RedisStatus {
-    /// Open connections of fetchers.
-    pub connections: usize,
-    /// Attempts to connect: succeeded, failed.
-    pub connect_attempts: [u64; 2],
-    /// Connections closed so far.
-    pub disconnects: u64,
-    /// Keys in the queue, waiting for a fetcher.
-    pub queued: usize,
-    /// Round trips. A pipeline of commands counts once.
-    pub round_trips: u64,
-    /// Time from sending commands to their first reply. A failed round trip has none.
-    pub round_trip_durations: LatencyHistogram,
-    /// Keys read in one batch.
-    pub batch_sizes: BatchSizeHistogram,
-    /// Reason why Redis is unavailable; `None` if it is available.
-    pub unavailable: Option<String>,
-    /// Time since which Redis is unavailable without a break.
-    pub unavailable_since: Option<Instant>,
-    /// Time of the oldest unanswered request, if Redis has answered nothing since.
-    pub unanswered_since: Option<Instant>,
-    /// Time of the last successful read.
-    pub last_read: Option<Instant>,
-    /// Time and key of the last failed read; `None` once another key was read.
-    pub last_failed_read: Option<(Instant, Arc<[u8]>)>,
-    /// The freshness guarantee in force, as text.
-    pub freshness: String,
-    /// Configured parts of the freshness guarantee that do not hold.
-    pub unmet_guarantees: usize,
-    /// State of the invalidation stream.
-    pub tracking: TrackingState,
-    /// Time since which there is no invalidation stream, if one is configured.
-    pub tracking_lost_since: Option<Instant>,
-}
-
-impl RedisStatus {
-    /// Sets why Redis is unavailable; `None` if it is available. Another reason does not restart
-    /// the time of the outage.
-    pub fn set_unavailable(&mut self, reason: Option<&str>, now: Instant) {
-        if self.unavailable.as_deref() != reason {
-            self.unavailable = reason.map(str::to_owned);
-        }
-        self.unavailable_since = reason.map(|_| self.unavailable_since.unwrap_or(now));
-    }
-
-    /// Sets the state of the invalidation stream.
-    pub fn set_tracking(&mut self, tracking: TrackingState, now: Instant) {
-        self.tracking = tracking;
-        let is_lost = tracking == TrackingState::Lost;
-        self.tracking_lost_since = is_lost.then(|| self.tracking_lost_since.unwrap_or(now));
-    }
-
-    /// Adds the status of another worker.
-    ///
-    /// The sum has the weaker freshness guarantee, and is unavailable if either is.
-    pub fn add(&mut self, other: &RedisStatus) {
-        self.connections += other.connections;
-        self.connect_attempts.iter_mut().zip(other.connect_attempts).for_each(|(sum, count)| *sum += count);
-        self.disconnects += other.disconnects;
-        self.queued += other.queued;
-        self.round_trips += other.round_trips;
-        self.batch_sizes.merge(&other.batch_sizes);
-        self.round_trip_durations.merge(&other.round_trip_durations);
-        if self.unavailable.is_none() {
-            self.unavailable.clone_from(&other.unavailable);
-        }
-        self.unavailable_since = earlier(self.unavailable_since, other.unavailable_since);
-        self.tracking_lost_since = earlier(self.tracking_lost_since, other.tracking_lost_since);
-        if self.freshness.is_empty() || other.unmet_guarantees > self.unmet_guarantees {
-            self.freshness.clone_from(&other.freshness);
-            self.unmet_guarantees = other.unmet_guarantees;
-        }
-        if self.tracking != TrackingState::Lost {
-            self.tracking = other.tracking;
-        }
-    }
-}
-
 /// Returns the earlier of two times, or the one that there is.
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     [one, other].into_iter().flatten().min()
@@ -357,7 +267,6 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     /// Metrics of workers are added up.
     #[test]
@@ -408,54 +317,6 @@ mod tests {
             metrics.requests_by_outcome[protocol as usize][outcome as usize] = count;
         }
         assert_eq!(metrics.key_traffic(), [3, 9]);
-    }
-
-    /// An outage and a lost stream begin once, until they end. The sum has the earliest begin.
-    #[test]
-    fn outage_keeps_begin_until_end() {
-        let (mut redis, start) = (RedisStatus::default(), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        redis.set_unavailable(Some("slow"), at(1));
-        redis.set_unavailable(Some("gone"), at(2));
-        redis.set_tracking(TrackingState::Lost, at(3));
-        redis.set_tracking(TrackingState::Lost, at(4));
-        let mut sum = RedisStatus { unavailable_since: Some(at(9)), ..RedisStatus::default() };
-        sum.add(&redis);
-        assert_eq!((sum.unavailable_since, sum.tracking_lost_since), (Some(at(1)), Some(at(3))));
-        redis.set_unavailable(None, at(5));
-        redis.set_tracking(TrackingState::On, at(5));
-        assert_eq!((redis.unavailable_since, redis.tracking_lost_since), (None, None));
-        redis.set_unavailable(Some("gone"), at(6));
-        redis.set_tracking(TrackingState::Lost, at(7));
-        assert_eq!((redis.unavailable_since, redis.tracking_lost_since), (Some(at(6)), Some(at(7))));
-    }
-
-    /// The sum of two states of Redis has the weaker guarantee, and the first reason of an outage.
-    #[test]
-    fn redis_status_sum_keeps_worse_state() {
-        let status = |tracking, freshness: &str| RedisStatus {
-            tracking,
-            freshness: freshness.into(),
-            unmet_guarantees: usize::from(tracking == TrackingState::Lost),
-            ..Default::default()
-        };
-        let mut sum = RedisStatus::default();
-        for other in [
-            status(TrackingState::On, "at once"),
-            status(TrackingState::Lost, "later"),
-            status(TrackingState::On, "at once"),
-        ] {
-            sum.add(&other);
-        }
-        assert_eq!(sum, status(TrackingState::Lost, "later"));
-        let unavailable = |reason: &str, connections| RedisStatus {
-            unavailable: Some(reason.into()),
-            connections,
-            ..status(TrackingState::On, "at once")
-        };
-        sum.add(&unavailable("gone", 1));
-        sum.add(&unavailable("slow", 2));
-        assert_eq!((sum.unavailable.as_deref(), sum.connections), (Some("gone"), 3));
     }
 
     /// The names of an enum are in the order of its variants.

@@ -3,7 +3,7 @@
 //! Each worker writes to its own slot, when the watchdog pings it or a client asks. A worker that
 //! renders metrics reads all slots. Locks are held only to copy figures, never during I/O.
 
-use super::{RedisStatus, TlsStatus, TrackingState, WorkerMetrics};
+use super::{RedisStatus, RedisSummary, TlsStatus, TrackingState, WorkerMetrics};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -157,7 +157,7 @@ impl Peaks {
         self.connections = self.connections.max(now.metrics.connected_clients);
         self.entries = self.entries.max(now.metrics.entries);
         self.bytes = self.bytes.max(now.metrics.bytes);
-        self.queued = self.queued.max(now.redis.queued);
+        self.queued = self.queued.max(now.redis.counters.queued);
         self.open_files = self.open_files.max(now.process.open_files);
     }
 }
@@ -195,7 +195,7 @@ impl WorkerRow {
             entries: metrics.entries,
             evicted: metrics.evicted,
             is_stuck,
-            has_redis: redis.unavailable.is_none(),
+            has_redis: redis.outage().is_none(),
             tracking: redis.tracking,
         }
     }
@@ -207,7 +207,7 @@ pub struct Snapshot {
     /// Metrics of all workers together.
     pub metrics: WorkerMetrics,
     /// Status of Redis for all workers together.
-    pub redis: RedisStatus,
+    pub redis: RedisSummary,
     /// Figures of the process.
     pub process: ProcessStats,
     /// Number of workers.
@@ -304,6 +304,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::{NodeCounters, NodeStatus};
 
     /// A snapshot adds up all workers. A worker that publishes has answered its pings.
     #[test]
@@ -315,16 +316,17 @@ mod tests {
             assert!(!slot.has_responded());
             slot.publish(&WorkerMetrics { entries: 1 + number, ..WorkerMetrics::default() });
             assert!(slot.has_responded());
-            slot.redis().queued = 2;
+            let counters = NodeCounters { queued: 2, ..NodeCounters::default() };
+            slot.redis().add_node(0, NodeStatus { counters, ..NodeStatus::default() });
         }
         let start = Instant::now();
-        registry.slots()[1].redis().set_unavailable(Some("gone"), start);
+        registry.slots()[1].redis().nodes().for_each(|node| node.set_unavailable(Some("gone"), start));
         assert!(registry.slots()[0].set_stuck(Some(start)) && !registry.slots()[0].set_stuck(Some(start)));
         let all = registry.snapshot();
         let rows = all.per_worker.iter().map(|row| (row.entries, row.is_stuck, row.has_redis));
         assert_eq!(rows.collect::<Vec<_>>(), [(1, true, true), (2, false, false)]);
         assert_eq!((all.stuck_since, all.redis.unavailable_since), (Some(start), Some(start)));
-        assert_eq!((all.workers, all.stuck_workers, all.metrics.entries, all.redis.queued), (2, 1, 3, 4));
+        assert_eq!((all.workers, all.stuck_workers, all.metrics.entries, all.redis.counters.queued), (2, 1, 3, 4));
         assert_eq!((all.redis.unavailable.as_deref(), all.stopping), (Some("gone"), false));
         registry.set_stopping();
         assert!(registry.snapshot().stopping);

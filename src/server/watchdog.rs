@@ -110,11 +110,12 @@ impl Watchdog {
     /// longer.
     fn check_redis(&self, now: Instant) {
         for worker_slot in self.registry.slots() {
-            let mut redis = worker_slot.redis();
             let is_silent = |since: &Instant| now.saturating_duration_since(*since) >= REDIS_SILENT_AFTER;
-            if let (Some(since), None) = (redis.unanswered_since.filter(is_silent), &redis.unavailable) {
-                let reason = format!("no reply from Redis for {} s", REDIS_SILENT_AFTER.as_secs());
-                redis.set_unavailable(Some(&reason), since);
+            for node in worker_slot.redis().nodes() {
+                if let (Some(since), None) = (node.unanswered_since.filter(is_silent), &node.unavailable) {
+                    let reason = format!("no reply from Redis for {} s", REDIS_SILENT_AFTER.as_secs());
+                    node.set_unavailable(Some(&reason), since);
+                }
             }
         }
     }
@@ -198,6 +199,7 @@ fn read_process_stats() -> ProcessStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::NodeStatus;
     use crate::metrics::{InstanceInfo, WorkerMetrics};
     use mio::{Poll, Token, Waker};
 
@@ -235,7 +237,7 @@ mod tests {
             registry.snapshot().redis.unavailable
         };
         assert_eq!(unavailable_after(2 * REDIS_SILENT_AFTER), None);
-        registry.slots()[0].redis().unanswered_since = Some(start);
+        registry.slots()[0].redis().add_node(0, NodeStatus { unanswered_since: Some(start), ..NodeStatus::default() });
         assert_eq!(unavailable_after(REDIS_SILENT_AFTER / 2), None);
         assert_eq!(unavailable_after(REDIS_SILENT_AFTER).as_deref(), Some("no reply from Redis for 3 s"));
     }

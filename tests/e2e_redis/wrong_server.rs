@@ -86,7 +86,7 @@ fn cluster_redirection_is_explained() {
     assert!(response.status == 502 && response.text().contains("Redis is a node of a cluster"), "{response:?}");
     let reply = RespClient::connect(proxy.address).call_text("GET a");
     assert!(reply.starts_with("-ERR Redis is a node of a cluster, and another node has this key"), "{reply}");
-    proxy.wait_for_log("is a node of a cluster: keys of other nodes cannot be read; use a Redis without a cluster");
+    proxy.wait_for_log("is a node of a cluster: keys of other nodes cannot be read; set REDIS_MODE=cluster");
     for number in 0..2 {
         let state = directory.join(format!("segment-nodes-{}-{number}.conf", std::process::id()));
         std::fs::remove_file(state).expect("the file of the cluster's state");

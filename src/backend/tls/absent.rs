@@ -10,7 +10,7 @@ use std::time::Instant;
 pub enum TlsConnector {}
 
 impl TlsConnector {
-    pub(super) fn load(_: &UpstreamTls, _: &UpstreamAddress) -> Result<TlsConnector, String> {
+    pub(super) fn load(_: &UpstreamTls, _: &[UpstreamAddress]) -> Result<TlsConnector, String> {
         Err("REDIS_TLS=on needs a build with the cargo feature `tls`".into())
     }
 
@@ -18,7 +18,7 @@ impl TlsConnector {
         match *self {}
     }
 
-    pub(super) fn connect(&self, _: DeadlineSocket, _: Instant) -> io::Result<Stream> {
+    pub(super) fn connect(&self, _: DeadlineSocket, _: &UpstreamAddress, _: Instant) -> io::Result<Stream> {
         match *self {}
     }
 }

@@ -1,7 +1,8 @@
 //! TLS to Redis: one client configuration for all connections, so that they share its sessions.
 //!
-//! The certificate of Redis is always verified, by the name in the configuration, although the
-//! connection goes to an address that was looked up before. There is no switch against that.
+//! The certificate of Redis is always verified, by the name in the configuration or by the host that
+//! sentinels and nodes name, although the connection goes to an address that was looked up before.
+//! There is no switch against that.
 
 use super::stream::{DeadlineSocket, Stream, time_left};
 use crate::tls_files::PemFile;
@@ -22,11 +23,9 @@ const MAX_HANDSHAKES: usize = 8;
 const NO_HANDSHAKE: &str =
     "no reply to the TLS handshake within REDIS_TIMEOUT; the server may not speak TLS at this port";
 
-/// Client side of TLS to one Redis.
+/// Client side of TLS to Redis.
 pub struct TlsConnector {
     settings: UpstreamTls,
-    /// Name that the certificate of Redis must have. Also sent as SNI, unless it is an address.
-    name: ServerName<'static>,
     config: Mutex<Arc<ClientConfig>>,
     /// Number of handshakes in progress.
     handshakes: Mutex<usize>,
@@ -49,23 +48,11 @@ impl TlsConnector {
     /// # Errors
     ///
     /// Variable, path, problem and remedy in one line.
-    pub(super) fn load(settings: &UpstreamTls, address: &UpstreamAddress) -> Result<TlsConnector, String> {
-        let host = match (&settings.name, address) {
-            (Some(name), _) => name,
-            (None, UpstreamAddress::Tcp(host, _)) => host,
-            (None, UpstreamAddress::Unix(_)) => {
-                return Err(
-                    "REDIS_TLS=on needs a host name, but REDIS_URL names a Unix socket; set REDIS_TLS=off".into()
-                );
-            }
-        };
-        let name = ServerName::try_from(host.clone()).map_err(|_| match &settings.name {
-            Some(name) => format!("REDIS_TLS_NAME={name:?} is no host name and no IP address; write one"),
-            None => format!("{host:?} cannot be the name of a certificate; set REDIS_TLS_NAME"),
-        })?;
+    pub(super) fn load(settings: &UpstreamTls, addresses: &[UpstreamAddress]) -> Result<TlsConnector, String> {
+        addresses.iter().try_for_each(|address| server_name(settings, address).map(|_| ()))?;
         let config = Mutex::new(Arc::new(client_config(settings)?));
         let (handshakes, handshake_done) = (Mutex::new(0), Condvar::new());
-        Ok(TlsConnector { settings: settings.clone(), name, config, handshakes, handshake_done })
+        Ok(TlsConnector { settings: settings.clone(), config, handshakes, handshake_done })
     }
 
     /// Reads the files again, for new connections. Their first handshakes are full ones. After an
@@ -76,11 +63,17 @@ impl TlsConnector {
         Ok(())
     }
 
-    /// Performs the handshake before `deadline`.
-    pub(super) fn connect(&self, socket: DeadlineSocket, deadline: Instant) -> io::Result<Stream> {
+    /// Performs the handshake with the server at `address` before `deadline`.
+    pub(super) fn connect(
+        &self,
+        socket: DeadlineSocket,
+        address: &UpstreamAddress,
+        deadline: Instant,
+    ) -> io::Result<Stream> {
+        let name = server_name(&self.settings, address).map_err(io::Error::other)?;
         let permit = self.begin_handshake(deadline)?;
         let config = Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut client = ClientConnection::new(config, self.name.clone()).map_err(io::Error::other)?;
+        let mut client = ClientConnection::new(config, name).map_err(io::Error::other)?;
         let mut socket = socket;
         while client.is_handshaking() {
             client.complete_io(&mut socket).map_err(describe_handshake)?;
@@ -104,6 +97,22 @@ impl TlsConnector {
         *count += 1;
         Ok(HandshakePermit(self))
     }
+}
+
+/// Returns the name that the certificate of the server at `address` must have. It is also sent as
+/// SNI, unless it is an address.
+fn server_name(settings: &UpstreamTls, address: &UpstreamAddress) -> Result<ServerName<'static>, String> {
+    let host = match (&settings.name, address) {
+        (Some(name), _) => name,
+        (None, UpstreamAddress::Tcp(host, _)) => host,
+        (None, UpstreamAddress::Unix(_)) => {
+            return Err("REDIS_TLS=on needs a host name, but REDIS_URL names a Unix socket; set REDIS_TLS=off".into());
+        }
+    };
+    ServerName::try_from(host.clone()).map_err(|_| match &settings.name {
+        Some(name) => format!("REDIS_TLS_NAME={name:?} is no host name and no IP address; write one"),
+        None => format!("{host:?} cannot be the name of a certificate; set REDIS_TLS_NAME"),
+    })
 }
 
 /// Reads the files, and returns the configuration of new connections: TLS 1.2 and 1.3, with

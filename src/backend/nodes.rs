@@ -1,0 +1,278 @@
+//! Routing of jobs to the nodes of one worker, and the effects of a new map.
+//!
+//! All that concerns several nodes happens under one lock, which the event loop takes once a tick
+//! with jobs. The state of tracking and the invalidations that tell the loop about it change under
+//! the same lock, so they arrive in the order of the changes.
+
+use super::QUEUE_LIMIT;
+use super::node::{Node, QueuedJob};
+use super::node_set::{NodeId, NodeSet};
+use super::shared::PoolShared;
+use super::slot_map::{Redirection, SlotMap};
+use super::topology::Topology;
+use crate::types::{Completion, Failure, Job};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Most redirections of a job (cluster specification: a client should not follow them for ever).
+const MAX_HOPS: u8 = 5;
+
+/// Redirections of a job that are followed at once. Two nodes that disagree would use up the others
+/// within a millisecond, so from then on the job waits for a new map.
+const MAX_IMMEDIATE_HOPS: u8 = 2;
+
+/// Nodes of one worker, and the jobs that no node can take yet.
+pub(super) struct Nodes {
+    pub(super) set: NodeSet,
+    running: HashMap<NodeId, Arc<Node>>,
+    /// Jobs for keys that no known node serves. They wait for the next map.
+    parked: Vec<QueuedJob>,
+    /// Thread that finds the nodes, `None` for one fixed node.
+    topology: Option<Arc<Topology>>,
+    closed: bool,
+}
+
+impl Nodes {
+    pub(super) fn new() -> Nodes {
+        Nodes {
+            set: NodeSet::new("the nodes of Redis are not known yet".into()),
+            running: HashMap::new(),
+            parked: Vec::new(),
+            topology: None,
+            closed: false,
+        }
+    }
+
+    fn node_of(&self, key: &[u8]) -> Option<&Arc<Node>> {
+        self.running.get(&self.set.route(key)?)
+    }
+
+    /// Adds accepted jobs to the queue of the node that serves their key. Parks the others.
+    fn route(&mut self, jobs: impl IntoIterator<Item = QueuedJob>) {
+        for queued in jobs {
+            match self.node_of(&queued.job.key) {
+                Some(node) => node.push_back(queued),
+                None => self.park(queued),
+            }
+        }
+    }
+
+    /// Keeps a job until the next map, which is requested now.
+    fn park(&mut self, queued: QueuedJob) {
+        self.parked.push(queued);
+        self.request_map();
+    }
+
+    fn request_map(&self) {
+        if let Some(topology) = &self.topology {
+            topology.request();
+        }
+    }
+
+    /// Moves each job to the queue of its node. Those that exceed the limit of a queue stay in
+    /// `jobs`.
+    fn submit(&mut self, jobs: &mut Vec<Job>, expires_at: Instant) {
+        // Each node has an equal share, so that a hung one cannot use up the queue of the others.
+        let limit = QUEUE_LIMIT / self.set.serving_count().max(1);
+        let mut excess = Vec::new();
+        let mut groups: Vec<(Option<NodeId>, Vec<QueuedJob>)> = Vec::new();
+        for job in jobs.drain(..) {
+            let id = self.set.route(&job.key);
+            let queued = QueuedJob::new(job, expires_at);
+            match groups.iter_mut().find(|(group, _)| *group == id) {
+                Some((_, group)) => group.push(queued),
+                None => groups.push((id, vec![queued])),
+            }
+        }
+        for (id, mut group) in groups {
+            match id.and_then(|id| self.running.get(&id)) {
+                Some(node) => node.submit(&mut group, limit),
+                None => {
+                    let accepted = group.len().min(QUEUE_LIMIT.saturating_sub(self.parked.len()));
+                    group.drain(..accepted).for_each(|queued| self.park(queued));
+                }
+            }
+            excess.extend(group.into_iter().map(|queued| queued.job));
+        }
+        *jobs = excess;
+    }
+}
+
+impl PoolShared {
+    /// Moves jobs to the queues of their nodes. Those that exceed a limit stay in `jobs`.
+    pub(super) fn submit(&self, jobs: &mut Vec<Job>, expires_at: Instant) {
+        self.nodes().submit(jobs, expires_at);
+    }
+
+    /// Returns true if values that are now requested from a node may be cached.
+    pub(super) fn may_cache(&self, id: NodeId) -> bool {
+        self.nodes().set.may_cache(id, false)
+    }
+
+    /// Asks the topology thread for the present nodes. Called when a node shows that they may have
+    /// changed.
+    pub(super) fn request_map(&self) {
+        self.nodes().request_map();
+    }
+
+    /// Passes jobs to the nodes that they were redirected to.
+    ///
+    /// A target that is known needs no new map: the thread finds the change within its interval.
+    /// While slots move in series, each map would invalidate the cache.
+    pub(super) fn redirect(&self, jobs: Vec<(QueuedJob, Redirection)>) {
+        let mut failed = Vec::new();
+        let mut nodes = self.nodes();
+        for (mut queued, redirection) in jobs {
+            queued.hops += 1;
+            let target = redirection.target.and_then(|address| nodes.set.node_at(&address));
+            let node = target.and_then(|id| nodes.running.get(&id)).filter(|_| queued.hops <= MAX_IMMEDIATE_HOPS);
+            queued.is_asking = redirection.is_ask && node.is_some();
+            match node {
+                _ if queued.hops > MAX_HOPS || nodes.closed => failed.push(queued),
+                Some(node) => node.push_front(std::iter::once(queued)),
+                None => nodes.park(queued),
+            }
+        }
+        drop(nodes);
+        self.fail(failed, &Failure::NotReady("its nodes disagree about which of them has the key".into()));
+    }
+
+    /// Routes jobs of a node that was closed.
+    pub(super) fn reroute(&self, jobs: impl IntoIterator<Item = QueuedJob>) {
+        let mut nodes = self.nodes();
+        if !nodes.closed {
+            nodes.route(jobs);
+        }
+    }
+
+    /// Completes accepted jobs that cannot be read.
+    fn fail(&self, jobs: impl IntoIterator<Item = QueuedJob>, failure: &Failure) {
+        let completion = |queued: QueuedJob| Completion {
+            fetch_id: queued.job.fetch_id,
+            result: Err(failure.clone()),
+            may_cache: true,
+        };
+        let completions: Vec<Completion> = jobs.into_iter().map(completion).collect();
+        if !completions.is_empty() {
+            self.deliver(completions);
+        }
+    }
+
+    /// Names the thread that finds the nodes.
+    pub(super) fn set_topology_thread(&self, topology: Arc<Topology>) {
+        self.nodes().topology = Some(topology);
+    }
+
+    /// Starts the nodes of a map that are not known yet.
+    ///
+    /// # Errors
+    ///
+    /// A thread could not be started. No node was added.
+    pub(super) fn prepare(self: &Arc<PoolShared>, map: &SlotMap) -> io::Result<()> {
+        let mut nodes = self.nodes();
+        let added = nodes.set.prepare(map);
+        let ids: Vec<NodeId> = added.iter().map(|(id, _)| *id).collect();
+        for (id, primary) in added {
+            let node = Arc::new(Node::new(id, primary, Arc::clone(self)));
+            let started = node.start();
+            nodes.running.insert(id, node);
+            if let Err(error) = started {
+                nodes.set.forget(&ids);
+                let removed = ids.iter().filter_map(|id| nodes.running.remove(id)).collect();
+                drop(nodes);
+                self.close_nodes(removed);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a map into force whose nodes were prepared. Nodes that it lacks are closed.
+    pub(super) fn install(&self, map: &Arc<SlotMap>) {
+        let mut nodes = self.nodes();
+        if nodes.closed {
+            return;
+        }
+        let is_first = nodes.set.serving_count() == 0;
+        let installation = nodes.set.install(map);
+        self.push_invalidations(installation.invalidations);
+        if !is_first {
+            self.publish_tracking(&nodes);
+        }
+        self.publish_no_nodes(None);
+        self.count_topology_change();
+        let removed = installation.removed.iter().filter_map(|id| nodes.running.remove(id)).collect();
+        drop(nodes);
+        self.close_nodes(removed);
+        self.log_freshness();
+    }
+
+    /// Closes nodes that were removed, and routes their jobs again.
+    fn close_nodes(&self, removed: Vec<Arc<Node>>) {
+        for node in removed {
+            let jobs = node.close();
+            self.remove_node_status(node.id);
+            self.reroute(jobs);
+        }
+    }
+
+    /// Records that invalidations arrive from a node from now on, or the reason why not.
+    pub(super) fn set_watched(&self, id: NodeId, watched: Result<(), String>) {
+        let mut nodes = self.nodes();
+        let invalidation = nodes.set.set_watched(id, watched);
+        self.push_invalidations(invalidation.into_iter().collect());
+        self.publish_tracking(&nodes);
+        drop(nodes);
+        self.log_freshness();
+    }
+
+    /// Records that the map in force is current, or the reason why this is not known.
+    pub(super) fn set_topology(&self, topology: Result<(), String>) {
+        let mut nodes = self.nodes();
+        if let Err(reason) = &topology {
+            self.publish_no_nodes(Some(reason));
+        }
+        let invalidation = nodes.set.set_topology(topology);
+        self.push_invalidations(invalidation.into_iter().collect());
+        self.publish_tracking(&nodes);
+        drop(nodes);
+        self.log_freshness();
+    }
+
+    /// Publishes whether tracking covers all keys. Only with `REDIS_TRACKING`.
+    fn publish_tracking(&self, nodes: &Nodes) {
+        if self.settings.tracking {
+            self.update_tracking(nodes.set.tracking_result());
+        }
+    }
+
+    /// Routes the parked jobs again, after the topology thread has done what it could. Fails those
+    /// that no node serves, with `failure`.
+    pub(super) fn retry_parked(&self, failure: &Failure) {
+        let mut nodes = self.nodes();
+        if nodes.parked.is_empty() {
+            return;
+        }
+        let parked = std::mem::take(&mut nodes.parked);
+        let now = Instant::now();
+        let (expired, parked): (Vec<_>, Vec<_>) = parked.into_iter().partition(|queued| queued.expires_at <= now);
+        let (routable, unserved): (Vec<_>, Vec<_>) =
+            parked.into_iter().partition(|queued| nodes.node_of(&queued.job.key).is_some());
+        nodes.route(routable);
+        drop(nodes);
+        self.fail(expired, &Failure::Timeout);
+        self.fail(unserved, failure);
+    }
+
+    /// Ends all threads of all nodes after their present task.
+    pub(super) fn close(&self) {
+        let mut nodes = self.nodes();
+        nodes.closed = true;
+        (nodes.topology, nodes.parked) = (None, Vec::new());
+        let running = std::mem::take(&mut nodes.running);
+        drop(nodes);
+        running.values().for_each(|node| _ = node.close());
+    }
+}
