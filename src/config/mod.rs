@@ -188,9 +188,10 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
     /// Reads a secret from a variable, or from the file that another variable names.
     fn secret(&mut self, name: &'static str, file_name: &'static str) -> Option<SecretSource> {
         match (self.text(name), self.text(file_name)) {
-            (Some(_), Some(_)) => {
+            (Some(value), Some(_)) => {
                 self.errors.push(ConfigError::conflict(name, file_name));
-                None
+                // Not `None`: a user beside it has a password.
+                Some(SecretSource::Value(value))
             }
             (value, None) => value.map(SecretSource::Value),
             (None, Some(path)) => Some(SecretSource::File { variable: file_name, path: path.into() }),

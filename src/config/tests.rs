@@ -186,6 +186,10 @@ fn contradictory_redis_variables_are_refused() {
         ),
         (&[("REDIS_URL", "redis://pw@h")], "REDIS_URL has a user without a password"),
         (&[("REDIS_USERNAME", "app")], "REDIS_USERNAME=\"app\" has no password"),
+        (
+            &[("REDIS_USERNAME", "app"), ("REDIS_PASSWORD", "pw"), ("REDIS_PASSWORD_FILE", "f")],
+            "REDIS_PASSWORD and REDIS_PASSWORD_FILE are both set",
+        ),
         (&[("REDIS_URL", "unix:///r"), ("REDIS_TLS", "on")], "REDIS_URL and REDIS_TLS are both set"),
         (&[("REDIS_TLS_CA", "ca")], "REDIS_TLS_CA is set without REDIS_TLS=on or a rediss:// URL"),
         (&[("REDIS_TLS", "on"), ("REDIS_TLS_CERT", "c")], "REDIS_TLS_CERT is set without REDIS_TLS_KEY"),
@@ -193,6 +197,8 @@ fn contradictory_redis_variables_are_refused() {
     ] {
         let text = read(variables).err().unwrap_or_else(|| panic!("{variables:?} was accepted"));
         assert!(text.contains(expected) && !text.contains("pw"), "{variables:?}: {text}");
+        // A build without TLS also says so.
+        assert!(text.lines().count() == 1 || !cfg!(feature = "tls"), "{variables:?}: {text}");
     }
 }
 
