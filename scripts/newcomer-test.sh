@@ -29,6 +29,7 @@ cases='
 2 REDIS_PORT=tcp://10.0.0.11:6379 => enableServiceLinks: false
 2 RUST_LOG=warning => write RUST_LOG=warn
 2 REDIS_USERNAME=app => has no password
+2 REDIS_MODE=sentinel REDIS_MASTER=mymaster => REDIS_URL is not set
 1 PROXY_HOST=no-such-name.invalid => does not resolve
 1 REDIS_PORT=1 => Connection refused
 1 REDIS_PORT=6380 REDIS_PASSWORD=wrong => WRONGPASS

@@ -22,15 +22,16 @@ pub struct Upstream {
     /// Meaning of the addresses.
     pub mode: UpstreamMode,
     /// Redis itself, the sentinels, or nodes from which the others of a cluster are found. At least
-    /// one; exactly one in single mode.
+    /// one, without duplicates; exactly one in single mode. A Unix socket only in single mode.
     pub addresses: Vec<UpstreamAddress>,
-    /// Interval at which sentinels or nodes are asked for the topology.
+    /// Interval at which sentinels or nodes are asked for the topology. Without effect in single
+    /// mode.
     pub topology_interval: Duration,
-    /// ACL user, for `AUTH`.
+    /// ACL user of Redis, for `AUTH`. Sentinels have their own.
     pub username: Option<String>,
-    /// Password, for `AUTH`.
+    /// Password of Redis, for `AUTH`. Sentinels have their own.
     pub password: Option<SecretSource>,
-    /// Database number, for `SELECT`.
+    /// Database number, for `SELECT`. 0 in a cluster.
     pub database: u32,
     /// TLS settings, `None` for connections without TLS.
     pub tls: Option<UpstreamTls>,

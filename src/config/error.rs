@@ -90,12 +90,56 @@ impl ConfigError {
         )
     }
 
-    /// Creates the error for a user of Redis without a password.
-    pub(super) fn username_without_password(username: &str) -> ConfigError {
+    /// Creates the error for a user without a password. `name` is the variable of the user, and
+    /// `password_name` that of the password.
+    pub(super) fn username_without_password(name: &str, username: &str, password_name: &str) -> ConfigError {
         let username = without_credentials(username);
         ConfigError(format!(
-            "REDIS_USERNAME={username:?} has no password; allowed: both or only a password; set REDIS_PASSWORD or \
-             REDIS_PASSWORD_FILE too"
+            "{name}={username:?} has no password; allowed: both or only a password; set {password_name} or \
+             {password_name}_FILE too"
+        ))
+    }
+
+    /// Creates the error for sentinels without the name of the primary.
+    pub(super) fn sentinel_without_master() -> ConfigError {
+        ConfigError(
+            "REDIS_MASTER is not set, but REDIS_MODE=sentinel needs it; allowed: the name under which the sentinels \
+             monitor the primary; for example REDIS_MASTER=mymaster"
+                .into(),
+        )
+    }
+
+    /// Creates the error for sentinels without their addresses.
+    pub(super) fn sentinel_without_url() -> ConfigError {
+        ConfigError(
+            "REDIS_URL is not set, but REDIS_MODE=sentinel needs it; allowed: the hosts of the sentinels, which \
+             REDIS_HOST and REDIS_PORT cannot name; for example REDIS_URL=redis://sentinel-1,sentinel-2,sentinel-3"
+                .into(),
+        )
+    }
+
+    /// Creates the error for several hosts without a mode that has several.
+    pub(super) fn several_hosts_in_single_mode() -> ConfigError {
+        ConfigError(
+            "REDIS_URL has several hosts, but REDIS_MODE=single has one; allowed: one host; set REDIS_MODE=sentinel or \
+             REDIS_MODE=cluster, or name one host"
+                .into(),
+        )
+    }
+
+    /// Creates the error for a Unix socket where servers are found by host and port.
+    pub(super) fn unix_socket_in_mode(mode: &str) -> ConfigError {
+        ConfigError(format!(
+            "REDIS_URL names a Unix socket, but REDIS_MODE={mode} needs hosts; allowed: \
+             redis://host[:port][,host[:port]...]; name hosts, or set REDIS_MODE=single"
+        ))
+    }
+
+    /// Creates the error for a database of a cluster other than 0. `name` is its variable.
+    pub(super) fn database_in_cluster(name: &str, database: u32) -> ConfigError {
+        ConfigError(format!(
+            "{name} names database {database}, but REDIS_MODE=cluster has only database 0; allowed: 0; remove the number \
+             from {name}, or set REDIS_MODE=single"
         ))
     }
 
@@ -142,6 +186,9 @@ fn remedy(variable: &Variable, value: &str) -> String {
             "Kubernetes sets this variable for a Service of that name: set enableServiceLinks: false in the pod, or set \
              {name} in its env"
         )),
+        Kind::Host if name == "REDIS_HOST" && is_host_list(value) => {
+            Some("name several hosts in REDIS_URL, with REDIS_MODE=sentinel or REDIS_MODE=cluster".into())
+        }
         Kind::Host | Kind::OptionalHost => host_remedy(name, value),
         Kind::Secret => Some(format!("set a {name} in UTF-8")),
         Kind::RedisUrl => Some(format!("for example {name}=rediss://user:password@redis.internal:6379/0")),
@@ -171,6 +218,12 @@ pub(super) fn is_service_link(value: &str) -> bool {
 
 fn ends_with_letter(value: &str) -> bool {
     value.ends_with(|c: char| c.is_ascii_alphabetic())
+}
+
+/// Returns true for several hosts, with or without ports.
+fn is_host_list(value: &str) -> bool {
+    let is_host = |text: &str| parse::host(parse::host_and_port(text).map_or(text, |(host, _)| host)).is_ok();
+    value.contains(',') && value.split(',').all(is_host)
 }
 
 /// Schemes of URLs that `REDIS_URL` accepts.

@@ -3,9 +3,6 @@
 use super::variables::{Group, VARIABLES, Variable};
 use std::fmt::Write;
 
-/// Column at which descriptions start.
-const DESCRIPTION_COLUMN: usize = 33;
-
 /// Returns the text of `--help`.
 pub fn help() -> String {
     let mut text = format!(
@@ -19,12 +16,13 @@ pub fn help() -> String {
          Environment variables, with defaults and allowed values:\n",
         env!("CARGO_PKG_VERSION")
     );
+    let name_width = VARIABLES.iter().map(|variable| variable.name.len()).max().unwrap_or_default();
     for group in Group::ALL {
         // Writing into a String cannot fail.
         let _ = writeln!(text, "\n{}:", group.title());
         for Variable { name, default, kind, description, .. } in VARIABLES.iter().filter(|one| one.group == group) {
-            let _ = writeln!(text, "  {name:<20} {default:<9} {description}");
-            let _ = writeln!(text, "{:DESCRIPTION_COLUMN$}({})", "", kind.allowed());
+            let _ = writeln!(text, "  {name:<name_width$} {default:<9} {description}");
+            let _ = writeln!(text, "  {:name_width$} {:9} ({})", "", "", kind.allowed());
         }
     }
     text

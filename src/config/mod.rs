@@ -5,7 +5,7 @@
 //! | `variables.rs` | the table: name, default, type, bounds, meaning |
 //! | `parse.rs` | values to numbers, durations, sizes and switches |
 //! | `error.rs` | the error of a value, with its remedy |
-//! | `redis.rs`, `redis_url.rs` | how to reach Redis: URL, credentials, TLS |
+//! | `redis.rs`, `redis_url.rs` | how to reach Redis: mode, URL, credentials, TLS |
 //! | `unknown.rs` | warnings about variables that have no effect |
 //! | `help.rs` | the text of `--help` |
 
@@ -24,6 +24,7 @@ pub use help::help;
 pub use unknown::unknown_variables;
 pub use variables::{Group, Kind, VARIABLES, Variable};
 
+use self::redis::RedisMode;
 use crate::log_format::LogFormat;
 use crate::protocol::http::AllowedHosts;
 use crate::secret::SecretSource;
@@ -85,11 +86,13 @@ pub struct ShownValue {
 
 /// Returns the value of each variable, without secrets.
 pub fn redacted_values(lookup: impl Fn(&str) -> Option<OsString>) -> Vec<ShownValue> {
+    let mode = lookup("REDIS_MODE").and_then(|mode| RedisMode::parse(&mode.to_string_lossy()));
+    let default_port = mode.unwrap_or_default().default_port();
     let shown = |variable: &Variable| {
         let value = match lookup(variable.name) {
             Some(value) if variable.kind == Kind::Secret && !value.is_empty() => "(set)".into(),
             Some(value) if variable.kind == Kind::RedisUrl && !value.is_empty() => {
-                redis_url::parse(&value.to_string_lossy()).map_or("(set)".into(), |url| url.redacted())
+                redis_url::parse(&value.to_string_lossy()).map_or("(set)".into(), |url| url.redacted(default_port))
             }
             Some(value) => value.to_string_lossy().into_owned(),
             None => variable.default.into(),
@@ -188,9 +191,10 @@ impl<L: Fn(&str) -> Option<OsString>> Reader<L> {
     /// Reads a secret from a variable, or from the file that another variable names.
     fn secret(&mut self, name: &'static str, file_name: &'static str) -> Option<SecretSource> {
         match (self.text(name), self.text(file_name)) {
-            (Some(_), Some(_)) => {
+            (Some(value), Some(_)) => {
                 self.errors.push(ConfigError::conflict(name, file_name));
-                None
+                // Not `None`: a user beside it has a password.
+                Some(SecretSource::Value(value))
             }
             (value, None) => value.map(SecretSource::Value),
             (None, Some(path)) => Some(SecretSource::File { variable: file_name, path: path.into() }),

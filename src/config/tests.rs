@@ -1,19 +1,23 @@
 //! Unit tests of the configuration.
 
 use super::*;
-use crate::upstream::UpstreamAddress;
+use crate::upstream::{SentinelSettings, UpstreamAddress, UpstreamMode};
 
 fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
     let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
     Config::read(find).map_err(|error| error.to_string())
 }
 
+fn tcp(host: &str, port: u16) -> UpstreamAddress {
+    UpstreamAddress::Tcp(host.into(), port)
+}
+
 /// The defaults are those of the compose file.
 #[test]
 fn defaults_match_compose_file() {
     let config = read(&[]).expect("the defaults are allowed");
-    let address = UpstreamAddress::Tcp("redis".into(), 6379);
-    assert_eq!(config.redis, Upstream::single(address));
+    assert_eq!(config.redis, Upstream::single(tcp("redis", 6379)));
+    assert_eq!((&config.redis.mode, config.redis.topology_interval), (&UpstreamMode::Single, Duration::from_secs(1)));
     assert_eq!((config.proxy_host.as_str(), config.proxy_port), ("segment", Some(8080)));
     assert_eq!((config.cache_ttl, config.cache_size, config.workers), (Duration::from_secs(15), 3, 1));
     assert_eq!((config.redis_connections, config.redis_timeout), (4, Duration::from_secs(1)));
@@ -38,11 +42,16 @@ fn invalid_value_names_allowed_values() {
         ("REDIS_PORT", "0", "is out of range"),
         ("REDIS_PORT", "65536", "is out of range"),
         ("REDIS_PORT", "http", "is not a whole number"),
+        ("REDIS_MODE", "", "is not a mode"),
+        ("REDIS_MODE", "Cluster", "is not a mode"),
         ("REDIS_DB", "-1", "is not a whole number"),
         ("REDIS_CONNECTIONS", "0", "is out of range"),
         ("REDIS_TIMEOUT", "0", "is out of range"),
         ("REDIS_TIMEOUT", "11m", "is out of range"),
         ("REDIS_TIMEOUT", "1.5", "has decimals"),
+        ("REDIS_TOPOLOGY_INTERVAL", "99", "is out of range"),
+        ("REDIS_TOPOLOGY_INTERVAL", "60001", "is out of range"),
+        ("REDIS_TOPOLOGY_INTERVAL", "", "is empty"),
         ("CACHE_TTL", "0", "is out of range"),
         ("CACHE_TTL", "-1", "is not a number"),
         ("CACHE_TTL", "nan", "is not a number"),
@@ -109,6 +118,11 @@ fn usual_mistakes_have_remedies() {
         ("REDIS_HOST", "user:pw@h:1", "write REDIS_HOST=h and REDIS_PORT=1, and REDIS_PASSWORD"),
         ("REDIS_HOST", ":pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
         ("REDIS_HOST", "h:1,password=pw,ssl=True", "write REDIS_HOST=h and REDIS_PORT=1"),
+        (
+            "REDIS_HOST",
+            "a:1,[::1]:2,c",
+            "name several hosts in REDIS_URL, with REDIS_MODE=sentinel or REDIS_MODE=cluster",
+        ),
         ("REDIS_HOST", "user:p://pw@h", "write REDIS_HOST=h, and REDIS_PASSWORD"),
         ("REDIS_HOST", "h?password=pw", "write REDIS_HOST=h"),
         ("REDIS_HOST", "[::1]", "write REDIS_HOST=::1"),
@@ -116,6 +130,7 @@ fn usual_mistakes_have_remedies() {
         ("REDIS_HOST", "rediss://h", "set REDIS_URL to it, and leave REDIS_HOST unset"),
         ("REDIS_HOST", "unix:///run/redis.sock", "set REDIS_URL to it, and leave REDIS_HOST unset"),
         ("REDIS_URL", "h:pw", "for example REDIS_URL=rediss://user:password@redis.internal:6379/0"),
+        ("REDIS_MODE", "standalone", "for example REDIS_MODE=single"),
         ("PROXY_HOST", "0.0.0.0:80", "write PROXY_HOST=0.0.0.0 and PROXY_PORT=80"),
         (
             "REDIS_PORT",
@@ -151,7 +166,7 @@ fn url_and_variables_describe_one_server() {
         password: Some(SecretSource::Value("word".into())),
         database: 2,
         tls: Some(UpstreamTls::default()),
-        ..Upstream::single(UpstreamAddress::Tcp("h".into(), 6379))
+        ..Upstream::single(tcp("h", 6379))
     };
     assert_eq!(read(&[&injected[..], &[url]].concat()), expected);
     let upstream =
@@ -186,6 +201,10 @@ fn contradictory_redis_variables_are_refused() {
         ),
         (&[("REDIS_URL", "redis://pw@h")], "REDIS_URL has a user without a password"),
         (&[("REDIS_USERNAME", "app")], "REDIS_USERNAME=\"app\" has no password"),
+        (
+            &[("REDIS_USERNAME", "app"), ("REDIS_PASSWORD", "pw"), ("REDIS_PASSWORD_FILE", "f")],
+            "REDIS_PASSWORD and REDIS_PASSWORD_FILE are both set",
+        ),
         (&[("REDIS_URL", "unix:///r"), ("REDIS_TLS", "on")], "REDIS_URL and REDIS_TLS are both set"),
         (&[("REDIS_TLS_CA", "ca")], "REDIS_TLS_CA is set without REDIS_TLS=on or a rediss:// URL"),
         (&[("REDIS_TLS", "on"), ("REDIS_TLS_CERT", "c")], "REDIS_TLS_CERT is set without REDIS_TLS_KEY"),
@@ -193,6 +212,138 @@ fn contradictory_redis_variables_are_refused() {
     ] {
         let text = read(variables).err().unwrap_or_else(|| panic!("{variables:?} was accepted"));
         assert!(text.contains(expected) && !text.contains("pw"), "{variables:?}: {text}");
+        // A build without TLS also says so.
+        assert!(text.lines().count() == 1 || !cfg!(feature = "tls"), "{variables:?}: {text}");
+    }
+}
+
+/// Sentinels are found by a URL, at their own port, and have credentials of their own.
+#[test]
+fn sentinel_mode_reads_sentinel_settings() {
+    let set = [
+        ("REDIS_MODE", "sentinel"),
+        ("REDIS_URL", "redis://app:word@a,[::1]:7,a:26379,c/3"),
+        ("REDIS_MASTER", "mymaster"),
+        ("REDIS_SENTINEL_USERNAME", "watcher"),
+        ("REDIS_SENTINEL_PASSWORD_FILE", "/run/sentinel"),
+        ("REDIS_TOPOLOGY_INTERVAL", "2s"),
+    ];
+    let password = SecretSource::File { variable: "REDIS_SENTINEL_PASSWORD_FILE", path: "/run/sentinel".into() };
+    let (master, username) = ("mymaster".to_owned(), Some("watcher".to_owned()));
+    let settings = SentinelSettings { master: master.clone(), username, password: Some(password) };
+    let expected = Upstream {
+        mode: UpstreamMode::Sentinel(settings),
+        addresses: vec![tcp("a", 26379), tcp("::1", 7), tcp("c", 26379)],
+        topology_interval: Duration::from_secs(2),
+        username: Some("app".into()),
+        password: Some(SecretSource::Value("word".into())),
+        database: 3,
+        tls: None,
+    };
+    assert_eq!(read(&set).expect("allowed").redis, expected);
+    let set = [
+        ("REDIS_MODE", "sentinel"),
+        ("REDIS_URL", "redis://a"),
+        ("REDIS_MASTER", "mymaster"),
+        ("REDIS_SENTINEL_PASSWORD", "secret"),
+    ];
+    let upstream = read(&set).expect("allowed").redis;
+    assert!(!format!("{upstream:?} {upstream}").contains("secret"), "{upstream:?}");
+    let settings = SentinelSettings { master, username: None, password: Some(SecretSource::Value("secret".into())) };
+    assert_eq!(upstream.mode, UpstreamMode::Sentinel(settings));
+}
+
+/// The first nodes of a cluster are those of a URL, or one host and port.
+#[test]
+fn cluster_mode_reads_seeds() {
+    let mode = ("REDIS_MODE", "cluster");
+    for (variables, expected) in [
+        (&[("REDIS_URL", "redis://a,b:7/0")][..], vec![tcp("a", 6379), tcp("b", 7)]),
+        (&[("REDIS_HOST", "a"), ("REDIS_PORT", "7")], vec![tcp("a", 7)]),
+        // A compose file sets variables to their defaults.
+        (&[("REDIS_HOST", "a"), ("REDIS_DB", "0"), ("REDIS_MASTER", "")], vec![tcp("a", 6379)]),
+    ] {
+        let upstream = read(&[&[mode][..], variables].concat()).expect("allowed").redis;
+        assert_eq!((upstream.mode, upstream.addresses), (UpstreamMode::Cluster, expected), "{variables:?}");
+    }
+}
+
+/// The interval is checked in each mode, and has no effect in single mode.
+#[test]
+fn topology_interval_is_allowed_in_single_mode() {
+    for (value, expected) in [("100", 100), ("60s", 60_000)] {
+        let upstream = read(&[("REDIS_TOPOLOGY_INTERVAL", value)]).expect("allowed").redis;
+        assert_eq!(upstream.topology_interval, Duration::from_millis(expected), "{value}");
+    }
+}
+
+/// A variable that does not fit `REDIS_MODE` is one error with a remedy, which never shows a
+/// password.
+#[test]
+fn variables_must_fit_redis_mode() {
+    let (sentinel, cluster, master) = (("REDIS_MODE", "sentinel"), ("REDIS_MODE", "cluster"), ("REDIS_MASTER", "m"));
+    let url = |url| ("REDIS_URL", url);
+    for (variables, problem, remedy) in [
+        (
+            &[url("redis://u:pw@a,b")][..],
+            "REDIS_URL has several hosts, but REDIS_MODE=single has one",
+            "set REDIS_MODE=sentinel or REDIS_MODE=cluster, or name one host",
+        ),
+        (&[sentinel, url("redis://a")], "REDIS_MASTER is not set", "for example REDIS_MASTER=mymaster"),
+        (&[sentinel, url("redis://a"), ("REDIS_MASTER", "")], "REDIS_MASTER is not set", ""),
+        (
+            &[sentinel, master],
+            "REDIS_URL is not set, but REDIS_MODE=sentinel needs it; allowed: the hosts of the sentinels, which REDIS_HOST \
+             and REDIS_PORT cannot name",
+            "for example REDIS_URL=redis://sentinel-1,sentinel-2,sentinel-3",
+        ),
+        (&[sentinel, master, ("REDIS_HOST", "a"), ("REDIS_PORT", "26379")], "REDIS_URL is not set", ""),
+        (&[sentinel, master, url("redis://u:pw@a,")], "REDIS_URL has a comma without a host", ""),
+        (
+            &[sentinel, master, url("unix://:pw@/r")],
+            "REDIS_URL names a Unix socket, but REDIS_MODE=sentinel needs hosts",
+            "name hosts, or set REDIS_MODE=single",
+        ),
+        (
+            &[sentinel, master, url("redis://a"), ("REDIS_SENTINEL_USERNAME", "app")],
+            "REDIS_SENTINEL_USERNAME=\"app\" has no password",
+            "set REDIS_SENTINEL_PASSWORD or REDIS_SENTINEL_PASSWORD_FILE too",
+        ),
+        (
+            &[
+                sentinel,
+                master,
+                url("redis://a"),
+                ("REDIS_SENTINEL_USERNAME", "app"),
+                ("REDIS_SENTINEL_PASSWORD", "pw"),
+                ("REDIS_SENTINEL_PASSWORD_FILE", "f"),
+            ],
+            "REDIS_SENTINEL_PASSWORD and REDIS_SENTINEL_PASSWORD_FILE are both set",
+            "",
+        ),
+        (&[cluster, url("unix:///r")], "REDIS_URL names a Unix socket, but REDIS_MODE=cluster needs hosts", ""),
+        (
+            &[cluster, url("redis://:pw@a/3")],
+            "REDIS_URL names database 3, but REDIS_MODE=cluster has only database 0",
+            "remove the number from REDIS_URL, or set REDIS_MODE=single",
+        ),
+        (&[cluster, ("REDIS_DB", "1")], "REDIS_DB names database 1", ""),
+        (&[cluster, url("redis://a"), ("REDIS_HOST", "b")], "REDIS_URL and REDIS_HOST are both set", ""),
+        (
+            &[master],
+            "REDIS_MASTER is set without REDIS_MODE=sentinel",
+            "set REDIS_MODE=sentinel too, or unset REDIS_MASTER",
+        ),
+        (&[cluster, master], "REDIS_MASTER is set without REDIS_MODE=sentinel", ""),
+        (&[cluster, ("REDIS_SENTINEL_USERNAME", "a")], "REDIS_SENTINEL_USERNAME is set without REDIS_MODE", ""),
+        (&[("REDIS_SENTINEL_PASSWORD", "pw")], "REDIS_SENTINEL_PASSWORD is set without REDIS_MODE", ""),
+        (&[("REDIS_SENTINEL_PASSWORD_FILE", "f")], "REDIS_SENTINEL_PASSWORD_FILE is set without REDIS_MODE", ""),
+        // The variables are not judged by an invalid mode.
+        (&[("REDIS_MODE", "x"), master, url("redis://a,b/1")], "REDIS_MODE=\"x\" is not a mode", ""),
+    ] {
+        let text = read(variables).err().unwrap_or_else(|| panic!("{variables:?} was accepted"));
+        assert!(text.starts_with(problem) && text.ends_with(remedy), "{variables:?}: {text}");
+        assert!(text.lines().count() == 1 && !text.contains("pw"), "{variables:?}: {text}");
     }
 }
 
@@ -288,6 +439,20 @@ fn password_is_redacted() {
     assert_eq!(note("STALE_IF_ERROR"), Some(("", true)), "the value has its own unit");
     assert_eq!(note("SHUTDOWN_GRACE"), Some(("", false)), "10s is the default of 10 seconds");
     assert!(!format!("{values:?}").contains("secret"));
+    let sentinel = |url: &str| {
+        let lookup = |name: &str| match name {
+            "REDIS_URL" => Some(url.into()),
+            "REDIS_MODE" => Some("sentinel".into()),
+            "REDIS_SENTINEL_PASSWORD" => Some("secret".into()),
+            _ => None,
+        };
+        let values = redacted_values(lookup);
+        assert!(!format!("{values:?}").contains("secret"));
+        values.into_iter().find(|shown| shown.name == "REDIS_URL").map(|shown| shown.value)
+    };
+    let shown = sentinel("redis://secret:secret@a,b:7/1");
+    assert_eq!(shown.as_deref(), Some("redis://a:26379,b:7/1"));
+    assert_eq!(sentinel("redis://:secret@a,").as_deref(), Some("(set)"), "a URL that is not understood");
 }
 
 /// `--help` names each variable.

@@ -153,6 +153,9 @@ mod tests {
             ("REDIS_PORT_6379_TCP_ADDR", "10.0.0.11"),
             ("REDIS_CACHE_PORT", "tcp://10.0.0.11:6379"),
             ("REDIS_CACHE_PORT_6379_TCP_ADDR", "10.0.0.11"),
+            ("REDIS_MASTER_SERVICE_HOST", "10.0.0.12"),
+            ("REDIS_MASTER_PORT", "tcp://10.0.0.12:6379"),
+            ("REDIS_MASTER_NAME", "/web/redis-master"),
             ("REDIS_NAME", "/web/redis"),
             ("REDIS_ENV_REDIS_VERSION", "7.0.15"),
         ];

@@ -55,6 +55,8 @@ pub enum Kind {
     Host,
     /// URL of Redis, or nothing. Its password is never shown.
     RedisUrl,
+    /// Kind of deployment of Redis.
+    RedisMode,
     /// Host name or IP address, without a port, or nothing.
     OptionalHost,
     /// Host names separated by commas, or nothing.
@@ -133,6 +135,12 @@ const MAX_REQUEST_TIMEOUT: Duration = Duration::from_secs(86_400);
 /// Ten minutes, the longest wait for Redis. No client of a cache waits longer.
 const MAX_REDIS_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Refreshes of the topology are at least that far apart, so that they stay a small load.
+const MIN_TOPOLOGY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A minute. A failover that nothing else reveals is noticed that late.
+const MAX_TOPOLOGY_INTERVAL: Duration = Duration::from_secs(60);
+
 /// A shorter timeout would close clients that wait for a busy machine.
 const MIN_CLIENT_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -150,13 +158,18 @@ pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// All variables, in the order of the documentation.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 45] = [
+pub const VARIABLES: [Variable; 51] = [
     Variable { name: "REDIS_HOST", default: "redis", kind: Kind::Host, group: Group::Redis, description: "host of the Redis server" },
     Variable { name: "REDIS_PORT", default: "6379", kind: Kind::Number(1, 65_535), group: Group::Redis, description: "port of the Redis server" },
-    Variable { name: "REDIS_URL", default: "", kind: Kind::RedisUrl, group: Group::Redis, description: "address of the Redis server instead of REDIS_HOST, REDIS_PORT and REDIS_DB; may hold user and password" },
+    Variable { name: "REDIS_URL", default: "", kind: Kind::RedisUrl, group: Group::Redis, description: "address of the Redis server instead of REDIS_HOST, REDIS_PORT and REDIS_DB; may hold user and password, and several hosts with REDIS_MODE=sentinel or cluster" },
+    Variable { name: "REDIS_MODE", default: "single", kind: Kind::RedisMode, group: Group::Redis, description: "kind of deployment: one server, a primary that the sentinels in REDIS_URL name, or Redis Cluster" },
+    Variable { name: "REDIS_MASTER", default: "", kind: Kind::Text, group: Group::Redis, description: "name under which the sentinels monitor the primary; REDIS_MODE=sentinel requires it" },
     Variable { name: "REDIS_USERNAME", default: "", kind: Kind::Text, group: Group::Redis, description: "ACL user to authenticate as; requires a password" },
     Variable { name: "REDIS_PASSWORD", default: "", kind: Kind::Secret, group: Group::Redis, description: "password to authenticate with" },
     Variable { name: "REDIS_PASSWORD_FILE", default: "", kind: Kind::Path, group: Group::Redis, description: "file with the password; read again on SIGHUP, and when Redis rejects the password" },
+    Variable { name: "REDIS_SENTINEL_USERNAME", default: "", kind: Kind::Text, group: Group::Redis, description: "ACL user to authenticate as at the sentinels; requires a password" },
+    Variable { name: "REDIS_SENTINEL_PASSWORD", default: "", kind: Kind::Secret, group: Group::Redis, description: "password to authenticate with at the sentinels" },
+    Variable { name: "REDIS_SENTINEL_PASSWORD_FILE", default: "", kind: Kind::Path, group: Group::Redis, description: "file with the password of the sentinels" },
     Variable { name: "REDIS_TLS", default: "off", kind: Kind::Switch, group: Group::Redis, description: "connect with TLS, as a rediss:// URL does" },
     Variable { name: "REDIS_TLS_CA", default: "", kind: Kind::Path, group: Group::Redis, description: "PEM file with the authorities that certify Redis, instead of the built-in roots of Mozilla" },
     Variable { name: "REDIS_TLS_CERT", default: "", kind: Kind::Path, group: Group::Redis, description: "PEM file with the client certificate, if Redis requires one" },
@@ -165,6 +178,7 @@ pub const VARIABLES: [Variable; 45] = [
     Variable { name: "REDIS_DB", default: "0", kind: Kind::Number(0, MAX_DATABASE), group: Group::Redis, description: "number of the Redis database" },
     Variable { name: "REDIS_CONNECTIONS", default: "4", kind: Kind::Number(1, 64), group: Group::Redis, description: "fetcher threads of each worker, with one Redis connection each" },
     Variable { name: "REDIS_TIMEOUT", default: "1000", kind: Kind::Milliseconds(MILLISECOND, MAX_REDIS_TIMEOUT), group: Group::Redis, description: "timeout of connecting, of the handshake and of each round trip" },
+    Variable { name: "REDIS_TOPOLOGY_INTERVAL", default: "1000", kind: Kind::Milliseconds(MIN_TOPOLOGY_INTERVAL, MAX_TOPOLOGY_INTERVAL), group: Group::Redis, description: "interval at which sentinels or nodes of the cluster are asked for changes; no effect with REDIS_MODE=single" },
     Variable { name: "REDIS_TRACKING", default: "off", kind: Kind::Switch, group: Group::Redis, description: "receive invalidations from Redis, so that changes are visible at once" },
     Variable { name: "CACHE_TTL", default: "15", kind: Kind::Seconds(MILLISECOND, MAX_DURATION), group: Group::Cache, description: "lifetime of a cache entry, counted from insertion; a hit does not renew it" },
     Variable { name: "CACHE_SIZE", default: "3", kind: Kind::Keys(1, MAX_CAPACITY as u64), group: Group::Cache, description: "capacity of each worker's cache, in keys; the default suits a demonstration only" },
@@ -212,10 +226,11 @@ impl Kind {
         match self {
             Kind::Host => "a host name or an IP address, without a port".into(),
             Kind::RedisUrl => {
-                "redis://, rediss://, valkey:// or valkeys:// with [user:password@]host[:port][/database], or \
-                 unix:///path[?db=database]"
+                "redis://, rediss://, valkey:// or valkeys:// with [user:password@]host[:port][,host[:port]...][/database], \
+                 or unix:///path[?db=database]"
                     .into()
             }
+            Kind::RedisMode => "single, sentinel or cluster".into(),
             Kind::OptionalHost => "a host name or an IP address, without a port, or nothing".into(),
             Kind::Port => "0 to 65535, or off".into(),
             Kind::Hosts => "host names separated by commas, without ports or wildcards".into(),

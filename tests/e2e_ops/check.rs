@@ -21,7 +21,7 @@ type Case = (&'static [(&'static str, &'static str)], i32, &'static str);
 
 /// Wrong configurations. The line ends before what
 /// depends on the machine. The port 6379 stands for that of a Redis with a password.
-const WRONG: [Case; 14] = [
+const WRONG: [Case; 15] = [
     (
         &[("CACHE_TLL", "60")],
         0,
@@ -75,6 +75,12 @@ const WRONG: [Case; 14] = [
         2,
         "segment-redis-proxy: REDIS_USERNAME=\"app\" has no password; allowed: both or only a password; set REDIS_PASSWORD or \
          REDIS_PASSWORD_FILE too",
+    ),
+    (
+        &[("REDIS_MODE", "sentinel"), ("REDIS_MASTER", "mymaster")],
+        2,
+        "segment-redis-proxy: REDIS_URL is not set, but REDIS_MODE=sentinel needs it; allowed: the hosts of the sentinels, \
+         which REDIS_HOST and REDIS_PORT cannot name; for example REDIS_URL=redis://sentinel-1,sentinel-2,sentinel-3",
     ),
     (&[("PROXY_HOST", "no-such-name.invalid")], 1, "failed   PROXY_HOST: no-such-name.invalid does not resolve"),
     (
