@@ -25,9 +25,11 @@ pub fn slot_of(key: &str) -> u16 {
     crc % SLOTS
 }
 
-/// Returns `count` keys with the prefix `name`, all in the slot of `name`.
+/// Returns `count` keys with the prefix `name` that are all in one slot, without hash tags.
 pub fn keys_in_one_slot(name: &str, count: usize) -> Vec<String> {
-    (0..count).map(|number| format!("{{{name}}}-{number}")).collect()
+    let key = |number: usize| format!("{name}-{number}");
+    let slot = slot_of(&key(0));
+    (0..).map(key).filter(|key| slot_of(key) == slot).take(count).collect()
 }
 
 /// Settings of a cluster.

@@ -14,6 +14,7 @@ pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod entries;
+pub mod fake_node;
 pub mod freshness;
 pub mod relay;
 pub mod resolver;
@@ -23,6 +24,7 @@ pub mod strace;
 pub mod testbed;
 pub mod transport;
 pub mod unix;
+pub mod versions;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};

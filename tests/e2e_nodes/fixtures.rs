@@ -2,10 +2,13 @@
 //! of them.
 
 use crate::common::cluster::{Cluster, Setup, keys_in_one_slot, slot_of};
+use crate::common::fake_node::{FakeNode, redirection, shortest_gap};
+use crate::common::resp::{RespClient, encode_words};
 use crate::common::sentinel::{self, Sentinels};
+use crate::common::versions::{Versions, Writer};
 use crate::common::wait_for;
 use redis::Value;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The slots of keys are those that Redis computes.
 #[test]
@@ -15,9 +18,8 @@ fn slots_are_those_of_redis() {
         let slot: u16 = cluster.query(0, &["CLUSTER", "KEYSLOT", key]).expect("CLUSTER KEYSLOT works");
         assert_eq!(slot_of(key), slot, "{key}");
     }
-    let keys = keys_in_one_slot("tag", 3);
-    assert!(keys.iter().all(|key| slot_of(key) == slot_of("tag")), "{keys:?}");
-    assert_eq!(cluster.owner_of(&keys[0]), cluster.owner_of("tag"));
+    let keys = keys_in_one_slot("same", 3);
+    assert!(keys.iter().all(|key| slot_of(key) == slot_of("same-0")), "{keys:?}");
     for index in 0..3 {
         assert!(cluster.keys_of(index, "owned", 5).iter().all(|key| cluster.owner_of(key) == index));
     }
@@ -170,4 +172,81 @@ fn sentinels_use_passwords_and_tls() {
     let (promoted, _) = all.failover();
     all.wait_until_named(promoted);
     assert_eq!(all.primary_port(), all.servers[1].port);
+}
+
+/// A writer and readers of a migrating slot agree about its versions, without the proxy in between.
+#[test]
+fn writer_follows_migration() {
+    let cluster = Cluster::shared();
+    let keys = keys_in_one_slot("written", 10);
+    let versions = Versions::new(&keys);
+    versions.write_all(&mut cluster.client());
+    let writer = Writer::start(&versions, cluster.client(), Duration::from_millis(1));
+    let slot = slot_of(&keys[0]);
+    for _ in 0..3 {
+        let (from, to) = (cluster.owner_of_slot(slot), (cluster.owner_of_slot(slot) + 1) % 3);
+        cluster.begin_migration(slot, from, to);
+        while cluster.migrate_keys(slot, from, to, 2) > 0 {
+            writer.wait_for_writes(10);
+        }
+        cluster.finish_migration(slot, to);
+        writer.wait_for_writes(10);
+    }
+    let written = writer.stop();
+    let mut client = cluster.client();
+    for (at, key) in keys.iter().enumerate() {
+        assert_eq!(client.get(key).expect("a version"), versions.newest(at).to_string(), "{key}");
+    }
+    assert!(written > 100, "{written} writes");
+}
+
+/// A scripted node is a node of a cluster in both protocols, except where its script differs.
+#[test]
+fn fake_node_speaks_both_protocols() {
+    let nodes = FakeNode::start_cluster(2);
+    let node = &nodes[0];
+    node.set("a", "value");
+    for url in [format!("redis://{}/", node.address()), format!("redis://{}/?protocol=resp3", node.address())] {
+        let client = redis::Client::open(url).expect("a URL");
+        let mut connection = client.get_connection().expect("the node accepts connections");
+        let mut query = |words: &[&str]| redis::cmd(words[0]).arg(&words[1..]).query::<Value>(&mut connection);
+        assert_eq!(query(&["GETRANGE", "a", "0", "2"]), Ok(Value::BulkString(b"val".to_vec())));
+        assert_eq!(query(&["GET", "none"]), Ok(Value::Nil));
+        assert_eq!((query(&["PTTL", "a"]), query(&["PTTL", "none"])), (Ok(Value::Int(-1)), Ok(Value::Int(-2))));
+        assert_eq!(query(&["STRLEN", "a"]), Ok(Value::Int(5)));
+        let Ok(Value::Array(ranges)) = query(&["CLUSTER", "SLOTS"]) else { panic!("no ranges") };
+        let Value::Array(second) = &ranges[1] else { panic!("no range") };
+        assert_eq!((ranges.len(), &second[0], &second[1]), (2, &Value::Int(8192), &Value::Int(16_383)));
+        let id = query(&["CLUSTER", "MYID"]).map(|id| redis::from_redis_value::<String>(id).expect("text"));
+        assert_eq!(id, Ok(node.id()));
+        let info = query(&["CLUSTER", "INFO"]).map(|info| redis::from_redis_value::<String>(info).expect("text"));
+        assert!(info.is_ok_and(|info| info.starts_with("cluster_state:ok\r\n")));
+        node.on_call(|call| call.is_asking.then(|| redirection("MOVED", 1, ":7000")));
+        query(&["ASKING"]).expect("ASKING works");
+        assert_eq!(query(&["GET", "a"]).expect_err("a redirection").redirect_node(), Some((":7000", 1)));
+        assert_eq!(query(&["GET", "a"]), Ok(Value::BulkString(b"value".to_vec())));
+    }
+    assert_eq!((node.calls("CLUSTER SLOTS").len(), node.calls("GET").len()), (2, 6));
+    assert!(shortest_gap(&node.calls("GET")) < Duration::from_secs(60));
+}
+
+/// A scripted node sends invalidations to subscribers of either protocol.
+#[test]
+fn fake_node_invalidates() {
+    let node = FakeNode::start('a');
+    for (handshake, invalidation) in [
+        ("HELLO 3", ">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\na\r\n"),
+        ("PING", "*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n*1\r\n$1\r\na\r\n"),
+    ] {
+        let mut client = RespClient::connect(([127, 0, 0, 1], node.port));
+        for command in [handshake, "CLIENT TRACKING ON BCAST", "SUBSCRIBE __redis__:invalidate"] {
+            client.send(encode_words(command));
+        }
+        wait_for("the node tracks", || (node.count_trackers() == 1).then_some(()));
+        node.invalidate("a");
+        node.close_trackers();
+        let received = client.read_to_close();
+        assert!(received.ends_with(invalidation), "{received}");
+        wait_for("the connection is gone", || (node.count_trackers() == 0).then_some(()));
+    }
 }
