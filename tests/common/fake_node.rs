@@ -176,11 +176,6 @@ impl FakeNode {
         self.state().calls.clear();
     }
 
-    /// Returns the number of connections so far.
-    pub fn count_connections(&self) -> usize {
-        self.state().connections
-    }
-
     /// Returns the number of connections that receive invalidations.
     pub fn count_trackers(&self) -> usize {
         self.state().trackers.len()
