@@ -17,6 +17,15 @@ pub fn max_propagation() -> Duration {
     Duration::from_millis(env_number("FRESHNESS_HOP", 500))
 }
 
+/// Returns the longest time between a change of the topology and its effect in the proxy.
+///
+/// Promised are 500 ms more than `interval` (`REDIS_TOPOLOGY_INTERVAL`), which an idle machine
+/// keeps (`FRESHNESS_TOPOLOGY=500`). The default of 2 s allows for other tests that run in
+/// parallel.
+pub fn max_topology_delay(interval: Duration) -> Duration {
+    interval + Duration::from_millis(env_number("FRESHNESS_TOPOLOGY", 2000))
+}
+
 /// Starts a proxy with tracking and waits until its log reports that tracking is active.
 pub fn start_tracking_proxy(redis_port: u16, variables: &[(&str, &str)]) -> Proxy {
     let base = [("REDIS_TRACKING", "on"), ("CACHE_TTL", "600")];

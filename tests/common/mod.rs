@@ -12,15 +12,19 @@
 pub mod admin;
 pub mod certificates;
 pub mod client;
+pub mod cluster;
 pub mod entries;
+pub mod fake_node;
 pub mod freshness;
 pub mod relay;
 pub mod resolver;
 pub mod resp;
+pub mod sentinel;
 pub mod strace;
 pub mod testbed;
 pub mod transport;
 pub mod unix;
+pub mod versions;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
@@ -80,6 +84,18 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port()
 }
 
+/// Returns a port that is free now, below those that the kernel gives to outgoing connections.
+///
+/// A server can restart there. On another port, a client that connects over and over to a dead
+/// server may at last connect to itself.
+pub fn stable_port() -> u16 {
+    use std::hash::{BuildHasher, RandomState};
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let draw = || RandomState::new().hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+    let mut ports = std::iter::repeat_with(|| 12_000 + draw() as u16);
+    ports.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("an endless iterator")
+}
+
 /// Returns the name of the file that a redis-server of this process may write.
 fn dump_file(port: u16) -> String {
     format!("segment-redis-{}-{port}.rdb", std::process::id())
@@ -111,6 +127,12 @@ impl Redis {
             }
         }
         panic!("redis-server does not start");
+    }
+
+    /// Starts a redis-server on `port`, or returns `None` if it exits because a port is taken.
+    pub fn try_start(port: u16, arguments: Vec<String>) -> Option<Redis> {
+        let child = Redis::launch(port, &arguments)?;
+        Some(Redis { child, port, arguments })
     }
 
     /// Returns the value of an argument that is a port.
