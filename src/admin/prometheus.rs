@@ -207,6 +207,11 @@ fn redis(text: &mut Exposition, now: &Snapshot) {
         redirections,
     );
     text.metric(
+        "segment_redis_topology_requests_total",
+        redis.topology_requests,
+        "Searches for the nodes of Redis (REDIS_MODE=sentinel, cluster).",
+    );
+    text.metric(
         "segment_redis_topology_changes_total",
         redis.topology_changes,
         "Changes of the nodes of Redis or of their keys, the first included.",

@@ -81,6 +81,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("epochs", metrics.flushes.to_string()),
         ("nodes", array(redis.nodes.iter().map(node))),
         ("redirections", object(["moved", "ask"].into_iter().zip(redis.counters.redirections))),
+        ("topology_requests", redis.topology_requests.to_string()),
         ("topology_changes", redis.topology_changes.to_string()),
         ("connections", redis.counters.connections.to_string()),
         ("in_flight", metrics.inflight_keys.to_string()),

@@ -30,7 +30,7 @@ pub(super) enum ServerKind {
     Sentinel,
 }
 
-/// What a server must know about the proxy before it answers.
+/// Credentials and settings with which the proxy introduces itself to a server.
 pub(super) struct Login<'a> {
     /// ACL user, for `AUTH`.
     pub(super) username: Option<&'a str>,

@@ -57,8 +57,8 @@ pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
     steps
 }
 
-/// Finds the node to check: the configured one, the primary that sentinels name, or the primary of a
-/// cluster that serves the checked key. Also returns what was found on the way.
+/// Finds the node to check: the configured one, the primary that sentinels name, or the primary of
+/// a cluster that serves the checked key. Also returns what was found on the way.
 ///
 /// # Errors
 ///

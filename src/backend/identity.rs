@@ -22,7 +22,8 @@ pub(super) enum Identity {
 }
 
 impl Identity {
-    /// Returns what is known of a node: of a cluster its id, and that sentinels name primaries only.
+    /// Returns what is known of a node: of a cluster its id, and that sentinels name primaries
+    /// only.
     pub(super) fn expected(access: &RedisAccess, node: &Primary) -> Identity {
         match &node.id {
             Some(id) => Identity::ClusterNode(Arc::clone(id)),

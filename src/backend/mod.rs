@@ -54,8 +54,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Most queued jobs of all nodes: one for each of 10,000 client connections. Further jobs fail at once, because
-/// they would wait longer than their clients do.
+/// Most queued jobs of all nodes: one for each of 10,000 client connections. Further jobs fail at
+/// once, because they would wait longer than their clients do.
 pub const QUEUE_LIMIT: usize = 10_000;
 
 /// Most keys read in one round trip. Beyond about a hundred, a larger batch saves little and leaves
@@ -129,8 +129,8 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Moves jobs from `jobs` to the queues of their nodes. Jobs that exceed [`QUEUE_LIMIT`] stay in
-    /// `jobs`.
+    /// Moves jobs from `jobs` to the queues of their nodes. Jobs that exceed [`QUEUE_LIMIT`] stay
+    /// in `jobs`.
     pub fn submit(&self, jobs: &mut Vec<Job>) {
         if !jobs.is_empty() {
             self.shared.submit(jobs, Instant::now() + self.shared.settings.timeout);

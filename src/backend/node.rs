@@ -227,6 +227,7 @@ fn is_known_and_differs(known: &Option<String>, run_id: &str) -> bool {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::backend::slot_map::SlotMap;
     use crate::backend::tests::{job, pool_shared};
     use crate::backend::{MAX_BATCH, QUEUE_LIMIT, task::Task};
     use crate::upstream::UpstreamAddress;
@@ -236,7 +237,7 @@ pub(super) mod tests {
     pub(in crate::backend) fn node_without_threads() -> Arc<Node> {
         let address = UpstreamAddress::Tcp("h".into(), 1);
         let pool = pool_shared(Arc::default());
-        let map = super::super::slot_map::SlotMap::of_one(Primary { address, id: None });
+        let map = SlotMap::of_one(Primary { address, id: None });
         let (id, primary) = pool.nodes().set.prepare(&map).remove(0);
         Arc::new(Node::new(id, primary, pool))
     }

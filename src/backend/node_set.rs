@@ -33,6 +33,8 @@ pub struct NodeSet {
     topology: Result<(), String>,
     /// True while all changes of all keys arrive as invalidations.
     is_tracked: bool,
+    /// True once it was so.
+    was_tracked: bool,
 }
 
 #[derive(Debug)]
@@ -41,6 +43,8 @@ struct KnownNode {
     primary: Primary,
     /// Reason why no invalidations arrive from the node.
     watched: Result<(), String>,
+    /// True until its tracker has connected or failed for the first time.
+    is_new: bool,
 }
 
 /// Effect of a new map.
@@ -55,7 +59,14 @@ pub struct Installation {
 impl NodeSet {
     /// Creates a set without nodes. `topology` is the reason why it has none yet.
     pub fn new(topology: String) -> NodeSet {
-        NodeSet { nodes: Vec::new(), last_id: 0, serving: None, topology: Err(topology), is_tracked: false }
+        NodeSet {
+            nodes: Vec::new(),
+            last_id: 0,
+            serving: None,
+            topology: Err(topology),
+            is_tracked: false,
+            was_tracked: false,
+        }
     }
 
     /// Adds the primaries of a map that are not known yet. They serve no keys before the map is
@@ -67,7 +78,7 @@ impl NodeSet {
                 self.last_id += 1;
                 let id = NodeId(self.last_id);
                 let watched = Err("not connected yet".to_owned());
-                self.nodes.push(KnownNode { id, primary: primary.clone(), watched });
+                self.nodes.push(KnownNode { id, primary: primary.clone(), watched, is_new: true });
                 added.push((id, primary.clone()));
             }
         }
@@ -119,7 +130,8 @@ impl NodeSet {
     /// Records that invalidations arrive from a node from now on, or the reason why not.
     #[must_use = "the event loop needs the invalidation"]
     pub fn set_watched(&mut self, id: NodeId, watched: Result<(), String>) -> Option<Invalidation> {
-        self.nodes.iter_mut().find(|node| node.id == id)?.watched = watched;
+        let node = self.nodes.iter_mut().find(|node| node.id == id)?;
+        (node.watched, node.is_new) = (watched, false);
         self.update_tracking()
     }
 
@@ -132,6 +144,7 @@ impl NodeSet {
 
     fn update_tracking(&mut self) -> Option<Invalidation> {
         let is_covered = self.tracking_result().is_ok();
+        self.was_tracked |= is_covered;
         match (std::mem::replace(&mut self.is_tracked, is_covered), is_covered) {
             (false, true) => Some(Invalidation::TrackingStarted),
             (true, false) => Some(Invalidation::TrackingLost),
@@ -145,12 +158,20 @@ impl NodeSet {
         let Some((map, ids)) = self.serving.as_ref().filter(|_| self.topology.is_ok()) else {
             return self.topology.clone();
         };
-        let mut serving = self.nodes.iter().filter(|node| ids.contains(&node.id));
-        match serving.find_map(|node| Some((node, node.watched.as_ref().err()?))) {
+        let serving = self.nodes.iter().filter(|node| ids.contains(&node.id));
+        let unwatched = serving.filter_map(|node| Some((node, node.watched.as_ref().err()?)));
+        // A failure says more than an attempt that goes on.
+        match unwatched.min_by_key(|(node, _)| node.is_new) {
             None => Ok(()),
             Some((_, reason)) if map.primaries().len() == 1 => Err(reason.clone()),
             Some((node, reason)) => Err(format!("{}: {reason}", node.primary.address)),
         }
+    }
+
+    /// Returns false as long as the first trackers connect. That is no loss of tracking.
+    pub fn is_settled(&self) -> bool {
+        let has_failed = |node: &KnownNode| !node.is_new && node.watched.is_err() && self.is_serving(node.id);
+        self.was_tracked || self.serving.is_some() && self.topology.is_err() || self.nodes.iter().any(has_failed)
     }
 
     /// Returns true while all changes of all keys arrive as invalidations.
@@ -222,6 +243,8 @@ mod tests {
         assert_eq!(set.tracking_result(), Err("h:1: not connected yet".into()));
         assert_eq!([ids[0], ids[2]].map(|id| set.set_watched(id, Ok(()))), [None, None]);
         assert_eq!(set.tracking_result(), Err("h:2: not connected yet".into()));
+        assert!(!set.is_settled());
+        assert!(set.set_watched(ids[1], lost()).is_none() && set.is_settled());
         assert_eq!(set.set_watched(ids[1], Ok(())), Some(Invalidation::TrackingStarted));
         assert!(set.is_tracked());
         assert_eq!(set.set_watched(ids[0], lost()), Some(Invalidation::TrackingLost));

@@ -195,12 +195,9 @@ impl PoolShared {
         if nodes.closed {
             return;
         }
-        let is_first = nodes.set.serving_count() == 0;
         let installation = nodes.set.install(map);
         self.push_invalidations(installation.invalidations);
-        if !is_first {
-            self.publish_tracking(&nodes);
-        }
+        self.publish_tracking(&nodes);
         self.publish_no_nodes(None);
         self.count_topology_change();
         let removed = installation.removed.iter().filter_map(|id| nodes.running.remove(id)).collect();
@@ -243,7 +240,7 @@ impl PoolShared {
 
     /// Publishes whether tracking covers all keys. Only with `REDIS_TRACKING`.
     fn publish_tracking(&self, nodes: &Nodes) {
-        if self.settings.tracking {
+        if self.settings.tracking && nodes.set.is_settled() {
             self.update_tracking(nodes.set.tracking_result());
         }
     }

@@ -1,30 +1,30 @@
 //! Finds the primary that sentinels name (Redis Sentinel).
 //!
 //! Each sentinel has a thread and a connection of its own, so that a hung one delays no other. The
-//! thread asks at the interval of the topology thread, because a lost message would hide a failover.
-//! It also subscribes to `+switch-master`, and asks at once when it arrives. A sentinel that refuses
-//! `HELLO 3` (before Redis 6) is only asked.
+//! thread asks at the interval of the topology thread, because a lost message would hide a
+//! failover. It also subscribes to `+switch-master`, and asks at once when it arrives. A sentinel
+//! that refuses `HELLO 3` (before Redis 6) is only asked.
 //!
 //! Sentinels may disagree for a moment, or be cut off from the others. The one with the highest
 //! configuration epoch is right (Sentinel documentation, "Configuration epochs").
 
 use super::BackendConfig;
-use super::connect::{Connector, describe_error};
+use super::connect::{Connector, describe_error, single_line};
 use super::slot_map::{Primary, SlotMap};
 use super::topology::{FoundMap, Topology};
 use super::wire::Wire;
 use crate::upstream::UpstreamAddress;
-use redis::{PushKind, RedisResult, Value};
+use redis::{ErrorKind, PushKind, RedisError, RedisResult, Value};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Channel on which sentinels announce a new primary.
 const CHANNEL: &str = "+switch-master";
 
 /// Age from which an answer counts no longer. Within it, a sentinel that is lost after a failover
-/// outvotes those that have not heard of the failover.
+/// outvotes those that do not know of the failover yet.
 const MAX_REPORT_AGE: Duration = Duration::from_secs(5);
 
 /// Longest wait for one answer.
@@ -43,6 +43,8 @@ struct Report {
 struct Reports {
     /// For each sentinel its last answer, and its problem since then.
     of_sentinels: Mutex<Vec<(Option<Report>, Option<String>)>>,
+    /// Signals an answer or a problem.
+    recorded: Condvar,
     /// True once the threads must end.
     is_closed: AtomicBool,
     topology: Arc<Topology>,
@@ -58,6 +60,7 @@ impl Reports {
         let slot = &mut self.lock()[number];
         let previous = slot.0.replace(report.clone());
         slot.1 = None;
+        self.recorded.notify_all();
         if previous.is_none_or(|previous| previous.address != report.address) {
             self.topology.request();
         }
@@ -65,6 +68,7 @@ impl Reports {
 
     fn record_problem(&self, number: usize, problem: String) {
         self.lock()[number].1 = Some(problem);
+        self.recorded.notify_all();
         self.topology.request();
     }
 }
@@ -89,7 +93,8 @@ impl SentinelSource {
     pub(super) fn start(settings: &BackendConfig, master: &str, topology: Arc<Topology>) -> io::Result<SentinelSource> {
         let sentinels = settings.access.addresses();
         let of_sentinels = Mutex::new(vec![(None, None); sentinels.len()]);
-        let reports = Arc::new(Reports { of_sentinels, is_closed: AtomicBool::new(false), topology });
+        let (recorded, is_closed) = (Condvar::new(), AtomicBool::new(false));
+        let reports = Arc::new(Reports { of_sentinels, recorded, is_closed, topology });
         // Ends the threads that have started if another one cannot.
         let source = SentinelSource { reports: Arc::clone(&reports) };
         for (number, address) in sentinels.iter().enumerate() {
@@ -99,13 +104,18 @@ impl SentinelSource {
         Ok(source)
     }
 
-    /// Returns the primary of the answer with the highest epoch.
+    /// Returns the primary of the answer with the highest epoch. At start waits for the first
+    /// answer, or for the problems of all sentinels.
     ///
     /// # Errors
     ///
     /// No sentinel has answered of late: the problem of the first one.
     pub(super) fn find(&mut self) -> Result<FoundMap, String> {
-        find_in(&self.reports.lock())
+        let is_pending = |reports: &mut Vec<(Option<Report>, Option<String>)>| {
+            reports.iter().all(|(report, _)| report.is_none()) && reports.iter().any(|(_, problem)| problem.is_none())
+        };
+        let waited = self.reports.recorded.wait_timeout_while(self.reports.lock(), MAX_SENTINEL_TIMEOUT, is_pending);
+        find_in(&waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 }
 
@@ -158,7 +168,7 @@ impl SentinelWatch {
     fn run(&mut self) {
         while !self.is_closed() {
             if let Err(error) = self.connector.connect(Ok).and_then(|mut wire| self.follow(&mut wire)) {
-                let problem = format!("sentinel {}: {}", self.connector.target(), describe_error(&error));
+                let problem = format!("sentinel {}: {}", self.connector.target(), describe_problem(&error));
                 log::debug!("{problem}");
                 self.reports.record_problem(self.number, problem);
             }
@@ -218,7 +228,16 @@ fn request_primary(wire: &mut Wire, master: &str) -> RedisResult<Report> {
     Ok(Report { address, epoch, received_at: Instant::now() })
 }
 
-fn unknown_master(master: &str) -> redis::RedisError {
+/// Returns the text of an error. Sentinels have credentials of their own.
+fn describe_problem(error: &RedisError) -> String {
+    if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
+        let text = single_line(error);
+        return format!("{text}; set REDIS_SENTINEL_USERNAME and REDIS_SENTINEL_PASSWORD to those of the sentinels");
+    }
+    describe_error(error)
+}
+
+fn unknown_master(master: &str) -> RedisError {
     io::Error::other(format!("it monitors no primary {master:?}; set REDIS_MASTER to a name in its configuration"))
         .into()
 }
@@ -289,7 +308,7 @@ pub(super) fn ask_each(settings: &BackendConfig, master: &str) -> Vec<SentinelAn
     let mut answers: Vec<_> = settings.access.addresses().iter().map(ask).collect();
     answers.sort_by_key(|(_, answer)| std::cmp::Reverse(answer.as_ref().map_or(0, |report| report.epoch)));
     let described = |(sentinel, answer): (UpstreamAddress, RedisResult<Report>)| {
-        (sentinel, answer.map(|report| report.address).map_err(|error| describe_error(&error)))
+        (sentinel, answer.map(|report| report.address).map_err(|error| describe_problem(&error)))
     };
     answers.into_iter().map(described).collect()
 }

@@ -111,6 +111,11 @@ impl PoolShared {
         redis.no_nodes = reason.map(|reason| (reason.to_owned(), since));
     }
 
+    /// Counts a search for the nodes.
+    pub(super) fn count_topology_request(&self) {
+        self.slot.redis().topology_requests += 1;
+    }
+
     /// Counts a change of the map.
     pub(super) fn count_topology_change(&self) {
         self.slot.redis().topology_changes += 1;

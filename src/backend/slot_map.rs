@@ -149,7 +149,8 @@ impl ClusterView {
     }
 }
 
-/// Parses a node of `CLUSTER SLOTS`: host, port and id. Returns `Some(None)` if its host is unknown.
+/// Parses a node of `CLUSTER SLOTS`: host, port and id. Returns `Some(None)` if its host is
+/// unknown.
 fn parse_node(value: &Value, asked: &UpstreamAddress) -> Option<Option<Primary>> {
     let Value::Array(parts) = value else { return None };
     let [host, Value::Int(port), rest @ ..] = &parts[..] else { return None };

@@ -162,6 +162,7 @@ impl TopologyThread {
             if pools.is_empty() {
                 return;
             }
+            pools.iter().for_each(|pool| pool.count_topology_request());
             let round = catch_unwind(AssertUnwindSafe(|| {
                 let found = self.source.find();
                 self.apply(found, &pools);

@@ -75,8 +75,8 @@ fn no_redis_error(start: &[u8]) -> RedisError {
 }
 
 impl Wire {
-    /// Connects within `timeout`, which also bounds each later round trip. With TLS, the certificate
-    /// must be that of the given address.
+    /// Connects within `timeout`, which also bounds each later round trip. With TLS, the
+    /// certificate must be that of the given address.
     pub(super) fn connect(
         endpoint: Endpoint,
         tls: Option<(&TlsConnector, &UpstreamAddress)>,

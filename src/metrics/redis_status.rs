@@ -94,6 +94,8 @@ pub struct RedisStatus {
     former: NodeCounters,
     /// Reason why no node is known, and the time since which.
     pub no_nodes: Option<(String, Instant)>,
+    /// Searches for the nodes. The workers share them.
+    pub topology_requests: u64,
     /// Changes of the nodes or of their shares of the keys.
     pub topology_changes: u64,
     /// The freshness guarantee in force, as text.
@@ -187,6 +189,8 @@ pub struct RedisSummary {
     pub tracking: TrackingState,
     /// Time since which it is lost.
     pub tracking_lost_since: Option<Instant>,
+    /// Searches for the nodes.
+    pub topology_requests: u64,
     /// Changes of the nodes or of their shares of the keys, as the worker with the most has seen
     /// them.
     pub topology_changes: u64,
@@ -204,6 +208,7 @@ impl RedisSummary {
             self.unavailable.get_or_insert_with(|| reason.to_owned());
             self.unavailable_since = super::earlier(self.unavailable_since, Some(since));
         }
+        self.topology_requests = self.topology_requests.max(worker.topology_requests);
         self.topology_changes = self.topology_changes.max(worker.topology_changes);
         self.tracking_lost_since = super::earlier(self.tracking_lost_since, worker.tracking_lost_since);
         if self.freshness.is_empty() || worker.unmet_guarantees > self.unmet_guarantees {

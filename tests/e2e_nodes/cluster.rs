@@ -95,7 +95,7 @@ fn every_node_invalidates_every_worker() {
     let cluster = Cluster::shared();
     let proxy = cluster.start_tracking_proxy(&[INTERVAL, ("WORKERS", "2")]);
     wait_until_all_track(&proxy);
-    assert_eq!(read_metric(&proxy, "segment_redis_nodes"), 6.0);
+    assert_eq!(read_metric(&proxy, "segment_redis_nodes"), 3.0);
     let keys: Vec<String> = (0..3).map(|index| cluster.keys_of(index, "tracked", 1).remove(0)).collect();
     // The kernel spreads connections over the workers.
     let mut clients: Vec<_> = (0..16).map(|_| proxy.connect()).collect();

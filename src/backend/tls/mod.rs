@@ -1,8 +1,8 @@
 //! TLS to Redis: one client configuration for all connections, so that they share its sessions.
 //!
-//! The certificate of Redis is always verified, by the name in the configuration or by the host that
-//! sentinels and nodes name, although the connection goes to an address that was looked up before.
-//! There is no switch against that.
+//! The certificate of Redis is always verified, by the name in the configuration or by the host
+//! that sentinels and nodes name, although the connection goes to an address that was looked up
+//! before. There is no switch against that.
 
 use super::stream::{DeadlineSocket, Stream, time_left};
 use crate::tls_files::PemFile;

@@ -79,6 +79,9 @@ pub fn encode_error(text: &str, out: &mut SendBuffer) {
     RespWriter::new(out.tail(), RespVersion::Resp2).error(text);
 }
 
+/// Codes of errors of a Redis that recovers by itself, as client libraries know them.
+const RETRIED_CODES: [&str; 3] = ["LOADING ", "MASTERDOWN ", "BUSY "];
+
 /// Returns the text of the error for `failure`. It starts with an error code.
 pub fn error_of(failure: &Failure) -> String {
     match failure {
@@ -87,8 +90,11 @@ pub fn error_of(failure: &Failure) -> String {
         Failure::Redis(text) if text.starts_with("NOAUTH") => format!("ERR {failure}"),
         // Without a code, the text describes a malformed reply instead of an error from Redis.
         Failure::Redis(text) if !has_error_code(text) => format!("ERR {failure}"),
-        // Redis reports too many clients as ERR, after which no client library retries.
-        Failure::NotReady(text) if text.starts_with("ERR ") => format!("LOADING {failure}"),
+        // Redis reports too many clients as ERR, after which no client library retries. The errors
+        // of a cluster (CLUSTERDOWN, TRYAGAIN) make libraries look for its nodes.
+        Failure::NotReady(text) if !RETRIED_CODES.iter().any(|code| text.starts_with(code)) => {
+            format!("LOADING {failure}")
+        }
         Failure::Redis(text) | Failure::NotReady(text) => text.clone(),
         // Most client libraries retry after LOADING. redis-py treats it as a lost connection, which
         // it would see without the proxy, and reconnects. An overloaded proxy therefore replies
