@@ -37,7 +37,8 @@ class Proxy:
         environment = {
             "WORKERS": os.environ.get("WORKERS", "1"), "PROXY_HOST": "127.0.0.1", "PROXY_PORT": "0",
             "REDIS_TRACKING": "on", "CACHE_TTL": "600", "CACHE_SIZE": "10000", "REDIS_CONNECTIONS": "4",
-            # Shorter than the timeout of the nodes: what a stopped primary answers later is not read.
+            # Shorter than the timeout of the nodes: what a stopped primary replies later is not
+            # read.
             "REDIS_TIMEOUT": "1000", **cluster.make_proxy_environment()}
         with open(self.log, "w") as log:
             self.process = subprocess.Popen([binary], env=environment, stdin=subprocess.DEVNULL, stderr=log)
@@ -133,7 +134,7 @@ class Run:
         return all(writer.written >= len(writer.keys) for writer in self.writers.values())
 
     def start_readers(self, keys):
-        """Starts readers of all keys at the proxy, and probes of each shard at the proxy and by redis-py."""
+        """Starts readers of all keys at the proxy, and probes of each shard by both clients."""
         self.readers, self.probes, self.peers = [], {}, {}
         for number in self.keys:
             self.peers[number] = traffic.Probe("redis-py-%d" % number, lambda: traffic.PeerReader(self.cluster),
@@ -184,8 +185,8 @@ class Run:
         """Promotes a replica on request."""
         writers, event["moving"] = self.get_writers(shard)
         event["shards"] = [shard.number]
-        # Sentinels do not stop the old primary, which would lose what is written to it. In a cluster
-        # it waits for its replica.
+        # Sentinels do not stop the old primary, which would lose what is written to it. In a
+        # cluster it waits for its replica.
         if self.mode == "sentinel":
             for writer in writers:
                 writer.pause_writes()
@@ -270,7 +271,7 @@ def main():
         metrics = report.read_metrics(run.proxy.port) if run.proxy else []
         if run.proxy:
             run.problems += filter(None, [run.proxy.stop()])
-    except servers.NotReached as error:
+    except (servers.NotReached, OSError) as error:
         print("scripts/failover.sh: %s: this did not happen; the logs are in %s" % (error, run.logs), file=sys.stderr)
         return 1 if is_started else 2
     finally:

@@ -27,7 +27,7 @@ class NotReached(Exception):
 
 
 def wait_for(what, poll, timeout=TIMEOUT):
-    """Calls `poll` until it returns a true value, and returns that. Errors of connections are false."""
+    """Calls `poll` until it returns a true value, and returns that. Errors count as false."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -42,7 +42,7 @@ def wait_for(what, poll, timeout=TIMEOUT):
 
 
 def find_port():
-    """Returns a free port below those of outgoing connections, so that a server can restart there."""
+    """Returns a free port below those of outgoing connections: a server can restart there."""
     while True:
         port = random.randrange(12000, 32000)
         with socket.socket() as probe:
@@ -73,7 +73,7 @@ class Server:
         self.make_arguments, self.process, self.port = make_arguments, None, None
 
     def start(self):
-        """Starts the server on free ports. Another process may take one first, so there are attempts."""
+        """Starts the server on free ports. Another process may take one first: it tries again."""
         for _ in range(20):
             self.port = find_port()
             self.arguments = self.make_arguments(self)
@@ -241,12 +241,12 @@ class Cluster(Servers):
         return next(shard for shard in self.shards if port in [server.port for server in shard.servers])
 
     def fail_over(self, shard):
-        """Promotes a replica without losing a write. Returns the time when it was seen as the primary."""
+        """Promotes a replica without losing a write. Returns the time when that was seen."""
         shard.get_replicas()[0].call("CLUSTER", "FAILOVER")
         return shard.wait_for_promotion()
 
     def move_slot(self, slot, pause):
-        """Moves a slot to the next shard key by key, with a pause after each. Returns both numbers."""
+        """Moves a slot to the next shard key by key, with pauses. Returns both numbers."""
         source = self.get_owner(slot)
         target = self.shards[(source.number + 1) % len(self.shards)]
         ids = [shard.primary.call("CLUSTER", "MYID") for shard in (source, target)]
@@ -303,7 +303,7 @@ class Sentinels(Servers):
         return [path, "--sentinel"]
 
     def wait_until_stable(self):
-        """Waits until all sentinels name the primary and know all others, and replicas are attached."""
+        """Waits until all sentinels name the primary and each other, and replicas are attached."""
         def is_stable():
             for sentinel in self.sentinels:
                 fields = sentinel.call("SENTINEL", "MASTER", MASTER)
@@ -322,7 +322,7 @@ class Sentinels(Servers):
         return self.shards[0]
 
     def fail_over(self, shard):
-        """Promotes a replica. Returns the time when it was seen as the primary, before the sentinels say so."""
+        """Promotes a replica. Returns the time when that was seen, before sentinels announce it."""
         # Refused for a short time after another failover.
         wait_for("a failover begins", lambda: self.sentinels[0].call("SENTINEL", "FAILOVER", MASTER))
         return shard.wait_for_promotion()

@@ -246,8 +246,9 @@ class Probe(Reader):
         self.successes = []
 
     def measure_gap(self, start, end):
-        """Returns the longest time without a success within two times, and that from the first error
-        to the first success after the last one. The latter is None without an error."""
+        """Returns two times: the longest one without a success between `start` and `end`, and the
+        one from the first error to the first success after the last one, or None.
+        """
         # A copy, because the thread appends.
         replies = sorted(now for _, now in list(self.successes) if start <= now <= end)
         bounds = [start] + replies + [end]

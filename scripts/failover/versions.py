@@ -58,7 +58,7 @@ class Versions:
             history.versions.append(version)
 
     def record_held(self, key, held, promoted_at):
-        """Compares with the version that the servers hold after a failover, while the writer pauses.
+        """Compares with the version that servers hold after a failover, while the writer pauses.
 
         Returns the number of acknowledged versions that were lost.
         """
