@@ -241,9 +241,9 @@ impl Cluster {
         line.map_or(0, |rest| rest.split(',').next().expect("a count").parse().expect("a number"))
     }
 
-    /// Returns a client that finds the node of each key.
+    /// Returns a client that finds the node of each key, from the nodes that run.
     pub fn client(&self) -> ClusterClient {
-        let ports = self.nodes.iter().map(|node| node.redis.port).collect();
+        let ports = self.running().map(|index| self.port(index)).collect();
         ClusterClient { ports, password: self.setup.password, connections: HashMap::new(), owners: HashMap::new() }
     }
 
@@ -270,7 +270,7 @@ impl Cluster {
         map
     }
 
-    /// Returns the index of a node that runs.
+    /// Returns the indices of the nodes that run.
     fn running(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.nodes.len()).filter(|&index| self.nodes[index].is_running)
     }

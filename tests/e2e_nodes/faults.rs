@@ -11,7 +11,7 @@ use crate::support::{
     wait_until_served,
 };
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -26,16 +26,16 @@ fn start_cluster(replicas: usize) -> Cluster {
 /// Reader of keys that are never cached. All replies must be values.
 struct MissReader {
     stop: Arc<AtomicBool>,
-    count: Arc<AtomicUsize>,
+    /// Number of replies.
+    replies: Arc<AtomicU64>,
     thread: JoinHandle<Vec<Duration>>,
 }
 
 impl MissReader {
     /// Starts to read keys that have their values, for the first time. A key is read once.
     fn start(proxy: &Proxy, keys: Vec<String>) -> MissReader {
-        let stop = Arc::new(AtomicBool::new(false));
-        let count = Arc::new(AtomicUsize::new(0));
-        let (stopped, counted, address) = (Arc::clone(&stop), Arc::clone(&count), proxy.address);
+        let (stop, replies) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counter, address) = (Arc::clone(&stop), Arc::clone(&replies), proxy.address);
         let thread = std::thread::spawn(move || {
             let mut clients = Client::connect_mixed(address, 2);
             let mut times = Vec::new();
@@ -46,21 +46,22 @@ impl MissReader {
                 let sent = Instant::now();
                 assert_eq!(clients[at % 2].get(key), Reply::Value(value_of(key)));
                 times.push(sent.elapsed());
-                counted.store(times.len(), Ordering::Relaxed);
+                counter.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(2));
             }
             times
         });
-        MissReader { stop, count, thread }
+        MissReader { stop, replies, thread }
     }
 
-    /// Ends the reader. Returns the median and the 99th percentile.
+    /// Waits for enough replies to judge and ends the reader. Returns the median and the 99th
+    /// percentile.
     fn stop(self) -> (Duration, Duration) {
-        wait_for("enough reads to judge", || {
-            (self.count.load(Ordering::Relaxed) >= 100 || self.thread.is_finished()).then_some(())
-        });
+        let is_done = || self.thread.is_finished() || self.replies.load(Ordering::Relaxed) >= 100;
+        wait_for("a hundred misses", || is_done().then_some(()));
         self.stop.store(true, Ordering::Relaxed);
         let mut times = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert!(times.len() >= 100, "{} reads are too few to judge", times.len());
         (percentile(&mut times, 0.5), percentile(&mut times, 0.99))
     }
 }
@@ -92,8 +93,7 @@ fn check_lost_primary(variables: &[(&str, &str)], lose: fn(&mut Cluster), recove
     let proxy = cluster.start_tracking_proxy(&[&[INTERVAL], variables].concat());
     let versions = Versions::new(&cluster.keys_of(1, "lost", 10));
     let others = fill_others(&cluster, "other", 3000);
-    let mut client = cluster.client();
-    versions.write_all(&mut client);
+    versions.write_all(&mut cluster.client());
     cluster.wait_until_replicated(1);
     let readers = Readers::start(&proxy, &versions, 4, max_delay());
     let before = MissReader::start(&proxy, others[..200].to_vec());
@@ -104,6 +104,8 @@ fn check_lost_primary(variables: &[(&str, &str)], lose: fn(&mut Cluster), recove
     let lost = Instant::now();
     cluster.wait_for_promotion(4);
     println!("promoted after {:?}", lost.elapsed());
+    // A new client, which does not wait for the lost node.
+    let mut client = cluster.client();
     versions.write_all(&mut client);
     let written = Instant::now();
     // At once: reads that wait at a stopped primary are answered with old values then.
