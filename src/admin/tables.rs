@@ -95,7 +95,12 @@ fn limits(now: &Snapshot, settings: &InstanceInfo) -> Rows {
         ),
         row("Entries", metrics.entries as u64, peaks.entries as u64, settings.capacity as u64),
         row("Cached bytes", metrics.bytes as u64, peaks.bytes as u64, settings.capacity_bytes as u64),
-        row("Queued keys", redis.counters.queued as u64, peaks.queued as u64, settings.queue_limit as u64),
+        row(
+            "Queued keys",
+            redis.counters.queued as u64,
+            peaks.queued as u64,
+            (settings.queue_limit * redis.nodes.len().max(1)) as u64,
+        ),
         row("Open files", process.open_files, peaks.open_files, process.max_open_files),
     ]
 }

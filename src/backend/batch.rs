@@ -131,15 +131,19 @@ impl Batch {
     /// Returns pending jobs to the queue, if other fetchers are connected and can read them. Those
     /// of a node that was closed go to other nodes. Returns true if it did.
     pub(super) fn requeue(&mut self) -> bool {
-        let state = self.node.state();
-        let (others_connected, is_closed) = (state.connected > 0, state.closed);
-        drop(state);
-        if is_closed {
+        let mut state = self.node.state();
+        if state.closed {
+            drop(state);
             self.node.pool.reroute(self.jobs.drain(..).flatten());
-        } else if others_connected {
-            self.node.push_front(self.jobs.drain(..).flatten());
+            return true;
         }
-        is_closed || others_connected
+        let others_connected = state.connected > 0;
+        if others_connected {
+            // They have waited longest.
+            self.jobs.drain(..).rev().flatten().for_each(|queued| state.queue.push_front(queued));
+            self.node.wake_fetcher(state);
+        }
+        others_connected
     }
 
     /// Passes the completed jobs to the event loop, and the redirected ones to their nodes.

@@ -149,10 +149,10 @@ impl Node {
         self.wake_fetcher(state);
     }
 
-    /// Adds accepted jobs to the front of the queue, because they have waited longest.
-    pub(super) fn push_front(&self, jobs: impl DoubleEndedIterator<Item = QueuedJob>) {
+    /// Adds a redirected job to the front of the queue, because it has waited before.
+    pub(super) fn push_front(&self, queued: QueuedJob) {
         let mut state = self.state();
-        jobs.rev().for_each(|queued| state.queue.push_front(queued));
+        state.queue.push_front(queued);
         self.wake_fetcher(state);
     }
 

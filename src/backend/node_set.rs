@@ -155,9 +155,8 @@ impl NodeSet {
     /// Returns the reason why not all changes arrive as invalidations. With several nodes it names
     /// the node.
     pub fn tracking_result(&self) -> Result<(), String> {
-        let Some((map, ids)) = self.serving.as_ref().filter(|_| self.topology.is_ok()) else {
-            return self.topology.clone();
-        };
+        self.topology.clone()?;
+        let (map, ids) = self.serving.as_ref().ok_or("no node is known yet")?;
         let serving = self.nodes.iter().filter(|node| ids.contains(&node.id));
         let unwatched = serving.filter_map(|node| Some((node, node.watched.as_ref().err()?)));
         // A failure says more than an attempt that goes on.
@@ -306,6 +305,7 @@ mod tests {
     fn keys_go_to_their_node() {
         let mut set = NodeSet::new("no map yet".into());
         assert_eq!((set.route(b"foo"), set.serving_count()), (None, 0));
+        assert_eq!(set.set_topology(Ok(())), None, "no node is watched");
         let ids: Vec<_> = set.prepare(&map(&[1, 2])).into_iter().map(|(id, _)| id).collect();
         assert_eq!((set.route(b"foo"), set.node_at(&primary(2).address)), (None, Some(ids[1])));
         set.install(&map(&[1, 2]));

@@ -74,8 +74,6 @@ impl Nodes {
     /// Moves each job to the queue of its node. Those that exceed the limit of a queue stay in
     /// `jobs`.
     fn submit(&mut self, jobs: &mut Vec<Job>, expires_at: Instant) {
-        // Each node has an equal share, so that a hung one cannot use up the queue of the others.
-        let limit = QUEUE_LIMIT / self.set.serving_count().max(1);
         let mut excess = Vec::new();
         let mut groups: Vec<(Option<NodeId>, Vec<QueuedJob>)> = Vec::new();
         for job in jobs.drain(..) {
@@ -88,7 +86,7 @@ impl Nodes {
         }
         for (id, mut group) in groups {
             match id.and_then(|id| self.running.get(&id)) {
-                Some(node) => node.submit(&mut group, limit),
+                Some(node) => node.submit(&mut group, QUEUE_LIMIT),
                 None => {
                     let accepted = group.len().min(QUEUE_LIMIT.saturating_sub(self.parked.len()));
                     group.drain(..accepted).for_each(|queued| self.park(queued));
@@ -131,7 +129,7 @@ impl PoolShared {
             queued.is_asking = redirection.is_ask && node.is_some();
             match node {
                 _ if queued.hops > MAX_HOPS || nodes.closed => failed.push(queued),
-                Some(node) => node.push_front(std::iter::once(queued)),
+                Some(node) => node.push_front(queued),
                 None => nodes.park(queued),
             }
         }
@@ -172,6 +170,9 @@ impl PoolShared {
     /// A thread could not be started. No node was added.
     pub(super) fn prepare(self: &Arc<PoolShared>, map: &SlotMap) -> io::Result<()> {
         let mut nodes = self.nodes();
+        if nodes.closed {
+            return Ok(());
+        }
         let added = nodes.set.prepare(map);
         let ids: Vec<NodeId> = added.iter().map(|(id, _)| *id).collect();
         for (id, primary) in added {

@@ -16,6 +16,7 @@ use super::wire::Wire;
 use crate::upstream::UpstreamAddress;
 use redis::{ErrorKind, PushKind, RedisError, RedisResult, Value};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,11 +24,11 @@ use std::time::{Duration, Instant};
 /// Channel on which sentinels announce a new primary.
 const CHANNEL: &str = "+switch-master";
 
-/// Age from which an answer counts no longer. Within it, a sentinel that is lost after a failover
-/// outvotes those that do not know of the failover yet.
+/// Age from which an answer counts no longer, at least two intervals. Within it, a sentinel that is
+/// lost after a failover outvotes those that do not know of the failover yet.
 const MAX_REPORT_AGE: Duration = Duration::from_secs(5);
 
-/// Longest wait for one answer.
+/// Longest wait for one answer, and until a lost connection is opened again.
 const MAX_SENTINEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Answer of one sentinel.
@@ -76,6 +77,8 @@ impl Reports {
 /// Source of the map of one primary.
 pub(super) struct SentinelSource {
     reports: Arc<Reports>,
+    /// Age from which an answer counts no longer.
+    max_age: Duration,
 }
 
 impl Drop for SentinelSource {
@@ -96,7 +99,8 @@ impl SentinelSource {
         let (recorded, is_closed) = (Condvar::new(), AtomicBool::new(false));
         let reports = Arc::new(Reports { of_sentinels, recorded, is_closed, topology });
         // Ends the threads that have started if another one cannot.
-        let source = SentinelSource { reports: Arc::clone(&reports) };
+        let max_age = MAX_REPORT_AGE.max(2 * settings.access.topology_interval() + MAX_SENTINEL_TIMEOUT);
+        let source = SentinelSource { reports: Arc::clone(&reports), max_age };
         for (number, address) in sentinels.iter().enumerate() {
             let mut watch = SentinelWatch::new(settings, master, (number, address), Arc::clone(&reports));
             std::thread::Builder::new().name("redis-sentinel".into()).spawn(move || watch.run())?;
@@ -115,12 +119,13 @@ impl SentinelSource {
             reports.iter().all(|(report, _)| report.is_none()) && reports.iter().any(|(_, problem)| problem.is_none())
         };
         let waited = self.reports.recorded.wait_timeout_while(self.reports.lock(), MAX_SENTINEL_TIMEOUT, is_pending);
-        find_in(&waited.unwrap_or_else(PoisonError::into_inner).0)
+        find_in(&waited.unwrap_or_else(PoisonError::into_inner).0, self.max_age)
     }
 }
 
-fn find_in(reports: &[(Option<Report>, Option<String>)]) -> Result<FoundMap, String> {
-    let recent = || reports.iter().filter_map(|(report, _)| report.as_ref()).filter(|report| is_recent(report));
+fn find_in(reports: &[(Option<Report>, Option<String>)], max_age: Duration) -> Result<FoundMap, String> {
+    let is_recent = |report: &&Report| report.received_at.elapsed() < max_age;
+    let recent = || reports.iter().filter_map(|(report, _)| report.as_ref()).filter(is_recent);
     // Of equal epochs, the latest answer.
     match recent().max_by_key(|report| (report.epoch, report.received_at)) {
         Some(Report { address, .. }) => {
@@ -132,10 +137,6 @@ fn find_in(reports: &[(Option<Report>, Option<String>)]) -> Result<FoundMap, Str
             Err(problem.unwrap_or_else(|| "no sentinel has answered yet".into()))
         }
     }
-}
-
-fn is_recent(report: &Report) -> bool {
-    report.received_at.elapsed() < MAX_REPORT_AGE
 }
 
 /// State of the thread of one sentinel.
@@ -167,13 +168,19 @@ impl SentinelWatch {
     /// Connects and asks, until the source is dropped.
     fn run(&mut self) {
         while !self.is_closed() {
-            if let Err(error) = self.connector.connect(Ok).and_then(|mut wire| self.follow(&mut wire)) {
-                let problem = format!("sentinel {}: {}", self.connector.target(), describe_problem(&error));
-                log::debug!("{problem}");
-                self.reports.record_problem(self.number, problem);
-            }
-            // The backoff of a failed attempt is shorter than any useful interval.
-            std::thread::sleep(self.interval);
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                let mut wire = self.connector.connect(Ok)?;
+                self.follow(&mut wire)
+            }));
+            let problem = match result {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => describe_problem(&error),
+                Err(_) => "the thread panicked; please report the panic logged before this line".into(),
+            };
+            let problem = format!("sentinel {}: {problem}", self.connector.target());
+            log::debug!("{problem}");
+            self.reports.record_problem(self.number, problem);
+            std::thread::sleep(self.interval.min(MAX_SENTINEL_TIMEOUT));
         }
     }
 
@@ -216,7 +223,14 @@ fn request_primary(wire: &mut Wire, master: &str) -> RedisResult<Report> {
     redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master).write_packed_command(&mut packed);
     redis::cmd("SENTINEL").arg("MASTER").arg(master).write_packed_command(&mut packed);
     wire.send(&packed)?;
-    let (address, details) = (receive_reply(wire)?, receive_reply(wire)?);
+    let (address, details) = loop {
+        let ((address, _), (details, has_announcement)) = (receive_reply(wire)?, receive_reply(wire)?);
+        if !has_announcement {
+            break (address, details);
+        }
+        // It may be newer than the address.
+        wire.send(&packed)?;
+    };
     let address = match address.extract_error()? {
         Value::Array(parts) => address_of(&parts),
         Value::Nil => return Err(unknown_master(master)),
@@ -242,12 +256,13 @@ fn unknown_master(master: &str) -> RedisError {
         .into()
 }
 
-/// Receives a reply. An announcement before it needs no reaction, because the question is sent.
-fn receive_reply(wire: &mut Wire) -> RedisResult<Value> {
+/// Receives a reply. Also returns true if an announcement came before it.
+fn receive_reply(wire: &mut Wire) -> RedisResult<(Value, bool)> {
+    let mut has_announcement = false;
     loop {
         match wire.receive()? {
-            Value::Push { .. } => {}
-            reply => return Ok(reply),
+            Value::Push { .. } => has_announcement = true,
+            reply => return Ok((reply, has_announcement)),
         }
     }
 }
@@ -328,7 +343,7 @@ mod tests {
     fn highest_epoch_names_primary() {
         let now = Duration::ZERO;
         let lost = |age| (report(2, 7, age).0, Some("gone".to_owned()));
-        let port_of = |reports: &[_]| match find_in(reports) {
+        let port_of = |reports: &[_]| match find_in(reports, MAX_REPORT_AGE) {
             Ok(found) => match &found.map.primaries()[0].address {
                 UpstreamAddress::Tcp(_, port) => Ok(*port),
                 other => panic!("{other}"),
@@ -340,7 +355,7 @@ mod tests {
         assert_eq!(port_of(&[report(1, 6, now), lost(MAX_REPORT_AGE * 2)]), Ok(1));
         assert_eq!(port_of(&[lost(MAX_REPORT_AGE * 2), (None, None)]), Err("gone".into()));
         assert_eq!(port_of(&[(None, None)]), Err("no sentinel has answered yet".into()));
-        let found = find_in(&[report(1, 6, now), lost(MAX_REPORT_AGE / 2)]).expect("an answer");
+        let found = find_in(&[report(1, 6, now), lost(MAX_REPORT_AGE / 2)], MAX_REPORT_AGE).expect("an answer");
         assert!(found.confirmed_at.elapsed() < MAX_REPORT_AGE / 2, "any answer confirms that sentinels are reached");
     }
 

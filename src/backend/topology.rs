@@ -13,7 +13,8 @@ use super::cluster::ClusterSource;
 use super::sentinel::SentinelSource;
 use super::shared::PoolShared;
 use super::slot_map::SlotMap;
-use crate::types::Failure;
+use crate::log_throttle::LogThrottle;
+use crate::types::{Failure, Millis};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -138,8 +139,11 @@ struct TopologyThread {
     map: Option<Arc<SlotMap>>,
     /// Time of the last answer.
     confirmed_at: Option<Instant>,
-    /// Problem that was logged last, so that only a change is logged.
-    logged_problem: Option<String>,
+    /// True while there is a problem.
+    has_problem: bool,
+    /// Throttle for the log lines about problems. Each round may meet another one.
+    problem_log: LogThrottle,
+    started_at: Instant,
 }
 
 impl TopologyThread {
@@ -151,7 +155,16 @@ impl TopologyThread {
             None => Source::Cluster(Box::new(ClusterSource::new(settings))),
         };
         let interval = settings.access.topology_interval();
-        Ok(TopologyThread { topology, interval, source, map: None, confirmed_at: None, logged_problem: None })
+        Ok(TopologyThread {
+            topology,
+            interval,
+            source,
+            map: None,
+            confirmed_at: None,
+            has_problem: false,
+            problem_log: LogThrottle::default(),
+            started_at: Instant::now(),
+        })
     }
 
     /// Runs rounds until no worker is left.
@@ -185,28 +198,31 @@ impl TopologyThread {
             Err(problem) => Some(problem),
         };
         self.log_problem(problem.as_deref());
-        let is_current = self.confirmed_at.is_some_and(|at| at.elapsed() < MAX_SILENCE);
-        let topology = problem.filter(|_| !is_current || self.map.is_none());
-        let failure = match (&topology, &self.logged_problem) {
-            (None, None) => Failure::NotReady("no primary of Redis Cluster serves this key".into()),
-            _ => Failure::Unavailable,
+        // An answer is older than the interval while the next one is awaited.
+        let is_current = self.confirmed_at.is_some_and(|at| at.elapsed() < MAX_SILENCE.max(2 * self.interval));
+        let failure = match &problem {
+            None => Failure::NotReady("no primary of Redis Cluster serves this key".into()),
+            Some(_) => Failure::Unavailable,
         };
+        let topology = problem.filter(|_| !is_current || self.map.is_none());
         for pool in pools {
             pool.set_topology(topology.clone().map_or(Ok(()), Err));
             pool.retry_parked(&failure);
         }
     }
 
-    /// Logs a new problem, or its end.
+    /// Logs a problem, at most once in 10 s, and its end.
     fn log_problem(&mut self, problem: Option<&str>) {
-        match (problem, &self.logged_problem) {
-            (Some(problem), logged) if logged.as_deref() != Some(problem) => {
-                log::error!("cannot find the nodes of Redis: {problem}");
-            }
-            (None, Some(_)) => log::info!("the nodes of Redis are found again"),
-            _ => {}
+        let had_problem = std::mem::replace(&mut self.has_problem, problem.is_some());
+        if let Some(problem) = problem {
+            let is_admitted = self.problem_log.admit(self.started_at.elapsed().as_millis() as Millis).is_some();
+            log::log!(
+                if is_admitted { log::Level::Error } else { log::Level::Debug },
+                "cannot find the nodes of Redis: {problem}"
+            );
+        } else if had_problem {
+            log::info!("the nodes of Redis are found again");
         }
-        self.logged_problem = problem.map(str::to_owned);
     }
 
     /// Puts a map into force in each worker that has another one.
