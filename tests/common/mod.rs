@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod certificates;
 pub mod client;
+pub mod daemon;
 pub mod entries;
 pub mod freshness;
 pub mod relay;
