@@ -78,7 +78,7 @@ trap 'exit 143' TERM
 need redis-server:redis-server redis-cli:redis-tools strace:strace python3:python3 cc:build-essential \
     c++:build-essential make:build-essential promtool:prometheus chromium:chromium logrotate:logrotate \
     systemd-analyze:systemd varnishd:varnish nginx:nginx squid:squid curl:curl ip:iproute2 unshare:util-linux \
-    openssl:openssl haproxy:haproxy
+    openssl:openssl haproxy:haproxy nutcracker:nutcracker
 [ -n "$quick" ] || need wrk:wrk taskset:util-linux webdis:webdis git:git debootstrap:debootstrap \
     /usr/lib/nginx/modules/ngx_http_lua_module.so:libnginx-mod-http-lua \
     /usr/share/lua/5.1/nginx/redis.lua:lua-nginx-redis

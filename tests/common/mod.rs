@@ -13,6 +13,7 @@ pub mod admin;
 pub mod certificates;
 pub mod client;
 pub mod cluster;
+pub mod daemon;
 pub mod entries;
 pub mod fake_node;
 pub mod freshness;

@@ -3,14 +3,12 @@
 //! Each runs at its defaults, except for what a test needs: its address, its backend, a directory
 //! for all its files, and running in the foreground.
 
+use crate::common::daemon::{command, create_dir};
 use crate::common::{HttpClient, Proxy, Response, TEST_TIMEOUT, wait_for};
-use std::ffi::OsString;
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// One product in one role, with its command.
@@ -66,15 +64,6 @@ pub const KINDS: [Kind; 4] = [
         keeps_last_second: false,
     },
 ];
-
-/// Returns a command with the directories of daemons in its PATH, which not every user has.
-fn command(program: &str) -> Command {
-    let mut path = std::env::var_os("PATH").unwrap_or_default();
-    path.push(OsString::from(":/usr/sbin:/sbin"));
-    let mut command = Command::new(program);
-    command.env("PATH", path);
-    command
-}
 
 /// Returns the command of Varnish. It compiles its built-in VCL with the C compiler that its
 /// package depends on. With `-j none` it stays the user that started it.
@@ -253,15 +242,4 @@ impl Drop for HttpCache {
         }
         let _ = std::fs::remove_dir_all(&self.dir);
     }
-}
-
-/// Creates a directory that any user may write to. nginx and Squid become another user if started
-/// by root, and that user may have no access to the build directory.
-fn create_dir() -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let dir = std::env::temp_dir().join(format!("segment-http-cache-{}-{number}", std::process::id()));
-    std::fs::create_dir(&dir).expect("a new name");
-    std::fs::set_permissions(&dir, Permissions::from_mode(0o777)).expect("a directory of this test");
-    dir
 }

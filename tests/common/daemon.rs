@@ -1,0 +1,28 @@
+//! Helpers for real daemons that tests start: their command, and a directory for all their files.
+
+use std::ffi::OsString;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Returns a command with the directories of daemons in its PATH, which not every user has.
+pub fn command(program: &str) -> Command {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(OsString::from(":/usr/sbin:/sbin"));
+    let mut command = Command::new(program);
+    command.env("PATH", path);
+    command
+}
+
+/// Creates a directory that any user may write to. nginx and Squid become another user if started
+/// by root, and that user may have no access to the build directory.
+pub fn create_dir() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("segment-daemon-{}-{number}", std::process::id()));
+    std::fs::create_dir(&dir).expect("a new name");
+    std::fs::set_permissions(&dir, Permissions::from_mode(0o777)).expect("a directory of this test");
+    dir
+}
