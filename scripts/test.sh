@@ -129,14 +129,14 @@ test_transports() {
 }
 
 # Tests without I/O take processor time, most end-to-end tests wait: so they run side by side, and
-# more of them than there are processors. Those of e2e_load assert on memory and time. They run
-# alone and few at a time.
+# more of them than there are processors. Those of e2e_load assert on memory and time, those of
+# e2e_nodes start up to 60 servers. They run alone.
 run_tests() {
     local path name others=()
     for path in tests/*.rs tests/*/main.rs; do
         name=${path%/main.rs} name=$(basename "${name%.rs}")
         case $name in
-            model | simulation | e2e_redis | e2e_load) ;;
+            model | simulation | e2e_redis | e2e_nodes | e2e_load) ;;
             *) others+=(--test "$name") ;;
         esac
     done
@@ -147,6 +147,8 @@ run_tests() {
     finish e2e_redis
     finish models
     finish without_tls
+    # Most of the time these wait for servers that fail over.
+    cargo test --locked --test e2e_nodes -- --test-threads=8
     cargo test --locked --test e2e_load -- --test-threads=4
     cargo test --locked --doc
 }

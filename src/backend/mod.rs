@@ -54,9 +54,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Most queued jobs of a node: one for each of 10,000 client connections. Further jobs fail at once,
-/// because they would wait longer than their clients do. Each node has a queue of its own, so that a
-/// hung one leaves no less to the others.
+/// Most queued jobs of a node: one for each of 10,000 client connections. Further jobs fail at
+/// once, because they would wait longer than their clients do. Each node has a queue of its own, so
+/// that a hung one leaves no less to the others.
 pub const QUEUE_LIMIT: usize = 10_000;
 
 /// Most keys read in one round trip. Beyond about a hundred, a larger batch saves little and leaves

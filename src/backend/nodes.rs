@@ -274,3 +274,124 @@ impl PoolShared {
         running.values().for_each(|node| _ = node.close());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::Batch;
+    use super::super::node::tests::queued;
+    use super::super::slot_map::Primary;
+    use super::super::tests::{job, pool_shared};
+    use super::*;
+    use crate::types::Invalidation;
+    use crate::upstream::UpstreamAddress;
+    use std::time::Duration;
+
+    fn address(port: u16) -> UpstreamAddress {
+        UpstreamAddress::Tcp("h".into(), port)
+    }
+
+    /// Returns a map in which the primary at `port` serves all slots, beside others without slots.
+    fn map(port: u16, others: &[u16]) -> Arc<SlotMap> {
+        let primary = |port| Primary { address: address(port), id: None };
+        Arc::new(SlotMap::of_cluster([(0, 16_383, primary(port))], others.iter().map(|&port| primary(port))))
+    }
+
+    /// Adds the nodes of a map without their threads: jobs stay in their queues.
+    fn prepare(pool: &Arc<PoolShared>, map: &SlotMap) {
+        let mut nodes = pool.nodes();
+        for (id, primary) in nodes.set.prepare(map) {
+            nodes.running.insert(id, Arc::new(Node::new(id, primary, Arc::clone(pool))));
+        }
+    }
+
+    /// Returns a pool with these nodes.
+    fn pool(port: u16, others: &[u16]) -> Arc<PoolShared> {
+        let pool = pool_shared(Arc::default());
+        prepare(&pool, &map(port, others));
+        pool.install(&map(port, others));
+        pool
+    }
+
+    /// Returns fetch id, hops and `is_asking` of each job in the queue of a node.
+    fn queue_of(pool: &PoolShared, port: u16) -> Vec<(usize, u8, bool)> {
+        let nodes = pool.nodes();
+        let node = nodes.set.node_at(&address(port)).and_then(|id| nodes.running.get(&id)).expect("a node");
+        let state = node.state();
+        state.queue.iter().map(|queued| (queued.job.fetch_id, queued.hops, queued.is_asking)).collect()
+    }
+
+    /// Returns the ids and failures of the completions so far.
+    fn failed(pool: &PoolShared) -> Vec<(usize, Failure)> {
+        let mut completions = Vec::new();
+        pool.drain_inbox(&mut completions, &mut Vec::new(), usize::MAX);
+        completions.into_iter().map(|done| (done.fetch_id, done.result.expect_err("a failure"))).collect()
+    }
+
+    fn redirect(pool: &PoolShared, queued: QueuedJob, is_ask: bool, port: u16) {
+        pool.redirect(vec![(queued, Redirection { is_ask, target: Some(address(port)) })]);
+    }
+
+    /// A redirected job goes to the front of the queue of a known node.
+    #[test]
+    fn redirected_job_goes_to_known_node() {
+        let pool = pool(1, &[2]);
+        pool.submit(&mut vec![job(0)], Instant::now());
+        for (id, is_ask, port) in [(1, false, 1), (2, true, 2), (3, false, 2)] {
+            redirect(&pool, queued(id), is_ask, port);
+        }
+        assert_eq!(queue_of(&pool, 1), [(1, 1, false), (0, 0, false)]);
+        assert_eq!(queue_of(&pool, 2), [(3, 1, false), (2, 1, true)]);
+    }
+
+    /// A job for an unknown node, or of nodes that disagree, waits for the next map. After the last
+    /// redirection it fails.
+    #[test]
+    fn redirections_are_bounded() {
+        let pool = pool(1, &[2]);
+        redirect(&pool, queued(1), true, 3);
+        redirect(&pool, QueuedJob { hops: MAX_IMMEDIATE_HOPS, ..queued(2) }, true, 2);
+        redirect(&pool, QueuedJob { hops: MAX_HOPS, ..queued(3) }, false, 2);
+        assert!(queue_of(&pool, 1).is_empty() && queue_of(&pool, 2).is_empty());
+        assert!(matches!(&failed(&pool)[..], [(3, Failure::NotReady(_))]));
+        pool.retry_parked(&Failure::Unavailable);
+        assert_eq!(queue_of(&pool, 1), [(1, 1, false), (2, MAX_IMMEDIATE_HOPS + 1, false)], "they are routed by slot");
+        assert_eq!(failed(&pool), []);
+    }
+
+    /// Jobs wait for the first map. Without one they fail, and so do those that are too old.
+    #[test]
+    fn parked_jobs_complete() {
+        let pool = pool_shared(Arc::default());
+        let later = Instant::now() + Duration::from_secs(60);
+        pool.submit(&mut vec![job(1)], later);
+        pool.retry_parked(&Failure::Unavailable);
+        assert_eq!(failed(&pool), [(1, Failure::Unavailable)]);
+        pool.submit(&mut vec![job(2)], later);
+        pool.submit(&mut vec![job(3)], Instant::now());
+        prepare(&pool, &map(1, &[]));
+        pool.install(&map(1, &[]));
+        pool.retry_parked(&Failure::Unavailable);
+        assert_eq!((queue_of(&pool, 1), failed(&pool)), (vec![(2, 0, false)], vec![(3, Failure::Timeout)]));
+        let mut jobs = (0..QUEUE_LIMIT + 5).map(job).collect();
+        pool.submit(&mut jobs, later);
+        assert_eq!(jobs.len(), 6, "the queue holds one job already");
+    }
+
+    /// A new map takes the jobs of a removed node to the present one, and flushes.
+    #[test]
+    fn jobs_of_removed_node_are_routed_again() {
+        let pool = pool(1, &[]);
+        pool.submit(&mut vec![job(1), job(2)], Instant::now());
+        let removed = pool.nodes().running.values().next().map(Arc::clone).expect("a node");
+        prepare(&pool, &map(2, &[]));
+        pool.install(&map(2, &[]));
+        assert_eq!(queue_of(&pool, 2), [(1, 0, false), (2, 0, false)]);
+        assert!(removed.is_closed());
+        let mut batch = Batch::new(removed, vec![queued(3)]);
+        assert!(batch.requeue(), "a job in a batch goes there too");
+        assert_eq!(queue_of(&pool, 2).len(), 3);
+        let mut invalidations = Vec::new();
+        pool.drain_inbox(&mut Vec::new(), &mut invalidations, usize::MAX);
+        assert_eq!(invalidations, [Invalidation::All]);
+    }
+}
