@@ -33,8 +33,8 @@ pub(super) struct Batch {
     completed: Vec<Completion>,
     /// Jobs not passed to other nodes yet.
     redirected: Vec<(QueuedJob, Redirection)>,
-    /// True if values may be cached, except those of keys that are moving.
-    may_cache: bool,
+    /// True if values may be cached: of keys of the node, of keys that it is asked for.
+    may_cache: [bool; 2],
     /// Last error that says why Redis cannot serve now.
     not_ready: Option<String>,
     /// True if a cluster node redirected a key to another node, and the proxy reads one Redis.
@@ -48,7 +48,7 @@ impl Batch {
             jobs: batch.into_iter().map(Some).collect(),
             completed: Vec::new(),
             redirected: Vec::new(),
-            may_cache: false,
+            may_cache: [false; 2],
             not_ready: None,
             is_misdirected: false,
         }
@@ -68,9 +68,9 @@ impl Batch {
         self.jobs.iter().flatten().count()
     }
 
-    /// Records whether values that are requested from now on may be cached. A key that is moving
-    /// (`ASK`) is never cached: the node that it moves to may still give it back.
-    pub(super) fn set_may_cache(&mut self, may_cache: bool) {
+    /// Records whether values that are requested from now on may be cached: of keys of the node, of
+    /// keys that it is asked for (`ASK`).
+    pub(super) fn set_may_cache(&mut self, may_cache: [bool; 2]) {
         self.may_cache = may_cache;
     }
 
@@ -81,7 +81,7 @@ impl Batch {
                 self.not_ready = Some(text.clone());
             }
             self.is_misdirected |= result.as_ref().is_err_and(is_cluster_redirection);
-            let may_cache = self.may_cache && !queued.is_asking;
+            let may_cache = self.may_cache[usize::from(queued.is_asking)];
             self.completed.push(Completion { fetch_id: queued.job.fetch_id, result, may_cache });
         }
     }

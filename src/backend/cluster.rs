@@ -2,12 +2,13 @@
 //!
 //! One node is asked in each round, the same one as long as its view is good. Every node knows the
 //! whole cluster, but a node may be cut off from the others: it then says that the cluster has
-//! failed, or has an older epoch. Then further nodes are asked, and in the end the configured ones.
+//! failed, or has an older epoch. Then further nodes are asked, known and configured ones in turn.
+//! All known ones may have got other addresses.
 //!
 //! `cluster_current_epoch` does not grow with each change of the map, so maps are compared.
 
 use super::BackendConfig;
-use super::connect::{Connector, describe_error, info_field, is_command_denied};
+use super::connect::{Connector, describe_error, info_field, is_command_denied, random_fraction};
 use super::slot_map::{ClusterView, Primary, SLOTS, SlotMap};
 use super::subscription::info_text;
 use super::topology::FoundMap;
@@ -19,7 +20,10 @@ use std::time::{Duration, Instant};
 /// Longest wait for one node. Another node may answer sooner.
 const MAX_NODE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time after which a round asks no further nodes. The next round goes on with those.
+/// Most nodes that a round asks, and the time after which it asks no further ones. The next round
+/// goes on with those. While a cluster has failed, no view is to be trusted, and each costs a
+/// connection.
+const MAX_ASKED: usize = 4;
 const MAX_ROUND_TIME: Duration = Duration::from_secs(3);
 
 /// Longest reply about the nodes. A cluster of 1,000 nodes and 16,384 ranges needs some MB.
@@ -39,15 +43,23 @@ pub(super) struct ClusterSource {
     settings: BackendConfig,
     /// Node that was asked last, with its connection.
     connection: Option<(Primary, Wire)>,
-    /// Nodes of the last view that were asked longest ago come first.
+    /// Nodes of the last view. Those that were asked longest ago come first.
     known: Vec<Primary>,
+    /// Nodes of the configuration, in the same order.
+    configured: Vec<Primary>,
     highest_epoch: u64,
 }
 
 impl ClusterSource {
     pub(super) fn new(settings: &BackendConfig) -> ClusterSource {
         let settings = BackendConfig { timeout: settings.timeout.min(MAX_NODE_TIMEOUT), ..settings.clone() };
-        ClusterSource { settings, connection: None, known: Vec::new(), highest_epoch: 0 }
+        let configured =
+            settings.access.addresses().iter().map(|address| Primary { address: address.clone(), id: None });
+        let mut configured: Vec<Primary> = configured.collect();
+        // Many proxies with the same configuration should not all ask the same node.
+        let count = configured.len();
+        configured.rotate_left((random_fraction() * count as f64) as usize % count.max(1));
+        ClusterSource { settings, connection: None, known: Vec::new(), configured, highest_epoch: 0 }
     }
 
     /// Asks nodes until one has a view to trust. Otherwise returns the best view.
@@ -57,7 +69,7 @@ impl ClusterSource {
     /// The problem of the last node, if none has a view.
     pub(super) fn find(&mut self) -> Result<FoundMap, String> {
         let (started_at, mut best, mut problem) = (Instant::now(), None, "no node is known".to_owned());
-        for node in self.candidates() {
+        for node in self.candidates().into_iter().take(MAX_ASKED) {
             match self.ask(&node) {
                 Ok((trust, view)) if trust.is_ok && trust.epoch >= self.highest_epoch => {
                     return Ok(self.accept(trust, view));
@@ -70,8 +82,11 @@ impl ClusterSource {
                 Err(error) => problem = format!("{}: {}", node.address, describe_error(&error)),
             }
             self.connection = None;
-            self.known.retain(|known| *known != node);
-            self.known.push(node);
+            for asked in [&mut self.known, &mut self.configured] {
+                if let Some(index) = asked.iter().position(|known| *known == node) {
+                    asked[index..].rotate_left(1);
+                }
+            }
             if started_at.elapsed() > MAX_ROUND_TIME {
                 break;
             }
@@ -79,18 +94,13 @@ impl ClusterSource {
         best.map(|(trust, view)| self.accept(trust, view)).ok_or(problem)
     }
 
-    /// Returns the nodes to ask, in this order: the last one, the other known ones, the configured
-    /// ones.
+    /// Returns the nodes to ask, in this order: the last one, then known and configured ones in
+    /// turn. A configured address has no id. It may lead to another node than the known one there.
     fn candidates(&self) -> Vec<Primary> {
-        let last = self.connection.iter().map(|(node, _)| node.clone());
-        let configured =
-            self.settings.access.addresses().iter().map(|address| Primary { address: address.clone(), id: None });
-        let mut candidates: Vec<Primary> = Vec::new();
-        for node in last.chain(self.known.iter().cloned()).chain(configured) {
-            // A configured address has no id. If the node has one, another node may be meant.
-            if !candidates.contains(&node) {
-                candidates.push(node);
-            }
+        let mut candidates: Vec<Primary> = self.connection.iter().map(|(node, _)| node.clone()).collect();
+        for index in 0..self.known.len().max(self.configured.len()) {
+            let pair = [self.known.get(index), self.configured.get(index)].into_iter().flatten();
+            candidates.extend(pair.filter(|node| !candidates.contains(node)).cloned().collect::<Vec<_>>());
         }
         candidates
     }
@@ -156,7 +166,26 @@ pub(super) fn find_once(settings: &BackendConfig) -> Result<SlotMap, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::settings;
     use super::*;
+    use crate::upstream::{Upstream, UpstreamAddress};
+
+    /// Configured nodes are asked in turn with known ones, which may all be gone.
+    #[test]
+    fn configured_nodes_are_asked_in_turn() {
+        let address = |port| UpstreamAddress::Tcp("h".into(), port);
+        let upstream = Upstream { addresses: vec![address(1), address(2)], ..Upstream::single(address(1)) };
+        let mut source = ClusterSource::new(&settings(upstream));
+        let known = |port: u16| Primary { address: address(port), id: Some(port.to_string().into()) };
+        source.known = (1..=9).map(known).collect();
+        source.configured.sort();
+        let ports = |source: &ClusterSource| {
+            let candidates = source.candidates().into_iter().take(MAX_ASKED);
+            candidates.map(|node| (node.address.to_string(), node.id.is_some())).collect::<Vec<_>>()
+        };
+        let node = |port: u16, is_known| (format!("h:{port}"), is_known);
+        assert_eq!(ports(&source), [node(1, true), node(1, false), node(2, true), node(2, false)]);
+    }
 
     /// A view of a working cluster is trusted more than a newer one of a failed cluster.
     #[test]

@@ -209,7 +209,8 @@ impl Fetcher {
         };
         // If a load balancer leads to another server than the one that sends the invalidations, no
         // invalidation of these values comes.
-        batch.set_may_cache(self.node.pool.may_cache(self.node.id) && !connection.is_outdated());
+        let is_outdated = connection.is_outdated();
+        batch.set_may_cache(self.node.pool.may_cache(self.node.id).map(|may_cache| may_cache && !is_outdated));
         let options = ReadOptions { max_value_bytes: self.max_value_bytes, with_ttl: self.node.pool.reads_ttl() };
         let keys = batch.pending_count() as u64;
         self.record_request();

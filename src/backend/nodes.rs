@@ -104,9 +104,11 @@ impl PoolShared {
         self.nodes().submit(jobs, expires_at);
     }
 
-    /// Returns true if values that are now requested from a node may be cached.
-    pub(super) fn may_cache(&self, id: NodeId) -> bool {
-        self.nodes().set.may_cache(id, false)
+    /// Returns whether values that are now requested from a node may be cached: of its keys, of
+    /// keys that it is asked for.
+    pub(super) fn may_cache(&self, id: NodeId) -> [bool; 2] {
+        let nodes = self.nodes();
+        [false, true].map(|asked| nodes.set.may_cache(id, asked))
     }
 
     /// Asks the topology thread for the present nodes. Called when a node shows that they may have
