@@ -23,8 +23,9 @@
 #                      announcement; the rest allows for a busy machine
 #
 # A killed primary may lose acknowledged writes. The test finds such losses at the servers, and
-# reports them. The report compares the time without service with that of redis-py in the same run.
-# Passes WORKERS on to the proxy.
+# reports them. Errors may only come while the primary of the key is down or fails over. A
+# thousandth of the replies may be timeouts of a busy machine at any time. The report compares the
+# time without service with that of redis-py in the same run. Passes WORKERS on to the proxy.
 #
 # Starts servers and the proxy on free ports of 127.0.0.1, and stops only these. No other process
 # of the machine is affected.

@@ -8,6 +8,12 @@ import markdown
 
 # Texts with which a client gets the error of an outage.
 OUTAGES = ("503 ", "504 ", "LOADING ")
+# Texts of the same for a server that did not reply in time.
+TIMEOUTS = ("504 ", "LOADING Redis did not reply within")
+# Share of timeouts, in all replies, that a busy machine may have at any time.
+MAX_TIMEOUTS = 0.001
+# Class of errors while a server did not reply to the test itself either: the machine was too slow.
+STALLED = "a server stalled"
 # Classes of errors that fail the run: the servers that have the keys were there.
 UNEXPECTED = ("another shard's event", "slot moving", "no event")
 
@@ -23,47 +29,51 @@ def read_metrics(port):
     return [line for line in lines if line.startswith(names)]
 
 
-def classify(run, requested, key):
-    """Returns what happened to the servers of a key when it was requested."""
+def classify(run, requested, failed_at, key):
+    """Returns what happened to the servers of a key while a request for it failed."""
     shard = run.find_shard(key)
     for event in run.events:
-        if not event["started_at"] - 0.1 <= requested <= event["done_at"] + run.bound:
+        if failed_at < event["started_at"] or event["done_at"] + run.bound < requested:
             continue
         is_own = event["moving"] if shard == "moving" else shard in event["shards"]
-        if event["kind"] == "move":
-            return "slot moving" if shard == "moving" else "another shard's event"
-        if is_own:
+        if is_own and event["kind"] != "move":
             return "own primary killed" if event["kind"] == "kill" else "own failover"
-        return "another shard's event"
-    return "no event"
+        if run.is_stalled(requested, failed_at):
+            return STALLED
+        return "slot moving" if shard == "moving" and event["kind"] == "move" else "another shard's event"
+    return STALLED if run.is_stalled(requested, failed_at) else "no event"
 
 
 def count_errors(run, readers):
-    """Returns the number of errors by class and by the beginning of their texts."""
-    counts = collections.Counter()
+    """Returns the times of errors by class and by the beginning of their texts."""
+    found = collections.defaultdict(list)
     for reader in readers:
-        for requested, key, text in reader.errors:
-            counts[classify(run, requested, key), text.split(":")[0][:60]] += 1
-    return counts
+        for requested, failed_at, key, text in reader.errors:
+            found[classify(run, requested, failed_at, key), text.split(":")[0][:60]].append(requested - run.started_at)
+    return {kind: sorted(times) for kind, times in found.items()}
 
 
 def find_reasons(run, findings, errors):
     """Returns the reasons why the run failed."""
     reasons = list(run.problems)
     for requested, key, text in [(requested, key, text) for key, requested, text in findings][:5]:
-        reasons.append("stale: %s: %s (%s)" % (key, text, classify(run, requested, key)))
+        reasons.append("stale: %s: %s (%s)" % (key, text, classify(run, requested, requested, key)))
     if len(findings) > 5:
         reasons.append("stale: %d values in all" % len(findings))
     wrong = [one for reader in run.readers for one in reader.wrong]
     reasons += ["wrong: %s: %s" % (key, text) for _, key, text in wrong[:5]]
-    for (kind, text), count in sorted(errors.items()):
+    replies = sum(reader.replies for reader in run.readers)
+    for (kind, text), times in sorted(errors.items()):
+        if text.startswith(TIMEOUTS) and len(times) <= MAX_TIMEOUTS * replies:
+            continue
+        when = "%d times %r, first %.1f s after the start (%s)" % (len(times), text, times[0], kind)
         if not text.startswith(OUTAGES):
-            reasons.append("error that is no outage: %d times %r (%s)" % (count, text, kind))
+            reasons.append("error that is no outage: %s" % when)
         elif kind in UNEXPECTED:
-            reasons.append("unexpected error: %d times %r (%s)" % (count, text, kind))
+            reasons.append("unexpected error: %s" % when)
     if not any(event["kind"] == "kill" for event in run.events):
         reasons.append("no primary was killed: the run was too short")
-    if run.proxy and sum(reader.replies for reader in run.readers) < 10 * run.seconds:
+    if run.proxy and replies < 10 * run.seconds:
         reasons.append("too few replies to judge")
     return reasons
 
@@ -127,10 +137,13 @@ def write(run, metrics, path):
     medians = [(name, compute_median_gap(run, name)) for name in ("proxy", "redis-py")]
     lines += ["Median gap after kill -9: %s." % ", ".join(
         "%s %s" % (name, markdown.format_time(gap)) for name, gap in medians), ""]
+    stalls = [end - began for watch in run.watches for began, end in watch.stalls]
+    lines += ["Stalls of servers, as the test itself saw them: %d, the longest %s." % (
+        len(stalls), markdown.format_time(max(stalls, default=None))), ""]
     lines += ["Acknowledged writes that were lost by kill -9: %d." % sum(event["lost"] for event in run.events), ""]
     for name, readers in (("the proxy", run.readers), ("redis-py", run.peers.values())):
         counts = errors if name == "the proxy" else count_errors(run, readers)
-        rows = [[kind, "`%s`" % text, str(count)] for (kind, text), count in sorted(counts.items())]
+        rows = [[kind, "`%s`" % text, str(len(times))] for (kind, text), times in sorted(counts.items())]
         lines += ["## Errors of %s" % name, ""]
         lines += markdown.format_table(["during", "text", "number"], rows, words=2) if rows else ["None."]
         lines.append("")

@@ -26,6 +26,8 @@ WARM_UP = 5
 RESTART_DELAY = 3
 # Seconds after each key of a moving slot.
 MOVE_PAUSE = 0.1
+# Shorter than the timeout of the nodes: what a stopped primary replies later is not read.
+REDIS_TIMEOUT_MS = 1000
 EVENTS = {"cluster": ["failover", "move", "kill"], "sentinel": ["failover", "kill"]}
 
 
@@ -37,9 +39,7 @@ class Proxy:
         environment = {
             "WORKERS": os.environ.get("WORKERS", "1"), "PROXY_HOST": "127.0.0.1", "PROXY_PORT": "0",
             "REDIS_TRACKING": "on", "CACHE_TTL": "600", "CACHE_SIZE": "10000", "REDIS_CONNECTIONS": "4",
-            # Shorter than the timeout of the nodes: what a stopped primary replies later is not
-            # read.
-            "REDIS_TIMEOUT": "1000", **cluster.make_proxy_environment()}
+            "REDIS_TIMEOUT": str(REDIS_TIMEOUT_MS), **cluster.make_proxy_environment()}
         with open(self.log, "w") as log:
             self.process = subprocess.Popen([binary], env=environment, stdin=subprocess.DEVNULL, stderr=log)
         servers.wait_for("the proxy starts", lambda: self.find_port() or self.process.poll() is not None)
@@ -88,7 +88,7 @@ class Run:
         self.mode, self.seconds, self.bound = mode, seconds, bound
         self.binary, self.logs = binary, os.path.join(directory, "logs")
         self.cluster = (servers.Cluster if mode == "cluster" else servers.Sentinels)(self.logs)
-        self.proxy, self.workers, self.events, self.problems = None, [], [], []
+        self.proxy, self.events, self.problems = None, [], []
 
     def start(self):
         """Starts servers, proxy and traffic. All keys have a version by then."""
@@ -136,6 +136,7 @@ class Run:
     def start_readers(self, keys):
         """Starts readers of all keys at the proxy, and probes of each shard by both clients."""
         self.readers, self.probes, self.peers = [], {}, {}
+        self.watches = [traffic.Watch(server) for server in self.cluster.servers]
         for number in self.keys:
             self.peers[number] = traffic.Probe("redis-py-%d" % number, lambda: traffic.PeerReader(self.cluster),
                                                self.keys[number], None)
@@ -148,20 +149,20 @@ class Run:
                 self.readers.append(traffic.Reader("reader-%d" % number, lambda kind=kind: kind(self.proxy.port), keys,
                                                    self.versions))
         self.readers += self.probes.values()
-        for reader in self.readers + list(self.peers.values()):
-            reader.start()
+        for worker in self.readers + list(self.peers.values()) + self.watches:
+            worker.start()
 
     def run_events(self, every):
         """Runs events until the time is up, and waits after each until all servers are in order."""
-        started_at = time.monotonic()
-        deadline, due = started_at + self.seconds, started_at + WARM_UP
+        self.started_at = time.monotonic()
+        deadline, due = self.started_at + self.seconds, self.started_at + WARM_UP
         kinds, shards = itertools.cycle(EVENTS[self.mode]), itertools.cycle(self.cluster.shards)
         # The last event must end within the run.
         while due + every <= deadline:
             time.sleep(max(0, due - time.monotonic()))
             kind = next(kinds)
             event = {"kind": kind, "shards": [], "moving": False, "lost": 0, "started_at": time.monotonic(),
-                     "at": time.monotonic() - started_at}
+                     "at": time.monotonic() - self.started_at}
             {"failover": self.fail_over, "move": self.move, "kill": self.kill}[kind](event, next(shards))
             self.cluster.wait_until_stable()
             event["stable_at"] = time.monotonic()
@@ -212,7 +213,8 @@ class Run:
         """Kills a primary, finds what was lost, and restarts it as a replica."""
         writers, event["moving"] = self.get_writers(shard)
         event["shards"] = [shard.number]
-        killed, event["started_at"] = self.cluster.kill_primary(shard)
+        killed = shard.primary
+        killed.kill()
         for writer in writers:
             writer.pause_writes()
         event["done_at"] = shard.wait_for_promotion()
@@ -224,10 +226,13 @@ class Run:
         time.sleep(RESTART_DELAY)
         killed.restart()
 
+    def list_workers(self):
+        """Returns all threads."""
+        return [*self.writers.values(), *self.readers, *self.peers.values(), *self.watches]
+
     def check_workers(self):
         """Ends the run if a thread or the proxy has ended."""
-        failures = [worker.failure for worker in [*self.writers.values(), *self.readers, *self.peers.values()]
-                    if worker.failure]
+        failures = [worker.failure for worker in self.list_workers() if worker.failure]
         if failures:
             raise servers.NotReached("; ".join(failures))
         if self.proxy and self.proxy.process.poll() is not None:
@@ -244,12 +249,16 @@ class Run:
 
     def stop_traffic(self):
         """Ends all threads."""
-        threads = [*self.writers.values(), *self.readers, *self.peers.values()]
-        for worker in threads:
+        for worker in self.list_workers():
             worker.is_stopped = True
-        for worker in threads:
+        for worker in self.list_workers():
             worker.join(traffic.TIMEOUT + 5)
-        self.problems += [worker.failure for worker in threads if worker.failure]
+        self.problems += [worker.failure for worker in self.list_workers() if worker.failure]
+
+    def is_stalled(self, requested, failed_at):
+        """Returns True if any server was too slow for a request, or had been just before."""
+        return any(began <= failed_at and requested <= end + REDIS_TIMEOUT_MS / 1000
+                   for watch in self.watches for began, end in watch.stalls)
 
     def find_shard(self, key):
         """Returns the number of the shard of a key, or "moving"."""

@@ -171,12 +171,6 @@ class Servers:
                 shutil.move(log, os.path.join(os.path.dirname(self.directory), "%s.log" % server.name))
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def kill_primary(self, shard):
-        """Kills the primary of a shard. Returns the server and the time."""
-        killed = shard.primary
-        killed.kill()
-        return killed, time.monotonic()
-
 
 class Cluster(Servers):
     """Three primaries with one replica each. A node that is lost does not stop the others."""

@@ -194,7 +194,8 @@ class Reader(Worker):
         self.connect, self.keys, self.versions = connect, keys, versions
         self.client, self.kind = None, None
         self.replies, self.failed, self.longest = 0, 0, 0
-        # Time of the request, key and text of each error, and of each value that was never written.
+        # Times of the request and of the reply, key and text of each error. Time of the request,
+        # key and text of each value that was never written.
         self.errors, self.wrong = [], []
         # Age of each value that was older than the newest acknowledged version, if over 50 ms.
         self.ages = []
@@ -234,7 +235,7 @@ class Reader(Worker):
         """Records an error, and gives the processor to others."""
         self.failed += 1
         if len(self.errors) < MAX_ERRORS:
-            self.errors.append((requested, key, text))
+            self.errors.append((requested, time.monotonic(), key, text))
         time.sleep(0.01)
 
 
@@ -253,8 +254,35 @@ class Probe(Reader):
         replies = sorted(now for _, now in list(self.successes) if start <= now <= end)
         bounds = [start] + replies + [end]
         gap = max(after - before for before, after in zip(bounds, bounds[1:]))
-        errors = [requested for requested, _, _ in list(self.errors) if start <= requested <= end]
+        errors = [requested for requested, _, _, _ in list(self.errors) if start <= requested <= end]
         if not errors:
             return gap, None
         after = next((now for now in replies if now > errors[-1]), end)
         return gap, after - errors[0]
+
+
+class Watch(Worker):
+    """Asks one server directly, to find the times when the server, or the machine, was too slow."""
+
+    # Seconds for a reply above which the server stalled. Clients give up after a second.
+    STALL = 0.25
+
+    def __init__(self, server):
+        super().__init__("watch-" + server.name, 0.05)
+        self.server, self.client = server, None
+        # Beginning and end of each stall.
+        self.stalls = []
+
+    def run_round(self):
+        """Sends one PING. A server that is down does not stall."""
+        began = time.monotonic()
+        try:
+            self.client = self.client or resp.Client("127.0.0.1", self.server.port)
+            self.client.call("PING")
+        except (resp.RespError, OSError):
+            if self.client:
+                self.client.close()
+            self.client = None
+        now = time.monotonic()
+        if now - began > self.STALL:
+            self.stalls.append((began, now))
