@@ -6,7 +6,7 @@ use std::fmt::Write;
 /// Returns the text of `--help`.
 pub fn help() -> String {
     let mut text = format!(
-        "segment-redis-proxy {}: a read-through cache in front of one Redis\n\n\
+        "segment-redis-proxy {}: a read-through cache in front of Redis\n\n\
          Usage: segment-redis-proxy [check | healthcheck | --help | --version]\n\n\
          Serves GET /key/{{key}} (JSON) and GET /raw/{{key}} (bytes) over HTTP, and GET, MGET and other read commands over RESP\n\
          on the same port. Hits come from memory, misses from Redis.\n\n\

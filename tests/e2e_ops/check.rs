@@ -1,5 +1,7 @@
 //! Tests of `segment-redis-proxy check`. docs/troubleshooting.md quotes each message.
 
+use crate::common::cluster::Cluster;
+use crate::common::sentinel::{self, Sentinels};
 use crate::common::{Proxy, Redis};
 use segment_redis_proxy::config::VARIABLES;
 use std::process::{Command, Output};
@@ -173,4 +175,67 @@ fn check_reports_missing_permissions() {
         assert!(output.lines().any(|found| found.starts_with(line)), "{rules}: no {line:?} in {output}");
         assert_eq!(found, Some(code), "{rules}: {output}");
     }
+}
+
+/// Runs the check with `variables`. Some line of its output must begin with `line` and contain
+/// `quoted`, which docs/troubleshooting.md quotes.
+fn assert_reported(variables: &[(&str, &str)], code: i32, line: &str, quoted: &str) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/troubleshooting.md");
+    let document = std::fs::read_to_string(path).expect("a file of the repository");
+    let (found, output) = check(variables);
+    let is_line = |found: &str| found.starts_with(line) && found.contains(quoted);
+    assert!(output.lines().any(is_line), "{variables:?}: no {line:?} with {quoted:?} in {output}");
+    assert_eq!(found, Some(code), "{variables:?}: {output}");
+    assert!(document.contains(quoted), "docs/troubleshooting.md does not quote {quoted:?}");
+}
+
+/// A cluster is found from one node, and each primary is checked. A wrong mode is named.
+#[test]
+fn check_finds_cluster() {
+    let mut cluster = Cluster::start();
+    let (single, checked) = (Redis::start(), cluster.owner_of("segment-redis-proxy:check"));
+    let other = (checked + 1) % 3;
+    let port_of = |cluster: &Cluster, index| cluster.port(index).to_string();
+    let ports = [port_of(&cluster, checked), port_of(&cluster, other), single.port.to_string()];
+    let [checked_port, other_port, single_port] = ports.each_ref().map(|port| ("REDIS_PORT", port.as_str()));
+    let (mode, tracking) = (("REDIS_MODE", "cluster"), ("REDIS_TRACKING", "on"));
+    for (line, quoted) in [
+        ("ok       cluster: has the primaries 127.0.0.1:", "has the primaries "),
+        ("ok       read: works", ""),
+        ("ok       tracking: works, changes are visible at once", ""),
+    ] {
+        assert_reported(&[other_port, mode, tracking], 0, line, quoted);
+    }
+    let quoted = "cluster support disabled; set REDIS_MODE=single, or name a node of a cluster";
+    assert_reported(&[single_port, mode], 1, "failed   cluster: 127.0.0.1:", quoted);
+    let quoted = "is a node of a cluster: keys of other nodes cannot be read; set REDIS_MODE=cluster";
+    assert_reported(&[checked_port], 0, "warning  cluster: Redis ", quoted);
+    let quoted = "another node has this key; set REDIS_MODE=cluster in the proxy";
+    assert_reported(&[other_port], 1, "failed   read: ", quoted);
+    cluster.kill(other);
+    let line = format!("failed   Redis: 127.0.0.1:{}: ", other_port.1);
+    assert_reported(&[checked_port, mode], 1, &line, "Connection refused (os error 111); check that Redis listens");
+}
+
+/// The primary that sentinels name is checked. One sentinel is enough.
+#[test]
+fn check_asks_each_sentinel() {
+    let mut all = Sentinels::start_with(sentinel::Setup { replicas: 1, ..sentinel::Setup::default() });
+    let (url, primary) = (all.url(), all.primary_port());
+    let variables =
+        |master| [("REDIS_HOST", ""), ("REDIS_MODE", "sentinel"), ("REDIS_MASTER", master), ("REDIS_URL", &url)];
+    let named = format!(": the primary is 127.0.0.1:{primary}");
+    let (code, output) = check(&variables(sentinel::MASTER));
+    assert_eq!((code, output.matches(&named).count()), (Some(0), 3), "{output}");
+    assert!(output.contains(&format!("ok       Redis: 127.0.0.1:{primary}: Redis ")), "{output}");
+    let quoted = "; set REDIS_MASTER to a name in its configuration";
+    assert_reported(&variables("other"), 1, "failed   sentinel: 127.0.0.1:", quoted);
+    all.kill_sentinel(0);
+    let line = format!("warning  sentinel: 127.0.0.1:{}: ", all.sentinels[0].port);
+    assert_reported(
+        &variables(sentinel::MASTER),
+        0,
+        &line,
+        "Connection refused (os error 111); check that Redis listens",
+    );
 }
