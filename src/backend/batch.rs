@@ -156,7 +156,7 @@ impl Batch {
             self.node.update_status(|node| {
                 redirected.iter().for_each(|(_, to)| node.counters.redirections[usize::from(to.is_ask)] += 1);
             });
-            self.node.pool.redirect(redirected);
+            self.node.pool.redirect(&self.node.primary, redirected);
         }
     }
 }

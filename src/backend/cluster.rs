@@ -62,14 +62,14 @@ impl ClusterSource {
         ClusterSource { settings, connection: None, known: Vec::new(), configured, highest_epoch: 0 }
     }
 
-    /// Asks nodes until one has a view to trust. Otherwise returns the best view.
+    /// Asks nodes until one has a view to trust, `informed` first. Otherwise returns the best view.
     ///
     /// # Errors
     ///
     /// The problem of the last node, if none has a view.
-    pub(super) fn find(&mut self) -> Result<FoundMap, String> {
+    pub(super) fn find(&mut self, informed: Option<Primary>) -> Result<FoundMap, String> {
         let (started_at, mut best, mut problem) = (Instant::now(), None, "no node is known".to_owned());
-        for node in self.candidates().into_iter().take(MAX_ASKED) {
+        for node in self.candidates(informed).into_iter().take(MAX_ASKED) {
             match self.ask(&node) {
                 Ok((trust, view)) if trust.is_ok && trust.epoch >= self.highest_epoch => {
                     return Ok(self.accept(trust, view));
@@ -94,10 +94,13 @@ impl ClusterSource {
         best.map(|(trust, view)| self.accept(trust, view)).ok_or(problem)
     }
 
-    /// Returns the nodes to ask, in this order: the last one, then known and configured ones in
-    /// turn. A configured address has no id. It may lead to another node than the known one there.
-    fn candidates(&self) -> Vec<Primary> {
-        let mut candidates: Vec<Primary> = self.connection.iter().map(|(node, _)| node.clone()).collect();
+    /// Returns the nodes to ask, in this order: the informed one, the last one, then known and
+    /// configured ones in turn. A configured address has no id. It may lead to another node than the
+    /// known one there.
+    fn candidates(&self, informed: Option<Primary>) -> Vec<Primary> {
+        let last = self.connection.as_ref().map(|(node, _)| node.clone());
+        let last = last.filter(|last| Some(last) != informed.as_ref());
+        let mut candidates: Vec<Primary> = informed.into_iter().chain(last).collect();
         for index in 0..self.known.len().max(self.configured.len()) {
             let pair = [self.known.get(index), self.configured.get(index)].into_iter().flatten();
             candidates.extend(pair.filter(|node| !candidates.contains(node)).cloned().collect::<Vec<_>>());
@@ -161,7 +164,7 @@ fn trust_of(info: &str) -> Trust {
 
 /// Asks the configured nodes once for the map, for a check of the configuration.
 pub(super) fn find_once(settings: &BackendConfig) -> Result<SlotMap, String> {
-    ClusterSource::new(settings).find().map(|found| found.map)
+    ClusterSource::new(settings).find(None).map(|found| found.map)
 }
 
 #[cfg(test)]
@@ -180,11 +183,11 @@ mod tests {
         source.known = (1..=9).map(known).collect();
         source.configured.sort();
         let ports = |source: &ClusterSource| {
-            let candidates = source.candidates().into_iter().take(MAX_ASKED);
+            let candidates = source.candidates(Some(known(7))).into_iter().take(MAX_ASKED);
             candidates.map(|node| (node.address.to_string(), node.id.is_some())).collect::<Vec<_>>()
         };
         let node = |port: u16, is_known| (format!("h:{port}"), is_known);
-        assert_eq!(ports(&source), [node(1, true), node(1, false), node(2, true), node(2, false)]);
+        assert_eq!(ports(&source), [node(7, true), node(1, true), node(1, false), node(2, true)]);
     }
 
     /// A view of a working cluster is trusted more than a newer one of a failed cluster.

@@ -8,7 +8,7 @@ use super::QUEUE_LIMIT;
 use super::node::{Node, QueuedJob};
 use super::node_set::{NodeId, NodeSet};
 use super::shared::PoolShared;
-use super::slot_map::{Redirection, SlotMap};
+use super::slot_map::{Primary, Redirection, SlotMap};
 use super::topology::Topology;
 use crate::types::{Completion, Failure, Job};
 use std::collections::HashMap;
@@ -117,11 +117,11 @@ impl PoolShared {
         self.nodes().request_map();
     }
 
-    /// Passes jobs to the nodes that they were redirected to.
+    /// Passes jobs to the nodes that `from` has redirected them to.
     ///
     /// A target that is known needs no new map: the thread finds the change within its interval.
     /// While slots move in series, each map would invalidate the cache.
-    pub(super) fn redirect(&self, jobs: Vec<(QueuedJob, Redirection)>) {
+    pub(super) fn redirect(&self, from: &Primary, jobs: Vec<(QueuedJob, Redirection)>) {
         let mut failed = Vec::new();
         let mut nodes = self.nodes();
         for (mut queued, redirection) in jobs {
@@ -132,7 +132,12 @@ impl PoolShared {
             match node {
                 _ if queued.hops > MAX_HOPS || nodes.closed => failed.push(queued),
                 Some(node) => node.push_front(queued),
-                None => nodes.park(queued),
+                None => {
+                    nodes.parked.push(queued);
+                    if let Some(topology) = &nodes.topology {
+                        topology.request_from(from);
+                    }
+                }
             }
         }
         drop(nodes);
@@ -281,7 +286,6 @@ impl PoolShared {
 mod tests {
     use super::super::batch::Batch;
     use super::super::node::tests::queued;
-    use super::super::slot_map::Primary;
     use super::super::tests::{job, pool_shared};
     use super::*;
     use crate::types::Invalidation;
@@ -330,7 +334,8 @@ mod tests {
     }
 
     fn redirect(pool: &PoolShared, queued: QueuedJob, is_ask: bool, port: u16) {
-        pool.redirect(vec![(queued, Redirection { is_ask, target: Some(address(port)) })]);
+        let from = Primary { address: address(1), id: None };
+        pool.redirect(&from, vec![(queued, Redirection { is_ask, target: Some(address(port)) })]);
     }
 
     /// A redirected job goes to the front of the queue of a known node.

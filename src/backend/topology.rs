@@ -12,7 +12,7 @@ use super::BackendConfig;
 use super::cluster::ClusterSource;
 use super::sentinel::SentinelSource;
 use super::shared::PoolShared;
-use super::slot_map::SlotMap;
+use super::slot_map::{Primary, SlotMap};
 use crate::log_throttle::LogThrottle;
 use crate::types::{Failure, Millis};
 use std::io;
@@ -55,6 +55,8 @@ struct TopologyState {
     pools: Vec<Weak<PoolShared>>,
     is_running: bool,
     is_requested: bool,
+    /// Node that named an unknown one. It knows more than others.
+    informed: Option<Primary>,
 }
 
 impl Topology {
@@ -91,6 +93,12 @@ impl Topology {
         }
     }
 
+    /// Does the same, after the node `informed` has named an unknown one: it is asked first.
+    pub(super) fn request_from(&self, informed: &Primary) {
+        self.state().informed = Some(informed.clone());
+        self.request();
+    }
+
     /// Returns the workers. Without any the thread ends, and the next registration starts another.
     fn pools(&self) -> Vec<Arc<PoolShared>> {
         let mut state = self.state();
@@ -122,9 +130,9 @@ enum Source {
 }
 
 impl Source {
-    fn find(&mut self) -> Result<FoundMap, String> {
+    fn find(&mut self, informed: Option<Primary>) -> Result<FoundMap, String> {
         match self {
-            Source::Cluster(cluster) => cluster.find(),
+            Source::Cluster(cluster) => cluster.find(informed),
             Source::Sentinels(sentinels) => sentinels.find(),
         }
     }
@@ -177,7 +185,8 @@ impl TopologyThread {
             }
             pools.iter().for_each(|pool| pool.count_topology_request());
             let round = catch_unwind(AssertUnwindSafe(|| {
-                let found = self.source.find();
+                let informed = self.topology.state().informed.take();
+                let found = self.source.find(informed);
                 self.apply(found, &pools);
             }));
             if round.is_err() {
