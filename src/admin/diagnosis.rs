@@ -152,7 +152,7 @@ fn tracking_lost(now: &Snapshot) -> Option<Problem> {
     };
     let text = format!(
         "{affected}. In force: {}. If Redis is available, check that it is version 6 or later, and that the user \
-         may run CLIENT TRACKING.",
+         may run CLIENT TRACKING. With several nodes, all must send invalidations.",
         now.redis.freshness
     );
     Some(Problem { since: time(now, now.redis.tracking_lost_since), ..warning("Tracking lost", text) })

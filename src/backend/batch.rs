@@ -1,7 +1,7 @@
 //! Batch of jobs that one fetcher reads. Completes each job exactly once, also when the fetcher
 //! panics (job-completes-once).
 
-use super::connect::{is_cluster_redirection, read_failure};
+use super::connect::{is_cluster_redirection, is_command_denied, read_failure};
 use super::node::{Node, QueuedJob};
 use super::slot_map::Redirection;
 use crate::types::{Completion, Failure, FetchedValue};
@@ -39,6 +39,8 @@ pub(super) struct Batch {
     not_ready: Option<String>,
     /// True if a cluster node redirected a key to another node, and the proxy reads one Redis.
     is_misdirected: bool,
+    /// True if the node denies `ASKING`.
+    denies_asking: bool,
 }
 
 impl Batch {
@@ -51,6 +53,7 @@ impl Batch {
             may_cache: [false; 2],
             not_ready: None,
             is_misdirected: false,
+            denies_asking: false,
         }
     }
 
@@ -97,7 +100,12 @@ impl Batch {
                 let queued = self.jobs.get_mut(index).and_then(Option::take);
                 self.redirected.extend(queued.map(|queued| (queued, redirection)));
             }
-            None => self.complete(index, Err(read_failure(&RedisError::from(error)))),
+            None => {
+                let error = RedisError::from(error);
+                let is_asking = self.jobs.get(index).and_then(Option::as_ref).is_some_and(|queued| queued.is_asking);
+                self.denies_asking |= is_asking && is_command_denied(&error);
+                self.complete(index, Err(read_failure(&error)));
+            }
         }
     }
 
@@ -110,6 +118,11 @@ impl Batch {
     /// Redis.
     pub(super) fn is_misdirected(&self) -> bool {
         self.is_misdirected
+    }
+
+    /// Returns true if the node denies `ASKING`.
+    pub(super) fn denies_asking(&self) -> bool {
+        self.denies_asking
     }
 
     /// Fails the jobs that were queued for longer than their first client waits.

@@ -86,9 +86,14 @@ fn find_node(settings: &BackendConfig) -> Result<(Vec<CheckStep>, Primary), Vec<
     }
     let checked = map.owner_of(CHECKED_KEY.as_bytes()).unwrap_or(0);
     for (index, primary) in map.primaries().iter().enumerate().filter(|(index, _)| *index != checked) {
-        if let Err(error) = Connector::new(settings, &map.primaries()[index]).connect(Ok) {
-            let text = format!("{}: {}", primary.address, describe_error(&error));
-            steps.push(CheckStep::new(Verdict::Failed, "Redis", text));
+        let problem = |error: RedisError| format!("{}: {}", primary.address, describe_error(&error));
+        match Connector::new(settings, &map.primaries()[index]).connect(Ok) {
+            Err(error) => steps.push(CheckStep::new(Verdict::Failed, "Redis", problem(error))),
+            Ok(mut wire) if settings.tracking => {
+                let denied = subscribe(&mut wire).err();
+                steps.extend(denied.map(|error| CheckStep::new(Verdict::Warning, "tracking", problem(error))));
+            }
+            Ok(_) => {}
         }
     }
     Ok((steps, map.primaries()[checked].clone()))

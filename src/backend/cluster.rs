@@ -29,6 +29,9 @@ const MAX_ROUND_TIME: Duration = Duration::from_secs(3);
 /// Longest reply about the nodes. A cluster of 1,000 nodes and 16,384 ranges needs some MB.
 const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 
+/// Most primaries. Each has threads and connections. The cluster specification is for 1,000 nodes.
+const MAX_PRIMARIES: usize = 1000;
+
 /// Trust in the view of a node. Views compare by their trust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Trust {
@@ -95,8 +98,8 @@ impl ClusterSource {
     }
 
     /// Returns the nodes to ask, in this order: the informed one, the last one, then known and
-    /// configured ones in turn. A configured address has no id. It may lead to another node than the
-    /// known one there.
+    /// configured ones in turn. A configured address has no id. It may lead to another node than
+    /// the known one there.
     fn candidates(&self, informed: Option<Primary>) -> Vec<Primary> {
         let last = self.connection.as_ref().map(|(node, _)| node.clone());
         let last = last.filter(|last| Some(last) != informed.as_ref());
@@ -152,6 +155,11 @@ fn request_view(wire: &mut Wire, node: &Primary) -> RedisResult<(Trust, ClusterV
         .ok_or_else(|| io::Error::other("the reply to CLUSTER SLOTS has an unknown form"))?;
     if view.map.unserved_slots() == usize::from(SLOTS) {
         return Err(io::Error::other("the node knows no primary with slots; it may have been reset").into());
+    }
+    if view.map.primaries().len() > MAX_PRIMARIES {
+        return Err(
+            io::Error::other(format!("it names more than {MAX_PRIMARIES} primaries, which is not supported")).into()
+        );
     }
     Ok((trust, view))
 }

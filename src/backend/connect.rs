@@ -301,6 +301,7 @@ pub(super) fn describe_error(error: &RedisError) -> String {
             "check that Redis listens there (REDIS_HOST and REDIS_PORT, or REDIS_URL)"
         }
         Some("NOAUTH") => "set REDIS_PASSWORD or REDIS_PASSWORD_FILE",
+        Some("CLUSTERDOWN") => "repair the cluster (redis-cli --cluster check)",
         Some(PROTECTED) => "set a password in Redis and here, or disable protected-mode in Redis",
         _ if is_full(error) => "raise maxclients in Redis, or lower REDIS_CONNECTIONS or WORKERS",
         _ if text.contains("permission") => "grant the ACL permissions listed in docs/consistency.md",

@@ -223,6 +223,13 @@ impl Fetcher {
                 if batch.is_misdirected() && self.node.pool.should_log_redirection() {
                     log::warn!("Redis at {} {CLUSTER_WARNING}", self.connector.target());
                 }
+                if batch.denies_asking() && self.node.pool.should_log_redirection() {
+                    log::warn!(
+                        "Redis at {} denies ASKING: keys that move between nodes cannot be read; grant +asking to the user \
+                         of the proxy",
+                        self.connector.target()
+                    );
+                }
                 if let Some(result) = ttl_support {
                     self.node.pool.set_ttl_support(result);
                 }

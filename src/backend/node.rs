@@ -138,14 +138,20 @@ impl Node {
         let mut state = self.state();
         let accepted = jobs.len().min(limit.saturating_sub(state.queue.len()));
         state.queue.extend(jobs.drain(..accepted));
-        self.update_status(|node| node.counters.queued = state.queue.len());
+        self.publish_queued(&state);
         self.wake_fetcher(state);
+    }
+
+    /// Publishes the length of the queue.
+    pub(super) fn publish_queued(&self, state: &NodeState) {
+        self.update_status(|node| node.counters.queued = state.queue.len());
     }
 
     /// Adds an accepted job to the end of the queue.
     pub(super) fn push_back(&self, queued: QueuedJob) {
         let mut state = self.state();
         state.queue.push_back(queued);
+        self.publish_queued(&state);
         self.wake_fetcher(state);
     }
 
@@ -153,6 +159,7 @@ impl Node {
     pub(super) fn push_front(&self, queued: QueuedJob) {
         let mut state = self.state();
         state.queue.push_front(queued);
+        self.publish_queued(&state);
         self.wake_fetcher(state);
     }
 

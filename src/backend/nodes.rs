@@ -101,7 +101,11 @@ impl Nodes {
 impl PoolShared {
     /// Moves jobs to the queues of their nodes. Those that exceed a limit stay in `jobs`.
     pub(super) fn submit(&self, jobs: &mut Vec<Job>, expires_at: Instant) {
-        self.nodes().submit(jobs, expires_at);
+        let mut nodes = self.nodes();
+        nodes.submit(jobs, expires_at);
+        if !nodes.parked.is_empty() {
+            self.publish_parked(nodes.parked.len());
+        }
     }
 
     /// Returns whether values that are now requested from a node may be cached: of its keys, of
@@ -140,6 +144,7 @@ impl PoolShared {
                 }
             }
         }
+        self.publish_parked(nodes.parked.len());
         drop(nodes);
         self.fail(failed, &Failure::NotReady("its nodes disagree about which of them has the key".into()));
     }
@@ -149,6 +154,7 @@ impl PoolShared {
         let mut nodes = self.nodes();
         if !nodes.closed {
             nodes.route(jobs);
+            self.publish_parked(nodes.parked.len());
         }
     }
 
@@ -266,6 +272,7 @@ impl PoolShared {
         let (routable, unserved): (Vec<_>, Vec<_>) =
             parked.into_iter().partition(|queued| nodes.node_of(&queued.job.key).is_some());
         nodes.route(routable);
+        self.publish_parked(nodes.parked.len());
         drop(nodes);
         self.fail(expired, &Failure::Timeout);
         self.fail(unserved, failure);

@@ -54,10 +54,18 @@ impl RoleWatch {
     pub(super) fn check_protocol(&mut self, protocol: TrackingProtocol, connector: &Connector) {
         if protocol == TrackingProtocol::Resp2 && !std::mem::replace(&mut self.logged_denial, true) {
             log::warn!(
-                "Redis at {} refuses HELLO 3: a primary that becomes a replica is not left, and its values may be old; \
-                 grant +hello to the user of the proxy, or allow HELLO in Redis",
-                connector.target()
+                "Redis at {} refuses HELLO 3: {}; grant +hello to the user of the proxy, or allow HELLO in Redis",
+                connector.target(),
+                self.unwatched_risk()
             );
+        }
+    }
+
+    /// Returns what happens if the role of the server cannot be watched.
+    fn unwatched_risk(&self) -> &'static str {
+        match self.is_found {
+            true => "a primary that becomes a replica is left only when sentinels or nodes name another one",
+            false => "a primary that becomes a replica is not left, and its values may be old",
         }
     }
 
@@ -98,9 +106,9 @@ impl RoleWatch {
             }
             Role::DetachedReplica => return check_attached(role),
             Role::Denied if !std::mem::replace(&mut self.logged_denial, true) => log::warn!(
-                "Redis at {} denies ROLE: a primary that becomes a replica is not left, and its values may be old; grant \
-                 +role to the user of the proxy",
-                connector.target()
+                "Redis at {} denies ROLE: {}; grant +role to the user of the proxy",
+                connector.target(),
+                self.unwatched_risk()
             ),
             Role::Replica | Role::Denied | Role::Other => {}
         }

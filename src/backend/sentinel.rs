@@ -9,7 +9,7 @@
 //! configuration epoch is right (Sentinel documentation, "Configuration epochs").
 
 use super::BackendConfig;
-use super::connect::{Connector, describe_error, single_line};
+use super::connect::{Connector, describe_error, is_command_denied, single_line};
 use super::slot_map::{Primary, SlotMap};
 use super::topology::{FoundMap, Topology};
 use super::wire::Wire;
@@ -57,20 +57,24 @@ impl Reports {
     }
 
     /// Records an answer. Another primary than before makes the topology thread look at once.
-    fn record(&self, number: usize, report: Report) {
+    /// Returns true if the sentinel had a problem before.
+    fn record(&self, number: usize, report: Report) -> bool {
         let slot = &mut self.lock()[number];
         let previous = slot.0.replace(report.clone());
-        slot.1 = None;
+        let had_problem = slot.1.take().is_some();
         self.recorded.notify_all();
         if previous.is_none_or(|previous| previous.address != report.address) {
             self.topology.request();
         }
+        had_problem
     }
 
-    fn record_problem(&self, number: usize, problem: String) {
-        self.lock()[number].1 = Some(problem);
+    /// Records a problem. Returns true if the sentinel had none before.
+    fn record_problem(&self, number: usize, problem: String) -> bool {
+        let previous = self.lock()[number].1.replace(problem);
         self.recorded.notify_all();
         self.topology.request();
+        previous.is_none()
     }
 }
 
@@ -178,8 +182,10 @@ impl SentinelWatch {
                 Err(_) => "the thread panicked; please report the panic logged before this line".into(),
             };
             let problem = format!("sentinel {}: {problem}", self.connector.target());
-            log::debug!("{problem}");
-            self.reports.record_problem(self.number, problem);
+            match self.reports.record_problem(self.number, problem.clone()) {
+                true => log::warn!("{problem}; the other sentinels are asked"),
+                false => log::debug!("{problem}"),
+            }
             std::thread::sleep(self.interval.min(MAX_SENTINEL_TIMEOUT));
         }
     }
@@ -190,7 +196,9 @@ impl SentinelWatch {
         while !self.is_closed() {
             let report = request_primary(wire, &self.master)?;
             self.connector.reset_backoff();
-            self.reports.record(self.number, report);
+            if self.reports.record(self.number, report) {
+                log::info!("sentinel {} answers again", self.connector.target());
+            }
             let next = Instant::now() + self.interval;
             if is_subscribed {
                 wait_for_switch(wire, &self.master, next)?;
@@ -247,6 +255,9 @@ fn describe_problem(error: &RedisError) -> String {
     if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
         let text = single_line(error);
         return format!("{text}; set REDIS_SENTINEL_USERNAME and REDIS_SENTINEL_PASSWORD to those of the sentinels");
+    }
+    if is_command_denied(error) && error.code() != Some("NOPERM") {
+        return format!("{}; name sentinels in REDIS_URL, not servers of Redis", single_line(error));
     }
     describe_error(error)
 }

@@ -111,6 +111,11 @@ impl PoolShared {
         redis.no_nodes = reason.map(|reason| (reason.to_owned(), since));
     }
 
+    /// Publishes the number of jobs that wait for a node.
+    pub(super) fn publish_parked(&self, parked: usize) {
+        self.slot.redis().parked = parked;
+    }
+
     /// Counts a search for the nodes.
     pub(super) fn count_topology_request(&self) {
         self.slot.redis().topology_requests += 1;

@@ -92,7 +92,7 @@ impl Node {
         state.last_request = Some(Instant::now());
         let count = state.queue.len().min(MAX_BATCH);
         let batch = state.queue.drain(..count).collect();
-        self.update_status(|node| node.counters.queued = state.queue.len());
+        self.publish_queued(&state);
         self.wake_fetcher(state);
         Task::Fetch(batch)
     }

@@ -94,6 +94,8 @@ pub struct RedisStatus {
     former: NodeCounters,
     /// Reason why no node is known, and the time since which.
     pub no_nodes: Option<(String, Instant)>,
+    /// Keys that wait until the node that serves them is known.
+    pub parked: usize,
     /// Searches for the nodes. The workers share them.
     pub topology_requests: u64,
     /// Changes of the nodes or of their shares of the keys.
@@ -200,6 +202,7 @@ impl RedisSummary {
     /// Adds the status of one worker.
     pub fn add(&mut self, worker: &RedisStatus) {
         self.counters.add(&worker.former);
+        self.counters.queued += worker.parked;
         for (_, node) in &worker.nodes {
             self.counters.add(&node.counters);
             self.add_node(node);
