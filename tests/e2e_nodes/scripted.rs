@@ -424,6 +424,27 @@ fn denied_topology_is_named() {
     assert!(matches!(response.status, 502..=504), "{response:?}");
 }
 
+/// A user without the permission for `ASKING` cannot read keys that move. The client gets the error
+/// of Redis, and the log names the permission.
+#[test]
+fn denied_asking_is_named() {
+    let nodes = FakeNode::start_cluster(2);
+    let (key, other) = (key_of(0, 2, "key"), key_of(1, 2, "other"));
+    nodes[1].set(&other, "1");
+    let (slot, address) = (slot_of(&key), nodes[1].address());
+    nodes[0].on_call(move |call| call.is_read().then(|| redirection("ASK", slot, &address)));
+    nodes[1].on_call(|call| {
+        let text = "-NOPERM this user has no permissions to run the 'asking' command\r\n";
+        (call.name() == "ASKING").then(|| text.into())
+    });
+    let proxy = start_proxy(&nodes, &[]);
+    wait_until_served(&proxy, &other, "1");
+    let response = proxy.get(&path_of(&key));
+    assert!(response.status == 502 && response.text().contains("NOPERM"), "{response:?}");
+    proxy.wait_for_log("denies ASKING: keys that move between nodes cannot be read; grant +asking");
+    wait_until_served(&proxy, &other, "1");
+}
+
 /// A server without a cluster is named, with the variable to change.
 #[test]
 fn server_without_cluster_is_named() {
