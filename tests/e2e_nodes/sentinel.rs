@@ -127,6 +127,20 @@ fn lost_announcement_is_found_by_polling() {
     check_stays(&proxy, "2", Duration::from_secs(1));
 }
 
+/// The announcement of a failover is followed at once, however long the interval of the polls is.
+#[test]
+fn announcement_needs_no_poll() {
+    let all = Sentinels::start_with(one_replica());
+    all.set(0, "a", "1");
+    all.wait_until_replicated(0);
+    let proxy = all.start_tracking_proxy(&[("REDIS_TOPOLOGY_INTERVAL", "60000")]);
+    wait_until_cached(&mut proxy.connect(), "/raw/a", "1");
+    let (promoted, seen) = all.failover();
+    all.set(promoted, "a", "2");
+    wait_for_change(&proxy, ("1", "2"), seen, ANNOUNCEMENT + max_delay());
+    wait_until_all_track(&proxy);
+}
+
 /// A killed primary: the key fails until the failover, then it is new. The old primary comes back
 /// as one for a moment, and is not read.
 #[test]
