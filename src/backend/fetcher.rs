@@ -174,7 +174,11 @@ impl Fetcher {
             let failure = match self.read(batch, was_idle) {
                 Ok(()) => return,
                 Err(BatchError::Connecting(_)) if batch.requeue() => return,
-                Err(BatchError::Connecting(failure)) => failure,
+                Err(BatchError::Connecting(failure)) => {
+                    // Another node may serve its keys by now.
+                    self.node.pool.request_map();
+                    failure
+                }
                 Err(BatchError::Reading(error)) if was_idle && error.is_connection_dropped() => {
                     log::debug!(
                         "Redis at {} closed an idle connection, reconnecting: {error}",

@@ -3,6 +3,7 @@
 //! A hung or lost node delays only its own keys, because nodes share no queue and no fetcher.
 //! `task.rs` has the schedule of the fetchers.
 
+use super::QUEUE_LIMIT;
 use super::fetcher::Fetcher;
 use super::node_set::NodeId;
 use super::shared::PoolShared;
@@ -133,11 +134,11 @@ impl Node {
         self.pool.update_node_status(self.id, change);
     }
 
-    /// Adds jobs to the end of the queue, as long as it has at most `limit`. Others stay in `jobs`.
-    pub(super) fn submit(&self, jobs: &mut Vec<QueuedJob>, limit: usize) {
+    /// Adds jobs to the end of the queue, up to [`QUEUE_LIMIT`]. Others stay in `jobs`.
+    pub(super) fn submit(&self, jobs: &mut Vec<Job>, expires_at: Instant) {
         let mut state = self.state();
-        let accepted = jobs.len().min(limit.saturating_sub(state.queue.len()));
-        state.queue.extend(jobs.drain(..accepted));
+        let accepted = jobs.len().min(QUEUE_LIMIT.saturating_sub(state.queue.len()));
+        state.queue.extend(jobs.drain(..accepted).map(|job| QueuedJob::new(job, expires_at)));
         self.publish_queued(&state);
         self.wake_fetcher(state);
     }
@@ -236,7 +237,7 @@ pub(super) mod tests {
     use super::*;
     use crate::backend::slot_map::SlotMap;
     use crate::backend::tests::{job, pool_shared};
-    use crate::backend::{MAX_BATCH, QUEUE_LIMIT, task::Task};
+    use crate::backend::{MAX_BATCH, task::Task};
     use crate::upstream::UpstreamAddress;
     use std::thread::JoinHandle;
 
@@ -279,13 +280,13 @@ pub(super) mod tests {
     #[test]
     fn full_queue_returns_excess_jobs() {
         let node = node_without_threads();
-        let mut jobs: Vec<QueuedJob> = (0..QUEUE_LIMIT + 3).map(queued).collect();
-        node.submit(&mut jobs, QUEUE_LIMIT);
-        let ids: Vec<usize> = jobs.iter().map(|queued| queued.job.fetch_id).collect();
+        let mut jobs: Vec<Job> = (0..QUEUE_LIMIT + 3).map(job).collect();
+        node.submit(&mut jobs, Instant::now());
+        let ids: Vec<usize> = jobs.iter().map(|job| job.fetch_id).collect();
         assert_eq!(ids, [QUEUE_LIMIT, QUEUE_LIMIT + 1, QUEUE_LIMIT + 2]);
         let Task::Fetch(batch) = node.next_task(true, None, None) else { panic!("no batch although jobs are queued") };
         assert!(batch.iter().map(|queued| queued.job.fetch_id).eq(0..MAX_BATCH));
-        node.submit(&mut jobs, QUEUE_LIMIT);
+        node.submit(&mut jobs, Instant::now());
         assert!(jobs.is_empty());
     }
 
@@ -298,7 +299,7 @@ pub(super) mod tests {
         let later = Instant::now() + Duration::from_secs(3600);
         let sleeping = std::thread::spawn(move || sleeper.sleep_until(Some(later)));
         let_threads_wait();
-        node.submit(&mut vec![queued(7)], 1);
+        node.submit(&mut vec![job(7)], Instant::now());
         assert_eq!(node.close().iter().map(|queued| queued.job.fetch_id).collect::<Vec<_>>(), [7]);
         assert!(!join_in_time(sleeping, "the thread sleeps although the node has closed"));
     }

@@ -194,6 +194,12 @@ impl NodeSet {
         ids.get(map.owner_of(key)?).copied()
     }
 
+    /// Returns the node that serves all keys, if one does without slots.
+    pub fn only_node(&self) -> Option<NodeId> {
+        let (map, ids) = self.serving.as_ref()?;
+        ids.first().copied().filter(|_| !map.has_slots())
+    }
+
     /// Returns the node at an address, which may not serve keys yet.
     pub fn node_at(&self, address: &UpstreamAddress) -> Option<NodeId> {
         self.nodes.iter().find(|node| node.primary.address == *address).map(|node| node.id)

@@ -74,27 +74,27 @@ impl Nodes {
     /// Moves each job to the queue of its node. Those that exceed the limit of a queue stay in
     /// `jobs`.
     fn submit(&mut self, jobs: &mut Vec<Job>, expires_at: Instant) {
-        let mut excess = Vec::new();
-        let mut groups: Vec<(Option<NodeId>, Vec<QueuedJob>)> = Vec::new();
+        if let Some(node) = self.set.only_node().and_then(|id| self.running.get(&id)) {
+            return node.submit(jobs, expires_at);
+        }
+        let mut groups: Vec<(Option<NodeId>, Vec<Job>)> = Vec::new();
         for job in jobs.drain(..) {
             let id = self.set.route(&job.key);
-            let queued = QueuedJob::new(job, expires_at);
             match groups.iter_mut().find(|(group, _)| *group == id) {
-                Some((_, group)) => group.push(queued),
-                None => groups.push((id, vec![queued])),
+                Some((_, group)) => group.push(job),
+                None => groups.push((id, vec![job])),
             }
         }
         for (id, mut group) in groups {
             match id.and_then(|id| self.running.get(&id)) {
-                Some(node) => node.submit(&mut group, QUEUE_LIMIT),
+                Some(node) => node.submit(&mut group, expires_at),
                 None => {
                     let accepted = group.len().min(QUEUE_LIMIT.saturating_sub(self.parked.len()));
-                    group.drain(..accepted).for_each(|queued| self.park(queued));
+                    group.drain(..accepted).for_each(|job| self.park(QueuedJob::new(job, expires_at)));
                 }
             }
-            excess.extend(group.into_iter().map(|queued| queued.job));
+            jobs.extend(group);
         }
-        *jobs = excess;
     }
 }
 

@@ -340,8 +340,10 @@ impl KeyReader {
 
     /// Receives the reply to a command for `key`. A denied `ASKING` before it is the reply.
     fn recv_for(&mut self, key: &BatchKey) -> RedisResult<redis::Value> {
-        let asked = if key.is_asking { self.recv()? } else { redis::Value::Okay };
-        let reply = self.recv()?;
+        if !key.is_asking {
+            return self.recv();
+        }
+        let (asked, reply) = (self.recv()?, self.recv()?);
         Ok(if let redis::Value::ServerError(_) = asked { asked } else { reply })
     }
 }

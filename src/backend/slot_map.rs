@@ -109,6 +109,11 @@ impl SlotMap {
         }
     }
 
+    /// Returns true for a cluster, and false if one primary serves all keys.
+    pub fn has_slots(&self) -> bool {
+        self.owners.is_some()
+    }
+
     /// Returns the number of slots that no primary serves.
     pub fn unserved_slots(&self) -> usize {
         self.owners.iter().flatten().filter(|&&owner| owner == NO_OWNER).count()

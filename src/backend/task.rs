@@ -149,7 +149,8 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
-    use super::super::node::tests::{join_in_time, let_threads_wait, node_without_threads, queued, wait_until};
+    use super::super::node::tests::{join_in_time, let_threads_wait, node_without_threads, wait_until};
+    use super::super::tests::job;
     use super::*;
     use std::sync::Arc;
     use std::thread::JoinHandle;
@@ -163,7 +164,7 @@ mod tests {
     }
 
     fn submit(node: &Node, fetch_ids: impl IntoIterator<Item = usize>) {
-        node.submit(&mut fetch_ids.into_iter().map(queued).collect(), usize::MAX);
+        node.submit(&mut fetch_ids.into_iter().map(job).collect(), Instant::now());
     }
 
     /// Starts a fetcher that waits for its next task.
