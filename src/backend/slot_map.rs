@@ -114,6 +114,12 @@ impl SlotMap {
         self.owners.is_some()
     }
 
+    /// Returns the number of slots that another map with the same primaries gives to another one.
+    pub fn moved_slots(&self, other: &SlotMap) -> usize {
+        let pairs = self.owners.iter().flatten().zip(other.owners.iter().flatten());
+        pairs.filter(|(owner, other)| owner != other).count()
+    }
+
     /// Returns the number of slots that no primary serves.
     pub fn unserved_slots(&self) -> usize {
         self.owners.iter().flatten().filter(|&&owner| owner == NO_OWNER).count()
@@ -280,6 +286,8 @@ mod tests {
         assert_eq!(map.primaries(), [primary(1), primary(2)]);
         assert_eq!((map.owner_of(b"foo"), map.owner_of(b"foo{}")), (Some(0), Some(1)));
         assert_eq!(map.unserved_slots(), 0);
+        let moved = SlotMap::of_cluster([(0, 4999, primary(1)), (5000, 16_383, primary(2))], []);
+        assert_eq!((map.moved_slots(&map), map.moved_slots(&moved)), (0, 6384));
         let partial = SlotMap::of_cluster([(0, 9999, primary(2))], []);
         assert_eq!((partial.owner_of(b"foo"), partial.owner_of(b"foo{}")), (None, Some(0)));
         assert_eq!(partial.unserved_slots(), 6384);

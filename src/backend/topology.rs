@@ -151,6 +151,9 @@ struct TopologyThread {
     has_problem: bool,
     /// Throttle for the log lines about problems. Each round may meet another one.
     problem_log: LogThrottle,
+    /// Throttle for the log lines about moved slots. While a cluster is resharded, each round finds
+    /// some.
+    moved_log: LogThrottle,
     started_at: Instant,
 }
 
@@ -171,6 +174,7 @@ impl TopologyThread {
             confirmed_at: None,
             has_problem: false,
             problem_log: LogThrottle::default(),
+            moved_log: LogThrottle::default(),
             started_at: Instant::now(),
         })
     }
@@ -242,11 +246,7 @@ impl TopologyThread {
     fn install(&mut self, map: SlotMap, pools: &[Arc<PoolShared>]) -> Result<(), String> {
         let map = match &self.map {
             Some(present) if **present == map => Arc::clone(present),
-            _ => {
-                let map = Arc::new(map);
-                log_map(&self.source, &map);
-                map
-            }
+            _ => Arc::new(map),
         };
         let is_outdated = |pool: &&Arc<PoolShared>| !pool.nodes().set.is_installed(&map);
         let outdated: Vec<&Arc<PoolShared>> = pools.iter().filter(is_outdated).collect();
@@ -264,13 +264,33 @@ impl TopologyThread {
             std::thread::sleep(WATCH_POLL);
         }
         outdated.iter().for_each(|pool| pool.install(&map));
-        self.map = Some(map);
+        let previous = self.map.replace(Arc::clone(&map));
+        if previous.as_ref().is_none_or(|previous| **previous != *map) {
+            self.log_map(previous.as_deref(), &map);
+        }
         Ok(())
+    }
+
+    /// Logs a new map: its primaries, or only the number of slots that moved between them.
+    fn log_map(&mut self, previous: Option<&SlotMap>, map: &SlotMap) {
+        let kept = |previous: &&SlotMap| {
+            previous.primaries() == map.primaries() && previous.unserved_slots() == map.unserved_slots()
+        };
+        if let Some(previous) = previous.filter(kept) {
+            let is_admitted = self.moved_log.admit(self.started_at.elapsed().as_millis() as Millis).is_some();
+            log::log!(
+                if is_admitted { log::Level::Info } else { log::Level::Debug },
+                "Redis Cluster has moved {} slots between its nodes: cache flushed",
+                map.moved_slots(previous)
+            );
+        } else {
+            log_primaries(&self.source, map);
+        }
     }
 }
 
-/// Logs the primaries of a new map.
-fn log_map(source: &Source, map: &SlotMap) {
+/// Logs the primaries of a map.
+fn log_primaries(source: &Source, map: &SlotMap) {
     let addresses = map.primaries().iter().map(|primary| primary.address.to_string()).collect::<Vec<_>>().join(", ");
     match (source, map.unserved_slots()) {
         (Source::Sentinels(_), _) => log::info!("the sentinels name {addresses} as the primary"),
