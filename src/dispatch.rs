@@ -197,7 +197,7 @@ mod tests {
             for job in std::mem::take(dispatcher.jobs) {
                 let bytes = vec![b'x'; if &*job.key == b"b" { 16 * 1024 } else { 1 }];
                 let fetched = FetchedValue { value: Value::new(bytes), ttl: None };
-                let completion = Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) };
+                let completion = Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)), may_cache: true };
                 dispatcher.read_through.complete(completion, 0, |request_id, reply| {
                     assert!(connection.reply_later(request_id, reply, &mut dispatcher.context.reply));
                 });

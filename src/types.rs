@@ -199,6 +199,9 @@ pub struct Completion {
     pub fetch_id: usize,
     /// Value in Redis, `None` if the key is missing, or the reason for which it could not be read.
     pub result: Result<Option<FetchedValue>, Failure>,
+    /// True if the value may be cached. False if no invalidation of it would arrive, although
+    /// tracking is active.
+    pub may_cache: bool,
 }
 
 /// A change in Redis, or of the stream of changes. The worker applies them in order of arrival.
@@ -206,9 +209,12 @@ pub struct Completion {
 pub enum Invalidation {
     /// A key was written, deleted or expired.
     Key(Vec<u8>),
-    /// Any key may have changed. Redis was flushed, the inbox overflowed, or tracking started.
+    /// Any key may have changed. Redis was flushed, the inbox overflowed, or other nodes serve the
+    /// keys from now on.
     All,
-    /// No more invalidations arrive, until the next [`Invalidation::All`].
+    /// Any key may have changed. From now on all changes arrive as invalidations.
+    TrackingStarted,
+    /// Changes may be missed, until the next [`Invalidation::TrackingStarted`].
     TrackingLost,
 }
 
@@ -217,7 +223,7 @@ impl Invalidation {
     pub fn bytes(&self) -> usize {
         match self {
             Invalidation::Key(key) => key.len(),
-            Invalidation::All | Invalidation::TrackingLost => 0,
+            Invalidation::All | Invalidation::TrackingStarted | Invalidation::TrackingLost => 0,
         }
     }
 }

@@ -59,7 +59,7 @@ pub struct SentinelSettings {
 }
 
 /// Address of Redis.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UpstreamAddress {
     /// Host name or IP address, and TCP port.
     Tcp(String, u16),

@@ -164,7 +164,7 @@ impl<'a> Driver<'a> {
             let Some(job) = self.jobs.pop() else { panic!("the key is already cached") };
             let fetched = FetchedValue { value: Value::new(self.world.value(key)), ttl: None };
             self.read_through.complete(
-                Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) },
+                Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)), may_cache: true },
                 NOW,
                 |_, _| (),
             );
@@ -263,7 +263,7 @@ impl<'a> Driver<'a> {
 
     fn complete(&mut self, index: usize) {
         let job = self.jobs.remove(index);
-        let completion = Completion { fetch_id: job.fetch_id, result: self.world.fetch(&job.key) };
+        let completion = Completion { fetch_id: job.fetch_id, result: self.world.fetch(&job.key), may_cache: true };
         let Driver { read_through, connection, date, recorder, completed_keys, .. } = self;
         read_through.complete(completion, NOW, |request_id, reply| {
             *completed_keys += 1;

@@ -57,7 +57,7 @@ impl Batch {
                 self.not_ready = Some(text.clone());
             }
             self.is_redirected |= result.as_ref().is_err_and(is_cluster_redirection);
-            self.completed.push(Completion { fetch_id: queued.job.fetch_id, result });
+            self.completed.push(Completion { fetch_id: queued.job.fetch_id, result, may_cache: true });
         }
     }
 

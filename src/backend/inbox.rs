@@ -27,8 +27,8 @@ pub(super) struct Inbox {
     invalidation_bytes: usize,
     /// True if invalidations were dropped since the loop last took all of them.
     overflowed: bool,
-    /// True if [`Invalidation::TrackingLost`] was added since the last [`Invalidation::All`].
-    tracking_lost: bool,
+    /// Last start or loss of tracking since the loop last took everything: true for a start.
+    pending_tracking: Option<bool>,
     /// True if the loop was woken, or knows of more items, and will drain the inbox.
     wakeup_sent: bool,
 }
@@ -48,11 +48,15 @@ impl Inbox {
             Invalidation::Key(key) if key.len() > MAX_KEY_BYTES => return false,
             Invalidation::Key(_) => self.invalidation_bytes += invalidation.bytes(),
             Invalidation::All => {
-                self.tracking_lost = false;
+                self.replace_by_all();
+                return false;
+            }
+            Invalidation::TrackingStarted => {
                 self.clear_invalidations();
+                self.pending_tracking = Some(true);
             }
             // Earlier invalidations stay pending. Their entries must be removed, not only expire.
-            Invalidation::TrackingLost => self.tracking_lost = true,
+            Invalidation::TrackingLost => self.pending_tracking = Some(false),
         }
         self.invalidations.push_back(invalidation);
         if self.invalidations.len() <= MAX_PENDING_INVALIDATIONS
@@ -60,11 +64,7 @@ impl Inbox {
         {
             return false;
         }
-        self.clear_invalidations();
-        self.invalidations.push_back(Invalidation::All);
-        if self.tracking_lost {
-            self.invalidations.push_back(Invalidation::TrackingLost);
-        }
+        self.replace_by_all();
         !std::mem::replace(&mut self.overflowed, true)
     }
 
@@ -88,14 +88,25 @@ impl Inbox {
         }
         self.wakeup_sent = !self.invalidations.is_empty();
         if !self.wakeup_sent {
-            self.overflowed = false;
+            (self.overflowed, self.pending_tracking) = (false, None);
             // Frees the memory that a burst has allocated.
             self.invalidations.shrink_to(max);
         }
         self.wakeup_sent
     }
 
-    /// Drops the pending invalidations. [`Invalidation::All`] makes them redundant.
+    /// Replaces the pending invalidations by one of all keys. A start or a loss of tracking among
+    /// them stays.
+    fn replace_by_all(&mut self) {
+        self.clear_invalidations();
+        match self.pending_tracking {
+            Some(true) => self.invalidations.push_back(Invalidation::TrackingStarted),
+            Some(false) => self.invalidations.extend([Invalidation::All, Invalidation::TrackingLost]),
+            None => self.invalidations.push_back(Invalidation::All),
+        }
+    }
+
+    /// Drops the pending invalidations. One of all keys makes them redundant.
     fn clear_invalidations(&mut self) {
         self.invalidation_bytes = 0;
         self.invalidations.clear();
@@ -131,11 +142,12 @@ mod tests {
         assert_eq!(pending_after([key("a"), key("b")]), [key("a"), key("b")]);
         let all = [key("a"), Invalidation::TrackingLost, key("b")];
         assert_eq!(pending_after(all.clone()), all);
-        assert_eq!(
-            pending_after([key("a"), Invalidation::All, key("b"), Invalidation::TrackingLost]),
-            [Invalidation::All, key("b"), Invalidation::TrackingLost]
-        );
-        assert_eq!(pending_after([Invalidation::TrackingLost, key("a"), Invalidation::All]), [Invalidation::All]);
+        use Invalidation::{All, TrackingLost, TrackingStarted};
+        assert_eq!(pending_after([key("a"), All, key("b"), TrackingLost]), [All, key("b"), TrackingLost]);
+        // A start or a loss of tracking is never dropped, and the last one counts.
+        assert_eq!(pending_after([TrackingLost, key("a"), All]), [All, TrackingLost]);
+        assert_eq!(pending_after([TrackingLost, key("a"), TrackingStarted, key("b"), All]), [TrackingStarted]);
+        assert_eq!(pending_after([TrackingStarted, TrackingLost, All, key("b")]), [All, TrackingLost, key("b")]);
     }
 
     /// One invalidation above the limit of number or bytes turns all pending ones into one of all

@@ -19,8 +19,10 @@ mod fetcher;
 mod freshness;
 mod handshake;
 mod inbox;
+mod node_set;
 mod reader;
 mod role_watch;
+mod slot_map;
 mod stream;
 mod subscription;
 mod task;
@@ -40,7 +42,9 @@ pub use check::{CheckStep, Verdict, check_redis};
 use fetcher::Fetcher;
 use freshness::{Freshness, FreshnessUpdate};
 use inbox::{Inbox, MAX_PENDING_INVALIDATIONS};
+pub use node_set::{Installation, NodeId, NodeSet};
 pub use reader::Reading;
+pub use slot_map::{Primary, SLOTS, SlotMap, slot_of};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -419,7 +423,7 @@ mod tests {
     }
 
     fn completion(fetch_id: usize) -> Completion {
-        Completion { fetch_id, result: Err(Failure::Timeout) }
+        Completion { fetch_id, result: Err(Failure::Timeout), may_cache: true }
     }
 
     /// Several deliveries between two drains wake the loop once.

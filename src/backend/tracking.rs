@@ -172,7 +172,7 @@ impl Tracker {
         // Entries cached before now are not tracked, so all are flushed. Keys read from now on are
         // tracked, and fetchers read them from this server.
         self.shared.set_tracking_run_id(server_id.map(str::to_owned));
-        self.shared.push_invalidations(vec![Invalidation::All]);
+        self.shared.push_invalidations(vec![Invalidation::TrackingStarted]);
         self.shared.set_tracking(Ok(()));
         self.role_watch.check_protocol(connection.protocol, &self.connector);
         let result = catch_unwind(AssertUnwindSafe(|| {

@@ -141,7 +141,7 @@ mod tests {
             let request_id = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
             if let Lookup::Fetch(job) = read_through.get(key.as_bytes(), true, request_id, now) {
                 let fetched = FetchedValue { value: Value::new(vec![b'x'; 100]), ttl: None };
-                let completion = Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) };
+                let completion = Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)), may_cache: true };
                 read_through.complete(completion, now, |_, _| ());
             }
         }

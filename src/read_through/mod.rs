@@ -113,7 +113,11 @@ impl ReadThrough {
         match completion.result {
             Ok(Some(FetchedValue { value, ttl })) => {
                 let value = Arc::new(value);
-                let stored = self.store(&finished, &value, ttl, now);
+                let stored = if completion.may_cache { self.store(&finished, &value, ttl, now) } else { None };
+                if !completion.may_cache {
+                    // A cached older value is outdated, and no invalidation may say so.
+                    self.remove_missing(&finished);
+                }
                 self.reply_all(waiters, KeyResult::Value(payload_of(MAX_COPIED_BYTES, &value)), stored, &mut deliver);
             }
             Ok(None) => {
@@ -207,11 +211,9 @@ impl ReadThrough {
                 self.counters.invalidated += u64::from(self.cache.remove(key));
                 self.inflight.detach(key);
             }
-            Invalidation::All => {
-                self.counters.flushes += 1;
-                self.counters.invalidated += self.cache.len() as u64;
-                self.cache.clear();
-                self.inflight.detach_all();
+            Invalidation::All => self.flush(),
+            Invalidation::TrackingStarted => {
+                self.flush();
                 self.tracked = true;
             }
             // Cached entries relied on invalidations. Later ones rely on their TTL alone.
@@ -222,6 +224,14 @@ impl ReadThrough {
                 self.tracked = false;
             }
         }
+    }
+
+    /// Drops everything cached, and detaches all fetches.
+    fn flush(&mut self) {
+        self.counters.flushes += 1;
+        self.counters.invalidated += self.cache.len() as u64;
+        self.cache.clear();
+        self.inflight.detach_all();
     }
 
     /// Replies to timed-out waiters of up to `budget` fetches, and removes up to `budget` expired

@@ -39,7 +39,7 @@ fn complete_with(
     now: Millis,
 ) -> Vec<String> {
     let mut replies = Vec::new();
-    read_through.complete(Completion { fetch_id: job.fetch_id, result }, now, |request_id, reply| {
+    read_through.complete(Completion { fetch_id: job.fetch_id, result, may_cache: true }, now, |request_id, reply| {
         replies.push(describe(request_id, reply));
     });
     assert_eq!(read_through.validate(), Ok(()));
@@ -139,9 +139,11 @@ fn long_value_is_shared_by_waiters() {
     let mut addresses = Vec::new();
     let value = Value::new(vec![b'x'; SHARED_VALUE_BYTES + 1]);
     let result = Ok(Some(FetchedValue { value, ttl: None }));
-    read_through.complete(Completion { fetch_id: job.fetch_id, result }, 0, |_, reply| match reply.result {
-        KeyResult::Value(Payload::Shared(value)) => addresses.push(Arc::as_ptr(value)),
-        other => panic!("{other:?}"),
+    read_through.complete(Completion { fetch_id: job.fetch_id, result, may_cache: true }, 0, |_, reply| {
+        match reply.result {
+            KeyResult::Value(Payload::Shared(value)) => addresses.push(Arc::as_ptr(value)),
+            other => panic!("{other:?}"),
+        }
     });
     let Lookup::Reply(Reply { result: KeyResult::Value(Payload::Shared(value)), .. }) =
         read_through.get(b"a", true, request_id(3), 0)
@@ -253,9 +255,17 @@ fn stale_value_served_only_during_outage() {
 /// An entry is not served stale after its key changed or disappeared in Redis.
 #[test]
 fn changed_key_is_never_served_stale() {
-    let changes: [fn(&mut ReadThrough); 5] = [
+    let changes: [fn(&mut ReadThrough); 6] = [
         |read_through| read_through.invalidate(&Invalidation::Key(b"a".to_vec()), 1000),
         |read_through| read_through.invalidate(&Invalidation::All, 1000),
+        |read_through| {
+            let job = fetch(read_through, b"a", 1, 1000);
+            let result = Ok(Some(fetched("not to be cached", None)));
+            let completion = Completion { fetch_id: job.fetch_id, result, may_cache: false };
+            read_through.complete(completion, 1000, |_, reply| {
+                assert!(matches!(reply.source, Source::Redis { stored: None, .. }), "cached: {reply:?}");
+            });
+        },
         |read_through| {
             let job = fetch(read_through, b"a", 1, 1000);
             complete(read_through, &job, Ok(None), 1000);
@@ -350,5 +360,18 @@ fn detached_fetch_removes_no_entry() {
         complete(&mut read_through, &new, Ok(Some("new")), 3);
         complete(&mut read_through, &old, result, 4);
         assert!(hit(&mut read_through, b"a", 4).is_some());
+    }
+}
+
+/// An invalidation of all keys flushes, and changes nothing about tracking.
+#[test]
+fn flush_keeps_tracking_state() {
+    let mut read_through = ReadThrough::new(LIMITS, 1000, 500);
+    use Invalidation::{All, TrackingLost, TrackingStarted};
+    for (invalidation, is_tracked) in
+        [(All, false), (TrackingStarted, true), (All, true), (TrackingLost, false), (All, false)]
+    {
+        read_through.invalidate(&invalidation, 0);
+        assert_eq!(read_through.tracked, is_tracked, "{invalidation:?}");
     }
 }

@@ -430,7 +430,11 @@ mod tests {
                 panic!("the key is already cached")
             };
             let fetched = FetchedValue { value: Value::new(vec![b'x']), ttl: None };
-            read_through.complete(Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)) }, 0, |_, _| ());
+            read_through.complete(
+                Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)), may_cache: true },
+                0,
+                |_, _| (),
+            );
             Fixture { client, peer, read_through, scratch: Scratch::new() }
         }
 

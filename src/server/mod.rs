@@ -442,7 +442,7 @@ impl Worker {
         self.backend.pool.submit(&mut self.backend.jobs);
         // The pool leaves the jobs that it refuses.
         for job in self.backend.jobs.drain(..) {
-            let refused = Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull) };
+            let refused = Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull), may_cache: true };
             self.read_through.complete(refused, self.clock.now, |id, reply| self.clients.deliver_reply(id, reply));
         }
     }

@@ -130,7 +130,7 @@ impl Link {
     pub fn start_tracking(&mut self, now: Millis, random: &mut Random) {
         if self.tracking == Tracking::Down && !self.has_outage {
             self.tracking = Tracking::Up;
-            self.push(Invalidation::All, now + random.between(0, self.max_delay));
+            self.push(Invalidation::TrackingStarted, now + random.between(0, self.max_delay));
         }
     }
 

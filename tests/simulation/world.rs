@@ -370,7 +370,7 @@ impl World {
             ReadResult::Error => (Err(Failure::Redis("ERR of some kind".into())), Cause::Failed),
         };
         self.record(format_args!("fetch {} of k{key} completes: {cause:?}", job.fetch_id));
-        self.complete_fetch(Completion { fetch_id: job.fetch_id, result }, cause);
+        self.complete_fetch(Completion { fetch_id: job.fetch_id, result, may_cache: true }, cause);
     }
 
     fn complete_fetch(&mut self, completion: Completion, cause: Cause) {
@@ -486,7 +486,8 @@ impl World {
                 self.link.start_read(job, key, (self.now, self.moment), &mut self.random);
             } else {
                 self.record(format_args!("fetch {} of k{key} is refused", job.fetch_id));
-                let completion = Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull) };
+                let completion =
+                    Completion { fetch_id: job.fetch_id, result: Err(Failure::QueueFull), may_cache: true };
                 self.complete_fetch(completion, Cause::Failed);
             }
         }
