@@ -36,6 +36,11 @@ impl Fetches {
             versions[number].cached_at = Some(time);
         }
     }
+
+    /// Returns the fetches of a version, `None` without any.
+    fn of(&self, key: usize, number: usize) -> Option<Fetched> {
+        self.keys[key].get(number).copied().filter(|fetched| fetched.has_been)
+    }
 }
 
 /// Events so far.
@@ -132,7 +137,7 @@ fn check_part(
         }
     }
     // An empty value, a length or a part names no version, so any version that fits may be the one.
-    let mut last = Err("a value that never existed".into());
+    let mut first_error = None;
     for (number, version) in versions.iter().enumerate().rev() {
         let fits = version.value.as_ref().is_some_and(|value| match reply {
             KeyReply::Missing => false,
@@ -141,14 +146,13 @@ fn check_part(
             KeyReply::Length(length) => value.len() == *length,
             KeyReply::Part(text) => value.contains(text),
         });
-        if fits {
-            last = check_version(part, number, version, status, history, age_limits);
-            if last.is_ok() {
-                break;
-            }
+        let Some(fetched) = history.fetches.of(part.key, number).filter(|_| fits) else { continue };
+        match check_version(part, fetched, version, status, history, age_limits) {
+            Ok(()) => return Ok(()),
+            Err(error) => _ = first_error.get_or_insert(error),
         }
     }
-    last
+    Err(first_error.unwrap_or_else(|| "a value that never existed or was never fetched".into()))
 }
 
 /// Checks the reply that a key is missing.
@@ -167,7 +171,7 @@ fn check_missing(part: &Part, status: &str, versions: &[Version]) -> Result<(), 
 /// Checks the reply with one version of the value.
 fn check_version(
     part: &Part,
-    number: usize,
+    fetched: Fetched,
     version: &Version,
     status: &str,
     history: &History<'_>,
@@ -177,9 +181,6 @@ fn check_version(
         return Err("a value for a key that was not decoded".into());
     };
     let (replied_at, replied_moment) = part.replied_at;
-    let Some(fetched) = history.fetches.keys[part.key].get(number).filter(|fetched| fetched.has_been) else {
-        return Err("a value that was never fetched".into());
-    };
     let cached_at = fetched.cached_at.filter(|&(_, moment)| moment > part.floor.asked).map(|(time, _)| time);
     let cached_at = cached_at.ok_or("a cached value that must not be cached");
     expect(part.floor.allows_owner_of(version), "a value of a former owner")?;
