@@ -1,7 +1,8 @@
 //! Check of one response: the history of Redis and of the fetches must allow it.
 
 use crate::client::{Cause, Content, KeyReply, Part, Request, Response};
-use crate::redis::{KEYS, Redis, Version};
+use crate::versions::{KEYS, Version, Versions};
+use crate::world::Moment;
 use segment_redis_proxy::types::{Millis, Outage, Source};
 
 /// Configured bounds on the age of a reply.
@@ -11,11 +12,41 @@ pub struct AgeLimits {
     pub wait_timeout: Millis,
 }
 
+/// Fetches of one version of a key.
+#[derive(Clone, Copy, Default)]
+struct Fetched {
+    has_been: bool,
+    /// Last fetch since which the version may be in the cache.
+    cached_at: Option<(Millis, Moment)>,
+}
+
+/// Fetches of all keys.
+#[derive(Default)]
+pub struct Fetches {
+    keys: [Vec<Fetched>; KEYS],
+}
+
+impl Fetches {
+    /// Records that a fetch has arrived. After `ASK` the version must not be cached.
+    pub fn record(&mut self, key: usize, number: usize, is_asking: bool, time: (Millis, Moment)) {
+        let versions = &mut self.keys[key];
+        versions.resize(versions.len().max(number + 1), Fetched::default());
+        versions[number].has_been = true;
+        if !is_asking {
+            versions[number].cached_at = Some(time);
+        }
+    }
+
+    /// Returns the fetches of a version, `None` without any.
+    fn of(&self, key: usize, number: usize) -> Option<Fetched> {
+        self.keys[key].get(number).copied().filter(|fetched| fetched.has_been)
+    }
+}
+
 /// Events so far.
 pub struct History<'a> {
-    pub redis: &'a Redis,
-    /// Time of the last fetch of each version of each key.
-    pub fetched_at: &'a [Vec<Option<Millis>>; KEYS],
+    pub versions: &'a Versions,
+    pub fetches: &'a Fetches,
     /// Time at which all entries last expired at once, because tracking was lost.
     pub tracking_lost_at: Millis,
 }
@@ -89,11 +120,11 @@ fn check_part(
     history: &History<'_>,
     age_limits: &AgeLimits,
 ) -> Result<(), String> {
-    let versions = &history.redis.keys[part.key];
+    let versions = &history.versions.keys[part.key];
     if let KeyReply::Value(text) = reply
         && !text.is_empty()
     {
-        let Some((key, _)) = history.redis.identify(text) else { return Err("a value that never existed".into()) };
+        let Some((key, _)) = history.versions.identify(text) else { return Err("a value that never existed".into()) };
         expect(key == part.key, "the value of another key")?;
     }
     // Length and parts of a missing key are those of an empty value.
@@ -106,7 +137,7 @@ fn check_part(
         }
     }
     // An empty value, a length or a part names no version, so any version that fits may be the one.
-    let mut last = Err("a value that never existed".into());
+    let mut first_error = None;
     for (number, version) in versions.iter().enumerate().rev() {
         let fits = version.value.as_ref().is_some_and(|value| match reply {
             KeyReply::Missing => false,
@@ -115,14 +146,13 @@ fn check_part(
             KeyReply::Length(length) => value.len() == *length,
             KeyReply::Part(text) => value.contains(text),
         });
-        if fits {
-            last = check_version(part, number, version, status, history, age_limits);
-            if last.is_ok() {
-                break;
-            }
+        let Some(fetched) = history.fetches.of(part.key, number).filter(|_| fits) else { continue };
+        match check_version(part, fetched, version, status, history, age_limits) {
+            Ok(()) => return Ok(()),
+            Err(error) => _ = first_error.get_or_insert(error),
         }
     }
-    last
+    Err(first_error.unwrap_or_else(|| "a value that never existed or was never fetched".into()))
 }
 
 /// Checks the reply that a key is missing.
@@ -130,16 +160,18 @@ fn check_missing(part: &Part, status: &str, versions: &[Version]) -> Result<(), 
     expect(status.starts_with("fwd=miss"), "a missing key was cached")?;
     let Some((_, decoded_at)) = part.decoded_at else { return Err("a reply for a key that was not decoded".into()) };
     // A collapsed request joined a read that Redis may have executed before.
-    let since = if status.contains("collapsed") { part.floor } else { part.floor.max(decoded_at) };
-    let was_missing =
-        |version: &Version| version.value.is_none() && version.from <= part.replied_at.1 && version.until > since;
+    let since = if status.contains("collapsed") { part.floor.hit } else { part.floor.hit.max(decoded_at) };
+    let was_missing = |version: &Version| {
+        let was_held = version.from <= part.replied_at.1 && version.until > since;
+        version.value.is_none() && was_held && part.floor.allows_owner_of(version)
+    };
     expect(versions.iter().any(was_missing), "the key existed all the time")
 }
 
 /// Checks the reply with one version of the value.
 fn check_version(
     part: &Part,
-    number: usize,
+    fetched: Fetched,
     version: &Version,
     status: &str,
     history: &History<'_>,
@@ -149,18 +181,18 @@ fn check_version(
         return Err("a value for a key that was not decoded".into());
     };
     let (replied_at, replied_moment) = part.replied_at;
-    // The version may be in the cache since this time.
-    let Some(fetched_at) = history.fetched_at[part.key].get(number).copied().flatten() else {
-        return Err("a value that was never fetched".into());
-    };
+    let cached_at = fetched.cached_at.filter(|&(_, moment)| moment > part.floor.asked).map(|(time, _)| time);
+    let cached_at = cached_at.ok_or("a cached value that must not be cached");
+    expect(part.floor.allows_owner_of(version), "a value of a former owner")?;
     // After a write between the two commands of a read, the older value has the newer lifetime.
     let expires = version.expires.max(version.newer_expires);
     if status.starts_with("hit") {
         let is_late_hit = [Some(Cause::Outage), Some(Cause::WaitTimeout)].contains(&part.cause);
         expect(part.cause.is_none() || is_late_hit, "a hit after a wait")?;
-        expect(replied_at < fetched_at + age_limits.ttl, "a hit older than CACHE_TTL")?;
+        expect(replied_at < cached_at? + age_limits.ttl, "a hit older than CACHE_TTL")?;
         expect(replied_at < expires, "a hit that has expired in Redis")?;
-        expect(version.until > part.floor, "a hit that was invalidated")
+        expect(version.until > part.floor.hit, "a hit that was invalidated")?;
+        expect(!part.floor.is_change_missed(version), "a hit that has changed while tracking is active")
     } else if status.starts_with("fwd=stale") {
         let fits_cause = match part.cause {
             Some(Cause::WaitTimeout) => {
@@ -169,18 +201,19 @@ fn check_version(
             cause => cause == Some(Cause::Outage),
         };
         expect(fits_cause, "a stale value without an outage")?;
-        expect(replied_at < fetched_at + age_limits.ttl + age_limits.stale, "a value that is stale for too long")?;
+        let cached_at = cached_at?;
+        expect(replied_at < cached_at + age_limits.ttl + age_limits.stale, "a value that is stale for too long")?;
         // A value fetched in that very millisecond may have expired with the others or not.
-        let has_expired_with_all = fetched_at < history.tracking_lost_at && history.tracking_lost_at <= replied_at;
+        let has_expired_with_all = cached_at < history.tracking_lost_at && history.tracking_lost_at <= replied_at;
         expect(
             !has_expired_with_all || replied_at < history.tracking_lost_at + age_limits.stale,
             "a value that is stale for too long after the loss of tracking",
         )?;
         expect(replied_at < expires, "a stale value that has expired in Redis")?;
-        expect(version.until > part.stale_floor, "a stale value that was invalidated")
+        expect(version.until > part.floor.stale, "a stale value that was invalidated")
     } else {
         expect(part.cause == Some(Cause::Fetched), "a miss without a fetch")?;
-        let since = if status.contains("collapsed") { part.floor } else { part.floor.max(decoded_moment) };
+        let since = if status.contains("collapsed") { part.floor.hit } else { part.floor.hit.max(decoded_moment) };
         expect(version.until > since && version.from <= replied_moment, "a miss with an outdated value")
     }
 }

@@ -1,7 +1,8 @@
 //! One client: its requests with their times, and the bytes in transit to and from the proxy.
 
+use crate::floors::Floor;
 use crate::random::Random;
-use crate::redis::KEYS;
+use crate::versions::KEYS;
 use crate::world::Moment;
 use crate::{http, resp};
 use segment_redis_proxy::connection::Connection;
@@ -93,10 +94,8 @@ pub struct Part {
     pub key: usize,
     /// Time at which the proxy decoded the key.
     pub decoded_at: Option<(Millis, Moment)>,
-    /// A version that had ended by this moment is too old for a reply.
-    pub floor: Moment,
-    /// A version that had ended by this moment is too old even for a stale reply.
-    pub stale_floor: Moment,
+    /// Versions that were too old for a reply when the proxy decoded the key.
+    pub floor: Floor,
     /// Time at which the proxy chose the reply: `decoded_at`, unless there is a cause.
     pub replied_at: (Millis, Moment),
     /// `None` for an immediate reply.
@@ -162,6 +161,8 @@ pub struct Client {
     is_resp: bool,
     /// True if the proxy requires a password.
     needs_password: bool,
+    /// Key that the client requests more often than others.
+    favourite: Option<usize>,
     /// True if a RESP client has sent the password, before what it sends next.
     is_logged_in: bool,
     /// True if the proxy has stored input that it has not decoded yet.
@@ -175,11 +176,12 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(connection_id: u64, needs_password: bool, random: &mut Random) -> Client {
+    pub fn new(connection_id: u64, needs_password: bool, favourite: Option<usize>, random: &mut Random) -> Client {
         Client {
             connection: Connection::new(connection_id, 0),
             is_resp: random.percent(50),
             needs_password,
+            favourite,
             is_logged_in: false,
             is_paused: false,
             unread: VecDeque::new(),
@@ -209,7 +211,8 @@ impl Client {
     /// Returns a random request. If the proxy requires a password, some requests are sent without
     /// it.
     fn random_kind(&mut self, random: &mut Random) -> Kind {
-        let kind = if self.is_resp { random_command(random) } else { random_request(random) };
+        let kind =
+            if self.is_resp { random_command(self.favourite, random) } else { random_request(self.favourite, random) };
         if !self.needs_password {
             return kind;
         }
@@ -274,12 +277,13 @@ impl Client {
     }
 }
 
-fn random_key(random: &mut Random) -> usize {
-    random.below(KEYS as u64) as usize
+/// Returns a random key, often the favourite.
+pub fn random_key(favourite: Option<usize>, random: &mut Random) -> usize {
+    favourite.filter(|_| random.percent(60)).unwrap_or_else(|| random.below(KEYS as u64) as usize)
 }
 
-fn random_request(random: &mut Random) -> Kind {
-    let key = random_key(random);
+fn random_request(favourite: Option<usize>, random: &mut Random) -> Kind {
+    let key = random_key(favourite, random);
     match random.below(1000) {
         0..550 => Kind::Value(key),
         550..850 => Kind::Json(key),
@@ -291,11 +295,11 @@ fn random_request(random: &mut Random) -> Kind {
 
 fn random_keys(random: &mut Random) -> Vec<usize> {
     let count = if random.percent(3) { random.between(20, 60) } else { random.between(1, 6) };
-    (0..count).map(|_| random_key(random)).collect()
+    (0..count).map(|_| random_key(None, random)).collect()
 }
 
-fn random_command(random: &mut Random) -> Kind {
-    let key = random_key(random);
+fn random_command(favourite: Option<usize>, random: &mut Random) -> Kind {
+    let key = random_key(favourite, random);
     match random.below(1000) {
         0..300 => Kind::Value(key),
         300..500 => Kind::Values(random_keys(random)),

@@ -1,6 +1,12 @@
 //! HTTP side of a simulated client: encodes requests and parses responses.
 
 use crate::client::{Content, KeyReply, Kind, PASSWORD, Response};
+use crate::versions::NAMES;
+
+/// Returns the name of a key as a path has it.
+fn escape(key: usize) -> String {
+    NAMES[key].replace('{', "%7B").replace('}', "%7D")
+}
 
 /// Encodes a request. With `is_last` it asks the proxy to close the connection.
 pub fn encode(kind: &Kind, is_last: bool, with_password: bool) -> String {
@@ -9,9 +15,9 @@ pub fn encode(kind: &Kind, is_last: bool, with_password: bool) -> String {
     let rest = format!("Host: x\r\n{close}{password}\r\n");
     match kind {
         Kind::Denied(kind) => encode(kind, is_last, false),
-        Kind::Value(key) => format!("GET /raw/k{key} HTTP/1.1\r\n{rest}"),
-        Kind::Json(key) => format!("GET /key/%6B{key} HTTP/1.1\r\n{rest}"),
-        Kind::Head(key) => format!("HEAD /raw/k{key} HTTP/1.1\r\n{rest}"),
+        Kind::Value(key) => format!("GET /raw/{} HTTP/1.1\r\n{rest}", escape(*key)),
+        Kind::Json(key) => format!("GET /key/{} HTTP/1.1\r\n{rest}", escape(*key).replacen('k', "%6B", 1)),
+        Kind::Head(key) => format!("HEAD /raw/{} HTTP/1.1\r\n{rest}", escape(*key)),
         Kind::WithoutKey => format!("GET /other HTTP/1.1\r\n{rest}"),
         _ => "\0\0\r\n\r\n".to_owned(),
     }

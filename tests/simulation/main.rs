@@ -1,38 +1,60 @@
 //! Deterministic simulation of the proxy without sockets, threads and clock, from a seed.
 //!
-//! Clients, Redis, the network between them and time do everything that they may do to it.
+//! Clients, Redis, the network between them and time do everything that they may do to it. Redis
+//! is one server, a primary that sentinels name, or a cluster. The cache, the connections and the
+//! set of nodes of the backend are the real ones.
 //!
 //! ```text
 //!     random.rs     random numbers from the seed
-//!     redis.rs      model of Redis, with every version of every key
-//!     link.rs       link between Redis and the proxy: reads, replies, invalidations, cuts
+//!     versions.rs   every version of every key
+//!     cluster.rs    nodes: what each of them has, and what it replies
+//!     moves.rs      slots that move with or without their keys, and failovers
+//!     tracker.rs    stream of invalidations from each node
+//!     link.rs       reads and replies in transit
+//!     reads.rs      backend of the proxy: reads, redirections, its inbox
+//!     topology.rs   backend of the proxy: learns maps and installs them
 //!     client.rs     clients: requests in pieces, pipelines, resets
 //!     http.rs       requests and responses of HTTP clients
 //!     resp.rs       commands and replies of RESP clients
+//!     turns.rs      turns of the clients on the real connections
+//!     events.rs     random events
+//!     floors.rs     versions that are too old to be sent
 //!     check.rs      check of each reply
-//!     world.rs      all of them around the real read-through cache and connections
+//!     counts.rs     numbers of events
+//!     world.rs      all of them, step by step
 //! ```
 //!
 //! After every step, each reply belongs to its request, in order. Each value is one that Redis held
-//! at a moment that the freshness in force allows. Bounds hold, and no client waits longer than its
-//! timeout.
+//! at a moment that the freshness in force allows. A former owner's value is sent only until the
+//! bound on topology changes, and never a cached one after `ASK`. Bounds hold, every job completes
+//! once, and no client waits longer than its timeout.
 //!
 //! `SIM_SEEDS=100000 cargo test --test simulation` runs more seeds, `SIM_FIRST` sets the first one.
 //! `SIM_SEED=123 cargo test --test simulation -- --nocapture` runs one seed and prints its events.
 
 mod check;
 mod client;
+mod cluster;
+mod counts;
+mod events;
+mod floors;
 mod http;
 mod link;
+mod moves;
 mod random;
-mod redis;
+mod reads;
 mod resp;
+mod topology;
+mod tracker;
+mod turns;
+mod versions;
 mod world;
 
+use counts::EventCounts;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
-use world::{EventCounts, World};
+use world::World;
 
 /// Default number of seeds, which take about 20 s on a slow machine with two processors.
 const DEFAULT_SEEDS: u64 = 15_000;

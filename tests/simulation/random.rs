@@ -33,4 +33,17 @@ impl Random {
     pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize]
     }
+
+    /// Returns an index, more often one with a greater weight. At least one weight is not 0.
+    pub fn weighted(&mut self, weights: &[u64]) -> usize {
+        let mut number = self.below(weights.iter().sum());
+        let position = weights.iter().position(|&weight| match number.checked_sub(weight) {
+            Some(rest) => {
+                number = rest;
+                false
+            }
+            None => true,
+        });
+        position.unwrap_or_default()
+    }
 }

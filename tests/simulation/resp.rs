@@ -1,6 +1,7 @@
 //! RESP side of a simulated client: encodes commands and parses replies.
 
 use crate::client::{Content, KeyReply, Kind, PASSWORD, Response};
+use crate::versions::NAMES;
 
 fn encode_words(words: &[String]) -> String {
     let arguments: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
@@ -8,7 +9,7 @@ fn encode_words(words: &[String]) -> String {
 }
 
 fn encode_keys(name: &str, keys: &[usize]) -> String {
-    let words = std::iter::once(name.to_owned()).chain(keys.iter().map(|key| format!("k{key}")));
+    let words = std::iter::once(name.to_owned()).chain(keys.iter().map(|&key| NAMES[key].to_owned()));
     encode_words(&words.collect::<Vec<_>>())
 }
 
@@ -18,7 +19,7 @@ pub fn encode(kind: &Kind) -> String {
         Kind::Value(key) => encode_keys("GET", &[*key]),
         Kind::Length(key) => encode_keys("STRLEN", &[*key]),
         Kind::Range(key, start, end) => {
-            encode_words(&["GETRANGE".into(), format!("k{key}"), start.to_string(), end.to_string()])
+            encode_words(&["GETRANGE".into(), NAMES[*key].into(), start.to_string(), end.to_string()])
         }
         Kind::Ttl(key) => encode_keys("PTTL", &[*key]),
         Kind::Values(keys) => encode_keys("MGET", keys),
