@@ -161,7 +161,7 @@ def print_memory(name, results):
 
 
 def compute_ttl_hit_ratio(keys, exponent, rate):
-    """Returns the hit ratio of one cache whose entries all fit and expire, for requests a second."""
+    """Returns the hit ratio of one cache that holds all keys, for requests a second."""
     weights = [(number + 1) ** -exponent for number in range(keys)]
     scale = rate * TTL / sum(weights)
     return sum(weight * weight * scale / (1 + weight * scale) for weight in weights) / sum(weights)
