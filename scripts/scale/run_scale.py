@@ -26,8 +26,8 @@ CACHE = 2000
 KEYS = PROXIES * CACHE
 EXPONENT = 0.9
 CONNECTIONS = 32
-# Processor time that the balancer and the proxies must each use for their ratio, in seconds, and the
-# most loads for it. A load of 40,000 requests takes 0.2 to 0.5 s.
+# Processor time that the balancer and the proxies must each use for their ratio, in seconds. At most
+# as many loads for it; one of 40,000 requests takes 0.2 to 0.5 s.
 MIN_PROCESSOR_SECONDS, MAX_PROCESSOR_LOADS = 1.5, 20
 # Balancer, hash-balance-factor, and share of requests for one key. Ratios are those to the case of
 # the same balancer without either.
