@@ -343,3 +343,23 @@ fn values_survive_outage_behind_haproxy() {
     group.balancer.wait_for_log("Server ready/proxy1 is UP", 0);
     wait_for("HAProxy reads from Redis", || (client.get("/raw/missing").text() == "no longer").then_some(()));
 }
+
+/// After an outage of Redis all proxies return at the same time, and each with its keys: no key is
+/// read again or cached twice.
+#[test]
+fn keys_stay_after_outage_behind_haproxy() {
+    let group = Group::start(&HAPROXY, &[]);
+    group.read_all();
+    group.assert_split();
+    let reads = group.redis.count_reads();
+    group.redis.freeze();
+    group.balancer.wait_for_log("backend ready has no server available", 0);
+    group.read_all();
+    group.redis.thaw();
+    for number in 1..=PROXIES {
+        group.balancer.wait_for_log(&format!("Server ready/proxy{number} is UP"), 0);
+    }
+    group.read_all();
+    group.assert_split();
+    assert_eq!(group.redis.count_reads(), reads, "all keys are hits");
+}

@@ -80,12 +80,12 @@ fn generated_man_page_is_current() {
     assert!(read("deploy/man/segment-redis-proxy.8").contains(&version), "the man page is of another version");
 }
 
-/// Each profile in docs/configuration.md is a valid configuration.
+/// Each profile and example in docs/configuration.md is a valid configuration.
 #[test]
 fn generated_profiles_are_valid() {
     let document = read("docs/configuration.md");
     let profiles: Vec<&str> = document.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(profiles.len(), 3, "demo, sidecar and shared");
+    assert_eq!(profiles.len(), 5, "demo, sidecar, shared, sentinels and cluster");
     for profile in profiles {
         let set: Vec<(&str, &str)> = profile
             .lines()
