@@ -170,7 +170,8 @@ impl RedisAccess {
             ("REDIS_PASSWORD_FILE", of(&self.password)),
             ("REDIS_SENTINEL_PASSWORD_FILE", of(&self.sentinel_password)),
         ];
-        let problem = results.iter().find_map(|(_, result)| result.as_ref().err().cloned());
+        let problems: Vec<String> = results.iter().filter_map(|(_, result)| result.as_ref().err().cloned()).collect();
+        let problem = (!problems.is_empty()).then(|| problems.join("; "));
         // Each attempt to connect of each thread may come here while the file is missing.
         let is_known = std::mem::replace(&mut *self.password_problem(), problem.clone()) == problem;
         for (variable, result) in results {

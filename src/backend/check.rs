@@ -8,7 +8,7 @@ use super::connect::{
     read_failure,
 };
 use super::sentinel::{SentinelAnswer, ask_each};
-use super::slot_map::Primary;
+use super::slot_map::{Primary, SlotMap};
 use super::subscription::{Role, TrackingProtocol, request_role, subscribe};
 use super::wire::Wire;
 use redis::{RedisError, RedisResult};
@@ -49,58 +49,97 @@ impl CheckStep {
 /// Checks that Redis can be reached and read with these settings. Stops at the first step that
 /// fails. Each round trip may take the timeout of the settings. The caller bounds the whole.
 pub fn check_redis(settings: &BackendConfig) -> Vec<CheckStep> {
-    let (mut steps, node) = match find_node(settings) {
+    let Found { mut steps, node, key } = match find_node(settings) {
         Ok(found) => found,
         Err(steps) => return steps,
     };
-    steps.extend(check_node(settings, &node));
+    steps.extend(check_node(settings, &node, &key));
     steps
 }
 
-/// Finds the node to check: the configured one, the primary that sentinels name, or the primary of
-/// a cluster that serves the checked key. Also returns what was found on the way.
+/// Node to check, a key that it serves, and what was found on the way.
+struct Found {
+    steps: Vec<CheckStep>,
+    node: Primary,
+    key: String,
+}
+
+/// Finds the node to check: the configured one, the primary that sentinels name, or a primary of a
+/// cluster.
 ///
 /// # Errors
 ///
 /// The steps, if there is no such node.
-fn find_node(settings: &BackendConfig) -> Result<(Vec<CheckStep>, Primary), Vec<CheckStep>> {
+fn find_node(settings: &BackendConfig) -> Result<Found, Vec<CheckStep>> {
     let access = &settings.access;
     if let Some(sentinel) = access.sentinel() {
         return check_sentinels(&ask_each(settings, &sentinel.master));
     }
-    if !access.is_cluster() {
-        return Ok((Vec::new(), Primary { address: access.addresses()[0].clone(), id: None }));
+    if access.is_cluster() {
+        return check_primaries(settings);
     }
-    let map = match find_once(settings) {
-        Ok(map) => map,
-        Err(problem) => return Err(vec![CheckStep::new(Verdict::Failed, "cluster", problem)]),
-    };
+    let node = Primary { address: access.addresses()[0].clone(), id: None };
+    Ok(Found { steps: Vec::new(), node, key: CHECKED_KEY.into() })
+}
+
+/// Finds the primaries of a cluster, and connects to each. The first one that accepts is checked
+/// further. A lost one is a warning, as long as another serves its keys.
+fn check_primaries(settings: &BackendConfig) -> Result<Found, Vec<CheckStep>> {
+    let (map, warnings) =
+        find_once(settings).map_err(|problem| vec![CheckStep::new(Verdict::Failed, "cluster", problem)])?;
     let addresses = map.primaries().iter().map(|primary| primary.address.to_string()).collect::<Vec<_>>().join(", ");
     let mut steps = vec![CheckStep::new(Verdict::Ok, "cluster", format!("has the primaries {addresses}"))];
     if map.unserved_slots() > 0 {
         let text = format!(
-            "{} slots have no primary, and their keys cannot be read: repair the cluster (redis-cli --cluster check)",
+            "no primary for {} of its slots: their keys cannot be read, and no key at all with \
+             cluster-require-full-coverage; repair the cluster (redis-cli --cluster check)",
             map.unserved_slots()
         );
         steps.push(CheckStep::new(Verdict::Warning, "cluster", text));
     }
-    let checked = map.owner_of(CHECKED_KEY.as_bytes()).unwrap_or(0);
-    for (index, primary) in map.primaries().iter().enumerate().filter(|(index, _)| *index != checked) {
-        let problem = |error: RedisError| format!("{}: {}", primary.address, describe_error(&error));
-        match Connector::new(settings, &map.primaries()[index]).connect(Ok) {
-            Err(error) => steps.push(CheckStep::new(Verdict::Failed, "Redis", problem(error))),
-            Ok(mut wire) if settings.tracking => {
-                let denied = subscribe(&mut wire).err();
-                steps.extend(denied.map(|error| CheckStep::new(Verdict::Warning, "tracking", problem(error))));
+    steps.extend(warnings.into_iter().map(|text| CheckStep::new(Verdict::Warning, "cluster", text)));
+    let mut found = None;
+    for (index, primary) in map.primaries().iter().enumerate() {
+        let key = key_of(&map, index);
+        match Connector::new(settings, primary).connect(Ok) {
+            Ok(mut wire) => match (&found, key) {
+                (None, Some(key)) => found = Some((primary.clone(), key)),
+                _ => steps.extend(check_other_primary(settings, &mut wire, primary)),
+            },
+            Err(error) => {
+                let verdict = if error.is_io_error() { Verdict::Warning } else { Verdict::Failed };
+                let text = format!("{}: {}; its keys cannot be read", primary.address, describe_error(&error));
+                steps.push(CheckStep::new(verdict, "Redis", text));
             }
-            Ok(_) => {}
         }
     }
-    Ok((steps, map.primaries()[checked].clone()))
+    match found {
+        Some((node, key)) => Ok(Found { steps, node, key }),
+        None => {
+            steps.push(CheckStep::new(Verdict::Failed, "cluster", "no primary can be read"));
+            Err(steps)
+        }
+    }
+}
+
+/// Returns a key that a primary of the map serves, `None` if it serves none.
+fn key_of(map: &SlotMap, index: usize) -> Option<String> {
+    // Enough for a primary with a hundredth of the slots.
+    (0..2000).map(|number| format!("{CHECKED_KEY}-{number}")).find(|key| map.owner_of(key.as_bytes()) == Some(index))
+}
+
+/// Checks what may differ between the primaries of a cluster: the permissions of the user.
+fn check_other_primary(settings: &BackendConfig, wire: &mut Wire, primary: &Primary) -> Vec<CheckStep> {
+    let mut steps = vec![CheckStep::new(Verdict::Ok, "Redis", format!("{}: another primary", primary.address))];
+    if let Some(Err(error)) = settings.tracking.then(|| subscribe(wire)) {
+        let text = format!("{}: inactive for all keys: {}", primary.address, describe_error(&error));
+        steps.push(CheckStep::new(Verdict::Warning, "tracking", text));
+    }
+    steps
 }
 
 /// Reports the answer of each sentinel. One is enough.
-fn check_sentinels(answers: &[SentinelAnswer]) -> Result<(Vec<CheckStep>, Primary), Vec<CheckStep>> {
+fn check_sentinels(answers: &[SentinelAnswer]) -> Result<Found, Vec<CheckStep>> {
     let named = answers.iter().find_map(|(_, answer)| answer.as_ref().ok());
     let step = |(sentinel, answer): &SentinelAnswer| match answer {
         Ok(address) => CheckStep::new(Verdict::Ok, "sentinel", format!("{sentinel}: the primary is {address}")),
@@ -111,12 +150,15 @@ fn check_sentinels(answers: &[SentinelAnswer]) -> Result<(Vec<CheckStep>, Primar
     };
     let steps = answers.iter().map(step).collect();
     match named {
-        Some(address) => Ok((steps, Primary { address: address.clone(), id: None })),
+        Some(address) => {
+            let node = Primary { address: address.clone(), id: None };
+            Ok(Found { steps, node, key: CHECKED_KEY.into() })
+        }
         None => Err(steps),
     }
 }
 
-fn check_node(settings: &BackendConfig, node: &Primary) -> Vec<CheckStep> {
+fn check_node(settings: &BackendConfig, node: &Primary, key: &str) -> Vec<CheckStep> {
     let mut connector = Connector::new(settings, node);
     let target = connector.target().to_owned();
     let failed = |error: &RedisError| {
@@ -130,7 +172,10 @@ fn check_node(settings: &BackendConfig, node: &Primary) -> Vec<CheckStep> {
         Ok(steps) => steps,
         Err(error) => return failed(&error),
     };
-    match check_read(&mut wire) {
+    if settings.access.is_cluster() {
+        steps.extend(check_asking(&mut wire));
+    }
+    match check_read(&mut wire, key) {
         Ok(read) => steps.extend(read),
         Err(error) => {
             steps.push(CheckStep::new(Verdict::Failed, "read", describe_error(&error)));
@@ -201,12 +246,19 @@ fn check_role(wire: &mut Wire) -> Option<CheckStep> {
     })
 }
 
+/// Warns if keys that move between nodes cannot be read.
+fn check_asking(wire: &mut Wire) -> Option<CheckStep> {
+    let error = wire.request(&redis::cmd("ASKING")).err().filter(is_command_denied)?;
+    let text = format!("keys that move between nodes cannot be read: {}; grant +asking", describe_error(&error));
+    Some(CheckStep::new(Verdict::Warning, "asking", text))
+}
+
 /// Reads a key as a fetcher does, with its remaining lifetime.
-fn check_read(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
-    let value = wire.request(redis::cmd("GETRANGE").arg(CHECKED_KEY).arg(0).arg(0));
-    let ttl = wire.request(redis::cmd("PTTL").arg(CHECKED_KEY));
+fn check_read(wire: &mut Wire, key: &str) -> RedisResult<Vec<CheckStep>> {
+    let value = wire.request(redis::cmd("GETRANGE").arg(key).arg(0).arg(0));
+    let ttl = wire.request(redis::cmd("PTTL").arg(key));
     let result = match value {
-        Err(error) if is_command_denied(&error) => wire.request(redis::cmd("GET").arg(CHECKED_KEY)),
+        Err(error) if is_command_denied(&error) => wire.request(redis::cmd("GET").arg(key)),
         result => result,
     };
     let mut steps = Vec::new();
@@ -214,7 +266,7 @@ fn check_read(wire: &mut Wire) -> RedisResult<Vec<CheckStep>> {
         Ok(_) => steps.push(CheckStep::new(Verdict::Ok, "read", "works")),
         // An ACL may allow the keys of an application only.
         Err(error) if is_key_denied(&error) => {
-            let text = format!("the user may not read the key {CHECKED_KEY}; only keys that its ACL names can be read");
+            let text = format!("the user may not read the key {key}; only keys that its ACL names can be read");
             steps.push(CheckStep::new(Verdict::Warning, "read", text));
             return Ok(steps);
         }

@@ -11,7 +11,7 @@ use super::BackendConfig;
 use super::connect::{Connector, describe_error, info_field, is_command_denied, random_fraction};
 use super::slot_map::{ClusterView, Primary, SLOTS, SlotMap};
 use super::subscription::info_text;
-use super::topology::FoundMap;
+use super::topology::{Finding, MAX_SILENCE};
 use super::wire::Wire;
 use redis::RedisResult;
 use std::io;
@@ -28,6 +28,10 @@ const MAX_ROUND_TIME: Duration = Duration::from_secs(3);
 
 /// Longest reply about the nodes. A cluster of 1,000 nodes and 16,384 ranges needs some MB.
 const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
+
+/// Shortest time between two rounds that ask further nodes although one has answered, with a view
+/// that is not to be trusted. Each costs Redis connections.
+const ASK_OTHERS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most primaries. Each has threads and connections. The cluster specification is for 1,000 nodes.
 const MAX_PRIMARIES: usize = 1000;
@@ -46,11 +50,25 @@ pub(super) struct ClusterSource {
     settings: BackendConfig,
     /// Node that was asked last, with its connection.
     connection: Option<(Primary, Wire)>,
-    /// Nodes of the last view. Those that were asked longest ago come first.
+    /// Nodes of the last view in force. Those that were asked longest ago come first.
     known: Vec<Primary>,
     /// Nodes of the configuration, in the same order.
     configured: Vec<Primary>,
     highest_epoch: u64,
+    /// Time since which no view was to be trusted.
+    doubtful_since: Option<Instant>,
+    /// Earliest time at which a round asks more than one node although that one has answered.
+    ask_others_from: Instant,
+    /// Commands whose denial was logged.
+    logged_denials: Vec<&'static str>,
+}
+
+/// Answer of one node.
+struct Answer {
+    trust: Trust,
+    view: ClusterView,
+    /// Commands that the node denies.
+    denied: Vec<&'static str>,
 }
 
 impl ClusterSource {
@@ -62,29 +80,43 @@ impl ClusterSource {
         // Many proxies with the same configuration should not all ask the same node.
         let count = configured.len();
         configured.rotate_left((random_fraction() * count as f64) as usize % count.max(1));
-        ClusterSource { settings, connection: None, known: Vec::new(), configured, highest_epoch: 0 }
+        ClusterSource {
+            settings,
+            connection: None,
+            known: Vec::new(),
+            configured,
+            highest_epoch: 0,
+            doubtful_since: None,
+            ask_others_from: Instant::now(),
+            logged_denials: Vec::new(),
+        }
     }
 
-    /// Asks nodes until one has a view to trust, `informed` first. Otherwise returns the best view.
-    ///
-    /// # Errors
-    ///
-    /// The problem of the last node, if none has a view.
-    pub(super) fn find(&mut self, informed: Option<Primary>) -> Result<FoundMap, String> {
+    /// Asks nodes until one has a view to trust, `informed` first. A view that is not to be trusted
+    /// is used only if there is no other for [`MAX_SILENCE`].
+    pub(super) fn find(&mut self, informed: Option<Primary>) -> Finding {
         let (started_at, mut best, mut problem) = (Instant::now(), None, "no node is known".to_owned());
         for node in self.candidates(informed).into_iter().take(MAX_ASKED) {
+            if best.is_some() && (started_at < self.ask_others_from || started_at.elapsed() > MAX_ROUND_TIME) {
+                break;
+            }
             match self.ask(&node) {
-                Ok((trust, view)) if trust.is_ok && trust.epoch >= self.highest_epoch => {
-                    return Ok(self.accept(trust, view));
-                }
-                Ok((trust, view)) => {
-                    if best.as_ref().is_none_or(|(known, _)| trust > *known) {
-                        best = Some((trust, view));
+                Ok(answer) => {
+                    self.log_denials(&node, &answer.denied);
+                    let Some(doubt) = self.doubt_of(&node, &answer) else {
+                        self.doubtful_since = None;
+                        return Finding { map: Some(self.accept(answer)), ..Finding::default() };
+                    };
+                    let doubt = format!("{}: {doubt}", node.address);
+                    if best.as_ref().is_none_or(|(known, _): &(Answer, String)| answer.trust > known.trust) {
+                        best = Some((answer, doubt));
                     }
                 }
-                Err(error) => problem = format!("{}: {}", node.address, describe_error(&error)),
+                Err(error) => {
+                    self.connection = None;
+                    problem = format!("{}: {}", node.address, describe_error(&error));
+                }
             }
-            self.connection = None;
             for asked in [&mut self.known, &mut self.configured] {
                 if let Some(index) = asked.iter().position(|known| *known == node) {
                     asked[index..].rotate_left(1);
@@ -94,12 +126,43 @@ impl ClusterSource {
                 break;
             }
         }
-        best.map(|(trust, view)| self.accept(trust, view)).ok_or(problem)
+        let is_long = self.doubtful_since.get_or_insert(started_at).elapsed() >= MAX_SILENCE;
+        let Some((answer, doubt)) = best else { return Finding::failed(problem) };
+        if started_at >= self.ask_others_from {
+            self.ask_others_from = Instant::now() + ASK_OTHERS_INTERVAL;
+        }
+        let is_down = !answer.trust.is_ok;
+        let map = (is_long || self.known.is_empty()).then(|| self.accept(answer));
+        Finding { map, problem: Some(doubt), is_down }
+    }
+
+    /// Returns the reason why a view is not to be trusted.
+    fn doubt_of(&self, node: &Primary, answer: &Answer) -> Option<&'static str> {
+        let is_known = |other: &Primary| self.known.iter().any(|known| known.id == other.id);
+        match answer.trust {
+            Trust { is_ok: false, .. } => Some("the cluster does not work as the node sees it (cluster_state:fail)"),
+            Trust { epoch, .. } if epoch < self.highest_epoch => Some("the node has an older view of the cluster"),
+            // A configured address may have been given to another cluster.
+            _ if node.id.is_none() && !self.known.is_empty() && !answer.view.nodes.iter().any(is_known) => {
+                Some("the node belongs to another cluster; check the configured addresses")
+            }
+            _ => None,
+        }
+    }
+
+    /// Warns once of each command that nodes deny.
+    fn log_denials(&mut self, node: &Primary, denied: &[&'static str]) {
+        for command in denied {
+            if !self.logged_denials.contains(command) {
+                self.logged_denials.push(command);
+                log::warn!("Redis at {} denies CLUSTER {command}: {}", node.address, risk_of_denied(command));
+            }
+        }
     }
 
     /// Returns the nodes to ask, in this order: the informed one, the last one, then known and
-    /// configured ones in turn. A configured address has no id. It may lead to another node than
-    /// the known one there.
+    /// configured ones in turn. A configured address has no id. It may lead to another node than the
+    /// known one there.
     fn candidates(&self, informed: Option<Primary>) -> Vec<Primary> {
         let last = self.connection.as_ref().map(|(node, _)| node.clone());
         let last = last.filter(|last| Some(last) != informed.as_ref());
@@ -112,7 +175,7 @@ impl ClusterSource {
     }
 
     /// Asks one node, over the open connection if it is that of the node.
-    fn ask(&mut self, node: &Primary) -> RedisResult<(Trust, ClusterView)> {
+    fn ask(&mut self, node: &Primary) -> RedisResult<Answer> {
         let mut wire = match self.connection.take() {
             Some((connected, wire)) if connected == *node => wire,
             _ => {
@@ -121,47 +184,69 @@ impl ClusterSource {
                 wire
             }
         };
-        let view = request_view(&mut wire, node)?;
+        let answer = request_view(&mut wire, node)?;
         self.connection = Some((node.clone(), wire));
-        Ok(view)
+        Ok(answer)
     }
 
-    fn accept(&mut self, trust: Trust, view: ClusterView) -> FoundMap {
+    /// Takes a view as the present one. Returns its map.
+    fn accept(&mut self, Answer { trust, view, .. }: Answer) -> SlotMap {
         self.highest_epoch = trust.epoch;
         self.known.retain(|known| view.nodes.contains(known));
         let added: Vec<Primary> = view.nodes.into_iter().filter(|node| !self.known.contains(node)).collect();
         self.known.extend(added);
-        FoundMap { map: view.map, confirmed_at: Instant::now() }
+        view.map
+    }
+}
+
+/// Questions to a node, beside `SLOTS`, that services may deny.
+const OPTIONAL_QUESTIONS: [&str; 3] = ["INFO", "NODES", "MYID"];
+
+/// Returns what happens if a node denies one of them, and the remedy.
+fn risk_of_denied(command: &str) -> &'static str {
+    match command {
+        "INFO" => {
+            "a node that is cut off from its cluster is not noticed; grant +cluster|info to the user of the proxy"
+        }
+        "NODES" => {
+            "keys that move to a primary without slots cannot be read; grant +cluster|nodes to the user of the proxy"
+        }
+        _ => {
+            "another node that gets the address of a lost one is not noticed; grant +cluster|myid to the user of the proxy"
+        }
     }
 }
 
 /// Asks for the state of the cluster and its nodes, in one round trip.
-fn request_view(wire: &mut Wire, node: &Primary) -> RedisResult<(Trust, ClusterView)> {
+fn request_view(wire: &mut Wire, node: &Primary) -> RedisResult<Answer> {
     let mut packed = Vec::new();
-    for question in ["INFO", "SLOTS", "NODES"] {
+    for question in ["SLOTS"].iter().chain(&OPTIONAL_QUESTIONS) {
         redis::cmd("CLUSTER").arg(question).write_packed_command(&mut packed);
     }
     wire.send(&packed)?;
-    let [info, slots, nodes] = [wire.receive()?, wire.receive()?, wire.receive()?];
-    let trust = match info.extract_error() {
-        Ok(info) => trust_of(&info_text(info).unwrap_or_default()),
-        // Some services deny it.
-        Err(error) if is_command_denied(&error) => Trust { is_ok: true, epoch: 0 },
-        Err(error) => return Err(error),
-    };
+    let slots = wire.receive()?;
+    let (mut denied, mut texts) = (Vec::new(), Vec::new());
+    for question in OPTIONAL_QUESTIONS {
+        match wire.receive()?.extract_error() {
+            Ok(reply) => texts.push(info_text(reply).unwrap_or_default()),
+            Err(error) if is_command_denied(&error) => {
+                denied.push(question);
+                texts.push(String::new());
+            }
+            Err(error) => return Err(error),
+        }
+    }
     let slots = slots.extract_error()?;
-    let nodes = nodes.extract_error().ok().and_then(info_text).unwrap_or_default();
-    let view = ClusterView::parse(&slots, &nodes, &node.address)
+    let view = ClusterView::parse(&slots, &texts[1], &node.address)
         .ok_or_else(|| io::Error::other("the reply to CLUSTER SLOTS has an unknown form"))?;
     if view.map.unserved_slots() == usize::from(SLOTS) {
         return Err(io::Error::other("the node knows no primary with slots; it may have been reset").into());
     }
     if view.map.primaries().len() > MAX_PRIMARIES {
-        return Err(
-            io::Error::other(format!("it names more than {MAX_PRIMARIES} primaries, which is not supported")).into()
-        );
+        let text = format!("it names more than {MAX_PRIMARIES} primaries, which is not supported");
+        return Err(io::Error::other(text).into());
     }
-    Ok((trust, view))
+    Ok(Answer { trust: trust_of(&texts[0]), view, denied })
 }
 
 fn trust_of(info: &str) -> Trust {
@@ -170,9 +255,22 @@ fn trust_of(info: &str) -> Trust {
     Trust { is_ok: field("cluster_state").is_none_or(|state| state == "ok"), epoch }
 }
 
-/// Asks the configured nodes once for the map, for a check of the configuration.
-pub(super) fn find_once(settings: &BackendConfig) -> Result<SlotMap, String> {
-    ClusterSource::new(settings).find(None).map(|found| found.map)
+/// Asks the configured nodes for the map, for a check of the configuration. Also returns warnings.
+pub(super) fn find_once(settings: &BackendConfig) -> Result<(SlotMap, Vec<String>), String> {
+    let mut source = ClusterSource::new(settings);
+    let mut finding = source.find(None);
+    // A round asks few of them.
+    for _ in 0..source.configured.len() / MAX_ASKED {
+        if finding.map.is_none() {
+            finding = source.find(None);
+        }
+    }
+    let denials = source
+        .logged_denials
+        .iter()
+        .map(|command| format!("Redis denies CLUSTER {command}: {}", risk_of_denied(command)));
+    let warnings = finding.problem.iter().cloned().chain(denials).collect();
+    finding.map.map(|map| (map, warnings)).ok_or(finding.problem.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -180,6 +278,30 @@ mod tests {
     use super::super::tests::settings;
     use super::*;
     use crate::upstream::{Upstream, UpstreamAddress};
+
+    /// A view is used only if nothing speaks against it: a failed cluster, an older epoch, or nodes
+    /// of another cluster at a configured address.
+    #[test]
+    fn doubtful_views_are_not_trusted() {
+        let address = |port| UpstreamAddress::Tcp("h".into(), port);
+        let node = |port: u16, id: Option<&str>| Primary { address: address(port), id: id.map(Into::into) };
+        let mut source = ClusterSource::new(&settings(Upstream::single(address(1))));
+        let answer = |id: &str, is_ok, epoch| {
+            let nodes = vec![node(1, Some(id))];
+            let map = SlotMap::of_cluster([(0, 16_383, nodes[0].clone())], []);
+            Answer { trust: Trust { is_ok, epoch }, view: ClusterView { map, nodes }, denied: Vec::new() }
+        };
+        let seed = node(1, None);
+        assert_eq!(source.doubt_of(&seed, &answer("a", true, 5)), None);
+        source.accept(answer("a", true, 5));
+        let doubts = |asked: &Primary, answer: &Answer| source.doubt_of(asked, answer).unwrap_or_default();
+        assert_eq!(doubts(&seed, &answer("a", true, 5)), "");
+        assert!(doubts(&seed, &answer("a", false, 6)).contains("cluster_state:fail"));
+        assert!(doubts(&seed, &answer("a", true, 4)).contains("older view"));
+        assert!(doubts(&seed, &answer("b", true, 9)).contains("another cluster"));
+        // The id of a known node is checked when it is connected to.
+        assert_eq!(doubts(&node(1, Some("a")), &answer("b", true, 9)), "");
+    }
 
     /// Configured nodes are asked in turn with known ones, which may all be gone.
     #[test]

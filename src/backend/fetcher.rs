@@ -197,7 +197,10 @@ impl Fetcher {
                     read_failure(&error)
                 }
             };
-            batch.fail_pending(&failure);
+            // Another node serves the keys of one that was closed meanwhile.
+            if !(self.node.is_closed() && batch.requeue()) {
+                batch.fail_pending(&failure);
+            }
             return;
         }
     }

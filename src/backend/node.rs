@@ -148,20 +148,25 @@ impl Node {
         self.update_status(|node| node.counters.queued = state.queue.len());
     }
 
-    /// Adds an accepted job to the end of the queue.
-    pub(super) fn push_back(&self, queued: QueuedJob) {
+    /// Adds jobs that another node had accepted. There are at most as many as its queue holds.
+    pub(super) fn accept(&self, jobs: Vec<QueuedJob>) {
         let mut state = self.state();
-        state.queue.push_back(queued);
+        state.queue.extend(jobs);
         self.publish_queued(&state);
         self.wake_fetcher(state);
     }
 
-    /// Adds a redirected job to the front of the queue, because it has waited before.
-    pub(super) fn push_front(&self, queued: QueuedJob) {
+    /// Adds a redirected job to the end of the queue. Returns it if the queue is full.
+    #[must_use = "a job must complete"]
+    pub(super) fn push_back(&self, queued: QueuedJob) -> Option<QueuedJob> {
         let mut state = self.state();
-        state.queue.push_front(queued);
+        if state.queue.len() >= QUEUE_LIMIT {
+            return Some(queued);
+        }
+        state.queue.push_back(queued);
         self.publish_queued(&state);
         self.wake_fetcher(state);
+        None
     }
 
     /// Makes another connected fetcher probe at once. Called when a fetcher lost its connection and

@@ -45,16 +45,24 @@ impl Nodes {
         }
     }
 
-    fn node_of(&self, key: &[u8]) -> Option<&Arc<Node>> {
-        self.running.get(&self.set.route(key)?)
+    fn has_node_of(&self, key: &[u8]) -> bool {
+        self.set.route(key).is_some_and(|id| self.running.contains_key(&id))
     }
 
-    /// Adds accepted jobs to the queue of the node that serves their key. Parks the others.
-    fn route(&mut self, jobs: impl IntoIterator<Item = QueuedJob>) {
-        for queued in jobs {
-            match self.node_of(&queued.job.key) {
-                Some(node) => node.push_back(queued),
+    /// Adds accepted jobs to the queues of the nodes that serve their keys. Parks the others.
+    fn distribute(&mut self, jobs: impl IntoIterator<Item = QueuedJob>) {
+        let mut groups: HashMap<NodeId, Vec<QueuedJob>> = HashMap::new();
+        for mut queued in jobs {
+            // Only the node that said so is asked for a key that moves.
+            queued.is_asking = false;
+            match self.set.route(&queued.job.key).filter(|id| self.running.contains_key(id)) {
+                Some(id) => groups.entry(id).or_default().push(queued),
                 None => self.park(queued),
+            }
+        }
+        for (id, group) in groups {
+            if let Some(node) = self.running.get(&id) {
+                node.accept(group);
             }
         }
     }
@@ -126,7 +134,7 @@ impl PoolShared {
     /// A target that is known needs no new map: the thread finds the change within its interval.
     /// While slots move in series, each map would invalidate the cache.
     pub(super) fn redirect(&self, from: &Primary, jobs: Vec<(QueuedJob, Redirection)>) {
-        let mut failed = Vec::new();
+        let (mut lost, mut excess) = (Vec::new(), Vec::new());
         let mut nodes = self.nodes();
         for (mut queued, redirection) in jobs {
             queued.hops += 1;
@@ -134,8 +142,9 @@ impl PoolShared {
             let node = target.and_then(|id| nodes.running.get(&id)).filter(|_| queued.hops <= MAX_IMMEDIATE_HOPS);
             queued.is_asking = redirection.is_ask && node.is_some();
             match node {
-                _ if queued.hops > MAX_HOPS || nodes.closed => failed.push(queued),
-                Some(node) => node.push_front(queued),
+                _ if queued.hops > MAX_HOPS || nodes.closed => lost.push(queued),
+                Some(node) => excess.extend(node.push_back(queued)),
+                None if nodes.parked.len() >= QUEUE_LIMIT => excess.push(queued),
                 None => {
                     nodes.parked.push(queued);
                     if let Some(topology) = &nodes.topology {
@@ -146,14 +155,15 @@ impl PoolShared {
         }
         self.publish_parked(nodes.parked.len());
         drop(nodes);
-        self.fail(failed, &Failure::NotReady("its nodes disagree about which of them has the key".into()));
+        self.fail(lost, &Failure::NotReady("its nodes redirect to each other, or to one that is not known".into()));
+        self.fail(excess, &Failure::QueueFull);
     }
 
     /// Routes jobs of a node that was closed.
     pub(super) fn reroute(&self, jobs: impl IntoIterator<Item = QueuedJob>) {
         let mut nodes = self.nodes();
         if !nodes.closed {
-            nodes.route(jobs);
+            nodes.distribute(jobs);
             self.publish_parked(nodes.parked.len());
         }
     }
@@ -182,25 +192,21 @@ impl PoolShared {
     ///
     /// A thread could not be started. No node was added.
     pub(super) fn prepare(self: &Arc<PoolShared>, map: &SlotMap) -> io::Result<()> {
+        let added = self.nodes().set.prepare(map);
+        let ids: Vec<NodeId> = added.iter().map(|(id, _)| *id).collect();
+        // Without the lock: the event loop takes it, and must not wait for threads to start.
+        let node = |(id, primary)| Arc::new(Node::new(id, primary, Arc::clone(self)));
+        let added: Vec<Arc<Node>> = added.into_iter().map(node).collect();
+        let started = added.iter().try_for_each(Node::start);
         let mut nodes = self.nodes();
-        if nodes.closed {
+        if started.is_ok() && !nodes.closed {
+            nodes.running.extend(added.into_iter().map(|node| (node.id, node)));
             return Ok(());
         }
-        let added = nodes.set.prepare(map);
-        let ids: Vec<NodeId> = added.iter().map(|(id, _)| *id).collect();
-        for (id, primary) in added {
-            let node = Arc::new(Node::new(id, primary, Arc::clone(self)));
-            let started = node.start();
-            nodes.running.insert(id, node);
-            if let Err(error) = started {
-                nodes.set.forget(&ids);
-                let removed = ids.iter().filter_map(|id| nodes.running.remove(id)).collect();
-                drop(nodes);
-                self.close_nodes(removed);
-                return Err(error);
-            }
-        }
-        Ok(())
+        nodes.set.forget(&ids);
+        drop(nodes);
+        self.close_nodes(added);
+        started
     }
 
     /// Puts a map into force whose nodes were prepared. Nodes that it lacks are closed.
@@ -212,7 +218,7 @@ impl PoolShared {
         let installation = nodes.set.install(map);
         self.push_invalidations(installation.invalidations);
         self.publish_tracking(&nodes);
-        self.publish_no_nodes(None);
+        self.publish_outage(None);
         self.count_topology_change();
         let removed = installation.removed.iter().filter_map(|id| nodes.running.remove(id)).collect();
         drop(nodes);
@@ -242,9 +248,6 @@ impl PoolShared {
     /// Records that the map in force is current, or the reason why this is not known.
     pub(super) fn set_topology(&self, topology: Result<(), String>) {
         let mut nodes = self.nodes();
-        if let Err(reason) = &topology {
-            self.publish_no_nodes(Some(reason));
-        }
         let invalidation = nodes.set.set_topology(topology);
         self.push_invalidations(invalidation.into_iter().collect());
         self.publish_tracking(&nodes);
@@ -262,20 +265,27 @@ impl PoolShared {
     /// Routes the parked jobs again, after the topology thread has done what it could. Fails those
     /// that no node serves, with `failure`.
     pub(super) fn retry_parked(&self, failure: &Failure) {
+        self.fail_expired_parked();
         let mut nodes = self.nodes();
-        if nodes.parked.is_empty() {
-            return;
-        }
         let parked = std::mem::take(&mut nodes.parked);
-        let now = Instant::now();
-        let (expired, parked): (Vec<_>, Vec<_>) = parked.into_iter().partition(|queued| queued.expires_at <= now);
         let (routable, unserved): (Vec<_>, Vec<_>) =
-            parked.into_iter().partition(|queued| nodes.node_of(&queued.job.key).is_some());
-        nodes.route(routable);
-        self.publish_parked(nodes.parked.len());
+            parked.into_iter().partition(|queued| nodes.has_node_of(&queued.job.key));
+        if !routable.is_empty() || !unserved.is_empty() {
+            nodes.distribute(routable);
+            self.publish_parked(nodes.parked.len());
+        }
+        drop(nodes);
+        self.fail(unserved, failure);
+    }
+
+    /// Fails the parked jobs that have waited for longer than their first clients do.
+    pub(super) fn fail_expired_parked(&self) {
+        let (now, mut nodes) = (Instant::now(), self.nodes());
+        let parked = std::mem::take(&mut nodes.parked);
+        let (expired, parked): (Vec<_>, Vec<_>) = parked.into_iter().partition(|queued| queued.expires_at <= now);
+        nodes.parked = parked;
         drop(nodes);
         self.fail(expired, &Failure::Timeout);
-        self.fail(unserved, failure);
     }
 
     /// Ends all threads of all nodes after their present task.
@@ -345,7 +355,7 @@ mod tests {
         pool.redirect(&from, vec![(queued, Redirection { is_ask, target: Some(address(port)) })]);
     }
 
-    /// A redirected job goes to the front of the queue of a known node.
+    /// A redirected job goes to the queue of a known node. One that is full takes none.
     #[test]
     fn redirected_job_goes_to_known_node() {
         let pool = pool(1, &[2]);
@@ -353,8 +363,8 @@ mod tests {
         for (id, is_ask, port) in [(1, false, 1), (2, true, 2), (3, false, 2)] {
             redirect(&pool, queued(id), is_ask, port);
         }
-        assert_eq!(queue_of(&pool, 1), [(1, 1, false), (0, 0, false)]);
-        assert_eq!(queue_of(&pool, 2), [(3, 1, false), (2, 1, true)]);
+        assert_eq!(queue_of(&pool, 1), [(0, 0, false), (1, 1, false)]);
+        assert_eq!(queue_of(&pool, 2), [(2, 1, true), (3, 1, false)]);
     }
 
     /// A job for an unknown node, or of nodes that disagree, waits for the next map. After the last

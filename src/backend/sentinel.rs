@@ -10,9 +10,11 @@
 
 use super::BackendConfig;
 use super::connect::{Connector, describe_error, is_command_denied, single_line};
-use super::slot_map::{Primary, SlotMap};
-use super::topology::{FoundMap, Topology};
+use super::slot_map::{Primary, SlotMap, is_plain_host};
+use super::topology::{Finding, MAX_SILENCE, Topology};
 use super::wire::Wire;
+use crate::log_throttle::LogThrottle;
+use crate::types::Millis;
 use crate::upstream::UpstreamAddress;
 use redis::{ErrorKind, PushKind, RedisError, RedisResult, Value};
 use std::io;
@@ -23,10 +25,6 @@ use std::time::{Duration, Instant};
 
 /// Channel on which sentinels announce a new primary.
 const CHANNEL: &str = "+switch-master";
-
-/// Age from which an answer counts no longer, at least two intervals. Within it, a sentinel that is
-/// lost after a failover outvotes those that do not know of the failover yet.
-const MAX_REPORT_AGE: Duration = Duration::from_secs(5);
 
 /// Longest wait for one answer, and until a lost connection is opened again.
 const MAX_SENTINEL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,10 +38,27 @@ struct Report {
     received_at: Instant,
 }
 
+/// State of one sentinel.
+#[derive(Clone, Debug, Default)]
+struct SentinelState {
+    /// Its last answer.
+    report: Option<Report>,
+    /// Its problem since then, and the time at which it began.
+    problem: Option<(String, Instant)>,
+}
+
+impl SentinelState {
+    /// Returns the last answer if it counts. That of a sentinel that was lost a moment ago does: it
+    /// may be the only one that knew of a failover.
+    fn recent_report(&self) -> Option<&Report> {
+        let is_lost = self.problem.as_ref().is_some_and(|(_, since)| since.elapsed() >= MAX_SILENCE);
+        self.report.as_ref().filter(|_| !is_lost)
+    }
+}
+
 /// Answers of all sentinels.
 struct Reports {
-    /// For each sentinel its last answer, and its problem since then.
-    of_sentinels: Mutex<Vec<(Option<Report>, Option<String>)>>,
+    of_sentinels: Mutex<Vec<SentinelState>>,
     /// Signals an answer or a problem.
     recorded: Condvar,
     /// True once the threads must end.
@@ -52,16 +67,16 @@ struct Reports {
 }
 
 impl Reports {
-    fn lock(&self) -> MutexGuard<'_, Vec<(Option<Report>, Option<String>)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<SentinelState>> {
         self.of_sentinels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records an answer. Another primary than before makes the topology thread look at once.
     /// Returns true if the sentinel had a problem before.
     fn record(&self, number: usize, report: Report) -> bool {
-        let slot = &mut self.lock()[number];
-        let previous = slot.0.replace(report.clone());
-        let had_problem = slot.1.take().is_some();
+        let state = &mut self.lock()[number];
+        let previous = state.report.replace(report.clone());
+        let had_problem = state.problem.take().is_some();
         self.recorded.notify_all();
         if previous.is_none_or(|previous| previous.address != report.address) {
             self.topology.request();
@@ -71,18 +86,23 @@ impl Reports {
 
     /// Records a problem. Returns true if the sentinel had none before.
     fn record_problem(&self, number: usize, problem: String) -> bool {
-        let previous = self.lock()[number].1.replace(problem);
+        let state = &mut self.lock()[number];
+        let since = state.problem.as_ref().map(|(_, since)| *since);
+        state.problem = Some((problem, since.unwrap_or_else(Instant::now)));
         self.recorded.notify_all();
         self.topology.request();
-        previous.is_none()
+        since.is_none()
     }
 }
 
 /// Source of the map of one primary.
 pub(super) struct SentinelSource {
     reports: Arc<Reports>,
-    /// Age from which an answer counts no longer.
-    max_age: Duration,
+    /// Primary that was found last.
+    present: Option<UpstreamAddress>,
+    /// Throttle for the log lines about sentinels that disagree.
+    disagreement_log: LogThrottle,
+    started_at: Instant,
 }
 
 impl Drop for SentinelSource {
@@ -99,12 +119,16 @@ impl SentinelSource {
     /// A thread cannot be started.
     pub(super) fn start(settings: &BackendConfig, master: &str, topology: Arc<Topology>) -> io::Result<SentinelSource> {
         let sentinels = settings.access.addresses();
-        let of_sentinels = Mutex::new(vec![(None, None); sentinels.len()]);
+        let of_sentinels = Mutex::new(vec![SentinelState::default(); sentinels.len()]);
         let (recorded, is_closed) = (Condvar::new(), AtomicBool::new(false));
         let reports = Arc::new(Reports { of_sentinels, recorded, is_closed, topology });
         // Ends the threads that have started if another one cannot.
-        let max_age = MAX_REPORT_AGE.max(2 * settings.access.topology_interval() + MAX_SENTINEL_TIMEOUT);
-        let source = SentinelSource { reports: Arc::clone(&reports), max_age };
+        let source = SentinelSource {
+            reports: Arc::clone(&reports),
+            present: None,
+            disagreement_log: LogThrottle::default(),
+            started_at: Instant::now(),
+        };
         for (number, address) in sentinels.iter().enumerate() {
             let mut watch = SentinelWatch::new(settings, master, (number, address), Arc::clone(&reports));
             std::thread::Builder::new().name("redis-sentinel".into()).spawn(move || watch.run())?;
@@ -114,33 +138,53 @@ impl SentinelSource {
 
     /// Returns the primary of the answer with the highest epoch. At start waits for the first
     /// answer, or for the problems of all sentinels.
-    ///
-    /// # Errors
-    ///
-    /// No sentinel has answered of late: the problem of the first one.
-    pub(super) fn find(&mut self) -> Result<FoundMap, String> {
-        let is_pending = |reports: &mut Vec<(Option<Report>, Option<String>)>| {
-            reports.iter().all(|(report, _)| report.is_none()) && reports.iter().any(|(_, problem)| problem.is_none())
+    pub(super) fn find(&mut self) -> Finding {
+        let is_pending = |states: &mut Vec<SentinelState>| {
+            states.iter().all(|state| state.report.is_none()) && states.iter().any(|state| state.problem.is_none())
         };
         let waited = self.reports.recorded.wait_timeout_while(self.reports.lock(), MAX_SENTINEL_TIMEOUT, is_pending);
-        find_in(&waited.unwrap_or_else(PoisonError::into_inner).0, self.max_age)
+        let states = waited.unwrap_or_else(PoisonError::into_inner).0.clone();
+        let named = newest_primaries(&states);
+        // Of equal epochs the present primary, so that sentinels that disagree cause no series of
+        // failovers.
+        let present = self.present.take().filter(|present| named.contains(&present));
+        let found = present.or_else(|| named.first().map(|address| (*address).clone()));
+        if named.len() > 1 && self.disagreement_log.admit(self.started_at.elapsed().as_millis() as Millis).is_some() {
+            log::warn!(
+                "the sentinels name different primaries in the same epoch, the proxy reads {}: check that all of them \
+                 monitor the same Redis",
+                found.iter().map(UpstreamAddress::to_string).collect::<String>()
+            );
+        }
+        self.present.clone_from(&found);
+        let map = found.map(|address| SlotMap::of_one(Primary { address, id: None }));
+        Finding { map, problem: problem_of(&states), is_down: false }
     }
 }
 
-fn find_in(reports: &[(Option<Report>, Option<String>)], max_age: Duration) -> Result<FoundMap, String> {
-    let is_recent = |report: &&Report| report.received_at.elapsed() < max_age;
-    let recent = || reports.iter().filter_map(|(report, _)| report.as_ref()).filter(is_recent);
-    // Of equal epochs, the latest answer.
-    match recent().max_by_key(|report| (report.epoch, report.received_at)) {
-        Some(Report { address, .. }) => {
-            let confirmed_at = recent().map(|report| report.received_at).max().unwrap_or_else(Instant::now);
-            Ok(FoundMap { map: SlotMap::of_one(Primary { address: address.clone(), id: None }), confirmed_at })
-        }
-        None => {
-            let problem = reports.iter().find_map(|(_, problem)| problem.clone());
-            Err(problem.unwrap_or_else(|| "no sentinel has answered yet".into()))
+/// Returns the primaries in the recent answers with the highest epoch, the latest answer first.
+fn newest_primaries(states: &[SentinelState]) -> Vec<&UpstreamAddress> {
+    let recent = || states.iter().filter_map(SentinelState::recent_report);
+    let highest = recent().map(|report| report.epoch).max();
+    let mut newest: Vec<&Report> = recent().filter(|report| Some(report.epoch) == highest).collect();
+    newest.sort_by_key(|report| std::cmp::Reverse(report.received_at));
+    let mut addresses: Vec<&UpstreamAddress> = Vec::new();
+    for report in newest {
+        if !addresses.contains(&&report.address) {
+            addresses.push(&report.address);
         }
     }
+    addresses
+}
+
+/// Returns why a failover might go unnoticed: no sentinel answers. One is enough.
+fn problem_of(states: &[SentinelState]) -> Option<String> {
+    let answers = |state: &SentinelState| state.report.is_some() && state.problem.is_none();
+    if states.iter().any(answers) {
+        return None;
+    }
+    let problem = states.iter().find_map(|state| state.problem.as_ref());
+    Some(problem.map_or_else(|| "no sentinel has answered yet".to_owned(), |(problem, _)| problem.clone()))
 }
 
 /// State of the thread of one sentinel.
@@ -150,6 +194,9 @@ struct SentinelWatch {
     interval: Duration,
     number: usize,
     reports: Arc<Reports>,
+    /// Throttle for the log lines about a lost connection.
+    problem_log: LogThrottle,
+    started_at: Instant,
 }
 
 impl SentinelWatch {
@@ -160,9 +207,18 @@ impl SentinelWatch {
         reports: Arc<Reports>,
     ) -> SentinelWatch {
         let settings = BackendConfig { timeout: settings.timeout.min(MAX_SENTINEL_TIMEOUT), ..settings.clone() };
-        let interval = settings.access.topology_interval();
+        // A sentinel that hangs must not count for longer than a lost one.
+        let interval = settings.access.topology_interval().min(MAX_SILENCE);
         let connector = Connector::to_sentinel(&settings, address);
-        SentinelWatch { connector, master: master.to_owned(), interval, number, reports }
+        SentinelWatch {
+            connector,
+            master: master.to_owned(),
+            interval,
+            number,
+            reports,
+            problem_log: LogThrottle::default(),
+            started_at: Instant::now(),
+        }
     }
 
     fn is_closed(&self) -> bool {
@@ -183,8 +239,10 @@ impl SentinelWatch {
             };
             let problem = format!("sentinel {}: {problem}", self.connector.target());
             match self.reports.record_problem(self.number, problem.clone()) {
-                true => log::warn!("{problem}; the other sentinels are asked"),
-                false => log::debug!("{problem}"),
+                true if self.problem_log.admit(self.started_at.elapsed().as_millis() as Millis).is_some() => {
+                    log::warn!("{problem}");
+                }
+                _ => log::debug!("{problem}"),
             }
             std::thread::sleep(self.interval.min(MAX_SENTINEL_TIMEOUT));
         }
@@ -231,14 +289,12 @@ fn request_primary(wire: &mut Wire, master: &str) -> RedisResult<Report> {
     redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master).write_packed_command(&mut packed);
     redis::cmd("SENTINEL").arg("MASTER").arg(master).write_packed_command(&mut packed);
     wire.send(&packed)?;
-    let (address, details) = loop {
-        let ((address, _), (details, has_announcement)) = (receive_reply(wire)?, receive_reply(wire)?);
-        if !has_announcement {
-            break (address, details);
-        }
+    let ((mut address, _), (mut details, has_announcement)) = (receive_reply(wire)?, receive_reply(wire)?);
+    if has_announcement {
         // It may be newer than the address.
         wire.send(&packed)?;
-    };
+        ((address, _), (details, _)) = (receive_reply(wire)?, receive_reply(wire)?);
+    }
     let address = match address.extract_error()? {
         Value::Array(parts) => address_of(&parts),
         Value::Nil => return Err(unknown_master(master)),
@@ -280,8 +336,8 @@ fn receive_reply(wire: &mut Wire) -> RedisResult<(Value, bool)> {
 
 fn address_of(parts: &[Value]) -> Option<UpstreamAddress> {
     let [host, port] = parts else { return None };
-    let port = text_of(port)?.parse().ok()?;
-    Some(UpstreamAddress::Tcp(text_of(host)?, port))
+    let (host, port) = (text_of(host).filter(|host| is_plain_host(host))?, text_of(port)?.parse().ok()?);
+    Some(UpstreamAddress::Tcp(host, port))
 }
 
 fn text_of(value: &Value) -> Option<String> {
@@ -343,31 +399,39 @@ pub(super) fn ask_each(settings: &BackendConfig, master: &str) -> Vec<SentinelAn
 mod tests {
     use super::*;
 
-    fn report(port: u16, epoch: u64, age: Duration) -> (Option<Report>, Option<String>) {
-        let received_at = Instant::now().checked_sub(age).expect("a machine that runs for a minute");
-        (Some(Report { address: UpstreamAddress::Tcp("h".into(), port), epoch, received_at }), None)
+    /// Returns the state of a sentinel with its last answer, and the time since which it is lost.
+    fn state(port: u16, epoch: u64, lost_for: Option<Duration>) -> SentinelState {
+        let since = |age| Instant::now().checked_sub(age).expect("a machine that runs for a minute");
+        let address = UpstreamAddress::Tcp("h".into(), port);
+        SentinelState {
+            report: Some(Report { address, epoch, received_at: Instant::now() }),
+            problem: lost_for.map(|age| ("gone".to_owned(), since(age))),
+        }
     }
 
-    /// The highest epoch wins, also if its sentinel was lost a moment ago. An old answer counts no
-    /// longer.
+    fn ports(states: &[SentinelState]) -> Vec<String> {
+        newest_primaries(states).into_iter().map(UpstreamAddress::to_string).collect()
+    }
+
+    /// The highest epoch wins, also if its sentinel was lost a moment ago. Of equal epochs, all
+    /// primaries are candidates.
     #[test]
     fn highest_epoch_names_primary() {
-        let now = Duration::ZERO;
-        let lost = |age| (report(2, 7, age).0, Some("gone".to_owned()));
-        let port_of = |reports: &[_]| match find_in(reports, MAX_REPORT_AGE) {
-            Ok(found) => match &found.map.primaries()[0].address {
-                UpstreamAddress::Tcp(_, port) => Ok(*port),
-                other => panic!("{other}"),
-            },
-            Err(problem) => Err(problem),
-        };
-        assert_eq!(port_of(&[report(1, 6, now), report(2, 7, now), report(1, 6, now)]), Ok(2));
-        assert_eq!(port_of(&[report(1, 6, now), lost(MAX_REPORT_AGE / 2)]), Ok(2));
-        assert_eq!(port_of(&[report(1, 6, now), lost(MAX_REPORT_AGE * 2)]), Ok(1));
-        assert_eq!(port_of(&[lost(MAX_REPORT_AGE * 2), (None, None)]), Err("gone".into()));
-        assert_eq!(port_of(&[(None, None)]), Err("no sentinel has answered yet".into()));
-        let found = find_in(&[report(1, 6, now), lost(MAX_REPORT_AGE / 2)], MAX_REPORT_AGE).expect("an answer");
-        assert!(found.confirmed_at.elapsed() < MAX_REPORT_AGE / 2, "any answer confirms that sentinels are reached");
+        let (now, lost) = (Some(MAX_SILENCE / 2), Some(MAX_SILENCE * 2));
+        assert_eq!(ports(&[state(1, 6, None), state(2, 7, None), state(1, 6, None)]), ["h:2"]);
+        assert_eq!(ports(&[state(1, 6, None), state(2, 7, now)]), ["h:2"]);
+        assert_eq!(ports(&[state(1, 6, None), state(2, 7, lost)]), ["h:1"]);
+        assert_eq!(ports(&[state(1, 6, None), state(2, 6, None), state(1, 6, None)]), ["h:1", "h:2"]);
+        assert_eq!(ports(&[state(2, 7, lost), SentinelState::default()]), [""; 0]);
+    }
+
+    /// One sentinel that answers is enough. A lost one has a problem, however new its answer is.
+    #[test]
+    fn one_sentinel_is_enough() {
+        let lost = Some(Duration::ZERO);
+        assert_eq!(problem_of(&[state(1, 6, lost), state(1, 6, None)]), None);
+        assert_eq!(problem_of(&[SentinelState::default(), state(1, 6, lost)]).as_deref(), Some("gone"));
+        assert_eq!(problem_of(&[SentinelState::default()]).as_deref(), Some("no sentinel has answered yet"));
     }
 
     /// Details are a map in RESP3, and a list in RESP2.

@@ -104,11 +104,17 @@ impl PoolShared {
         self.slot.redis().remove_node(id.number());
     }
 
-    /// Publishes why no node is known; `None` if nodes are known.
-    pub(super) fn publish_no_nodes(&self, reason: Option<&str>) {
+    /// Publishes why no key can be read, whatever single nodes say; `None` if some can.
+    pub(super) fn publish_outage(&self, reason: Option<&str>) {
         let mut redis = self.slot.redis();
-        let since = redis.no_nodes.as_ref().map_or_else(Instant::now, |(_, since)| *since);
-        redis.no_nodes = reason.map(|reason| (reason.to_owned(), since));
+        let since = redis.total_outage.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        redis.total_outage = reason.map(|reason| (reason.to_owned(), since));
+    }
+
+    /// Returns the published reason why no key can be read.
+    #[cfg(test)]
+    pub(super) fn outage(&self) -> Option<String> {
+        self.slot.redis().outage().map(|(reason, _)| reason.to_owned())
     }
 
     /// Publishes the number of jobs that wait for a node.

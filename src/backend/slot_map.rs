@@ -114,6 +114,19 @@ impl SlotMap {
         self.owners.is_some()
     }
 
+    /// Returns true if another map gives each key to the same primary.
+    pub fn has_same_owners(&self, other: &SlotMap) -> bool {
+        let owner_at = |map: &SlotMap, slot: usize| {
+            let owner = map.owners.as_ref().map_or(0, |owners| owners[slot]);
+            map.primaries.get(usize::from(owner)).cloned()
+        };
+        match (&self.owners, &other.owners) {
+            (Some(owners), Some(others)) if self.primaries == other.primaries => owners == others,
+            (Some(owners), Some(_)) => (0..owners.len()).all(|slot| owner_at(self, slot) == owner_at(other, slot)),
+            _ => self == other,
+        }
+    }
+
     /// Returns the number of slots that another map with the same primaries gives to another one.
     pub fn moved_slots(&self, other: &SlotMap) -> usize {
         let pairs = self.owners.iter().flatten().zip(other.owners.iter().flatten());
@@ -147,14 +160,16 @@ impl ClusterView {
             let Value::Array(parts) = item else { return None };
             let [Value::Int(first), Value::Int(last), members @ ..] = &parts[..] else { return None };
             let members = members.iter().map(|member| parse_node(member, asked)).collect::<Option<Vec<_>>>()?;
+            let [first, last] = [first, last].map(|slot| u16::try_from(*slot).ok().filter(|&slot| slot < SLOTS));
+            let range = (first?, last?);
             if let Some(Some(primary)) = members.first() {
-                ranges.push((u16::try_from(*first).ok()?, u16::try_from(*last).ok()?, primary.clone()));
+                ranges.push((range.0, range.1, primary.clone()));
             }
             all.extend(members.into_iter().flatten());
         }
         all.sort();
         all.dedup();
-        let without_slots: Vec<_> = primaries_without_slots(nodes, &all, asked).collect();
+        let without_slots = primaries_without_slots(nodes, &all, asked);
         all.extend(without_slots.iter().cloned());
         Some(ClusterView { map: SlotMap::of_cluster(ranges, without_slots), nodes: all })
     }
@@ -174,32 +189,69 @@ fn parse_node(value: &Value, asked: &UpstreamAddress) -> Option<Option<Primary>>
     Some(Some(Primary { address, id: rest.first().and_then(text_of).map(Arc::from) }))
 }
 
-/// Returns the primaries without slots in a reply to `CLUSTER NODES`, except failed ones. `known`
-/// are the nodes of `CLUSTER SLOTS`.
-///
-/// A line has id, address, flags, five fields and the slots. An address is
-/// `ip:port@bus-port[,hostname]`. Redirections name hosts as `CLUSTER SLOTS` does.
-fn primaries_without_slots(nodes: &str, known: &[Primary], asked: &UpstreamAddress) -> impl Iterator<Item = Primary> {
-    let is_host = |address: &UpstreamAddress, name| matches!(address, UpstreamAddress::Tcp(host, _) if host == name);
-    let by_hostname = nodes.lines().any(|line| {
-        let mut fields = line.split(' ');
-        let (id, hostname) = (fields.next(), fields.next().and_then(|address| address.split(',').nth(1)));
-        let is_known = |name| known.iter().any(|node| node.id.as_deref() == id && is_host(&node.address, name));
-        hostname.is_some_and(|name| !name.is_empty() && is_known(name))
-    });
-    nodes.lines().filter_map(move |line| {
+/// Form in which the nodes of a cluster name each other to clients (`cluster-preferred-endpoint-type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EndpointType {
+    Ip,
+    Hostname,
+    /// None: it is the host at which a client has reached the cluster.
+    Unknown,
+}
+
+/// Line of a reply to `CLUSTER NODES`: id, address, flags, five fields, the slots. An address is
+/// `ip:port@bus-port[,hostname]`.
+struct NodeLine<'a> {
+    id: &'a str,
+    ip: &'a str,
+    port: u16,
+    hostname: &'a str,
+    flags: &'a str,
+    /// True if the node serves slots. `[...]` is a slot that moves.
+    has_slots: bool,
+}
+
+impl NodeLine<'_> {
+    fn parse(line: &str) -> Option<NodeLine<'_>> {
         let fields: Vec<&str> = line.split(' ').collect();
-        let [id, address, flags, _, _, _, _, _] = fields[..] else { return None };
-        let mut flags = flags.split(',');
-        let is_usable = |flag| matches!(flag, "myself" | "master" | "nofailover");
-        if !flags.clone().any(|flag| flag == "master") || !flags.all(is_usable) {
-            return None;
-        }
+        let [id, address, flags, _, _, _, _, _, slots @ ..] = &fields[..] else { return None };
         let (endpoint, names) = address.split_once('@')?;
-        let (host, port) = endpoint.rsplit_once(':')?;
-        let host = names.split(',').nth(1).filter(|_| by_hostname).unwrap_or(host);
-        Some(Primary { address: node_address(host, port.parse().ok()?, asked)?, id: Some(id.into()) })
-    })
+        let (ip, port) = endpoint.rsplit_once(':')?;
+        let hostname = names.split(',').nth(1).unwrap_or_default();
+        let has_slots = slots.iter().any(|slot| !slot.starts_with('['));
+        Some(NodeLine { id, ip, port: port.parse().ok()?, hostname, flags, has_slots })
+    }
+
+    /// Returns true for a primary that has not failed.
+    fn is_usable_primary(&self) -> bool {
+        let is_usable = |flag| matches!(flag, "myself" | "master" | "nofailover");
+        self.flags.split(',').any(|flag| flag == "master") && self.flags.split(',').all(is_usable)
+    }
+}
+
+/// Returns the primaries without slots in a reply to `CLUSTER NODES`, except failed ones. `known`
+/// are the nodes of `CLUSTER SLOTS`, which names hosts as redirections do.
+fn primaries_without_slots(nodes: &str, known: &[Primary], asked: &UpstreamAddress) -> Vec<Primary> {
+    let lines: Vec<NodeLine<'_>> = nodes.lines().filter_map(NodeLine::parse).collect();
+    let host_of = |line: &NodeLine<'_>| {
+        let node = known.iter().find(|node| node.id.as_deref() == Some(line.id))?;
+        if let UpstreamAddress::Tcp(host, _) = &node.address { Some(host) } else { None }
+    };
+    let endpoint_type = lines.iter().find_map(|line| {
+        Some(match host_of(line)? {
+            host if host == line.ip => EndpointType::Ip,
+            host if host == line.hostname => EndpointType::Hostname,
+            _ => EndpointType::Unknown,
+        })
+    });
+    let address = |line: &NodeLine<'_>| {
+        let host = match endpoint_type.unwrap_or(EndpointType::Ip) {
+            EndpointType::Ip => line.ip,
+            EndpointType::Hostname => line.hostname,
+            EndpointType::Unknown => "",
+        };
+        Some(Primary { address: node_address(host, line.port, asked)?, id: Some(line.id.into()) })
+    };
+    lines.iter().filter(|line| !line.has_slots && line.is_usable_primary()).filter_map(address).collect()
 }
 
 fn text_of(value: &Value) -> Option<&str> {
@@ -210,12 +262,17 @@ fn text_of(value: &Value) -> Option<&str> {
     }
 }
 
+/// Returns true if a text consists of characters of host names and IP addresses only. Others could
+/// disturb the log.
+pub(super) fn is_plain_host(host: &str) -> bool {
+    host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:%".contains(&byte))
+}
+
 /// Returns the address of a node that another one names. An empty host is that of the node at
 /// `asked`, and `?` is unknown.
 fn node_address(host: &str, port: u16, asked: &UpstreamAddress) -> Option<UpstreamAddress> {
     match (host, asked) {
-        ("?", _) => None,
-        _ if port == 0 => None,
+        _ if port == 0 || !is_plain_host(host) => None,
         ("", UpstreamAddress::Tcp(asked_host, _)) => Some(UpstreamAddress::Tcp(asked_host.clone(), port)),
         ("", UpstreamAddress::Unix(_)) => None,
         (host, _) => Some(UpstreamAddress::Tcp(host.to_owned(), port)),
@@ -288,10 +345,11 @@ mod tests {
         assert_eq!(map.unserved_slots(), 0);
         let moved = SlotMap::of_cluster([(0, 4999, primary(1)), (5000, 16_383, primary(2))], []);
         assert_eq!((map.moved_slots(&map), map.moved_slots(&moved)), (0, 6384));
+        let wider = SlotMap::of_cluster(ranges.clone(), [primary(0)]);
+        assert!(map.has_same_owners(&wider) && wider.has_same_owners(&map) && !map.has_same_owners(&moved));
         let partial = SlotMap::of_cluster([(0, 9999, primary(2))], []);
         assert_eq!((partial.owner_of(b"foo"), partial.owner_of(b"foo{}")), (None, Some(0)));
         assert_eq!(partial.unserved_slots(), 6384);
-        let wider = SlotMap::of_cluster(ranges, [primary(0)]);
         assert_eq!((wider.owner_of(b"foo"), wider.primaries().len()), (Some(1), 3));
         let one = SlotMap::of_one(primary(1));
         assert_eq!((one.owner_of(b"foo"), one.unserved_slots()), (Some(0), 0));
@@ -343,7 +401,10 @@ mod tests {
             |host: &str, nodes: &str| parse(&slots(host), nodes, &asked).expect("a reply").map.primaries().to_vec();
         assert_eq!(primaries("10.0.0.1", nodes), [node("10.0.0.1", 1, "a"), node("10.0.0.2", 2, "b")]);
         assert_eq!(primaries("h1", nodes), [node("h1", 1, "a"), node("h2", 2, "b")]);
-        assert_eq!(primaries("x", "g :8@18 master - 0 0 2 connected"), [node("seed", 8, "g"), node("x", 1, "a")]);
+        // While it imports its first slot, and where nodes name no hosts.
+        let importing = "a 10.0.0.1:1@11 master - 0 0 1 connected 0-9\n\
+            g 10.0.0.2:8@18 myself,master - 0 0 2 connected [5-<-a]\n";
+        assert_eq!(primaries("seed", importing), [node("seed", 1, "a"), node("seed", 8, "g")]);
     }
 
     /// The target of a redirection may be an IPv6 address, lack its host, or be unknown.

@@ -92,8 +92,8 @@ pub struct RedisStatus {
     nodes: Vec<(u64, NodeStatus)>,
     /// Counters of nodes that were removed.
     former: NodeCounters,
-    /// Reason why no node is known, and the time since which.
-    pub no_nodes: Option<(String, Instant)>,
+    /// Reason why no key can be read, whatever single nodes say, and the time since which.
+    pub total_outage: Option<(String, Instant)>,
     /// Keys that wait until the node that serves them is known.
     pub parked: usize,
     /// Searches for the nodes. The workers share them.
@@ -139,14 +139,13 @@ impl RedisStatus {
     /// Returns why this worker can read no key, and since when. One available node is enough for
     /// some keys.
     pub fn outage(&self) -> Option<(&str, Instant)> {
-        let no_nodes = self.no_nodes.as_ref().filter(|_| self.nodes.is_empty());
         let of_nodes = || {
             let outages = self.nodes.iter().map(|(_, node)| node.unavailable.as_deref().zip(node.unavailable_since));
             let outages = outages.collect::<Option<Vec<_>>>()?;
             // The outage began with that of the last node.
             outages.into_iter().max_by_key(|(_, since)| *since)
         };
-        no_nodes.map(|(reason, since)| (reason.as_str(), *since)).or_else(of_nodes)
+        self.total_outage.as_ref().map(|(reason, since)| (reason.as_str(), *since)).or_else(of_nodes)
     }
 
     /// Sets the state of the invalidation stream.
@@ -312,12 +311,14 @@ mod tests {
     fn one_available_node_is_no_outage() {
         let (mut redis, start) = (RedisStatus::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        redis.no_nodes = Some(("no map".into(), at(0)));
+        redis.total_outage = Some(("no map".into(), at(0)));
         assert_eq!(redis.outage(), Some(("no map", at(0))));
         for (number, address) in [(1, "b:1"), (2, "a:1")] {
             let counters = NodeCounters { connections: 2, disconnects: 5, ..NodeCounters::default() };
             redis.add_node(number, NodeStatus { address: address.into(), counters, ..NodeStatus::default() });
         }
+        assert_eq!(redis.outage(), Some(("no map", at(0))));
+        redis.total_outage = None;
         assert_eq!(redis.outage(), None);
         node(&mut redis, 1).set_unavailable(Some("hung"), at(1));
         assert_eq!(redis.outage(), None);
