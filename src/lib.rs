@@ -13,6 +13,7 @@
 //! | `redis-tracking` | 1 for each node of each worker if `REDIS_TRACKING=on` | `backend/tracking.rs`: receives the invalidations of its node |
 //! | `redis-lookup` | at most 1 of each worker, for one search, only with `REDIS_MODE=single` | `backend/role_watch.rs`: looks for the primary after it became a replica |
 //! | `redis-successor` | at most 1 for each tracking thread, for one connect | `backend/tracking.rs`: connects a replacement for the tracking connection |
+//! | `redis-finder` | 1, except with `REDIS_MODE=single` | `backend/topology.rs`: asks nodes or sentinels, and may wait for the network |
 //! | `redis-topology` | 1, except with `REDIS_MODE=single` | `backend/topology.rs`: finds the nodes, and installs each new map in all workers |
 //! | `redis-sentinel` | 1 for each sentinel with `REDIS_MODE=sentinel` | `backend/sentinel.rs`: asks the sentinel for the primary, and receives its announcements |
 //! | `log` | 1 of each log target | [`log_writer`]: writes the lines of all threads |
@@ -24,7 +25,8 @@
 //! | `loop-N` | `redis-N` | the job queue of each node: a mutex and condition variables. The worker takes each of these locks at most once a tick |
 //! | `redis-N` | other `redis-N`, `redis-topology` | redirected jobs in the queue of another node, or parked until the next map |
 //! | `redis-N`, `redis-tracking`, `redis-sentinel` | `redis-topology` | a request for a new map: a flag and a condition variable |
-//! | `redis-sentinel` | `redis-topology` | the last answer of each sentinel, behind a lock |
+//! | `redis-topology` | `redis-finder` | a channel with a request, and one back with the result |
+//! | `redis-sentinel` | `redis-finder` | the last answer of each sentinel, behind a lock |
 //! | `redis-topology` | `redis-N`, `redis-tracking` | starts those of new nodes, and closes nodes that left the map |
 //! | `redis-N`, `redis-tracking`, `redis-topology` | `loop-N` | completions and invalidations in the inbox of the pool, and a wakeup (eventfd) |
 //! | `redis-successor`, `redis-lookup` | `redis-tracking` | a channel with the new connection, or the result of the search |

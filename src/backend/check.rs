@@ -101,14 +101,15 @@ fn check_primaries(settings: &BackendConfig) -> Result<Found, Vec<CheckStep>> {
     let mut found = None;
     for (index, primary) in map.primaries().iter().enumerate() {
         let key = key_of(&map, index);
-        match Connector::new(settings, primary).connect(Ok) {
+        let mut connector = Connector::new(settings, primary);
+        match connector.connect(Ok) {
             Ok(mut wire) => match (&found, key) {
                 (None, Some(key)) => found = Some((primary.clone(), key)),
                 _ => steps.extend(check_other_primary(settings, &mut wire, primary)),
             },
             Err(error) => {
                 let verdict = if error.is_io_error() { Verdict::Warning } else { Verdict::Failed };
-                let text = format!("{}: {}; its keys cannot be read", primary.address, describe_error(&error));
+                let text = format!("{}: {}; its keys cannot be read", primary.address, connector.describe(&error));
                 steps.push(CheckStep::new(verdict, "Redis", text));
             }
         }

@@ -8,7 +8,7 @@
 //! `cluster_current_epoch` does not grow with each change of the map, so maps are compared.
 
 use super::BackendConfig;
-use super::connect::{Connector, describe_error, info_field, is_command_denied, random_fraction};
+use super::connect::{Connector, info_field, is_command_denied, random_fraction};
 use super::slot_map::{ClusterView, Primary, SLOTS, SlotMap};
 use super::subscription::info_text;
 use super::topology::{Finding, MAX_SILENCE};
@@ -114,7 +114,7 @@ impl ClusterSource {
                 }
                 Err(error) => {
                     self.connection = None;
-                    problem = format!("{}: {}", node.address, describe_error(&error));
+                    problem = format!("{}: {}", node.address, Connector::new(&self.settings, &node).describe(&error));
                 }
             }
             for asked in [&mut self.known, &mut self.configured] {
@@ -161,8 +161,8 @@ impl ClusterSource {
     }
 
     /// Returns the nodes to ask, in this order: the informed one, the last one, then known and
-    /// configured ones in turn. A configured address has no id. It may lead to another node than the
-    /// known one there.
+    /// configured ones in turn. A configured address has no id. It may lead to another node than
+    /// the known one there.
     fn candidates(&self, informed: Option<Primary>) -> Vec<Primary> {
         let last = self.connection.as_ref().map(|(node, _)| node.clone());
         let last = last.filter(|last| Some(last) != informed.as_ref());

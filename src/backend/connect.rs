@@ -33,6 +33,8 @@ pub(super) struct Connector {
     address: UpstreamAddress,
     kind: ServerKind,
     identity: Identity,
+    /// True if sentinels or nodes name the server.
+    is_found: bool,
     target: String,
     /// Endpoint of the last successful attempt.
     last_good: Option<Endpoint>,
@@ -46,7 +48,9 @@ impl Connector {
     /// Creates the connector to a node. A connection to another server than this one is an error.
     pub(super) fn new(settings: &BackendConfig, node: &Primary) -> Connector {
         let identity = Identity::expected(&settings.access, node);
-        Connector::to(settings, &node.address, ServerKind::Redis, identity)
+        // A configured node of a cluster has no id.
+        let is_found = settings.access.sentinel().is_some() || node.id.is_some();
+        Connector { is_found, ..Connector::to(settings, &node.address, ServerKind::Redis, identity) }
     }
 
     /// Creates the connector to a sentinel.
@@ -61,6 +65,7 @@ impl Connector {
             address: address.clone(),
             kind,
             identity,
+            is_found: false,
             target: address.to_string(),
             last_good: None,
             next_backoff: MIN_BACKOFF,
@@ -71,6 +76,16 @@ impl Connector {
     /// Returns the time of the next attempt, and the failure for requests that arrive before.
     pub(super) fn backoff(&self) -> Option<(Instant, Failure)> {
         self.backoff_state.as_ref().map(|(failure, until)| (*until, failure.clone()))
+    }
+
+    /// Returns the text of an error, with a remedy for this kind of server.
+    pub(super) fn describe(&self, error: &RedisError) -> String {
+        let remedy = match self.kind {
+            ServerKind::Sentinel => SENTINEL_REMEDY,
+            ServerKind::Redis if self.is_found => FOUND_REMEDY,
+            ServerKind::Redis => CONFIGURED_REMEDY,
+        };
+        describe_error(error).replace(CONFIGURED_REMEDY, remedy)
     }
 
     /// Returns the address, for the log.
@@ -285,6 +300,15 @@ pub(super) fn info_field(text: &str, name: &str) -> Option<String> {
     Some(value.chars().filter(|c| !c.is_control()).collect())
 }
 
+/// Remedy if no server listens at a configured address.
+const CONFIGURED_REMEDY: &str = "check that Redis listens there (REDIS_HOST and REDIS_PORT, or REDIS_URL)";
+
+/// Remedy if none listens at an address that sentinels or nodes name.
+const FOUND_REMEDY: &str = "check that node, and the address that it announces";
+
+/// Remedy if no sentinel listens there.
+const SENTINEL_REMEDY: &str = "check that the sentinel runs, and its address in REDIS_URL";
+
 /// Returns the error's text, with a remedy for errors that have a usual cause.
 pub(super) fn describe_error(error: &RedisError) -> String {
     let text = single_line(error);
@@ -297,9 +321,7 @@ pub(super) fn describe_error(error: &RedisError) -> String {
         return format!("{text}; check that the host of Redis resolves here; for a local run use 127.0.0.1");
     }
     let remedy = match error.code() {
-        _ if text.contains("Connection refused") => {
-            "check that Redis listens there (REDIS_HOST and REDIS_PORT, or REDIS_URL)"
-        }
+        _ if text.contains("Connection refused") => CONFIGURED_REMEDY,
         Some("NOAUTH") => "set REDIS_PASSWORD or REDIS_PASSWORD_FILE",
         Some("CLUSTERDOWN") => "repair the cluster (redis-cli --cluster check)",
         Some(PROTECTED) => "set a password in Redis and here, or disable protected-mode in Redis",

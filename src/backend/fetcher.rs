@@ -7,7 +7,7 @@
 
 use super::PROBE_INTERVAL;
 use super::batch::Batch;
-use super::connect::{CLUSTER_WARNING, Connector, connect_failure, describe_error, read_failure, run_id};
+use super::connect::{CLUSTER_WARNING, Connector, connect_failure, read_failure, run_id};
 use super::node::Node;
 use super::reader::{KeyReader, ReadOptions};
 use super::task::{ConnectOutcome, Task};
@@ -150,7 +150,8 @@ impl Fetcher {
 
     /// Logs the loss of a connection, as a warning at most once in 10 s. Returns the text.
     fn log_loss(&self, error: &RedisError) -> String {
-        let text = format!("lost a connection to Redis at {}: {}", self.connector.target(), describe_error(error));
+        let text =
+            format!("lost a connection to Redis at {}: {}", self.connector.target(), self.connector.describe(error));
         match self.node.should_log_loss() {
             None => log::debug!("{text}"),
             Some(0) => log::warn!("{text}"),
@@ -286,21 +287,26 @@ impl Fetcher {
             Ok(_) => self.record_contact(None),
             // The fetchers that are connected decide whether Redis is available.
             Err(_) if self.node.state().connected > 0 => {}
-            Err(error) => {
-                self.record_contact(Some(&format!("cannot connect to Redis at {target}: {}", describe_error(error))))
-            }
+            Err(error) => self.record_contact(Some(&format!(
+                "cannot connect to Redis at {target}: {}",
+                self.connector.describe(error)
+            ))),
         }
         match (&result, outcome) {
             (Ok(_), None) => {}
             (Ok(_), Some(_)) => log::info!("connected to Redis at {target}"),
-            (Err(error), None) => log::debug!("cannot connect to Redis at {target}: {}", describe_error(error)),
+            (Err(error), None) => {
+                log::debug!("cannot connect to Redis at {target}: {}", self.connector.describe(error))
+            }
             (Err(error), Some(ConnectOutcome::Degraded)) => {
                 log::warn!(
                     "cannot open another connection to Redis at {target}, reading over the open ones: {}",
-                    describe_error(error)
+                    self.connector.describe(error)
                 )
             }
-            (Err(error), Some(_)) => log::error!("cannot connect to Redis at {target}: {}", describe_error(error)),
+            (Err(error), Some(_)) => {
+                log::error!("cannot connect to Redis at {target}: {}", self.connector.describe(error))
+            }
         }
         let counted = result.map_err(|error| {
             self.node.pool.request_map();

@@ -182,9 +182,10 @@ impl NodeSet {
 
     /// Returns true if a value that is now requested from a node may be cached.
     ///
-    /// While tracking is active, all serving nodes are watched. A node that does not serve yet answers
-    /// for keys that another one redirects, and the loss of its tracker would change nothing. `asked`
-    /// is true after `ASK`: the key is moving, and the node that it moves to may still give it back.
+    /// While tracking is active, all serving nodes are watched. A node that does not serve yet
+    /// answers for keys that another one redirects, and the loss of its tracker would change
+    /// nothing. `asked` is true after `ASK`: the key is moving, and the node that it moves to may
+    /// still give it back.
     pub fn may_cache(&self, id: NodeId, asked: bool) -> bool {
         !asked && (!self.is_tracked || self.is_serving(id))
     }

@@ -9,7 +9,7 @@
 //! configuration epoch is right (Sentinel documentation, "Configuration epochs").
 
 use super::BackendConfig;
-use super::connect::{Connector, describe_error, is_command_denied, single_line};
+use super::connect::{Connector, is_command_denied, single_line};
 use super::slot_map::{Primary, SlotMap, is_plain_host};
 use super::topology::{Finding, MAX_SILENCE, Topology};
 use super::wire::Wire;
@@ -234,7 +234,7 @@ impl SentinelWatch {
             }));
             let problem = match result {
                 Ok(Ok(())) => continue,
-                Ok(Err(error)) => describe_problem(&error),
+                Ok(Err(error)) => describe_problem(&self.connector, &error),
                 Err(_) => "the thread panicked; please report the panic logged before this line".into(),
             };
             let problem = format!("sentinel {}: {problem}", self.connector.target());
@@ -307,7 +307,7 @@ fn request_primary(wire: &mut Wire, master: &str) -> RedisResult<Report> {
 }
 
 /// Returns the text of an error. Sentinels have credentials of their own.
-fn describe_problem(error: &RedisError) -> String {
+fn describe_problem(connector: &Connector, error: &RedisError) -> String {
     if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
         let text = single_line(error);
         return format!("{text}; set REDIS_SENTINEL_USERNAME and REDIS_SENTINEL_PASSWORD to those of the sentinels");
@@ -315,7 +315,7 @@ fn describe_problem(error: &RedisError) -> String {
     if is_command_denied(error) && error.code() != Some("NOPERM") {
         return format!("{}; name sentinels in REDIS_URL, not servers of Redis", single_line(error));
     }
-    describe_error(error)
+    connector.describe(error)
 }
 
 fn unknown_master(master: &str) -> RedisError {
@@ -384,15 +384,15 @@ pub(super) type SentinelAnswer = (UpstreamAddress, Result<UpstreamAddress, Strin
 /// with the highest epoch comes first.
 pub(super) fn ask_each(settings: &BackendConfig, master: &str) -> Vec<SentinelAnswer> {
     let ask = |address: &UpstreamAddress| {
-        let answer = Connector::to_sentinel(settings, address).connect(Ok);
-        (address.clone(), answer.and_then(|mut wire| request_primary(&mut wire, master)))
+        let mut connector = Connector::to_sentinel(settings, address);
+        let answer = connector.connect(Ok).and_then(|mut wire| request_primary(&mut wire, master));
+        let epoch = answer.as_ref().map_or(0, |report| report.epoch);
+        let answer = answer.map(|report| report.address).map_err(|error| describe_problem(&connector, &error));
+        (epoch, (address.clone(), answer))
     };
-    let mut answers: Vec<_> = settings.access.addresses().iter().map(ask).collect();
-    answers.sort_by_key(|(_, answer)| std::cmp::Reverse(answer.as_ref().map_or(0, |report| report.epoch)));
-    let described = |(sentinel, answer): (UpstreamAddress, RedisResult<Report>)| {
-        (sentinel, answer.map(|report| report.address).map_err(|error| describe_problem(&error)))
-    };
-    answers.into_iter().map(described).collect()
+    let mut answers: Vec<(u64, SentinelAnswer)> = settings.access.addresses().iter().map(ask).collect();
+    answers.sort_by_key(|(epoch, _)| std::cmp::Reverse(*epoch));
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 #[cfg(test)]

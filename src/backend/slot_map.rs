@@ -189,7 +189,8 @@ fn parse_node(value: &Value, asked: &UpstreamAddress) -> Option<Option<Primary>>
     Some(Some(Primary { address, id: rest.first().and_then(text_of).map(Arc::from) }))
 }
 
-/// Form in which the nodes of a cluster name each other to clients (`cluster-preferred-endpoint-type`).
+/// Form in which the nodes of a cluster name each other to clients
+/// (`cluster-preferred-endpoint-type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndpointType {
     Ip,

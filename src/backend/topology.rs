@@ -2,8 +2,8 @@
 //!
 //! One thread of the process asks at an interval, and sooner when a node shows that something has
 //! changed. `cluster.rs` asks the nodes of a cluster, `sentinel.rs` asks sentinels. Both run on a
-//! thread of their own (`redis-finder`), because the network may hang. Workers whose nodes are fixed
-//! have no such threads.
+//! thread of their own (`redis-finder`), because the network may hang. Workers whose nodes are
+//! fixed have no such threads.
 //!
 //! The nodes of a new map start first, while the old map is in force. Their trackers get some time
 //! to connect, so that tracking need not stop. Then the map is installed, and everything cached is
@@ -28,8 +28,8 @@ const MIN_ROUND_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest random addition to it, so that many proxies do not ask at the same time.
 const MAX_JITTER: Duration = Duration::from_millis(20);
 
-/// Time without an answer to trust after which the map in force may be outdated, and tracking counts
-/// as lost.
+/// Time without an answer to trust after which the map in force may be outdated, and tracking
+/// counts as lost.
 pub(super) const MAX_SILENCE: Duration = Duration::from_secs(5);
 
 /// Time that the trackers of new nodes get to connect before a map is installed without them.
@@ -403,8 +403,8 @@ mod tests {
         (thread, vec![pool_shared(Arc::default())])
     }
 
-    /// Before the first map nothing can be read. A problem later changes nothing at once, unless the
-    /// nodes say that they serve no keys, or the silence lasts.
+    /// Before the first map nothing can be read. A problem later changes nothing at once, unless
+    /// the nodes say that they serve no keys, or the silence lasts.
     #[test]
     fn problems_show_when_they_matter() {
         let (mut thread, pools) = thread();

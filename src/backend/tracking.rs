@@ -11,7 +11,7 @@
 //! Each second the connection is checked: a network can fail silently, and a primary can become a
 //! replica (`RoleWatch`).
 
-use super::connect::{Connector, describe_error, is_command_denied, read_failure, run_id};
+use super::connect::{Connector, is_command_denied, read_failure, run_id};
 use super::node::Node;
 use super::role_watch::{RoleWatch, check_attached};
 use super::stream::Endpoint;
@@ -140,7 +140,7 @@ impl Tracker {
                     if is_command_denied(&error) {
                         self.connector.back_off_for(read_failure(&error), DENIED_RETRY_DELAY);
                     }
-                    self.set_watched(Err(describe_error(&error)));
+                    self.set_watched(Err(self.connector.describe(&error)));
                 }
             }
             // The server that fetchers read from may be gone like this connection, so it counts as
@@ -203,7 +203,7 @@ impl Tracker {
         let reason = match result {
             // The node has closed.
             Ok(Ok(())) => return,
-            Ok(Err(error)) => describe_error(&error),
+            Ok(Err(error)) => self.connector.describe(&error),
             Err(_) => "the tracking thread panicked; please report the panic logged before this line".to_owned(),
         };
         self.set_watched(Err(reason));
@@ -288,7 +288,7 @@ impl Tracker {
                 Ok(Err(error)) => {
                     log::debug!(
                         "cannot replace the tracking connection to Redis, keeping the old one: {}",
-                        describe_error(&error)
+                        self.connector.describe(&error)
                     );
                     Succession::Idle
                 }

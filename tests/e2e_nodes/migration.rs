@@ -98,8 +98,8 @@ fn half_moved_key_is_not_cached() {
 /// Takes a slot away from its node without moving its keys, and checks that their entries are
 /// dropped in time. The old node deletes them without any message.
 fn check_takeover(name: &str, variables: &[(&str, &str)]) {
-    // Not shared: two nodes that change their slots at the same moment may claim the same epoch, and
-    // one of them then loses its claim.
+    // Not shared: two nodes that change their slots at the same moment may claim the same epoch,
+    // and one of them then loses its claim.
     let cluster = Cluster::start();
     let keys = keys_in_one_slot(name, 3);
     let slot = slot_of(&keys[0]);

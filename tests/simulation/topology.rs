@@ -77,7 +77,7 @@ impl Topology {
     }
 
     pub fn next_event(&self) -> Option<Millis> {
-        let poll = Some(self.next_poll).filter(|&at| at != Millis::MAX);
+        let poll = Some(self.next_poll).filter(|&at| at != Millis::MAX && self.pending.is_none());
         poll.into_iter().chain(self.pending.as_ref().map(|&(_, deadline)| deadline)).min()
     }
 }
@@ -91,7 +91,8 @@ fn answers_polls(cluster: &Cluster) -> bool {
 impl World {
     /// Polls, and installs the pending map, if this is due.
     pub fn run_topology(&mut self) {
-        if self.topology.next_poll <= self.now {
+        // The thread polls again once the map that it has found is installed.
+        if self.topology.next_poll <= self.now && self.topology.pending.is_none() {
             self.topology.last_poll = self.now;
             self.topology.next_poll = match self.cluster.mode {
                 Mode::Single => Millis::MAX,
@@ -127,12 +128,9 @@ impl World {
     fn learn_map(&mut self) {
         self.topology.last_answer = self.now;
         let map = self.cluster.map();
-        if self.topology.pending.is_some() || !self.set.is_installed(&map) {
+        if !self.set.is_installed(&map) {
             self.prepare(&map);
-            // A newer map does not extend the wait.
-            let deadline =
-                self.topology.pending.take().map_or(self.now + self.topology.grace, |(_, deadline)| deadline);
-            self.topology.pending = Some((map, deadline));
+            self.topology.pending = Some((map, self.now + self.topology.grace));
         } else if std::mem::take(&mut self.topology.is_unknown) {
             self.record(format_args!("the topology is known again"));
             let invalidation = self.set.set_topology(Ok(()));
