@@ -9,7 +9,7 @@
 #     --profile   Cargo profile of the proxy (default release)
 #
 # Builds the proxy. Starts Redis, three proxies, HAProxy, nginx and twemproxy on free ports of
-# 127.0.0.1, one balancer after another. Takes six minutes. docs/sizing.md has the report of one
+# 127.0.0.1, one balancer after another. Takes seven minutes. docs/sizing.md has the report of one
 # run. As root, it limits the proxies to a hundredth of a processor for the hot key, so that they
 # are the slowest part.
 #

@@ -26,9 +26,9 @@ CACHE = 2000
 KEYS = PROXIES * CACHE
 EXPONENT = 0.9
 CONNECTIONS = 32
-# Processor time that the balancer and the proxies must each use for their ratio, in seconds. At most
-# as many loads for it; one of 40,000 requests takes 0.2 to 0.5 s.
-MIN_PROCESSOR_SECONDS, MAX_PROCESSOR_LOADS = 1.5, 20
+# Processor time that the balancer and the proxies must each use for their ratio, in seconds, and
+# bounds for the number of loads. A load of 40,000 requests takes 0.2 to 0.5 s of it.
+MIN_PROCESSOR_SECONDS, MIN_PROCESSOR_LOADS, MAX_PROCESSOR_LOADS = 1.5, 5, 20
 # Balancer, hash-balance-factor, and share of requests for one key. Ratios are those to the case of
 # the same balancer without either.
 HOT_CASES = [("HAProxy", 0, 0.0), ("HAProxy", 0, 0.5), ("HAProxy", 200, 0.5), ("HAProxy", 150, 0.5),
@@ -158,22 +158,25 @@ def measure_hit_ratio(run, balancer, changes):
 
 
 def measure_processor(run, balancer, protocol, service, started):
-    """Returns the processor time of the balancer, divided by that of all proxies.
+    """Returns the processor time of the balancer, divided by that of all proxies, as text.
 
-    Repeats a load until both have used enough. Returns None if they have not.
+    Repeats a load until both have used enough, and adds the range of single loads. Returns "-" if
+    they have not.
     """
-    used = [0.0, 0.0]
+    used, ratios = [0.0, 0.0], []
     for number in range(MAX_PROCESSOR_LOADS):
         before = [each.read_processor_seconds() for each in [service, *started]]
-        check_errors(run, balancer, run_load(run, protocol, service.port, requests=int(40000 * run.scale), seed=3 + number))
+        plan = {"requests": int(40000 * run.scale), "seed": 3 + number}
+        check_errors(run, balancer, run_load(run, protocol, service.port, **plan))
         after = [each.read_processor_seconds() for each in [service, *started]]
         spent = [new - old for new, old in zip(after, before)]
-        used = [used[0] + spent[0], used[1] + sum(spent[1:])]
-        if min(spent[0], sum(spent[1:])) > 0:
-            run.say("processor time of the balancer to that of the proxies: %.2f" % (spent[0] / sum(spent[1:])))
-        if min(used) >= MIN_PROCESSOR_SECONDS * run.scale:
-            return used[0] / used[1]
-    return None
+        spent = [spent[0], sum(spent[1:])]
+        used = [old + new for old, new in zip(used, spent)]
+        if spent[1] > 0:
+            ratios.append(spent[0] / spent[1])
+        if min(used) >= MIN_PROCESSOR_SECONDS * run.scale and len(ratios) >= MIN_PROCESSOR_LOADS:
+            return "%.1f (%.1f to %.1f)" % (used[0] / used[1], min(ratios), max(ratios))
+    return "-"
 
 
 def report_hit_ratio(run):
@@ -198,7 +201,7 @@ def report_hit_ratio(run):
               *format_table(["balancer", "distribution", "hit ratio", "entries in all caches", "distinct keys",
                              "processor time of the balancer to that of the proxies"],
                             [(balancer, name, "%.1f %%" % (100 * ratio), f"{entries:,}", f"{distinct:,}",
-                              "-" if processor is None else "%.1f" % processor)
+                              processor)
                              for balancer, name, ratio, entries, distinct, processor in rows], words=2))
 
 
