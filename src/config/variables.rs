@@ -176,7 +176,7 @@ pub const VARIABLES: [Variable; 51] = [
     Variable { name: "REDIS_TLS_KEY", default: "", kind: Kind::Path, group: Group::Redis, description: "PEM file with the private key of REDIS_TLS_CERT" },
     Variable { name: "REDIS_TLS_NAME", default: "", kind: Kind::Text, group: Group::Redis, description: "name that the certificate of Redis must have, if it is not the host of the address" },
     Variable { name: "REDIS_DB", default: "0", kind: Kind::Number(0, MAX_DATABASE), group: Group::Redis, description: "number of the Redis database" },
-    Variable { name: "REDIS_CONNECTIONS", default: "4", kind: Kind::Number(1, 64), group: Group::Redis, description: "fetcher threads of each worker, with one Redis connection each" },
+    Variable { name: "REDIS_CONNECTIONS", default: "4", kind: Kind::Number(1, 64), group: Group::Redis, description: "fetcher threads of each worker for each node of Redis, with one connection each" },
     Variable { name: "REDIS_TIMEOUT", default: "1000", kind: Kind::Milliseconds(MILLISECOND, MAX_REDIS_TIMEOUT), group: Group::Redis, description: "timeout of connecting, of the handshake and of each round trip" },
     Variable { name: "REDIS_TOPOLOGY_INTERVAL", default: "1000", kind: Kind::Milliseconds(MIN_TOPOLOGY_INTERVAL, MAX_TOPOLOGY_INTERVAL), group: Group::Redis, description: "interval at which sentinels or nodes of the cluster are asked for changes; no effect with REDIS_MODE=single" },
     Variable { name: "REDIS_TRACKING", default: "off", kind: Kind::Switch, group: Group::Redis, description: "receive invalidations from Redis, so that changes are visible at once" },
