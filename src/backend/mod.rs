@@ -1,9 +1,16 @@
 //! Backend: reads keys from Redis and receives its invalidations. The only module that uses
 //! `redis`.
 //!
-//! The event loop submits jobs to a bounded queue. Fetcher threads, each with one blocking
-//! connection, take them, and a tracking thread receives invalidations. Both put their results into
-//! the `Inbox`, which wakes the loop.
+//! The event loop submits each job to the bounded queue of the node that serves its key. Each node
+//! has fetcher threads, each with one blocking connection, and a tracking thread that receives
+//! invalidations. All put their results into the `Inbox` of the worker, which wakes the loop.
+//!
+//! | what | files |
+//! |---|---|
+//! | one node | `node`, `task`, `fetcher`, `batch`, `reader`, `tracking`, `subscription`, `role_watch`, `availability` |
+//! | all nodes of a worker | `nodes`, `node_set`, `shared`, `inbox`, `freshness` |
+//! | finding the nodes | `topology`, `cluster`, `sentinel`, `slot_map` |
+//! | connections | `access`, `connect`, `handshake`, `identity`, `stream`, `tls`, `wire` |
 //!
 //! A fetcher takes all queued jobs, up to [`MAX_BATCH`], and reads them in one round trip; long
 //! values take more. So batches grow under load, and an idle proxy adds no delay. Each accepted job

@@ -106,6 +106,7 @@ impl NodeSet {
 
     /// Puts a map into force. Its primaries must have been prepared. What is cached may come from
     /// nodes that lost their keys without a message, so everything is invalidated if slots moved.
+    #[must_use = "the event loop needs the invalidations, and removed nodes must be closed"]
     pub fn install(&mut self, map: &Arc<SlotMap>) -> Installation {
         // One that was not prepared has no node, and its keys wait.
         let id_of = |primary| self.find(primary).map_or(NodeId(0), |node| node.id);
@@ -315,7 +316,7 @@ mod tests {
         assert_eq!(set.set_topology(Ok(())), None, "no node is watched");
         let ids: Vec<_> = set.prepare(&map(&[1, 2])).into_iter().map(|(id, _)| id).collect();
         assert_eq!((set.route(b"foo"), set.node_at(&primary(2).address)), (None, Some(ids[1])));
-        set.install(&map(&[1, 2]));
+        assert_eq!(set.install(&map(&[1, 2])).removed, []);
         // Slots 12182 and 5061.
         assert_eq!((set.route(b"foo"), set.route(b"bar")), (Some(ids[1]), Some(ids[0])));
         assert_eq!((set.serving_count(), set.node_at(&primary(3).address)), (2, None));

@@ -10,7 +10,7 @@
 
 use super::BackendConfig;
 use super::connect::{Connector, is_command_denied, single_line};
-use super::slot_map::{Primary, SlotMap, is_plain_host};
+use super::slot_map::{Primary, SlotMap, is_plain_host, text_of};
 use super::topology::{Finding, MAX_SILENCE, Topology};
 use super::wire::Wire;
 use crate::log_throttle::LogThrottle;
@@ -301,8 +301,8 @@ fn request_primary(wire: &mut Wire, master: &str) -> RedisResult<Report> {
         _ => None,
     };
     let address = address.ok_or_else(|| io::Error::other("the sentinel names the primary in an unknown form"))?;
-    let epoch = details.extract_error().ok().and_then(|details| field(&details, "config-epoch"));
-    let epoch = epoch.and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+    let details = details.extract_error().unwrap_or(Value::Nil);
+    let epoch = field(&details, "config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
     Ok(Report { address, epoch, received_at: Instant::now() })
 }
 
@@ -337,20 +337,12 @@ fn receive_reply(wire: &mut Wire) -> RedisResult<(Value, bool)> {
 fn address_of(parts: &[Value]) -> Option<UpstreamAddress> {
     let [host, port] = parts else { return None };
     let (host, port) = (text_of(host).filter(|host| is_plain_host(host))?, text_of(port)?.parse().ok()?);
-    Some(UpstreamAddress::Tcp(host, port))
-}
-
-fn text_of(value: &Value) -> Option<String> {
-    match value {
-        Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
-        Value::SimpleString(text) => Some(text.clone()),
-        _ => None,
-    }
+    Some(UpstreamAddress::Tcp(host.to_owned(), port))
 }
 
 /// Returns a field of a map, or of a list of names and values (RESP2).
-fn field(details: &Value, name: &str) -> Option<String> {
-    let is_name = |key: &Value| text_of(key).as_deref() == Some(name);
+fn field<'a>(details: &'a Value, name: &str) -> Option<&'a str> {
+    let is_name = |key: &Value| text_of(key) == Some(name);
     match details {
         Value::Map(pairs) => pairs.iter().find(|(key, _)| is_name(key)).and_then(|(_, value)| text_of(value)),
         Value::Array(parts) => parts.chunks_exact(2).find(|pair| is_name(&pair[0])).and_then(|pair| text_of(&pair[1])),
@@ -442,7 +434,7 @@ mod tests {
             "*4\r\n$1\r\na\r\n$1\r\nb\r\n$12\r\nconfig-epoch\r\n$1\r\n7\r\n",
         ] {
             let details = redis::parse_redis_value(reply.as_bytes()).expect("a value");
-            assert_eq!((field(&details, "config-epoch").as_deref(), field(&details, "b")), (Some("7"), None));
+            assert_eq!((field(&details, "config-epoch"), field(&details, "b")), (Some("7"), None));
         }
     }
 }

@@ -255,7 +255,8 @@ fn primaries_without_slots(nodes: &str, known: &[Primary], asked: &UpstreamAddre
     lines.iter().filter(|line| !line.has_slots && line.is_usable_primary()).filter_map(address).collect()
 }
 
-fn text_of(value: &Value) -> Option<&str> {
+/// Returns a string of a reply, if it is UTF-8.
+pub(super) fn text_of(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
         Value::SimpleString(text) => Some(text),
