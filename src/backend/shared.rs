@@ -15,9 +15,9 @@ use std::time::Instant;
 
 /// State shared by the event loop of a worker, its nodes and the topology thread.
 ///
-/// Locks are taken in this order: `logged_freshness`, `nodes`, the state of the topology thread, the
-/// state of a node, `inbox`, `freshness`, the status in the slot. Each but the first is held only to
-/// move data.
+/// Locks are taken in this order: `logged_freshness`, `nodes`, the state of the topology thread,
+/// the state of a node, `inbox`, `freshness`, the status in the slot. Each but the first is held
+/// only to move data.
 pub(super) struct PoolShared {
     pub(super) settings: BackendConfig,
     nodes: Mutex<Nodes>,
