@@ -86,7 +86,7 @@ fn tls_1_2_server_is_read() {
     server.redis.set("a", "1");
     let proxy = server.start_proxy(&[("RUST_LOG", "debug")]);
     assert_eq!(proxy.get("/raw/a").text(), "1");
-    assert!(proxy.log().contains("TLSv1_2"), "{}", proxy.log());
+    proxy.wait_for_log("TLSv1_2");
 }
 
 /// A server that cannot be verified, or that does not accept the proxy, is never read. The log
