@@ -8,11 +8,11 @@ use super::connect::{
     read_failure,
 };
 use super::sentinel::{SentinelAnswer, ask_each};
-use super::slot_map::{Primary, SlotMap};
+use super::slot_map::{Primary, SlotMap, text_of};
 use super::subscription::{Role, TrackingProtocol, request_role, subscribe};
 use super::wire::Wire;
 use redis::{RedisError, RedisResult};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Key that the check reads. It need not exist.
 const CHECKED_KEY: &str = "segment-redis-proxy:check";
@@ -73,7 +73,7 @@ struct Found {
 fn find_node(settings: &BackendConfig) -> Result<Found, Vec<CheckStep>> {
     let access = &settings.access;
     if let Some(sentinel) = access.sentinel() {
-        return check_sentinels(&ask_each(settings, &sentinel.master));
+        return check_sentinels(settings, &ask_each(settings, &sentinel.master));
     }
     if access.is_cluster() {
         return check_primaries(settings);
@@ -140,19 +140,20 @@ fn check_other_primary(settings: &BackendConfig, wire: &mut Wire, primary: &Prim
 }
 
 /// Reports the answer of each sentinel. One is enough.
-fn check_sentinels(answers: &[SentinelAnswer]) -> Result<Found, Vec<CheckStep>> {
+fn check_sentinels(settings: &BackendConfig, answers: &[SentinelAnswer]) -> Result<Found, Vec<CheckStep>> {
     let named = answers.iter().find_map(|(_, answer)| answer.as_ref().ok());
     let step = |(sentinel, answer): &SentinelAnswer| match answer {
-        Ok(address) => CheckStep::new(Verdict::Ok, "sentinel", format!("{sentinel}: the primary is {address}")),
+        Ok(report) => CheckStep::new(Verdict::Ok, "sentinel", format!("{sentinel}: the primary is {}", report.address)),
         Err(problem) => {
             let verdict = if named.is_some() { Verdict::Warning } else { Verdict::Failed };
             CheckStep::new(verdict, "sentinel", format!("{sentinel}: {problem}"))
         }
     };
-    let steps = answers.iter().map(step).collect();
+    let mut steps: Vec<CheckStep> = answers.iter().map(step).collect();
     match named {
-        Some(address) => {
-            let node = Primary { address: address.clone(), id: None };
+        Some(report) => {
+            steps.extend(report.down_after.and_then(|limit| check_timeout(settings, "down-after-milliseconds", limit)));
+            let node = Primary { address: report.address.clone(), id: None };
             Ok(Found { steps, node, key: CHECKED_KEY.into() })
         }
         None => Err(steps),
@@ -175,6 +176,7 @@ fn check_node(settings: &BackendConfig, node: &Primary, key: &str) -> Vec<CheckS
     };
     if settings.access.is_cluster() {
         steps.extend(check_asking(&mut wire));
+        steps.extend(node_timeout(&mut wire).and_then(|limit| check_timeout(settings, "cluster-node-timeout", limit)));
     }
     match check_read(&mut wire, key) {
         Ok(read) => steps.extend(read),
@@ -244,6 +246,27 @@ fn check_role(wire: &mut Wire) -> Option<CheckStep> {
         let text =
             "Redis denies ROLE: a primary that becomes a replica is not left; grant +role to the user of the proxy";
         CheckStep::new(Verdict::Warning, "role", text)
+    })
+}
+
+/// Returns `cluster-node-timeout` of a node, `None` if it denies `CONFIG`.
+fn node_timeout(wire: &mut Wire) -> Option<Duration> {
+    let reply = wire.request(redis::cmd("CONFIG").arg("GET").arg("cluster-node-timeout")).ok()?;
+    let redis::Value::Array(parts) = reply else { return None };
+    text_of(parts.get(1)?)?.parse().ok().map(Duration::from_millis)
+}
+
+/// Warns if a read may wait for longer than a failover takes. A primary that hangs and goes on
+/// later would answer it with an old value.
+fn check_timeout(settings: &BackendConfig, name: &str, limit: Duration) -> Option<CheckStep> {
+    (settings.timeout >= limit).then(|| {
+        let text = format!(
+            "{} ms are not less than {name} of Redis, {} ms: a primary that hung during a failover may answer with an old \
+             value; lower REDIS_TIMEOUT",
+            settings.timeout.as_millis(),
+            limit.as_millis()
+        );
+        CheckStep::new(Verdict::Warning, "REDIS_TIMEOUT", text)
     })
 }
 

@@ -31,10 +31,12 @@ const MAX_SENTINEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Answer of one sentinel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Report {
-    address: UpstreamAddress,
+pub(super) struct Report {
+    pub(super) address: UpstreamAddress,
     /// Configuration epoch of the primary, as the sentinel knows it.
     epoch: u64,
+    /// Time for which the primary may be silent before a failover (`down-after-milliseconds`).
+    pub(super) down_after: Option<Duration>,
     received_at: Instant,
 }
 
@@ -302,8 +304,9 @@ fn request_primary(wire: &mut Wire, master: &str) -> RedisResult<Report> {
     };
     let address = address.ok_or_else(|| io::Error::other("the sentinel names the primary in an unknown form"))?;
     let details = details.extract_error().unwrap_or(Value::Nil);
-    let epoch = field(&details, "config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-    Ok(Report { address, epoch, received_at: Instant::now() })
+    let number = |name| field(&details, name).and_then(|number| number.parse().ok());
+    let (epoch, down_after) = (number("config-epoch").unwrap_or(0), number("down-after-milliseconds"));
+    Ok(Report { address, epoch, down_after: down_after.map(Duration::from_millis), received_at: Instant::now() })
 }
 
 /// Returns the text of an error. Sentinels have credentials of their own.
@@ -370,7 +373,7 @@ fn wait_for_switch(wire: &mut Wire, master: &str, next: Instant) -> RedisResult<
 }
 
 /// A sentinel, and the primary that it names or its problem.
-pub(super) type SentinelAnswer = (UpstreamAddress, Result<UpstreamAddress, String>);
+pub(super) type SentinelAnswer = (UpstreamAddress, Result<Report, String>);
 
 /// Asks each configured sentinel once for the primary, for a check of the configuration. The answer
 /// with the highest epoch comes first.
@@ -379,7 +382,7 @@ pub(super) fn ask_each(settings: &BackendConfig, master: &str) -> Vec<SentinelAn
         let mut connector = Connector::to_sentinel(settings, address);
         let answer = connector.connect(Ok).and_then(|mut wire| request_primary(&mut wire, master));
         let epoch = answer.as_ref().map_or(0, |report| report.epoch);
-        let answer = answer.map(|report| report.address).map_err(|error| describe_problem(&connector, &error));
+        let answer = answer.map_err(|error| describe_problem(&connector, &error));
         (epoch, (address.clone(), answer))
     };
     let mut answers: Vec<(u64, SentinelAnswer)> = settings.access.addresses().iter().map(ask).collect();
@@ -396,7 +399,7 @@ mod tests {
         let since = |age| Instant::now().checked_sub(age).expect("a machine that runs for a minute");
         let address = UpstreamAddress::Tcp("h".into(), port);
         SentinelState {
-            report: Some(Report { address, epoch, received_at: Instant::now() }),
+            report: Some(Report { address, epoch, down_after: None, received_at: Instant::now() }),
             problem: lost_for.map(|age| ("gone".to_owned(), since(age))),
         }
     }

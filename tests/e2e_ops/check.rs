@@ -208,6 +208,9 @@ fn check_finds_cluster() {
     ] {
         assert_reported(&[other_port, mode, tracking], 0, line, quoted);
     }
+    let quoted = "ms: a primary that hung during a failover may answer with an old value; lower REDIS_TIMEOUT";
+    let slow = ("REDIS_TIMEOUT", "60s");
+    assert_reported(&[other_port, mode, slow], 0, "warning  REDIS_TIMEOUT: 60000 ms are not less than", quoted);
     let quoted = "cluster support disabled; set REDIS_MODE=single, or name a node of a cluster";
     assert_reported(&[single_port, mode], 1, "failed   cluster: 127.0.0.1:", quoted);
     let quoted = "is a node of a cluster: keys of other nodes cannot be read; set REDIS_MODE=cluster";
