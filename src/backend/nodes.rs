@@ -11,7 +11,7 @@ use super::shared::PoolShared;
 use super::slot_map::{Primary, Redirection, SlotMap};
 use super::topology::Topology;
 use crate::types::{Completion, Failure, Job};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +26,7 @@ const MAX_IMMEDIATE_HOPS: u8 = 2;
 /// Nodes of one worker, and the jobs that no node can take yet.
 pub(super) struct Nodes {
     pub(super) set: NodeSet,
-    running: HashMap<NodeId, Arc<Node>>,
+    running: BTreeMap<NodeId, Arc<Node>>,
     /// Jobs for keys that no known node serves. They wait for the next map.
     parked: Vec<QueuedJob>,
     /// Thread that finds the nodes, `None` for one fixed node.
@@ -38,7 +38,7 @@ impl Nodes {
     pub(super) fn new() -> Nodes {
         Nodes {
             set: NodeSet::new("the nodes of Redis are not known yet".into()),
-            running: HashMap::new(),
+            running: BTreeMap::new(),
             parked: Vec::new(),
             topology: None,
             closed: false,
@@ -119,6 +119,10 @@ impl PoolShared {
     /// Returns whether values that are now requested from a node may be cached: of its keys, of
     /// keys that it is asked for.
     pub(super) fn may_cache(&self, id: NodeId) -> [bool; 2] {
+        // Without tracking only keys that move are not cached. This spares each batch a lock.
+        if !self.settings.tracking {
+            return [true, false];
+        }
         let nodes = self.nodes();
         [false, true].map(|asked| nodes.set.may_cache(id, asked))
     }
