@@ -10,8 +10,8 @@ use super::node_set::{NodeId, NodeSet};
 use super::shared::PoolShared;
 use super::slot_map::{Primary, Redirection, SlotMap};
 use super::topology::Topology;
-use crate::types::{Completion, Failure, Job};
-use std::collections::{BTreeMap, HashMap};
+use crate::types::{Completion, Failure, Invalidation, Job};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -45,26 +45,33 @@ impl Nodes {
         }
     }
 
-    fn has_node_of(&self, key: &[u8]) -> bool {
-        self.set.route(key).is_some_and(|id| self.running.contains_key(&id))
+    /// Groups jobs by the node that serves their key; `None` for keys that no running node serves.
+    fn group<T>(
+        &self,
+        jobs: impl IntoIterator<Item = T>,
+        key_of: impl Fn(&T) -> &[u8],
+    ) -> BTreeMap<Option<NodeId>, Vec<T>> {
+        let mut groups: BTreeMap<Option<NodeId>, Vec<T>> = BTreeMap::new();
+        for job in jobs {
+            let id = self.set.route(key_of(&job)).filter(|id| self.running.contains_key(id));
+            groups.entry(id).or_default().push(job);
+        }
+        groups
     }
 
-    /// Adds accepted jobs to the queues of the nodes that serve their keys. Parks the others.
-    fn distribute(&mut self, jobs: impl IntoIterator<Item = QueuedJob>) {
-        let mut groups: HashMap<NodeId, Vec<QueuedJob>> = HashMap::new();
-        for mut queued in jobs {
-            // Only the node that said so is asked for a key that moves.
-            queued.is_asking = false;
-            match self.set.route(&queued.job.key).filter(|id| self.running.contains_key(id)) {
-                Some(id) => groups.entry(id).or_default().push(queued),
-                None => self.park(queued),
-            }
-        }
+    /// Adds accepted jobs to the queues of the nodes that serve their keys. Returns those that no
+    /// node serves.
+    fn distribute(&self, jobs: impl IntoIterator<Item = QueuedJob>) -> Vec<QueuedJob> {
+        // Only the node that said so is asked for a key that moves.
+        let jobs = jobs.into_iter().map(|queued| QueuedJob { is_asking: false, ..queued });
+        let mut groups = self.group(jobs, |queued| &queued.job.key);
+        let unserved = groups.remove(&None).unwrap_or_default();
         for (id, group) in groups {
-            if let Some(node) = self.running.get(&id) {
+            if let Some(node) = id.and_then(|id| self.running.get(&id)) {
                 node.accept(group);
             }
         }
+        unserved
     }
 
     /// Keeps a job until the next map, which is requested now.
@@ -85,15 +92,7 @@ impl Nodes {
         if let Some(node) = self.set.only_node().and_then(|id| self.running.get(&id)) {
             return node.submit(jobs, expires_at);
         }
-        let mut groups: Vec<(Option<NodeId>, Vec<Job>)> = Vec::new();
-        for job in jobs.drain(..) {
-            let id = self.set.route(&job.key);
-            match groups.iter_mut().find(|(group, _)| *group == id) {
-                Some((_, group)) => group.push(job),
-                None => groups.push((id, vec![job])),
-            }
-        }
-        for (id, mut group) in groups {
+        for (id, mut group) in self.group(jobs.drain(..), |job| &job.key) {
             match id.and_then(|id| self.running.get(&id)) {
                 Some(node) => node.submit(&mut group, expires_at),
                 None => {
@@ -167,7 +166,9 @@ impl PoolShared {
     pub(super) fn reroute(&self, jobs: impl IntoIterator<Item = QueuedJob>) {
         let mut nodes = self.nodes();
         if !nodes.closed {
-            nodes.distribute(jobs);
+            for queued in nodes.distribute(jobs) {
+                nodes.park(queued);
+            }
             self.publish_parked(nodes.parked.len());
         }
     }
@@ -241,18 +242,18 @@ impl PoolShared {
 
     /// Records that invalidations arrive from a node from now on, or the reason why not.
     pub(super) fn set_watched(&self, id: NodeId, watched: Result<(), String>) {
-        let mut nodes = self.nodes();
-        let invalidation = nodes.set.set_watched(id, watched);
-        self.push_invalidations(invalidation.into_iter().collect());
-        self.publish_tracking(&nodes);
-        drop(nodes);
-        self.log_freshness();
+        self.change_tracking(|set| set.set_watched(id, watched));
     }
 
     /// Records that the map in force is current, or the reason why this is not known.
     pub(super) fn set_topology(&self, topology: Result<(), String>) {
+        self.change_tracking(|set| set.set_topology(topology));
+    }
+
+    /// Changes what tracking depends on, tells the event loop, and publishes the state.
+    fn change_tracking(&self, change: impl FnOnce(&mut NodeSet) -> Option<Invalidation>) {
         let mut nodes = self.nodes();
-        let invalidation = nodes.set.set_topology(topology);
+        let invalidation = change(&mut nodes.set);
         self.push_invalidations(invalidation.into_iter().collect());
         self.publish_tracking(&nodes);
         drop(nodes);
@@ -272,12 +273,8 @@ impl PoolShared {
         self.fail_expired_parked();
         let mut nodes = self.nodes();
         let parked = std::mem::take(&mut nodes.parked);
-        let (routable, unserved): (Vec<_>, Vec<_>) =
-            parked.into_iter().partition(|queued| nodes.has_node_of(&queued.job.key));
-        if !routable.is_empty() || !unserved.is_empty() {
-            nodes.distribute(routable);
-            self.publish_parked(nodes.parked.len());
-        }
+        let unserved = nodes.distribute(parked);
+        self.publish_parked(0);
         drop(nodes);
         self.fail(unserved, failure);
     }
@@ -285,9 +282,8 @@ impl PoolShared {
     /// Fails the parked jobs that have waited for longer than their first clients do.
     pub(super) fn fail_expired_parked(&self) {
         let (now, mut nodes) = (Instant::now(), self.nodes());
-        let parked = std::mem::take(&mut nodes.parked);
-        let (expired, parked): (Vec<_>, Vec<_>) = parked.into_iter().partition(|queued| queued.expires_at <= now);
-        nodes.parked = parked;
+        let expired: Vec<QueuedJob> = nodes.parked.extract_if(.., |queued| queued.expires_at <= now).collect();
+        self.publish_parked(nodes.parked.len());
         drop(nodes);
         self.fail(expired, &Failure::Timeout);
     }
@@ -309,7 +305,6 @@ mod tests {
     use super::super::node::tests::queued;
     use super::super::tests::{job, pool_shared};
     use super::*;
-    use crate::types::Invalidation;
     use crate::upstream::UpstreamAddress;
     use std::time::Duration;
 

@@ -116,15 +116,11 @@ impl SlotMap {
 
     /// Returns true if another map gives each key to the same primary.
     pub fn has_same_owners(&self, other: &SlotMap) -> bool {
-        let owner_at = |map: &SlotMap, slot: usize| {
-            let owner = map.owners.as_ref().map_or(0, |owners| owners[slot]);
-            map.primaries.get(usize::from(owner)).cloned()
+        let (Some(owners), Some(others)) = (&self.owners, &other.owners) else { return self == other };
+        let is_same = |(&owner, &other_owner): (&u16, &u16)| {
+            self.primaries.get(usize::from(owner)) == other.primaries.get(usize::from(other_owner))
         };
-        match (&self.owners, &other.owners) {
-            (Some(owners), Some(others)) if self.primaries == other.primaries => owners == others,
-            (Some(owners), Some(_)) => (0..owners.len()).all(|slot| owner_at(self, slot) == owner_at(other, slot)),
-            _ => self == other,
-        }
+        owners.iter().zip(others).all(is_same)
     }
 
     /// Returns the number of slots that another map with the same primaries gives to another one.

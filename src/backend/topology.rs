@@ -360,15 +360,15 @@ impl TopologyThread {
                 map.moved_slots(previous)
             );
         } else {
-            log_primaries(self.is_cluster, map, previous.is_some());
+            log_primaries(self.is_cluster, map, previous.is_some_and(|previous| !previous.has_same_owners(map)));
         }
     }
 }
 
 /// Logs the primaries of a map.
-fn log_primaries(is_cluster: bool, map: &SlotMap, is_change: bool) {
+fn log_primaries(is_cluster: bool, map: &SlotMap, is_flushed: bool) {
     let addresses = map.primaries().iter().map(|primary| primary.address.to_string()).collect::<Vec<_>>().join(", ");
-    let effect = if is_change { ": cache flushed" } else { "" };
+    let effect = if is_flushed { ": cache flushed" } else { "" };
     match (is_cluster, map.unserved_slots()) {
         (false, _) => log::info!("the sentinels name {addresses} as the primary{effect}"),
         (true, 0) => log::info!("Redis Cluster has the primaries {addresses}{effect}"),

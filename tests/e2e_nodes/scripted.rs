@@ -312,7 +312,7 @@ fn redirections_cause_no_refresh_storm() {
     assert!(moved > 1000.0, "{moved} redirections are too few to judge");
     // One may follow the first read, which waited for the first map.
     assert!(count() <= 1.0, "the target is known, so nothing is to be found");
-    // Nobody knows this target.
+    // No node knows this target.
     let target = format!("127.0.0.1:{}", crate::common::stable_port());
     nodes[0].on_call(move |call| call.is_read().then(|| redirection("MOVED", slot_of(call.key()), &target)));
     let began = Instant::now();
