@@ -97,10 +97,11 @@ impl ClusterSource {
     pub(super) fn find(&mut self, informed: Option<Primary>) -> Finding {
         let (started_at, mut best, mut problem) = (Instant::now(), None, "no node is known".to_owned());
         for node in self.candidates(informed).into_iter().take(MAX_ASKED) {
-            if best.is_some() && (started_at < self.ask_others_from || started_at.elapsed() > MAX_ROUND_TIME) {
+            if started_at.elapsed() > MAX_ROUND_TIME || best.is_some() && started_at < self.ask_others_from {
                 break;
             }
-            match self.ask(&node) {
+            let mut connector = Connector::new(&self.settings, &node);
+            match self.ask(&mut connector, &node) {
                 Ok(answer) => {
                     self.log_denials(&node, &answer.denied);
                     let Some(doubt) = self.doubt_of(&node, &answer) else {
@@ -114,16 +115,13 @@ impl ClusterSource {
                 }
                 Err(error) => {
                     self.connection = None;
-                    problem = format!("{}: {}", node.address, Connector::new(&self.settings, &node).describe(&error));
+                    problem = format!("{}: {}", node.address, connector.describe(&error));
                 }
             }
             for asked in [&mut self.known, &mut self.configured] {
                 if let Some(index) = asked.iter().position(|known| *known == node) {
                     asked[index..].rotate_left(1);
                 }
-            }
-            if started_at.elapsed() > MAX_ROUND_TIME {
-                break;
             }
         }
         let is_long = self.doubtful_since.get_or_insert(started_at).elapsed() >= MAX_SILENCE;
@@ -175,11 +173,11 @@ impl ClusterSource {
     }
 
     /// Asks one node, over the open connection if it is that of the node.
-    fn ask(&mut self, node: &Primary) -> RedisResult<Answer> {
+    fn ask(&mut self, connector: &mut Connector, node: &Primary) -> RedisResult<Answer> {
         let mut wire = match self.connection.take() {
             Some((connected, wire)) if connected == *node => wire,
             _ => {
-                let mut wire = Connector::new(&self.settings, node).connect(Ok)?;
+                let mut wire = connector.connect(Ok)?;
                 wire.set_longest_reply(MAX_REPLY_BYTES);
                 wire
             }
@@ -225,19 +223,17 @@ fn request_view(wire: &mut Wire, node: &Primary) -> RedisResult<Answer> {
     }
     wire.send(&packed)?;
     let slots = wire.receive()?;
-    let (mut denied, mut texts) = (Vec::new(), Vec::new());
-    for question in OPTIONAL_QUESTIONS {
+    let (mut denied, mut texts) = (Vec::new(), OPTIONAL_QUESTIONS.map(|_| String::new()));
+    for (question, text) in OPTIONAL_QUESTIONS.into_iter().zip(&mut texts) {
         match wire.receive()?.extract_error() {
-            Ok(reply) => texts.push(info_text(reply).unwrap_or_default()),
-            Err(error) if is_command_denied(&error) => {
-                denied.push(question);
-                texts.push(String::new());
-            }
+            Ok(reply) => *text = info_text(reply).unwrap_or_default(),
+            Err(error) if is_command_denied(&error) => denied.push(question),
             Err(error) => return Err(error),
         }
     }
+    let [state, nodes, _] = texts;
     let slots = slots.extract_error()?;
-    let view = ClusterView::parse(&slots, &texts[1], &node.address)
+    let view = ClusterView::parse(&slots, &nodes, &node.address)
         .ok_or_else(|| io::Error::other("the reply to CLUSTER SLOTS has an unknown form"))?;
     if view.map.unserved_slots() == usize::from(SLOTS) {
         return Err(io::Error::other("the node knows no primary with slots; it may have been reset").into());
@@ -246,7 +242,7 @@ fn request_view(wire: &mut Wire, node: &Primary) -> RedisResult<Answer> {
         let text = format!("it names more than {MAX_PRIMARIES} primaries, which is not supported");
         return Err(io::Error::other(text).into());
     }
-    Ok(Answer { trust: trust_of(&texts[0]), view, denied })
+    Ok(Answer { trust: trust_of(&state), view, denied })
 }
 
 fn trust_of(info: &str) -> Trust {

@@ -39,6 +39,7 @@ mod slot_map;
 mod stream;
 mod subscription;
 mod task;
+mod timed_throttle;
 #[cfg(not(feature = "tls"))]
 #[path = "tls/absent.rs"]
 mod tls;

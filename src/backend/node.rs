@@ -9,8 +9,8 @@ use super::node_set::NodeId;
 use super::shared::PoolShared;
 use super::slot_map::Primary;
 use super::task::ConnectOutcome;
+use super::timed_throttle::TimedThrottle;
 use super::tracking::Tracker;
-use crate::log_throttle::LogThrottle;
 use crate::metrics::NodeStatus;
 use crate::types::Job;
 use std::collections::VecDeque;
@@ -71,7 +71,7 @@ pub(super) struct NodeState {
     pub(super) last_request: Option<Instant>,
     /// Throttle for the log lines about lost connections. Without it each failed read would log
     /// one.
-    pub(super) loss_log: LogThrottle,
+    pub(super) loss_log: TimedThrottle,
     pub(super) closed: bool,
 }
 

@@ -11,11 +11,11 @@
 use super::BackendConfig;
 use super::connect::{Connector, is_command_denied, single_line};
 use super::slot_map::{Primary, SlotMap, is_plain_host, text_of};
+use super::timed_throttle::TimedThrottle;
 use super::topology::{Finding, MAX_SILENCE, Topology};
 use super::wire::Wire;
-use crate::log_throttle::LogThrottle;
-use crate::types::Millis;
 use crate::upstream::UpstreamAddress;
+use log::Level;
 use redis::{ErrorKind, PushKind, RedisError, RedisResult, Value};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -103,8 +103,7 @@ pub(super) struct SentinelSource {
     /// Primary that was found last.
     present: Option<UpstreamAddress>,
     /// Throttle for the log lines about sentinels that disagree.
-    disagreement_log: LogThrottle,
-    started_at: Instant,
+    disagreement_log: TimedThrottle,
 }
 
 impl Drop for SentinelSource {
@@ -125,12 +124,8 @@ impl SentinelSource {
         let (recorded, is_closed) = (Condvar::new(), AtomicBool::new(false));
         let reports = Arc::new(Reports { of_sentinels, recorded, is_closed, topology });
         // Ends the threads that have started if another one cannot.
-        let source = SentinelSource {
-            reports: Arc::clone(&reports),
-            present: None,
-            disagreement_log: LogThrottle::default(),
-            started_at: Instant::now(),
-        };
+        let source =
+            SentinelSource { reports: Arc::clone(&reports), present: None, disagreement_log: TimedThrottle::default() };
         for (number, address) in sentinels.iter().enumerate() {
             let mut watch = SentinelWatch::new(settings, master, (number, address), Arc::clone(&reports));
             std::thread::Builder::new().name("redis-sentinel".into()).spawn(move || watch.run())?;
@@ -151,7 +146,7 @@ impl SentinelSource {
         // failovers.
         let present = self.present.take().filter(|present| named.contains(&present));
         let found = present.or_else(|| named.first().map(|address| (*address).clone()));
-        if named.len() > 1 && self.disagreement_log.admit(self.started_at.elapsed().as_millis() as Millis).is_some() {
+        if named.len() > 1 && self.disagreement_log.admit().is_some() {
             log::warn!(
                 "the sentinels name different primaries in the same epoch, the proxy reads {}: check that all of them \
                  monitor the same Redis",
@@ -197,8 +192,7 @@ struct SentinelWatch {
     number: usize,
     reports: Arc<Reports>,
     /// Throttle for the log lines about a lost connection.
-    problem_log: LogThrottle,
-    started_at: Instant,
+    problem_log: TimedThrottle,
 }
 
 impl SentinelWatch {
@@ -218,8 +212,7 @@ impl SentinelWatch {
             interval,
             number,
             reports,
-            problem_log: LogThrottle::default(),
-            started_at: Instant::now(),
+            problem_log: TimedThrottle::default(),
         }
     }
 
@@ -240,12 +233,8 @@ impl SentinelWatch {
                 Err(_) => "the thread panicked; please report the panic logged before this line".into(),
             };
             let problem = format!("sentinel {}: {problem}", self.connector.target());
-            match self.reports.record_problem(self.number, problem.clone()) {
-                true if self.problem_log.admit(self.started_at.elapsed().as_millis() as Millis).is_some() => {
-                    log::warn!("{problem}");
-                }
-                _ => log::debug!("{problem}"),
-            }
+            let is_new = self.reports.record_problem(self.number, problem.clone());
+            log::log!(if is_new { self.problem_log.level(Level::Warn) } else { Level::Debug }, "{problem}");
             std::thread::sleep(self.interval.min(MAX_SENTINEL_TIMEOUT));
         }
     }

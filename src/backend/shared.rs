@@ -4,10 +4,10 @@ use super::freshness::{Freshness, FreshnessUpdate};
 use super::inbox::{Inbox, MAX_PENDING_INVALIDATIONS};
 use super::node_set::NodeId;
 use super::nodes::Nodes;
+use super::timed_throttle::TimedThrottle;
 use super::{BackendConfig, INVALIDATIONS_PER_LOCK, TTL_RETRY_DELAY};
-use crate::log_throttle::LogThrottle;
 use crate::metrics::{NodeStatus, TrackingState, WorkerSlot};
-use crate::types::{Completion, Invalidation, Millis};
+use crate::types::{Completion, Invalidation};
 use crate::upstream::UpstreamAddress;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,11 +29,9 @@ pub(super) struct PoolShared {
     /// present state. The event loop never takes it.
     logged_freshness: Mutex<Freshness>,
     /// Throttle for the log line about redirections to other nodes of a cluster.
-    redirection_log: Mutex<LogThrottle>,
+    redirection_log: Mutex<TimedThrottle>,
     /// Slot of the worker, where the status of Redis is published.
     slot: Arc<WorkerSlot>,
-    /// Start of the time that is passed to log throttles.
-    started_at: Instant,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -64,7 +62,6 @@ impl PoolShared {
             logged_freshness: Mutex::new(present.clone()),
             redirection_log: Mutex::default(),
             slot: worker_slot,
-            started_at: Instant::now(),
             wake: Box::new(wake),
         };
         let mut redis = shared.slot.redis();
@@ -78,11 +75,6 @@ impl PoolShared {
     /// Locks the nodes.
     pub(super) fn nodes(&self) -> MutexGuard<'_, Nodes> {
         lock(&self.nodes)
-    }
-
-    /// Returns the time since the start, for log throttles.
-    pub(super) fn uptime(&self) -> Millis {
-        self.started_at.elapsed().as_millis() as Millis
     }
 
     /// Changes the published status of a node.
@@ -135,7 +127,7 @@ impl PoolShared {
 
     /// Returns true if a redirection to another cluster node may be logged now.
     pub(super) fn should_log_redirection(&self) -> bool {
-        lock(&self.redirection_log).admit(self.uptime()).is_some()
+        lock(&self.redirection_log).admit().is_some()
     }
 
     /// Returns true if fetchers send `PTTL` with each read.

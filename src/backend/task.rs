@@ -127,8 +127,7 @@ impl Node {
     /// Returns the number of losses suppressed since the last log line, if a line may be logged
     /// now.
     pub(super) fn should_log_loss(&self) -> Option<u64> {
-        let now = self.pool.uptime();
-        self.state().loss_log.admit(now)
+        self.state().loss_log.admit()
     }
 
     /// Records that a fetcher has lost its connection.

@@ -14,8 +14,9 @@ use super::cluster::ClusterSource;
 use super::sentinel::SentinelSource;
 use super::shared::PoolShared;
 use super::slot_map::{Primary, SlotMap};
-use crate::log_throttle::LogThrottle;
-use crate::types::{Failure, Millis};
+use super::timed_throttle::TimedThrottle;
+use crate::types::Failure;
+use log::Level;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -200,11 +201,10 @@ struct TopologyThread {
     /// True while there is a problem.
     has_problem: bool,
     /// Throttle for the log lines about problems. Each round may meet another one.
-    problem_log: LogThrottle,
+    problem_log: TimedThrottle,
     /// Throttle for the log lines about moved slots. While a cluster is resharded, each round finds
     /// some.
-    moved_log: LogThrottle,
-    started_at: Instant,
+    moved_log: TimedThrottle,
 }
 
 impl TopologyThread {
@@ -223,9 +223,8 @@ impl TopologyThread {
             map: None,
             silent_since: None,
             has_problem: false,
-            problem_log: LogThrottle::default(),
-            moved_log: LogThrottle::default(),
-            started_at: Instant::now(),
+            problem_log: TimedThrottle::default(),
+            moved_log: TimedThrottle::default(),
         })
     }
 
@@ -304,11 +303,7 @@ impl TopologyThread {
     fn log_problem(&mut self, problem: Option<&str>) {
         let had_problem = std::mem::replace(&mut self.has_problem, problem.is_some());
         if let Some(problem) = problem {
-            let is_admitted = self.problem_log.admit(self.started_at.elapsed().as_millis() as Millis).is_some();
-            log::log!(
-                if is_admitted { log::Level::Error } else { log::Level::Debug },
-                "cannot find the nodes of Redis: {problem}"
-            );
+            log::log!(self.problem_log.level(Level::Error), "cannot find the nodes of Redis: {problem}");
         } else if had_problem {
             log::info!("the nodes of Redis are found again");
         }
@@ -353,9 +348,8 @@ impl TopologyThread {
             previous.primaries() == map.primaries() && previous.unserved_slots() == map.unserved_slots()
         };
         if let Some(previous) = previous.filter(kept) {
-            let is_admitted = self.moved_log.admit(self.started_at.elapsed().as_millis() as Millis).is_some();
             log::log!(
-                if is_admitted { log::Level::Info } else { log::Level::Debug },
+                self.moved_log.level(Level::Info),
                 "Redis Cluster has moved {} slots between its nodes: cache flushed",
                 map.moved_slots(previous)
             );
@@ -396,9 +390,8 @@ mod tests {
             map: None,
             silent_since: Some(Instant::now()),
             has_problem: false,
-            problem_log: LogThrottle::default(),
-            moved_log: LogThrottle::default(),
-            started_at: Instant::now(),
+            problem_log: TimedThrottle::default(),
+            moved_log: TimedThrottle::default(),
         };
         (thread, vec![pool_shared(Arc::default())])
     }
