@@ -1,11 +1,13 @@
 //! Helpers for real daemons that tests start: their command, and a directory for all their files.
 
+use super::TEST_TIMEOUT;
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Returns a command with the directories of daemons in its PATH, which not every user has.
 pub fn command(program: &str) -> Command {
@@ -25,4 +27,17 @@ pub fn create_dir() -> PathBuf {
     std::fs::create_dir(&dir).expect("a new name");
     std::fs::set_permissions(&dir, Permissions::from_mode(0o777)).expect("a directory of this test");
     dir
+}
+
+/// Asks a daemon to end with `signal`, such as `TERM`, and waits. Kills it if it takes too long.
+pub fn stop(daemon: &mut Child, signal: &str) {
+    let kill = format!("kill -{signal} {}", daemon.id());
+    // The process may have exited already.
+    let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    while matches!(daemon.try_wait(), Ok(None)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = daemon.kill();
+    let _ = daemon.wait();
 }

@@ -2,14 +2,13 @@
 //!
 //! Only the addresses in a file are replaced.
 
-use crate::common::daemon::{command, create_dir};
+use crate::common::daemon::{command, create_dir, stop};
 use crate::common::resp::RespClient;
-use crate::common::{HttpClient, Proxy, TEST_TIMEOUT, wait_for};
+use crate::common::{HttpClient, Proxy, wait_for};
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// One product with its file.
 pub struct Kind {
@@ -170,15 +169,7 @@ impl Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
-        let kill = format!("kill -TERM {}", self.child.id());
-        // The process may have exited already.
-        let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
-        let deadline = Instant::now() + TEST_TIMEOUT;
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        stop(&mut self.child, "TERM");
         if std::thread::panicking() {
             eprintln!("the log of {}:\n{}", self.kind.name, self.log());
         }

@@ -3,13 +3,12 @@
 //! Each runs at its defaults, except for what a test needs: its address, its backend, a directory
 //! for all its files, and running in the foreground.
 
-use crate::common::daemon::{command, create_dir};
-use crate::common::{HttpClient, Proxy, Response, TEST_TIMEOUT, wait_for};
+use crate::common::daemon::{command, create_dir, stop};
+use crate::common::{HttpClient, Proxy, Response, wait_for};
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// One product in one role, with its command.
 pub struct Kind {
@@ -228,15 +227,7 @@ impl HttpCache {
 
 impl Drop for HttpCache {
     fn drop(&mut self) {
-        let kill = format!("kill -{} {}", self.kind.stop_signal, self.child.id());
-        // The process may have exited already.
-        let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
-        let deadline = Instant::now() + TEST_TIMEOUT;
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        stop(&mut self.child, self.kind.stop_signal);
         if std::thread::panicking() {
             eprintln!("the log of {}:\n{}", self.kind.name, self.log());
         }
