@@ -13,7 +13,7 @@ use segment_redis_proxy::dispatch::{Dispatcher, sync_metrics};
 use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use segment_redis_proxy::read_through::{Lookup, ReadThrough};
-use segment_redis_proxy::types::{Completion, FetchedValue, Millis};
+use segment_redis_proxy::types::{Completion, FetchedValue, MAX_UPCOMING_KEYS, Millis, UpcomingKeys};
 use segment_redis_proxy::value::{JsonForm, Payload, Value};
 use std::hint::black_box;
 use std::io::Write;
@@ -121,6 +121,21 @@ fn measure_full_hit(size: usize) -> f64 {
     time
 }
 
+/// Returns the nanoseconds of one `get` in a batch of keys that the cache looked ahead for.
+fn measure_batched_get(cache: &mut Cache, size: usize) -> f64 {
+    let mut random = 1;
+    let (time, _) = measure(OPERATIONS / MAX_UPCOMING_KEYS, |_| {
+        let keys: [_; MAX_UPCOMING_KEYS] = std::array::from_fn(|_| key(next_random(&mut random, size)));
+        let mut upcoming = UpcomingKeys::new();
+        keys.iter().for_each(|key| upcoming.push(key));
+        cache.look_ahead(&upcoming);
+        for key in &keys {
+            black_box(cache.get(key, 0).is_some());
+        }
+    });
+    time / MAX_UPCOMING_KEYS as f64
+}
+
 /// Returns the nanoseconds of each operation, and the microseconds of the longest group of 16.
 fn measure(count: usize, mut operation: impl FnMut(usize)) -> (f64, f64) {
     let start = Instant::now();
@@ -167,9 +182,9 @@ fn main() {
     assert!(status.expect("restart for a fresh heap").success());
     println!();
     println!(
-        "| entries | full hit ns | get ns | get, missing ns | insert with eviction ns | expiry ns | growing insert ns | longest 16 growing inserts us | longest sweep of {SWEEP} us |"
+        "| entries | full hit ns | get ns | get in batches of {MAX_UPCOMING_KEYS} ns | get, missing ns | insert with eviction ns | expiry ns | growing insert ns | longest 16 growing inserts us | longest sweep of {SWEEP} us |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for size in SIZES {
         let hit = measure_full_hit(size);
         let mut cache = Cache::new(Limits { entries: size, bytes: usize::MAX, stale: 0 });
@@ -179,6 +194,7 @@ fn main() {
         let (get, _) = measure(OPERATIONS, |_| {
             black_box(cache.get(&key(next_random(&mut random, size)), 0).is_some());
         });
+        let batched = measure_batched_get(&mut cache, size);
         let (missing, _) = measure(OPERATIONS, |number| {
             black_box(cache.get(&key(number + size), 0).is_some());
         });
@@ -196,7 +212,7 @@ fn main() {
         }
         let expiry = start.elapsed().as_nanos() as f64 / expired as f64;
         println!(
-            "| {size} | {hit:.0} | {get:.0} | {missing:.0} | {evicting:.0} | {expiry:.0} | {growing:.0} | {longest_growth:.0} | {:.0} |",
+            "| {size} | {hit:.0} | {get:.0} | {batched:.0} | {missing:.0} | {evicting:.0} | {expiry:.0} | {growing:.0} | {longest_growth:.0} | {:.0} |",
             longest.as_nanos() as f64 / 1000.0
         );
     }

@@ -76,11 +76,15 @@ impl Dispatcher<'_> {
     fn process(&mut self, connection: &mut Connection, slot: usize, input: &[u8]) -> (usize, bool) {
         let (mut at, requests_before) = (0, connection.request_count());
         let (mut steps, mut copied) = (0, 0);
+        let mut look_ahead_at = if self.read_through.benefits_from_look_ahead() { 0 } else { usize::MAX };
         let limit_reached = loop {
             if steps >= MAX_STEPS_PER_TURN || copied > MAX_COPIED_PER_TURN {
                 break true;
             }
             steps += 1;
+            if at >= look_ahead_at {
+                look_ahead_at = self.look_ahead(connection, input, at);
+            }
             match connection.decode(&input[at..], &mut self.context) {
                 DecodeStep::Blocked => break !connection.can_take_request(),
                 DecodeStep::Consumed(consumed) => at += consumed,
@@ -121,6 +125,17 @@ impl Dispatcher<'_> {
         };
         self.context.reply.recorder.metrics.requests += connection.request_count() - requests_before;
         (at, at < input.len() && limit_reached && !connection.is_closing())
+    }
+
+    /// Prepares the lookups of the next keys in `input` from `at`. Returns where to look ahead
+    /// again: after these keys, or not in this turn if there are none.
+    fn look_ahead(&mut self, connection: &Connection, input: &[u8], at: usize) -> usize {
+        let (keys, length) = connection.find_upcoming_keys(&input[at..], &self.context);
+        if length == 0 {
+            return usize::MAX;
+        }
+        self.read_through.look_ahead(&keys);
+        at + length
     }
 
     /// Answers `INFO` and `DBSIZE`.

@@ -15,6 +15,43 @@ pub type Millis = u64;
 /// cache has 17 bits for the length.
 pub const MAX_KEY_BYTES: usize = 64 * 1024;
 
+/// Maximum number of keys whose lookups are prepared together. With more, the processor overlaps no
+/// more loads, and the first lines would leave its cache before they are used.
+pub const MAX_UPCOMING_KEYS: usize = 16;
+
+/// Keys that the next requests will probably look up, in their order.
+#[derive(Debug)]
+pub struct UpcomingKeys<'a> {
+    keys: [&'a [u8]; MAX_UPCOMING_KEYS],
+    len: usize,
+}
+
+impl<'a> UpcomingKeys<'a> {
+    /// Creates an empty list.
+    #[allow(clippy::new_without_default, reason = "one constructor is enough")]
+    pub fn new() -> UpcomingKeys<'a> {
+        UpcomingKeys { keys: [&[]; MAX_UPCOMING_KEYS], len: 0 }
+    }
+
+    /// Adds a key. A full list stays as it is.
+    pub fn push(&mut self, key: &'a [u8]) {
+        if let Some(next) = self.keys.get_mut(self.len) {
+            *next = key;
+            self.len += 1;
+        }
+    }
+
+    /// Returns true if the list takes no further key.
+    pub fn is_full(&self) -> bool {
+        self.len == MAX_UPCOMING_KEYS
+    }
+
+    /// Returns the keys.
+    pub fn as_slice(&self) -> &[&'a [u8]] {
+        &self.keys[..self.len]
+    }
+}
+
 /// Value that a fetch read, and its lifetime in Redis.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FetchedValue {

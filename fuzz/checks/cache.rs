@@ -50,6 +50,7 @@ fn next_operation(next: &mut impl FnMut() -> Option<u8>) -> Option<Operation> {
         10 => Operation::Clear,
         11 => Operation::ExpireAll,
         12..=13 => Operation::Sweep,
+        14 => Operation::LookAhead(next()?, next()?),
         _ => Operation::Wait(Millis::from(next()?)),
     };
     Some(operation)

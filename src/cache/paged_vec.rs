@@ -28,6 +28,11 @@ impl<T> PagedVec<T> {
         self.len
     }
 
+    /// Returns the element at `index`, `None` if there is none.
+    pub(super) fn get(&self, index: usize) -> Option<&T> {
+        self.pages.get(index >> PAGE_BITS)?.get(index & (PAGE_LEN - 1))
+    }
+
     /// Appends an element.
     ///
     /// The first page grows by doubling, so that a small cache stays small. Later pages are

@@ -4,6 +4,7 @@
 
 use crate::types::MAX_KEY_BYTES;
 use crate::value::{JsonForm, Payload, Value};
+use std::hint::black_box;
 use std::sync::Arc;
 
 /// Length of the header of an inline record. Its 24 bits are the length of the key, the tag and the
@@ -13,6 +14,13 @@ const HEADER_BYTES: usize = 3;
 
 /// Bits of a tag. The form takes two more, which leaves 17 for the length of the key.
 pub(super) const TAG_BITS: u32 = 5;
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+
+/// First bytes of a record that look-ahead loads. The processor loads further lines by itself while
+/// the first ones are read.
+const LOADED_BYTES: usize = 256;
 
 const _: () = assert!(MAX_KEY_BYTES << (TAG_BITS + 2) < 1 << (8 * HEADER_BYTES));
 
@@ -103,6 +111,22 @@ impl Record {
         }
     }
 
+    /// Returns true if key and value are in one allocation. Reads nothing beyond the record itself.
+    pub(super) fn is_inline(&self) -> bool {
+        matches!(self, Record::Inline(_))
+    }
+
+    /// Loads the cache lines of key and value that a reply reads first.
+    pub(super) fn load(&self) {
+        match self {
+            Record::Inline(record) => load_lines(record),
+            Record::Shared(record) => {
+                load_lines(&record.key);
+                load_lines(&record.value.bytes);
+            }
+        }
+    }
+
     /// Checks that no long value is inline.
     #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub(super) fn validate(&self) -> Result<(), String> {
@@ -113,6 +137,12 @@ impl Record {
             _ => Ok(()),
         }
     }
+}
+
+/// Loads the first cache lines of `bytes`, and the last one.
+fn load_lines(bytes: &[u8]) {
+    let lines = bytes[..bytes.len().min(LOADED_BYTES)].iter().step_by(LINE_BYTES);
+    black_box(lines.chain(bytes.last()).fold(0, |sum, byte| sum ^ byte));
 }
 
 #[cfg(test)]

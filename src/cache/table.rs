@@ -49,9 +49,14 @@ impl Table {
         if bucket < self.heads.len() { bucket } else { bucket & (mask >> 1) }
     }
 
+    /// Returns the first entry in the bucket of a hash, [`NIL`] if it is empty.
+    pub(super) fn first_in_bucket(&self, hash: u32) -> u32 {
+        self.heads[self.bucket_of(hash)]
+    }
+
     /// Returns the first entry with this hash that `matches` accepts.
     pub(super) fn find(&self, nodes: &PagedVec<Node>, hash: u32, mut matches: impl FnMut(u32) -> bool) -> Option<u32> {
-        let mut id = self.heads[self.bucket_of(hash)];
+        let mut id = self.first_in_bucket(hash);
         while id != NIL {
             let node = &nodes[id as usize];
             if node.hash == hash && matches(id) {

@@ -26,7 +26,7 @@ use crate::metrics::RequestOutcome;
 use crate::protocol::http::{self, AdminEndpoint, AdminResponse};
 use crate::protocol::resp::{self, Session};
 use crate::protocol::{MultiReply, ReplyFormat, SendBuffer};
-use crate::types::{Millis, Reply, RequestId};
+use crate::types::{Millis, Reply, RequestId, UpcomingKeys};
 pub use context::{DecodeContext, ReplyContext};
 use http_conn::HttpState;
 use reply_queue::ReplyQueue;
@@ -253,6 +253,21 @@ impl Connection {
                 None => DecodeStep::Blocked,
             },
         }
+    }
+
+    /// Returns keys that the requests at the start of `input` will look up, and the end of the last
+    /// one. Decodes nothing. Finds none before authentication, and none in a request that is
+    /// decoded partly.
+    pub fn find_upcoming_keys<'a>(&self, input: &'a [u8], context: &DecodeContext<'_>) -> (UpcomingKeys<'a>, usize) {
+        let mut keys = UpcomingKeys::new();
+        let end = match &self.protocol {
+            ProtocolState::Resp(session) => session.find_upcoming_keys(input, &mut keys),
+            ProtocolState::Http(state) if !state.in_body() && !context.auth.is_required() => {
+                context.head_decoder.find_upcoming_keys(input, &mut keys)
+            }
+            _ => 0,
+        };
+        (keys, end)
     }
 
     /// Returns the number of requests taken so far.

@@ -12,7 +12,9 @@ mod tests;
 use crate::cache::{Cache, Limits};
 use crate::inflight::{FinishedFetch, Inflight, Join, Waiter};
 use crate::metrics::WorkerMetrics;
-use crate::types::{Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source};
+use crate::types::{
+    Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source, UpcomingKeys,
+};
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use capacity::{CapacityCheck, Suggestion};
 use std::sync::Arc;
@@ -75,6 +77,16 @@ impl ReadThrough {
     /// Returns the cache, for tests and benchmarks.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// Returns true if [`ReadThrough::look_ahead`] saves time.
+    pub fn benefits_from_look_ahead(&self) -> bool {
+        self.cache.benefits_from_look_ahead()
+    }
+
+    /// Loads the memory that requests for these keys will read. Changes no result.
+    pub fn look_ahead(&mut self, keys: &UpcomingKeys<'_>) {
+        self.cache.look_ahead(keys);
     }
 
     /// Looks up a key. A miss joins or starts a fetch, and `request_id` gets its reply. With

@@ -19,6 +19,7 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         1 => Just(Operation::ExpireAll),
         4 => Just(Operation::Sweep),
         8 => (0u64..50).prop_map(Operation::Wait),
+        12 => (any::<u8>(), 0u8..=16).prop_map(|(first, count)| Operation::LookAhead(first, count)),
     ]
 }
 

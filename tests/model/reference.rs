@@ -6,7 +6,7 @@
 //! the fuzzer.
 
 use segment_redis_proxy::cache::{Cache, Limits};
-use segment_redis_proxy::types::Millis;
+use segment_redis_proxy::types::{MAX_UPCOMING_KEYS, Millis, UpcomingKeys};
 use segment_redis_proxy::value::{JsonForm, Payload, PinCount, SHARED_VALUE_BYTES, Value};
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -133,6 +133,26 @@ pub enum Operation {
     ExpireAll,
     Sweep,
     Wait(Millis),
+    /// First key and number of keys to look ahead for.
+    LookAhead(u8, u8),
+}
+
+/// Keys of lookups, each at one of few addresses. The cache recognises a key by its address, and so
+/// often has the hint of another key.
+struct KeyBuffers(Vec<Vec<u8>>);
+
+impl KeyBuffers {
+    fn new() -> KeyBuffers {
+        KeyBuffers((0..MAX_UPCOMING_KEYS).map(|_| Vec::with_capacity(MAX_KEY_BYTES)).collect())
+    }
+
+    /// Returns the key of a number, in the buffer that it shares with others.
+    fn key_of(&mut self, number: u8) -> &[u8] {
+        let buffer = &mut self.0[usize::from(number) % MAX_UPCOMING_KEYS];
+        buffer.clear();
+        buffer.extend_from_slice(&key_of(number));
+        buffer
+    }
 }
 
 /// Cache and model with the same contents, and the current time.
@@ -141,30 +161,31 @@ pub struct Pair {
     cache: Cache,
     model: Model,
     now: Millis,
+    keys: KeyBuffers,
 }
 
 impl Pair {
     /// Returns an empty pair.
     pub fn new(limits: Limits) -> Pair {
         let model = Model { limits, entries: Vec::new(), has_expired_all: false };
-        Pair { limits, cache: Cache::new(limits), model, now: 0 }
+        Pair { limits, cache: Cache::new(limits), model, now: 0, keys: KeyBuffers::new() }
     }
 
     /// Applies an operation to both. Returns the difference as an error.
     pub fn apply(&mut self, operation: &Operation) -> Result<(), String> {
-        let Pair { cache, model, now, .. } = self;
+        let Pair { cache, model, now, keys, .. } = self;
         let now = *now;
         match *operation {
             Operation::Get(key) => {
-                let found = cache.get(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.ttl));
+                let found = cache.get(keys.key_of(key), now).map(|hit| (digest_of(hit.payload), hit.ttl));
                 expect_equal(found, fresh(model.get_allow_stale(&key_of(key), now)))?;
             }
             Operation::Peek(key) => {
-                let found = cache.peek(&key_of(key), now).map(|hit| (digest_of(hit.payload), hit.ttl));
+                let found = cache.peek(keys.key_of(key), now).map(|hit| (digest_of(hit.payload), hit.ttl));
                 expect_equal(found, fresh(model.peek(&key_of(key), now)))?;
             }
             Operation::GetAllowStale(key) => {
-                let found = cache.get_allow_stale(&key_of(key), now);
+                let found = cache.get_allow_stale(keys.key_of(key), now);
                 let found = found.map(|entry| (digest_of(entry.payload), entry.ttl, entry.expired_for));
                 let expected = model.get_allow_stale(&key_of(key), now);
                 expect_equal(found, expected.map(|(value, left, ago)| (digest_of_value(&value), left, ago)))?;
@@ -188,6 +209,13 @@ impl Pair {
                 model.sweep(now);
             }
             Operation::Wait(time) => self.now += time,
+            Operation::LookAhead(first, count) => {
+                let numbers = || (0..count.min(MAX_UPCOMING_KEYS as u8)).map(|offset| first.wrapping_add(offset));
+                numbers().for_each(|number| _ = keys.key_of(number));
+                let mut upcoming = UpcomingKeys::new();
+                numbers().for_each(|number| upcoming.push(&keys.0[usize::from(number) % MAX_UPCOMING_KEYS]));
+                cache.look_ahead(&upcoming);
+            }
         }
         self.compare()
     }
@@ -241,8 +269,11 @@ fn form_of(value: &[u8]) -> JsonForm {
     JsonForm::of(&value[..value.len().min(DIGEST_BYTES)])
 }
 
+/// Bytes of the longest key.
+const MAX_KEY_BYTES: usize = 3 * 255;
+
 /// Bytes of the longest entry, its key included.
-const MAX_ENTRY_BYTES: usize = 3 * 255 + SHARED_VALUE_BYTES + 1;
+const MAX_ENTRY_BYTES: usize = MAX_KEY_BYTES + SHARED_VALUE_BYTES + 1;
 
 /// Bytes of a value that a digest holds.
 const DIGEST_BYTES: usize = 100;

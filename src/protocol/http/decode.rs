@@ -11,10 +11,10 @@
 use super::super::Decoded;
 use super::fields::Fields;
 use super::header_cache::{self, HeaderCache, HeaderCacheHit};
-use super::target::{RequestTarget, is_known_method};
+use super::target::{self, RequestTarget, is_known_method};
 use super::version::{VERSION_BYTES, is_later_minor, is_version, version_of};
 use super::{AdminEndpoint, Authorization, Body, HttpRefusal, HttpReplyFormat, Policy, Status, View, bad_request};
-use crate::types::MAX_KEY_BYTES;
+use crate::types::{MAX_KEY_BYTES, UpcomingKeys};
 use std::mem::MaybeUninit;
 
 /// Maximum length of a request head. Browsers send up to about 4 KiB; HAProxy's buffer for a head
@@ -78,6 +78,21 @@ impl HeadDecoder {
     #[allow(clippy::new_without_default, reason = "one constructor is enough")]
     pub fn new() -> HeadDecoder {
         HeadDecoder { key_scratch: Vec::new(), is_secure: false, header_cache: HeaderCache::new() }
+    }
+
+    /// Adds the keys that the requests at the start of `input` will look up, up to the first
+    /// request with other fields than recent ones, or with a body. Returns the end of the last one.
+    /// Decodes nothing.
+    pub fn find_upcoming_keys<'a>(&self, input: &'a [u8], keys: &mut UpcomingKeys<'a>) -> usize {
+        let mut end = 0;
+        while !keys.is_full()
+            && let Some((target, length)) = self.header_cache.peek_target(&input[end..])
+            && let Some(key) = target::plain_key(target)
+        {
+            keys.push(key);
+            end += length;
+        }
+        end
     }
 }
 

@@ -68,15 +68,21 @@ impl HeaderCache {
     /// Returns the head at the start of `input` if it is cacheable and its fields are in the cache.
     /// The target may be any bytes.
     pub fn find<'a>(&mut self, input: &'a [u8]) -> Option<HeaderCacheHit<'a>> {
-        let after_method = input.strip_prefix(METHOD.as_bytes())?.strip_prefix(b" ")?;
-        let (target, after_target) = after_method.split_at(after_method.iter().position(|&byte| byte == b' ')?);
-        let rest = after_target.strip_prefix(REQUEST_LINE_END)?;
+        let (target, rest) = split_request_line(input)?;
         let entry = self.entries.iter_mut().find(|entry| rest.starts_with(&entry.bytes))?;
         entry.referenced = true;
         let CachedHeaders { keep_alive, body, expects_continue, unmet, .. } = *entry;
         let (host, authorization) = (&rest[entry.host.clone()], Authorization::Absent);
         let fields = Fields { keep_alive, body, expects_continue, host, unmet, authorization };
         Some(HeaderCacheHit { target, fields, length: input.len() - rest.len() + entry.bytes.len() })
+    }
+
+    /// Returns the target and the length of the head at the start of `input`, if [`Self::find`]
+    /// would find its fields, and no body follows.
+    pub fn peek_target<'a>(&self, input: &'a [u8]) -> Option<(&'a [u8], usize)> {
+        let (target, rest) = split_request_line(input)?;
+        let entry = self.entries.iter().find(|entry| rest.starts_with(&entry.bytes))?;
+        (entry.body == Body::Done).then(|| (target, input.len() - rest.len() + entry.bytes.len()))
     }
 
     /// Stores the meaning of the fields of a cacheable head, unless they hold credentials. `bytes`
@@ -120,6 +126,14 @@ impl HeaderCache {
         }
         &mut self.entries[self.hand]
     }
+}
+
+/// Splits a cacheable head into its target and the bytes after its request line.
+#[inline]
+fn split_request_line(input: &[u8]) -> Option<(&[u8], &[u8])> {
+    let after_method = input.strip_prefix(METHOD.as_bytes())?.strip_prefix(b" ")?;
+    let (target, after_target) = after_method.split_at(after_method.iter().position(|&byte| byte == b' ')?);
+    Some((target, after_target.strip_prefix(REQUEST_LINE_END)?))
 }
 
 #[cfg(test)]

@@ -95,6 +95,22 @@ impl AdminEndpoint {
     }
 }
 
+/// Returns the key that a target in origin-form identifies. `None` if it has percent-escapes, a
+/// query or an invalid byte, or identifies no key.
+pub fn plain_key(target: &[u8]) -> Option<&[u8]> {
+    let (_, key) = key_of_path(target)?;
+    key.iter().all(|&byte| TARGET_BYTE_CLASS[usize::from(byte)] == 0).then_some(key)
+}
+
+/// Returns the key at a path, still with its percent-escapes, and its representation.
+fn key_of_path(path: &[u8]) -> Option<(View, &[u8])> {
+    match (path.strip_prefix(b"/key/"), path.strip_prefix(b"/raw/")) {
+        (Some(key), _) => Some((View::Json, key)),
+        (_, Some(key)) => Some((View::Raw, key)),
+        _ => None,
+    }
+}
+
 impl<'a> RequestTarget<'a> {
     /// Parses a target. Returns `None` if it is malformed, or if `method` does not allow its form
     /// (RFC 9112, section 3.2). Over TLS (`is_secure`) an `https` URL identifies a resource too.
@@ -145,10 +161,9 @@ impl<'a> RequestTarget<'a> {
         key_scratch: &'a mut Vec<u8>,
     ) -> (View, HttpOperation<'a>) {
         let (view, key, endpoint) = match self.path {
-            Path::Resource(path) => match (path.strip_prefix(b"/key/"), path.strip_prefix(b"/raw/")) {
-                (Some(key), _) => (View::Json, Some(key), None),
-                (_, Some(key)) => (View::Raw, Some(key), None),
-                _ => (View::Json, None, AdminEndpoint::from_path(path, resources)),
+            Path::Resource(path) => match key_of_path(path) {
+                Some((view, key)) => (view, Some(key), None),
+                None => (View::Json, None, AdminEndpoint::from_path(path, resources)),
             },
             Path::ServerWide | Path::Tunnel | Path::HttpsScheme => (View::Json, None, None),
         };

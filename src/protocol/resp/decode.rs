@@ -182,6 +182,16 @@ impl Decoder {
         self.is_restricted = false;
     }
 
+    /// Returns the number of keys that follow for the present command, 0 between two commands.
+    /// `None` if no key may be looked up, or the present command is skipped.
+    pub fn keys_left(&self) -> Option<u32> {
+        match self.state {
+            DecodeState::Start if !self.is_restricted => Some(0),
+            DecodeState::Keys { left, .. } => Some(left),
+            DecodeState::Start | DecodeState::Skipping(_) => None,
+        }
+    }
+
     /// Decodes the event at the start of `input`, the bytes that are not consumed. No event follows
     /// [`Decoded::Invalid`].
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {

@@ -10,6 +10,7 @@
 //! | `inline` | inline commands, which some clients send first |
 //! | `session` | state of one connection, commands that it answers, operation of all others |
 //! | `encode` | replies to commands about keys and metrics |
+//! | `upcoming` | finds keys before they are decoded |
 //! | `writer` | data types of both versions |
 //! | `sections` | sections of `INFO` |
 
@@ -21,6 +22,7 @@ mod frame;
 mod inline;
 mod sections;
 mod session;
+mod upcoming;
 pub(super) mod writer;
 
 pub use commands::CommandSpec;

@@ -4,10 +4,12 @@
 use super::commands::{self, CommandName, CommandSpec};
 use super::decode::{DecodeEvent, Decoder, READ_ONLY, RespRefusal, wrong_arity};
 use super::frame::{Arguments, Printable, ProtocolError};
+use super::upcoming::find_upcoming_keys;
 use super::writer::{RespVersion, RespWriter};
 use super::{InfoSections, ReplyKind, RespReplyFormat};
 use crate::client_auth::{DEFAULT_USER, Verdict};
 use crate::protocol::Decoded;
+use crate::types::UpcomingKeys;
 
 /// Maximum length of a connection name: a host name and some more.
 ///
@@ -82,6 +84,12 @@ impl Session {
     /// Decodes the event at the start of `input`, the bytes that are not consumed.
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Decoded<DecodeEvent<'a>, ProtocolError> {
         self.decoder.decode(input)
+    }
+
+    /// Adds the keys that the commands at the start of `input` will look up. Returns the end of the
+    /// last one. Decodes nothing.
+    pub fn find_upcoming_keys<'a>(&self, input: &'a [u8], keys: &mut UpcomingKeys<'a>) -> usize {
+        self.decoder.keys_left().map_or(0, |keys_left| find_upcoming_keys(input, keys_left, keys))
     }
 
     /// Returns true if a part of an incomplete command is consumed.

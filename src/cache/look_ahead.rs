@@ -1,0 +1,137 @@
+//! Look-ahead: loads the memory that the next lookups will read, for all of them at once.
+//!
+//! A lookup among millions of entries touches about ten cache lines, and four or five of these
+//! loads depend on each other. Lookups one after the other wait for memory most of the time. A
+//! look-ahead goes through a batch of keys in stages. Each stage is a loop over loads that do not
+//! depend on each other, so the processor overlaps them (14 instead of 183 ns each).
+//!
+//! A look-ahead changes no entry and decides nothing. It leaves the ids that it found as hints,
+//! which the lookup verifies by the key. A stale or missing hint costs time only.
+
+use super::record::Record;
+use super::table::Table;
+use super::{DeadlineHeap, NIL, Node, PagedVec};
+use crate::types::MAX_UPCOMING_KEYS;
+use std::hint::black_box;
+
+/// Maximum number of entries of a bucket that a look-ahead follows. A bucket has two on average.
+const MAX_CHAIN_STEPS: usize = 4;
+
+/// Coming lookup of a key.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Address of the key, by which the lookup finds its place.
+    address: usize,
+    hash: u32,
+    /// Entry that may have the key, [`NIL`] if none has.
+    id: u32,
+}
+
+/// Hints for coming lookups, in their order.
+#[derive(Debug)]
+pub(super) struct LookAhead {
+    places: [Place; MAX_UPCOMING_KEYS],
+    /// Places before this one are used up.
+    next: usize,
+    len: usize,
+}
+
+impl LookAhead {
+    pub(super) fn new() -> LookAhead {
+        LookAhead { places: [Place { address: 0, hash: 0, id: NIL }; MAX_UPCOMING_KEYS], next: 0, len: 0 }
+    }
+
+    /// Replaces all hints by places for these keys.
+    pub(super) fn set_keys(&mut self, keys: &[&[u8]], hash: impl Fn(&[u8]) -> u32) {
+        (self.next, self.len) = (0, keys.len());
+        for (place, key) in self.places.iter_mut().zip(keys) {
+            *place = Place { address: key.as_ptr() as usize, hash: hash(key), id: NIL };
+        }
+    }
+
+    /// Finds the entry of each place: the first one in its bucket with its hash.
+    pub(super) fn find_entries(&mut self, table: &Table, nodes: &PagedVec<Node>) {
+        let places = &mut self.places[..self.len];
+        for place in places.iter_mut() {
+            place.id = table.first_in_bucket(place.hash);
+        }
+        for _ in 0..MAX_CHAIN_STEPS {
+            let mut has_moved = false;
+            for place in places.iter_mut() {
+                if let Some(node) = nodes.get(place.id as usize) {
+                    // Selected without a branch: a wrong prediction would end the overlap.
+                    let next = if node.hash == place.hash { place.id } else { node.next };
+                    has_moved |= next != place.id;
+                    place.id = next;
+                }
+            }
+            if !has_moved {
+                return;
+            }
+        }
+    }
+
+    /// Loads what a hit reads and writes of each entry: heap slot, LRU neighbours, record, value.
+    pub(super) fn load_entries(&self, nodes: &PagedVec<Node>, deadlines: &DeadlineHeap, records: &PagedVec<Record>) {
+        let entries =
+            || self.places[..self.len].iter().filter_map(|place| Some((nodes.get(place.id as usize)?, place.id)));
+        for (node, id) in entries() {
+            black_box(deadlines.deadline_at(node.heap_position));
+            black_box(nodes.get(node.newer as usize).map(|newer| newer.hash));
+            black_box(nodes.get(node.older as usize).map(|older| older.hash));
+            black_box(records[id as usize].is_inline());
+        }
+        for (_, id) in entries() {
+            records[id as usize].load();
+        }
+    }
+
+    /// Returns the entry that was found for `key`, [`NIL`] for none. The caller must verify it:
+    /// another key may have had this address, and the entry may have ended.
+    pub(super) fn take_hint(&mut self, key: &[u8]) -> u32 {
+        let address = key.as_ptr() as usize;
+        match self.places[self.next..self.len].iter().position(|place| place.address == address) {
+            Some(skipped) => {
+                let place = self.next + skipped;
+                self.next = place + 1;
+                self.places[place].id
+            }
+            None => NIL,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cache, Limits};
+    use super::*;
+    use crate::types::{Millis, UpcomingKeys};
+    use crate::value::{JsonForm, Payload};
+
+    /// Each key gets the id of its entry, in whatever place of its bucket that is. Each hint is
+    /// taken once.
+    #[test]
+    fn hint_is_id_of_entry() {
+        let mut cache = Cache::new(Limits { entries: 10_000, bytes: usize::MAX, stale: 0 });
+        let keys: Vec<[u8; 4]> = (0..10_000u32).map(u32::to_le_bytes).collect();
+        for key in &keys {
+            cache.insert(key, Payload::Inline { bytes: key, form: JsonForm::Plain }, 1000, Millis::MAX);
+        }
+        let mut found = 0;
+        for batch in keys.chunks(MAX_UPCOMING_KEYS) {
+            let mut upcoming = UpcomingKeys::new();
+            batch.iter().for_each(|key| upcoming.push(key));
+            cache.look_ahead(&upcoming);
+            // A key that is not in the list takes no hint away.
+            assert_eq!(cache.look_ahead.take_hint(b"other"), NIL);
+            for key in batch.iter().skip(1) {
+                let hint = cache.look_ahead.take_hint(key);
+                found += usize::from(cache.is_entry_of(hint, key));
+                assert_eq!(cache.look_ahead.take_hint(key), NIL, "a hint was taken twice");
+            }
+            assert_eq!(cache.look_ahead.take_hint(&batch[0]), NIL, "a hint before a used one was kept");
+        }
+        // The longest chains are not followed to their end.
+        assert!(found > 9_000, "only {found} of 9,375 hints are right");
+    }
+}
