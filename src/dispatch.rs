@@ -4,7 +4,7 @@
 //! received; the simulation passes in generated ones.
 
 use crate::admin;
-use crate::connection::{Connection, DecodeContext, DecodeStep, MAX_UNSENT_BYTES, ReplyMode};
+use crate::connection::{Connection, DecodeContext, DecodeStep, KeyCount, MAX_UNSENT_BYTES};
 use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use crate::protocol::resp;
 use crate::read_through::{Lookup, ReadThrough};
@@ -88,19 +88,29 @@ impl Dispatcher<'_> {
             match connection.decode(&input[at..], &mut self.context) {
                 DecodeStep::Blocked => break !connection.can_take_request(),
                 DecodeStep::Consumed(consumed) => at += consumed,
-                DecodeStep::Get { key, touch, mode, consumed } => {
+                DecodeStep::Get { key, touch, format, consumed } => {
                     at += consumed;
                     match self.read_through.get(key, touch, connection.request_id(slot), self.now) {
-                        Lookup::Reply(reply) => {
-                            copied += copied_bytes(mode, &reply);
-                            connection.reply_now(mode, &reply, &mut self.context.reply);
-                        }
-                        Lookup::Wait => connection.defer(mode, &mut self.context.reply),
+                        Lookup::Reply(reply) => connection.reply_now(format, &reply, &mut self.context.reply),
+                        Lookup::Wait => connection.defer(format, &mut self.context.reply),
                         Lookup::Fetch(job) => {
                             self.jobs.push(job);
-                            connection.defer(mode, &mut self.context.reply);
+                            connection.defer(format, &mut self.context.reply);
                         }
                     }
+                }
+                DecodeStep::Keys => {
+                    // This step counts as the first key.
+                    let limits =
+                        KeyCount { keys: MAX_STEPS_PER_TURN + 1 - steps, copied: MAX_COPIED_PER_TURN - copied };
+                    let keys = &input[at..look_ahead_at.min(input.len())];
+                    let (decoded, consumed) = self.look_up_keys(connection, slot, keys, limits);
+                    if consumed == 0 {
+                        break !connection.can_take_request();
+                    }
+                    steps += decoded.keys.saturating_sub(1);
+                    copied += decoded.copied;
+                    at += consumed;
                 }
                 DecodeStep::Ttl { key, format, consumed } => {
                     at += consumed;
@@ -125,6 +135,30 @@ impl Dispatcher<'_> {
         };
         self.context.reply.recorder.metrics.requests += connection.request_count() - requests_before;
         (at, at < input.len() && limit_reached && !connection.is_closing())
+    }
+
+    /// Looks up keys of a request for several. Returns their count, and the bytes of input
+    /// consumed.
+    fn look_up_keys(
+        &mut self,
+        connection: &mut Connection,
+        slot: usize,
+        input: &[u8],
+        limits: KeyCount,
+    ) -> (KeyCount, usize) {
+        let Dispatcher { read_through, jobs, context, now, .. } = self;
+        connection.decode_keys(slot, input, limits, &mut context.reply, |key, touch, request_id, multi| {
+            match read_through.get(key, touch, request_id, *now) {
+                Lookup::Reply(reply) => {
+                    multi.push(&reply);
+                    return Some(copied_bytes(&reply));
+                }
+                Lookup::Wait => {}
+                Lookup::Fetch(job) => jobs.push(job),
+            }
+            multi.push_pending();
+            None
+        })
     }
 
     /// Prepares the lookups of the next keys in `input` from `at`. Returns where to look ahead
@@ -162,9 +196,9 @@ pub fn sync_metrics(recorder: &mut Recorder, read_through: &ReadThrough, now: Mi
 
 /// Returns the bytes that are copied into a multi-key reply. The limit of unsent bytes bounds what
 /// other replies copy.
-fn copied_bytes(mode: ReplyMode, reply: &Reply<'_>) -> usize {
-    match (mode, reply.result) {
-        (ReplyMode::Part, KeyResult::Value(Payload::Inline { bytes, .. })) => bytes.len(),
+fn copied_bytes(reply: &Reply<'_>) -> usize {
+    match reply.result {
+        KeyResult::Value(Payload::Inline { bytes, .. }) => bytes.len(),
         _ => 0,
     }
 }

@@ -1,6 +1,6 @@
 //! HTTP side of a connection: decodes request heads, and skips the bodies between them.
 
-use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext, ReplyMode};
+use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext};
 use crate::metrics::{RequestInfo, RequestOutcome, push_escaped};
 use crate::protocol::http::{self, Body, Head, HttpOperation, HttpRefusal};
 use crate::protocol::{Decoded, ReplyFormat};
@@ -101,7 +101,7 @@ impl Connection {
                     DecodeStep::Get {
                         key: &head_decoder.key_scratch,
                         touch: true,
-                        mode: ReplyMode::Single(ReplyFormat::Http(deferred.format)),
+                        format: ReplyFormat::Http(deferred.format),
                         consumed,
                     }
                 }
@@ -149,8 +149,7 @@ impl Connection {
         }
         match operation {
             HttpOperation::Get(key) => {
-                let mode = ReplyMode::Single(ReplyFormat::Http(format));
-                return DecodeStep::Get { key, touch: true, mode, consumed };
+                return DecodeStep::Get { key, touch: true, format: ReplyFormat::Http(format), consumed };
             }
             HttpOperation::Admin(endpoint) => return DecodeStep::Admin { endpoint, format, consumed },
             HttpOperation::Options => self

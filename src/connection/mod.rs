@@ -25,7 +25,7 @@ use crate::client_auth::{ClientAddress, Peer};
 use crate::metrics::RequestOutcome;
 use crate::protocol::http::{self, AdminEndpoint, AdminResponse};
 use crate::protocol::resp::{self, Session};
-use crate::protocol::{MultiReply, ReplyFormat, SendBuffer};
+use crate::protocol::{ReplyFormat, SendBuffer};
 use crate::types::{Millis, Reply, RequestId, UpcomingKeys};
 pub use context::{DecodeContext, ReplyContext};
 use http_conn::HttpState;
@@ -115,11 +115,14 @@ pub enum DecodeStep<'a> {
         key: &'a [u8],
         /// The key becomes the most recently used one.
         touch: bool,
-        /// Mode of the reply.
-        mode: ReplyMode,
+        /// Format of the reply.
+        format: ReplyFormat,
         /// Bytes of input consumed.
         consumed: usize,
     },
+    /// Keys of a request for several follow. The caller continues with
+    /// [`Connection::decode_keys`].
+    Keys,
     /// A request for the remaining time to live of a cached key. The caller continues with
     /// [`Connection::reply_ttl`].
     Ttl {
@@ -154,13 +157,13 @@ pub enum DecodeStep<'a> {
     Blocked,
 }
 
-/// Mode of the reply to a request for a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplyMode {
-    /// A reply for one key.
-    Single(ReplyFormat),
-    /// A part of the reply for several keys.
-    Part,
+/// Keys that [`Connection::decode_keys`] has decoded, or may decode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyCount {
+    /// Number of keys.
+    pub keys: usize,
+    /// Bytes of values that are copied into the reply. The last value may exceed a limit.
+    pub copied: usize,
 }
 
 impl Connection {
@@ -234,6 +237,7 @@ impl Connection {
             self.requests_before = self.request_count();
         }
         match self.protocol {
+            ProtocolState::Resp(ref session) if session.expects_keys() => DecodeStep::Keys,
             ProtocolState::Resp(_) => self.decode_resp(input, context),
             ProtocolState::Http(_) => self.decode_http(input, context),
             ProtocolState::Rejecting { rejection, health_only } => self.reject(rejection, health_only, input, context),
@@ -275,31 +279,25 @@ impl Connection {
         self.replies.next_sequence()
     }
 
-    /// Returns the id by which the request just decoded can be answered later. `slot` is the slot
-    /// of the client.
+    /// Returns the id by which the request just decoded, or the next key of a request for several,
+    /// can be answered later. `slot` is the slot of the client.
     pub fn request_id(&self, slot: usize) -> RequestId {
         let (connection_id, next) = (self.id, self.replies.next_sequence());
         match self.replies.open_multi() {
-            Some(multi) => RequestId { slot, connection_id, sequence: next - 1, part: multi.next_part() },
+            Some(multi) => RequestId { slot, connection_id, sequence: next - 1, part: multi.next_key() },
             None => RequestId { slot, connection_id, sequence: next, part: 0 },
         }
     }
 
     /// Replies to the request for a key that was just decoded.
-    pub fn reply_now(&mut self, mode: ReplyMode, reply: &Reply<'_>, context: &mut ReplyContext<'_>) {
-        match mode {
-            ReplyMode::Single(format) => self.replies.push_reply(reply, format, context),
-            ReplyMode::Part => self.replies.update_open_multi(context.recorder, |multi| multi.push(reply)),
-        }
+    pub fn reply_now(&mut self, format: ReplyFormat, reply: &Reply<'_>, context: &mut ReplyContext<'_>) {
+        self.replies.push_reply(reply, format, context);
     }
 
     /// Marks the request for a key that was just decoded as pending.
-    pub fn defer(&mut self, mode: ReplyMode, context: &mut ReplyContext<'_>) {
+    pub fn defer(&mut self, format: ReplyFormat, context: &mut ReplyContext<'_>) {
         self.pending_keys += 1;
-        match mode {
-            ReplyMode::Single(format) => self.replies.push_pending(format, context.recorder),
-            ReplyMode::Part => self.replies.update_open_multi(context.recorder, MultiReply::push_pending),
-        }
+        self.replies.push_pending(format, context.recorder);
     }
 
     /// Replies with the remaining time to live of a cached key, `None` if it is not cached.

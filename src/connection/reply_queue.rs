@@ -108,7 +108,8 @@ impl ReplyQueue {
         }
     }
 
-    /// Updates the reply that [`ReplyQueue::open_multi`] returns, if there is one.
+    /// Updates the reply that [`ReplyQueue::open_multi`] returns, if there is one. Encodes it if it
+    /// is complete then.
     pub(super) fn update_open_multi(&mut self, recorder: &mut Recorder, update: impl FnOnce(&mut MultiReply)) {
         if self.open_multi().is_some() {
             self.update_multi(self.slots.len() - 1, recorder, None, |multi| {
@@ -146,7 +147,7 @@ impl ReplyQueue {
                     KeyResult::Failed(failure) => Some(failure),
                     KeyResult::Missing | KeyResult::Value(_) => None,
                 };
-                self.update_multi(index, recorder, failure, |multi| multi.complete_part(id.part, reply))
+                self.update_multi(index, recorder, failure, |multi| multi.complete_key(id.part, reply))
             }
             Some(ReplySlot::Ready(_)) | None => false,
         }

@@ -1,44 +1,38 @@
 //! RESP side of a connection: decodes commands, and replies to those that need no key.
 
 use super::authentication::verify_resp;
-use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext, ReplyMode};
+use super::{Connection, DecodeContext, DecodeStep, KeyCount, MAX_PENDING_KEYS, Phase, ProtocolState, ReplyContext};
 use crate::client_auth::ClientAuth;
 use crate::metrics::{Protocol, RequestOutcome, push_escaped};
-use crate::protocol::resp::{self, AfterReply, Arguments, CommandSpec, DecodeEvent, RespOperation, Session};
+use crate::protocol::resp::{
+    self, AfterReply, Arguments, CommandSpec, DecodeEvent, ProtocolError, RespOperation, Session,
+};
 use crate::protocol::{Decoded, MultiReply, ReplyFormat, SendBuffer};
+use crate::types::RequestId;
 
 impl Connection {
     /// Decodes the next step of a RESP connection. `input` is not empty.
     pub(super) fn decode_resp<'a>(&mut self, input: &'a [u8], context: &mut DecodeContext<'_>) -> DecodeStep<'a> {
         let DecodeContext { auth, reply: context, .. } = context;
-        let Connection { protocol: ProtocolState::Resp(session), replies, phase, address, .. } = self else {
+        let Connection { protocol: ProtocolState::Resp(session), replies, address, .. } = self else {
             return DecodeStep::Blocked;
         };
         let (event, consumed) = match session.decode(input) {
             Decoded::Incomplete => return DecodeStep::Blocked,
             Decoded::Complete(event, consumed) => (event, consumed),
             Decoded::Invalid(error) => {
-                *phase = Phase::Closing { unread: true };
-                replies.discard_open_multi();
-                // Logs the error instead of the input, which may contain a password.
-                context.recorder.begin_request(address, |text| push_escaped(text, error.to_string().as_bytes()));
-                replies.push_resp(RequestOutcome::Refused, context, |out| resp::encode_protocol_error(error, out));
+                self.refuse_input(error, context);
                 return DecodeStep::Consumed(input.len());
             }
         };
         match event {
-            DecodeEvent::Skipped => {}
+            // `decode_keys` takes all keys.
+            DecodeEvent::Skipped | DecodeEvent::Key(_) => {}
             DecodeEvent::MultiStart(spec, keys) => {
                 context.recorder.begin_request(address, |text| {
                     log_command(text, spec, Some(format!("({keys})").as_bytes()), session)
                 });
                 replies.push_multi(MultiReply::new(spec, keys, session.version()), context.recorder);
-            }
-            DecodeEvent::Key(_) if replies.open_multi().is_none_or(MultiReply::has_failed) => {
-                replies.update_open_multi(context.recorder, MultiReply::skip_key);
-            }
-            DecodeEvent::Key(key) => {
-                return DecodeStep::Get { key, touch: session.updates_recency(), mode: ReplyMode::Part, consumed };
             }
             DecodeEvent::Refuse(refusal) => {
                 replies.discard_open_multi();
@@ -54,6 +48,72 @@ impl Connection {
             }
         }
         DecodeStep::Consumed(consumed)
+    }
+
+    /// Decodes keys at the start of `input`, of the request that [`DecodeStep::Keys`] announced,
+    /// until a limit is reached. `slot` is the slot of the client. Returns what was decoded, and
+    /// the bytes of input consumed. 0 bytes mean no progress, as in [`DecodeStep::Blocked`].
+    ///
+    /// Calls `look_up` with each key, `true` if the key becomes the most recently used one, the id
+    /// by which it can be answered later, and the reply to add the result to. `look_up` returns the
+    /// bytes that it copied into the reply, `None` if the key is pending.
+    pub fn decode_keys<'a>(
+        &mut self,
+        slot: usize,
+        input: &'a [u8],
+        limits: KeyCount,
+        context: &mut ReplyContext<'_>,
+        mut look_up: impl FnMut(&'a [u8], bool, RequestId, &mut MultiReply) -> Option<usize>,
+    ) -> (KeyCount, usize) {
+        let (mut decoded, mut at, mut error) = (KeyCount::default(), 0, None);
+        let first_id = self.request_id(slot);
+        let Connection { protocol: ProtocolState::Resp(session), replies, pending_keys, .. } = self else {
+            return (decoded, at);
+        };
+        let touch = session.updates_recency();
+        replies.update_open_multi(context.recorder, |multi| {
+            while multi.expects_keys()
+                && *pending_keys < MAX_PENDING_KEYS
+                && decoded.keys < limits.keys
+                && decoded.copied <= limits.copied
+            {
+                let key = match session.decode(&input[at..]) {
+                    Decoded::Complete(event, consumed) => {
+                        at += consumed;
+                        let DecodeEvent::Key(key) = event else { break };
+                        key
+                    }
+                    Decoded::Incomplete => break,
+                    Decoded::Invalid(found) => {
+                        (error, at) = (Some(found), input.len());
+                        break;
+                    }
+                };
+                decoded.keys += 1;
+                if multi.has_failed() {
+                    multi.skip_key();
+                    continue;
+                }
+                let request_id = RequestId { part: multi.next_key(), ..first_id };
+                match look_up(key, touch, request_id, multi) {
+                    Some(copied) => decoded.copied += copied,
+                    None => *pending_keys += 1,
+                }
+            }
+        });
+        if let Some(error) = error {
+            self.refuse_input(error, context);
+        }
+        (decoded, at)
+    }
+
+    /// Replies to malformed input with the error, and closes the connection.
+    fn refuse_input(&mut self, error: ProtocolError, context: &mut ReplyContext<'_>) {
+        self.phase = Phase::Closing { unread: true };
+        self.replies.discard_open_multi();
+        // Logs the error instead of the input, which may contain a password.
+        context.recorder.begin_request(&self.address, |text| push_escaped(text, error.to_string().as_bytes()));
+        self.replies.push_resp(RequestOutcome::Refused, context, |out| resp::encode_protocol_error(error, out));
     }
 
     /// Refuses the first command with the error that `encode` appends, and closes the connection.
@@ -84,8 +144,8 @@ impl Connection {
         };
         match session.operation_of(spec, arguments) {
             RespOperation::Get(key, format) => {
-                let mode = ReplyMode::Single(ReplyFormat::Resp(format));
-                return DecodeStep::Get { key, touch: session.updates_recency(), mode, consumed };
+                let format = ReplyFormat::Resp(format);
+                return DecodeStep::Get { key, touch: session.updates_recency(), format, consumed };
             }
             RespOperation::Ttl(key, format) => return DecodeStep::Ttl { key, format, consumed },
             RespOperation::Info(format) => return DecodeStep::Info { format, consumed },

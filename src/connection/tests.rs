@@ -3,6 +3,7 @@
 use super::*;
 use crate::client_auth::ClientAuth;
 use crate::metrics::Recorder;
+use crate::protocol::MultiReply;
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use crate::types::{Failure, KeyResult, Source};
 use crate::value::{JsonForm, Payload, Value};
@@ -35,16 +36,33 @@ impl Client {
             match self.connection.decode(&input[at..], &mut context) {
                 DecodeStep::Blocked => break,
                 DecodeStep::Consumed(consumed) => at += consumed,
-                DecodeStep::Get { key, mode, consumed, .. } => {
+                DecodeStep::Get { key, format, consumed, .. } => {
                     at += consumed;
                     let key = key.to_vec();
                     if key.starts_with(b"hit") {
                         let hit = Reply { source: Source::Cache { ttl: 1000 }, ..reply_of_redis(value(&key)) };
-                        self.connection.reply_now(mode, &hit, &mut context.reply);
+                        self.connection.reply_now(format, &hit, &mut context.reply);
                     } else {
                         let key = String::from_utf8_lossy(&key).into_owned();
                         self.pending.push((self.connection.request_id(0), key));
-                        self.connection.defer(mode, &mut context.reply);
+                        self.connection.defer(format, &mut context.reply);
+                    }
+                }
+                DecodeStep::Keys => {
+                    let (input, limits) = (&input[at..], KeyCount { keys: usize::MAX, copied: usize::MAX });
+                    let pending = &mut self.pending;
+                    let look_up = |key: &[u8], _, request_id, multi: &mut MultiReply| {
+                        if key.starts_with(b"hit") {
+                            multi.push(&Reply { source: Source::Cache { ttl: 1000 }, ..reply_of_redis(value(key)) });
+                            return Some(key.len());
+                        }
+                        pending.push((request_id, String::from_utf8_lossy(key).into_owned()));
+                        multi.push_pending();
+                        None
+                    };
+                    match self.connection.decode_keys(0, input, limits, &mut context.reply, look_up) {
+                        (_, 0) => break,
+                        (_, consumed) => at += consumed,
                     }
                 }
                 other => panic!("{other:?} is not a request for a key"),

@@ -1,8 +1,9 @@
 //! Replies to `MGET` and `EXISTS`, built from cache hits and from fetches that finish later.
 //!
-//! Each key takes a part of 16 bytes: a position in a buffer, or a reference. If one key cannot be
-//! read, the whole reply is an error, because RESP clients expect nothing else. The parts before it
-//! are dropped, and later results are ignored.
+//! Short values are encoded as they arrive, into segments. Consecutive ones share a part of 16
+//! bytes. A key that is being fetched and a long value have one each. If one key cannot be read,
+//! the whole reply is an error, because RESP clients expect nothing else. The parts before it are
+//! dropped, and later results are ignored.
 //!
 //! A long reply must not delay other clients of the worker. The buffer therefore grows by segments
 //! that never move. A complete reply is rendered in pieces, as the socket accepts them.
@@ -15,6 +16,7 @@ use super::resp::encode::{encode_error, encode_part, error_of};
 use super::resp::writer::{RespVersion, RespWriter};
 use crate::types::{Failure, KeyResult, Reply};
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Limit on the bytes of all values of one reply. A single value may exceed it.
@@ -30,7 +32,13 @@ static MULTI_BUDGET: OutputBudget = OutputBudget::new(256 * 1024 * 1024);
 const MULTI_MEMORY_FULL: &str =
     "TRYAGAIN the memory limit for multi-key replies is reached; retry, or request fewer keys at once";
 
-/// Size up to which the first segment grows; at least four short values fit into it.
+/// Initial size of the first segment, unless the values are expected to be shorter.
+const FIRST_SEGMENT_BYTES: usize = 8 * 1024;
+
+/// Maximum of bytes that are encoded beside a short value: type, length and two line ends.
+const MAX_HEAD_BYTES: usize = 10;
+
+/// Size up to which the first segment grows; nearly four of the longest short values fit into it.
 const SEGMENT_BYTES: usize = 4 * SHARED_VALUE_BYTES;
 
 /// Size of the largest segment. Each segment after the first is twice as long as the one before.
@@ -45,14 +53,18 @@ pub struct MultiReply {
     /// True for `EXISTS`, which replies with the number of keys.
     count_only: bool,
     version: RespVersion,
+    /// Keys of the command.
+    keys: u32,
     /// Keys of the command that are not decoded.
     keys_left: u32,
+    /// Keys that exist. Counted for `EXISTS` only.
+    existing: u32,
     parts: Vec<Part>,
     /// Number of parts that are [`Part::Pending`].
     pending: usize,
-    /// Bytes of the short values. No value spans two segments.
+    /// Encoded short values. No value spans two segments.
     segments: Vec<Segment>,
-    /// Bytes of all values, short and long, that are not rendered.
+    /// Bytes of all values that are not rendered: short ones as encoded, long ones without a head.
     value_bytes: usize,
     /// Capacity of the segments after the first.
     segment_bytes: usize,
@@ -64,31 +76,41 @@ pub struct MultiReply {
     failed: Option<String>,
 }
 
-/// Buffer for short values.
+/// Buffer for encoded values.
 #[derive(Debug, Default)]
 struct Segment {
     bytes: Vec<u8>,
-    /// Number of values in it that are not rendered.
+    /// Number of bytes in it that are not rendered.
     unrendered: usize,
 }
 
-// The length of a short value and the index of every segment fit into `Part::Short`.
-const _: () = assert!(SHARED_VALUE_BYTES <= u16::MAX as usize);
+// The index of every segment fits into `Part::Encoded`.
 const _: () = assert!(MAX_MULTI_REPLY_BYTES / SEGMENT_BYTES * 2 <= u16::MAX as usize && size_of::<Part>() == 16);
 
-/// Result for one key.
+/// Results of consecutive keys, from the one with the index `key`.
 #[derive(Debug)]
 enum Part {
-    /// The key is being fetched.
-    Pending,
-    /// The key does not exist, or `MGET` does not read its type.
-    Absent,
-    /// Short value: `length` bytes at `from` in a segment.
-    Short { segment: u16, length: u16, from: u32 },
-    /// Long value, by reference.
-    Long(PinnedValue),
-    /// The key exists, and only the count matters.
-    Counted,
+    /// One key, which is being fetched.
+    Pending { key: u32 },
+    /// Encoded short values and nulls of one or more keys: a range of bytes in a segment. Empty for
+    /// `EXISTS`.
+    Encoded { segment: u16, key: u32, from: u32, end: u32 },
+    /// Long value of one key, by reference.
+    Long { key: u32, value: PinnedValue },
+}
+
+impl Part {
+    /// Creates a part that adds nothing to the reply.
+    fn empty(key: u32) -> Part {
+        Part::Encoded { segment: 0, key, from: 0, end: 0 }
+    }
+
+    /// Returns the index of the first key.
+    fn key(&self) -> u32 {
+        match *self {
+            Part::Pending { key } | Part::Encoded { key, .. } | Part::Long { key, .. } => key,
+        }
+    }
 }
 
 impl MultiReply {
@@ -97,7 +119,9 @@ impl MultiReply {
         MultiReply {
             count_only: spec.name == CommandName::Exists,
             version,
+            keys,
             keys_left: keys,
+            existing: 0,
             parts: Vec::new(),
             pending: 0,
             segments: Vec::new(),
@@ -130,8 +154,8 @@ impl MultiReply {
     }
 
     /// Returns the index of the next key.
-    pub fn next_part(&self) -> u32 {
-        self.parts.len() as u32
+    pub fn next_key(&self) -> u32 {
+        self.keys - self.keys_left
     }
 
     /// Skips the lookup of the next key. Called after the reply has failed.
@@ -141,51 +165,68 @@ impl MultiReply {
 
     /// Adds the next key as pending.
     pub fn push_pending(&mut self) {
+        self.parts.push(Part::Pending { key: self.next_key() });
         self.keys_left -= 1;
         self.pending += 1;
-        self.parts.push(Part::Pending);
         self.charge();
     }
 
     /// Adds the next key with its result.
     pub fn push(&mut self, reply: &Reply<'_>) {
-        let part = self.next_part();
-        self.push_pending();
-        self.complete_part(part, reply);
+        let key = self.next_key();
+        self.keys_left -= 1;
+        let Some(part) = self.store(key, reply) else { return };
+        if let Part::Encoded { segment, from, end, .. } = part
+            && let Some(Part::Encoded { segment: last_segment, end: last_end, .. }) = self.parts.last_mut()
+            && (segment, from) == (*last_segment, *last_end)
+        {
+            // The usual result extends the part before it, and needs no new segment.
+            *last_end = end;
+            return;
+        }
+        self.parts.push(part);
+        self.charge();
     }
 
     /// Stores the result of a pending key. Returns false if the key is not pending.
-    pub fn complete_part(&mut self, part: u32, reply: &Reply<'_>) -> bool {
-        let Some(Part::Pending) = self.parts.get(part as usize) else { return false };
+    pub fn complete_key(&mut self, key: u32, reply: &Reply<'_>) -> bool {
+        let Ok(index) = self.parts.binary_search_by_key(&key, Part::key) else { return false };
+        if !matches!(self.parts[index], Part::Pending { .. }) {
+            return false;
+        }
         self.pending -= 1;
-        self.parts[part as usize] = match reply.result {
-            KeyResult::Missing => Part::Absent,
-            KeyResult::Failed(Failure::WrongType) if !self.count_only => Part::Absent,
-            // A key of another type, or with a value above MAX_VALUE_BYTES, exists.
-            KeyResult::Failed(Failure::WrongType | Failure::TooLong) if self.count_only => Part::Counted,
-            KeyResult::Failed(failure) => {
-                self.fail(error_of(failure));
-                return true;
-            }
-            KeyResult::Value(_) if self.count_only => Part::Counted,
-            KeyResult::Value(payload) => {
-                let length = payload.bytes().len();
-                if self.value_bytes > 0 && self.value_bytes + length > MAX_MULTI_REPLY_BYTES {
-                    self.fail(format!(
-                        "ERR the reply would be longer than {MAX_MULTI_REPLY_BYTES} bytes; request fewer keys at once"
-                    ));
-                    return true;
-                }
-                if shared_value(payload).is_some_and(|value| !can_pin(value)) {
-                    self.fail(error_of(&Failure::OutputMemoryFull));
-                    return true;
-                }
-                self.value_bytes += length;
-                self.store(payload)
-            }
-        };
-        self.charge();
+        if let Some(part) = self.store(key, reply) {
+            self.parts[index] = part;
+            self.charge();
+        }
         true
+    }
+
+    /// Stores the result of a key and returns its part. Returns `None` if the reply fails.
+    fn store(&mut self, key: u32, reply: &Reply<'_>) -> Option<Part> {
+        match reply.result {
+            KeyResult::Failed(failure) if !self.is_answer(failure) => self.fail(error_of(failure)),
+            // A key of another type, or with a value above MAX_VALUE_BYTES, exists.
+            KeyResult::Value(_) | KeyResult::Failed(_) if self.count_only => {
+                self.existing += 1;
+                Some(Part::empty(key))
+            }
+            KeyResult::Missing if self.count_only => Some(Part::empty(key)),
+            KeyResult::Value(payload) => self.store_value(key, payload),
+            // `MGET` does not read other types.
+            KeyResult::Missing | KeyResult::Failed(_) => {
+                Some(self.encode_part(key, MAX_HEAD_BYTES, |writer| writer.null()))
+            }
+        }
+    }
+
+    /// Returns true if a failure to read a key answers the command for that key.
+    fn is_answer(&self, failure: &Failure) -> bool {
+        match failure {
+            Failure::WrongType => true,
+            Failure::TooLong => self.count_only,
+            _ => false,
+        }
     }
 
     /// Updates the charge to [`MULTI_BUDGET`]. Fails the reply if the budget is exceeded.
@@ -198,38 +239,61 @@ impl MultiReply {
         }
     }
 
-    fn store(&mut self, payload: Payload<'_>) -> Part {
-        if let Some(value) = shared_value(payload) {
-            return Part::Long(PinnedValue::new(value));
-        }
-        // A short value is copied: a reference costs more here, and again in `writev`.
+    fn store_value(&mut self, key: u32, payload: Payload<'_>) -> Option<Part> {
         let bytes = payload.bytes();
-        let fits = |last: &Segment| last.bytes.len() + bytes.len() <= last.bytes.capacity().max(SEGMENT_BYTES);
+        if self.value_bytes > 0 && self.value_bytes + bytes.len() > MAX_MULTI_REPLY_BYTES {
+            return self.fail(format!(
+                "ERR the reply would be longer than {MAX_MULTI_REPLY_BYTES} bytes; request fewer keys at once"
+            ));
+        }
+        match shared_value(payload) {
+            Some(value) if !can_pin(value) => self.fail(error_of(&Failure::OutputMemoryFull)),
+            Some(value) => {
+                self.value_bytes += bytes.len();
+                Some(Part::Long { key, value: PinnedValue::new(value) })
+            }
+            // A short value is copied: a reference costs more here, and again in `writev`.
+            None => Some(self.encode_part(key, bytes.len() + MAX_HEAD_BYTES, |writer| writer.bulk(bytes))),
+        }
+    }
+
+    /// Encodes up to `max_bytes` bytes with `encode`.
+    fn encode_part(&mut self, key: u32, max_bytes: usize, encode: impl FnOnce(&mut RespWriter<'_>)) -> Part {
+        let fits = |last: &Segment| last.bytes.len() + max_bytes <= last.bytes.capacity().max(SEGMENT_BYTES);
         if !self.segments.last().is_some_and(fits) {
-            self.add_segment();
+            self.add_segment(max_bytes);
         }
         let index = self.segments.len() - 1;
         let segment = &mut self.segments[index];
-        let from = segment.bytes.len() as u32;
-        segment.bytes.extend_from_slice(bytes);
-        segment.unrendered += 1;
-        Part::Short { segment: index as u16, length: bytes.len() as u16, from }
+        let from = segment.bytes.len();
+        encode(&mut RespWriter::new(&mut segment.bytes, self.version));
+        let end = segment.bytes.len();
+        segment.unrendered += end - from;
+        self.value_bytes += end - from;
+        Part::Encoded { segment: index as u16, key, from: from as u32, end: end as u32 }
     }
 
-    fn add_segment(&mut self) {
+    /// Adds a segment. `value_bytes` is the length of its first value.
+    fn add_segment(&mut self, value_bytes: usize) {
         let capacity = match self.segments.len() {
-            0 => 0,
+            // It grows by doubling. The number of keys is a claim of the client, so it reserves
+            // little.
+            0 => (value_bytes * (1 + self.keys_left as usize)).min(FIRST_SEGMENT_BYTES),
             index => (SEGMENT_BYTES << index.min(16)).min(MAX_SEGMENT_BYTES),
         };
-        self.segment_bytes += capacity;
+        if !self.segments.is_empty() {
+            self.segment_bytes += capacity;
+        }
         self.segments.push(Segment { bytes: Vec::with_capacity(capacity), unrendered: 0 });
     }
 
-    fn fail(&mut self, error: String) {
+    /// Replaces the whole reply by an error. Returns no part.
+    fn fail(&mut self, error: String) -> Option<Part> {
         self.failed = Some(error);
         (self.parts, self.pending, self.segments, self.value_bytes) = (Vec::new(), 0, Vec::new(), 0);
         (self.segment_bytes, self.rendered) = (0, 0);
         self.charge();
+        None
     }
 
     /// Appends the reply, which must be complete. A long one is queued and rendered later.
@@ -238,10 +302,9 @@ impl MultiReply {
             return encode_error(error, out);
         }
         if self.count_only {
-            let count = self.parts.iter().filter(|part| matches!(part, Part::Counted)).count();
-            return RespWriter::new(out.tail(), self.version).integer(count as i64);
+            return RespWriter::new(out.tail(), self.version).integer(i64::from(self.existing));
         }
-        RespWriter::new(out.tail(), self.version).array(self.parts.len());
+        RespWriter::new(out.tail(), self.version).array(self.keys as usize);
         out.push_multi(self);
     }
 
@@ -252,30 +315,42 @@ impl MultiReply {
 
     /// Renders the next parts into `out`, until it holds at least `bytes` bytes, and frees them.
     pub fn render(&mut self, bytes: usize, out: &mut SendBuffer) {
-        while out.unsent_bytes() < bytes && self.rendered < self.parts.len() {
-            let part = std::mem::replace(&mut self.parts[self.rendered], Part::Absent);
-            self.rendered += 1;
-            match part {
-                Part::Short { segment, length, from } => {
-                    let (from, length, index) = (from as usize, usize::from(length), usize::from(segment));
-                    let segment = &mut self.segments[index];
-                    RespWriter::new(out.tail(), self.version).bulk(&segment.bytes[from..from + length]);
-                    self.value_bytes -= length;
-                    segment.unrendered -= 1;
-                    if segment.unrendered == 0 {
-                        self.segment_bytes -= if index > 0 { segment.bytes.capacity() } else { 0 };
-                        segment.bytes = Vec::new();
+        while self.rendered < self.parts.len()
+            && let space = bytes.saturating_sub(out.unsent_bytes())
+            && space > 0
+        {
+            match std::mem::replace(&mut self.parts[self.rendered], Part::empty(0)) {
+                Part::Encoded { segment, key, from, end } => {
+                    let cut = from + space.min((end - from) as usize) as u32;
+                    self.render_encoded(usize::from(segment), from as usize..cut as usize, out);
+                    if cut < end {
+                        self.parts[self.rendered] = Part::Encoded { segment, key, from: cut, end };
+                        continue;
                     }
                 }
-                Part::Long(value) => {
+                Part::Long { value, .. } => {
                     let length = value.bytes.len();
                     self.value_bytes -= length;
                     encode_part(Payload::Shared(&value), 0..length, self.version, out);
                 }
-                _ => RespWriter::new(out.tail(), self.version).null(),
+                // A complete reply has none.
+                Part::Pending { .. } => {}
             }
+            self.rendered += 1;
         }
         self.charge();
+    }
+
+    /// Copies a range of a segment, and frees the segment after its last byte.
+    fn render_encoded(&mut self, index: usize, range: Range<usize>, out: &mut SendBuffer) {
+        let Some(segment) = self.segments.get_mut(index).filter(|_| !range.is_empty()) else { return };
+        self.value_bytes -= range.len();
+        segment.unrendered -= range.len();
+        out.tail().extend_from_slice(&segment.bytes[range]);
+        if segment.unrendered == 0 {
+            self.segment_bytes -= if index > 0 { segment.bytes.capacity() } else { 0 };
+            segment.bytes = Vec::new();
+        }
     }
 }
 
@@ -320,7 +395,11 @@ mod tests {
         let mut absent = MultiReply::new(mget, 10_000, RespVersion::Resp2);
         (0..5000).for_each(|_| add(&mut absent, KeyResult::Missing));
         (0..5000).for_each(|_| absent.push_pending());
-        assert_eq!((absent.charged_bytes, absent.memory_bytes()), (160_000 / SEGMENT_BYTES * SEGMENT_BYTES, 160_000));
+        let memory_bytes = 5000 * "$-1\r\n".len() + 5001 * 16;
+        assert_eq!(
+            (absent.charged_bytes, absent.memory_bytes()),
+            (5001 * 16 / SEGMENT_BYTES * SEGMENT_BYTES, memory_bytes)
+        );
 
         let mut multi = MultiReply::new(mget, 1000, RespVersion::Resp2);
         (0..4).for_each(|_| add(&mut multi, short()));
@@ -331,8 +410,7 @@ mod tests {
             multi.segments.iter().map(|segment| segment.bytes.capacity() / SEGMENT_BYTES).collect();
         assert_eq!(capacities[1..], [2, 4, 8, 16, 16, 16], "jemalloc must reuse freed segments");
         add(&mut multi, KeyResult::Value(Payload::Shared(&long)));
-        let held_bytes = 62 * SEGMENT_BYTES + 206 * 16;
-        assert_eq!(multi.charged_bytes, held_bytes / SEGMENT_BYTES * SEGMENT_BYTES);
+        assert_eq!(multi.charged_bytes, 62 * SEGMENT_BYTES, "whole segments are charged; nine parts are fewer bytes");
         // Rendering frees memory.
         multi.keys_left = 0;
         let mut out = SendBuffer::default();
@@ -356,7 +434,7 @@ mod tests {
         drop((two, out));
         assert_eq!(long.pins.get(), 0);
 
-        absent.complete_part(5000, &reply(KeyResult::Failed(&Failure::Internal)));
+        absent.complete_key(5000, &reply(KeyResult::Failed(&Failure::Internal)));
         assert_eq!((absent.charged_bytes, absent.memory_bytes(), absent.has_failed()), (0, 0, true));
     }
 
@@ -390,15 +468,15 @@ mod tests {
                 if kind < 5 {
                     multi.push(&reply(result));
                 } else {
-                    multi.push_pending();
                     late.push((number as u32, text));
+                    multi.push_pending();
                 }
             }
             // The pending keys complete in some order, each of them twice.
             late.sort_by_key(|(part, _)| u64::from(*part).wrapping_mul(order | 1) >> 7);
             for (part, text) in &late {
                 let result = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
-                prop_assert!(multi.complete_part(*part, &reply(result)) && !multi.complete_part(*part, &reply(result)));
+                prop_assert!(multi.complete_key(*part, &reply(result)) && !multi.complete_key(*part, &reply(result)));
             }
             prop_assert!(multi.is_complete());
             let mut out = SendBuffer::default();
@@ -421,7 +499,7 @@ mod tests {
             for part in 0..keys {
                 let text = vec![b'a' + (part % 26) as u8; lengths[part as usize % lengths.len()]];
                 let result = KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain });
-                assert_eq!(multi.next_part(), part);
+                assert_eq!(multi.next_key(), part);
                 match part % 5 {
                     0 => multi.push(&reply(KeyResult::Missing)),
                     1 => multi.push(&reply(KeyResult::Value(Payload::Shared(&long)))),
@@ -442,8 +520,7 @@ mod tests {
             for (part, text) in late.iter().rev() {
                 let result = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
                 assert!(
-                    multi.complete_part(*part, &reply(result))
-                        && !multi.complete_part(*part, &reply(KeyResult::Missing))
+                    multi.complete_key(*part, &reply(result)) && !multi.complete_key(*part, &reply(KeyResult::Missing))
                 );
             }
             assert!(multi.is_complete());

@@ -28,7 +28,7 @@ const MAX_COMMAND_BYTES: usize = MAX_KEY_BYTES + 4096;
 /// number of names.
 pub const MAX_ARGS: i64 = 64;
 
-/// Limit on the keys of one command. Until the reply is complete, each takes 16 bytes and its
+/// Limit on the keys of one command. Until the reply is complete, each takes up to 16 bytes and its
 /// value.
 const MAX_KEYS: i64 = 64 * 1024;
 

@@ -92,6 +92,11 @@ impl Session {
         self.decoder.keys_left().map_or(0, |keys_left| find_upcoming_keys(input, keys_left, keys))
     }
 
+    /// Returns true if keys of the present command follow.
+    pub fn expects_keys(&self) -> bool {
+        self.decoder.keys_left().is_some_and(|keys_left| keys_left > 0)
+    }
+
     /// Returns true if a part of an incomplete command is consumed.
     pub fn in_command(&self) -> bool {
         self.decoder.in_command()
