@@ -11,18 +11,17 @@
 #     --only          some cases, by their names in scripts/bench/cases.py, like hit,resp-16,2m-16
 #     --peers-only    without `cargo bench` (cache, memory, faults)
 #     --profile       Cargo profile of the proxy and the floor (default release)
-#     --base          earlier build of the proxy, measured beside the present one as "the proxy before"
+#     --base          earlier build of the proxy, measured too, as "the proxy before"
 #     --publish       copies the report of a full run into docs/benchmarks.md and to docs/bench.svg
 #
 # docs/benchmarks.md explains how to read the report. The script builds the proxy and the floor. It
 # starts them, nginx, webdis and two Redis servers on free ports of 127.0.0.1, and writes only to
-# the report's directory. It takes TIME minutes plus the time of `cargo bench`, and --base adds FIVE.
-# Nothing else should run meanwhile.
+# the report's directory. It takes 20 minutes plus the time of `cargo bench`, and --base adds seven
+# minutes. Nothing else should run meanwhile.
 #
-# The variable VALKEY_SERVER names the program of Valkey, if valkey-server is not in PATH. Without
-# Valkey its columns are missing. The cases with 10 million keys need 2.5 GB of free memory for each
-# server that holds them: the proxy, Redis, Valkey, and the earlier build. They are skipped if there
-# is less.
+# VALKEY_SERVER names the program of Valkey, if valkey-server is not in PATH. Without Valkey its
+# columns are missing. The cases with 10 million keys need 2.5 GB of free memory for each server
+# that holds them: the proxy, Redis, Valkey, and the earlier build. Without it they are skipped.
 #
 # Needs Debian or a derivative, two processors and a Rust toolchain. Needs root or sudo to install
 # missing packages. Where systemd runs, Debian starts nginx, webdis and redis-server as services

@@ -8,7 +8,6 @@ import cases
 import cpu
 import fill
 import load_generator
-import resp
 import servers
 
 # Bytes of memory that a server is allowed for a key of 16 bytes and its value of 100, with its
@@ -87,9 +86,7 @@ class Fleet:
     def fill(self, server, case):
         """Writes all keys to a Redis or Valkey, and reads them from any server."""
         if server.name in ("redis", "valkey"):
-            client = resp.Client("127.0.0.1", server.port)
-            fill.write_keys(client, "hot:%012d", case.keys)
-            client.close()
+            fill.write_keys(server, case.keys)
         fill.read_keys(server, case.keys)
 
     def measure_memory(self):

@@ -1,5 +1,7 @@
 """Tables of the cases with random keys: costs for each key, and memory, by number of keys."""
 
+import textwrap
+
 import cases
 import goals
 from markdown import format_table
@@ -13,15 +15,23 @@ misses. "By 16" means pipelined by 16. CPU is in microseconds for each key, and 
 counts as 100 keys. Ratios are the proxy's figure divided by that of the other server. Busy has the
 order of the CPU columns."""
 
+# Number of keys from which their memory is far more than that of buffers and connections.
+MANY_KEYS = 1_000_000
+
 MEMORY_INTRODUCTION = """\
 Resident memory in MB, with keys of 16 and values of 100 bytes. The proxy also holds their expiry
-and their order of use."""
+and their order of use. Redis and Valkey are also the store."""
 
 
 def list_peers(measured):
     """Returns the peers that took part in any case with random keys."""
     return [name for name in PEERS
             if any(name in measured.get(case.name, {}) for case in cases.CASES if case.keys)]
+
+
+def wrap_item(text):
+    """Returns the lines of a list item."""
+    return textwrap.wrap("- " + text, 100, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def find_p99(one):
@@ -53,27 +63,32 @@ def format_costs(measured):
     return format_table(head + ["busy"], rows) if rows else []
 
 
+def list_backing_costs(case, measured):
+    """Returns the CPU time of the Redis behind each cache in a case, as text."""
+    return ["%s %.2f" % (cases.NAMES[name],
+                         goals.compute_median(rounds, lambda one: one["backing_cpu"] / one["keys"] * 1e6))
+            for name, rounds in measured.get(case.name, {}).items() if "redis_share" in rounds[0]]
+
+
 def format_backing_costs(measured):
-    """Returns a line about the CPU time of the Redis behind the caches, in the cases with misses."""
-    parts = []
+    """Returns the lines about the CPU time of the Redis behind the caches, in cases with misses."""
+    lines = []
     for case in cases.CASES:
-        for name, rounds in measured.get(case.name, {}).items():
-            if case.redis_share != cases.HITS and "redis_share" in rounds[0]:
-                microseconds = goals.compute_median(rounds, lambda one: one["backing_cpu"] / one["keys"] * 1e6)
-                parts.append((case, "%s %.2f" % (cases.NAMES[name], microseconds)))
-    lines = ["- %s: %s." % (cases.describe(case), ", ".join(text for other, text in parts if other is case))
-             for case in dict.fromkeys(case for case, _ in parts)]
-    return ["", "CPU of the Redis behind the caches, in microseconds for each key requested:", ""] + lines if lines else []
+        costs = list_backing_costs(case, measured) if case.redis_share != cases.HITS else []
+        if costs:
+            lines += wrap_item("%s: %s." % (cases.describe(case), ", ".join(costs)))
+    head = ["", "CPU of the Redis behind the caches, in microseconds for each key requested:", ""]
+    return head + lines if lines else []
 
 
 def format_memory(memory):
     """Returns the lines of the table of memory."""
     rows = []
-    for keys, by_name in memory.items():
+    for keys, by_name in ((int(keys), by_name) for keys, by_name in memory.items()):
         for name in [name for name in cases.NAMES if name in by_name]:
             at_start, now = by_name[name]["at_start"], by_name[name]["now"]
-            rows.append(["{:,}".format(int(keys)), cases.NAMES[name], "%.1f" % (at_start / 1e6), "%.1f" % (now / 1e6),
-                         "%.0f" % ((now - at_start) / int(keys))])
+            per_key = "%.0f" % ((now - at_start) / keys) if keys >= MANY_KEYS else "-"
+            rows.append(["{:,}".format(keys), cases.NAMES[name], "%.1f" % (at_start / 1e6), "%.1f" % (now / 1e6), per_key])
     head = ["keys", "server", "at start", "with all keys", "bytes for each key"]
     return format_table(head, rows, words=2) if rows else []
 
@@ -81,7 +96,8 @@ def format_memory(memory):
 def format_skipped(skipped):
     """Returns the lines about cases that the machine could not run."""
     titles = {case.name: cases.describe(case) for case in cases.CASES}
-    return ["- Not measured: %s (%s)." % (titles[name], reason) for name, reason in skipped.items()]
+    return [line for name, reason in skipped.items()
+            for line in wrap_item("Not measured: %s (%s)." % (titles[name], reason))]
 
 
 def format_sections(results):

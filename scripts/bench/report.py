@@ -122,7 +122,8 @@ def format_hit_ratios(measured):
         if "redis_share" in rounds[0] and name != "webdis":
             ratio = 1 - goals.compute_median(rounds, lambda one: one["redis_share"])
             ratios.append("%s %.1f %%" % (cases.NAMES[name], 100 * ratio))
-    return ["", "Answered from memory in the mixed load: %s." % ", ".join(ratios)] if ratios else []
+    text = "Answered from memory in the mixed load: %s." % ", ".join(ratios)
+    return [""] + textwrap.wrap(text, 100, break_on_hyphens=False) if ratios else []
 
 
 def main():

@@ -131,7 +131,7 @@ def main():
     try:
         backing = servers.start_redis(directory, "backing", cpu.LOAD)
         started.append(backing)
-        fill.write_backing_keys(resp.Client("127.0.0.1", backing.port))
+        fill.write_backing_keys(backing)
         for _, group in itertools.groupby(chosen, cases.find_group):
             run_group(list(group), rounds, seconds, directory, backing, results)
     except (servers.Failed, OSError, resp.RespError) as error:
