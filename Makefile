@@ -18,6 +18,6 @@ load:
 up:
 	if docker compose version >/dev/null 2>&1; then docker compose up --build; else docker-compose up --build; fi
 
-# Benchmarks the proxy, nginx, webdis and Redis, and the internals; writes a report to target/bench.
+# Benchmarks the proxy, nginx, webdis, Redis and Valkey, and the internals; writes a report to target/bench.
 bench:
 	scripts/bench.sh

@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
-# Benchmarks the proxy beside nginx, webdis and Redis, runs `cargo bench`, and checks the goals.
+# Benchmarks the proxy beside nginx, webdis, Redis and Valkey, runs `cargo bench`, and checks the
+# goals.
 #
 #     scripts/bench.sh [--rounds N] [--seconds S] [--report DIR] [--only CASE,...]
-#                      [--peers-only] [--profile NAME] [--publish]
+#                      [--peers-only] [--profile NAME] [--base BINARY] [--publish]
 #
 #     --rounds        measurements of each server in each case (default 5)
 #     --seconds       duration of each measurement (default 2)
 #     --report        directory for report.md and bench.svg (default target/bench)
-#     --only          some cases, by their names in scripts/bench/cases.py, like hit,resp-16
+#     --only          some cases, by their names in scripts/bench/cases.py, like hit,resp-16,2m-16
 #     --peers-only    without `cargo bench` (cache, memory, faults)
 #     --profile       Cargo profile of the proxy and the floor (default release)
+#     --base          earlier build of the proxy, measured too, as "the proxy before"
 #     --publish       copies the report of a full run into docs/benchmarks.md and to docs/bench.svg
 #
 # docs/benchmarks.md explains how to read the report. The script builds the proxy and the floor. It
 # starts them, nginx, webdis and two Redis servers on free ports of 127.0.0.1, and writes only to
-# the report's directory. It takes eight minutes plus the time of `cargo bench`. Nothing else should
-# run meanwhile.
+# the report's directory. It takes 20 minutes plus the time of `cargo bench`, and --base adds seven
+# minutes. Nothing else should run meanwhile.
+#
+# VALKEY_SERVER names the program of Valkey, if valkey-server is not in PATH. Without Valkey its
+# columns are missing. The cases with 10 million keys need 2.5 GB of free memory for each server
+# that holds them: the proxy, Redis, Valkey, and the earlier build. Without it they are skipped.
 #
 # Needs Debian or a derivative, two processors and a Rust toolchain. Needs root or sudo to install
 # missing packages. Where systemd runs, Debian starts nginx, webdis and redis-server as services
@@ -29,25 +35,30 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/need.sh
 . scripts/need.sh
 
+# Returns a path that may be relative to the caller's directory.
+absolute() {
+    if [[ -z $1 || $1 == /* ]]; then echo "$1"; else echo "$cd_from/$1"; fi
+}
+
 usage() {
     echo "scripts/bench.sh: $1" >&2
     echo "usage: scripts/bench.sh [--rounds N] [--seconds S] [--report DIR] [--only CASE,...]" \
-        "[--peers-only] [--profile NAME] [--publish]" >&2
+        "[--peers-only] [--profile NAME] [--base BINARY] [--publish]" >&2
     exit 2
 }
 
-mapfile -t all < <(sed -n 's/^    Case("\([^"]*\)".*/\1/p' scripts/bench/cases.py)
-rounds=5 seconds=2 directory=$target_directory/bench only='' peers_only='' profile=release publish=''
+mapfile -t all < <(sed -n 's/^    \(Case\|make_random\)("\([^"]*\)".*/\2/p' scripts/bench/cases.py)
+rounds=5 seconds=2 directory=$target_directory/bench only='' peers_only='' profile=release base='' publish=''
 while [ "$#" -gt 0 ]; do
     case $1 in
-        --rounds | --seconds | --report | --only | --profile) [ "$#" -ge 2 ] || usage "$1 needs a value" ;;&
+        --rounds | --seconds | --report | --only | --profile | --base) [ "$#" -ge 2 ] || usage "$1 needs a value" ;;&
         --rounds) rounds=$2; shift 2 ;;
         --seconds) seconds=$2; shift 2 ;;
-        # Relative to the caller's directory.
-        --report) directory=$2; [[ $2 == /* ]] || directory=$cd_from/$2; shift 2 ;;
+        --report) directory=$(absolute "$2"); shift 2 ;;
         --only) only=$2; shift 2 ;;
         --peers-only) peers_only=1; shift ;;
         --profile) profile=$2; shift 2 ;;
+        --base) base=$(absolute "$2"); shift 2 ;;
         --publish) publish=1; shift ;;
         -h | --help) sed -n '2,/^set /{ s/^# \{0,1\}//; /^set /!p; }' scripts/bench.sh; exit ;;
         *) usage "unknown option $1" ;;
@@ -70,6 +81,11 @@ report_end='<!-- End of the report of scripts/bench.sh; all below is written by 
 for line in ${publish:+"$report_start" "$report_end"}; do
     grep -qxF -- "$line" docs/benchmarks.md || usage "docs/benchmarks.md has no line $line"
 done
+[ -z "$base" ] || "$base" --version >/dev/null 2>&1 || usage "--base needs a build of the proxy, not $base"
+valkey=${VALKEY_SERVER:-valkey-server}
+# A name without a slash is looked up in PATH.
+[[ $valkey != */* ]] || valkey=$(absolute "$valkey")
+valkey=$(command -v "$valkey") || [ -z "${VALKEY_SERVER:-}" ] || usage "VALKEY_SERVER: cannot run $VALKEY_SERVER"
 [ "$(nproc)" -ge 2 ] || usage "two processors are needed: one for the servers, one for the load"
 
 running=''
@@ -109,13 +125,15 @@ logs=$directory/logs
 # Two runs would overwrite each other's files.
 exec 9>"$directory/lock"
 flock --nonblock 9 || usage "another run uses $directory; choose another directory with --report"
-rm -f "$directory"/{report.md,bench.svg} "$logs"/{results.json,*.md}
+rm -f "$directory"/{report.md,bench.svg} "$logs"/{results.json,base,*.md}
+# A copy, as the build may replace it.
+[ -z "$base" ] || cp "$base" "$logs/base"
 cargo build --locked --profile "$profile" --bins --example floor
 # nginx is in /usr/sbin, which PATH may lack. The cases with 1,000 connections need more than the
 # usual 1,024 descriptors.
 export PATH=$PATH:/usr/sbin PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=scripts/load
 BUILD_DIRECTORY=$(build_directory "$profile")
-export BUILD_DIRECTORY
+export BUILD_DIRECTORY VALKEY_SERVER=$valkey BASE_BINARY=${base:+$logs/base}
 ulimit -n "$(ulimit -Hn)"
 run python3 scripts/bench/run_cases.py "$logs" "$rounds" "$seconds" "${chosen[@]}"
 code=0

@@ -4,7 +4,7 @@
 #     scripts/test.sh            all of them, in 14 minutes on two processors in a fresh clone
 #     scripts/test.sh --quick    format, style, lints and tests, in 90 seconds once they are built
 #
-# The further checks of a full run: the soak test for a minute, the fuzzer for a few seconds, two
+# The further checks of a full run: the soak test for a minute, the fuzzer for a few seconds, some
 # cases of the benchmark for a second, and redis-py's own tests of strings. If a docker engine
 # answers, the packages and a newcomer's first commands are tested in containers. It prints the
 # duration of each stage.
@@ -181,7 +181,8 @@ fi
 stage fuzz scripts/fuzz.sh 5
 if [ "$(nproc)" -ge 2 ]; then
     # Every server starts and is measured. The figures mean nothing.
-    stage bench scripts/bench.sh --profile dev --peers-only --only hit,resp-1 --rounds 1 --seconds 1
+    cases=hit,half-16,1k-mget-100,resp-1,http
+    stage bench scripts/bench.sh --profile dev --peers-only --only "$cases" --rounds 1 --seconds 1
 else
     echo "scripts/bench.sh is skipped: it needs two processors" >&2
 fi

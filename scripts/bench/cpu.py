@@ -1,4 +1,4 @@
-"""CPU affinity and CPU time of the processes.
+"""CPU affinity, CPU time and memory of the processes.
 
 Servers run on the first allowed CPU. The load, and the Redis behind the caches, have the others.
 """
@@ -21,7 +21,7 @@ def read_siblings(cpu):
 
 # Not on the other thread of the server's core, unless there is no other CPU.
 LOAD = [cpu for cpu in ALLOWED[1:] if cpu not in read_siblings(SERVER[0])] or ALLOWED[1:]
-TICKS = os.sysconf("SC_CLK_TCK")
+TICKS, PAGE_BYTES = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 
 
 def pin(cpus, command):
@@ -64,3 +64,9 @@ def read_seconds(process):
         times = read_stat(member)
         total += int(times[11]) + int(times[12])
     return total / TICKS
+
+
+def read_resident_bytes(process):
+    """Returns the memory of a process that is in RAM."""
+    with open("/proc/%d/statm" % process) as file:
+        return int(file.read().split()[1]) * PAGE_BYTES

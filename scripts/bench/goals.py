@@ -6,6 +6,8 @@ A figure is a ratio of one run or a number of bytes, and None if it was not meas
 import re
 import statistics
 
+import cases
+
 
 def compute_median(rounds, figure):
     """Returns the median of a figure over all rounds."""
@@ -13,8 +15,13 @@ def compute_median(rounds, figure):
 
 
 def compute_cpu_us(one):
-    """Returns the CPU time for each request in a round, in microseconds."""
-    return one["cpu"] / one["requests"] * 1e6
+    """Returns the CPU time for each key in a round, in microseconds. All but MGET read one key."""
+    return one["cpu"] / one["keys"] * 1e6
+
+
+def compute_busy(one):
+    """Returns the share of its processor that a server used in a round."""
+    return one["cpu"] / one["seconds"]
 
 
 def compute_rate(one):
@@ -29,6 +36,17 @@ def compute_ratio(measured, case, peer, figure):
         return None
     pairs = [(figure(proxy), figure(other)) for proxy, other in zip(servers["proxy"], servers[peer])]
     return statistics.median(proxy / other for proxy, other in pairs) if all(other for _, other in pairs) else None
+
+
+def list_hit_cases(keys):
+    """Returns the names of the cases that hit this number of random keys, or one key if None."""
+    return [case.name for case in cases.CASES if case.keys == keys and case.redis_share == cases.HITS]
+
+
+def compute_worst_before(measured, names):
+    """Returns the highest ratio of CPU to the earlier build in these cases, or None."""
+    ratios = [compute_ratio(measured, name, "base", compute_cpu_us) for name in names]
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
 
 
 def parse_tables(text):
@@ -83,20 +101,42 @@ GOALS = [
      lambda peers, benches: compute_ratio(peers, "hit-16", "floor", compute_cpu_us)),
     ("HTTP hit pipelined by 16, requests/s relative to nginx `return 200`", "least", 8,
      lambda peers, benches: compute_ratio(peers, "hit-16", "nginx", compute_rate)),
-    ("RESP GET hit, CPU relative to Redis", "most", 0.90,
+    ("GET, 10,000 keys, CPU relative to Redis", "most", 0.90,
      lambda peers, benches: compute_ratio(peers, "resp-1", "redis", compute_cpu_us)),
-    ("RESP GET hit pipelined by 16, CPU relative to Redis", "most", 0.80,
+    ("GET by 16, 10,000 keys, CPU relative to Redis", "most", 0.80,
      lambda peers, benches: compute_ratio(peers, "resp-16", "redis", compute_cpu_us)),
+    ("MGET of 100, 10,000 keys, CPU relative to Redis", "most", 0.80,
+     lambda peers, benches: compute_ratio(peers, "mget-100", "redis", compute_cpu_us)),
+    ("GET, 2 million keys, CPU relative to Redis", "most", 0.90,
+     lambda peers, benches: compute_ratio(peers, "2m-1", "redis", compute_cpu_us)),
+    ("GET by 4, 2 million keys, CPU relative to Redis", "most", 0.75,
+     lambda peers, benches: compute_ratio(peers, "2m-4", "redis", compute_cpu_us)),
+    ("GET by 16, 2 million keys, CPU relative to Redis", "most", 0.45,
+     lambda peers, benches: compute_ratio(peers, "2m-16", "redis", compute_cpu_us)),
+    ("MGET of 100, 2 million keys, CPU relative to Redis", "most", 0.45,
+     lambda peers, benches: compute_ratio(peers, "2m-mget-100", "redis", compute_cpu_us)),
+    ("GET by 16, 10 million keys, CPU relative to Redis", "most", 0.45,
+     lambda peers, benches: compute_ratio(peers, "10m-16", "redis", compute_cpu_us)),
+    ("HTTP, 2 million keys, CPU relative to the proxy before", "most", 0.93,
+     lambda peers, benches: compute_ratio(peers, "2m-http", "base", compute_cpu_us)),
+    ("HTTP by 16, 2 million keys, CPU relative to the proxy before", "most", 0.65,
+     lambda peers, benches: compute_ratio(peers, "2m-http-16", "base", compute_cpu_us)),
+    ("1,000 keys, worst case, CPU relative to the proxy before", "most", 1.01,
+     lambda peers, benches: compute_worst_before(peers, list_hit_cases(1_000))),
+    ("10,000 keys, worst case, CPU relative to the proxy before", "most", 1.01,
+     lambda peers, benches: compute_worst_before(peers, list_hit_cases(10_000))),
+    ("HTTP hit of one key, worst case, CPU relative to the proxy before", "most", 1.01,
+     lambda peers, benches: compute_worst_before(peers, list_hit_cases(None))),
     ("HTTP miss, requests/s relative to webdis", "least", 1.5,
      lambda peers, benches: compute_ratio(peers, "miss", "webdis", compute_rate)),
+    ("HTTP miss, CPU relative to webdis", "most", 0.55,
+     lambda peers, benches: compute_ratio(peers, "miss", "webdis", compute_cpu_us)),
     ("overhead of an entry in bytes, among a million of 16 + 100 bytes (Redis: 85)", "most", 64,
      lambda peers, benches: find_cell(benches["cache"], "overhead", "1000000")),
     ("idle connection, bytes", "most", 512,
      lambda peers, benches: find_cell(benches["memory"], "bytes", "idle HTTP connection")),
-    ("full hit in process: 10 million entries relative to 10 thousand", "most", 3,
-     lambda peers, benches: compute_growth(benches["cache"], "full hit ns", "10000", "10000000")),
-    ("the cache's `get` alone: 10 million entries relative to 10 thousand", "most", 3,
-     lambda peers, benches: compute_growth(benches["cache"], "get ns", "10000", "10000000")),
+    ("hit in process, batch of 16: 10 million entries relative to 10 thousand", "most", 4,
+     lambda peers, benches: compute_growth(benches["cache"], "get in batches of 16 ns", "10000", "10000000")),
     ("p99.9 of hits while a million entries expire, relative to the baseline", "most", 1.5,
      lambda peers, benches: find_cell(benches["faults"], "p99.9 ratio", "a million entries expire")),
     ("p99.9 of hits while Redis hangs, relative to the baseline", "most", 1.5,

@@ -15,10 +15,8 @@ from servers import HERE, Failed
 
 # Seconds for one reply, beyond which a load that does not end counts as hung.
 REPLY_TIMEOUT = 10
-# Numbers of requests for redis-benchmark, which takes no duration.
-FIRST_REQUESTS, MIN_REQUESTS = 20_000, 2_000
-# Commands in flight while all keys are read or written once.
-MAX_IN_FLIGHT = 200
+# Requests of redis-benchmark, below which its figures mean nothing.
+MIN_REQUESTS = 2_000
 
 
 def run(command, timeout):
@@ -35,7 +33,8 @@ def run(command, timeout):
 
 def run_wrk(server, case, seconds, requests_before):
     """Runs wrk. New cold keys continue at `requests_before`, the number of earlier requests."""
-    arguments = {"fixed": [cases.choose_key(case), case.pipeline], "cold": [cases.COLD_KEYS, requests_before],
+    arguments = {"fixed": [cases.choose_key(case), case.pipeline], "random": [case.keys, case.pipeline],
+                 "cold": [cases.COLD_KEYS, requests_before],
                  "mixed": [cases.HOT_KEYS, cases.COLD_KEYS, requests_before // 10]}[case.kind]
     output = run(["wrk", "-t1", "-c%d" % case.connections, "-d%ds" % seconds, "--timeout", "%ds" % REPLY_TIMEOUT,
                   "-s", os.path.join(HERE, "wrk.lua"), "http://127.0.0.1:%d/" % server.port, str(case.connections),
@@ -58,8 +57,8 @@ def run_redis_benchmark(server, case, count):
     """Runs redis-benchmark with a number of requests."""
     count = max(MIN_REQUESTS, count)
     output = run(["redis-benchmark", "-h", "127.0.0.1", "-p", str(server.port), "-c", str(case.connections),
-                  "-n", str(count), "-r", str(cases.HOT_KEYS), "-P", str(case.pipeline), "GET",
-                  "hot:__rand_int__"], 60 + count / 1000)
+                  "-n", str(count), "-r", str(case.keys), "-P", str(case.pipeline),
+                  "GET" if case.batch == 1 else "MGET"] + ["hot:__rand_int__"] * case.batch, 60 + count / 1000)
     rows = [(float(share) / 100, float(time) / 1000)
             for share, time in re.findall(r"^\s*([\d.]+)% <= ([\d.]+) milliseconds \(cumulative", output, re.MULTILINE)]
     rate = re.search(r"throughput summary: ([\d.]+) requests per second", output)
@@ -102,15 +101,6 @@ def check_response(server, case):
         expected_hit = expected.replace(":false}", ":true}")
         if body.decode(errors="replace") not in (expected, expected_hit):
             raise Failed("%s answers %r for %s" % (server.name, body[:200], key))
-
-
-def run_commands(client, commands):
-    """Sends all commands, pipelined, and yields the replies."""
-    for start in range(0, len(commands), MAX_IN_FLIGHT):
-        batch = commands[start:start + MAX_IN_FLIGHT]
-        client.send(*batch)
-        for _ in batch:
-            yield client.read_reply()
 
 
 def count_redis_reads(client):

@@ -7,6 +7,7 @@ Disturbances of the machine therefore affect all of them alike. A problem ends t
 code 1 and a message. SIGTERM ends everything that was started.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -14,139 +15,125 @@ import sys
 
 import cases
 import cpu
+import fill
 import goals
 import load_generator
 import resp
 import servers
+from fleet import Fleet, count_needed_bytes, read_available_bytes
 
 # Seconds of load before the rounds. The mixed case needs longer until the popular keys are cached.
 WARM_UP, WARM_UP_MIXED = 1, 3
-
-
-def start_servers(case, directory, backing):
-    """Yields the servers of a case, in its order. The floor sends the proxy's reply."""
-    proxy = None
-    for name in case.servers:
-        if name == "proxy":
-            server = proxy = servers.start_proxy(directory, case, backing)
-        elif name == "floor":
-            server = servers.start_floor(directory, fetch_hit(proxy, case) * case.pipeline)
-        elif name == "nginx":
-            server = servers.start_nginx_return(directory, case)
-        elif name == "lua":
-            server = servers.start_nginx_lua(directory, case, backing)
-        elif name == "webdis":
-            server = servers.start_webdis(directory, backing)
-        else:
-            server = servers.start_redis(directory)
-        yield server
-
-
-def fetch_hit(proxy, case):
-    """Returns the bytes of the proxy's reply to a hit.
-
-    Over RESP the replies for all keys have the same length.
-    """
-    if case.kind == "resp":
-        value = cases.make_value(cases.choose_key(case), case.length)
-        return ("$%d\r\n%s\r\n" % (len(value), value)).encode()
-    load_generator.check_response(proxy, case)
-    return b"".join(load_generator.fetch_response(proxy, cases.choose_key(case)))
+# The same in requests and keys for redis-benchmark, which takes no duration.
+FIRST_REQUESTS, FIRST_KEYS = 20_000, 600_000
+# Servers that read from the Redis behind them.
+CACHES = ("proxy", "base", "lua", "webdis")
+MIB = 1024 * 1024
 
 
 def warm_up(server, case):
     """Fills the caches, checks values, and returns the figures of a first load."""
     if case.kind == "resp":
-        if server.name != "floor":
-            read_hot_keys(server)
-        return load_generator.run_redis_benchmark(server, case, load_generator.FIRST_REQUESTS * case.pipeline)
+        count = min(FIRST_REQUESTS * case.pipeline, FIRST_KEYS // case.batch)
+        return load_generator.run_redis_benchmark(server, case, count)
     # The floor answers a single request with the replies of a whole batch.
     if server.name != "floor":
         load_generator.check_response(server, case)
     return load_generator.run_wrk(server, case, WARM_UP_MIXED if case.kind == "mixed" else WARM_UP, 0)
 
 
-def read_hot_keys(server):
-    """Reads every hot key and checks its value. Writes all keys first if the server is Redis."""
-    client = resp.Client("127.0.0.1", server.port)
-    if server.name == "redis":
-        seed(client)
-    keys = [cases.make_hot_key(number) for number in range(cases.HOT_KEYS)]
-    for key, value in zip(keys, load_generator.run_commands(client, [("GET", key) for key in keys])):
-        if value != cases.make_value(key, cases.LENGTH).encode():
-            raise servers.Failed("%s answers %r for %s" % (server.name, value, key))
-    client.close()
+def run_load(server, case, seconds, rate, requests_before):
+    """Runs the load of one round and returns its figures.
 
-
-def run_round(server, case, seconds, rate, requests_before, redis):
-    """Returns the figures of one server in one round.
-
-    `rate` is its number of requests per second so far, `requests_before` their sum.
+    `rate` is the server's number of requests per second so far, `requests_before` their sum.
     """
-    cpu_before, reads_before = cpu.read_seconds(server.process.pid), load_generator.count_redis_reads(redis)
     if case.kind == "resp":
-        figures = load_generator.run_redis_benchmark(server, case, int(rate * seconds))
-    else:
-        figures = load_generator.run_wrk(server, case, seconds, requests_before)
-    figures["cpu"] = cpu.read_seconds(server.process.pid) - cpu_before
+        return load_generator.run_redis_benchmark(server, case, int(rate * seconds))
+    return load_generator.run_wrk(server, case, seconds, requests_before)
+
+
+def run_round(server, case, seconds, rate, requests_before, backing):
+    """Returns the figures of one server in one round, with the CPU time of the Redis behind it."""
+    client = resp.Client("127.0.0.1", backing.port)
+    processes = [server.process.pid, backing.process.pid]
+    before, reads_before = [cpu.read_seconds(pid) for pid in processes], load_generator.count_redis_reads(client)
+    figures = run_load(server, case, seconds, rate, requests_before)
+    figures["cpu"], figures["backing_cpu"] = [cpu.read_seconds(pid) - start for pid, start in zip(processes, before)]
+    figures["keys"] = figures["requests"] * case.batch
     if server.process.poll() is not None:
         raise servers.Failed("%s exited during the round" % server.name)
-    if server.name in ("proxy", "lua", "webdis"):
-        reads, requests = load_generator.count_redis_reads(redis) - reads_before, figures["requests"]
-        figures["redis_share"] = reads / requests
+    if server.name in CACHES:
+        reads = load_generator.count_redis_reads(client) - reads_before
+        figures["redis_share"] = reads / figures["keys"]
         least, most = cases.MISSES if server.name == "webdis" else case.redis_share
-        if not least * requests <= reads <= most * requests + case.connections * case.pipeline:
-            raise servers.Failed("%s read from Redis %d times for %d requests" % (server.name, reads, requests))
+        # Keys whose requests are under way when the load ends.
+        pending = case.connections * case.pipeline * case.batch
+        if not least * figures["keys"] <= reads <= most * figures["keys"] + pending:
+            raise servers.Failed("%s read from Redis %d times for %d keys" % (server.name, reads, figures["keys"]))
+    client.close()
     return figures
 
 
-def measure(case, rounds, seconds, directory, backing, redis):
+def measure(case, rounds, seconds, fleet):
     """Returns the figures of all rounds, by server."""
-    started, rates, requests, result = [], {}, {}, {}
+    started, rates, requests, result = fleet.provide(case), {}, {}, {}
     # wrk does not count requests that are pending when it ends.
     uncounted = case.connections * case.pipeline
+    for server in started:
+        figures = warm_up(server, case)
+        rates[server], requests[server] = goals.compute_rate(figures), figures["requests"] + uncounted
+        result[server.name] = []
+    for number in range(rounds):
+        first = number % len(started)
+        for server in started[first:] + started[:first]:
+            figures = run_round(server, case, seconds, rates[server], requests[server], fleet.backing)
+            requests[server] += figures["requests"] + uncounted
+            result[server.name].append(figures)
+    return result
+
+
+def explain_skip(group):
+    """Returns the reason why the machine cannot run a group of cases, or None."""
+    needed, available = max(map(count_needed_bytes, group)), read_available_bytes()
+    if needed <= available:
+        return None
+    return "%d MiB of memory needed, %d MiB available" % (needed // MIB, available // MIB)
+
+
+def run_group(group, rounds, seconds, directory, backing, results):
+    """Runs cases that share their servers, and adds their figures to the results."""
+    reason = explain_skip(group) if group[0].keys else None
+    if reason:
+        for case in group:
+            print("skipped: %s: %s" % (cases.describe(case), reason), file=sys.stderr)
+            results["skipped"][case.name] = reason
+        return
+    fleet = Fleet(directory, backing)
     try:
-        for server in start_servers(case, directory, backing):
-            started.append(server)
-        for server in started:
-            figures = warm_up(server, case)
-            rates[server], requests[server] = goals.compute_rate(figures), figures["requests"] + uncounted
-            result[server.name] = []
-        for number in range(rounds):
-            first = number % len(started)
-            for server in started[first:] + started[:first]:
-                figures = run_round(server, case, seconds, rates[server], requests[server], redis)
-                requests[server] += figures["requests"] + uncounted
-                result[server.name].append(figures)
-        return result
+        for case in group:
+            print(cases.describe(case), file=sys.stderr)
+            try:
+                results["cases"][case.name] = measure(case, rounds, seconds, fleet)
+            except (servers.Failed, OSError, resp.RespError) as error:
+                sys.exit("scripts/bench.sh: %s: %s" % (case.name, error))
+        if cases.is_cached_fully(group[0]):
+            results["memory"][str(group[0].keys)] = fleet.measure_memory()
     finally:
-        servers.stop(started)
-
-
-def seed(client):
-    """Writes all keys to a Redis."""
-    commands = [("SET", key, value) for key, value in cases.list_entries()]
-    if set(load_generator.run_commands(client, commands)) != {b"OK"}:
-        raise servers.Failed("Redis refused a SET")
+        fleet.stop()
 
 
 def main():
     """Runs the chosen cases and writes the results."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     directory, rounds, seconds, names = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    started, results = [], {"rounds": rounds, "seconds": seconds, "cases": {}}
+    started, results = [], {"rounds": rounds, "seconds": seconds, "cases": {}, "memory": {}, "skipped": {}}
     chosen = [case for case in cases.CASES if case.name in names]
     try:
         backing = servers.start_redis(directory, "backing", cpu.LOAD)
         started.append(backing)
-        redis = resp.Client("127.0.0.1", backing.port)
-        seed(redis)
-        for number, case in enumerate(chosen):
-            print("%d of %d: %s" % (number + 1, len(chosen), case.title), file=sys.stderr)
-            try:
-                results["cases"][case.name] = measure(case, rounds, seconds, directory, backing, redis)
-            except (servers.Failed, OSError, resp.RespError) as error:
-                sys.exit("scripts/bench.sh: %s: %s" % (case.name, error))
+        fill.write_backing_keys(backing)
+        for _, group in itertools.groupby(chosen, cases.find_group):
+            run_group(list(group), rounds, seconds, directory, backing, results)
     except (servers.Failed, OSError, resp.RespError) as error:
         sys.exit("scripts/bench.sh: %s" % error)
     finally:

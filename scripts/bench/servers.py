@@ -8,6 +8,7 @@ import collections
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,18 @@ Server = collections.namedtuple("Server", "name process port path")
 def find_binary(name):
     """Returns the path of a program that scripts/bench.sh has built."""
     return os.path.abspath(os.path.join(os.environ["BUILD_DIRECTORY"], name))
+
+
+def find_optional():
+    """Returns the paths of the servers that may be missing: an earlier build, and Valkey."""
+    found = {"base": os.environ.get("BASE_BINARY"),
+             "valkey": os.environ.get("VALKEY_SERVER") or shutil.which("valkey-server")}
+    return {name: os.path.abspath(path) for name, path in found.items() if path}
+
+
+def choose_names(case):
+    """Returns the names of the servers of a case, without those that are missing."""
+    return [name for name in case.servers if name not in ("base", "valkey") or name in find_optional()]
 
 
 class Failed(Exception):
@@ -87,19 +100,20 @@ def stop(servers):
             server.process.wait()
 
 
-def start_redis(directory, name="redis", cpus=cpu.SERVER):
-    """Starts a Redis without persistence."""
+def start_redis(directory, name="redis", cpus=cpu.SERVER, binary="redis-server"):
+    """Starts a Redis or a Valkey without persistence."""
     port = choose_port()
-    return start(name, ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"],
+    return start(name, [binary, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"],
                  os.path.join(directory, name + ".log"), port, cpus=cpus)
 
 
-def start_proxy(directory, case, backing):
-    """Starts the proxy in front of a Redis. No entry expires during a case.
+def start_proxy(directory, case, backing, name="proxy"):
+    """Starts the proxy, or its earlier build, in front of a Redis. No entry expires during a case.
 
     The proxy gets none of the caller's environment, so that runs are comparable.
     """
-    return start("proxy", [find_binary("segment-redis-proxy")], os.path.join(directory, "proxy.log"),
+    binary = find_binary("segment-redis-proxy") if name == "proxy" else find_optional()[name]
+    return start(name, [binary], os.path.join(directory, name + ".log"),
                  port_pattern=r"listening on 127\.0\.0\.1:(\d+)", environment={
                      "CACHE_SIZE": str(case.capacity[0]), "CACHE_TTL": "3600", "REDIS_HOST": "127.0.0.1",
                      "REDIS_PORT": str(backing.port), "PROXY_HOST": "127.0.0.1", "PROXY_PORT": "0"})

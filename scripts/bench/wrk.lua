@@ -3,6 +3,7 @@
 -- Arguments behind the address: the number of connections, the kind of requests, the path before each
 -- key, then for
 --   fixed  the key, and the number of pipelined requests
+--   random the number of hot keys, and the number of pipelined requests
 --   cold   the number of keys, and the number of the first
 --   mixed  the number of hot keys, that of cold keys, and the number of the first cold key
 --
@@ -54,6 +55,18 @@ local kinds = {}
 function kinds.fixed(path, key, times)
     local batch = wrk.format("GET", path .. key):rep(times)
     wrk.format = function() return batch end
+end
+
+function kinds.random(path, keys, times)
+    local head, tail = split_request(path .. "hot:")
+    local last, parts = tonumber(keys) - 1, {}
+    math.randomseed(os.time())
+    function request()
+        for index = 1, times do
+            parts[index] = head .. string.format("%012d", math.random(0, last)) .. tail
+        end
+        return table.concat(parts)
+    end
 end
 
 function kinds.cold(path, keys, first)
