@@ -8,7 +8,7 @@ use crate::connection::{Connection, DecodeContext, DecodeStep, KeyCount, MAX_UNS
 use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use crate::protocol::resp;
 use crate::read_through::{Lookup, ReadThrough};
-use crate::types::{Job, KeyResult, Millis, Reply};
+use crate::types::{Job, KeyResult, Millis, Reply, UpcomingKeys};
 use crate::value::Payload;
 
 /// Maximum number of requests, or keys of one request, processed in one turn (100 to 200 us). A
@@ -164,7 +164,8 @@ impl Dispatcher<'_> {
     /// Prepares the lookups of the next keys in `input` from `at`. Returns where to look ahead
     /// again: after these keys, or not in this turn if there are none.
     fn look_ahead(&mut self, connection: &Connection, input: &[u8], at: usize) -> usize {
-        let (keys, length) = connection.find_upcoming_keys(&input[at..], &self.context);
+        let (mut keys, DecodeContext { head_decoder, auth, .. }) = (UpcomingKeys::new(), &self.context);
+        let length = connection.find_upcoming_keys(&input[at..], head_decoder, auth, &mut keys);
         if length == 0 {
             return usize::MAX;
         }

@@ -41,6 +41,12 @@ impl LookAhead {
         LookAhead { places: [Place { address: 0, hash: 0, id: NIL }; MAX_UPCOMING_KEYS], next: 0, len: 0 }
     }
 
+    /// Returns true if the next places are for these keys, so that nothing is left to do.
+    pub(super) fn covers(&self, keys: &[&[u8]]) -> bool {
+        let places = &self.places[self.next..self.len];
+        places.len() >= keys.len() && places.iter().zip(keys).all(|(place, key)| place.address == key.as_ptr() as usize)
+    }
+
     /// Replaces all hints by places for these keys.
     pub(super) fn set_keys(&mut self, keys: &[&[u8]], hash: impl Fn(&[u8]) -> u32) {
         (self.next, self.len) = (0, keys.len());

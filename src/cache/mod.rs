@@ -214,9 +214,13 @@ impl Cache {
     }
 
     /// Loads the memory that lookups of these keys will read, for all of them at once. Later
-    /// lookups of the same slices are faster. Changes the result of no operation.
+    /// lookups of the same slices are faster. Changes the result of no operation. Repeating it
+    /// costs little.
     pub fn look_ahead(&mut self, keys: &UpcomingKeys<'_>) {
         let Cache { look_ahead, hasher, table, nodes, deadlines, records, .. } = self;
+        if look_ahead.covers(keys.as_slice()) {
+            return;
+        }
         look_ahead.set_keys(keys.as_slice(), |key| hash(hasher, key));
         look_ahead.find_entries(table, nodes);
         look_ahead.load_entries(nodes, deadlines, records);

@@ -21,9 +21,9 @@ mod tls;
 #[path = "tls/absent.rs"]
 mod tls;
 
-use crate::client_auth::{ClientAddress, Peer};
+use crate::client_auth::{ClientAddress, ClientAuth, Peer};
 use crate::metrics::RequestOutcome;
-use crate::protocol::http::{self, AdminEndpoint, AdminResponse};
+use crate::protocol::http::{self, AdminEndpoint, AdminResponse, HeadDecoder};
 use crate::protocol::resp::{self, Session};
 use crate::protocol::{ReplyFormat, SendBuffer};
 use crate::types::{Millis, Reply, RequestId, UpcomingKeys};
@@ -259,19 +259,23 @@ impl Connection {
         }
     }
 
-    /// Returns keys that the requests at the start of `input` will look up, and the end of the last
-    /// one. Decodes nothing. Finds none before authentication, and none in a request that is
-    /// decoded partly.
-    pub fn find_upcoming_keys<'a>(&self, input: &'a [u8], context: &DecodeContext<'_>) -> (UpcomingKeys<'a>, usize) {
-        let mut keys = UpcomingKeys::new();
-        let end = match &self.protocol {
-            ProtocolState::Resp(session) => session.find_upcoming_keys(input, &mut keys),
-            ProtocolState::Http(state) if !state.in_body() && !context.auth.is_required() => {
-                context.head_decoder.find_upcoming_keys(input, &mut keys)
+    /// Adds the keys that the requests at the start of `input` will look up, and returns the end of
+    /// the last one. Decodes nothing. Finds none before authentication, and none in a request that
+    /// is decoded partly.
+    pub fn find_upcoming_keys<'a>(
+        &self,
+        input: &'a [u8],
+        head_decoder: &HeadDecoder,
+        auth: &ClientAuth,
+        keys: &mut UpcomingKeys<'a>,
+    ) -> usize {
+        match &self.protocol {
+            ProtocolState::Resp(session) => session.find_upcoming_keys(input, keys),
+            ProtocolState::Http(state) if !state.in_body() && !auth.is_required() => {
+                head_decoder.find_upcoming_keys(input, keys)
             }
             _ => 0,
-        };
-        (keys, end)
+        }
     }
 
     /// Returns the number of requests taken so far.

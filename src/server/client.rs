@@ -36,6 +36,8 @@ const MAX_LINGER_BYTES: usize = 64 * 1024 * 1024;
 pub(super) struct TurnContext<'a> {
     pub(super) dispatcher: Dispatcher<'a>,
     pub(super) scratch: &'a mut Scratch,
+    /// Input that [`Client::read_ahead`] has read for this turn.
+    pub(super) input: Option<&'a [u8]>,
     pub(super) timeouts: TimeoutConfig,
     /// Closes the client if it has no request in progress.
     pub(super) closes_idle: bool,
@@ -71,6 +73,8 @@ pub(super) struct Client {
     peer_closing: bool,
     /// A read returned nothing: the client sends no more. It may still be reading.
     read_eof: bool,
+    /// The last read ahead filled its buffer: the client reads in its turn, with a larger one.
+    reads_alone: bool,
     /// Decoding stopped at a limit, not because bytes were missing.
     decode_paused: bool,
     /// Bytes of input left to discard, `None` unless the client lingers.
@@ -108,6 +112,7 @@ impl Client {
             writable: true,
             peer_closing: false,
             read_eof: false,
+            reads_alone: false,
             decode_paused: false,
             linger_bytes_left: None,
             rejected,
@@ -240,7 +245,7 @@ impl Client {
             }
             if self.decode_paused {
                 self.decode_paused = turn.dispatcher.resume_input(&mut self.connection, slot);
-            } else if self.readable || self.has_unprocessed() {
+            } else if turn.input.is_some() || self.readable || self.has_unprocessed() {
                 self.read(slot, turn)?;
             } else {
                 return Ok(TurnResult::Wait);
@@ -316,6 +321,11 @@ impl Client {
         if !matches!(self.transport, Transport::Plain) {
             return self.read_tls(slot, turn);
         }
+        if let Some(input) = turn.input.take() {
+            self.decode_paused = turn.dispatcher.on_input(&mut self.connection, slot, input);
+            return Ok(());
+        }
+        self.reads_alone = false;
         let mut buffer = std::mem::take(&mut turn.scratch.read);
         let result = self.receive(&mut buffer);
         if let Ok(length @ 1..) = result {
@@ -323,6 +333,26 @@ impl Client {
         }
         turn.scratch.read = buffer;
         result.map(|_| ())
+    }
+
+    /// Reads once before the turn, if the turn would certainly begin with that. Returns the length
+    /// of the input that [`TurnContext::input`] must then have.
+    pub(super) fn read_ahead(&mut self, buffer: &mut [u8]) -> usize {
+        let begins_with_read = self.readable
+            && !self.reads_alone
+            && !self.decode_paused
+            && self.linger_bytes_left.is_none()
+            && matches!(self.transport, Transport::Plain)
+            && self.connection.send_buffer().is_empty()
+            && !self.connection.has_unparsed()
+            && self.connection.can_take_request();
+        if !begins_with_read {
+            return 0;
+        }
+        // After an error the turn reads again, finds the end of input and closes the client.
+        let length = self.receive(buffer).unwrap_or(0);
+        self.reads_alone = length == buffer.len();
+        length
     }
 
     /// Reads once, and updates the readiness of the socket. Returns 0 if there was no input.
@@ -455,7 +485,8 @@ mod tests {
                 now,
             };
             let (scratch, timeouts) = (&mut self.scratch, TIMEOUTS);
-            self.client.turn(0, &mut TurnContext { dispatcher, scratch, timeouts, closes_idle: false, tls: None })
+            self.client
+                .turn(0, &mut TurnContext { dispatcher, scratch, input: None, timeouts, closes_idle: false, tls: None })
         }
     }
 

@@ -110,6 +110,11 @@ impl Clients {
         }
     }
 
+    /// Returns the client at `index` of the ready queue.
+    pub(super) fn ready_client(&mut self, index: usize) -> Option<&mut Client> {
+        self.slab.get_mut(*self.ready_queue.get(index)?)
+    }
+
     /// Queues a client for a turn, unless it is queued already.
     fn enqueue(&mut self, slot: usize) {
         if let Some(client) = self.slab.get_mut(slot)

@@ -7,8 +7,8 @@
 //! poll        sleep until a socket event, a wakeup by the backend, or a deadline
 //! readiness   store the reported readiness in each client; nothing is closed or reused yet
 //! accept      a bounded number of connections
-//! inbox       a bounded number of invalidations, then all completions: store values, encode replies
-//! timers      a bounded number of late fetches, expired entries and client timers; before the turns,
+//! inbox a bounded number of invalidations, then all completions: store values, encode replies
+//! timers a bounded number of late fetches, expired entries and client timers; before the turns,
 //!             so that a client at its deadline gets one more
 //! turns       each ready client: send, decode, look up, read
 //! submit      the fetches of these turns, under one lock; refused ones are answered
@@ -22,6 +22,7 @@ mod clients;
 mod clock;
 mod connection_limit;
 mod listen;
+mod read_ahead;
 mod scheduler;
 mod shutdown;
 mod stream;
@@ -52,6 +53,7 @@ use client::{Client, TlsContext};
 use clients::Clients;
 use clock::Clock;
 use mio::{Events, Interest, Poll, Token, Waker};
+use read_ahead::ReadAhead;
 use shutdown::ShutdownPhase;
 use std::io;
 use std::net::IpAddr;
@@ -152,6 +154,7 @@ pub struct Worker {
     read_through: ReadThrough,
     backend: Backend,
     scratch: Scratch,
+    read_ahead: ReadAhead,
     /// TLS of the clients, if it is configured.
     tls: Option<TlsContext>,
     head_decoder: HeadDecoder,
@@ -238,6 +241,7 @@ impl Worker {
                 inbox_backlogged: false,
             },
             scratch: Scratch::new(),
+            read_ahead: ReadAhead::new(),
             tls: tls.map(TlsContext::new),
             head_decoder: HeadDecoder::new(),
             registry,

@@ -5,6 +5,7 @@ use super::listen::Endpoint;
 use super::{WRITE_BYTES, Worker};
 use crate::connection::DecodeContext;
 use crate::dispatch::Dispatcher;
+use std::ops::Range;
 
 /// Turns between two clock reads, which measure the latency of hits. (A clock read costs 1 % of a
 /// turn, and four turns of hits take about 20 us.)
@@ -31,19 +32,23 @@ impl Worker {
         let hellos = (share + left).min(self.clients.handshake_queue.len());
         let handshakes = hellos + share.min(self.clients.answered_queue.len());
         for turns_left in (0..turns + handshakes).rev() {
+            let mut input = None;
             let queue = match turns_left {
-                left if left >= handshakes => &mut self.clients.ready_queue,
+                left if left >= handshakes => {
+                    input = self.next_input(left + 1 - handshakes);
+                    &mut self.clients.ready_queue
+                }
                 left if left >= hellos => &mut self.clients.answered_queue,
                 _ => &mut self.clients.handshake_queue,
             };
             let Some(slot) = queue.pop_front() else { continue };
-            self.run_client(slot, turns_left);
+            self.run_client(slot, input, turns_left);
         }
     }
 
-    /// Runs one turn of the client in `slot`, and closes or queues it.
-    fn run_client(&mut self, slot: usize, turns_left: usize) {
-        let Some(result) = self.run_turn(slot) else { return };
+    /// Runs one turn of the client in `slot`, and closes or queues it. `input` was read ahead.
+    fn run_client(&mut self, slot: usize, input: Option<Range<usize>>, turns_left: usize) {
+        let Some(result) = self.run_turn(slot, input) else { return };
         // `end_tick` reads the clock for the last turns.
         if self.clients.recorder.access_log_enabled()
             || (turns_left > 0 && turns_left.is_multiple_of(TURNS_PER_CLOCK_READ))
@@ -58,7 +63,7 @@ impl Worker {
     }
 
     /// Runs one turn of the client in `slot`, if it still exists.
-    fn run_turn(&mut self, slot: usize) -> Option<TurnResult> {
+    fn run_turn(&mut self, slot: usize, input: Option<Range<usize>>) -> Option<TurnResult> {
         let timeouts = self.clients.timeouts;
         let (client, reply) = self.clients.begin_turn(slot)?;
         let policy = match client.endpoint {
@@ -76,7 +81,8 @@ impl Worker {
         };
         let closes_idle = self.shutdown.closes_idle() || client.is_near_key_limit();
         let (scratch, tls) = (&mut self.scratch, self.tls.as_mut());
-        let result = client.turn(slot, &mut TurnContext { dispatcher, scratch, timeouts, closes_idle, tls });
+        let input = input.map(|range| self.read_ahead.input(range));
+        let result = client.turn(slot, &mut TurnContext { dispatcher, scratch, input, timeouts, closes_idle, tls });
         self.scratch.write.shrink_to(WRITE_BYTES);
         Some(result)
     }

@@ -1,6 +1,7 @@
 //! Tests of invariants that only the whole program shows. Each test fails if its invariant is
 //! broken.
 
+use crate::common::resp::{RespClient, encode_command};
 use crate::common::{HttpClient, Proxy, Redis, wait_for};
 use std::collections::HashMap;
 use std::io::Read;
@@ -307,5 +308,75 @@ fn pending_replies_share_fetched_value() {
     assert!(grown < 64 * 1024, "{} replies of 96 KiB took {grown} KiB", 40 * replies_per_client);
     for client in &mut clients {
         (0..replies_per_client).for_each(|_| assert_eq!(client.read_response().body.len(), 16 * 1024 * 6 + 30));
+    }
+}
+
+/// Clients that are ready in the same tick are read together, and each gets its own replies:
+/// whole and cut requests, pipelines beyond what is read ahead, and clients that leave.
+#[test]
+fn clients_read_together_get_own_replies() {
+    const KEYS: usize = 400;
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis, &[("CACHE_SIZE", "1000")]);
+    let get = |key: usize| encode_command(&["GET", &format!("key:{}", key % KEYS)]);
+    let bulk = |key: usize| format!("$9\r\nvalue-{:03}\r\n", key % KEYS);
+    (0..KEYS).for_each(|key| redis.set(format!("key:{key}"), format!("value-{key:03}")));
+    let path = |key: usize| format!("/raw/key:{}", key % KEYS);
+    // Each pair of a request, with the position where its second part begins, and its reply.
+    let requests = |first: usize| -> Vec<(Vec<u8>, usize, String)> {
+        let pipeline = |count: usize| (0..count).flat_map(|number| get(first + number)).collect::<Vec<u8>>();
+        let replies = |count: usize| (0..count).map(|number| bulk(first + number)).collect::<String>();
+        let mget: Vec<String> = (0..40).map(|number| format!("key:{}", (first + number) % KEYS)).collect();
+        let mget = encode_command(&[&["MGET".to_string()], &mget[..]].concat());
+        vec![
+            (get(first), usize::MAX, bulk(first)),
+            (pipeline(3), usize::MAX, replies(3)),
+            (pipeline(3), get(first).len() + 10, replies(3)),
+            // Longer than what is read ahead of one client.
+            (pipeline(300), usize::MAX, replies(300)),
+            (mget.clone(), usize::MAX, format!("*40\r\n{}", replies(40))),
+            (mget.clone(), mget.len() / 2, format!("*40\r\n{}", replies(40))),
+        ]
+    };
+    for round in 0..4 {
+        let mut resp: Vec<(RespClient, Vec<u8>, String)> = Vec::new();
+        let mut http: Vec<(HttpClient, usize)> = Vec::new();
+        let mut leaving: Vec<HttpClient> = Vec::new();
+        for client in 0..8 {
+            let first = round * 97 + client * 13;
+            for _ in requests(first) {
+                resp.push((RespClient::connect(proxy.address), Vec::new(), String::new()));
+            }
+            http.push((proxy.connect(), first));
+            leaving.push(proxy.connect());
+        }
+        // The header fields of these requests are known afterwards, and each connection was used.
+        for (client, key) in &mut http {
+            assert_eq!(client.get(&path(*key)).status, 200);
+        }
+        proxy.freeze();
+        for (index, (client, rest, expected)) in resp.iter_mut().enumerate() {
+            let kinds = requests(round * 97 + index / 6 * 13);
+            let (request, cut, reply) = &kinds[index % 6];
+            let (now, later) = request.split_at((*cut).min(request.len()));
+            client.send(now);
+            (*rest, *expected) = (later.to_vec(), reply.clone());
+        }
+        for (client, key) in &mut http {
+            client.send_get(&path(*key));
+        }
+        for mut client in leaving.drain(..) {
+            client.send_get(&path(1));
+            let socket = socket2::SockRef::from(client.stream().get_ref());
+            socket.set_linger(Some(Duration::ZERO)).expect("an option can be set");
+        }
+        proxy.thaw();
+        for (client, key) in &mut http {
+            assert_eq!(client.read_response().text(), format!("value-{:03}", *key % KEYS));
+        }
+        for (client, rest, expected) in &mut resp {
+            client.send(&rest);
+            assert_eq!(String::from_utf8_lossy(&client.read_replies()), *expected, "round {round}");
+        }
     }
 }
