@@ -7,8 +7,8 @@
 //! poll        sleep until a socket event, a wakeup by the backend, or a deadline
 //! readiness   store the reported readiness in each client; nothing is closed or reused yet
 //! accept      a bounded number of connections
-//! inbox a bounded number of invalidations, then all completions: store values, encode replies
-//! timers a bounded number of late fetches, expired entries and client timers; before the turns,
+//! inbox       a bounded number of invalidations, then all completions: store values, encode replies
+//! timers      a bounded number of late fetches, expired entries and client timers; before the turns,
 //!             so that a client at its deadline gets one more
 //! turns       each ready client: send, decode, look up, read
 //! submit      the fetches of these turns, under one lock; refused ones are answered
