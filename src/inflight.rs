@@ -16,25 +16,47 @@ use crate::cache::DeadlineHeap;
 use crate::types::{Millis, RequestId};
 use slab::Slab;
 use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 /// All fetches in flight of one worker.
 #[derive(Debug)]
 pub struct Inflight {
     fetches: Slab<Fetch>,
-    /// Fetches that requests can join: all that are not detached. Hashes with random keys, as the
-    /// cache does (SipHash-1-3).
-    by_key: HashMap<Arc<[u8]>, usize>,
+    /// Hashes with random keys, as the cache does (SipHash-1-3).
+    hasher: RandomState,
+    /// Fetches that requests can join, by the hash of their key: all that are not detached. A fetch
+    /// of a key whose hash is taken by another one starts detached.
+    joinable: HashMap<u64, usize, BuildHasherDefault<HashedKey>>,
     deadlines: DeadlineHeap,
+}
+
+/// Hasher of numbers that are hashes already.
+#[derive(Debug, Default)]
+struct HashedKey(u64);
+
+impl Hasher for HashedKey {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.0 = self.0 << 8 | u64::from(byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// A read of one key, shared by its waiters.
 #[derive(Debug)]
 struct Fetch {
     key: Arc<[u8]>,
+    hash: u64,
     started_at: Millis,
-    /// In order of arrival, which is also the order of their deadlines.
-    waiters: Vec<Waiter>,
+    waiters: Waiters,
     /// Heap position of the first waiter's deadline. `None` without waiters.
     heap_position: Option<u32>,
 }
@@ -50,13 +72,47 @@ pub struct Waiter {
     deadline: Millis,
 }
 
+/// Waiters of a fetch, in order of arrival, which is also the order of their deadlines. The first
+/// one takes no allocation: most fetches have no other.
+#[derive(Debug, Default)]
+pub struct Waiters {
+    first: Option<Waiter>,
+    /// Empty without a first waiter.
+    later: Vec<Waiter>,
+}
+
+impl Waiters {
+    fn push(&mut self, waiter: Waiter) {
+        match self.first {
+            None => self.first = Some(waiter),
+            Some(_) => self.later.push(waiter),
+        }
+    }
+
+    /// Returns the waiters in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Waiter> {
+        self.first.iter().chain(&self.later)
+    }
+
+    /// Removes and returns the waiters with deadlines until `now`.
+    fn take_timed_out(&mut self, now: Millis) -> Waiters {
+        if self.first.is_none_or(|first| first.deadline > now) {
+            return Waiters::default();
+        }
+        let in_time = self.later.iter().position(|waiter| waiter.deadline > now).unwrap_or(self.later.len());
+        let mut rest = self.later.split_off(in_time).into_iter();
+        let rest = Waiters { first: rest.next(), later: rest.collect() };
+        std::mem::replace(self, rest)
+    }
+}
+
 /// A completed fetch.
 #[derive(Debug)]
 pub struct FinishedFetch {
     /// Key that was read.
     pub key: Arc<[u8]>,
     /// Waiters without a reply.
-    pub waiters: Vec<Waiter>,
+    pub waiters: Waiters,
     /// Time of the first request, before Redis was asked.
     pub started_at: Millis,
     /// True if an invalidation of the key has arrived since the start. The value must not be
@@ -77,7 +133,12 @@ impl Inflight {
     /// Creates the state without fetches.
     #[allow(clippy::new_without_default, reason = "one constructor is enough")]
     pub fn new() -> Inflight {
-        Inflight { fetches: Slab::new(), by_key: HashMap::new(), deadlines: DeadlineHeap::new() }
+        Inflight {
+            fetches: Slab::new(),
+            hasher: RandomState::new(),
+            joinable: HashMap::default(),
+            deadlines: DeadlineHeap::new(),
+        }
     }
 
     /// Returns the number of fetches in flight, including detached ones.
@@ -87,25 +148,48 @@ impl Inflight {
 
     /// Adds a waiter for `key` with this deadline. Starts a fetch if there is none to join.
     pub fn join_or_start(&mut self, key: &[u8], request_id: RequestId, now: Millis, deadline: Millis) -> Join {
-        if let Some(&fetch_id) = self.by_key.get(key) {
-            self.fetches[fetch_id].waiters.push(Waiter { request_id, collapsed: true, deadline });
+        self.join_or_start_hashed(self.hash(key), key, request_id, now, deadline)
+    }
+
+    /// Does the same for a key with this hash.
+    fn join_or_start_hashed(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        request_id: RequestId,
+        now: Millis,
+        deadline: Millis,
+    ) -> Join {
+        let entry = self.joinable.entry(hash);
+        if let Entry::Occupied(found) = &entry
+            && let Some(fetch) = self.fetches.get_mut(*found.get()).filter(|fetch| *fetch.key == *key)
+        {
+            fetch.waiters.push(Waiter { request_id, collapsed: true, deadline });
+            let fetch_id = *found.get();
             self.arm_deadline(fetch_id);
             return Join::Joined;
         }
         let key: Arc<[u8]> = key.into();
-        let waiters = vec![Waiter { request_id, collapsed: false, deadline }];
-        let fetch_id =
-            self.fetches.insert(Fetch { key: Arc::clone(&key), started_at: now, waiters, heap_position: None });
-        self.by_key.insert(Arc::clone(&key), fetch_id);
+        let waiters = Waiters { first: Some(Waiter { request_id, collapsed: false, deadline }), later: Vec::new() };
+        let fetch = Fetch { key: Arc::clone(&key), hash, started_at: now, waiters, heap_position: None };
+        let fetch_id = self.fetches.insert(fetch);
+        entry.or_insert(fetch_id);
         self.arm_deadline(fetch_id);
         Join::Started(fetch_id, key)
+    }
+
+    fn hash(&self, key: &[u8]) -> u64 {
+        // Only the bytes, without their length: nothing else is hashed with them.
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(key);
+        hasher.finish()
     }
 
     /// Adds a fetch with waiters to the heap, unless it is already there.
     fn arm_deadline(&mut self, fetch_id: usize) {
         let fetches = &mut self.fetches;
         if let Fetch { heap_position: None, waiters, .. } = &fetches[fetch_id]
-            && let Some(deadline) = waiters.first().map(|first| first.deadline)
+            && let Some(deadline) = waiters.first.map(|first| first.deadline)
         {
             self.deadlines.push(deadline, fetch_id as u32, |id, position| {
                 fetches[id as usize].heap_position = Some(position);
@@ -116,35 +200,39 @@ impl Inflight {
     /// Removes the fetch of a completed job. Returns `None` if there is no such fetch.
     pub fn finish(&mut self, fetch_id: usize) -> Option<FinishedFetch> {
         self.clear_deadline(fetch_id);
-        let Fetch { key, started_at, waiters, .. } = self.fetches.try_remove(fetch_id)?;
-        let joinable = self.by_key.remove(&key);
-        let is_detached = joinable != Some(fetch_id);
-        if let Some(newer) = joinable.filter(|_| is_detached) {
-            self.by_key.insert(Arc::clone(&key), newer);
-        }
+        let Fetch { key, hash, started_at, waiters, .. } = self.fetches.try_remove(fetch_id)?;
+        let is_detached = match self.joinable.entry(hash) {
+            Entry::Occupied(found) if *found.get() == fetch_id => {
+                found.remove();
+                false
+            }
+            _ => true,
+        };
         Some(FinishedFetch { key, waiters, started_at, is_detached })
     }
 
     /// Detaches the fetch of a key that changed in Redis. Later requests start a new fetch.
     pub fn detach(&mut self, key: &[u8]) {
-        self.by_key.remove(key);
+        if let Entry::Occupied(found) = self.joinable.entry(self.hash(key))
+            && self.fetches.get(*found.get()).is_some_and(|fetch| *fetch.key == *key)
+        {
+            found.remove();
+        }
     }
 
     /// Detaches all fetches, because any key may have changed.
     pub fn detach_all(&mut self) {
-        self.by_key.clear();
+        self.joinable.clear();
     }
 
     /// Removes the timed-out waiters of one fetch, and returns its key and them. The fetch stays in
     /// flight. Returns `None` if no waiter has timed out.
-    pub fn take_timed_out(&mut self, now: Millis) -> Option<(Arc<[u8]>, Vec<Waiter>)> {
+    pub fn take_timed_out(&mut self, now: Millis) -> Option<(Arc<[u8]>, Waiters)> {
         let (_, fetch_id) = self.deadlines.first().filter(|&(deadline, _)| deadline <= now)?;
         let fetch_id = fetch_id as usize;
         self.clear_deadline(fetch_id);
         let Fetch { key, waiters, .. } = &mut self.fetches[fetch_id];
-        let key = Arc::clone(key);
-        let first_in_time = waiters.iter().position(|waiter| waiter.deadline > now).unwrap_or(waiters.len());
-        let timed_out = waiters.drain(..first_in_time).collect();
+        let (key, timed_out) = (Arc::clone(key), waiters.take_timed_out(now));
         self.arm_deadline(fetch_id);
         Some((key, timed_out))
     }
@@ -169,9 +257,9 @@ impl Inflight {
                 return Err(format!("fetch {fetch_id} of {key:?} does not have the deadline of its first waiter"));
             }
         }
-        let is_in_flight = |key: &Arc<[u8]>, id: usize| self.fetches.get(id).is_some_and(|fetch| fetch.key == *key);
-        match self.by_key.iter().find(|&(key, &fetch_id)| !is_in_flight(key, fetch_id)) {
-            Some((key, fetch_id)) => Err(format!("fetch {fetch_id} of {key:?} is joinable but not in flight")),
+        let is_in_flight = |hash: u64, id: usize| self.fetches.get(id).is_some_and(|fetch| fetch.hash == hash);
+        match self.joinable.iter().find(|&(&hash, &fetch_id)| !is_in_flight(hash, fetch_id)) {
+            Some((_, fetch_id)) => Err(format!("fetch {fetch_id} is joinable but not in flight")),
             None => Ok(()),
         }
     }
@@ -199,7 +287,7 @@ mod tests {
     }
 
     /// Returns the slot of each waiter, and true if it joined a fetch of another request.
-    fn summary_of(waiters: &[Waiter]) -> Vec<(usize, bool)> {
+    fn summary_of(waiters: &Waiters) -> Vec<(usize, bool)> {
         waiters.iter().map(|waiter| (waiter.request_id.slot, waiter.collapsed)).collect()
     }
 
@@ -244,6 +332,26 @@ mod tests {
         assert_eq!(inflight.validate(), Ok(()));
     }
 
+    /// A fetch of a key with the hash of another one is not joined and not cached. It leaves the
+    /// other one joinable.
+    #[test]
+    fn colliding_keys_have_separate_fetches() {
+        let mut inflight = Inflight::new();
+        let start =
+            |inflight: &mut Inflight, key: &[u8]| match inflight.join_or_start_hashed(7, key, request_id(1), 0, 100) {
+                Join::Started(fetch_id, _) => Some(fetch_id),
+                Join::Joined => None,
+            };
+        let a = start(&mut inflight, b"a").expect("a fetch of a");
+        let b = start(&mut inflight, b"b").expect("b joined the fetch of a");
+        assert_eq!(start(&mut inflight, b"a"), None);
+        assert_eq!(inflight.validate(), Ok(()));
+        let finished = inflight.finish(b).expect("the fetch of b");
+        assert_eq!((&*finished.key, finished.is_detached), (&b"b"[..], true));
+        assert_eq!(start(&mut inflight, b"a"), None, "the end of the fetch of b detached that of a");
+        assert!(inflight.finish(a).is_some_and(|finished| !finished.is_detached));
+    }
+
     /// A waiter leaves at its own deadline, and later requests join the fetch that goes on.
     #[test]
     fn timed_out_waiter_leaves_fetch_running() {
@@ -263,5 +371,19 @@ mod tests {
         assert_eq!(summary_of(&inflight.finish(a).expect("a fetch of a").waiters), [(4, true)]);
         assert_eq!(inflight.next_deadline(), None);
         assert_eq!(inflight.fetches.len(), 1);
+    }
+
+    /// Waiters with deadlines until now leave together and in order, and the next one is the first.
+    #[test]
+    fn timed_out_waiters_leave_in_order() {
+        let mut inflight = Inflight::new();
+        let a = start(&mut inflight, b"a", 1, 0, 100);
+        for (slot, deadline) in [(2, 100), (3, 110), (4, 120), (5, 130)] {
+            inflight.join_or_start(b"a", request_id(slot), 0, deadline);
+        }
+        let (_, timed_out) = inflight.take_timed_out(110).expect("waiters of a");
+        assert_eq!(summary_of(&timed_out), [(1, false), (2, true), (3, true)]);
+        assert_eq!((inflight.next_deadline(), inflight.validate()), (Some(120), Ok(())));
+        assert_eq!(summary_of(&inflight.finish(a).expect("a fetch of a").waiters), [(4, true), (5, true)]);
     }
 }

@@ -27,6 +27,9 @@ pub enum JsonForm {
 /// Largest integer that every JSON reader represents exactly (RFC 8259, section 6).
 const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
+/// Bytes of a value that are examined at a time: two vectors of SSE2.
+const SCAN_BYTES: usize = 32;
+
 impl JsonForm {
     /// Determines the form of a value. Scans all bytes.
     pub fn of(bytes: &[u8]) -> JsonForm {
@@ -34,7 +37,7 @@ impl JsonForm {
             JsonForm::Integer
         } else if std::str::from_utf8(bytes).is_err() {
             JsonForm::Binary
-        } else if bytes.iter().any(|&byte| needs_escape(byte)) {
+        } else if has_escape(bytes) {
             JsonForm::Escaped
         } else {
             JsonForm::Plain
@@ -45,6 +48,14 @@ impl JsonForm {
 /// Returns true if a byte must be escaped in a JSON string (RFC 8259, section 7).
 pub fn needs_escape(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+/// Returns true if a byte of a value must be escaped. Examines [`SCAN_BYTES`] at a time without a
+/// branch for each, so that the compiler uses vector instructions.
+fn has_escape(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<SCAN_BYTES>();
+    let any = |bytes: &[u8]| bytes.iter().fold(false, |found, &byte| found | needs_escape(byte));
+    chunks.iter().any(|chunk| any(chunk)) || any(rest)
 }
 
 /// Returns the length of one byte in a JSON string: 1, or that of a short escape or of `\u00xx`.
@@ -196,5 +207,17 @@ mod tests {
         }
         assert_eq!(JsonForm::of(b"\xff"), JsonForm::Binary);
         assert_eq!(JsonForm::of(b"a\"\xc3"), JsonForm::Binary);
+    }
+
+    /// A byte that needs escaping is found at each position of a value that takes several scans.
+    #[test]
+    fn json_form_finds_escape_anywhere() {
+        let plain = [b'x'; 2 * SCAN_BYTES + 7];
+        assert_eq!(JsonForm::of(&plain), JsonForm::Plain);
+        for at in 0..plain.len() {
+            let mut text = plain;
+            text[at] = b'"';
+            assert_eq!(JsonForm::of(&text), JsonForm::Escaped, "byte {at}");
+        }
     }
 }

@@ -47,8 +47,8 @@ impl Batch {
     pub(super) fn new(node: Arc<Node>, batch: Vec<QueuedJob>) -> Batch {
         Batch {
             node,
+            completed: Vec::with_capacity(batch.len()),
             jobs: batch.into_iter().map(Some).collect(),
-            completed: Vec::new(),
             redirected: Vec::new(),
             may_cache: [false; 2],
             not_ready: None,

@@ -137,10 +137,7 @@ impl Fetcher {
 
     fn count_round_trips(&self, reader: &mut KeyReader) {
         let (round_trips, durations) = reader.take_round_trips();
-        self.node.update_status(|node| {
-            node.counters.round_trips += round_trips;
-            node.counters.round_trip_durations.merge(&durations);
-        });
+        self.node.update_status(|node| node.counters.add_round_trips(round_trips, &durations));
     }
 
     /// Records the result of a connect or a `PING`: `reason` says why Redis cannot serve.
@@ -223,11 +220,16 @@ impl Fetcher {
         let keys = batch.pending_count() as u64;
         self.record_request();
         let result = connection.reader.read(batch, options);
-        self.count_round_trips(&mut connection.reader);
-        self.node.update_status(|node| node.counters.batch_sizes.observe(keys, 1));
+        let (round_trips, durations) = connection.reader.take_round_trips();
+        self.node.update_status(|node| {
+            node.counters.add_round_trips(round_trips, &durations);
+            node.counters.batch_sizes.observe(keys, 1);
+            if result.is_ok() {
+                node.on_read(batch.not_ready(), Instant::now());
+            }
+        });
         match result {
             Ok(ttl_support) => {
-                self.node.update_status(|node| node.on_read(batch.not_ready(), Instant::now()));
                 if batch.is_misdirected() && self.node.pool.should_log_redirection() {
                     log::warn!("Redis at {} {CLUSTER_WARNING}", self.connector.target());
                 }

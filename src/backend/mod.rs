@@ -7,7 +7,7 @@
 //!
 //! | what | files |
 //! |---|---|
-//! | one node | `node`, `task`, `fetcher`, `batch`, `reader`, `tracking`, `subscription`, `role_watch`, `availability` |
+//! | one node | `node`, `task`, `fetcher`, `batch`, `reader`, `key_command`, `tracking`, `subscription`, `role_watch`, `availability` |
 //! | all nodes of a worker | `nodes`, `node_set`, `shared`, `inbox`, `freshness` |
 //! | finding the nodes | `topology`, `cluster`, `sentinel`, `slot_map` |
 //! | connections | `access`, `connect`, `handshake`, `identity`, `stream`, `tls`, `wire` |
@@ -28,6 +28,7 @@ mod freshness;
 mod handshake;
 mod identity;
 mod inbox;
+mod key_command;
 mod node;
 mod node_set;
 mod nodes;

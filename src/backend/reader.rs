@@ -23,6 +23,7 @@
 
 use super::batch::{Batch, BatchKey};
 use super::connect::{is_command_denied, read_failure, single_line};
+use super::key_command::KeyCommand;
 use super::wire::Wire;
 use crate::metrics::LatencyHistogram;
 use crate::types::{Failure, FetchedValue, Millis};
@@ -37,9 +38,6 @@ const FIRST_READ_BYTES: usize = 64 * 1024;
 /// Longest value whose buffer is kept for the next reply. The crate's parser never shrinks it.
 /// (Memory for a longer one costs less than such a reply.)
 const MAX_KEPT_VALUE_BYTES: usize = 1024 * 1024;
-
-/// Bytes of the two commands for a key without the key itself, rounded up.
-const COMMANDS_OVERHEAD_BYTES: usize = 96;
 
 /// Connection that reads keys, with a deadline for each round trip.
 pub(super) struct KeyReader {
@@ -350,34 +348,32 @@ impl KeyReader {
 
 /// Packs one command for each key.
 fn pack_commands(name: &str, keys: &[BatchKey]) -> Vec<u8> {
-    let mut packed = Vec::new();
-    for key in keys {
-        pack(key, redis::cmd(name).arg(&*key.key), &mut packed);
-    }
-    packed
+    pack(keys, &[KeyCommand::new(name, &[])])
 }
 
 /// Packs the two commands for each key. The first is `GETRANGE` for one byte more than `limit`, or
 /// `GET` without a limit.
 fn pack_values_and_ttls(keys: &[BatchKey], limit: Option<usize>) -> Vec<u8> {
-    let bytes: usize = keys.iter().map(|key| 2 * key.key.len() + COMMANDS_OVERHEAD_BYTES).sum();
-    let mut packed = Vec::with_capacity(bytes);
-    for key in keys {
-        match limit {
-            Some(limit) => pack(key, redis::cmd("GETRANGE").arg(&*key.key).arg(0).arg(limit), &mut packed),
-            None => pack(key, redis::cmd("GET").arg(&*key.key), &mut packed),
-        }
-        pack(key, redis::cmd("PTTL").arg(&*key.key), &mut packed);
-    }
-    packed
+    let read = match limit {
+        Some(limit) => KeyCommand::new("GETRANGE", &["0", &limit.to_string()]),
+        None => KeyCommand::new("GET", &[]),
+    };
+    pack(keys, &[read, KeyCommand::new("PTTL", &[])])
 }
 
-/// Packs a command for `key`. `ASKING` counts for the next command only.
-fn pack(key: &BatchKey, command: &redis::Cmd, packed: &mut Vec<u8>) {
-    if key.is_asking {
-        redis::cmd("ASKING").write_packed_command(packed);
+/// Packs `commands` for each key. `ASKING` counts for the next command only.
+fn pack(keys: &[BatchKey], commands: &[KeyCommand]) -> Vec<u8> {
+    let max_bytes = |key: &BatchKey| commands.iter().map(|command| command.max_bytes(key.key.len())).sum::<usize>();
+    let mut packed = Vec::with_capacity(keys.iter().map(max_bytes).sum());
+    for key in keys {
+        for command in commands {
+            if key.is_asking {
+                redis::cmd("ASKING").write_packed_command(&mut packed);
+            }
+            command.push(&key.key, &mut packed);
+        }
     }
-    command.write_packed_command(packed);
+    packed
 }
 
 /// Returns the failure that waiters of a key get for an error reply.

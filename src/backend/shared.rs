@@ -143,7 +143,10 @@ impl PoolShared {
         let update = freshness.present.expiry.update(result);
         self.publish_freshness(&freshness.present, update);
         drop(freshness);
-        self.log_freshness();
+        // Each batch calls this, and nearly all change nothing.
+        if update != FreshnessUpdate::Unchanged {
+            self.log_freshness();
+        }
     }
 
     /// Records whether tracking covers all keys, as `nodes` say, or the reason why not. The caller

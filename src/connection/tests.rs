@@ -186,6 +186,26 @@ fn decoding_stops_at_max_unsent_bytes() {
     assert_eq!(client.take_bodies(), ["hit-next"]);
 }
 
+/// Complete replies that share a buffer leave in order, each once, whichever fetch finishes first.
+#[test]
+fn adjacent_replies_leave_once_in_order() {
+    let commands = ["a", "hit1", "hit2", "b", "hit3", "c", "hit4", "hit5"].map(get).concat();
+    for completions in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut client = Client::new();
+        client.receive(&commands);
+        let mut sent = Vec::new();
+        for index in completions {
+            let key = client.pending[index].1.clone();
+            assert!(client.complete(index, text_value(&key)));
+            sent.extend(client.take_bodies());
+        }
+        assert_eq!(sent, ["a", "hit1", "hit2", "b", "hit3", "c", "hit4", "hit5"], "{completions:?}");
+        assert!(client.connection.is_flushed());
+        // The buffer of several replies was counted once, and is not counted any more.
+        assert_eq!(client.connection.replies.unsent_bytes(), 0);
+    }
+}
+
 /// Hits that are queued behind a miss count as unsent bytes.
 #[test]
 fn hits_behind_miss_count_as_unsent() {

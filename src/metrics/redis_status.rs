@@ -41,6 +41,12 @@ pub struct NodeCounters {
 }
 
 impl NodeCounters {
+    /// Counts round trips, and the durations of those that were answered.
+    pub fn add_round_trips(&mut self, round_trips: u64, durations: &LatencyHistogram) {
+        self.round_trips += round_trips;
+        self.round_trip_durations.merge(durations);
+    }
+
     /// Adds those of another node.
     pub fn add(&mut self, other: &NodeCounters) {
         let sum = |to: &mut [u64; 2], from: [u64; 2]| to.iter_mut().zip(from).for_each(|(sum, count)| *sum += count);

@@ -61,6 +61,18 @@ enum Chunk {
 }
 
 impl SendBuffer {
+    /// Creates a buffer for short replies of about this many bytes together.
+    pub fn with_capacity(bytes: usize) -> SendBuffer {
+        SendBuffer { tail: Vec::with_capacity(bytes), ..SendBuffer::default() }
+    }
+
+    /// Allocates a tail of this capacity, unless the connection has one already.
+    pub fn reserve_tail(&mut self, bytes: usize) {
+        if self.tail.capacity() == 0 {
+            self.tail = Vec::with_capacity(bytes);
+        }
+    }
+
     /// Returns the buffer for short replies. Its bytes leave after everything queued before.
     pub fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.tail

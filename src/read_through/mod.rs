@@ -10,7 +10,7 @@ mod capacity;
 mod tests;
 
 use crate::cache::{Cache, Limits};
-use crate::inflight::{FinishedFetch, Inflight, Join, Waiter};
+use crate::inflight::{FinishedFetch, Inflight, Join, Waiters};
 use crate::metrics::WorkerMetrics;
 use crate::types::{
     Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source, UpcomingKeys,
@@ -34,6 +34,32 @@ pub enum Lookup<'a> {
     /// Miss: the request started a fetch. The caller must submit this job. If the backend does not
     /// accept it, the caller must pass its failure to [`ReadThrough::complete`].
     Fetch(Job),
+}
+
+/// Fetched value on its way to the cache and the waiters. Only one that they may share takes an
+/// allocation for the counts of references.
+enum FinishedValue {
+    Copied(Value),
+    Shared(Arc<Value>),
+}
+
+impl FinishedValue {
+    fn new(value: Value) -> FinishedValue {
+        match value.bytes.len() {
+            0..=MAX_COPIED_BYTES => FinishedValue::Copied(value),
+            _ => FinishedValue::Shared(Arc::new(value)),
+        }
+    }
+
+    /// Returns a payload to copy for a value of at most `max_copied` bytes, otherwise to share.
+    /// `max_copied` is at least [`MAX_COPIED_BYTES`].
+    fn payload(&self, max_copied: usize) -> Payload<'_> {
+        match self {
+            FinishedValue::Shared(value) if value.bytes.len() > max_copied => Payload::Shared(value),
+            FinishedValue::Shared(value) => Payload::Inline { bytes: &value.bytes, form: value.form },
+            FinishedValue::Copied(value) => Payload::Inline { bytes: &value.bytes, form: value.form },
+        }
+    }
 }
 
 /// Cache and fetches in flight of one worker.
@@ -124,13 +150,13 @@ impl ReadThrough {
         let waiters = &finished.waiters;
         match completion.result {
             Ok(Some(FetchedValue { value, ttl })) => {
-                let value = Arc::new(value);
+                let value = FinishedValue::new(value);
                 let stored = if completion.may_cache { self.store(&finished, &value, ttl, now) } else { None };
                 if !completion.may_cache {
                     // A cached older value is outdated, and no invalidation may say so.
                     self.remove_missing(&finished);
                 }
-                self.reply_all(waiters, KeyResult::Value(payload_of(MAX_COPIED_BYTES, &value)), stored, &mut deliver);
+                self.reply_all(waiters, KeyResult::Value(value.payload(MAX_COPIED_BYTES)), stored, &mut deliver);
             }
             Ok(None) => {
                 self.remove_missing(&finished);
@@ -150,7 +176,7 @@ impl ReadThrough {
     fn store(
         &mut self,
         finished: &FinishedFetch,
-        value: &Arc<Value>,
+        value: &FinishedValue,
         redis_ttl: Option<Millis>,
         now: Millis,
     ) -> Option<Millis> {
@@ -165,7 +191,7 @@ impl ReadThrough {
             return None;
         }
         self.cache.set_early_deadline(capacity::early_deadline(self.ttl, now));
-        let stored = self.cache.insert(&finished.key, payload_of(SHARED_VALUE_BYTES, value), deadline, redis_expiry);
+        let stored = self.cache.insert(&finished.key, value.payload(SHARED_VALUE_BYTES), deadline, redis_expiry);
         stored.then_some(deadline - now)
     }
 
@@ -183,7 +209,7 @@ impl ReadThrough {
     fn fail_or_serve_stale(
         &mut self,
         key: &[u8],
-        waiters: &[Waiter],
+        waiters: &Waiters,
         failure: &Failure,
         now: Millis,
         deliver: &mut impl FnMut(RequestId, &Reply<'_>),
@@ -204,12 +230,12 @@ impl ReadThrough {
     /// Replies to all waiters with the result of their fetch.
     fn reply_all(
         &self,
-        waiters: &[Waiter],
+        waiters: &Waiters,
         result: KeyResult<'_>,
         stored: Option<Millis>,
         deliver: &mut impl FnMut(RequestId, &Reply<'_>),
     ) {
-        for waiter in waiters {
+        for waiter in waiters.iter() {
             let source = Source::Redis { collapsed: waiter.collapsed, stored };
             deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked });
         }
@@ -287,13 +313,5 @@ impl ReadThrough {
             (Some(expiry), Some(timeout)) => Some(expiry.min(timeout)),
             (expiry, timeout) => expiry.or(timeout),
         }
-    }
-}
-
-/// Returns a payload to copy for a value of at most `max_copied` bytes, otherwise to share.
-fn payload_of(max_copied: usize, value: &Arc<Value>) -> Payload<'_> {
-    match value.bytes.len() {
-        length if length > max_copied => Payload::Shared(value),
-        _ => Payload::Inline { bytes: &value.bytes, form: value.form },
     }
 }

@@ -14,7 +14,7 @@ const CRATES: [(&str, &[&str]); 18] = [
     ("hmac_sha256", &["client_auth"]),
     ("httparse", &["protocol"]),
     ("httpdate", &["protocol", "log_format"]),
-    ("itoa", &["protocol"]),
+    ("itoa", &["backend", "protocol"]),
     ("log", &["read_through", "backend", "log_writer", "server", "listeners", "main", "reload"]),
     ("mio", &["server"]),
     ("redis", &["backend"]),
