@@ -31,7 +31,7 @@ mod table;
 pub use deadline_heap::DeadlineHeap;
 pub use insertions::{CapacityLosses, InsertionSample};
 
-use crate::types::{Millis, UpcomingKeys};
+use crate::types::Millis;
 use crate::value::Payload;
 use look_ahead::LookAhead;
 use lru::LruList;
@@ -51,10 +51,6 @@ pub const MAX_CAPACITY: usize = 2_000_000_000;
 /// Number of ids up to which an empty cache retains its memory. With more it frees all of it, so
 /// that an idle proxy holds no memory of a million expired entries.
 const MIN_RETAINED_IDS: usize = 1024;
-
-/// Number of ids from which look-ahead saves time. With fewer, most of what a lookup reads is in
-/// the second-level cache of the processor. Tests look ahead always.
-const MIN_LOOK_AHEAD_IDS: usize = if cfg!(debug_assertions) { 1 } else { 4096 };
 
 /// Records of retired storage that the sweep drops instead of one removal. A drop updates no other
 /// part, and often frees nothing.
@@ -206,24 +202,6 @@ impl Cache {
     /// sweeps, by one value at most.
     pub fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// Returns true if [`Cache::look_ahead`] saves time.
-    pub fn benefits_from_look_ahead(&self) -> bool {
-        self.nodes.len() >= MIN_LOOK_AHEAD_IDS
-    }
-
-    /// Loads the memory that lookups of these keys will read, for all of them at once. Later
-    /// lookups of the same slices are faster. Changes the result of no operation. Repeating it
-    /// costs little.
-    pub fn look_ahead(&mut self, keys: &UpcomingKeys<'_>) {
-        let Cache { look_ahead, hasher, table, nodes, deadlines, records, .. } = self;
-        if look_ahead.covers(keys.as_slice()) {
-            return;
-        }
-        look_ahead.set_keys(keys.as_slice(), |key| hash(hasher, key));
-        look_ahead.find_entries(table, nodes);
-        look_ahead.load_entries(nodes, deadlines, records);
     }
 
     /// Looks up `key` and makes its entry the most recently used.

@@ -1,0 +1,178 @@
+//! Tests of replies for several keys.
+
+use super::*;
+use crate::protocol::resp::commands;
+use crate::types::Source;
+use crate::value::JsonForm;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn reply(result: KeyResult<'_>) -> Reply<'_> {
+    Reply { result, source: Source::Cache { ttl: 1 }, tracked: false }
+}
+
+/// A reply is charged for its memory until that is rendered or dropped.
+///
+/// Looks at the charge of each reply: the budget also counts the replies of other tests.
+#[test]
+fn charge_follows_memory_of_reply() {
+    let mget = commands::find(b"mget").expect("a supported command");
+    let long = Arc::new(Value::new(vec![b'l'; 1_000_000]));
+    let text = vec![b's'; 16_000];
+    let add = |multi: &mut MultiReply, result| multi.push(&reply(result));
+    let short = || KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain });
+
+    let mut absent = MultiReply::new(mget, 10_000, RespVersion::Resp2);
+    (0..5000).for_each(|_| add(&mut absent, KeyResult::Missing));
+    (0..5000).for_each(|_| absent.push_pending());
+    let memory_bytes = 5000 * "$-1\r\n".len() + 5001 * 16;
+    assert_eq!(
+        (absent.charged_bytes, absent.memory_bytes()),
+        (5001 * 16 / SEGMENT_BYTES * SEGMENT_BYTES, memory_bytes)
+    );
+
+    let mut multi = MultiReply::new(mget, 1000, RespVersion::Resp2);
+    (0..4).for_each(|_| add(&mut multi, short()));
+    add(&mut multi, KeyResult::Value(Payload::Shared(&long)));
+    assert_eq!(multi.charged_bytes, 0, "the first segment and long values are not charged");
+    (0..200).for_each(|_| add(&mut multi, short()));
+    let capacities: Vec<usize> =
+        multi.segments.iter().map(|segment| segment.bytes.capacity() / SEGMENT_BYTES).collect();
+    assert_eq!(capacities[1..], [2, 4, 8, 16, 16, 16], "jemalloc must reuse freed segments");
+    add(&mut multi, KeyResult::Value(Payload::Shared(&long)));
+    assert_eq!(multi.charged_bytes, 62 * SEGMENT_BYTES, "whole segments are charged; nine parts are fewer bytes");
+    // Rendering frees memory.
+    multi.keys_left = 0;
+    let mut out = SendBuffer::default();
+    let mut charges = Vec::new();
+    while !multi.is_rendered() {
+        multi.render(500_000, &mut out);
+        out.drain(usize::MAX);
+        charges.push(multi.charged_bytes);
+    }
+    assert!(charges.is_sorted_by(|one, next| one >= next) && charges.len() > 5, "{charges:?}");
+    assert_eq!((charges.last(), multi.segment_bytes, multi.memory_bytes()), (Some(&0), 0, 0));
+    assert!(multi.segments.iter().all(|segment| segment.bytes.capacity() == 0));
+    assert_eq!(Arc::strong_count(&long), 1);
+
+    let mut two = MultiReply::new(mget, 2, RespVersion::Resp2);
+    (0..2).for_each(|_| add(&mut two, KeyResult::Value(Payload::Shared(&long))));
+    assert_eq!(long.pins.get(), 2, "each of two parts pins the value");
+    let mut out = SendBuffer::default();
+    two.render(1, &mut out);
+    assert_eq!(long.pins.get(), 2);
+    drop((two, out));
+    assert_eq!(long.pins.get(), 0);
+
+    absent.complete_key(5000, &reply(KeyResult::Failed(&Failure::Internal)));
+    assert_eq!((absent.charged_bytes, absent.memory_bytes(), absent.has_failed()), (0, 0, true));
+}
+
+proptest! {
+    /// Parts that complete in any order leave in key order, and the reply keeps no memory.
+    #[test]
+    fn parts_in_any_order_leave_sorted(
+        parts in vec((0..6u8, 0..4usize), 1..120),
+        order in any::<u64>(),
+        step in prop_oneof![1..100usize, 10_000..200_000usize],
+    ) {
+        let mget = commands::find(b"mget").expect("a supported command");
+        let long = Arc::new(Value::new(vec![b'l'; 20_000]));
+        let lengths = [0, 10, 3000, 16_384];
+        let (mut multi, mut late) = (MultiReply::new(mget, parts.len() as u32, RespVersion::Resp2), Vec::new());
+        let mut expected = format!("*{}\r\n", parts.len()).into_bytes();
+        for (number, &(kind, length)) in parts.iter().enumerate() {
+            let text = vec![b'a' + number as u8 % 26; lengths[length]];
+            let result = match kind {
+                0 => KeyResult::Missing,
+                1 => KeyResult::Value(Payload::Shared(&long)),
+                _ => KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain }),
+            };
+            match result {
+                KeyResult::Value(payload) => {
+                    let bytes = payload.bytes();
+                    expected.extend([format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat());
+                }
+                _ => expected.extend(b"$-1\r\n"),
+            }
+            if kind < 5 {
+                multi.push(&reply(result));
+            } else {
+                late.push((number as u32, text));
+                multi.push_pending();
+            }
+        }
+        // The pending keys complete in some order, each of them twice.
+        late.sort_by_key(|(part, _)| u64::from(*part).wrapping_mul(order | 1) >> 7);
+        for (part, text) in &late {
+            let result = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
+            prop_assert!(multi.complete_key(*part, &reply(result)) && !multi.complete_key(*part, &reply(result)));
+        }
+        prop_assert!(multi.is_complete());
+        let mut out = SendBuffer::default();
+        Box::new(multi).encode(&mut out);
+        prop_assert_eq!(out.drain(step), expected);
+        prop_assert_eq!((out.unsent_bytes(), Arc::strong_count(&long)), (0, 1));
+    }
+}
+
+/// A long reply is rendered in pieces, and leaves complete, in order with other replies.
+#[test]
+fn long_reply_is_rendered_in_pieces() {
+    let long = Arc::new(Value::new(vec![b'l'; 100_000]));
+    let mget = commands::find(b"mget").expect("a supported command");
+    for version in [RespVersion::Resp2, RespVersion::Resp3] {
+        let lengths = [0, 1, 16_384, 100, 16_384, 16_383, 5000, 16_384, 16_384, 3, 70];
+        let keys = 5 * lengths.len() as u32;
+        let (mut multi, mut expected) = (MultiReply::new(mget, keys, version), format!("*{keys}\r\n").into_bytes());
+        let mut late = Vec::new();
+        for part in 0..keys {
+            let text = vec![b'a' + (part % 26) as u8; lengths[part as usize % lengths.len()]];
+            let result = KeyResult::Value(Payload::Inline { bytes: &text, form: JsonForm::Plain });
+            assert_eq!(multi.next_key(), part);
+            match part % 5 {
+                0 => multi.push(&reply(KeyResult::Missing)),
+                1 => multi.push(&reply(KeyResult::Value(Payload::Shared(&long)))),
+                2 => {
+                    late.push((part, text.clone()));
+                    multi.push_pending();
+                }
+                _ => multi.push(&reply(result)),
+            }
+            let null: &[u8] = if version == RespVersion::Resp3 { b"_\r\n" } else { b"$-1\r\n" };
+            match part % 5 {
+                0 => expected.extend_from_slice(null),
+                1 => expected.extend([b"$100000\r\n", &long.bytes[..], b"\r\n"].concat()),
+                _ => expected.extend([format!("${}\r\n", text.len()).as_bytes(), &text, b"\r\n"].concat()),
+            }
+        }
+        assert!(!multi.expects_keys() && !multi.is_complete() && multi.pending == late.len());
+        for (part, text) in late.iter().rev() {
+            let result = KeyResult::Value(Payload::Inline { bytes: text, form: JsonForm::Plain });
+            assert!(
+                multi.complete_key(*part, &reply(result)) && !multi.complete_key(*part, &reply(KeyResult::Missing))
+            );
+        }
+        assert!(multi.is_complete());
+        let queued = multi.memory_bytes();
+        let mut out = SendBuffer::default();
+        out.tail().extend_from_slice(b"before");
+        Box::new(multi).encode(&mut out);
+        // Neither short replies nor another reply for several keys overtake it.
+        let other = vec![b'o'; 16_384];
+        let mut next = MultiReply::new(mget, 4, version);
+        (0..4).for_each(|_| {
+            next.push(&reply(KeyResult::Value(Payload::Inline { bytes: &other, form: JsonForm::Plain })));
+        });
+        out.tail().extend_from_slice(b"between");
+        let queued = queued + next.memory_bytes();
+        Box::new(next).encode(&mut out);
+        out.tail().extend_from_slice(b"after");
+        expected.extend([b"between*4\r\n", &[b"$16384\r\n", &other[..], b"\r\n"].concat().repeat(4)[..]].concat());
+        let short = b"before*55\r\nbetween*4\r\nafter".len();
+        assert_eq!(out.unsent_bytes(), queued + short, "the reply was rendered at once");
+        let step = if version == RespVersion::Resp3 { 1000 } else { usize::MAX };
+        assert_eq!(out.drain(step), [b"before", &expected[..], b"after"].concat());
+    }
+    assert_eq!(Arc::strong_count(&long), 1);
+}

@@ -1,0 +1,143 @@
+//! Tests of a turn, with real sockets.
+
+use super::*;
+use crate::cache;
+use crate::client_auth::ClientAuth;
+use crate::connection::{DecodeContext, ReplyContext};
+use crate::dispatch::MAX_STEPS_PER_TURN;
+use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
+use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
+use crate::read_through::{Lookup, ReadThrough};
+use crate::types::{Completion, FetchedValue, RequestId};
+use crate::value::Value;
+use mio::net::TcpStream;
+use socket2::SockRef;
+use std::io::Write;
+use std::time::SystemTime;
+
+const TIMEOUTS: TimeoutConfig = TimeoutConfig { request: 10, idle: 1_000_000, write: 1_000_000, linger: 1_000_000 };
+
+/// Client that has sent all its bytes, and the state that its turns use.
+struct Fixture {
+    client: Client,
+    peer: std::net::TcpStream,
+    read_through: ReadThrough,
+    scratch: Scratch,
+}
+
+impl Fixture {
+    fn new(bytes: &[u8]) -> Fixture {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        SockRef::from(&listener).set_recv_buffer_size(1 << 20).expect("a receive buffer of 1 MiB");
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("a listener");
+        let (stream, _) = listener.accept().expect("a connection");
+        peer.write_all(bytes).expect("space in the socket buffers");
+        // Waits until all bytes arrived, or as many as the window of this system admits: more
+        // than a turn reads.
+        let (mut arrived, started) = (vec![0; bytes.len()], std::time::Instant::now());
+        while stream.peek(&mut arrived).expect("a connection") < bytes.len() && started.elapsed().as_millis() < 300 {}
+        stream.set_nonblocking(true).expect("non-blocking mode");
+        let mut client = Client::new(
+            ClientStream::Tcp(TcpStream::from_std(stream)),
+            Endpoint::Main,
+            Connection::new(1, 0),
+            false,
+            0,
+        );
+        client.readable = true;
+        let mut read_through =
+            ReadThrough::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
+        // The key "a" is cached.
+        let request_id = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
+        let Lookup::Fetch(job) = read_through.get(b"a", true, request_id, 0) else {
+            panic!("the key is already cached")
+        };
+        let fetched = FetchedValue { value: Value::new(vec![b'x']), ttl: None };
+        read_through.complete(
+            Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)), may_cache: true },
+            0,
+            |_, _| (),
+        );
+        Fixture { client, peer, read_through, scratch: Scratch::new() }
+    }
+
+    fn turn(&mut self, now: Millis) -> TurnResult {
+        let date = ResponseDate::at(SystemTime::UNIX_EPOCH);
+        let reply = ReplyContext { date: &date, recorder: &mut Recorder::default() };
+        let dispatcher = Dispatcher {
+            read_through: &mut self.read_through,
+            jobs: &mut Vec::new(),
+            context: DecodeContext {
+                policy: &Policy::default(),
+                head_decoder: &mut HeadDecoder::new(),
+                auth: &mut ClientAuth::default(),
+                reply,
+            },
+            registry: &MetricsRegistry::default(),
+            worker_slot: &WorkerSlot::default(),
+            now,
+        };
+        let (scratch, timeouts) = (&mut self.scratch, TIMEOUTS);
+        self.client
+            .turn(0, &mut TurnContext { dispatcher, scratch, input: None, timeouts, closes_idle: false, tls: None })
+    }
+}
+
+/// A turn is bounded however much a client has sent, and the client is requeued until all is
+/// done.
+#[test]
+fn turn_is_bounded_and_requeues() {
+    const PINGS: u64 = 20_000;
+    let mut fixture = Fixture::new(&b"*1\r\n$4\r\nPING\r\n".repeat(PINGS as usize));
+    let mut turns = 0;
+    loop {
+        let requests_before = fixture.client.connection.request_count();
+        let result = fixture.turn(0);
+        let processed = fixture.client.connection.request_count() - requests_before;
+        assert!(processed <= MAX_STEPS_PER_TURN as u64, "{processed} requests in one turn");
+        assert!(turns > 0 || result == TurnResult::Requeue, "{result:?} with more to read");
+        turns += 1;
+        match result {
+            TurnResult::Requeue => {}
+            TurnResult::Wait if fixture.client.connection.request_count() == PINGS => break,
+            // The rest is in transit: the kernel would report it.
+            TurnResult::Wait => fixture.client.readable = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(fixture.client.activity(), Activity::Idle(PINGS));
+}
+
+/// A complete request that waits for further turns does not time out. An incomplete one does.
+#[test]
+fn complete_request_does_not_time_out() {
+    let keys = "$1\r\na\r\n".repeat(5000);
+    let command = |count: usize| format!("*{count}\r\n$6\r\nEXISTS\r\n{keys}");
+    let chunked = "GET /raw/a HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let body = format!("3e8\r\n{}\r\n", "x".repeat(1000)).repeat(180);
+    for (bytes, is_complete) in [
+        (command(5001), true),
+        (command(5002), false),
+        (format!("{chunked}{body}0\r\n\r\n"), true),
+        (format!("{chunked}{body}"), false),
+    ] {
+        let mut fixture = Fixture::new(bytes.as_bytes());
+        let (mut now, mut turns) = (0, 0);
+        // Each turn runs at the client's deadline. The first one only discovers the input.
+        let timed_out = loop {
+            let result = fixture.turn(now);
+            now += TIMEOUTS.request;
+            fixture.client.begin_timeout_check();
+            turns += 1;
+            assert!(turns < 100, "still busy after 100 turns");
+            if fixture.client.connection.is_closing() {
+                break true;
+            }
+            if result == TurnResult::Wait && turns > 20 {
+                break false;
+            }
+        };
+        assert_eq!(timed_out, !is_complete, "{:?} after {turns} turns", &bytes[..20]);
+        drop(fixture.peer);
+    }
+}
