@@ -10,6 +10,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
+# Options of the allocator.
+COPY .cargo .cargo
 # Placeholder sources: dependencies are built in separate layers, and a change in src does not
 # rebuild them.
 RUN mkdir -p benches src tests/e2e_protocol \

@@ -3,7 +3,7 @@
 //! Rounds with and without the fault alternate, over keep-alive connections, one request at a time.
 //! During faults of Redis the benchmark also requests keys that are not cached, each once.
 //!
-//! `cargo bench --bench faults` prints a Markdown table within three minutes; `-- killed` prints
+//! `cargo bench --bench faults` prints a Markdown table within eight minutes; `-- killed` prints
 //! only the rows with that in their name. Compare the ratios only, on a machine without other load.
 //! The time slice of another process exceeds every latency here (`chrt -f 1` before the command
 //! avoids that).
@@ -36,9 +36,10 @@ const CONNECTIONS: usize = 4;
 /// Address of the server that replies with garbage, on Redis' port.
 const GARBAGE: &str = "127.0.0.3";
 
-/// Entries that expire at once, and the time to cache them and to run a baseline round.
-const ENTRIES: usize = 1_000_000;
-const FILL_TIME: Duration = Duration::from_secs(11);
+/// Time to cache a million entries and to run a baseline round.
+const FILL_TIME: Duration = Duration::from_secs(21);
+/// Maximum time in which a million entries expire.
+const EXPIRY_TIME: Duration = Duration::from_secs(2);
 /// Hits between two checks that entries are left.
 const HITS_PER_CHECK: usize = 32;
 /// The proxy's counter of expired entries.
@@ -52,6 +53,16 @@ const READ_BYTES: usize = 64 * 1024;
 /// Fault with its start and end. The thread that measures hits does all of it: hits would wait for
 /// another thread.
 trait Fault {
+    /// Returns the number of pairs of rounds.
+    fn rounds(&self) -> usize {
+        ROUNDS
+    }
+
+    /// Returns the maximum length of a round with the fault.
+    fn round(&self) -> Duration {
+        ROUND
+    }
+
     /// Returns additional environment variables of the proxy.
     fn variables(&self) -> Vec<(&'static str, String)> {
         Vec::new()
@@ -95,7 +106,8 @@ fn all_faults() -> Vec<(&'static str, Box<dyn Fault>)> {
         ("Redis killed", fault(Testbed::kill, Testbed::restart)),
         ("garbage replies", fault(|testbed| testbed.switch_dns_to(GARBAGE), Testbed::restore_dns)),
         ("name resolution takes 1 s", fault(|testbed| testbed.delay_dns(1000), Testbed::restore_dns)),
-        ("a million entries expire", Box::new(Expiry { at: SystemTime::UNIX_EPOCH, expired: 0.0, client: None })),
+        ("a million entries expire", Box::new(Expiry::new(1))),
+        ("ten million entries expire", Box::new(Expiry::new(10))),
         ("a 64 MiB value is served", Box::new(LongValue { reader: None, unread: 0, buffer: vec![0; READ_BYTES] })),
     ]
 }
@@ -180,11 +192,12 @@ impl Misses {
     }
 }
 
-/// A million entries that expire at the same time.
+/// Millions of entries that expire at the same time.
 ///
 /// Redis holds none of them by then, so it causes no load. The round ends when the entries are
-/// gone, after some tenths of a second: later hits would dilute the percentiles.
+/// gone, after some tenths of a second for each million: later hits would dilute the percentiles.
 struct Expiry {
+    millions: u32,
     at: SystemTime,
     /// Value of the counter before the round.
     expired: f64,
@@ -192,17 +205,41 @@ struct Expiry {
     client: Option<RespClient>,
 }
 
+impl Expiry {
+    fn new(millions: u32) -> Expiry {
+        Expiry { millions, at: SystemTime::UNIX_EPOCH, expired: 0.0, client: None }
+    }
+
+    fn entries(&self) -> usize {
+        self.millions as usize * 1_000_000
+    }
+}
+
 impl Fault for Expiry {
+    /// One pair for more than a million entries: to cache ten million takes over two minutes, and
+    /// a round has as many hits as all rounds with a million.
+    fn rounds(&self) -> usize {
+        if self.millions == 1 { ROUNDS } else { 1 }
+    }
+
+    fn round(&self) -> Duration {
+        EXPIRY_TIME * self.millions
+    }
+
     fn variables(&self) -> Vec<(&'static str, String)> {
-        // Capacity for the other keys, and a timeout for a Redis that is busy while the keys are
-        // written and flushed.
-        vec![("CACHE_SIZE", (ENTRIES + 10_000).to_string()), ("REDIS_TIMEOUT", "10000".into())]
+        // Capacity for the other keys, and timeouts for a Redis that is busy while the keys are
+        // written and flushed, and for clients that wait meanwhile.
+        vec![
+            ("CACHE_SIZE", (self.entries() + 10_000).to_string()),
+            ("REDIS_TIMEOUT", "60000".into()),
+            ("CLIENT_IDLE_TIMEOUT", "600".into()),
+        ]
     }
 
     fn prepare(&mut self, testbed: &Testbed, proxy: &Proxy) {
-        self.at = SystemTime::now() + FILL_TIME;
-        entries::fill_redis(&testbed.redis, ENTRIES, self.at);
-        entries::read_through_proxy(proxy, ENTRIES);
+        self.at = SystemTime::now() + FILL_TIME * self.millions;
+        entries::fill_redis(&testbed.redis, self.entries(), self.at);
+        entries::read_through_proxy(proxy, self.entries());
         testbed.redis.run(&["FLUSHALL", "SYNC"]);
         fill_redis(&testbed.redis);
         self.expired = read_metric(proxy, EXPIRED);
@@ -222,13 +259,13 @@ impl Fault for Expiry {
         }
         let client = self.client.as_mut().expect("a connected client");
         let left = client.call_text("DBSIZE").trim().trim_start_matches(':').parse::<usize>().expect("a number");
-        left > ENTRIES / 100
+        left > self.entries() / 100
     }
 
     fn end(&mut self, _testbed: &mut Testbed, proxy: &Proxy) {
         let expired = read_metric(proxy, EXPIRED) - self.expired;
         // The last check leaves at most one in a hundred.
-        assert!(expired > ENTRIES as f64 * 0.99, "only {expired} entries expired in this round");
+        assert!(expired > self.entries() as f64 * 0.99, "only {expired} entries expired in this round");
     }
 }
 
@@ -312,8 +349,8 @@ fn serve_garbage(port: u16) {
 
 /// Requests the cached key until the round ends or `before_hit` returns false, and returns the
 /// latencies.
-fn measure_hits(clients: &mut [Client], mut before_hit: impl FnMut(usize) -> bool) -> Vec<Duration> {
-    let (mut times, end) = (Vec::with_capacity(1 << 18), Instant::now() + ROUND);
+fn measure_hits(clients: &mut [Client], round: Duration, mut before_hit: impl FnMut(usize) -> bool) -> Vec<Duration> {
+    let (mut times, end) = (Vec::with_capacity(1 << 20), Instant::now() + round);
     for number in 0.. {
         if Instant::now() > end || !before_hit(number) {
             break;
@@ -336,12 +373,12 @@ fn measure(name: &str, mut fault: Box<dyn Fault>) {
     let proxy = testbed.start_proxy_with(pinned(0, env!("CARGO_BIN_EXE_segment-redis-proxy")), &variables);
     let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::connect_http(proxy.address)).collect();
     let mut rounds = Rounds::default();
-    for number in 0..ROUNDS {
+    for number in 0..fault.rounds() {
         wait_until_all_served(&proxy, &[numbered_keys("after", 100 * (number % 2)), vec!["hot".into()]].concat());
         fault.prepare(&testbed, &proxy);
-        let baseline = measure_hits(&mut clients, |_| true);
+        let baseline = measure_hits(&mut clients, ROUND, |_| true);
         fault.begin(&mut testbed, &proxy);
-        let disturbed = measure_hits(&mut clients, |number| fault.before_hit(number));
+        let disturbed = measure_hits(&mut clients, fault.round(), |number| fault.before_hit(number));
         fault.end(&mut testbed, &proxy);
         rounds.push(baseline, disturbed);
     }

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// The allocator that Redis uses too. It returns the memory of expired entries to the system, from
 /// a background thread so that no request pays for it (glibc kept half of what 60 MB of entries had
-/// taken).
+/// taken). `.cargo/config.toml` has its options.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -10,17 +10,24 @@ const VALUE_BYTES: usize = 100;
 /// Keys requested at once. Must stay below the number of keys that may wait for Redis.
 const KEYS_PER_BATCH: usize = 2000;
 
-/// Lua script that sets `ARGV[1]` keys to the value `ARGV[2]`, to expire at `ARGV[3]` (Unix
-/// milliseconds).
+/// Keys written by one script. Redis replies to no client while a script runs.
+const KEYS_PER_SCRIPT: usize = 1_000_000;
+
+/// Lua script that sets the keys `ARGV[1]` to `ARGV[2]` to the value `ARGV[3]`, to expire at
+/// `ARGV[4]` (Unix milliseconds).
 const FILL_SCRIPT: &str =
-    "for n = 1, ARGV[1] do redis.call('SET', string.format('entry-%010d', n), ARGV[2], 'PXAT', ARGV[3]) end";
+    "for n = ARGV[1], ARGV[2] do redis.call('SET', string.format('entry-%010d', n), ARGV[3], 'PXAT', ARGV[4]) end";
 
 /// Writes `count` entries to Redis that all expire at `end`.
 ///
-/// A script writes them, so that the load is on Redis alone.
+/// Scripts write them, so that the load is on Redis alone.
 pub fn fill_redis(redis: &Redis, count: usize, end: SystemTime) {
-    let end = end.duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis();
-    redis.run(&["EVAL", FILL_SCRIPT, "0", &count.to_string(), &"x".repeat(VALUE_BYTES), &end.to_string()]);
+    let end = end.duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis().to_string();
+    let value = "x".repeat(VALUE_BYTES);
+    for first in (1..=count).step_by(KEYS_PER_SCRIPT) {
+        let last = count.min(first + KEYS_PER_SCRIPT - 1);
+        redis.run(&["EVAL", FILL_SCRIPT, "0", &first.to_string(), &last.to_string(), &value, &end]);
+    }
 }
 
 /// Requests `count` entries through the proxy, which caches them.

@@ -28,6 +28,22 @@ fn help_and_version_are_printed() {
     assert_eq!(run(&["--port", "1"], &[]).0, Some(2));
 }
 
+/// The build has compiled the options of `.cargo/config.toml` into the allocator, which knows all of
+/// them. jemalloc reports an unknown option, and its configuration, on standard error.
+#[test]
+fn allocator_has_the_compiled_options() {
+    let (code, _, statistics) = run(&["--version"], &[("_RJEM_MALLOC_CONF", "stats_print:true,stats_print_opts:ma")]);
+    assert_eq!(code, Some(0));
+    let configuration = include_str!("../../.cargo/config.toml");
+    let options = configuration
+        .lines()
+        .find_map(|line| line.strip_prefix("JEMALLOC_SYS_WITH_MALLOC_CONF = "))
+        .expect("options in .cargo/config.toml");
+    let expected = format!("config.malloc_conf: \"background_thread:true,{}\"", options.trim_matches('"'));
+    assert!(statistics.contains(&expected), "no {expected:?} in {statistics}");
+    assert!(!statistics.contains("Invalid"), "{statistics}");
+}
+
 /// Each invalid variable is one line on standard error, after the warnings about misspelt names.
 /// The exit code is 2.
 #[test]
