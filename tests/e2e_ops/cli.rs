@@ -28,8 +28,8 @@ fn help_and_version_are_printed() {
     assert_eq!(run(&["--port", "1"], &[]).0, Some(2));
 }
 
-/// The build has compiled the options of `.cargo/config.toml` into the allocator, which knows all of
-/// them. jemalloc reports an unknown option, and its configuration, on standard error.
+/// The build has compiled the options of `.cargo/config.toml` into the allocator, which knows all
+/// of them. jemalloc reports an unknown option, and its configuration, on standard error.
 #[test]
 fn allocator_has_the_compiled_options() {
     let (code, _, statistics) = run(&["--version"], &[("_RJEM_MALLOC_CONF", "stats_print:true,stats_print_opts:ma")]);
