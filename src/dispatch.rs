@@ -4,7 +4,7 @@
 //! received; the simulation passes in generated ones.
 
 use crate::admin;
-use crate::connection::{Connection, DecodeContext, DecodeStep, KeyCount, MAX_UNSENT_BYTES};
+use crate::connection::{Connection, DecodeContext, DecodeStep, KeyAmount, MAX_UNSENT_BYTES};
 use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use crate::protocol::resp;
 use crate::read_through::{Lookup, ReadThrough};
@@ -25,6 +25,18 @@ const ADMIN_STEP_COST_PER_WORKER: usize = 8;
 
 /// Maximum number of bytes copied into a client's multi-key replies in one turn.
 const MAX_COPIED_PER_TURN: usize = MAX_UNSENT_BYTES;
+
+/// Number of requests in a row without a key to look ahead for, after which a turn looks ahead no
+/// more. Clients begin pipelines with a few other commands, such as `SELECT`.
+const MAX_FAILED_LOOK_AHEADS: usize = 4;
+
+/// Look-ahead of one turn.
+struct Prepared {
+    /// End of the input whose lookups are prepared.
+    end: usize,
+    /// Number of attempts since then that found no key.
+    failures: usize,
+}
 
 /// Processes the requests of one client at a time, with the state of its event loop.
 pub struct Dispatcher<'a> {
@@ -76,14 +88,14 @@ impl Dispatcher<'_> {
     fn process(&mut self, connection: &mut Connection, slot: usize, input: &[u8]) -> (usize, bool) {
         let (mut at, requests_before) = (0, connection.request_count());
         let (mut steps, mut copied) = (0, 0);
-        let mut look_ahead_at = if self.read_through.benefits_from_look_ahead() { 0 } else { usize::MAX };
+        let mut prepared = Prepared { end: 0, failures: 0 };
         let limit_reached = loop {
             if steps >= MAX_STEPS_PER_TURN || copied > MAX_COPIED_PER_TURN {
                 break true;
             }
             steps += 1;
-            if at >= look_ahead_at {
-                look_ahead_at = self.look_ahead(connection, input, at);
+            if at >= prepared.end && prepared.failures < MAX_FAILED_LOOK_AHEADS {
+                self.look_ahead(connection, input, at, &mut prepared);
             }
             match connection.decode(&input[at..], &mut self.context) {
                 DecodeStep::Blocked => break !connection.can_take_request(),
@@ -102,8 +114,8 @@ impl Dispatcher<'_> {
                 DecodeStep::Keys => {
                     // This step counts as the first key.
                     let limits =
-                        KeyCount { keys: MAX_STEPS_PER_TURN + 1 - steps, copied: MAX_COPIED_PER_TURN - copied };
-                    let keys = &input[at..look_ahead_at.min(input.len())];
+                        KeyAmount { keys: MAX_STEPS_PER_TURN + 1 - steps, copied: MAX_COPIED_PER_TURN - copied };
+                    let keys = &input[at..if prepared.end > at { prepared.end } else { input.len() }];
                     let (decoded, consumed) = self.look_up_keys(connection, slot, keys, limits);
                     if consumed == 0 {
                         break !connection.can_take_request();
@@ -144,8 +156,8 @@ impl Dispatcher<'_> {
         connection: &mut Connection,
         slot: usize,
         input: &[u8],
-        limits: KeyCount,
-    ) -> (KeyCount, usize) {
+        limits: KeyAmount,
+    ) -> (KeyAmount, usize) {
         let Dispatcher { read_through, jobs, context, now, .. } = self;
         connection.decode_keys(slot, input, limits, &mut context.reply, |key, touch, request_id, multi| {
             match read_through.get(key, touch, request_id, *now) {
@@ -161,16 +173,20 @@ impl Dispatcher<'_> {
         })
     }
 
-    /// Prepares the lookups of the next keys in `input` from `at`. Returns where to look ahead
-    /// again: after these keys, or not in this turn if there are none.
-    fn look_ahead(&mut self, connection: &Connection, input: &[u8], at: usize) -> usize {
-        let (mut keys, DecodeContext { head_decoder, auth, .. }) = (UpcomingKeys::new(), &self.context);
-        let length = connection.find_upcoming_keys(&input[at..], head_decoder, auth, &mut keys);
-        if length == 0 {
-            return usize::MAX;
+    /// Prepares the lookups of the next keys in `input` from `at`.
+    fn look_ahead(&mut self, connection: &Connection, input: &[u8], at: usize, prepared: &mut Prepared) {
+        if !self.read_through.benefits_from_look_ahead() {
+            prepared.failures = MAX_FAILED_LOOK_AHEADS;
+            return;
         }
-        self.read_through.look_ahead(&keys);
-        at + length
+        let (mut keys, DecodeContext { head_decoder, auth, .. }) = (UpcomingKeys::new(), &self.context);
+        match connection.find_upcoming_keys(&input[at..], head_decoder, auth, &mut keys) {
+            0 => prepared.failures += 1,
+            length => {
+                self.read_through.look_ahead(&keys);
+                *prepared = Prepared { end: at + length, failures: 0 };
+            }
+        }
     }
 
     /// Answers `INFO` and `DBSIZE`.

@@ -151,7 +151,7 @@ impl Inflight {
         self.join_or_start_hashed(self.hash(key), key, request_id, now, deadline)
     }
 
-    /// Does the same for a key with this hash.
+    /// Joins or starts the fetch of `key`, which has this hash.
     fn join_or_start_hashed(
         &mut self,
         hash: u64,
@@ -201,22 +201,20 @@ impl Inflight {
     pub fn finish(&mut self, fetch_id: usize) -> Option<FinishedFetch> {
         self.clear_deadline(fetch_id);
         let Fetch { key, hash, started_at, waiters, .. } = self.fetches.try_remove(fetch_id)?;
-        let is_detached = match self.joinable.entry(hash) {
-            Entry::Occupied(found) if *found.get() == fetch_id => {
-                found.remove();
-                false
-            }
-            _ => true,
-        };
+        let is_detached = self.joinable.get(&hash) != Some(&fetch_id);
+        if !is_detached {
+            self.joinable.remove(&hash);
+        }
         Some(FinishedFetch { key, waiters, started_at, is_detached })
     }
 
     /// Detaches the fetch of a key that changed in Redis. Later requests start a new fetch.
     pub fn detach(&mut self, key: &[u8]) {
-        if let Entry::Occupied(found) = self.joinable.entry(self.hash(key))
-            && self.fetches.get(*found.get()).is_some_and(|fetch| *fetch.key == *key)
+        let hash = self.hash(key);
+        if let Some(&fetch_id) = self.joinable.get(&hash)
+            && self.fetches.get(fetch_id).is_some_and(|fetch| *fetch.key == *key)
         {
-            found.remove();
+            self.joinable.remove(&hash);
         }
     }
 

@@ -157,9 +157,9 @@ pub enum DecodeStep<'a> {
     Blocked,
 }
 
-/// Keys that [`Connection::decode_keys`] has decoded, or may decode.
+/// Keys that [`Connection::decode_keys`] has decoded, or limits on them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KeyCount {
+pub struct KeyAmount {
     /// Number of keys.
     pub keys: usize,
     /// Bytes of values that are copied into the reply. The last value may exceed a limit.
@@ -260,8 +260,7 @@ impl Connection {
     }
 
     /// Adds the keys that the requests at the start of `input` will look up, and returns the end of
-    /// the last one. Decodes nothing. Finds none before authentication, and none in a request that
-    /// is decoded partly.
+    /// the last one. Decodes nothing. Finds none before authentication, and none in a body.
     pub fn find_upcoming_keys<'a>(
         &self,
         input: &'a [u8],

@@ -1,7 +1,7 @@
 //! RESP side of a connection: decodes commands, and replies to those that need no key.
 
 use super::authentication::verify_resp;
-use super::{Connection, DecodeContext, DecodeStep, KeyCount, MAX_PENDING_KEYS, Phase, ProtocolState, ReplyContext};
+use super::{Connection, DecodeContext, DecodeStep, KeyAmount, MAX_PENDING_KEYS, Phase, ProtocolState, ReplyContext};
 use crate::client_auth::ClientAuth;
 use crate::metrics::{Protocol, RequestOutcome, push_escaped};
 use crate::protocol::resp::{
@@ -26,8 +26,8 @@ impl Connection {
             }
         };
         match event {
-            // `decode_keys` takes all keys.
-            DecodeEvent::Skipped | DecodeEvent::Key(_) => {}
+            DecodeEvent::Skipped => {}
+            DecodeEvent::Key(_) => debug_assert!(false, "`decode_keys` takes all keys"),
             DecodeEvent::MultiStart(spec, keys) => {
                 context.recorder.begin_request(address, |text| {
                     log_command(text, spec, Some(format!("({keys})").as_bytes()), session)
@@ -61,11 +61,11 @@ impl Connection {
         &mut self,
         slot: usize,
         input: &'a [u8],
-        limits: KeyCount,
+        limits: KeyAmount,
         context: &mut ReplyContext<'_>,
         mut look_up: impl FnMut(&'a [u8], bool, RequestId, &mut MultiReply) -> Option<usize>,
-    ) -> (KeyCount, usize) {
-        let (mut decoded, mut at, mut error) = (KeyCount::default(), 0, None);
+    ) -> (KeyAmount, usize) {
+        let (mut decoded, mut at, mut error) = (KeyAmount::default(), 0, None);
         let first_id = self.request_id(slot);
         let Connection { protocol: ProtocolState::Resp(session), replies, pending_keys, .. } = self else {
             return (decoded, at);

@@ -1,7 +1,7 @@
 //! Tests of a connection without a socket, over both protocols.
 
 use super::*;
-use crate::client_auth::ClientAuth;
+use crate::client_auth::{ClientAuth, ClientPasswords, SharedPasswords};
 use crate::metrics::Recorder;
 use crate::protocol::MultiReply;
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
@@ -49,7 +49,7 @@ impl Client {
                     }
                 }
                 DecodeStep::Keys => {
-                    let (input, limits) = (&input[at..], KeyCount { keys: usize::MAX, copied: usize::MAX });
+                    let (input, limits) = (&input[at..], KeyAmount { keys: usize::MAX, copied: usize::MAX });
                     let pending = &mut self.pending;
                     let look_up = |key: &[u8], _, request_id, multi: &mut MultiReply| {
                         if key.starts_with(b"hit") {
@@ -442,4 +442,26 @@ fn multi_reply_bytes_are_bounded() {
     assert!(client.take_sent().ends_with("x\r\n"), "the longest value was not sent");
     assert!(client.connection.can_take_request() && client.connection.is_flushed());
     assert_eq!(Arc::strong_count(&value), 1);
+}
+
+/// Before authentication no key is found that a request would look up, over either protocol.
+#[test]
+fn unauthenticated_client_has_no_upcoming_keys() {
+    let passwords = || ClientPasswords::parse("secret").expect("a valid password");
+    let required = || ClientAuth::required(Arc::new(SharedPasswords::new(passwords())));
+    let http = "GET /key/a HTTP/1.1\r\nHost: x\r\n\r\n";
+    for input in [http, "*2\r\n$3\r\nGET\r\n$1\r\na\r\n"] {
+        for (mut auth, expected) in [(ClientAuth::default(), 1), (required(), 0)] {
+            let mut client = Client::new();
+            let (policy, mut head_decoder) = (Policy::default(), HeadDecoder::new());
+            let reply = ReplyContext { date: &client.date, recorder: &mut client.recorder };
+            let mut context =
+                DecodeContext { policy: &policy, head_decoder: &mut head_decoder, auth: &mut auth, reply };
+            // The protocol and the header fields are known afterwards.
+            assert_ne!(client.connection.decode(input.as_bytes(), &mut context), DecodeStep::Blocked);
+            let mut keys = UpcomingKeys::new();
+            client.connection.find_upcoming_keys(input.as_bytes(), &head_decoder, &auth, &mut keys);
+            assert_eq!(keys.as_slice().len(), expected, "{input}");
+        }
+    }
 }

@@ -35,8 +35,8 @@ static MULTI_BUDGET: OutputBudget = OutputBudget::new(256 * 1024 * 1024);
 const MULTI_MEMORY_FULL: &str =
     "TRYAGAIN the memory limit for multi-key replies is reached; retry, or request fewer keys at once";
 
-/// Initial size of the first segment, unless the values are expected to be shorter.
-const FIRST_SEGMENT_BYTES: usize = 8 * 1024;
+/// Initial size of the first segment: some short values. It grows by doubling.
+const FIRST_SEGMENT_BYTES: usize = 2 * 1024;
 
 /// Maximum of bytes that are encoded beside a short value: type, length and two line ends.
 const MAX_HEAD_BYTES: usize = 10;
@@ -67,8 +67,10 @@ pub struct MultiReply {
     pending: usize,
     /// Encoded short values. No value spans two segments.
     segments: Vec<Segment>,
-    /// Bytes of all values that are not rendered: short ones as encoded, long ones without a head.
+    /// Bytes of all values, as [`MAX_MULTI_REPLY_BYTES`] limits them.
     value_bytes: usize,
+    /// Bytes of all parts that are not rendered: short values as encoded, long ones without a head.
+    part_bytes: usize,
     /// Capacity of the segments after the first.
     segment_bytes: usize,
     /// Bytes that [`MULTI_BUDGET`] counts for this reply.
@@ -129,6 +131,7 @@ impl MultiReply {
             pending: 0,
             segments: Vec::new(),
             value_bytes: 0,
+            part_bytes: 0,
             segment_bytes: 0,
             charged_bytes: 0,
             rendered: 0,
@@ -148,7 +151,7 @@ impl MultiReply {
 
     /// Returns the bytes of values and parts that are not rendered.
     pub fn memory_bytes(&self) -> usize {
-        self.value_bytes + (self.parts.len() - self.rendered) * size_of::<Part>()
+        self.part_bytes + (self.parts.len() - self.rendered) * size_of::<Part>()
     }
 
     /// Returns true if the result of every key has arrived.
@@ -249,10 +252,11 @@ impl MultiReply {
                 "ERR the reply would be longer than {MAX_MULTI_REPLY_BYTES} bytes; request fewer keys at once"
             ));
         }
+        self.value_bytes += bytes.len();
         match shared_value(payload) {
             Some(value) if !can_pin(value) => self.fail(error_of(&Failure::OutputMemoryFull)),
             Some(value) => {
-                self.value_bytes += bytes.len();
+                self.part_bytes += bytes.len();
                 Some(Part::Long { key, value: PinnedValue::new(value) })
             }
             // A short value is copied: a reference costs more here, and again in `writev`.
@@ -264,7 +268,7 @@ impl MultiReply {
     fn encode_part(&mut self, key: u32, max_bytes: usize, encode: impl FnOnce(&mut RespWriter<'_>)) -> Part {
         let fits = |last: &Segment| last.bytes.len() + max_bytes <= last.bytes.capacity().max(SEGMENT_BYTES);
         if !self.segments.last().is_some_and(fits) {
-            self.add_segment(max_bytes);
+            self.add_segment();
         }
         let index = self.segments.len() - 1;
         let segment = &mut self.segments[index];
@@ -272,16 +276,13 @@ impl MultiReply {
         encode(&mut RespWriter::new(&mut segment.bytes, self.version));
         let end = segment.bytes.len();
         segment.unrendered += end - from;
-        self.value_bytes += end - from;
+        self.part_bytes += end - from;
         Part::Encoded { segment: index as u16, key, from: from as u32, end: end as u32 }
     }
 
-    /// Adds a segment. `value_bytes` is the length of its first value.
-    fn add_segment(&mut self, value_bytes: usize) {
+    fn add_segment(&mut self) {
         let capacity = match self.segments.len() {
-            // It grows by doubling. The number of keys is a claim of the client, so it reserves
-            // little.
-            0 => (value_bytes * (1 + self.keys_left as usize)).min(FIRST_SEGMENT_BYTES),
+            0 => FIRST_SEGMENT_BYTES,
             index => (SEGMENT_BYTES << index.min(16)).min(MAX_SEGMENT_BYTES),
         };
         if !self.segments.is_empty() {
@@ -293,7 +294,7 @@ impl MultiReply {
     /// Replaces the whole reply by an error. Returns no part.
     fn fail(&mut self, error: String) -> Option<Part> {
         self.failed = Some(error);
-        (self.parts, self.pending, self.segments, self.value_bytes) = (Vec::new(), 0, Vec::new(), 0);
+        (self.parts, self.pending, self.segments, self.part_bytes) = (Vec::new(), 0, Vec::new(), 0);
         (self.segment_bytes, self.rendered) = (0, 0);
         self.charge();
         None
@@ -333,7 +334,7 @@ impl MultiReply {
                 }
                 Part::Long { value, .. } => {
                     let length = value.bytes.len();
-                    self.value_bytes -= length;
+                    self.part_bytes -= length;
                     encode_part(Payload::Shared(&value), 0..length, self.version, out);
                 }
                 // A complete reply has none.
@@ -347,7 +348,7 @@ impl MultiReply {
     /// Copies a range of a segment, and frees the segment after its last byte.
     fn render_encoded(&mut self, index: usize, range: Range<usize>, out: &mut SendBuffer) {
         let Some(segment) = self.segments.get_mut(index).filter(|_| !range.is_empty()) else { return };
-        self.value_bytes -= range.len();
+        self.part_bytes -= range.len();
         segment.unrendered -= range.len();
         out.tail().extend_from_slice(&segment.bytes[range]);
         if segment.unrendered == 0 {

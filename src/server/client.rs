@@ -15,6 +15,7 @@ mod tls;
 
 use super::Scratch;
 use super::listen::Endpoint;
+use super::read_ahead::SEGMENT_BYTES;
 use super::stream::ClientStream;
 use super::timeouts::{Activity, ClientTimer, TimeoutAction, TimeoutConfig};
 use crate::connection::{Connection, DecodeContext};
@@ -75,8 +76,10 @@ pub(super) struct Client {
     peer_closing: bool,
     /// A read returned nothing: the client sends no more. It may still be reading.
     read_eof: bool,
-    /// The last read ahead filled its buffer: the client reads in its turn, with a larger one.
-    reads_alone: bool,
+    /// Reads that the client makes in its turns, with a larger buffer, until it is read ahead again.
+    own_reads: u8,
+    /// A read ahead failed: the client is closed in its turn.
+    read_failed: bool,
     /// Decoding stopped at a limit, not because bytes were missing.
     decode_paused: bool,
     /// Bytes of input left to discard, `None` unless the client lingers.
@@ -114,7 +117,8 @@ impl Client {
             writable: true,
             peer_closing: false,
             read_eof: false,
-            reads_alone: false,
+            own_reads: 0,
+            read_failed: false,
             decode_paused: false,
             linger_bytes_left: None,
             rejected,
@@ -222,6 +226,9 @@ impl Client {
         // two, and a thousand requests each, a hit beside a flooding client took ten times as long
         // as without.)
         let mut has_read = false;
+        if self.read_failed {
+            return Ok(TurnResult::Close);
+        }
         loop {
             self.send(WRITE_BUDGET_BYTES.saturating_sub(self.sent_this_turn))?;
             // Requests that arrived together with the end of a TLS client are still to be decoded.
@@ -327,10 +334,10 @@ impl Client {
             self.decode_paused = turn.dispatcher.on_input(&mut self.connection, slot, input);
             return Ok(());
         }
-        self.reads_alone = false;
         let mut buffer = std::mem::take(&mut turn.scratch.read);
         let result = self.receive(&mut buffer);
         if let Ok(length @ 1..) = result {
+            self.own_reads = if length >= SEGMENT_BYTES { 1 } else { self.own_reads.saturating_sub(1) };
             self.decode_paused = turn.dispatcher.on_input(&mut self.connection, slot, &buffer[..length]);
         }
         turn.scratch.read = buffer;
@@ -341,7 +348,7 @@ impl Client {
     /// of the input that [`TurnContext::input`] must then have.
     pub(super) fn read_ahead(&mut self, buffer: &mut [u8]) -> usize {
         let begins_with_read = self.readable
-            && !self.reads_alone
+            && self.own_reads == 0
             && !self.decode_paused
             && self.linger_bytes_left.is_none()
             && matches!(self.transport, Transport::Plain)
@@ -351,9 +358,13 @@ impl Client {
         if !begins_with_read {
             return 0;
         }
-        // After an error the turn reads again, finds the end of input and closes the client.
-        let length = self.receive(buffer).unwrap_or(0);
-        self.reads_alone = length == buffer.len();
+        let result = self.receive(buffer);
+        self.read_failed = result.is_err();
+        let length = result.unwrap_or(0);
+        if length == buffer.len() {
+            // The rest of this pipeline, and the next one.
+            self.own_reads = 2;
+        }
         length
     }
 

@@ -141,6 +141,7 @@ mod tests {
     use super::super::{HeadDecoder, Policy, decode};
     use super::*;
     use crate::protocol::Decoded;
+    use crate::types::UpcomingKeys;
 
     const HEAD: &[u8] =
         b"GET /key/a HTTP/1.1\r\nHost: x:80\r\nAccept: */*\r\nIf-None-Match: *\r\nContent-Length: 3\r\n\r\n";
@@ -209,6 +210,32 @@ mod tests {
         let long = format!("Host: x\r\nX: {}\r\n\r\n", "x".repeat(MAX_CACHED_BYTES)).into_bytes();
         insert(&mut cache, &long);
         assert!(!contains(&mut cache, &long), "fields over the limit are cached");
+    }
+
+    /// Keys are found before they are decoded, up to the first head that is not plain and known.
+    #[test]
+    fn upcoming_keys_need_plain_known_heads() {
+        let request = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut heads = HeadDecoder::new();
+        let find = |heads: &HeadDecoder, input: &str| {
+            let mut keys = UpcomingKeys::new();
+            let end = heads.find_upcoming_keys(input.as_bytes(), &mut keys);
+            (keys.as_slice().iter().map(|key| key.escape_ascii().to_string()).collect::<Vec<_>>(), end)
+        };
+        let first = request("/key/a");
+        assert_eq!(find(&heads, &first), (vec![], 0), "fields that no request had");
+        assert!(matches!(decode(first.as_bytes(), &Policy::default(), &mut heads), Decoded::Complete(..)));
+        let body = "GET /raw/c HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n";
+        assert!(matches!(decode(body.as_bytes(), &Policy::default(), &mut heads), Decoded::Complete(..)));
+        let two = [request("/key/a"), request("/raw/b:1")].concat();
+        assert_eq!(find(&heads, &two), (vec!["a".into(), "b:1".into()], two.len()));
+        let others = ["/key/%61", "/key/a?b", "/", "http://x/key/a", "/stats"].map(request);
+        let cut = first[..first.len() - 1].to_string();
+        let unknown = "GET /key/a HTTP/1.1\r\nHost: y\r\n\r\n".to_string();
+        for other in others.into_iter().chain([cut, unknown, body.into(), first.replace("GET", "HEAD")]) {
+            let input = [&first, &other, &first].map(String::as_str).concat();
+            assert_eq!(find(&heads, &input), (vec!["a".into()], first.len()), "{other}");
+        }
     }
 
     /// Fields with credentials are not stored, whatever their case and their place.

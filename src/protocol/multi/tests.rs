@@ -176,3 +176,16 @@ fn long_reply_is_rendered_in_pieces() {
     }
     assert_eq!(Arc::strong_count(&long), 1);
 }
+
+/// The limit counts values only: one alone may exceed it, whatever missing keys are beside it.
+#[test]
+fn single_value_may_exceed_limit() {
+    let mget = commands::find(b"mget").expect("a supported command");
+    let long = Arc::new(Value::new(vec![b'l'; MAX_MULTI_REPLY_BYTES + 1]));
+    let mut multi = MultiReply::new(mget, 3, RespVersion::Resp2);
+    multi.push(&reply(KeyResult::Missing));
+    multi.push(&reply(KeyResult::Value(Payload::Shared(&long))));
+    assert!(!multi.has_failed());
+    multi.push(&reply(KeyResult::Value(Payload::Inline { bytes: b"x", form: JsonForm::Plain })));
+    assert!(multi.has_failed());
+}

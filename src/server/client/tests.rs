@@ -62,6 +62,19 @@ impl Fixture {
     }
 
     fn turn(&mut self, now: Millis) -> TurnResult {
+        self.turn_with(now, None)
+    }
+
+    /// Reads ahead, and returns the input.
+    fn read_ahead(&mut self) -> Vec<u8> {
+        let mut segment = vec![0; SEGMENT_BYTES];
+        let length = self.client.read_ahead(&mut segment);
+        segment.truncate(length);
+        segment
+    }
+
+    /// Runs a turn with input that was read ahead.
+    fn turn_with(&mut self, now: Millis, input: Option<&[u8]>) -> TurnResult {
         let date = ResponseDate::at(SystemTime::UNIX_EPOCH);
         let reply = ReplyContext { date: &date, recorder: &mut Recorder::default() };
         let dispatcher = Dispatcher {
@@ -78,8 +91,7 @@ impl Fixture {
             now,
         };
         let (scratch, timeouts) = (&mut self.scratch, TIMEOUTS);
-        self.client
-            .turn(0, &mut TurnContext { dispatcher, scratch, input: None, timeouts, closes_idle: false, tls: None })
+        self.client.turn(0, &mut TurnContext { dispatcher, scratch, input, timeouts, closes_idle: false, tls: None })
     }
 }
 
@@ -140,4 +152,83 @@ fn complete_request_does_not_time_out() {
         assert_eq!(timed_out, !is_complete, "{:?} after {turns} turns", &bytes[..20]);
         drop(fixture.peer);
     }
+}
+
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+
+/// A client is read ahead only if its turn would begin with a read. Otherwise nothing is read.
+#[test]
+fn read_ahead_leaves_other_clients_alone() {
+    let mut fixture = Fixture::new(PING);
+    type Change = fn(&mut Client);
+    let makes_busy: [(&str, Change); 6] = [
+        ("no input", |client| client.readable = false),
+        ("decoding is paused", |client| client.decode_paused = true),
+        ("lingers", |client| client.linger_bytes_left = Some(1)),
+        ("TLS is possible", |client| client.transport = Transport::Detecting),
+        ("output is unsent", |client| client.connection.send_buffer().tail().push(b'x')),
+        ("input is stored", |client| client.connection.store_unparsed(b"*1".to_vec())),
+    ];
+    for (reason, make_busy) in makes_busy {
+        make_busy(&mut fixture.client);
+        assert_eq!(fixture.read_ahead(), b"", "{reason}");
+        let client = &mut fixture.client;
+        (client.readable, client.decode_paused, client.linger_bytes_left) = (true, false, None);
+        client.transport = Transport::Plain;
+        client.connection.send_buffer().drain(usize::MAX);
+        client.connection.take_unparsed();
+    }
+    assert_eq!(fixture.read_ahead(), PING);
+    assert_eq!(fixture.turn_with(0, Some(PING)), TurnResult::Wait);
+    assert_eq!(fixture.client.connection.request_count(), 1);
+}
+
+/// Only the first of several long pipelines is cut. After a short one the client is read ahead
+/// again.
+#[test]
+fn long_pipelines_are_read_alone() {
+    let long = PING.repeat(400);
+    let mut fixture = Fixture::new(&long);
+    let first = fixture.read_ahead();
+    assert_eq!(first.len(), SEGMENT_BYTES);
+    fixture.turn_with(0, Some(&first));
+    assert_eq!(fixture.read_ahead(), b"");
+    let mut expected = 0;
+    for pipeline in [b"", &long[..], &long, PING] {
+        fixture.peer.write_all(pipeline).expect("space in the socket buffers");
+        expected += pipeline.len() / PING.len();
+        // The bytes may arrive in pieces, each after an event.
+        while fixture.client.connection.request_count() < 400 + expected as u64 {
+            fixture.client.readable = true;
+            assert_eq!(fixture.read_ahead(), b"");
+            fixture.turn(0);
+        }
+    }
+    fixture.peer.write_all(PING).expect("space in the socket buffers");
+    assert_eq!(wait_for_input(&mut fixture), PING);
+}
+
+/// Repeats a read ahead until input arrives.
+fn wait_for_input(fixture: &mut Fixture) -> Vec<u8> {
+    loop {
+        fixture.client.readable = true;
+        let input = fixture.read_ahead();
+        if !input.is_empty() {
+            return input;
+        }
+    }
+}
+
+/// A reset that is found by reading ahead closes the client, also if a reply is pending.
+#[test]
+fn reset_found_by_read_ahead_closes_client() {
+    let mut fixture = Fixture::new(b"*2\r\n$3\r\nGET\r\n$7\r\nmissing\r\n");
+    assert_eq!(fixture.turn(0), TurnResult::Wait);
+    SockRef::from(&fixture.peer).set_linger(Some(std::time::Duration::ZERO)).expect("an option can be set");
+    drop(std::mem::replace(&mut fixture.peer, Fixture::new(PING).peer));
+    while !fixture.client.read_failed {
+        fixture.client.readable = true;
+        assert_eq!(fixture.read_ahead(), b"");
+    }
+    assert_eq!(fixture.turn(0), TurnResult::Close);
 }
