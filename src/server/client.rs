@@ -76,7 +76,8 @@ pub(super) struct Client {
     peer_closing: bool,
     /// A read returned nothing: the client sends no more. It may still be reading.
     read_eof: bool,
-    /// Reads that the client makes in its turns, with a larger buffer, until it is read ahead again.
+    /// Reads that the client makes in its turns, with a larger buffer, until it is read ahead
+    /// again.
     own_reads: u8,
     /// A read ahead failed: the client is closed in its turn.
     read_failed: bool,

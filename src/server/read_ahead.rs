@@ -9,8 +9,8 @@ use crate::types::{MAX_UPCOMING_KEYS, UpcomingKeys};
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Bytes read ahead of one client: some requests. A client that fills them reads in its turns, until
-/// a pipeline is shorter. So only the first of its long pipelines is cut.
+/// Bytes read ahead of one client: some requests. A client that fills them reads in its turns,
+/// until a pipeline is shorter. So only the first of its long pipelines is cut.
 pub(super) const SEGMENT_BYTES: usize = 4 * 1024;
 
 /// Input that was read ahead, for the next clients of the ready queue in its order.
