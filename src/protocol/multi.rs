@@ -273,6 +273,11 @@ impl MultiReply {
         let index = self.segments.len() - 1;
         let segment = &mut self.segments[index];
         let from = segment.bytes.len();
+        if from + max_bytes > segment.bytes.capacity() {
+            // Only the first segment grows, and not beyond its limit: it is not charged.
+            let doubled = (2 * segment.bytes.capacity()).min(SEGMENT_BYTES);
+            segment.bytes.reserve_exact(doubled.max(from + max_bytes) - from);
+        }
         encode(&mut RespWriter::new(&mut segment.bytes, self.version));
         let end = segment.bytes.len();
         segment.unrendered += end - from;

@@ -208,38 +208,34 @@ fn failed_multi_key_reply_resumes_client() {
     let redis = Redis::start();
     redis.set("long", "x".repeat(16_000));
     redis.set("a", "1");
+    (0..MAX_PENDING_KEYS).for_each(|number| redis.set(format!("long {number}"), "x".repeat(16_000)));
     let proxy = Proxy::start(&redis, &[("CACHE_TTL", "600"), ("REDIS_TIMEOUT", "60000")]);
     let mut watcher = RespClient::connect(proxy.address);
     watcher.call_text("MGET long a");
-    // Incomplete commands of other clients take all memory: first with long values, then with keys
-    // alone, until less than two segments are left. The smallest commands need another segment at
-    // the fifth key, and at the 4096th.
-    let mut holders = Vec::new();
-    for (key, max_keys, min_keys) in [("long", 4000, 8), ("a", 4100, 4100)] {
-        let mut keys = max_keys;
-        while keys >= min_keys {
-            let mut holder = RespClient::connect(proxy.address);
-            let mget = encode_command(&[&["MGET"][..], &vec![key; keys + 1]].concat());
-            let before = read_hits(&mut watcher);
-            holder.send(&mget[..mget.len() - 3]);
-            // A failed reply looks up no further keys.
-            let mut seen = (before, 0);
-            wait_for("the keys are looked up", || {
-                let now = read_hits(&mut watcher);
-                seen = if now == seen.0 { (now, seen.1 + 1) } else { (now, 0) };
-                (now == before + keys || seen.1 == 50).then_some(())
-            });
-            match seen.0 == before + keys {
-                true => holders.push(holder),
-                false => keys = if keys == min_keys { 0 } else { (keys / 2).max(min_keys) },
-            }
+    // Incomplete commands of other clients take all memory, until no further segment is left. The
+    // smallest commands need one at the fifth key.
+    let (mut holders, mut keys) = (Vec::new(), 4000);
+    while keys >= 8 {
+        let mut holder = RespClient::connect(proxy.address);
+        let mget = encode_command(&[&["MGET"][..], &vec!["long"; keys + 1]].concat());
+        let before = read_hits(&mut watcher);
+        holder.send(&mget[..mget.len() - 3]);
+        // A failed reply looks up no further keys.
+        let mut seen = (before, 0);
+        wait_for("the keys are looked up", || {
+            let now = read_hits(&mut watcher);
+            seen = if now == seen.0 { (now, seen.1 + 1) } else { (now, 0) };
+            (now == before + keys || seen.1 == 50).then_some(())
+        });
+        match seen.0 == before + keys {
+            true => holders.push(holder),
+            false => keys = if keys == 8 { 0 } else { (keys / 2).max(8) },
         }
     }
     redis.freeze();
-    // The last key that may be pending at once makes the reply exceed its memory.
+    // Values of keys that are pending make the reply exceed its memory.
     let mut mget = vec!["MGET".to_owned()];
-    mget.extend(std::iter::repeat_n("a".to_owned(), 4096 - MAX_PENDING_KEYS));
-    mget.extend((0..MAX_PENDING_KEYS).map(|number| format!("missing {number}")));
+    mget.extend((0..MAX_PENDING_KEYS).map(|number| format!("long {number}")));
     mget.extend(std::iter::repeat_n("a".to_owned(), 900));
     let mut client = RespClient::connect(proxy.address);
     client.send([encode_command(&mget), encode_words("PING")].concat());

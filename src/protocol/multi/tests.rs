@@ -35,6 +35,7 @@ fn charge_follows_memory_of_reply() {
     (0..4).for_each(|_| add(&mut multi, short()));
     add(&mut multi, KeyResult::Value(Payload::Shared(&long)));
     assert_eq!(multi.charged_bytes, 0, "the first segment and long values are not charged");
+    assert!(multi.segments[0].bytes.capacity() <= SEGMENT_BYTES, "the first segment exceeds its limit");
     (0..200).for_each(|_| add(&mut multi, short()));
     let capacities: Vec<usize> =
         multi.segments.iter().map(|segment| segment.bytes.capacity() / SEGMENT_BYTES).collect();
