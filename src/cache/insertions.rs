@@ -143,7 +143,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::hash::{BuildHasher, RandomState};
+    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
     /// The average size covers all insertions, also repeated ones.
     #[test]
@@ -157,16 +157,18 @@ mod tests {
     }
 
     /// The estimate is within five standard errors of the number of different keys.
+    ///
+    /// The keys of the hasher are fixed: with random ones, two pairs of ten keys share a register
+    /// in one run of a thousand.
     #[test]
     fn estimate_is_near_true_count() {
-        let (mut estimate, hasher) = (KeyEstimate::new(), RandomState::new());
+        let (mut estimate, hasher) = (KeyEstimate::new(), BuildHasherDefault::<DefaultHasher>::default());
         assert_eq!(estimate.count(), 0);
         for expected in [1, 10, 100, 2000, 50_000, 1_000_000] {
             for repeat in 0..2 {
                 (0..expected).for_each(|key: u64| estimate.add((hasher.hash_one(key) >> 32) as u32));
-                // Of few keys, three may share registers by chance.
-                let error = estimate.count().abs_diff(expected as usize).saturating_sub(3) as f64;
-                assert!(error < 0.16 * expected as f64, "{} instead of {expected}, round {repeat}", estimate.count());
+                let error = estimate.count().abs_diff(expected as usize) as f64 / expected as f64;
+                assert!(error < 0.16, "{} instead of {expected}, round {repeat}", estimate.count());
             }
             estimate.clear();
         }
