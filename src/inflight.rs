@@ -12,12 +12,12 @@
 //! the invalidation, receive the value. It is not cached, and later requests start a new fetch.
 //! Otherwise the old value would stay in the cache, and no further invalidation would remove it.
 
-use crate::cache::DeadlineHeap;
+use crate::cache::{DeadlineHeap, hash_key};
 use crate::types::{Millis, RequestId};
 use slab::Slab;
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 /// All fetches in flight of one worker.
@@ -148,7 +148,7 @@ impl Inflight {
 
     /// Adds a waiter for `key` with this deadline. Starts a fetch if there is none to join.
     pub fn join_or_start(&mut self, key: &[u8], request_id: RequestId, now: Millis, deadline: Millis) -> Join {
-        self.join_or_start_hashed(self.hash(key), key, request_id, now, deadline)
+        self.join_or_start_hashed(hash_key(&self.hasher, key), key, request_id, now, deadline)
     }
 
     /// Joins or starts the fetch of `key`, which has this hash.
@@ -178,13 +178,6 @@ impl Inflight {
         Join::Started(fetch_id, key)
     }
 
-    fn hash(&self, key: &[u8]) -> u64 {
-        // Only the bytes, without their length: nothing else is hashed with them.
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write(key);
-        hasher.finish()
-    }
-
     /// Adds a fetch with waiters to the heap, unless it is already there.
     fn arm_deadline(&mut self, fetch_id: usize) {
         let fetches = &mut self.fetches;
@@ -210,7 +203,7 @@ impl Inflight {
 
     /// Detaches the fetch of a key that changed in Redis. Later requests start a new fetch.
     pub fn detach(&mut self, key: &[u8]) {
-        let hash = self.hash(key);
+        let hash = hash_key(&self.hasher, key);
         if let Some(&fetch_id) = self.joinable.get(&hash)
             && self.fetches.get(fetch_id).is_some_and(|fetch| *fetch.key == *key)
         {

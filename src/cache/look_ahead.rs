@@ -10,7 +10,7 @@
 
 use super::record::Record;
 use super::table::Table;
-use super::{Cache, DeadlineHeap, NIL, Node, PagedVec, hash};
+use super::{Cache, DeadlineHeap, NIL, Node, PagedVec, table_hash};
 use crate::types::{MAX_UPCOMING_KEYS, UpcomingKeys};
 use std::hint::black_box;
 
@@ -48,13 +48,12 @@ impl LookAhead {
     /// Returns true if there are places for these keys, so that nothing is left to do. Skips the
     /// places before them: their keys were not looked up.
     pub(super) fn covers(&mut self, keys: &[&[u8]]) -> bool {
-        let places = &self.places[self.next..self.len];
-        let is_place_of = |place: &Place, key: &[u8]| place.address == key.as_ptr() as usize;
-        let skipped = places.iter().position(|place| keys.first().is_some_and(|key| is_place_of(place, key)));
-        let Some(skipped) = skipped.filter(|skipped| places.len() - skipped >= keys.len()) else { return false };
-        let is_covered = places[skipped..].iter().zip(keys).all(|(place, key)| is_place_of(place, key));
-        self.next += if is_covered { skipped } else { 0 };
-        is_covered
+        let mut runs = self.places[self.next..self.len].windows(keys.len().max(1));
+        let are_for_keys =
+            |run: &[Place]| run.iter().zip(keys).all(|(place, key)| place.address == key.as_ptr() as usize);
+        let skipped = runs.position(are_for_keys);
+        self.next += skipped.unwrap_or(0);
+        skipped.is_some()
     }
 
     /// Replaces all hints by places for these keys.
@@ -131,7 +130,7 @@ impl Cache {
         if look_ahead.covers(keys.as_slice()) {
             return;
         }
-        look_ahead.set_keys(keys.as_slice(), |key| hash(hasher, key));
+        look_ahead.set_keys(keys.as_slice(), |key| table_hash(hasher, key));
         look_ahead.find_entries(table, nodes);
         look_ahead.load_entries(nodes, deadlines, records);
     }

@@ -388,7 +388,7 @@ impl Cache {
     }
 
     fn hash(&self, key: &[u8]) -> u32 {
-        hash(&self.hasher, key)
+        table_hash(&self.hasher, key)
     }
 
     /// Returns true if `id` is the entry of `key`. Accepts any id.
@@ -486,12 +486,17 @@ impl Cache {
     }
 }
 
-/// Returns the hash of a key.
-fn hash(hasher: &RandomState, key: &[u8]) -> u32 {
+/// Returns the hash of a key with the random keys of a hasher (SipHash-1-3).
+pub fn hash_key(hasher: &RandomState, key: &[u8]) -> u64 {
     // Only the bytes, without their length: nothing else is hashed with them.
     let mut hasher = hasher.build_hasher();
     hasher.write(key);
-    (hasher.finish() >> 32) as u32
+    hasher.finish()
+}
+
+/// Returns the half of the hash that the table uses.
+fn table_hash(hasher: &RandomState, key: &[u8]) -> u32 {
+    (hash_key(hasher, key) >> 32) as u32
 }
 
 /// Returns the longest grace step of at most `max_grace` milliseconds.
