@@ -118,8 +118,7 @@ pub fn parse_bulk_length(input: &[u8]) -> Decoded<usize, ProtocolError> {
 pub fn parse_get(input: &[u8]) -> Option<(&[u8], usize)> {
     let [name @ .., b'\r', b'\n'] = input.strip_prefix(b"*2\r\n$3\r\n")?.first_chunk::<5>()? else { return None };
     let prefix_len = b"*2\r\n$3\r\nGET\r\n".len();
-    let Decoded::Complete(length, header) = parse_bulk_length(&input[prefix_len..]) else { return None };
-    let Decoded::Complete(key, consumed) = parse_bulk_body(&input[prefix_len..], length, header) else { return None };
+    let (key, consumed) = parse_argument(&input[prefix_len..])?;
     name.eq_ignore_ascii_case(b"GET").then_some((key, prefix_len + consumed))
 }
 
@@ -135,11 +134,16 @@ pub fn parse_command_name(input: &[u8]) -> Option<&[u8]> {
         return Some(&input[..end]).filter(|name| !name.is_empty());
     };
     let Decoded::Complete(1.., consumed) = parse_number(count, MAX_MULTIBULK_LENGTH) else { return None };
-    let Decoded::Complete(length, header) = parse_bulk_length(&count[consumed..]) else { return None };
-    match parse_bulk_body(&count[consumed..], length, header) {
-        Decoded::Complete(name, _) => Some(name),
-        Decoded::Incomplete | Decoded::Invalid(_) => None,
-    }
+    parse_argument(&count[consumed..]).map(|(name, _)| name)
+}
+
+/// Returns the argument at the start of `input` and the length of its frame, if the frame is
+/// complete and valid.
+#[inline]
+pub fn parse_argument(input: &[u8]) -> Option<(&[u8], usize)> {
+    let Decoded::Complete(bytes, header) = parse_bulk_length(input) else { return None };
+    let Decoded::Complete(argument, consumed) = parse_bulk_body(input, bytes, header) else { return None };
+    Some((argument, consumed))
 }
 
 /// Returns the argument of `bytes` bytes at the start of `input`, after `header` bytes of `$`,
@@ -245,8 +249,7 @@ impl<'a> Iterator for Arguments<'a> {
         }
         match &mut self.rest {
             Remaining::Frames(frames) => {
-                let Decoded::Complete(bytes, header) = parse_bulk_length(frames) else { return None };
-                let Decoded::Complete(argument, consumed) = parse_bulk_body(frames, bytes, header) else { return None };
+                let (argument, consumed) = parse_argument(frames)?;
                 *frames = &frames[consumed..];
                 Some(argument)
             }

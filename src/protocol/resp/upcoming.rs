@@ -2,7 +2,7 @@
 
 use super::super::Decoded;
 use super::commands;
-use super::frame::{parse_argument_count, parse_bulk_body, parse_bulk_length, parse_get};
+use super::frame::{parse_argument, parse_argument_count, parse_get};
 use crate::types::{MAX_KEY_BYTES, UpcomingKeys};
 
 /// Adds the keys of `GET`, `MGET` and `EXISTS` at the start of `input` to `keys`, up to the first
@@ -40,15 +40,6 @@ fn parse_multi_start(input: &[u8]) -> Option<(u32, usize)> {
     let (name, consumed) = parse_argument(&input[head..])?;
     commands::find(name).filter(|spec| spec.is_multi_key())?;
     Some((count as u32 - 1, head + consumed))
-}
-
-/// Returns the argument at the start of `input`, if it is complete, and the length of its frame.
-fn parse_argument(input: &[u8]) -> Option<(&[u8], usize)> {
-    let Decoded::Complete(length, header) = parse_bulk_length(input) else { return None };
-    match parse_bulk_body(input, length, header) {
-        Decoded::Complete(argument, consumed) => Some((argument, consumed)),
-        Decoded::Incomplete | Decoded::Invalid(_) => None,
-    }
 }
 
 #[cfg(test)]
