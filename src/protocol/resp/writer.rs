@@ -40,24 +40,9 @@ impl<'a> RespWriter<'a> {
     /// Appends a type and a number, which is a length or an integer.
     #[inline]
     fn push_header(&mut self, kind: u8, number: i64) {
-        match number {
-            // The usual numbers, in one copy.
-            0..10 => self.out.extend_from_slice(&[kind, b'0' + number as u8, b'\r', b'\n']),
-            10..100 => {
-                let [tens, ones] = [number / 10, number % 10].map(|digit| b'0' + digit as u8);
-                self.out.extend_from_slice(&[kind, tens, ones, b'\r', b'\n']);
-            }
-            100..1000 => {
-                let [hundreds, tens, ones] =
-                    [number / 100, number / 10 % 10, number % 10].map(|digit| b'0' + digit as u8);
-                self.out.extend_from_slice(&[kind, hundreds, tens, ones, b'\r', b'\n']);
-            }
-            _ => {
-                self.out.push(kind);
-                self.out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-                self.out.extend_from_slice(b"\r\n");
-            }
-        }
+        self.out.push(kind);
+        self.out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        self.out.extend_from_slice(b"\r\n");
     }
 
     /// Appends a type and one line of text.
