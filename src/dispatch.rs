@@ -34,8 +34,8 @@ const MAX_FAILED_LOOK_AHEADS: usize = 4;
 struct Prepared {
     /// End of the input whose lookups are prepared.
     end: usize,
-    /// Number of attempts since then that found no key.
-    failures: usize,
+    /// Attempts to find further keys until the turn gives up, 0 if the cache gains nothing.
+    attempts_left: usize,
 }
 
 /// Processes the requests of one client at a time, with the state of its event loop.
@@ -88,13 +88,14 @@ impl Dispatcher<'_> {
     fn process(&mut self, connection: &mut Connection, slot: usize, input: &[u8]) -> (usize, bool) {
         let (mut at, requests_before) = (0, connection.request_count());
         let (mut steps, mut copied) = (0, 0);
-        let mut prepared = Prepared { end: 0, failures: 0 };
+        let benefits = self.read_through.benefits_from_look_ahead();
+        let mut prepared = Prepared { end: 0, attempts_left: if benefits { MAX_FAILED_LOOK_AHEADS } else { 0 } };
         let limit_reached = loop {
             if steps >= MAX_STEPS_PER_TURN || copied > MAX_COPIED_PER_TURN {
                 break true;
             }
             steps += 1;
-            if at >= prepared.end && prepared.failures < MAX_FAILED_LOOK_AHEADS {
+            if at >= prepared.end && prepared.attempts_left > 0 {
                 self.look_ahead(connection, input, at, &mut prepared);
             }
             match connection.decode(&input[at..], &mut self.context) {
@@ -175,16 +176,12 @@ impl Dispatcher<'_> {
 
     /// Prepares the lookups of the next keys in `input` from `at`.
     fn look_ahead(&mut self, connection: &Connection, input: &[u8], at: usize, prepared: &mut Prepared) {
-        if !self.read_through.benefits_from_look_ahead() {
-            prepared.failures = MAX_FAILED_LOOK_AHEADS;
-            return;
-        }
         let (mut keys, DecodeContext { head_decoder, auth, .. }) = (UpcomingKeys::new(), &self.context);
         match connection.find_upcoming_keys(&input[at..], head_decoder, auth, &mut keys) {
-            0 => prepared.failures += 1,
+            0 => prepared.attempts_left -= 1,
             length => {
                 self.read_through.look_ahead(&keys);
-                *prepared = Prepared { end: at + length, failures: 0 };
+                *prepared = Prepared { end: at + length, attempts_left: MAX_FAILED_LOOK_AHEADS };
             }
         }
     }

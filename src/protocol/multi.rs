@@ -211,7 +211,10 @@ impl MultiReply {
     /// Stores the result of a key and returns its part. Returns `None` if the reply fails.
     fn store(&mut self, key: u32, reply: &Reply<'_>) -> Option<Part> {
         match reply.result {
-            KeyResult::Failed(failure) if !self.is_answer(failure) => self.fail(error_of(failure)),
+            KeyResult::Failed(failure) if !self.is_answer(failure) => {
+                self.fail(error_of(failure));
+                None
+            }
             // A key of another type, or with a value above MAX_VALUE_BYTES, exists.
             KeyResult::Value(_) | KeyResult::Failed(_) if self.count_only => {
                 self.existing += 1;
@@ -248,13 +251,17 @@ impl MultiReply {
     fn store_value(&mut self, key: u32, payload: Payload<'_>) -> Option<Part> {
         let bytes = payload.bytes();
         if self.value_bytes > 0 && self.value_bytes + bytes.len() > MAX_MULTI_REPLY_BYTES {
-            return self.fail(format!(
+            self.fail(format!(
                 "ERR the reply would be longer than {MAX_MULTI_REPLY_BYTES} bytes; request fewer keys at once"
             ));
+            return None;
         }
         self.value_bytes += bytes.len();
         match shared_value(payload) {
-            Some(value) if !can_pin(value) => self.fail(error_of(&Failure::OutputMemoryFull)),
+            Some(value) if !can_pin(value) => {
+                self.fail(error_of(&Failure::OutputMemoryFull));
+                None
+            }
             Some(value) => {
                 self.part_bytes += bytes.len();
                 Some(Part::Long { key, value: PinnedValue::new(value) })
@@ -288,21 +295,21 @@ impl MultiReply {
     fn add_segment(&mut self) {
         let capacity = match self.segments.len() {
             0 => FIRST_SEGMENT_BYTES,
-            index => (SEGMENT_BYTES << index.min(16)).min(MAX_SEGMENT_BYTES),
+            index => {
+                let capacity = (SEGMENT_BYTES << index.min(16)).min(MAX_SEGMENT_BYTES);
+                self.segment_bytes += capacity;
+                capacity
+            }
         };
-        if !self.segments.is_empty() {
-            self.segment_bytes += capacity;
-        }
         self.segments.push(Segment { bytes: Vec::with_capacity(capacity), unrendered: 0 });
     }
 
-    /// Replaces the whole reply by an error. Returns no part.
-    fn fail(&mut self, error: String) -> Option<Part> {
+    /// Replaces the whole reply by an error.
+    fn fail(&mut self, error: String) {
         self.failed = Some(error);
         (self.parts, self.pending, self.segments, self.part_bytes) = (Vec::new(), 0, Vec::new(), 0);
         (self.segment_bytes, self.rendered) = (0, 0);
         self.charge();
-        None
     }
 
     /// Appends the reply, which must be complete. A long one is queued and rendered later.

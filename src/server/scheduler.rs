@@ -32,12 +32,10 @@ impl Worker {
         let hellos = (share + left).min(self.clients.handshake_queue.len());
         let handshakes = hellos + share.min(self.clients.answered_queue.len());
         for turns_left in (0..turns + handshakes).rev() {
-            let mut input = None;
+            let is_ready_turn = turns_left >= handshakes;
+            let input = if is_ready_turn { self.next_input(turns_left + 1 - handshakes) } else { None };
             let queue = match turns_left {
-                left if left >= handshakes => {
-                    input = self.next_input(left + 1 - handshakes);
-                    &mut self.clients.ready_queue
-                }
+                _ if is_ready_turn => &mut self.clients.ready_queue,
                 left if left >= hellos => &mut self.clients.answered_queue,
                 _ => &mut self.clients.handshake_queue,
             };
