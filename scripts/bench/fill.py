@@ -5,7 +5,7 @@ of the first in which the leading digits are replaced.
 """
 
 import cases
-import resp
+from resp import Client, encode_command
 from servers import Failed
 
 # Keys in one command. Every number of hot keys is a multiple of it. The digits of a key are those
@@ -14,18 +14,11 @@ BATCH, DIGITS = 1000, 3
 # Commands in flight, so that a proxy decodes one while it waits for Redis to answer another.
 IN_FLIGHT = 4
 
-
-def encode(*arguments):
-    """Returns the bytes of a command."""
-    return ("*%d\r\n" % len(arguments) +
-            "".join("$%d\r\n%s\r\n" % (len(argument), argument) for argument in arguments)).encode()
-
-
 KEYS = [cases.make_hot_key(number) for number in range(BATCH)]
 VALUES = [cases.make_value(key, cases.LENGTH) for key in KEYS]
 # Commands for the first batch. The reply to MGET has the format of a command.
-WRITE = encode("MSET", *[argument for pair in zip(KEYS, VALUES) for argument in pair])
-READ, VALUES_REPLY = encode("MGET", *KEYS), encode(*VALUES)
+WRITE = encode_command("MSET", *[argument for pair in zip(KEYS, VALUES) for argument in pair])
+READ, VALUES_REPLY = encode_command("MGET", *KEYS), encode_command(*VALUES)
 
 
 def make_marker(number):
@@ -35,7 +28,7 @@ def make_marker(number):
 
 def run_batches(server, count, request, reply):
     """Sends the request of each batch, and fails unless the reply is that of the same batch."""
-    client, batches, first = resp.Client("127.0.0.1", server.port), count // BATCH, make_marker(0)
+    client, batches, first = Client("127.0.0.1", server.port), count // BATCH, make_marker(0)
     for number in range(batches + IN_FLIGHT):
         if number < batches:
             client.socket.sendall(request.replace(first, make_marker(number)))
@@ -66,7 +59,7 @@ def read_keys(server, count):
 def write_backing_keys(server):
     """Writes the keys of all cases that share the Redis behind the caches."""
     write_keys(server, cases.HALF_CACHED_KEYS)
-    client = resp.Client("127.0.0.1", server.port)
+    client = Client("127.0.0.1", server.port)
     lengths = {cases.make_cold_key(number): cases.LENGTH for number in range(cases.COLD_KEYS)}
     lengths.update({cases.choose_key(case): case.length for case in cases.CASES if case.length != cases.LENGTH})
     client.call("MSET", *[text for key, length in lengths.items() for text in (key, cases.make_value(key, length))])

@@ -7,6 +7,15 @@ class RespError(Exception):
     """Error reply of the server."""
 
 
+def encode_command(*arguments):
+    """Returns the bytes of a command of bytes, strings or numbers."""
+    parts = [b"*%d\r\n" % len(arguments)]
+    for argument in arguments:
+        data = argument if isinstance(argument, bytes) else str(argument).encode()
+        parts.append(b"$%d\r\n%s\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
 class Client:
     """One connection. Raises OSError when it breaks, and RespError for an error reply."""
 
@@ -26,13 +35,7 @@ class Client:
 
     def send(self, *commands):
         """Sends commands, each a list of bytes, strings or numbers, in one write."""
-        parts = []
-        for command in commands:
-            parts.append(b"*%d\r\n" % len(command))
-            for argument in command:
-                data = argument if isinstance(argument, bytes) else str(argument).encode()
-                parts.append(b"$%d\r\n%s\r\n" % (len(data), data))
-        self.socket.sendall(b"".join(parts))
+        self.socket.sendall(b"".join(encode_command(*command) for command in commands))
 
     def call(self, *command):
         """Sends one command and returns its reply."""
