@@ -8,7 +8,6 @@ import collections
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,9 +30,11 @@ def find_binary(name):
 
 
 def find_optional():
-    """Returns the paths of the servers that may be missing: an earlier build, and Valkey."""
-    found = {"base": os.environ.get("BASE_BINARY"),
-             "valkey": os.environ.get("VALKEY_SERVER") or shutil.which("valkey-server")}
+    """Returns the paths of the servers that may be missing: an earlier build, and Valkey.
+
+    scripts/bench.sh has found them.
+    """
+    found = {"base": os.environ.get("BASE_BINARY"), "valkey": os.environ.get("VALKEY_SERVER")}
     return {name: os.path.abspath(path) for name, path in found.items() if path}
 
 
