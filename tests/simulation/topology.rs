@@ -49,9 +49,10 @@ impl Topology {
     }
 
     /// Returns the longest time from a change of the topology to the installation of its map, and a
-    /// millisecond more.
+    /// millisecond more. The next poll comes after the interval, and after the installation of the
+    /// map that the last one found.
     pub fn bound_ms(&self) -> Millis {
-        self.interval + self.grace + 1
+        self.interval.max(self.grace) + self.grace + 1
     }
 
     /// Returns the same if no poll may be answered: then the loss of tracking replaces the map.
