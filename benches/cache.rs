@@ -13,7 +13,7 @@ use segment_redis_proxy::dispatch::{Dispatcher, sync_metrics};
 use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use segment_redis_proxy::read_through::{Lookup, ReadThrough};
-use segment_redis_proxy::types::{Completion, FetchedValue, MAX_UPCOMING_KEYS, Millis, UpcomingKeys};
+use segment_redis_proxy::types::{Access, Completion, FetchedValue, MAX_UPCOMING_KEYS, Millis, UpcomingKeys};
 use segment_redis_proxy::value::{JsonForm, Payload, Value};
 use std::hint::black_box;
 use std::io::Write;
@@ -72,7 +72,7 @@ fn full_read_through(size: usize) -> ReadThrough {
     let mut key = [0; 16];
     for number in 0..size {
         write_digits(number, &mut key);
-        if let Lookup::Fetch(job) = read_through.get(&key, true, request_id, 0) {
+        if let Lookup::Fetch(job) = read_through.get(&key, Access::NORMAL, request_id, 0) {
             let fetched = FetchedValue { value: Value::new(VALUE.to_vec()), ttl: None };
             read_through.complete(
                 Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)), may_cache: true },

@@ -101,10 +101,10 @@ impl Dispatcher<'_> {
             match connection.decode(&input[at..], &mut self.context) {
                 DecodeStep::Blocked => break !connection.can_take_request(),
                 DecodeStep::Consumed(consumed) => at += consumed,
-                DecodeStep::Get { key, touch, format, consumed } => {
+                DecodeStep::Get { key, access, format, consumed } => {
                     at += consumed;
-                    match self.read_through.get(key, touch, connection.request_id(slot), self.now) {
-                        Lookup::Reply(reply) => connection.reply_now(format, &reply, &mut self.context.reply),
+                    match self.read_through.get(key, access, connection.request_id(slot), self.now) {
+                        Lookup::Reply(reply) => connection.reply_now(&format, &reply, &mut self.context.reply),
                         Lookup::Wait => connection.defer(format, &mut self.context.reply),
                         Lookup::Fetch(job) => {
                             self.jobs.push(job);
@@ -114,11 +114,14 @@ impl Dispatcher<'_> {
                 }
                 DecodeStep::Keys => {
                     // This step counts as the first key.
-                    let limits =
+                    let mut limits =
                         KeyAmount { keys: MAX_STEPS_PER_TURN + 1 - steps, copied: MAX_COPIED_PER_TURN - copied };
+                    if benefits && connection.has_listed_keys() {
+                        limits.keys = limits.keys.min(self.look_ahead_listed(connection));
+                    }
                     let keys = &input[at..if prepared.end > at { prepared.end } else { input.len() }];
                     let (decoded, consumed) = self.look_up_keys(connection, slot, keys, limits);
-                    if consumed == 0 {
+                    if (decoded.keys, consumed) == (0, 0) {
                         break !connection.can_take_request();
                     }
                     steps += decoded.keys.saturating_sub(1);
@@ -147,7 +150,8 @@ impl Dispatcher<'_> {
             }
         };
         self.context.reply.recorder.metrics.requests += connection.request_count() - requests_before;
-        (at, at < input.len() && limit_reached && !connection.is_closing())
+        let has_rest = connection.has_listed_keys() || (at < input.len() && !connection.is_closing());
+        (at, limit_reached && has_rest)
     }
 
     /// Looks up keys of a request for several. Returns their count, and the bytes of input
@@ -160,8 +164,8 @@ impl Dispatcher<'_> {
         limits: KeyAmount,
     ) -> (KeyAmount, usize) {
         let Dispatcher { read_through, jobs, context, now, .. } = self;
-        connection.decode_keys(slot, input, limits, &mut context.reply, |key, touch, request_id, multi| {
-            match read_through.get(key, touch, request_id, *now) {
+        connection.decode_keys(slot, input, limits, &mut context.reply, |key, access, request_id, multi| {
+            match read_through.get(key, access, request_id, *now) {
                 Lookup::Reply(reply) => {
                     multi.push(&reply);
                     return Some(copied_bytes(&reply));
@@ -184,6 +188,14 @@ impl Dispatcher<'_> {
                 *prepared = Prepared { end: at + length, attempts_left: MAX_FAILED_LOOK_AHEADS };
             }
         }
+    }
+
+    /// Prepares the lookups of the next keys of an HTTP request for several. Returns their number.
+    fn look_ahead_listed(&mut self, connection: &Connection) -> usize {
+        let mut keys = UpcomingKeys::new();
+        connection.find_listed_keys(&mut keys);
+        self.read_through.look_ahead(&keys);
+        keys.as_slice().len()
     }
 
     /// Answers `INFO` and `DBSIZE`.

@@ -52,6 +52,28 @@ impl<'a> UpcomingKeys<'a> {
     }
 }
 
+/// Use of the cache and of Redis that a request allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// A fresh entry may be the reply. False for `Cache-Control: no-cache`.
+    pub uses_cache: bool,
+    /// That entry becomes the most recently used one. False after `CLIENT NO-TOUCH`.
+    pub updates_recency: bool,
+    /// Redis may be read. False for `Cache-Control: only-if-cached`.
+    pub reads_redis: bool,
+}
+
+impl Access {
+    /// Access of a request without restrictions.
+    pub const NORMAL: Access = Access { uses_cache: true, updates_recency: true, reads_redis: true };
+}
+
+impl Default for Access {
+    fn default() -> Access {
+        Access::NORMAL
+    }
+}
+
 /// Value that a fetch read, and its lifetime in Redis.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FetchedValue {
@@ -84,6 +106,8 @@ pub enum Source {
         /// Time until the new entry expires. `None` if the value was not cached.
         stored: Option<Millis>,
     },
+    /// Neither: the request does not permit them ([`Access`]).
+    Neither,
 }
 
 /// Kind of outage. During any of them expired entries are served.
@@ -106,6 +130,8 @@ pub enum KeyResult<'a> {
     Missing,
     /// The key could not be read.
     Failed(&'a Failure),
+    /// The request permits no fresh entry, or there is none, and it does not permit to read Redis.
+    NotCached,
 }
 
 /// Reply to a request for one key, independent of the protocol.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use twox_hash::XxHash3_64;
 
 /// Maximum length of a value that is copied into the cache and into replies. The cache and all
 /// replies share a longer one behind an [`Arc`]. A copy of this size costs less than an allocation
@@ -95,6 +96,8 @@ pub struct Value {
     pub form: JsonForm,
     /// Length in a JSON string if `form` is [`JsonForm::Escaped`], otherwise the length of `bytes`.
     pub escaped_bytes: usize,
+    /// Digest of the bytes, see [`digest_of`].
+    pub digest: u64,
     /// Number of unsent replies that hold the value.
     pub pins: PinCount,
 }
@@ -129,15 +132,24 @@ impl PartialEq for PinCount {
 impl Eq for PinCount {}
 
 impl Value {
-    /// Creates a value and determines its form. Scans all bytes.
+    /// Creates a value and determines its form and digest. Scans all bytes.
     pub fn new(bytes: Vec<u8>) -> Value {
         let form = JsonForm::of(&bytes);
         let escaped_bytes = match form {
             JsonForm::Escaped => bytes.iter().map(|&byte| escaped_len(byte)).sum(),
             _ => bytes.len(),
         };
-        Value { bytes, form, escaped_bytes, pins: PinCount::default() }
+        let digest = digest_of(&bytes);
+        Value { bytes, form, escaped_bytes, digest, pins: PinCount::default() }
     }
+}
+
+/// Returns the digest of a value, by which clients recognise it: XXH3 with 64 bits (xxHash 0.8).
+///
+/// The same bytes have the same digest in each process and each version. It is not cryptographic:
+/// different values with the same digest can be constructed.
+pub fn digest_of(bytes: &[u8]) -> u64 {
+    XxHash3_64::oneshot(bytes)
 }
 
 /// A value to be put into a reply or into the cache.
@@ -163,11 +175,45 @@ impl Payload<'_> {
             Payload::Shared(value) => &value.bytes,
         }
     }
+
+    /// Returns the rendering of the value in JSON.
+    pub fn form(&self) -> JsonForm {
+        match self {
+            Payload::Inline { form, .. } => *form,
+            Payload::Shared(value) => value.form,
+        }
+    }
+
+    /// Returns the digest of the value. Scans a short one.
+    pub fn digest(&self) -> u64 {
+        match self {
+            Payload::Inline { bytes, .. } => digest_of(bytes),
+            Payload::Shared(value) => value.digest,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Clients store digests, so they must not change between versions. The expected ones are from
+    /// the reference implementation, for each of its ways to process an input by length.
+    #[test]
+    fn digest_is_xxh3() {
+        for (length, digest) in [
+            (0, 0x2d06_8005_38d3_94c2),
+            (1, 0xc44b_dff4_074e_ecdb),
+            (4, 0x48b2_c926_16fc_193d),
+            (9, 0x3449_9569_f039_1857),
+            (17, 0xc291_5ca0_df7a_d4c1),
+            (129, 0x37f7_943e_b2f5_1359),
+            (241, 0x5c5b_5d5d_40c5_9ce3),
+            (5000, 0x9592_9931_b75a_6d9f),
+        ] {
+            assert_eq!(digest_of(&vec![0; length]), digest, "{length} zero bytes");
+        }
+    }
 
     /// A text is a JSON number only if the number renders as the same text.
     #[test]

@@ -135,7 +135,7 @@ impl Connection {
     pub(super) fn in_request(&self) -> bool {
         match &self.protocol {
             ProtocolState::Detecting | ProtocolState::Rejecting { .. } => false,
-            ProtocolState::Http(state) => state.in_body(),
+            ProtocolState::Http(state) => state.in_request(),
             ProtocolState::Resp(session) => session.in_command(),
         }
     }

@@ -2,8 +2,9 @@
 
 use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext};
 use crate::metrics::{RequestInfo, RequestOutcome, push_escaped};
-use crate::protocol::http::{self, Body, Head, HttpOperation, HttpRefusal};
-use crate::protocol::{Decoded, ReplyFormat};
+use crate::protocol::http::{self, Body, CacheDirectives, Head, HttpOperation, HttpRefusal, KeyList};
+use crate::protocol::{Decoded, MultiReply, ReplyFormat, SendBuffer};
+use crate::types::{Access, UpcomingKeys};
 
 pub(super) const HEAD_PREFIX: &[u8] = b"HEAD ";
 
@@ -16,25 +17,61 @@ pub(super) struct HttpState {
     /// Rest of the last request's body.
     pub(super) body: Body,
     /// Last request, if it runs only after its body.
-    deferred: Option<Box<DeferredGet>>,
+    deferred: Option<Box<DeferredRead>>,
+    /// Keys of the last request that are not looked up, never empty.
+    listed_keys: Option<Box<KeyList>>,
 }
 
-/// Request for a key with a chunked body. It runs once the body is complete, because a malformed
+/// Request for keys with a chunked body. It runs once the body is complete, because a malformed
 /// body makes the whole request malformed.
 #[derive(Debug)]
-struct DeferredGet {
-    key: Vec<u8>,
+struct DeferredRead {
+    keys: DeferredKeys,
     format: http::HttpReplyFormat,
     request_info: RequestInfo,
 }
 
+/// Keys of a deferred request.
+#[derive(Debug)]
+enum DeferredKeys {
+    One(Vec<u8>),
+    Listed(Box<KeyList>),
+}
+
 impl HttpState {
     /// State without a body to skip.
-    pub(super) const BETWEEN_REQUESTS: HttpState = HttpState { body: Body::Done, deferred: None };
+    pub(super) const BETWEEN_REQUESTS: HttpState = HttpState { body: Body::Done, deferred: None, listed_keys: None };
 
     /// Returns true if the body of the last request is incomplete.
     pub(super) fn in_body(&self) -> bool {
         self.body != Body::Done
+    }
+
+    /// Returns true if a part of the last request is still to be processed: its body or its keys.
+    pub(super) fn in_request(&self) -> bool {
+        self.in_body() || self.has_listed_keys()
+    }
+
+    /// Returns true if keys of the last request are not looked up.
+    pub(super) fn has_listed_keys(&self) -> bool {
+        self.listed_keys.is_some()
+    }
+
+    /// Removes the next key that is not looked up, and returns it.
+    pub(super) fn take_listed_key(&mut self) -> Option<&[u8]> {
+        self.listed_keys.as_mut()?.take_next()
+    }
+
+    /// Drops the list of keys after its last one.
+    pub(super) fn drop_empty_list(&mut self) {
+        self.listed_keys.take_if(|list| list.is_empty());
+    }
+
+    /// Adds the next keys that are not looked up.
+    pub(super) fn find_listed_keys<'a>(&'a self, keys: &mut UpcomingKeys<'a>) {
+        if let Some(list) = &self.listed_keys {
+            list.find_upcoming_keys(keys);
+        }
     }
 
     /// Returns the info of the deferred request for the access log.
@@ -60,16 +97,19 @@ impl Connection {
             return self.skip_body(input, context);
         }
         let DecodeContext { policy, head_decoder, auth, reply } = context;
-        match http::decode(input, policy, head_decoder) {
+        // Heads are passed by reference: moves of all their fields cost a twentieth of a hit.
+        match &mut http::decode(input, policy, head_decoder) {
             Decoded::Incomplete => DecodeStep::Blocked,
-            Decoded::Complete(mut head, consumed) => {
+            Decoded::Complete(head, consumed) => {
+                let consumed = *consumed;
                 reply.recorder.begin_request(&self.address, |text| push_escaped(text, head.request_line));
                 if auth.is_required() {
-                    self.authorize(&mut head, auth, reply.recorder);
+                    self.authorize(head, auth, reply.recorder);
                 }
+                head.format.access = access_of(head);
                 let announces_close = policy.announce_close
                     && head.format.keep_alive
-                    && !has_pipelined_input(&head, input.len() - consumed);
+                    && !has_pipelined_input(head, input.len() - consumed);
                 head.format.keep_alive &= !announces_close;
                 let step = self.start_http_request(head, consumed, reply);
                 if announces_close && let Phase::Closing { unread } = &mut self.phase {
@@ -80,7 +120,7 @@ impl Connection {
             }
             Decoded::Invalid(refusal) => {
                 reply.recorder.begin_request(&self.address, |text| log_malformed(text, input));
-                self.refuse_and_close(refusal, is_head(input), reply);
+                self.refuse_and_close(*refusal, is_head(input), reply);
                 DecodeStep::Consumed(input.len())
             }
         }
@@ -88,7 +128,9 @@ impl Connection {
 
     fn skip_body<'a>(&mut self, input: &'a [u8], context: &'a mut DecodeContext<'_>) -> DecodeStep<'a> {
         let DecodeContext { head_decoder, reply, .. } = context;
-        let ProtocolState::Http(HttpState { body, deferred }) = &mut self.protocol else { return DecodeStep::Blocked };
+        let ProtocolState::Http(HttpState { body, deferred, .. }) = &mut self.protocol else {
+            return DecodeStep::Blocked;
+        };
         match body.skip(input) {
             Ok(consumed) if *body == Body::Done => match deferred.take() {
                 Some(deferred) => {
@@ -97,12 +139,17 @@ impl Connection {
                         // A client that did not ask for the close may be sending its next request.
                         self.phase = Phase::Closing { unread: true };
                     }
-                    head_decoder.key_scratch = deferred.key;
-                    DecodeStep::Get {
-                        key: &head_decoder.key_scratch,
-                        touch: true,
-                        format: ReplyFormat::Http(deferred.format),
-                        consumed,
+                    let DeferredRead { keys, format, .. } = *deferred;
+                    match keys {
+                        DeferredKeys::Listed(keys) => {
+                            self.start_listed_keys(keys, format, reply);
+                            DecodeStep::Consumed(consumed)
+                        }
+                        DeferredKeys::One(key) => {
+                            head_decoder.key_scratch = key;
+                            let (key, access) = (&head_decoder.key_scratch[..], format.access);
+                            DecodeStep::Get { key, access, format: ReplyFormat::Http(format), consumed }
+                        }
                     }
                 }
                 None => DecodeStep::Consumed(consumed),
@@ -125,39 +172,88 @@ impl Connection {
     /// Starts a request with a well-formed head.
     fn start_http_request<'a>(
         &mut self,
-        head: Head<'a>,
+        head: &mut Head<'a>,
         consumed: usize,
         context: &mut ReplyContext<'_>,
     ) -> DecodeStep<'a> {
-        let Head { operation, format, body, expects_continue, .. } = head;
-        let is_chunked = matches!(body, Body::Chunked(..));
+        let Head { operation, body, expects_continue, .. } = *head;
+        let format = std::mem::take(&mut head.format);
+        // A client that expects 100-continue sends the body after a response: it gets the final one
+        // now.
+        let is_deferred = matches!(body, Body::Chunked(..)) && !expects_continue;
         match operation {
-            // A client that expects 100-continue sends the body after a response: it gets the final
-            // one now.
-            HttpOperation::Get(key) if is_chunked && !expects_continue => {
-                let request_info = context.recorder.request_info();
-                let deferred = Some(Box::new(DeferredGet { key: key.to_vec(), format, request_info }));
-                self.protocol = ProtocolState::Http(HttpState { body, deferred });
-                return DecodeStep::Consumed(consumed);
+            HttpOperation::Get(key) if is_deferred => {
+                self.defer_read(DeferredKeys::One(key.to_vec()), format, body, context);
             }
-            _ if format.keep_alive => {
-                if let ProtocolState::Http(state) = &mut self.protocol {
-                    state.body = body;
-                }
-            }
-            _ => self.phase = Phase::Closing { unread: body != Body::Done },
-        }
-        match operation {
             HttpOperation::Get(key) => {
-                return DecodeStep::Get { key, touch: true, format: ReplyFormat::Http(format), consumed };
+                self.begin_body(body, format.keep_alive);
+                return DecodeStep::Get { key, access: format.access, format: ReplyFormat::Http(format), consumed };
             }
-            HttpOperation::Admin(endpoint) => return DecodeStep::Admin { endpoint, format, consumed },
-            HttpOperation::Options => self
-                .replies
-                .push_http(RequestOutcome::Other, context, |date, out| http::encode_options(format, date, out)),
-            HttpOperation::Refuse(refusal) => self.refuse_http(refusal, format, context),
+            HttpOperation::GetMany(query) => self.start_query(query, format, (body, is_deferred), context),
+            HttpOperation::Admin(endpoint) => {
+                self.begin_body(body, format.keep_alive);
+                return DecodeStep::Admin { endpoint, format, consumed };
+            }
+            HttpOperation::Options => {
+                self.begin_body(body, format.keep_alive);
+                let encode = |date: &http::ResponseDate, out: &mut SendBuffer| http::encode_options(&format, date, out);
+                self.replies.push_http(RequestOutcome::Other, context, encode);
+            }
+            HttpOperation::Refuse(refusal) => {
+                self.begin_body(body, format.keep_alive);
+                self.refuse_http(refusal, format, context);
+            }
         }
         DecodeStep::Consumed(consumed)
+    }
+
+    /// Begins to skip the body of a request. Takes no further request if the connection closes.
+    fn begin_body(&mut self, body: Body, keep_alive: bool) {
+        match &mut self.protocol {
+            ProtocolState::Http(state) if keep_alive => state.body = body,
+            _ => self.phase = Phase::Closing { unread: body != Body::Done },
+        }
+    }
+
+    /// Stores a request until its body is complete.
+    fn defer_read(
+        &mut self,
+        keys: DeferredKeys,
+        format: http::HttpReplyFormat,
+        body: Body,
+        context: &mut ReplyContext<'_>,
+    ) {
+        let deferred = Some(Box::new(DeferredRead { keys, format, request_info: context.recorder.request_info() }));
+        self.protocol = ProtocolState::Http(HttpState { body, deferred, listed_keys: None });
+    }
+
+    /// Starts, refuses or defers a request for the keys that a query names.
+    fn start_query(
+        &mut self,
+        query: &[u8],
+        format: http::HttpReplyFormat,
+        (body, is_deferred): (Body, bool),
+        context: &mut ReplyContext<'_>,
+    ) {
+        match KeyList::parse(query) {
+            Ok(keys) if is_deferred => self.defer_read(DeferredKeys::Listed(Box::new(keys)), format, body, context),
+            Ok(keys) => {
+                self.begin_body(body, format.keep_alive);
+                self.start_listed_keys(Box::new(keys), format, context);
+            }
+            Err(refusal) => {
+                self.begin_body(body, format.keep_alive);
+                self.refuse_http(refusal, format, context);
+            }
+        }
+    }
+
+    /// Starts a request for several keys.
+    fn start_listed_keys(&mut self, keys: Box<KeyList>, format: http::HttpReplyFormat, context: &mut ReplyContext<'_>) {
+        self.replies.push_multi(MultiReply::new_json(format, keys.len() as u32), context.recorder);
+        if let ProtocolState::Http(state) = &mut self.protocol {
+            state.listed_keys = Some(keys);
+        }
     }
 
     /// Refuses a request, and closes the connection after the response.
@@ -169,8 +265,16 @@ impl Connection {
 
     fn refuse_http(&mut self, refusal: HttpRefusal, format: http::HttpReplyFormat, context: &mut ReplyContext<'_>) {
         self.replies
-            .push_http(RequestOutcome::Refused, context, |date, out| http::encode_refusal(refusal, format, date, out));
+            .push_http(RequestOutcome::Refused, context, |date, out| http::encode_refusal(refusal, &format, date, out));
     }
+}
+
+/// Returns the use of the cache that a request allows (RFC 9111, section 5.2.1). `no-cache` has an
+/// effect only behind a password: otherwise anybody could make the proxy read Redis.
+fn access_of(head: &Head<'_>) -> Access {
+    let CacheDirectives { no_cache, only_if_cached } = head.cache_directives;
+    let reloads = no_cache && head.format.is_private;
+    Access { uses_cache: !reloads, updates_recency: true, reads_redis: !only_if_cached }
 }
 
 /// Returns true if the `rest` bytes behind a head hold more than its body. Then a later response

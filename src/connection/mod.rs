@@ -11,6 +11,7 @@ mod authentication;
 mod close;
 mod context;
 mod http_conn;
+mod keys;
 mod reply_queue;
 mod resp_conn;
 #[cfg(test)]
@@ -26,9 +27,10 @@ use crate::metrics::RequestOutcome;
 use crate::protocol::http::{self, AdminEndpoint, AdminResponse, HeadDecoder};
 use crate::protocol::resp::{self, Session};
 use crate::protocol::{ReplyFormat, SendBuffer};
-use crate::types::{Millis, Reply, RequestId, UpcomingKeys};
+use crate::types::{Access, Millis, Reply, RequestId, UpcomingKeys};
 pub use context::{DecodeContext, ReplyContext};
 use http_conn::HttpState;
+pub use keys::KeyAmount;
 use reply_queue::ReplyQueue;
 pub use tls::{TlsConfig, TlsSession};
 
@@ -113,8 +115,8 @@ pub enum DecodeStep<'a> {
     Get {
         /// Requested key.
         key: &'a [u8],
-        /// The key becomes the most recently used one.
-        touch: bool,
+        /// Use of the cache that the request allows.
+        access: Access,
         /// Format of the reply.
         format: ReplyFormat,
         /// Bytes of input consumed.
@@ -155,15 +157,6 @@ pub enum DecodeStep<'a> {
     Consumed(usize),
     /// No progress: input is missing, a limit is reached, or the connection is closing.
     Blocked,
-}
-
-/// Keys that [`Connection::decode_keys`] has decoded, or limits on them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KeyAmount {
-    /// Number of keys.
-    pub keys: usize,
-    /// Bytes of values that are copied into the reply. The last value may exceed a limit.
-    pub copied: usize,
 }
 
 impl Connection {
@@ -218,19 +211,27 @@ impl Connection {
 
     /// Returns true if another request, or another key of the present one, can be decoded.
     pub fn can_take_request(&self) -> bool {
-        if self.phase != Phase::Open || self.pending_keys >= MAX_PENDING_KEYS {
+        if self.pending_keys >= MAX_PENDING_KEYS {
             return false;
         }
         // A multi-key reply has bounds of its own. Without its remaining keys it could never
         // complete.
         self.replies.open_multi().is_some()
-            || (self.replies.len() < MAX_PENDING_REPLIES && self.replies.unsent_bytes() <= MAX_UNSENT_BYTES)
+            || (self.phase == Phase::Open
+                && self.replies.len() < MAX_PENDING_REPLIES
+                && self.replies.unsent_bytes() <= MAX_UNSENT_BYTES)
     }
 
     /// Decodes the next step from `input`, which holds all unconsumed bytes. Replies to requests
     /// that need no lookup.
     pub fn decode<'a>(&mut self, input: &'a [u8], context: &'a mut DecodeContext<'_>) -> DecodeStep<'a> {
-        if !self.can_take_request() || input.is_empty() {
+        if !self.can_take_request() {
+            return DecodeStep::Blocked;
+        }
+        if self.has_listed_keys() {
+            return DecodeStep::Keys;
+        }
+        if input.is_empty() {
             return DecodeStep::Blocked;
         }
         if !self.in_request() {
@@ -270,7 +271,7 @@ impl Connection {
     ) -> usize {
         match &self.protocol {
             ProtocolState::Resp(session) => session.find_upcoming_keys(input, keys),
-            ProtocolState::Http(state) if !state.in_body() && !auth.is_required() => {
+            ProtocolState::Http(state) if !state.in_request() && !auth.is_required() => {
                 head_decoder.find_upcoming_keys(input, keys)
             }
             _ => 0,
@@ -293,7 +294,7 @@ impl Connection {
     }
 
     /// Replies to the request for a key that was just decoded.
-    pub fn reply_now(&mut self, format: ReplyFormat, reply: &Reply<'_>, context: &mut ReplyContext<'_>) {
+    pub fn reply_now(&mut self, format: &ReplyFormat, reply: &Reply<'_>, context: &mut ReplyContext<'_>) {
         self.replies.push_reply(reply, format, context);
     }
 
@@ -326,7 +327,7 @@ impl Connection {
         context: &mut ReplyContext<'_>,
     ) {
         self.replies
-            .push_http(RequestOutcome::Other, context, |date, out| http::encode_admin(response, format, date, out));
+            .push_http(RequestOutcome::Other, context, |date, out| http::encode_admin(response, &format, date, out));
     }
 
     /// Replies to an earlier request. Returns false if it is not of this connection, or waits for

@@ -53,11 +53,12 @@ impl ReplyQueue {
 
     /// Returns true if every reply to a complete request was sent.
     pub(super) fn is_flushed(&self) -> bool {
-        self.send_buffer.is_empty() && self.slots.len() == usize::from(self.open_multi().is_some())
+        let expects_input = self.open_multi().is_some_and(MultiReply::expects_input);
+        self.send_buffer.is_empty() && self.slots.len() == usize::from(expects_input)
     }
 
     /// Replies to the next request, which is for one key.
-    pub(super) fn push_reply(&mut self, reply: &Reply<'_>, format: ReplyFormat, context: &mut ReplyContext<'_>) {
+    pub(super) fn push_reply(&mut self, reply: &Reply<'_>, format: &ReplyFormat, context: &mut ReplyContext<'_>) {
         let ReplyContext { date, recorder } = context;
         let sent = self.push(|out| encode_reply(reply, format, date, out));
         let outcome = record_outcome(reply, sent, recorder);
@@ -114,9 +115,9 @@ impl ReplyQueue {
 
     /// Updates the reply that [`ReplyQueue::open_multi`] returns, if there is one. Encodes it if it
     /// is complete then.
-    pub(super) fn update_open_multi(&mut self, recorder: &mut Recorder, update: impl FnOnce(&mut MultiReply)) {
+    pub(super) fn update_open_multi(&mut self, context: &mut ReplyContext<'_>, update: impl FnOnce(&mut MultiReply)) {
         if self.open_multi().is_some() {
-            self.update_multi(self.slots.len() - 1, recorder, None, |multi| {
+            self.update_multi(self.slots.len() - 1, context, None, |multi| {
                 update(multi);
                 true
             });
@@ -137,21 +138,25 @@ impl ReplyQueue {
     /// Replies to an earlier request, or to one key of it. Returns false if it waits for no reply.
     pub(super) fn reply_later(&mut self, id: RequestId, reply: &Reply<'_>, context: &mut ReplyContext<'_>) -> bool {
         let Some(index) = id.sequence.checked_sub(self.first_sequence) else { return false };
-        let (index, ReplyContext { date, recorder }) = (index as usize, context);
+        let index = index as usize;
         match self.slots.get_mut(index) {
-            Some(ReplySlot::Pending(format, info)) => {
-                let (format, info) = (*format, std::mem::take(info));
-                let sent = self.fill_slot(index, |out| encode_reply(reply, format, date, out));
+            Some(slot @ ReplySlot::Pending(..)) => {
+                let ReplySlot::Pending(format, info) = std::mem::replace(slot, ReplySlot::Ready(SendBuffer::default()))
+                else {
+                    return false;
+                };
+                let ReplyContext { date, recorder } = context;
+                let sent = self.fill_slot(index, |out| encode_reply(reply, &format, date, out));
                 let outcome = record_outcome(reply, sent, recorder);
-                recorder.record_deferred_reply(&info, protocol_of(format), outcome, sent);
+                recorder.record_deferred_reply(&info, protocol_of(&format), outcome, sent);
                 true
             }
             Some(ReplySlot::Multi(..)) => {
                 let failure = match reply.result {
                     KeyResult::Failed(failure) => Some(failure),
-                    KeyResult::Missing | KeyResult::Value(_) => None,
+                    KeyResult::Missing | KeyResult::NotCached | KeyResult::Value(_) => None,
                 };
-                self.update_multi(index, recorder, failure, |multi| multi.complete_key(id.part, reply))
+                self.update_multi(index, context, failure, |multi| multi.complete_key(id.part, reply))
             }
             Some(ReplySlot::Ready(_)) | None => false,
         }
@@ -161,8 +166,8 @@ impl ReplyQueue {
     pub(super) fn abort(&mut self, recorder: &mut Recorder) {
         for slot in self.slots.drain(..) {
             match slot {
-                ReplySlot::Pending(format, info) => recorder.record_aborted(&info, protocol_of(format)),
-                ReplySlot::Multi(_, info) => recorder.record_aborted(&info, Protocol::Resp),
+                ReplySlot::Pending(format, info) => recorder.record_aborted(&info, protocol_of(&format)),
+                ReplySlot::Multi(multi, info) => recorder.record_aborted(&info, protocol_of_multi(&multi)),
                 ReplySlot::Ready(_) => {}
             }
         }
@@ -173,17 +178,21 @@ impl ReplyQueue {
     fn update_multi(
         &mut self,
         index: usize,
-        recorder: &mut Recorder,
+        context: &mut ReplyContext<'_>,
         failure: Option<&Failure>,
         update: impl FnOnce(&mut MultiReply) -> bool,
     ) -> bool {
+        let ReplyContext { date, recorder } = context;
         let Some(ReplySlot::Multi(multi, info)) = self.slots.get_mut(index) else { return false };
         self.queued_bytes -= multi.memory_bytes();
         let (expected_keys, had_failed) = (multi.expects_keys(), multi.has_failed());
         let is_updated = update(multi);
-        // A key may fail without the reply: for MGET a key of another type has no value.
+        // A key of a RESP command may fail without the reply: for MGET a key of another type has no
+        // value. In JSON each key has its own error.
         if multi.has_failed() && !had_failed {
             recorder.record_failure(failure.unwrap_or(&Failure::OutputMemoryFull));
+        } else if let Some(failure) = failure.filter(|_| multi.is_http()) {
+            recorder.record_failure(failure);
         }
         if expected_keys {
             // The time that the client takes to send the keys does not count as latency.
@@ -196,12 +205,10 @@ impl ReplyQueue {
         if let ReplySlot::Multi(multi, info) =
             std::mem::replace(&mut self.slots[index], ReplySlot::Ready(SendBuffer::default()))
         {
-            let (outcome, status) = match multi.has_failed() {
-                true => (RequestOutcome::Failed, Status::ServiceUnavailable),
-                false => (RequestOutcome::Many, Status::Ok),
-            };
-            let ((), bytes) = self.fill_slot(index, |out| measured(out, |out| multi.encode(out)));
-            recorder.record_deferred_reply(&info, Protocol::Resp, outcome, ReplySummary { status, bytes });
+            let (protocol, has_failed) = (protocol_of_multi(&multi), multi.has_failed_key());
+            let sent = self.fill_slot(index, |out| multi.encode(date, out));
+            let outcome = if has_failed { RequestOutcome::Failed } else { RequestOutcome::Many };
+            recorder.record_deferred_reply(&info, protocol, outcome, sent);
         }
         is_updated
     }
@@ -262,11 +269,15 @@ impl ReplyQueue {
     }
 }
 
-fn protocol_of(format: ReplyFormat) -> Protocol {
+fn protocol_of(format: &ReplyFormat) -> Protocol {
     match format {
         ReplyFormat::Http(_) => Protocol::Http,
         ReplyFormat::Resp(_) => Protocol::Resp,
     }
+}
+
+fn protocol_of_multi(multi: &MultiReply) -> Protocol {
+    if multi.is_http() { Protocol::Http } else { Protocol::Resp }
 }
 
 /// Returns the outcome of a request for one key, which was answered with `sent`. Records the reason
@@ -274,6 +285,7 @@ fn protocol_of(format: ReplyFormat) -> Protocol {
 fn record_outcome(reply: &Reply<'_>, sent: ReplySummary, recorder: &mut Recorder) -> RequestOutcome {
     match (reply.result, reply.source) {
         (KeyResult::Missing, _) => RequestOutcome::Missing,
+        (KeyResult::NotCached, _) | (_, Source::Neither) => RequestOutcome::Refused,
         (KeyResult::Failed(failure), _) => {
             recorder.record_failure(failure);
             RequestOutcome::Failed

@@ -1,14 +1,13 @@
 //! RESP side of a connection: decodes commands, and replies to those that need no key.
 
 use super::authentication::verify_resp;
-use super::{Connection, DecodeContext, DecodeStep, KeyAmount, MAX_PENDING_KEYS, Phase, ProtocolState, ReplyContext};
+use super::{Connection, DecodeContext, DecodeStep, Phase, ProtocolState, ReplyContext};
 use crate::client_auth::ClientAuth;
 use crate::metrics::{Protocol, RequestOutcome, push_escaped};
 use crate::protocol::resp::{
     self, AfterReply, Arguments, CommandSpec, DecodeEvent, ProtocolError, RespOperation, Session,
 };
 use crate::protocol::{Decoded, MultiReply, ReplyFormat, SendBuffer};
-use crate::types::RequestId;
 
 impl Connection {
     /// Decodes the next step of a RESP connection. `input` is not empty.
@@ -50,65 +49,8 @@ impl Connection {
         DecodeStep::Consumed(consumed)
     }
 
-    /// Decodes keys at the start of `input`, of the request that [`DecodeStep::Keys`] announced,
-    /// until a limit is reached. `slot` is the slot of the client. Returns what was decoded, and
-    /// the bytes of input consumed. 0 bytes mean no progress, as in [`DecodeStep::Blocked`].
-    ///
-    /// Calls `look_up` with each key, `true` if the key becomes the most recently used one, the id
-    /// by which it can be answered later, and the reply to add the result to. `look_up` returns the
-    /// bytes that it copied into the reply, `None` if the key is pending.
-    pub fn decode_keys<'a>(
-        &mut self,
-        slot: usize,
-        input: &'a [u8],
-        limits: KeyAmount,
-        context: &mut ReplyContext<'_>,
-        mut look_up: impl FnMut(&'a [u8], bool, RequestId, &mut MultiReply) -> Option<usize>,
-    ) -> (KeyAmount, usize) {
-        let (mut decoded, mut at, mut error) = (KeyAmount::default(), 0, None);
-        let first_id = self.request_id(slot);
-        let Connection { protocol: ProtocolState::Resp(session), replies, pending_keys, .. } = self else {
-            return (decoded, at);
-        };
-        let touch = session.updates_recency();
-        replies.update_open_multi(context.recorder, |multi| {
-            while multi.expects_keys()
-                && *pending_keys < MAX_PENDING_KEYS
-                && decoded.keys < limits.keys
-                && decoded.copied <= limits.copied
-            {
-                let key = match session.decode(&input[at..]) {
-                    Decoded::Complete(event, consumed) => {
-                        at += consumed;
-                        let DecodeEvent::Key(key) = event else { break };
-                        key
-                    }
-                    Decoded::Incomplete => break,
-                    Decoded::Invalid(found) => {
-                        (error, at) = (Some(found), input.len());
-                        break;
-                    }
-                };
-                decoded.keys += 1;
-                if multi.has_failed() {
-                    multi.skip_key();
-                    continue;
-                }
-                let request_id = RequestId { part: multi.next_key(), ..first_id };
-                match look_up(key, touch, request_id, multi) {
-                    Some(copied) => decoded.copied += copied,
-                    None => *pending_keys += 1,
-                }
-            }
-        });
-        if let Some(error) = error {
-            self.refuse_input(error, context);
-        }
-        (decoded, at)
-    }
-
     /// Replies to malformed input with the error, and closes the connection.
-    fn refuse_input(&mut self, error: ProtocolError, context: &mut ReplyContext<'_>) {
+    pub(super) fn refuse_input(&mut self, error: ProtocolError, context: &mut ReplyContext<'_>) {
         self.phase = Phase::Closing { unread: true };
         self.replies.discard_open_multi();
         // Logs the error instead of the input, which may contain a password.
@@ -145,7 +87,7 @@ impl Connection {
         match session.operation_of(spec, arguments) {
             RespOperation::Get(key, format) => {
                 let format = ReplyFormat::Resp(format);
-                return DecodeStep::Get { key, touch: session.updates_recency(), format, consumed };
+                return DecodeStep::Get { key, access: session.access(), format, consumed };
             }
             RespOperation::Ttl(key, format) => return DecodeStep::Ttl { key, format, consumed },
             RespOperation::Info(format) => return DecodeStep::Info { format, consumed },

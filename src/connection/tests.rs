@@ -41,7 +41,7 @@ impl Client {
                     let key = key.to_vec();
                     if key.starts_with(b"hit") {
                         let hit = Reply { source: Source::Cache { ttl: 1000 }, ..reply_of_redis(value(&key)) };
-                        self.connection.reply_now(format, &hit, &mut context.reply);
+                        self.connection.reply_now(&format, &hit, &mut context.reply);
                     } else {
                         let key = String::from_utf8_lossy(&key).into_owned();
                         self.pending.push((self.connection.request_id(0), key));

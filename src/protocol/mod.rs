@@ -31,7 +31,7 @@ pub struct ReplySummary {
 }
 
 /// Format of the reply to a request for a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyFormat {
     /// HTTP response.
     Http(http::HttpReplyFormat),
@@ -41,9 +41,9 @@ pub enum ReplyFormat {
 
 impl ReplyFormat {
     /// Returns true if the reply pins a shared value until it is sent.
-    fn pins(self, value: &Value) -> bool {
+    fn pins(&self, value: &Value) -> bool {
         match self {
-            ReplyFormat::Http(format) => !format.head_only && format.unmet_precondition.is_none(),
+            ReplyFormat::Http(format) => format.pins(value),
             ReplyFormat::Resp(format) => format.pins(value.bytes.len()),
         }
     }
@@ -55,7 +55,7 @@ impl ReplyFormat {
 /// becomes a failure.
 pub fn encode_reply(
     reply: &Reply<'_>,
-    format: ReplyFormat,
+    format: &ReplyFormat,
     date: &http::ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
@@ -75,7 +75,7 @@ pub fn encode_reply(
         ReplyFormat::Http(format) => http::encode_reply(reply, format, date, out),
         ReplyFormat::Resp(format) => {
             let before = out.unsent_bytes();
-            resp::encode_reply(reply, format, out);
+            resp::encode_reply(reply, *format, out);
             ReplySummary { status: http::status_of(reply.result), bytes: out.unsent_bytes() - before }
         }
     }

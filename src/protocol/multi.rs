@@ -1,24 +1,29 @@
-//! Replies to `MGET` and `EXISTS`, built from cache hits and from fetches that finish later.
+//! Replies to `MGET`, `EXISTS` and `/keys`, built from cache hits and from fetches that finish
+//! later.
 //!
 //! Short values are encoded as they arrive, into segments. Consecutive ones share a part of 16
-//! bytes. A key that is being fetched and a long value have one each. If one key cannot be read,
-//! the whole reply is an error, because RESP clients expect nothing else. The parts before it are
-//! dropped, and later results are ignored.
+//! bytes. A key that is being fetched and a long value have one each. If one key of a RESP command
+//! cannot be read, the whole reply is an error, because RESP clients expect nothing else. The parts
+//! before it are dropped, and later results are ignored.
 //!
 //! A long reply must not delay other clients of the worker. The buffer therefore grows by segments
 //! that never move. A complete reply is rendered in pieces, as the socket accepts them.
 
+mod json;
 #[cfg(test)]
 mod tests;
 
-use super::SendBuffer;
+use super::http::{HttpReplyFormat, ResponseDate, Status};
 use super::output_budget::OutputBudget;
 use super::pinned::{PinnedValue, can_pin};
 use super::resp::commands::{CommandName, CommandSpec};
 use super::resp::encode::{encode_error, encode_part, error_of};
 use super::resp::writer::{RespVersion, RespWriter};
+use super::{ReplySummary, SendBuffer};
+use crate::types::Access;
 use crate::types::{Failure, KeyResult, Reply};
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
+use json::JsonReply;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -34,6 +39,9 @@ static MULTI_BUDGET: OutputBudget = OutputBudget::new(256 * 1024 * 1024);
 /// Error reply if a reply would exceed [`MULTI_BUDGET`].
 const MULTI_MEMORY_FULL: &str =
     "TRYAGAIN the memory limit for multi-key replies is reached; retry, or request fewer keys at once";
+
+/// Error reply if a reply would exceed [`MAX_MULTI_REPLY_BYTES`].
+const MULTI_TOO_LONG: &str = "ERR the reply would be longer than 67108864 bytes; request fewer keys at once";
 
 /// Initial size of the first segment: some short values. It grows by doubling.
 const FIRST_SEGMENT_BYTES: usize = 2 * 1024;
@@ -53,9 +61,7 @@ const MAX_SEGMENT_BYTES: usize = 1024 * 1024;
 /// Reply for several keys that is being built or rendered.
 #[derive(Debug)]
 pub struct MultiReply {
-    /// True for `EXISTS`, which replies with the number of keys.
-    count_only: bool,
-    version: RespVersion,
+    form: Form,
     /// Keys of the command.
     keys: u32,
     /// Keys of the command that are not decoded.
@@ -77,8 +83,30 @@ pub struct MultiReply {
     charged_bytes: usize,
     /// Number of parts that are rendered.
     rendered: usize,
-    /// Error that replaces the whole reply.
-    failed: Option<String>,
+    /// Reason for which an error replaces the whole reply.
+    failed: Option<MultiFailure>,
+}
+
+/// Form of a reply.
+#[derive(Debug)]
+enum Form {
+    /// `MGET`: the values.
+    Values(RespVersion),
+    /// `EXISTS`: the number of keys.
+    Count(RespVersion),
+    /// `/keys`.
+    Json(JsonReply),
+}
+
+/// Reason for which an error replaces a whole reply.
+#[derive(Debug)]
+enum MultiFailure {
+    /// A key of a RESP command could not be read, with this error.
+    Key(String),
+    /// The reply would be longer than [`MAX_MULTI_REPLY_BYTES`].
+    TooLong,
+    /// The reply exceeds [`MULTI_BUDGET`].
+    MemoryFull,
 }
 
 /// Buffer for encoded values.
@@ -100,8 +128,8 @@ enum Part {
     /// Encoded short values and nulls of one or more keys: a range of bytes in a segment. Empty for
     /// `EXISTS`.
     Encoded { segment: u16, key: u32, from: u32, end: u32 },
-    /// Long value of one key, by reference.
-    Long { key: u32, value: PinnedValue },
+    /// Long value of one key, by reference. In JSON with the rest of its element.
+    Long { key: u32, from_cache: bool, value: PinnedValue },
 }
 
 impl Part {
@@ -119,11 +147,20 @@ impl Part {
 }
 
 impl MultiReply {
-    /// Creates the reply to a command for `keys` keys.
+    /// Creates the reply to a RESP command for `keys` keys.
     pub fn new(spec: &CommandSpec, keys: u32, version: RespVersion) -> MultiReply {
+        let counts = spec.name == CommandName::Exists;
+        MultiReply::with_form(if counts { Form::Count(version) } else { Form::Values(version) }, keys)
+    }
+
+    /// Creates the response to an HTTP request for `keys` keys.
+    pub fn new_json(format: HttpReplyFormat, keys: u32) -> MultiReply {
+        MultiReply::with_form(Form::Json(JsonReply::new(format)), keys)
+    }
+
+    fn with_form(form: Form, keys: u32) -> MultiReply {
         MultiReply {
-            count_only: spec.name == CommandName::Exists,
-            version,
+            form,
             keys,
             keys_left: keys,
             existing: 0,
@@ -139,9 +176,33 @@ impl MultiReply {
         }
     }
 
-    /// Returns true if the command has keys that are not decoded.
+    /// Returns true if the request has keys that are not decoded.
     pub fn expects_keys(&self) -> bool {
         self.keys_left > 0
+    }
+
+    /// Returns true if the client has not sent all keys.
+    pub fn expects_input(&self) -> bool {
+        self.keys_left > 0 && !self.is_http()
+    }
+
+    /// Returns true for the response to an HTTP request.
+    pub fn is_http(&self) -> bool {
+        matches!(self.form, Form::Json(_))
+    }
+
+    /// Returns the use of the cache that the request allows, if it is an HTTP request.
+    pub fn http_access(&self) -> Option<Access> {
+        match &self.form {
+            Form::Json(json) => Some(json.format.access),
+            Form::Values(_) | Form::Count(_) => None,
+        }
+    }
+
+    /// Returns true if the client does not get what it asked for: the whole reply is an error, or
+    /// the element of a key that Redis could not serve.
+    pub fn has_failed_key(&self) -> bool {
+        self.has_failed() || matches!(&self.form, Form::Json(json) if json.has_failed_key())
     }
 
     /// Returns true if the reply is an error already, so further keys need no lookup.
@@ -164,6 +225,13 @@ impl MultiReply {
         self.keys - self.keys_left
     }
 
+    /// Prepares the reply for the result of the next key. Called before the key is looked up.
+    pub fn begin_key(&mut self, key: &[u8]) {
+        if self.is_http() {
+            self.push_element_start(key);
+        }
+    }
+
     /// Skips the lookup of the next key. Called after the reply has failed.
     pub fn skip_key(&mut self) {
         self.keys_left -= 1;
@@ -181,7 +249,12 @@ impl MultiReply {
     pub fn push(&mut self, reply: &Reply<'_>) {
         let key = self.next_key();
         self.keys_left -= 1;
-        let Some(part) = self.store(key, reply) else { return };
+        if let Some(part) = self.store(key, reply) {
+            self.push_part(part);
+        }
+    }
+
+    fn push_part(&mut self, part: Part) {
         if let Part::Encoded { segment, from, end, .. } = part
             && let Some(Part::Encoded { segment: last_segment, end: last_end, .. }) = self.parts.last_mut()
             && (segment, from) == (*last_segment, *last_end)
@@ -196,8 +269,9 @@ impl MultiReply {
 
     /// Stores the result of a pending key. Returns false if the key is not pending.
     pub fn complete_key(&mut self, key: u32, reply: &Reply<'_>) -> bool {
-        let Ok(index) = self.parts.binary_search_by_key(&key, Part::key) else { return false };
-        if !matches!(self.parts[index], Part::Pending { .. }) {
+        // The start of the key's element may be a part before it, with the same index.
+        let Some(index) = self.parts.partition_point(|part| part.key() <= key).checked_sub(1) else { return false };
+        if !matches!(self.parts[index], Part::Pending { key: pending } if pending == key) {
             return false;
         }
         self.pending -= 1;
@@ -210,30 +284,43 @@ impl MultiReply {
 
     /// Stores the result of a key and returns its part. Returns `None` if the reply fails.
     fn store(&mut self, key: u32, reply: &Reply<'_>) -> Option<Part> {
+        let version = match self.form {
+            Form::Json(_) => return self.store_element(key, reply),
+            Form::Count(_) => return self.store_count(key, reply),
+            Form::Values(version) => version,
+        };
         match reply.result {
             KeyResult::Failed(failure) if !self.is_answer(failure) => {
-                self.fail(error_of(failure));
+                self.fail(MultiFailure::Key(error_of(failure)));
                 None
             }
-            // A key of another type, or with a value above MAX_VALUE_BYTES, exists.
-            KeyResult::Value(_) | KeyResult::Failed(_) if self.count_only => {
-                self.existing += 1;
-                Some(Part::empty(key))
-            }
-            KeyResult::Missing if self.count_only => Some(Part::empty(key)),
-            KeyResult::Value(payload) => self.store_value(key, payload),
-            // `MGET` does not read other types.
-            KeyResult::Missing | KeyResult::Failed(_) => {
-                Some(self.encode_part(key, MAX_HEAD_BYTES, |writer| writer.null()))
+            KeyResult::Value(payload) => self.store_value(key, payload, version),
+            // `MGET` does not read other types. RESP commands always permit to read Redis.
+            KeyResult::Missing | KeyResult::NotCached | KeyResult::Failed(_) => {
+                Some(self.encode_part(key, MAX_HEAD_BYTES, |out| RespWriter::new(out, version).null()))
             }
         }
+    }
+
+    /// Counts a key of `EXISTS`, if it exists. Returns its part, `None` if the reply fails.
+    fn store_count(&mut self, key: u32, reply: &Reply<'_>) -> Option<Part> {
+        match reply.result {
+            KeyResult::Failed(failure) if !self.is_answer(failure) => {
+                self.fail(MultiFailure::Key(error_of(failure)));
+                return None;
+            }
+            // A key of another type, or with a value above MAX_VALUE_BYTES, exists.
+            KeyResult::Value(_) | KeyResult::Failed(_) => self.existing += 1,
+            KeyResult::Missing | KeyResult::NotCached => {}
+        }
+        Some(Part::empty(key))
     }
 
     /// Returns true if a failure to read a key answers the command for that key.
     fn is_answer(&self, failure: &Failure) -> bool {
         match failure {
             Failure::WrongType => true,
-            Failure::TooLong => self.count_only,
+            Failure::TooLong => matches!(self.form, Form::Count(_)),
             _ => false,
         }
     }
@@ -244,35 +331,46 @@ impl MultiReply {
         // Whole segments only: nearly every key leaves the counter untouched that workers share.
         let charge = held_bytes / SEGMENT_BYTES * SEGMENT_BYTES;
         if !MULTI_BUDGET.update_charge(std::mem::replace(&mut self.charged_bytes, charge), charge) {
-            self.fail(MULTI_MEMORY_FULL.into());
+            self.fail(MultiFailure::MemoryFull);
         }
     }
 
-    fn store_value(&mut self, key: u32, payload: Payload<'_>) -> Option<Part> {
-        let bytes = payload.bytes();
-        if self.value_bytes > 0 && self.value_bytes + bytes.len() > MAX_MULTI_REPLY_BYTES {
-            self.fail(format!(
-                "ERR the reply would be longer than {MAX_MULTI_REPLY_BYTES} bytes; request fewer keys at once"
-            ));
+    /// Counts the bytes of a value. Fails the reply if it would be too long.
+    fn count_value(&mut self, bytes: usize) -> Option<()> {
+        if self.value_bytes > 0 && self.value_bytes + bytes > MAX_MULTI_REPLY_BYTES {
+            self.fail(MultiFailure::TooLong);
             return None;
         }
-        self.value_bytes += bytes.len();
+        self.value_bytes += bytes;
+        Some(())
+    }
+
+    fn store_value(&mut self, key: u32, payload: Payload<'_>, version: RespVersion) -> Option<Part> {
+        let bytes = payload.bytes();
+        self.count_value(bytes.len())?;
         match shared_value(payload) {
             Some(value) if !can_pin(value) => {
-                self.fail(error_of(&Failure::OutputMemoryFull));
+                self.fail(MultiFailure::Key(error_of(&Failure::OutputMemoryFull)));
                 None
             }
             Some(value) => {
                 self.part_bytes += bytes.len();
-                Some(Part::Long { key, value: PinnedValue::new(value) })
+                Some(Part::Long { key, from_cache: false, value: PinnedValue::new(value) })
             }
             // A short value is copied: a reference costs more here, and again in `writev`.
-            None => Some(self.encode_part(key, bytes.len() + MAX_HEAD_BYTES, |writer| writer.bulk(bytes))),
+            None => {
+                let max_bytes = bytes.len() + MAX_HEAD_BYTES;
+                Some(self.encode_part(key, max_bytes, |out| RespWriter::new(out, version).bulk(bytes)))
+            }
         }
     }
 
     /// Encodes up to `max_bytes` bytes with `encode`.
-    fn encode_part(&mut self, key: u32, max_bytes: usize, encode: impl FnOnce(&mut RespWriter<'_>)) -> Part {
+    fn encode_part(&mut self, key: u32, max_bytes: usize, encode: impl FnOnce(&mut Vec<u8>)) -> Part {
+        if self.segments.is_empty() && max_bytes > SEGMENT_BYTES {
+            // The first segment has a limit, because it is not charged. Escapes may exceed it.
+            self.segments.push(Segment::default());
+        }
         let fits = |last: &Segment| last.bytes.len() + max_bytes <= last.bytes.capacity().max(SEGMENT_BYTES);
         if !self.segments.last().is_some_and(fits) {
             self.add_segment();
@@ -285,7 +383,7 @@ impl MultiReply {
             let doubled = (2 * segment.bytes.capacity()).min(SEGMENT_BYTES);
             segment.bytes.reserve_exact(doubled.max(from + max_bytes) - from);
         }
-        encode(&mut RespWriter::new(&mut segment.bytes, self.version));
+        encode(&mut segment.bytes);
         let end = segment.bytes.len();
         segment.unrendered += end - from;
         self.part_bytes += end - from;
@@ -305,23 +403,29 @@ impl MultiReply {
     }
 
     /// Replaces the whole reply by an error.
-    fn fail(&mut self, error: String) {
-        self.failed = Some(error);
+    fn fail(&mut self, failure: MultiFailure) {
+        self.failed = Some(failure);
         (self.parts, self.pending, self.segments, self.part_bytes) = (Vec::new(), 0, Vec::new(), 0);
         (self.segment_bytes, self.rendered) = (0, 0);
         self.charge();
     }
 
     /// Appends the reply, which must be complete. A long one is queued and rendered later.
-    pub fn encode(self: Box<MultiReply>, out: &mut SendBuffer) {
-        if let Some(error) = &self.failed {
-            return encode_error(error, out);
+    pub fn encode(self: Box<MultiReply>, date: &ResponseDate, out: &mut SendBuffer) -> ReplySummary {
+        let (before, status) =
+            (out.unsent_bytes(), if self.has_failed() { Status::ServiceUnavailable } else { Status::Ok });
+        match (&self.failed, &self.form) {
+            (_, Form::Json(_)) => return self.encode_response(date, out),
+            (Some(MultiFailure::Key(error)), _) => encode_error(error, out),
+            (Some(MultiFailure::MemoryFull), _) => encode_error(MULTI_MEMORY_FULL, out),
+            (Some(MultiFailure::TooLong), _) => encode_error(MULTI_TOO_LONG, out),
+            (None, Form::Count(version)) => RespWriter::new(out.tail(), *version).integer(i64::from(self.existing)),
+            (None, Form::Values(version)) => {
+                RespWriter::new(out.tail(), *version).array(self.keys as usize);
+                out.push_multi(self);
+            }
         }
-        if self.count_only {
-            return RespWriter::new(out.tail(), self.version).integer(i64::from(self.existing));
-        }
-        RespWriter::new(out.tail(), self.version).array(self.keys as usize);
-        out.push_multi(self);
+        ReplySummary { status, bytes: out.unsent_bytes() - before }
     }
 
     /// Returns true if all parts are rendered.
@@ -344,10 +448,15 @@ impl MultiReply {
                         continue;
                     }
                 }
-                Part::Long { value, .. } => {
+                Part::Long { value, from_cache, .. } => {
                     let length = value.bytes.len();
                     self.part_bytes -= length;
-                    encode_part(Payload::Shared(&value), 0..length, self.version, out);
+                    match self.form {
+                        Form::Json(_) => json::render_long_value(&value, from_cache, out),
+                        Form::Values(version) | Form::Count(version) => {
+                            encode_part(Payload::Shared(&value), 0..length, version, out);
+                        }
+                    }
                 }
                 // A complete reply has none.
                 Part::Pending { .. } => {}

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::cache::Limits;
     use crate::metrics::WorkerMetrics;
-    use crate::types::{Completion, Invalidation, RequestId};
+    use crate::types::{Access, Completion, Invalidation, RequestId};
     use crate::value::{JsonForm, Payload, Value};
 
     const TTL: Millis = 15_000;
@@ -139,7 +139,7 @@ mod tests {
         for (now, key) in (0..count).map(|number| (IDLE + number as Millis, number % keys)) {
             let key = format!("key {key:6}");
             let request_id = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
-            if let Lookup::Fetch(job) = read_through.get(key.as_bytes(), true, request_id, now) {
+            if let Lookup::Fetch(job) = read_through.get(key.as_bytes(), Access::NORMAL, request_id, now) {
                 let fetched = FetchedValue { value: Value::new(vec![b'x'; 100]), ttl: None };
                 let completion = Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)), may_cache: true };
                 read_through.complete(completion, now, |_, _| ());

@@ -13,7 +13,8 @@ use crate::cache::{Cache, Limits};
 use crate::inflight::{FinishedFetch, Inflight, Join, Waiters};
 use crate::metrics::WorkerMetrics;
 use crate::types::{
-    Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source, UpcomingKeys,
+    Access, Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source,
+    UpcomingKeys,
 };
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use capacity::{CapacityCheck, Suggestion};
@@ -27,7 +28,7 @@ const MAX_COPIED_BYTES: usize = 1024;
 /// Result of a lookup.
 #[derive(Debug)]
 pub enum Lookup<'a> {
-    /// Hit: the reply.
+    /// Hit, or no permission to read Redis: the reply.
     Reply(Reply<'a>),
     /// Miss: the request joined a fetch in flight.
     Wait,
@@ -115,14 +116,22 @@ impl ReadThrough {
         self.cache.look_ahead(keys);
     }
 
-    /// Looks up a key. A miss joins or starts a fetch, and `request_id` gets its reply. With
-    /// `touch` a hit makes its entry the most recently used.
-    pub fn get(&mut self, key: &[u8], touch: bool, request_id: RequestId, now: Millis) -> Lookup<'_> {
-        let found = if touch { self.cache.get(key, now) } else { self.cache.peek(key, now) };
+    /// Looks up a key, as far as `access` permits. A miss joins or starts a fetch, and `request_id`
+    /// gets its reply.
+    pub fn get(&mut self, key: &[u8], access: Access, request_id: RequestId, now: Millis) -> Lookup<'_> {
+        let found = match access {
+            Access { uses_cache: false, .. } => None,
+            Access { updates_recency: true, .. } => self.cache.get(key, now),
+            _ => self.cache.peek(key, now),
+        };
         if let Some(hit) = found {
             self.counters.hits += 1;
             let source = Source::Cache { ttl: hit.ttl };
             return Lookup::Reply(Reply { result: KeyResult::Value(hit.payload), source, tracked: self.tracked });
+        }
+        if !access.reads_redis {
+            let (result, source) = (KeyResult::NotCached, Source::Neither);
+            return Lookup::Reply(Reply { result, source, tracked: self.tracked });
         }
         self.counters.misses += 1;
         match self.inflight.join_or_start(key, request_id, now, now + self.wait_timeout) {

@@ -10,7 +10,7 @@ fn request_id(slot: usize) -> RequestId {
 
 /// Looks up a key that must start a fetch. Returns the job.
 fn fetch(read_through: &mut ReadThrough, key: &[u8], slot: usize, now: Millis) -> Job {
-    match read_through.get(key, true, request_id(slot), now) {
+    match read_through.get(key, Access::NORMAL, request_id(slot), now) {
         Lookup::Fetch(job) => job,
         other => panic!("a fetch expected, not {other:?}"),
     }
@@ -53,13 +53,14 @@ fn describe(request_id: RequestId, reply: &Reply<'_>) -> String {
         KeyResult::Value(Payload::Shared(value)) => format!("{} shared", value.bytes.len()),
         KeyResult::Missing => "missing".into(),
         KeyResult::Failed(failure) => format!("{failure:?}"),
+        KeyResult::NotCached => "not cached".into(),
     };
     format!("{}: {result}, {:?}", request_id.slot, reply.source)
 }
 
 /// Returns the reply of a hit, `None` for a miss.
 fn hit(read_through: &mut ReadThrough, key: &[u8], now: Millis) -> Option<String> {
-    match read_through.get(key, true, request_id(99), now) {
+    match read_through.get(key, Access::NORMAL, request_id(99), now) {
         Lookup::Reply(reply) => Some(describe(request_id(99), &reply)),
         _ => None,
     }
@@ -70,7 +71,7 @@ fn hit(read_through: &mut ReadThrough, key: &[u8], now: Millis) -> Option<String
 fn miss_starts_one_fetch_then_hits() {
     let mut read_through = ReadThrough::new(LIMITS, 1000, 500);
     let job = fetch(&mut read_through, b"a", 1, 0);
-    assert!(matches!(read_through.get(b"a", true, request_id(2), 5), Lookup::Wait));
+    assert!(matches!(read_through.get(b"a", Access::NORMAL, request_id(2), 5), Lookup::Wait));
     assert_eq!(
         complete(&mut read_through, &job, Ok(Some("1")), 10),
         ["1: 1, Redis { collapsed: false, stored: Some(1000) }", "2: 1, Redis { collapsed: true, stored: Some(1000) }",]
@@ -135,7 +136,7 @@ fn tick_sweeps_only_its_budget() {
 fn long_value_is_shared_by_waiters() {
     let mut read_through = ReadThrough::new(LIMITS, 1000, 500);
     let job = fetch(&mut read_through, b"a", 1, 0);
-    read_through.get(b"a", true, request_id(2), 0);
+    read_through.get(b"a", Access::NORMAL, request_id(2), 0);
     let mut addresses = Vec::new();
     let value = Value::new(vec![b'x'; SHARED_VALUE_BYTES + 1]);
     let result = Ok(Some(FetchedValue { value, ttl: None }));
@@ -146,7 +147,7 @@ fn long_value_is_shared_by_waiters() {
         }
     });
     let Lookup::Reply(Reply { result: KeyResult::Value(Payload::Shared(value)), .. }) =
-        read_through.get(b"a", true, request_id(3), 0)
+        read_through.get(b"a", Access::NORMAL, request_id(3), 0)
     else {
         panic!("a shared value expected")
     };
@@ -159,7 +160,7 @@ fn detached_fetch_replies_without_caching() {
     for invalidation in [Invalidation::Key(b"a".to_vec()), Invalidation::All, Invalidation::TrackingLost] {
         let mut read_through = ReadThrough::new(LIMITS, 1000, 500);
         let old = fetch(&mut read_through, b"a", 1, 0);
-        read_through.get(b"a", true, request_id(2), 1);
+        read_through.get(b"a", Access::NORMAL, request_id(2), 1);
         read_through.invalidate(&invalidation, 2);
         let new = fetch(&mut read_through, b"a", 3, 3);
         assert_eq!(
@@ -168,7 +169,7 @@ fn detached_fetch_replies_without_caching() {
             "{invalidation:?}"
         );
         assert!(
-            matches!(read_through.get(b"a", true, request_id(4), 5), Lookup::Wait),
+            matches!(read_through.get(b"a", Access::NORMAL, request_id(4), 5), Lookup::Wait),
             "the old value was cached: {invalidation:?}"
         );
         assert_eq!(complete(&mut read_through, &new, Ok(Some("new")), 6).len(), 2);
@@ -318,7 +319,7 @@ fn metrics_count_cache_events() {
     let mut read_through = ReadThrough::new(LIMITS, 1000, 500);
     for key in [&b"a"[..], b"b", b"c", b"d"] {
         let job = fetch(&mut read_through, key, 1, 0);
-        assert!(matches!(read_through.get(key, true, request_id(2), 0), Lookup::Wait));
+        assert!(matches!(read_through.get(key, Access::NORMAL, request_id(2), 0), Lookup::Wait));
         complete(&mut read_through, &job, Ok(Some("value")), 0);
     }
     assert!(hit(&mut read_through, b"d", 0).is_some());

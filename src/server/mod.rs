@@ -476,7 +476,12 @@ fn main_resources(config: &Config) -> Resources {
 }
 
 fn policy(config: &Config, resources: Resources) -> Policy {
-    Policy { allowed_hosts: config.allowed_hosts.clone(), resources, announce_close: false }
+    Policy {
+        allowed_hosts: config.allowed_hosts.clone(),
+        resources,
+        announce_close: false,
+        omits_entity_tags: !config.http_caching,
+    }
 }
 
 /// Returns the settings of the fetchers.

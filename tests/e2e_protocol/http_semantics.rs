@@ -145,7 +145,7 @@ fn expectation_never_hangs() {
 
 /// `*` matches every existing value, and a list of tags matches none (RFC 9110, section 13.1).
 ///
-/// Values have no entity tag.
+/// `*` matches each existing value, and the tag of another server matches none.
 #[test]
 fn preconditions_apply_to_existing_values() {
     let (redis, proxy) = start(&[("CACHE_TTL", "600")]);

@@ -8,6 +8,8 @@ mod clients;
 #[path = "../common/mod.rs"]
 mod common;
 mod http;
+mod http_caching;
+mod http_keys;
 mod http_semantics;
 mod http_vectors;
 mod inline;

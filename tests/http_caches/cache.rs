@@ -28,7 +28,7 @@ pub struct Kind {
 }
 
 /// All caches of the tests.
-pub const KINDS: [Kind; 4] = [
+pub const KINDS: [Kind; 5] = [
     Kind {
         name: "Varnish",
         mark: ("x-varnish", ""),
@@ -41,6 +41,14 @@ pub const KINDS: [Kind; 4] = [
         name: "nginx",
         mark: ("server", "nginx"),
         command: nginx,
+        stop_signal: "TERM",
+        has_absolute_targets: false,
+        keeps_last_second: true,
+    },
+    Kind {
+        name: "nginx, revalidating",
+        mark: ("server", "nginx"),
+        command: revalidating_nginx,
         stop_signal: "TERM",
         has_absolute_targets: false,
         keeps_last_second: true,
@@ -74,6 +82,16 @@ fn varnish(dir: &Path, port: u16, proxy: SocketAddr) -> Command {
 }
 
 fn nginx(dir: &Path, port: u16, proxy: SocketAddr) -> Command {
+    nginx_with(dir, port, proxy, "")
+}
+
+/// Returns the command of nginx with conditional requests for expired responses, which are off by
+/// default.
+fn revalidating_nginx(dir: &Path, port: u16, proxy: SocketAddr) -> Command {
+    nginx_with(dir, port, proxy, "proxy_cache_revalidate on;")
+}
+
+fn nginx_with(dir: &Path, port: u16, proxy: SocketAddr, directives: &str) -> Command {
     let (path, log) = (dir.join("nginx.conf"), dir.join("error.log"));
     let names = ["client_body", "fastcgi", "uwsgi", "scgi", "proxy"];
     let temporary = names.map(|name| format!("{name}_temp_path {}/{name};", dir.display())).join("\n");
@@ -91,6 +109,7 @@ fn nginx(dir: &Path, port: u16, proxy: SocketAddr) -> Command {
                 location / {{
                     proxy_pass http://{proxy};
                     proxy_cache values;
+                    {directives}
                 }}
             }}
         }}",
@@ -203,6 +222,16 @@ impl HttpCache {
         })
     }
 
+    /// Connects a client that sends several requests.
+    pub fn connect(&self) -> HttpClient {
+        HttpClient::connect(self.address)
+    }
+
+    /// Sends a request on a connection of this cache, with further field lines.
+    pub fn send_on(&self, client: &mut HttpClient, path: &str, fields: &str) {
+        client.send(format!("GET {}{path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n", self.origin));
+    }
+
     /// Sends one request on a new connection.
     pub fn get(&self, path: &str) -> Response {
         self.get_with(path, "")
@@ -214,8 +243,8 @@ impl HttpCache {
     }
 
     fn send_get(&self, path: &str, fields: &str) -> HttpClient {
-        let mut client = HttpClient::connect(self.address);
-        client.send(format!("GET {}{path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n", self.origin));
+        let mut client = self.connect();
+        self.send_on(&mut client, path, fields);
         client
     }
 

@@ -13,6 +13,7 @@
 mod cache;
 #[path = "../common/mod.rs"]
 mod common;
+mod writes;
 
 use cache::{HttpCache, KINDS, Kind};
 use common::admin::parse_sample;

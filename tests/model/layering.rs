@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Dependencies, each with the modules that use it.
-const CRATES: [(&str, &[&str]); 18] = [
+const CRATES: [(&str, &[&str]); 19] = [
     ("base64", &["protocol"]),
     ("env_logger", &["main"]),
     ("hmac_sha256", &["client_auth"]),
@@ -26,6 +26,7 @@ const CRATES: [(&str, &[&str]); 18] = [
     ("socket2", &["backend", "server"]),
     ("subtle", &["client_auth"]),
     ("tikv_jemallocator", &["main"]),
+    ("twox_hash", &["value"]),
     ("webpki_roots", &["backend"]),
 ];
 

@@ -257,7 +257,7 @@ pub fn insert_until(cache: &mut Cache, key: &[u8], bytes: Vec<u8>, deadline: Mil
     let form = form_of(&bytes);
     if bytes.len() > SHARED_VALUE_BYTES {
         // `Value::new` visits every byte, and the fuzzer would record each visit.
-        let value = Arc::new(Value { escaped_bytes: bytes.len(), form, bytes, pins: PinCount::default() });
+        let value = Arc::new(Value { escaped_bytes: bytes.len(), form, digest: 0, bytes, pins: PinCount::default() });
         cache.insert(key, Payload::Shared(&value), deadline, redis_expiry)
     } else {
         cache.insert(key, Payload::Inline { bytes: &bytes, form }, deadline, redis_expiry)

@@ -1,6 +1,6 @@
 //! Check of one response: the history of Redis and of the fetches must allow it.
 
-use crate::client::{Cause, Content, KeyReply, Part, Request, Response};
+use crate::client::{Cause, Content, KeyReply, Kind, Part, Request, Response};
 use crate::versions::{KEYS, Version, Versions};
 use crate::world::Moment;
 use segment_redis_proxy::types::{Millis, Outage, Source};
@@ -60,6 +60,7 @@ impl Part {
             Some(Source::Stale { .. }) => "fwd=stale".into(),
             Some(Source::Redis { collapsed: true, .. }) => "fwd=miss; collapsed".into(),
             Some(Source::Redis { collapsed: false, .. }) => "fwd=miss".into(),
+            Some(Source::Neither) => "detail=only-if-cached".into(),
         }
     }
 }
@@ -95,11 +96,22 @@ pub fn check(
             };
             expect(fits, "an error that contradicts the cause")
         }
+        Content::NotCached => expect(matches!(request.kind, Kind::IfCached(_)), "Redis may be read"),
+        Content::Elements(replies) => {
+            expect(replies.len() == parts.len(), "a wrong number of elements")?;
+            parts.iter().zip(replies).try_for_each(|(part, reply)| match reply {
+                Some(reply) if !part.has_failed => check_part(part, reply, &part.status(), history, age_limits),
+                Some(_) => Err("a value, although the key failed".into()),
+                None => expect(part.has_failed, "an error, although the key did not fail"),
+            })
+        }
         Content::Keys(_) | Content::Count(_) if failure.is_some() => Err("values, although a key failed".into()),
         Content::Keys(replies) => {
             expect(replies.len() == parts.len(), "a wrong number of values")?;
             parts.iter().zip(replies).try_for_each(|(part, reply)| {
                 let status = response.status.clone().unwrap_or_else(|| part.status());
+                let is_reload = matches!(request.kind, Kind::Reload(_));
+                expect(!is_reload || part.cause.is_some(), "a reload without a read")?;
                 check_part(part, reply, &status, history, age_limits)
             })
         }

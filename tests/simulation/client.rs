@@ -21,6 +21,14 @@ pub enum Kind {
     Value(usize),
     Json(usize),
     Head(usize),
+    /// Condition that the value has changed since the client received this text.
+    Validate(usize, String),
+    /// Request for a value that is read now (`no-cache`), with the password.
+    Reload(usize),
+    /// Request for a cached value only (`only-if-cached`).
+    IfCached(usize),
+    /// Request for several values over HTTP.
+    List(Vec<usize>),
     Length(usize),
     Range(usize, i64, i64),
     /// Remaining lifetime in the cache, which never waits for a fetch.
@@ -52,7 +60,8 @@ impl Kind {
             Kind::Value(key) | Kind::Json(key) | Kind::Head(key) | Kind::Length(key) | Kind::Range(key, ..) => {
                 std::slice::from_ref(key)
             }
-            Kind::Values(keys) | Kind::Count(keys) | Kind::MalformedMget(keys) => keys,
+            Kind::Validate(key, _) | Kind::Reload(key) | Kind::IfCached(key) => std::slice::from_ref(key),
+            Kind::Values(keys) | Kind::Count(keys) | Kind::List(keys) | Kind::MalformedMget(keys) => keys,
             Kind::Ttl(_) | Kind::Hello | Kind::Unsupported(_) | Kind::WithoutKey | Kind::Quit | Kind::Malformed => &[],
             Kind::Login | Kind::Reset | Kind::Denied(_) => &[],
         }
@@ -111,6 +120,10 @@ pub struct Part {
 pub enum Content {
     /// Reply for each requested key.
     Keys(Vec<KeyReply>),
+    /// Reply for each key of a list, `None` for an error.
+    Elements(Vec<Option<KeyReply>>),
+    /// The key is not cached, and the request does not permit to read it.
+    NotCached,
     /// Number of keys that exist.
     Count(usize),
     /// Remaining lifetime in the cache, in milliseconds.
@@ -163,6 +176,8 @@ pub struct Client {
     needs_password: bool,
     /// Key that the client requests more often than others.
     favourite: Option<usize>,
+    /// Last value that an HTTP client received, with its key.
+    last_value: Option<(usize, String)>,
     /// True if a RESP client has sent the password, before what it sends next.
     is_logged_in: bool,
     /// True if the proxy has stored input that it has not decoded yet.
@@ -182,6 +197,7 @@ impl Client {
             is_resp: random.percent(50),
             needs_password,
             favourite,
+            last_value: None,
             is_logged_in: false,
             is_paused: false,
             unread: VecDeque::new(),
@@ -211,8 +227,7 @@ impl Client {
     /// Returns a random request. If the proxy requires a password, some requests are sent without
     /// it.
     fn random_kind(&mut self, random: &mut Random) -> Kind {
-        let kind =
-            if self.is_resp { random_command(self.favourite, random) } else { random_request(self.favourite, random) };
+        let kind = if self.is_resp { random_command(self.favourite, random) } else { self.random_request(random) };
         if !self.needs_password {
             return kind;
         }
@@ -232,6 +247,21 @@ impl Client {
             }
             Kind::Quit | Kind::Malformed | Kind::MalformedMget(_) | Kind::Unsupported(_) => kind,
             kind => Kind::Denied(Box::new(kind)),
+        }
+    }
+
+    fn random_request(&self, random: &mut Random) -> Kind {
+        let key = random_key(self.favourite, random);
+        match (random.below(1000), &self.last_value) {
+            (0..150, Some((key, text))) => Kind::Validate(*key, text.clone()),
+            (0..500, _) => Kind::Value(key),
+            (500..700, _) => Kind::Json(key),
+            (700..770, _) => Kind::Head(key),
+            (770..830, _) if self.needs_password => Kind::Reload(key),
+            (770..870, _) => Kind::IfCached(key),
+            (870..950, _) => Kind::List(random_keys(random)),
+            (950..997, _) => Kind::WithoutKey,
+            _ => Kind::Malformed,
         }
     }
 
@@ -267,6 +297,11 @@ impl Client {
             let Some((response, length)) = parse(&self.received[at..], &request.kind)? else { break };
             at += length;
             self.reply_count += 1;
+            if let (Content::Keys(found), [key]) = (&response.content, request.kind.keys())
+                && let [KeyReply::Value(text)] = &found[..]
+            {
+                self.last_value = Some((*key, text.clone()));
+            }
             replies.push((request.clone(), response));
         }
         self.received.drain(..at);
@@ -280,17 +315,6 @@ impl Client {
 /// Returns a random key, often the favourite.
 pub fn random_key(favourite: Option<usize>, random: &mut Random) -> usize {
     favourite.filter(|_| random.percent(60)).unwrap_or_else(|| random.below(KEYS as u64) as usize)
-}
-
-fn random_request(favourite: Option<usize>, random: &mut Random) -> Kind {
-    let key = random_key(favourite, random);
-    match random.below(1000) {
-        0..550 => Kind::Value(key),
-        550..850 => Kind::Json(key),
-        850..950 => Kind::Head(key),
-        950..997 => Kind::WithoutKey,
-        _ => Kind::Malformed,
-    }
 }
 
 fn random_keys(random: &mut Random) -> Vec<usize> {

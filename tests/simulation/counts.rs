@@ -1,6 +1,6 @@
 //! Numbers of events, which show that the simulation produces what it is meant to produce.
 
-use crate::client::{Cause, Content, Kind, Request};
+use crate::client::{Cause, Content, KeyReply, Kind, Request};
 
 /// Defines [`EventCounts`] with one counter for each name.
 macro_rules! event_counts {
@@ -48,6 +48,14 @@ event_counts! {
     empty,
     /// Requests without the password that they need.
     denied,
+    /// Reads that `no-cache` forced.
+    reloads,
+    /// Conditional requests for a value that the client has.
+    not_modified,
+    /// Requests for cached values only, without one.
+    uncached,
+    /// Lists with values and errors.
+    partly_failed,
     /// Reads that `MOVED` sent to another node.
     moved,
     /// Reads that `ASK` sent to another node.
@@ -83,6 +91,14 @@ impl EventCounts {
         self.replies += 1;
         self.errors += u64::from(is_error);
         self.denied += u64::from(matches!(request.kind, Kind::Denied(_)));
+        self.reloads += u64::from(matches!(request.kind, Kind::Reload(_)) && !is_error);
+        self.uncached += u64::from(matches!(content, Content::NotCached));
+        if let (Kind::Validate(_, text), Content::Keys(replies)) = (&request.kind, content) {
+            self.not_modified += u64::from(replies[0] == KeyReply::Value(text.clone()));
+        }
+        if let Content::Elements(replies) = content {
+            self.partly_failed += u64::from(replies.contains(&None) && replies.iter().any(Option::is_some));
+        }
         for part in &request.parts {
             let status = part.status();
             self.hits += u64::from(status.starts_with("hit"));

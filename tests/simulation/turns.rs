@@ -158,9 +158,10 @@ pub fn deliver_reply(
         return;
     }
     let request = &mut client.requests[request_id.sequence as usize];
-    // A reply that has failed does not take values for its other keys. Neither does a malformed
-    // `MGET`.
-    let is_decided = request.parts.iter().any(|part| part.has_failed) || matches!(request.kind, Kind::MalformedMget(_));
+    // A RESP reply that has failed does not take values for its other keys. Neither does a
+    // malformed `MGET`.
+    let has_failed = request.parts.iter().any(|part| part.has_failed) && !matches!(request.kind, Kind::List(_));
+    let is_decided = has_failed || matches!(request.kind, Kind::MalformedMget(_));
     let part = &mut request.parts[request_id.part as usize];
     assert_eq!(part.cause, None, "second reply for one key");
     assert!(is_taken || is_decided, "the connection did not take a reply");

@@ -13,8 +13,11 @@ use super::fields::Fields;
 use super::header_cache::{self, HeaderCache, HeaderCacheHit};
 use super::target::{self, RequestTarget, is_known_method};
 use super::version::{VERSION_BYTES, is_later_minor, is_version, version_of};
-use super::{AdminEndpoint, Authorization, Body, HttpRefusal, HttpReplyFormat, Policy, Status, View, bad_request};
-use crate::types::{MAX_KEY_BYTES, UpcomingKeys};
+use super::{
+    AdminEndpoint, Authorization, Body, CacheDirectives, HttpRefusal, HttpReplyFormat, Policy, Status, View,
+    bad_request,
+};
+use crate::types::{Access, MAX_KEY_BYTES, UpcomingKeys};
 use std::mem::MaybeUninit;
 
 /// Maximum length of a request head. Browsers send up to about 4 KiB; HAProxy's buffer for a head
@@ -37,6 +40,8 @@ const _: () = assert!(MAX_TARGET_BYTES <= MAX_KEY_BYTES);
 pub enum HttpOperation<'a> {
     /// Read the value of this key.
     Get(&'a [u8]),
+    /// Read the keys that this query names. It is not decoded.
+    GetMany(&'a [u8]),
     /// Render an admin endpoint.
     Admin(AdminEndpoint),
     /// List the supported methods (RFC 9110, section 9.3.7).
@@ -46,7 +51,7 @@ pub enum HttpOperation<'a> {
 }
 
 /// Decoded request head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Head<'a> {
     /// Operation that the request asks for.
     pub operation: HttpOperation<'a>,
@@ -56,6 +61,8 @@ pub struct Head<'a> {
     pub body: Body,
     /// True if the client waits for a response before it sends the body (RFC 9110, section 10.1.1).
     pub expects_continue: bool,
+    /// Directives of `Cache-Control`. The decoder does not apply them.
+    pub cache_directives: CacheDirectives,
     /// Credentials of the client. The decoder does not check them.
     pub authorization: Authorization<'a>,
     /// Request line, without CR and LF.
@@ -233,11 +240,13 @@ fn interpret<'a>(
         head_only: method == "HEAD",
         version_1_0,
         keep_alive,
-        unmet_precondition: fields.unmet,
+        conditions: fields.conditions,
+        access: Access::NORMAL,
         is_private: false,
+        omits_entity_tag: policy.omits_entity_tags,
     };
-    let Fields { body, expects_continue, authorization, .. } = fields;
-    Head { operation, format, body, expects_continue, authorization, request_line: line }
+    let Fields { body, expects_continue, cache_directives, authorization, .. } = fields;
+    Head { operation, format, body, expects_continue, cache_directives, authorization, request_line: line }
 }
 
 /// Returns true if each line of a head ends with CR and LF. No search is needed: a field name or
@@ -298,7 +307,11 @@ mod tests {
     fn status_of(input: &[u8]) -> Status {
         match decode(input, &mut HeadDecoder::new()) {
             Decoded::Complete(
-                Head { operation: HttpOperation::Get(_) | HttpOperation::Options | HttpOperation::Admin(_), .. },
+                Head {
+                    operation:
+                        HttpOperation::Get(_) | HttpOperation::GetMany(_) | HttpOperation::Options | HttpOperation::Admin(_),
+                    ..
+                },
                 _,
             ) => Status::Ok,
             Decoded::Complete(Head { operation: HttpOperation::Refuse(refusal), .. }, _) => refusal.status,
@@ -505,28 +518,6 @@ mod tests {
         assert_eq!(status_of(both), Status::BadRequest);
         for version in ["HTTP/1.10", "HTTP/1.2 ", "HTTP/1.2\n", "HTTP/1.a"] {
             assert_ne!(status_of(head(version).as_bytes()), Status::Ok, "{version:?}");
-        }
-    }
-
-    /// Preconditions that are not met set the status that replaces 200.
-    #[test]
-    fn unmet_precondition_sets_status() {
-        for (fields, unmet) in [
-            ("", None),
-            ("If-None-Match: *\r\n", Some(Status::NotModified)),
-            ("if-none-match:\t* \r\n", Some(Status::NotModified)),
-            ("If-None-Match: \"a\", W/\"b\"\r\n", None),
-            ("If-Match: *\r\n", None),
-            ("If-Match: \"a\"\r\n", Some(Status::PreconditionFailed)),
-            ("If-Match: \"*\"\r\n", Some(Status::PreconditionFailed)),
-            ("If-None-Match: *\r\nIf-Match: \"a\"\r\n", Some(Status::PreconditionFailed)),
-            ("If-Match: *\r\nIf-None-Match: *\r\n", Some(Status::NotModified)),
-            ("If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n", None),
-        ] {
-            let head = format!("GET /key/a HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
-            let mut heads = HeadDecoder::new();
-            let Decoded::Complete(head, _) = decode(head.as_bytes(), &mut heads) else { panic!("{fields}") };
-            assert_eq!(head.format.unmet_precondition, unmet, "{fields}");
         }
     }
 

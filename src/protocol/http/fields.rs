@@ -4,8 +4,9 @@
 //! in front of the proxy (RFC 9112, section 11.2).
 
 use super::authorization::Authorization;
+use super::conditions::Conditions;
 use super::host::parse_authority;
-use super::{Body, HttpRefusal, Status, bad_request};
+use super::{Body, CacheDirectives, HttpRefusal, Status, bad_request};
 
 /// Meaning of the header fields of a request.
 pub struct Fields<'a> {
@@ -17,8 +18,10 @@ pub struct Fields<'a> {
     pub expects_continue: bool,
     /// Host that the request is addressed to, or empty.
     pub host: &'a [u8],
-    /// Status that replaces 200 because a precondition is not met.
-    pub unmet: Option<Status>,
+    /// Preconditions and range, `None` without any.
+    pub conditions: Option<Box<Conditions>>,
+    /// Directives of `Cache-Control`.
+    pub cache_directives: CacheDirectives,
     /// Credentials of the client.
     pub authorization: Authorization<'a>,
 }
@@ -28,7 +31,8 @@ impl<'a> Fields<'a> {
     pub fn read(headers: &[httparse::Header<'a>], version_1_0: bool) -> Result<Fields<'a>, HttpRefusal> {
         let (mut close, mut keep_alive, mut expects_continue) = (false, false, false);
         let (mut host, mut length, mut coding) = (None, None, None);
-        let mut preconditions = Preconditions::default();
+        let mut conditions: Option<Box<Conditions>> = None;
+        let mut cache_directives = CacheDirectives::default();
         let mut authorization = Authorization::default();
         for header in headers {
             // The length rules out most other fields before any letter is compared.
@@ -37,7 +41,15 @@ impl<'a> Fields<'a> {
                 6 if header.name.eq_ignore_ascii_case("expect") => {
                     expects_continue |= !version_1_0 && parse_expect(header.value)?
                 }
-                8 if header.name.eq_ignore_ascii_case("if-match") => preconditions.add_if_match(header.value),
+                5 if header.name.eq_ignore_ascii_case("range") => {
+                    conditions.get_or_insert_default().add_range(header.value)
+                }
+                8 if header.name.eq_ignore_ascii_case("if-match") => {
+                    conditions.get_or_insert_default().add_if_match(header.value)
+                }
+                8 if header.name.eq_ignore_ascii_case("if-range") => {
+                    conditions.get_or_insert_default().add_if_range(header.value)
+                }
                 10 if header.name.eq_ignore_ascii_case("connection") => {
                     for option in header.value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
                         close |= option.eq_ignore_ascii_case(b"close");
@@ -45,8 +57,9 @@ impl<'a> Fields<'a> {
                     }
                 }
                 13 if header.name.eq_ignore_ascii_case("authorization") => authorization.push(header.value),
+                13 if header.name.eq_ignore_ascii_case("cache-control") => cache_directives.add_line(header.value),
                 13 if header.name.eq_ignore_ascii_case("if-none-match") => {
-                    preconditions.add_if_none_match(header.value)
+                    conditions.get_or_insert_default().add_if_none_match(header.value)
                 }
                 14 if header.name.eq_ignore_ascii_case("content-length") => set_once(&mut length, header.value)?,
                 17 if header.name.eq_ignore_ascii_case("transfer-encoding") => set_once(&mut coding, header.value)?,
@@ -68,7 +81,7 @@ impl<'a> Fields<'a> {
         // 10.1.1).
         let has_certain_end = body == Body::Done || (body.is_skippable() && !expects_continue);
         let keep_alive = !close && (keep_alive || !version_1_0) && has_certain_end;
-        Ok(Fields { keep_alive, body, expects_continue, host, unmet: preconditions.unmet(), authorization })
+        Ok(Fields { keep_alive, body, expects_continue, host, conditions, cache_directives, authorization })
     }
 }
 
@@ -133,38 +146,4 @@ fn parse_expect(value: &[u8]) -> Result<bool, HttpRefusal> {
         expects_continue = true;
     }
     Ok(expects_continue)
-}
-
-/// Preconditions on entity tags (RFC 9110, sections 13.1.1 and 13.1.2).
-///
-/// Responses have no entity tags, so a list of tags matches nothing and `*` matches any existing
-/// value. Conditions on dates are ignored because responses have no `Last-Modified`.
-#[derive(Default)]
-struct Preconditions {
-    /// True if the request has an `If-Match`.
-    has_if_match: bool,
-    /// True for `If-Match: *`.
-    if_match_any: bool,
-    /// True for `If-None-Match: *`.
-    if_none_match_any: bool,
-}
-
-impl Preconditions {
-    fn add_if_match(&mut self, value: &[u8]) {
-        self.has_if_match = true;
-        self.if_match_any |= value == b"*";
-    }
-
-    fn add_if_none_match(&mut self, value: &[u8]) {
-        self.if_none_match_any |= value == b"*";
-    }
-
-    /// Returns the status that replaces 200 if a precondition is not met. Evaluates them in the
-    /// order of RFC 9110, section 13.2.2.
-    fn unmet(&self) -> Option<Status> {
-        if self.has_if_match && !self.if_match_any {
-            return Some(Status::PreconditionFailed);
-        }
-        self.if_none_match_any.then_some(Status::NotModified)
-    }
 }

@@ -7,10 +7,11 @@
 //! as if the cache were empty, and so is a request line that is not a plain `GET` of HTTP/1.1. So
 //! the cache changes the cost of a head, never its meaning. The last fields stay in memory whatever
 //! a client sent in them, as the last input does. Fields with credentials (`Authorization`) are
-//! never stored, so a hit is a request without any.
+//! never stored, so a hit is a request without any. Neither are conditions, such as
+//! `If-None-Match`: each key has another entity tag.
 
 use super::fields::Fields;
-use super::{Authorization, Body, Status};
+use super::{Authorization, Body, CacheDirectives};
 use std::ops::Range;
 
 /// Maximum number of entries: a few kinds of clients. If every request has unique fields, lookups
@@ -44,7 +45,7 @@ struct CachedHeaders {
     keep_alive: bool,
     body: Body,
     expects_continue: bool,
-    unmet: Option<Status>,
+    cache_directives: CacheDirectives,
     /// True if the entry had a hit since the hand last passed it.
     referenced: bool,
 }
@@ -71,9 +72,9 @@ impl HeaderCache {
         let (target, rest) = split_request_line(input)?;
         let entry = self.entries.iter_mut().find(|entry| rest.starts_with(&entry.bytes))?;
         entry.referenced = true;
-        let CachedHeaders { keep_alive, body, expects_continue, unmet, .. } = *entry;
-        let (host, authorization) = (&rest[entry.host.clone()], Authorization::Absent);
-        let fields = Fields { keep_alive, body, expects_continue, host, unmet, authorization };
+        let CachedHeaders { keep_alive, body, expects_continue, cache_directives, .. } = *entry;
+        let (host, conditions, authorization) = (&rest[entry.host.clone()], None, Authorization::Absent);
+        let fields = Fields { keep_alive, body, expects_continue, host, conditions, cache_directives, authorization };
         Some(HeaderCacheHit { target, fields, length: input.len() - rest.len() + entry.bytes.len() })
     }
 
@@ -85,22 +86,30 @@ impl HeaderCache {
         (entry.body == Body::Done).then(|| (target, input.len() - rest.len() + entry.bytes.len()))
     }
 
-    /// Stores the meaning of the fields of a cacheable head, unless they hold credentials. `bytes`
-    /// is the head after its request line.
+    /// Stores the meaning of the fields of a cacheable head, unless they hold credentials or
+    /// conditions. `bytes` is the head after its request line.
     pub fn insert(&mut self, bytes: &[u8], fields: &Fields<'_>) {
         // An empty host may point outside of `bytes`.
         let begin = (fields.host.as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
         let host = begin..begin.wrapping_add(fields.host.len());
-        let is_cacheable = bytes.len() <= MAX_CACHED_BYTES && fields.authorization == Authorization::Absent;
-        if !is_cacheable || bytes.get(host.clone()) != Some(fields.host) {
+        let is_plain = fields.authorization == Authorization::Absent && fields.conditions.is_none();
+        if !is_plain || bytes.len() > MAX_CACHED_BYTES || bytes.get(host.clone()) != Some(fields.host) {
             return;
         }
-        let Fields { keep_alive, body, expects_continue, unmet, .. } = *fields;
+        let Fields { keep_alive, body, expects_continue, cache_directives, .. } = *fields;
         let entry = self.evict();
         let mut buffer = std::mem::take(&mut entry.bytes);
         buffer.clear();
         buffer.extend_from_slice(bytes);
-        *entry = CachedHeaders { bytes: buffer, host, keep_alive, body, expects_continue, unmet, referenced: false };
+        *entry = CachedHeaders {
+            bytes: buffer,
+            host,
+            keep_alive,
+            body,
+            expects_continue,
+            cache_directives,
+            referenced: false,
+        };
     }
 
     /// Returns the entry to overwrite: a new one, or the next one without a recent hit.
@@ -113,7 +122,7 @@ impl HeaderCache {
                 keep_alive: false,
                 body: Body::Done,
                 expects_continue: false,
-                unmet: None,
+                cache_directives: CacheDirectives::default(),
                 referenced: false,
             });
         } else {
@@ -144,7 +153,7 @@ mod tests {
     use crate::types::UpcomingKeys;
 
     const HEAD: &[u8] =
-        b"GET /key/a HTTP/1.1\r\nHost: x:80\r\nAccept: */*\r\nIf-None-Match: *\r\nContent-Length: 3\r\n\r\n";
+        b"GET /key/a HTTP/1.1\r\nHost: x:80\r\nAccept: */*\r\nCache-Control: no-cache\r\nContent-Length: 3\r\n\r\n";
 
     fn fields(number: usize) -> Vec<u8> {
         format!("Host: x\r\nX: {number}\r\n\r\n").into_bytes()
@@ -153,8 +162,16 @@ mod tests {
     /// Inserts fields as if a head with them had been decoded.
     fn insert(cache: &mut HeaderCache, bytes: &[u8]) {
         let host = &bytes[b"Host: ".len()..][..1];
-        let (body, unmet, authorization) = (Body::Done, None, Authorization::Absent);
-        cache.insert(bytes, &Fields { keep_alive: true, body, expects_continue: false, host, unmet, authorization });
+        let fields = Fields {
+            keep_alive: true,
+            body: Body::Done,
+            expects_continue: false,
+            host,
+            conditions: None,
+            cache_directives: CacheDirectives::default(),
+            authorization: Authorization::Absent,
+        };
+        cache.insert(bytes, &fields);
     }
 
     fn contains(cache: &mut HeaderCache, bytes: &[u8]) -> bool {
@@ -238,10 +255,19 @@ mod tests {
         }
     }
 
-    /// Fields with credentials are not stored, whatever their case and their place.
+    /// Fields with credentials or conditions are not stored, whatever their case and their place.
     #[test]
-    fn credentials_are_not_cached() {
-        for field in ["Authorization: Bearer word", "AUTHORIZATION: Basic YTpi", "authorization:", "Authorization: x"] {
+    fn credentials_and_conditions_are_not_cached() {
+        for field in [
+            "Authorization: Bearer word",
+            "AUTHORIZATION: Basic YTpi",
+            "authorization:",
+            "Authorization: x",
+            "If-None-Match: *",
+            "if-match: \"a\"",
+            "RANGE: bytes=0-1",
+            "If-Range: x",
+        ] {
             for fields in [format!("Host: x\r\n{field}\r\n\r\n"), format!("{field}\r\nHost: x\r\n\r\n")] {
                 let mut heads = HeadDecoder::new();
                 let head = format!("GET / HTTP/1.1\r\n{fields}");

@@ -5,21 +5,37 @@
 mod authorization;
 mod body;
 mod caching;
+mod conditions;
 mod decode;
 mod encode;
+mod entity_tag;
 mod fields;
+mod head;
 mod header_cache;
 mod host;
 pub mod json;
+mod key_list;
+mod range;
 mod target;
+mod value_body;
 mod version;
 
 pub use authorization::{Authorization, MAX_DECODED_BYTES};
 pub use body::{Body, BodyError};
+pub use caching::CacheDirectives;
 pub use decode::{Head, HeadDecoder, HttpOperation, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
-pub use encode::{AdminResponse, ResponseDate, encode_admin, encode_options, encode_refusal, encode_reply, status_of};
+pub use encode::{AdminResponse, encode_admin, encode_options, encode_refusal, encode_reply, status_of};
+pub(super) use encode::{KEYS_MEMORY_FULL, KEYS_TOO_LONG, NOT_CACHED, encode_keys_head};
+pub use head::ResponseDate;
 pub use host::AllowedHosts;
+pub use key_list::KeyList;
 pub use target::{may_be_admin_request, percent_decode};
+pub(super) use value_body::ValueBody;
+
+use crate::types::Access;
+use crate::value::{SHARED_VALUE_BYTES, Value};
+use conditions::{Conditions, Representation, Selection};
+use entity_tag::EntityTag;
 
 /// Representation of a value that a client asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,10 +83,12 @@ pub struct Policy {
     pub resources: Resources,
     /// True if each client's next response announces that it is the last.
     pub announce_close: bool,
+    /// True if values have no entity tags.
+    pub omits_entity_tags: bool,
 }
 
 /// Properties of a request that the encoding of its response depends on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HttpReplyFormat {
     /// Representation of the value.
     pub view: View,
@@ -81,11 +99,37 @@ pub struct HttpReplyFormat {
     pub version_1_0: bool,
     /// True if the connection stays open after the response.
     pub keep_alive: bool,
-    /// Status that replaces 200 because a precondition of the request is not met (RFC 9110, section
-    /// 13).
-    pub unmet_precondition: Option<Status>,
+    /// Conditions that may replace a 200. `None` for most requests.
+    pub conditions: Option<Box<Conditions>>,
+    /// Use of the cache that the request allows.
+    pub access: Access,
     /// True if the client had to authenticate: no shared cache may store a value.
     pub is_private: bool,
+    /// True if the response has no entity tag.
+    pub omits_entity_tag: bool,
+}
+
+impl HttpReplyFormat {
+    /// Returns the entity tag of a value with this digest.
+    fn tag_of(&self, digest: u64) -> Option<EntityTag> {
+        (!self.omits_entity_tag).then(|| EntityTag::new(digest, self.view))
+    }
+
+    /// Returns the response to this request, if it is 200 without conditions.
+    fn select(&self, representation: impl FnOnce() -> Representation) -> Selection {
+        self.conditions.as_ref().map_or(Selection::Whole, |conditions| conditions.select(representation()))
+    }
+
+    /// Returns true if the response holds a shared value until it is sent.
+    pub fn pins(&self, value: &Value) -> bool {
+        let tag = self.tag_of(value.digest);
+        !self.head_only
+            && match self.select(|| Representation::of_value(tag, value.bytes.len(), self.view, false)) {
+                Selection::Whole => true,
+                Selection::Part(part) => part.len() > SHARED_VALUE_BYTES,
+                _ => false,
+            }
+    }
 }
 
 /// Error response that depends on the request alone.
@@ -107,6 +151,7 @@ const fn bad_request(message: &'static str) -> HttpRefusal {
 #[allow(missing_docs, reason = "names are those of the standard")]
 pub enum Status {
     Ok,
+    PartialContent,
     NotModified,
     BadRequest,
     Unauthorized,
@@ -117,6 +162,7 @@ pub enum Status {
     PreconditionFailed,
     ContentTooLarge,
     UriTooLong,
+    RangeNotSatisfiable,
     ExpectationFailed,
     MisdirectedRequest,
     TooManyRequests,
@@ -131,8 +177,9 @@ pub enum Status {
 
 impl Status {
     /// All status codes, each at the index of its discriminant.
-    pub const ALL: [Status; 21] = [
+    pub const ALL: [Status; 23] = [
         Status::Ok,
+        Status::PartialContent,
         Status::NotModified,
         Status::BadRequest,
         Status::Unauthorized,
@@ -143,6 +190,7 @@ impl Status {
         Status::PreconditionFailed,
         Status::ContentTooLarge,
         Status::UriTooLong,
+        Status::RangeNotSatisfiable,
         Status::ExpectationFailed,
         Status::MisdirectedRequest,
         Status::TooManyRequests,
@@ -164,6 +212,7 @@ impl Status {
     pub fn line(self) -> &'static str {
         match self {
             Status::Ok => "200 OK",
+            Status::PartialContent => "206 Partial Content",
             Status::NotModified => "304 Not Modified",
             Status::BadRequest => "400 Bad Request",
             Status::Unauthorized => "401 Unauthorized",
@@ -174,6 +223,7 @@ impl Status {
             Status::PreconditionFailed => "412 Precondition Failed",
             Status::ContentTooLarge => "413 Content Too Large",
             Status::UriTooLong => "414 URI Too Long",
+            Status::RangeNotSatisfiable => "416 Range Not Satisfiable",
             Status::ExpectationFailed => "417 Expectation Failed",
             Status::MisdirectedRequest => "421 Misdirected Request",
             Status::TooManyRequests => "429 Too Many Requests",

@@ -19,6 +19,8 @@ pub struct RequestTarget<'a> {
     /// (RFC 9112, section 3.2.2).
     pub host: Option<&'a [u8]>,
     path: Path<'a>,
+    /// Query without its question mark, empty without one.
+    query: &'a [u8],
     /// True if the target contains percent-escapes.
     has_escapes: bool,
 }
@@ -62,6 +64,18 @@ enum Path<'a> {
     Tunnel,
     /// An `https` URL on a connection without TLS.
     HttpsScheme,
+}
+
+/// Path of a request for several keys. They are in its query.
+const KEYS_PATH: &[u8] = b"/keys";
+
+/// Resource that a path identifies.
+enum Resource<'a> {
+    /// A key, still with its percent-escapes.
+    Key(&'a [u8]),
+    /// Several keys.
+    Keys,
+    Admin(AdminEndpoint),
 }
 
 /// Returns true if `input`, the start of a request, may become a request for an admin endpoint.
@@ -122,14 +136,15 @@ impl<'a> RequestTarget<'a> {
         let has_escapes = classes & PERCENT_SIGN != 0;
         if method == "CONNECT" {
             let host = parse_authority(target).filter(|host| !host.is_empty())?;
-            return Some(RequestTarget { host: Some(host), path: Path::Tunnel, has_escapes });
+            return Some(RequestTarget { host: Some(host), path: Path::Tunnel, query: b"", has_escapes });
         }
         if target == b"*" {
-            return (method == "OPTIONS").then_some(RequestTarget { host: None, path: Path::ServerWide, has_escapes });
+            let path = Path::ServerWide;
+            return (method == "OPTIONS").then_some(RequestTarget { host: None, path, query: b"", has_escapes });
         }
         if target.starts_with(b"/") {
-            let path = if classes & QUERY_MARK == 0 { target } else { strip_query(target) };
-            return Some(RequestTarget { host: None, path: Path::Resource(path), has_escapes });
+            let (path, query) = if classes & QUERY_MARK == 0 { (target, &b""[..]) } else { split_query(target) };
+            return Some(RequestTarget { host: None, path: Path::Resource(path), query, has_escapes });
         }
         let (scheme, rest) = std::str::from_utf8(target).ok()?.split_once("://")?;
         if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
@@ -137,13 +152,14 @@ impl<'a> RequestTarget<'a> {
         }
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let host = parse_authority(authority.as_bytes()).filter(|host| !host.is_empty())?;
-        let path = match strip_query(rest.as_bytes()) {
+        let (path, query) = split_query(rest.as_bytes());
+        let path = match path {
             _ if !is_secure && scheme.eq_ignore_ascii_case("https") => Path::HttpsScheme,
             b"" if method == "OPTIONS" => Path::ServerWide,
             b"" => Path::Resource(b"/"),
             path => Path::Resource(path),
         };
-        Some(RequestTarget { host: Some(host), path, has_escapes })
+        Some(RequestTarget { host: Some(host), path, query, has_escapes })
     }
 
     /// Returns true for a health endpoint. Health checkers address a server by its IP address, so
@@ -160,34 +176,34 @@ impl<'a> RequestTarget<'a> {
         resources: Resources,
         key_scratch: &'a mut Vec<u8>,
     ) -> (View, HttpOperation<'a>) {
-        let (view, key, endpoint) = match self.path {
+        let (view, resource) = match self.path {
             Path::Resource(path) => match key_of_path(path) {
-                Some((view, key)) => (view, Some(key), None),
-                None => (View::Json, None, AdminEndpoint::from_path(path, resources)),
+                Some((view, key)) => (view, Some(Resource::Key(key))),
+                None if path == KEYS_PATH => (View::Json, Some(Resource::Keys)),
+                None => (View::Json, AdminEndpoint::from_path(path, resources).map(Resource::Admin)),
             },
-            Path::ServerWide | Path::Tunnel | Path::HttpsScheme => (View::Json, None, None),
+            Path::ServerWide | Path::Tunnel | Path::HttpsScheme => (View::Json, None),
         };
-        let exists = key.is_some() || endpoint.is_some();
-        let operation = match (method, &self.path) {
-            (_, Path::HttpsScheme) => HttpOperation::Refuse(HTTPS_NOT_SERVED),
-            _ if resources == Resources::Admin && key.is_some() => HttpOperation::Refuse(NO_KEYS_ON_ADMIN_PORT),
-            ("OPTIONS", Path::ServerWide) => HttpOperation::Options,
-            ("OPTIONS", _) if exists => HttpOperation::Options,
-            ("GET" | "HEAD", _) if exists => match (endpoint, key.unwrap_or_default()) {
-                (Some(endpoint), _) => HttpOperation::Admin(endpoint),
-                (None, key) if !self.has_escapes => HttpOperation::Get(key),
-                (None, key) => match percent_decode(key, key_scratch) {
+        let operation = match (method, &self.path, resource) {
+            (_, Path::HttpsScheme, _) => HttpOperation::Refuse(HTTPS_NOT_SERVED),
+            (_, _, Some(Resource::Key(_) | Resource::Keys)) if resources == Resources::Admin => {
+                HttpOperation::Refuse(NO_KEYS_ON_ADMIN_PORT)
+            }
+            ("OPTIONS", Path::ServerWide, _) | ("OPTIONS", _, Some(_)) => HttpOperation::Options,
+            ("GET" | "HEAD", _, Some(resource)) => match resource {
+                Resource::Admin(endpoint) => HttpOperation::Admin(endpoint),
+                Resource::Keys => HttpOperation::GetMany(self.query),
+                Resource::Key(key) if !self.has_escapes => HttpOperation::Get(key),
+                Resource::Key(key) => match percent_decode(key, key_scratch) {
                     Some(key) => HttpOperation::Get(key),
-                    None => {
-                        HttpOperation::Refuse(bad_request("a % in the key must be followed by two hexadecimal digits"))
-                    }
+                    None => HttpOperation::Refuse(MALFORMED_ESCAPE),
                 },
             },
-            ("GET" | "HEAD" | "OPTIONS", _) => HttpOperation::Refuse(PATH_NOT_FOUND),
-            (method, Path::Resource(_)) if !exists && UNSUPPORTED_METHODS.contains(&method) => {
+            ("GET" | "HEAD" | "OPTIONS", _, _) => HttpOperation::Refuse(PATH_NOT_FOUND),
+            (method, Path::Resource(_), None) if UNSUPPORTED_METHODS.contains(&method) => {
                 HttpOperation::Refuse(PATH_NOT_FOUND)
             }
-            (method, _) if UNSUPPORTED_METHODS.contains(&method) => HttpOperation::Refuse(HttpRefusal {
+            (method, _, _) if UNSUPPORTED_METHODS.contains(&method) => HttpOperation::Refuse(HttpRefusal {
                 status: Status::MethodNotAllowed,
                 message: "method not allowed, the proxy is read-only; use GET or HEAD",
             }),
@@ -211,30 +227,44 @@ const NO_KEYS_ON_ADMIN_PORT: HttpRefusal = HttpRefusal {
     message: "no keys on this port (ADMIN_PORT); request them from PROXY_PORT or PROXY_SOCKET",
 };
 
-const PATH_NOT_FOUND: HttpRefusal =
-    HttpRefusal { status: Status::NotFound, message: "no such path; use /key/{key} or /raw/{key}" };
+const PATH_NOT_FOUND: HttpRefusal = HttpRefusal {
+    status: Status::NotFound,
+    message: "no such path; use /key/{key}, /raw/{key} or /keys?key={key}&key={key}",
+};
 
-/// Returns `path` up to its query.
-fn strip_query(path: &[u8]) -> &[u8] {
-    path.iter().position(|&byte| byte == b'?').map_or(path, |query| &path[..query])
+/// Refusal of an invalid percent-escape: a guess would give a key two names.
+pub const MALFORMED_ESCAPE: HttpRefusal = bad_request("a % in the key must be followed by two hexadecimal digits");
+
+/// Splits a target into its path and its query, which is empty without a question mark.
+fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
+    match target.iter().position(|&byte| byte == b'?') {
+        Some(at) => (&target[..at], &target[at + 1..]),
+        None => (target, b""),
+    }
 }
 
 /// Decodes percent-escapes (RFC 3986, section 2.1). A plus sign stays a plus sign.
 ///
-/// Returns `None` if an escape is malformed, because a guess would give a key two names.
+/// Returns `None` if an escape is malformed.
 pub fn percent_decode<'a>(encoded: &[u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
     scratch.clear();
+    append_decoded(encoded, scratch).then_some(scratch)
+}
+
+/// Appends `encoded` without its percent-escapes. Returns false if one is malformed.
+pub fn append_decoded(encoded: &[u8], out: &mut Vec<u8>) -> bool {
     let mut bytes = encoded.iter();
+    let take_digit = |bytes: &mut std::slice::Iter<'_, u8>| char::from(*bytes.next()?).to_digit(16);
     while let Some(&byte) = bytes.next() {
-        if byte == b'%' {
-            let high = char::from(*bytes.next()?).to_digit(16)?;
-            let low = char::from(*bytes.next()?).to_digit(16)?;
-            scratch.push((high * 16 + low) as u8);
+        if byte != b'%' {
+            out.push(byte);
+        } else if let (Some(high), Some(low)) = (take_digit(&mut bytes), take_digit(&mut bytes)) {
+            out.push((high * 16 + low) as u8);
         } else {
-            scratch.push(byte);
+            return false;
         }
     }
-    Some(scratch)
+    true
 }
 
 #[cfg(test)]
@@ -251,6 +281,7 @@ mod tests {
         let parsed = RequestTarget::parse(method, target.as_bytes(), is_secure).ok_or(Status::BadRequest)?;
         match parsed.interpret(method, Resources::All, &mut scratch) {
             (view, HttpOperation::Get(key)) => Ok(format!("{view:?} {}", String::from_utf8_lossy(key))),
+            (_, HttpOperation::GetMany(query)) => Ok(format!("keys {}", String::from_utf8_lossy(query))),
             (_, HttpOperation::Options) => Ok("options".into()),
             (_, HttpOperation::Admin(endpoint)) => Ok(format!("{endpoint:?}")),
             (_, HttpOperation::Refuse(refusal)) => Err(refusal.status),

@@ -6,9 +6,15 @@ use crate::types::Source;
 use crate::value::JsonForm;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use std::time::SystemTime;
 
 fn reply(result: KeyResult<'_>) -> Reply<'_> {
     Reply { result, source: Source::Cache { ttl: 1 }, tracked: false }
+}
+
+/// Appends a complete reply to `out`.
+fn encode(multi: MultiReply, out: &mut SendBuffer) -> ReplySummary {
+    Box::new(multi).encode(&ResponseDate::at(SystemTime::UNIX_EPOCH), out)
 }
 
 /// A reply is charged for its memory until that is rendered or dropped.
@@ -111,10 +117,78 @@ proptest! {
         }
         prop_assert!(multi.is_complete());
         let mut out = SendBuffer::default();
-        Box::new(multi).encode(&mut out);
+        encode(multi, &mut out);
         prop_assert_eq!(out.drain(step), expected);
         prop_assert_eq!((out.unsent_bytes(), Arc::strong_count(&long)), (0, 1));
     }
+}
+
+proptest! {
+    /// The JSON form has the elements in order, and exactly the length that its head announces.
+    #[test]
+    fn json_has_announced_length(
+        parts in vec((0..8u8, 0..5usize, 0..3usize), 1..100),
+        order in any::<u64>(),
+        step in prop_oneof![1..100usize, 10_000..200_000usize],
+    ) {
+        let lengths = [0, 10, 3000, 16_384, 20_000];
+        let keys: [(&[u8], &str); 3] = [(b"a", "\"a\""), (b"\"", "\"\\\"\""), (b"\xff", "\"/w==\",\"keyEncoding\":\"base64\"")];
+        let mut multi = MultiReply::new_json(HttpReplyFormat { keep_alive: true, ..HttpReplyFormat::default() }, parts.len() as u32);
+        let (mut expected, mut late) = (Vec::new(), Vec::new());
+        for (number, &(kind, length, key)) in parts.iter().enumerate() {
+            let (bytes, text) = match kind % 3 {
+                0 => (vec![b'x'; lengths[length]], format!("\"{}\"", "x".repeat(lengths[length]))),
+                1 => (vec![b'\n'; lengths[length]], format!("\"{}\"", "\\n".repeat(lengths[length]))),
+                _ => (b"12".to_vec(), "12".into()),
+            };
+            multi.begin_key(keys[key].0);
+            let rest = match kind {
+                6 => "\"value\":null".into(),
+                7 => "\"error\":\"the key does not hold a string; the proxy reads only strings\"".into(),
+                kind => format!("\"value\":{text},\"fromCache\":{}", kind < 3),
+            };
+            expected.push(format!("{{\"key\":{},{rest}}}", keys[key].1));
+            let value = Arc::new(Value::new(bytes));
+            match kind {
+                0..3 => multi.push(&json_reply(kind, &value)),
+                _ => {
+                    late.push((number as u32, kind, value));
+                    multi.push_pending();
+                }
+            }
+        }
+        late.sort_by_key(|(part, ..)| u64::from(*part).wrapping_mul(order | 1) >> 7);
+        for (part, kind, value) in &late {
+            prop_assert!(multi.complete_key(*part, &json_reply(*kind, value)));
+            prop_assert!(!multi.complete_key(*part, &json_reply(*kind, value)));
+        }
+        prop_assert!(multi.is_complete());
+        let mut out = SendBuffer::default();
+        let sent = encode(multi, &mut out);
+        let response = String::from_utf8(out.drain(step)).expect("text");
+        let (head, body) = response.split_once("\r\n\r\n").expect("a head");
+        prop_assert!(body == format!("{{\"values\":[{}]}}", expected.join(",")), "another body");
+        let length = format!("\r\nContent-Length: {}\r\n", body.len());
+        prop_assert!(head.contains(&length) && sent.bytes == body.len(), "{}", head);
+        let is_hit = parts.iter().all(|&(kind, ..)| kind < 3);
+        prop_assert_eq!(head.contains("; hit"), is_hit);
+    }
+}
+
+/// Returns the result of a key: a value from the cache, one from Redis, a missing key or an error.
+fn json_reply(kind: u8, value: &Arc<Value>) -> Reply<'_> {
+    let payload = match value.bytes.len() {
+        0..=SHARED_VALUE_BYTES if kind.is_multiple_of(2) => Payload::Inline { bytes: &value.bytes, form: value.form },
+        0..=1024 => Payload::Inline { bytes: &value.bytes, form: value.form },
+        _ => Payload::Shared(value),
+    };
+    let result = match kind {
+        6 => KeyResult::Missing,
+        7 => KeyResult::Failed(&Failure::WrongType),
+        _ => KeyResult::Value(payload),
+    };
+    let source = if kind < 3 { Source::Cache { ttl: 1 } } else { Source::Redis { collapsed: false, stored: None } };
+    Reply { result, source, tracked: false }
 }
 
 /// A long reply is rendered in pieces, and leaves complete, in order with other replies.
@@ -158,7 +232,7 @@ fn long_reply_is_rendered_in_pieces() {
         let queued = multi.memory_bytes();
         let mut out = SendBuffer::default();
         out.tail().extend_from_slice(b"before");
-        Box::new(multi).encode(&mut out);
+        encode(multi, &mut out);
         // Neither short replies nor another reply for several keys overtake it.
         let other = vec![b'o'; 16_384];
         let mut next = MultiReply::new(mget, 4, version);
@@ -167,7 +241,7 @@ fn long_reply_is_rendered_in_pieces() {
         });
         out.tail().extend_from_slice(b"between");
         let queued = queued + next.memory_bytes();
-        Box::new(next).encode(&mut out);
+        encode(next, &mut out);
         out.tail().extend_from_slice(b"after");
         expected.extend([b"between*4\r\n", &[b"$16384\r\n", &other[..], b"\r\n"].concat().repeat(4)[..]].concat());
         let short = b"before*55\r\nbetween*4\r\nafter".len();

@@ -10,6 +10,9 @@ use crate::value::{Payload, SHARED_VALUE_BYTES};
 use std::ops::Range;
 
 /// Error that Redis returns for a key of another type.
+/// Error for a key that may not be read. RESP commands always permit it.
+const NOT_CACHED: &str = "ERR the key is not cached";
+
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
 impl RespReplyFormat {
@@ -27,6 +30,7 @@ impl RespReplyFormat {
 pub fn encode_reply(reply: &Reply<'_>, format: RespReplyFormat, out: &mut SendBuffer) {
     match (reply.result, format.kind) {
         (KeyResult::Failed(failure), _) => encode_error(&error_of(failure), out),
+        (KeyResult::NotCached, _) => encode_error(NOT_CACHED, out),
         (KeyResult::Missing, ReplyKind::Length) => writer(format, out).integer(0),
         (KeyResult::Missing, ReplyKind::Range(..)) => writer(format, out).bulk(b""),
         (KeyResult::Missing, _) => writer(format, out).null(),

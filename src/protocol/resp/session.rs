@@ -9,7 +9,7 @@ use super::writer::{RespVersion, RespWriter};
 use super::{InfoSections, ReplyKind, RespReplyFormat};
 use crate::client_auth::{DEFAULT_USER, Verdict};
 use crate::protocol::Decoded;
-use crate::types::UpcomingKeys;
+use crate::types::{Access, UpcomingKeys};
 
 /// Maximum length of a connection name: a host name and some more.
 ///
@@ -102,9 +102,9 @@ impl Session {
         self.decoder.in_command()
     }
 
-    /// Returns true if reads of this connection update the LRU order.
-    pub fn updates_recency(&self) -> bool {
-        !self.no_touch
+    /// Returns the use of the cache that reads of this connection allow.
+    pub fn access(&self) -> Access {
+        Access { updates_recency: !self.no_touch, ..Access::NORMAL }
     }
 
     /// Returns the operation that a command requests.

@@ -8,7 +8,7 @@ use crate::dispatch::MAX_STEPS_PER_TURN;
 use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
 use crate::read_through::{Lookup, ReadThrough};
-use crate::types::{Completion, FetchedValue, RequestId};
+use crate::types::{Access, Completion, FetchedValue, RequestId};
 use crate::value::Value;
 use mio::net::TcpStream;
 use socket2::SockRef;
@@ -49,7 +49,7 @@ impl Fixture {
             ReadThrough::new(cache::Limits { entries: 1, bytes: usize::MAX, stale: 0 }, 1_000_000, 1000);
         // The key "a" is cached.
         let request_id = RequestId { slot: 0, connection_id: 0, sequence: 0, part: 0 };
-        let Lookup::Fetch(job) = read_through.get(b"a", true, request_id, 0) else {
+        let Lookup::Fetch(job) = read_through.get(b"a", Access::NORMAL, request_id, 0) else {
             panic!("the key is already cached")
         };
         let fetched = FetchedValue { value: Value::new(vec![b'x']), ttl: None };
