@@ -8,7 +8,7 @@ use crate::connection::{Connection, DecodeContext, DecodeStep, KeyAmount, MAX_UN
 use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use crate::protocol::resp;
 use crate::read_through::{Lookup, ReadThrough};
-use crate::types::{Job, KeyResult, Millis, Reply, UpcomingKeys};
+use crate::types::{Job, KeyResult, Millis, UpcomingKeys};
 use crate::value::Payload;
 
 /// Maximum number of requests, or keys of one request, processed in one turn (100 to 200 us). A
@@ -23,7 +23,8 @@ const INFO_STEP_COST: usize = 80;
 const ADMIN_STEP_COST: usize = 240;
 const ADMIN_STEP_COST_PER_WORKER: usize = 8;
 
-/// Maximum number of bytes copied into a client's multi-key replies in one turn.
+/// Maximum number of bytes copied into a client's multi-key replies in one turn, as encoded. The
+/// limit of unsent bytes bounds what other replies copy.
 const MAX_COPIED_PER_TURN: usize = MAX_UNSENT_BYTES;
 
 /// Number of requests in a row without a key to look ahead for, after which a turn looks ahead no
@@ -95,7 +96,7 @@ impl Dispatcher<'_> {
                 break true;
             }
             steps += 1;
-            if at >= prepared.end && prepared.attempts_left > 0 {
+            if at >= prepared.end && prepared.attempts_left > 0 && !connection.has_listed_keys() {
                 self.look_ahead(connection, input, at, &mut prepared);
             }
             match connection.decode(&input[at..], &mut self.context) {
@@ -167,8 +168,10 @@ impl Dispatcher<'_> {
         connection.decode_keys(slot, input, limits, &mut context.reply, |key, access, request_id, multi| {
             match read_through.get(key, access, request_id, *now) {
                 Lookup::Reply(reply) => {
+                    let before = multi.part_bytes();
                     multi.push(&reply);
-                    return Some(copied_bytes(&reply));
+                    let is_copied = matches!(reply.result, KeyResult::Value(Payload::Inline { .. }));
+                    return Some(if is_copied { multi.part_bytes().saturating_sub(before) } else { 0 });
                 }
                 Lookup::Wait => {}
                 Lookup::Fetch(job) => jobs.push(job),
@@ -220,15 +223,6 @@ pub fn sync_metrics(recorder: &mut Recorder, read_through: &ReadThrough, now: Mi
     read_through.export_metrics(&mut recorder.metrics);
 }
 
-/// Returns the bytes that are copied into a multi-key reply. The limit of unsent bytes bounds what
-/// other replies copy.
-fn copied_bytes(reply: &Reply<'_>) -> usize {
-    match reply.result {
-        KeyResult::Value(Payload::Inline { bytes, .. }) => bytes.len(),
-        _ => 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,7 +264,11 @@ mod tests {
                 None => dispatcher.resume_input(connection, 0),
             };
             for job in std::mem::take(dispatcher.jobs) {
-                let bytes = vec![b'x'; if &*job.key == b"b" { 16 * 1024 } else { 1 }];
+                let bytes = match &*job.key {
+                    b"b" => vec![b'x'; 16 * 1024],
+                    b"c" => vec![b'\n'; 16 * 1024],
+                    _ => vec![b'x'],
+                };
                 let fetched = FetchedValue { value: Value::new(bytes), ttl: None };
                 let completion = Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched)), may_cache: true };
                 dispatcher.read_through.complete(completion, 0, |request_id, reply| {
@@ -280,26 +278,40 @@ mod tests {
             is_paused
         };
         let key_frames = |key: &str, count: usize| format!("$1\r\n{key}\r\n").repeat(count);
-        for (key, keys, max_keys_per_turn) in
-            [("a", 5000, MAX_STEPS_PER_TURN), ("b", 100, MAX_COPIED_PER_TURN / (16 * 1024) + 1)]
-        {
-            // Fetches the key, so that the keys of MGET are hits.
-            run_turn(&mut connection, Some(format!("*2\r\n$3\r\nGET\r\n{}", key_frames(key, 1)).as_bytes()));
+        let mut http = Connection::new(2, 0);
+        for (key, keys, max_keys_per_turn) in [
+            ("a", 5000, MAX_STEPS_PER_TURN),
+            ("b", 100, MAX_COPIED_PER_TURN / (16 * 1024)),
+            // Each of its bytes needs an escape in JSON.
+            ("c", 100, MAX_COPIED_PER_TURN / (32 * 1024)),
+        ] {
+            let is_http = key == "c";
+            let connection = if is_http { &mut http } else { &mut connection };
+            // Fetches the key, so that the keys of the request for several are hits.
+            let get = match is_http {
+                true => "GET /raw/c HTTP/1.1\r\nHost: x\r\n\r\n".into(),
+                false => format!("*2\r\n$3\r\nGET\r\n{}", key_frames(key, 1)),
+            };
+            run_turn(connection, Some(get.as_bytes()));
             connection.send_buffer().drain(usize::MAX);
-            let mget = format!("*{}\r\n$4\r\nMGET\r\n{}", keys + 1, key_frames(key, keys));
-            let mut is_paused = run_turn(&mut connection, Some(mget.as_bytes()));
+            let many = match is_http {
+                true => format!("GET /keys?{} HTTP/1.1\r\nHost: x\r\n\r\n", "key=c&".repeat(keys)),
+                false => format!("*{}\r\n$4\r\nMGET\r\n{}", keys + 1, key_frames(key, keys)),
+            };
+            let mut is_paused = run_turn(connection, Some(many.as_bytes()));
             let mut turns = 1;
             while is_paused {
-                assert!(connection.can_take_request() && connection.has_unparsed());
-                is_paused = run_turn(&mut connection, None);
+                assert!(connection.can_take_request() && (connection.has_unparsed() || connection.has_listed_keys()));
+                is_paused = run_turn(connection, None);
                 turns += 1;
             }
-            assert_eq!(turns, (keys + 1).div_ceil(max_keys_per_turn), "{key}");
+            // The start of a RESP command is a step, and so is the head of an HTTP request.
+            assert_eq!(turns, (keys + usize::from(!is_http)).div_ceil(max_keys_per_turn), "{key}");
             assert!(connection.send_buffer().unsent_bytes() > keys && !connection.has_unparsed());
             connection.send_buffer().drain(usize::MAX);
         }
-        assert_eq!((recorder.metrics.requests, connection.request_count()), (4, 4));
+        assert_eq!((recorder.metrics.requests, connection.request_count(), http.request_count()), (6, 4, 2));
         let many = recorder.metrics.requests_by_outcome[Protocol::Resp as usize][RequestOutcome::Many as usize];
-        assert_eq!((many, recorder.metrics.requests_by_outcome.as_flattened().iter().sum::<u64>()), (2, 4));
+        assert_eq!((many, recorder.metrics.requests_by_outcome.as_flattened().iter().sum::<u64>()), (2, 6));
     }
 }

@@ -270,7 +270,7 @@ impl Connection {
 }
 
 /// Returns the use of the cache that a request allows (RFC 9111, section 5.2.1). `no-cache` has an
-/// effect only behind a password: otherwise anybody could make the proxy read Redis.
+/// effect only behind a password: otherwise any client could make the proxy read Redis.
 fn access_of(head: &Head<'_>) -> Access {
     let CacheDirectives { no_cache, only_if_cached } = head.cache_directives;
     let reloads = no_cache && head.format.is_private;

@@ -96,11 +96,13 @@ impl ReplyQueue {
 
     /// Adds a slot for the next request, which is for one key.
     pub(super) fn push_pending(&mut self, format: ReplyFormat, recorder: &Recorder) {
+        self.queued_bytes += held_bytes(&format);
         self.slots.push_back(ReplySlot::Pending(format, recorder.request_info()));
     }
 
     /// Adds a slot for the next request, which is for several keys.
     pub(super) fn push_multi(&mut self, multi: MultiReply, recorder: &Recorder) {
+        self.queued_bytes += multi.memory_bytes();
         self.slots.push_back(ReplySlot::Multi(Box::new(multi), recorder.request_info()));
     }
 
@@ -146,6 +148,7 @@ impl ReplyQueue {
                     return false;
                 };
                 let ReplyContext { date, recorder } = context;
+                self.queued_bytes -= held_bytes(&format);
                 let sent = self.fill_slot(index, |out| encode_reply(reply, &format, date, out));
                 let outcome = record_outcome(reply, sent, recorder);
                 recorder.record_deferred_reply(&info, protocol_of(&format), outcome, sent);
@@ -185,16 +188,19 @@ impl ReplyQueue {
         let ReplyContext { date, recorder } = context;
         let Some(ReplySlot::Multi(multi, info)) = self.slots.get_mut(index) else { return false };
         self.queued_bytes -= multi.memory_bytes();
-        let (expected_keys, had_failed) = (multi.expects_keys(), multi.has_failed());
+        let (expected_input, had_failed) = (multi.expects_input(), multi.has_failed());
         let is_updated = update(multi);
         // A key of a RESP command may fail without the reply: for MGET a key of another type has no
         // value. In JSON each key has its own error.
         if multi.has_failed() && !had_failed {
             recorder.record_failure(failure.unwrap_or(&Failure::OutputMemoryFull));
-        } else if let Some(failure) = failure.filter(|_| multi.is_http()) {
+        } else if let Some(failure) = failure.filter(|_| multi.is_http() && !had_failed) {
             recorder.record_failure(failure);
         }
-        if expected_keys {
+        for _ in 0..multi.take_memory_failures() {
+            recorder.record_failure(&Failure::OutputMemoryFull);
+        }
+        if expected_input {
             // The time that the client takes to send the keys does not count as latency.
             recorder.restart_timer(info);
         }
@@ -273,6 +279,14 @@ fn protocol_of(format: &ReplyFormat) -> Protocol {
     match format {
         ReplyFormat::Http(_) => Protocol::Http,
         ReplyFormat::Resp(_) => Protocol::Resp,
+    }
+}
+
+/// Returns the bytes that a pending reply holds of its request.
+fn held_bytes(format: &ReplyFormat) -> usize {
+    match format {
+        ReplyFormat::Http(format) => format.held_bytes(),
+        ReplyFormat::Resp(_) => 0,
     }
 }
 

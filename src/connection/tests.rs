@@ -444,6 +444,26 @@ fn multi_reply_bytes_are_bounded() {
     assert_eq!(Arc::strong_count(&value), 1);
 }
 
+/// Conditions of pending requests count as unsent, so they do not accumulate without bound.
+#[test]
+fn conditions_of_pending_requests_count() {
+    let tags = "\"0123456789abcdef\",".repeat(700);
+    let request = |key: &str| format!("GET /raw/{key} HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tags}\r\n\r\n");
+    let mut client = Client::new();
+    let mut requests = 0;
+    while client.connection.can_take_request() && requests < 100 {
+        client.receive(request("miss"));
+        requests += 1;
+    }
+    assert!((10..50).contains(&requests), "{requests} requests with 700 tags each are pending");
+    (0..requests).for_each(|index| assert!(client.complete(index, text_value("x"))));
+    assert!(client.connection.can_take_request());
+    client.take_sent();
+    client.receive(request("hit"));
+    assert!(client.take_sent().starts_with("HTTP/1.1 200 "));
+    assert!(client.connection.is_flushed() && client.connection.replies.unsent_bytes() == 0);
+}
+
 /// Before authentication no key is found that a request would look up, over either protocol.
 #[test]
 fn unauthenticated_client_has_no_upcoming_keys() {

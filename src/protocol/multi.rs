@@ -46,6 +46,9 @@ const MULTI_TOO_LONG: &str = "ERR the reply would be longer than 67108864 bytes;
 /// Initial size of the first segment: some short values. It grows by doubling.
 const FIRST_SEGMENT_BYTES: usize = 2 * 1024;
 
+/// Bytes of the first segment for each key in JSON: the key, its value and the names of the fields.
+const ELEMENT_BYTES: usize = 128;
+
 /// Maximum of bytes that are encoded beside a short value: type, length and two line ends.
 const MAX_HEAD_BYTES: usize = 10;
 
@@ -210,9 +213,15 @@ impl MultiReply {
         self.failed.is_some()
     }
 
-    /// Returns the bytes of values and parts that are not rendered.
+    /// Returns the bytes of values and parts that are not rendered, and of the request.
     pub fn memory_bytes(&self) -> usize {
-        self.part_bytes + (self.parts.len() - self.rendered) * size_of::<Part>()
+        let request_bytes = if let Form::Json(json) = &self.form { json.request_bytes() } else { 0 };
+        self.part_bytes + (self.parts.len() - self.rendered) * size_of::<Part>() + request_bytes
+    }
+
+    /// Returns the bytes of all parts that are not rendered.
+    pub fn part_bytes(&self) -> usize {
+        self.part_bytes
     }
 
     /// Returns true if the result of every key has arrived.
@@ -392,6 +401,8 @@ impl MultiReply {
 
     fn add_segment(&mut self) {
         let capacity = match self.segments.len() {
+            // A request for few keys waits in a pipeline with many like it.
+            0 if self.is_http() => FIRST_SEGMENT_BYTES.min(ELEMENT_BYTES * self.keys as usize),
             0 => FIRST_SEGMENT_BYTES,
             index => {
                 let capacity = (SEGMENT_BYTES << index.min(16)).min(MAX_SEGMENT_BYTES);

@@ -229,7 +229,7 @@ impl ReadThrough {
         };
         let source = match cached.ttl {
             0 => Source::Stale { expired_for: cached.expired_for, outage },
-            // A later fetch has cached a fresh value.
+            // A later fetch has cached a fresh value, or the request wanted a newer one.
             ttl => Source::Cache { ttl },
         };
         let reply = Reply { result: KeyResult::Value(cached.payload), source, tracked: self.tracked };

@@ -181,7 +181,7 @@ const RANGES: [Row; 59] = [
 ];
 
 /// Directives that have no effect on a public proxy (RFC 9111, sections 5.2.1 and 5.4).
-const DIRECTIVES_WITHOUT_EFFECT: [&str; 12] = [
+const DIRECTIVES_WITHOUT_EFFECT: [&str; 13] = [
     "Cache-Control: no-cache",
     "Cache-Control: max-age=0",
     "Cache-Control: max-age=0, no-cache",
@@ -191,18 +191,20 @@ const DIRECTIVES_WITHOUT_EFFECT: [&str; 12] = [
     "Cache-Control: no-transform",
     "Cache-Control: private, x=\"only-if-cached\"",
     "Cache-Control: x=\"a, only-if-cached\"",
+    "Cache-Control: x=\"\\\", only-if-cached\"",
     "Cache-Control: only-if-cached=1",
     "Cache-Control:",
     "Pragma: no-cache",
 ];
 
 /// Spellings of a directive that are all recognised (RFC 9110, section 5.6.1).
-const SPELLINGS: [&str; 7] = [
+const SPELLINGS: [&str; 8] = [
     "Cache-Control: {}",
     "cache-control:{}",
     "Cache-Control: no-store, {}",
     "Cache-Control: ,{} ,,",
     "Cache-Control: x=\"a, b\",\t{}",
+    "Cache-Control: x=\"\\\"\", {}",
     "Cache-Control: max-age=0\r\nCache-Control: {}",
     "Cache-Control: {}\r\nCache-Control: no-store",
 ];

@@ -23,9 +23,11 @@ pub struct CacheDirectives {
 impl CacheDirectives {
     /// Adds a field line.
     pub fn add_line(&mut self, line: &[u8]) {
-        let mut in_quotes = false;
+        // A comma in a quoted string separates nothing (RFC 9110, section 5.6.4).
+        let (mut in_quotes, mut is_escaped) = (false, false);
         let ends_directive = |&byte: &u8| {
-            in_quotes ^= byte == b'"';
+            in_quotes ^= byte == b'"' && !is_escaped;
+            is_escaped = in_quotes && byte == b'\\' && !is_escaped;
             byte == b',' && !in_quotes
         };
         for directive in line.split(ends_directive).map(<[u8]>::trim_ascii) {

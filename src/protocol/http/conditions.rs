@@ -75,6 +75,12 @@ pub enum Selection {
 }
 
 impl Conditions {
+    /// Returns the bytes in memory.
+    pub fn held_bytes(&self) -> usize {
+        let lists = self.if_match.iter().chain(&self.if_none_match);
+        size_of::<Conditions>() + lists.map(TagList::held_bytes).sum::<usize>()
+    }
+
     /// Adds a line of `If-Match`.
     pub fn add_if_match(&mut self, line: &[u8]) {
         self.if_match.get_or_insert_default().add_line(line);

@@ -30,12 +30,6 @@ const IF_MATCH_FAILED: &str =
 /// Message of a 412 for several keys, or for a page about the proxy.
 const UNTAGGED_IF_MATCH_FAILED: &str = "If-Match failed: this resource has no entity tag; omit the field";
 
-/// `Cache-Status` of a response with several keys, all of them from the cache.
-const KEYS_HIT: &[u8] = b"Cache-Status: segment-redis-proxy; hit\r\n";
-
-/// The same, if at least one is not from the cache.
-const KEYS_MISS: &[u8] = b"Cache-Status: segment-redis-proxy; fwd=miss\r\n";
-
 /// Message of a 504 to a request for cached values only (RFC 9111, section 5.2.1.7).
 pub const NOT_CACHED: &str = "the key is not cached, and Cache-Control: only-if-cached does not permit to read it";
 
@@ -218,11 +212,11 @@ pub fn encode_admin(
     ReplySummary { status: *status, bytes: body.len() }
 }
 
-/// Appends the head of the response to a request for several keys, with a body of `bytes`. `is_hit`
-/// is true if all values are from the cache. Returns what was sent, and true if the body follows.
+/// Appends the head of the response to a request for several keys, with a body of `bytes`. Returns
+/// what was sent, and true if the body follows.
 pub fn encode_keys_head(
     bytes: usize,
-    is_hit: bool,
+    origin: Source,
     format: &HttpReplyFormat,
     date: &ResponseDate,
     out: &mut SendBuffer,
@@ -233,8 +227,7 @@ pub fn encode_keys_head(
     let (status, out) = (Status::Ok, out.tail());
     begin_head(status, content_type_of(View::Json), &date.text, out);
     write_length(bytes, out);
-    out.extend_from_slice(if is_hit { KEYS_HIT } else { KEYS_MISS });
-    out.extend_from_slice(NO_STORE);
+    write_cache_fields(origin, CacheControl::NoStore, format, out);
     end_head(format, out);
     let sent = ReplySummary { status, bytes: if format.head_only { 0 } else { bytes } };
     (sent, !format.head_only)

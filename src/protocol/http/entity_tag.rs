@@ -79,6 +79,11 @@ impl TagList {
         }
     }
 
+    /// Returns the bytes of the tags in memory.
+    pub fn held_bytes(&self) -> usize {
+        self.tags.capacity() * size_of::<EntityTag>()
+    }
+
     /// Returns true if the list has `tag` by strong comparison, or `*`.
     pub fn matches_strongly(&self, tag: Option<EntityTag>) -> bool {
         self.matches(tag, |listed, tag| listed.equals_strongly(tag))

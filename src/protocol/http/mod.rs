@@ -120,6 +120,11 @@ impl HttpReplyFormat {
         self.conditions.as_ref().map_or(Selection::Whole, |conditions| conditions.select(representation()))
     }
 
+    /// Returns the bytes that the format holds beside itself.
+    pub fn held_bytes(&self) -> usize {
+        self.conditions.as_ref().map_or(0, |conditions| conditions.held_bytes())
+    }
+
     /// Returns true if the response holds a shared value until it is sent.
     pub fn pins(&self, value: &Value) -> bool {
         let tag = self.tag_of(value.digest);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::protocol::resp::commands;
-use crate::types::Source;
+use crate::types::{Outage, Source};
 use crate::value::JsonForm;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -172,6 +172,62 @@ proptest! {
         prop_assert!(head.contains(&length) && sent.bytes == body.len(), "{}", head);
         let is_hit = parts.iter().all(|&(kind, ..)| kind < 3);
         prop_assert_eq!(head.contains("; hit"), is_hit);
+    }
+}
+
+/// Values that need an encoding are held and rendered in pieces, if there is memory for references.
+/// A response to `HEAD` holds nothing.
+#[test]
+fn json_holds_values_to_encode() {
+    let escaped = Arc::new(Value::new(vec![b'\n'; 10_000]));
+    let plain = Arc::new(Value::new(vec![b'x'; 10_000]));
+    for (head_only, held_bytes) in [(false, 10_000), (true, 0)] {
+        let format = HttpReplyFormat { head_only, keep_alive: true, ..HttpReplyFormat::default() };
+        let mut multi = MultiReply::new_json(format, 2);
+        for value in [&escaped, &plain] {
+            multi.begin_key(b"a");
+            let before = multi.part_bytes();
+            multi.push(&reply(KeyResult::Value(Payload::Shared(value))));
+            let is_escaped = Arc::ptr_eq(value, &escaped);
+            assert_eq!(value.pins.get(), u32::from(is_escaped && !head_only));
+            let encoded =
+                if is_escaped || head_only { held_bytes } else { 10_000 + "\"value\":\"\",\"fromCache\":true}".len() };
+            assert_eq!(multi.part_bytes() - before, encoded);
+        }
+        let mut out = SendBuffer::default();
+        let bytes = "{\"values\":[,]}".len() + 2 * "{\"key\":\"a\",\"value\":\"\",\"fromCache\":true}".len() + 30_000;
+        encode(multi, &mut out);
+        let text = String::from_utf8(out.drain(usize::MAX)).expect("text");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        assert!(head.contains(&format!("\r\nContent-Length: {bytes}\r\n")), "{head}");
+        assert_eq!(body.len(), if head_only { 0 } else { bytes });
+        assert_eq!(escaped.pins.get(), 0);
+    }
+}
+
+/// `Cache-Status` is that of the value that is trusted least.
+#[test]
+fn json_reports_least_trusted_origin() {
+    let hit = |ttl| Source::Cache { ttl };
+    let miss = Source::Redis { collapsed: true, stored: Some(9000) };
+    let stale = |expired_for| Source::Stale { expired_for, outage: Outage::TimedOut };
+    for (sources, status) in [
+        (&[hit(9000), hit(2000), hit(5000)][..], "hit; ttl=2"),
+        (&[hit(9000), Source::Neither], "detail=only-if-cached"),
+        (&[hit(9000), miss, hit(2000)], "fwd=miss; collapsed; stored; ttl=9"),
+        (&[stale(1), miss, stale(3000), hit(1)], "fwd=stale; detail=redis-timed-out; ttl=-3"),
+    ] {
+        let mut multi = MultiReply::new_json(HttpReplyFormat::default(), sources.len() as u32);
+        for &source in sources {
+            multi.begin_key(b"a");
+            let result = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
+            multi.push(&Reply { result, source, tracked: false });
+        }
+        let mut out = SendBuffer::default();
+        encode(multi, &mut out);
+        let text = String::from_utf8(out.drain(usize::MAX)).expect("text");
+        assert!(text.contains(&format!("\r\nCache-Status: segment-redis-proxy; {status}\r\n")), "{text}");
+        assert!(text.contains("\r\nCache-Control: no-store\r\n"), "{text}");
     }
 }
 

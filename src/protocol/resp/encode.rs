@@ -10,10 +10,10 @@ use crate::value::{Payload, SHARED_VALUE_BYTES};
 use std::ops::Range;
 
 /// Error that Redis returns for a key of another type.
+const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
+
 /// Error for a key that may not be read. RESP commands always permit it.
 const NOT_CACHED: &str = "ERR the key is not cached";
-
-const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
 impl RespReplyFormat {
     /// Returns true if the reply pins a shared value of `length` bytes until it is sent.
