@@ -57,7 +57,7 @@ impl<'a> UpcomingKeys<'a> {
 pub struct Access {
     /// A fresh entry may be the reply. False for `Cache-Control: no-cache`.
     pub uses_cache: bool,
-    /// That entry becomes the most recently used one. False after `CLIENT NO-TOUCH`.
+    /// The entry becomes the most recently used one. False after `CLIENT NO-TOUCH`.
     pub updates_recency: bool,
     /// Redis may be read. False for `Cache-Control: only-if-cached`.
     pub reads_redis: bool,

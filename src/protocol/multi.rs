@@ -40,9 +40,6 @@ static MULTI_BUDGET: OutputBudget = OutputBudget::new(256 * 1024 * 1024);
 const MULTI_MEMORY_FULL: &str =
     "TRYAGAIN the memory limit for multi-key replies is reached; retry, or request fewer keys at once";
 
-/// Error reply if a reply would exceed [`MAX_MULTI_REPLY_BYTES`].
-const MULTI_TOO_LONG: &str = "ERR the reply would be longer than 67108864 bytes; request fewer keys at once";
-
 /// Initial size of the first segment: some short values. It grows by doubling.
 const FIRST_SEGMENT_BYTES: usize = 2 * 1024;
 
@@ -205,7 +202,7 @@ impl MultiReply {
     /// Returns true if the client does not get what it asked for: the whole reply is an error, or
     /// the element of a key that Redis could not serve.
     pub fn has_failed_key(&self) -> bool {
-        self.has_failed() || matches!(&self.form, Form::Json(json) if json.has_failed_key())
+        self.has_failed() || matches!(&self.form, Form::Json(json) if json.has_failed_key)
     }
 
     /// Returns true if the reply is an error already, so further keys need no lookup.
@@ -215,7 +212,7 @@ impl MultiReply {
 
     /// Returns the bytes of values and parts that are not rendered, and of the request.
     pub fn memory_bytes(&self) -> usize {
-        let request_bytes = if let Form::Json(json) = &self.form { json.request_bytes() } else { 0 };
+        let request_bytes = if let Form::Json(json) = &self.form { json.format.held_bytes() } else { 0 };
         self.part_bytes + (self.parts.len() - self.rendered) * size_of::<Part>() + request_bytes
     }
 
@@ -429,7 +426,12 @@ impl MultiReply {
             (_, Form::Json(_)) => return self.encode_response(date, out),
             (Some(MultiFailure::Key(error)), _) => encode_error(error, out),
             (Some(MultiFailure::MemoryFull), _) => encode_error(MULTI_MEMORY_FULL, out),
-            (Some(MultiFailure::TooLong), _) => encode_error(MULTI_TOO_LONG, out),
+            (Some(MultiFailure::TooLong), _) => encode_error(
+                &format!(
+                    "ERR the reply would be longer than {MAX_MULTI_REPLY_BYTES} bytes; request fewer keys at once"
+                ),
+                out,
+            ),
             (None, Form::Count(version)) => RespWriter::new(out.tail(), *version).integer(i64::from(self.existing)),
             (None, Form::Values(version)) => {
                 RespWriter::new(out.tail(), *version).array(self.keys as usize);

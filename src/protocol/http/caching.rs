@@ -106,15 +106,15 @@ pub fn write_cache_fields(source: Source, control: CacheControl, format: &HttpRe
     let mut buffer = itoa::Buffer::new();
     let seconds = ttl.map_or("", |ttl| buffer.format(ttl / 1000)).as_bytes();
     out.extend_from_slice(seconds);
+    let control = if ttl.is_some() { control } else { CacheControl::NoStore };
     out.extend_from_slice(match (control, is_private) {
-        _ if ttl.is_none() => b"\r\nCache-Control: no-store\r\n",
         (CacheControl::MaxAge, true) => &b"\r\nCache-Control: private, max-age="[..],
         (CacheControl::MaxAge, false) => b"\r\nCache-Control: max-age=",
         (CacheControl::NoCache, true) => b"\r\nCache-Control: private, no-cache\r\n",
         (CacheControl::NoCache, false) => b"\r\nCache-Control: no-cache\r\n",
         (CacheControl::NoStore, _) => b"\r\nCache-Control: no-store\r\n",
     });
-    if matches!(control, CacheControl::MaxAge) && ttl.is_some() {
+    if matches!(control, CacheControl::MaxAge) {
         out.extend_from_slice(seconds);
         out.extend_from_slice(b", proxy-revalidate, stale-while-revalidate=0\r\n");
     }

@@ -7,7 +7,7 @@ use super::caching::{CacheControl, NO_STORE, write_cache_fields};
 use super::conditions::{Representation, Selection};
 use super::entity_tag::EntityTag;
 use super::head::{ResponseDate, begin_bare_head, begin_head, content_type_of, end_head, write_length};
-use super::json::{self, Encoding};
+use super::json;
 use super::value_body::ValueBody;
 use super::{HttpRefusal, HttpReplyFormat, Status, View};
 use crate::protocol::{ReplySummary, SendBuffer};
@@ -91,12 +91,12 @@ fn encode_value(
     date: &ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
-    let tag = if format.omits_entity_tag { None } else { format.tag_of(payload.digest()) };
+    let tag = format.tag_of(|| payload.digest());
     let value_bytes = payload.bytes().len();
     let error = |status, message, extra_fields: &str, out: &mut SendBuffer| {
         encode_error(status, message, Some(reply.source), extra_fields, format, date, out)
     };
-    match format.select(|| Representation::of_value(tag, value_bytes, format.view, format.head_only)) {
+    match format.select_value(tag, value_bytes) {
         Selection::Whole => {
             let body = ValueBody::new(payload, format.view, !matches!(reply.source, Source::Redis { .. }));
             let bytes = body.len();
@@ -126,7 +126,7 @@ fn encode_value(
         }
         Selection::NotModified => {
             let status = Status::NotModified;
-            begin_bare_head(status, date, out.tail());
+            begin_bare_head(status, &date.text, out.tail());
             end_value_head(tag, reply, format, out.tail());
             ReplySummary { status, bytes: 0 }
         }
@@ -239,7 +239,7 @@ fn encode_unmet(format: &HttpReplyFormat, date: &ResponseDate, out: &mut SendBuf
     match format.select(|| Representation::UNTAGGED) {
         Selection::NotModified => {
             let (status, head) = (Status::NotModified, out.tail());
-            begin_bare_head(status, date, head);
+            begin_bare_head(status, &date.text, head);
             head.extend_from_slice(NO_STORE);
             end_head(format, head);
             Some(ReplySummary { status, bytes: 0 })
@@ -255,7 +255,7 @@ fn encode_unmet(format: &HttpReplyFormat, date: &ResponseDate, out: &mut SendBuf
 /// scripts of other origins must not read values.
 pub fn encode_options(format: &HttpReplyFormat, date: &ResponseDate, out: &mut SendBuffer) -> ReplySummary {
     let out = out.tail();
-    begin_bare_head(Status::Ok, date, out);
+    begin_bare_head(Status::Ok, &date.text, out);
     out.extend_from_slice(ALLOW.as_bytes());
     out.extend_from_slice(b"Content-Length: 0\r\n");
     end_head(format, out);
@@ -272,10 +272,7 @@ fn encode_error(
     date: &ResponseDate,
     out: &mut SendBuffer,
 ) -> ReplySummary {
-    const ERROR_BODY_START: &str = "{\"error\":\"";
-    const ERROR_BODY_END: &str = "\"}";
-    let length =
-        ERROR_BODY_START.len() + json::rendered_len(message.as_bytes(), Encoding::Escaped) + ERROR_BODY_END.len();
+    let length = "{".len() + json::error_len(message);
     let out = out.tail();
     begin_head(status, "application/json", &date.text, out);
     write_length(length, out);
@@ -288,8 +285,7 @@ fn encode_error(
     if format.head_only {
         return ReplySummary { status, bytes: 0 };
     }
-    out.extend_from_slice(ERROR_BODY_START.as_bytes());
-    json::escape(message.as_bytes(), out);
-    out.extend_from_slice(ERROR_BODY_END.as_bytes());
+    out.push(b'{');
+    json::write_error(message, out);
     ReplySummary { status, bytes: length }
 }

@@ -37,18 +37,18 @@ pub(super) fn content_type_of(view: View) -> &'static str {
 }
 
 /// Appends a head up to the `Date` field.
-pub(super) fn begin_bare_head(status: Status, date: &ResponseDate, head: &mut Vec<u8>) {
-    for part in ["HTTP/1.1 ", status.line(), "\r\nDate: ", &date.text, "\r\n"] {
-        head.extend_from_slice(part.as_bytes());
+pub(super) fn begin_bare_head(status: Status, date: &str, out: &mut Vec<u8>) {
+    for part in ["HTTP/1.1 ", status.line(), "\r\nDate: ", date, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
     }
 }
 
 /// Appends a head up to the number in `Content-Length`.
 pub(super) fn begin_head(status: Status, content_type: &str, date: &str, out: &mut Vec<u8>) {
-    for part in ["HTTP/1.1 ", status.line(), "\r\nDate: ", date, "\r\nContent-Type: ", content_type] {
+    begin_bare_head(status, date, out);
+    for part in ["Content-Type: ", content_type, "\r\nX-Content-Type-Options: nosniff\r\nContent-Length: "] {
         out.extend_from_slice(part.as_bytes());
     }
-    out.extend_from_slice(b"\r\nX-Content-Type-Options: nosniff\r\nContent-Length: ");
 }
 
 /// Appends the number in `Content-Length` and ends the field line.

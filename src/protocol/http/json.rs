@@ -60,6 +60,22 @@ pub fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(rest);
 }
 
+/// Member of an object that says why there is no value, around its message.
+const ERROR_START: &[u8] = b"\"error\":\"";
+const ERROR_END: &[u8] = b"\"}";
+
+/// Returns the number of bytes that [`write_error`] appends.
+pub fn error_len(message: &str) -> usize {
+    ERROR_START.len() + rendered_len(message.as_bytes(), Encoding::Escaped) + ERROR_END.len()
+}
+
+/// Appends the last member of an object, its error, and the end of the object.
+pub fn write_error(message: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(ERROR_START);
+    escape(message.as_bytes(), out);
+    out.extend_from_slice(ERROR_END);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

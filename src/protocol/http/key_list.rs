@@ -1,8 +1,9 @@
 //! Keys of a request for several: the query of `/keys` (RFC 3986, section 3.4).
 
-use super::target::append_decoded;
+use super::target::{MALFORMED_ESCAPE, append_decoded};
 use super::{HttpRefusal, bad_request};
 use crate::types::UpcomingKeys;
+use std::ops::Range;
 
 /// Parameter of the query that names a key. All others are ignored.
 const PARAMETER: &[u8] = b"key=";
@@ -27,7 +28,7 @@ impl KeyList {
         let mut list = KeyList { bytes: Vec::new(), ends: Vec::new(), next: 0 };
         for key in query.split(|&byte| byte == b'&').filter_map(|parameter| parameter.strip_prefix(PARAMETER)) {
             if !append_decoded(key, &mut list.bytes) {
-                return Err(super::target::MALFORMED_ESCAPE);
+                return Err(MALFORMED_ESCAPE);
             }
             list.ends.push(list.bytes.len() as u16);
         }
@@ -64,7 +65,7 @@ impl KeyList {
         }
     }
 
-    fn range_of(&self, index: usize) -> Option<std::ops::Range<usize>> {
+    fn range_of(&self, index: usize) -> Option<Range<usize>> {
         let end = *self.ends.get(index)?;
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
         Some(usize::from(start)..usize::from(end))

@@ -110,9 +110,15 @@ pub struct HttpReplyFormat {
 }
 
 impl HttpReplyFormat {
-    /// Returns the entity tag of a value with this digest.
-    fn tag_of(&self, digest: u64) -> Option<EntityTag> {
-        (!self.omits_entity_tag).then(|| EntityTag::new(digest, self.view))
+    /// Returns the entity tag of a value. Calls `digest`, which may scan the value, only if it has
+    /// one.
+    fn tag_of(&self, digest: impl FnOnce() -> u64) -> Option<EntityTag> {
+        (!self.omits_entity_tag).then(|| EntityTag::new(digest(), self.view))
+    }
+
+    /// Returns the response to this request, if there is a value of `length` bytes with this tag.
+    fn select_value(&self, tag: Option<EntityTag>, length: usize) -> Selection {
+        self.select(|| Representation::of_value(tag, length, self.view, self.head_only))
     }
 
     /// Returns the response to this request, if it is 200 without conditions.
@@ -127,9 +133,8 @@ impl HttpReplyFormat {
 
     /// Returns true if the response holds a shared value until it is sent.
     pub fn pins(&self, value: &Value) -> bool {
-        let tag = self.tag_of(value.digest);
         !self.head_only
-            && match self.select(|| Representation::of_value(tag, value.bytes.len(), self.view, false)) {
+            && match self.select_value(self.tag_of(|| value.digest), value.bytes.len()) {
                 Selection::Whole => true,
                 Selection::Part(part) => part.len() > SHARED_VALUE_BYTES,
                 _ => false,

@@ -8,7 +8,7 @@ use std::ops::Range;
 pub enum ByteRange {
     /// From the first position to the last one, or to the end of the value.
     Between(u64, u64),
-    /// That many bytes at the end of the value.
+    /// Number of bytes at the end of the value.
     Last(u64),
 }
 

@@ -17,8 +17,6 @@ use std::sync::Arc;
 
 const BODY_START: &[u8] = b"{\"values\":[";
 const BODY_END: &[u8] = b"]}";
-const ERROR_START: &[u8] = b"\"error\":\"";
-const ERROR_END: &[u8] = b"\"}";
 
 /// Properties of a reply in JSON.
 #[derive(Debug)]
@@ -29,7 +27,7 @@ pub(super) struct JsonReply {
     /// Origin of the value that is trusted least, `None` before the first one.
     origin: Option<Source>,
     /// True if a key could not be read.
-    has_failed_key: bool,
+    pub(super) has_failed_key: bool,
     /// Number of values without memory for a reference, which were not counted as failures yet.
     memory_failures: usize,
 }
@@ -37,16 +35,6 @@ pub(super) struct JsonReply {
 impl JsonReply {
     pub(super) fn new(format: HttpReplyFormat) -> JsonReply {
         JsonReply { format, elements_bytes: 0, origin: None, has_failed_key: false, memory_failures: 0 }
-    }
-
-    /// Returns true if a key could not be read.
-    pub(super) fn has_failed_key(&self) -> bool {
-        self.has_failed_key
-    }
-
-    /// Returns the bytes that the request holds beside the elements.
-    pub(super) fn request_bytes(&self) -> usize {
-        self.format.held_bytes()
     }
 
     /// Stores the origin of an element, if it is trusted less than the others.
@@ -162,13 +150,7 @@ impl MultiReply {
 
     /// Encodes the end of an element whose key could not be read.
     fn encode_error(&mut self, key: u32, message: &str) -> Part {
-        let text = message.as_bytes();
-        let length = ERROR_START.len() + json::rendered_len(text, Encoding::Escaped) + ERROR_END.len();
-        self.encode_element_part(key, length, |out| {
-            out.extend_from_slice(ERROR_START);
-            json::escape(text, out);
-            out.extend_from_slice(ERROR_END);
-        })
+        self.encode_element_part(key, json::error_len(message), |out| json::write_error(message, out))
     }
 
     /// Encodes exactly `length` bytes with `encode`. For `HEAD` the length is enough.
