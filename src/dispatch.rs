@@ -155,6 +155,53 @@ impl Dispatcher<'_> {
         (at, limit_reached && has_rest)
     }
 
+    /// Serves the first request of a client, which waits for changes of keys: begins it, appends the
+    /// present state of keys that the client lacks, and ends it if its time is over. `closes` ends it
+    /// too. Returns true if that gave the client bytes to send.
+    pub fn serve_watch(&mut self, connection: &mut Connection, slot: usize, closes: bool) -> bool {
+        let unsent = connection.send_buffer().unsent_bytes();
+        if !connection.is_watching() {
+            self.begin_watch(connection, slot);
+        }
+        let Dispatcher { read_through, context, now, .. } = self;
+        while let Some(watcher) = connection.take_behind(slot, *now) {
+            read_through.catch_up(watcher, *now, &mut |request_id, event| {
+                connection.deliver_event(request_id, event, *now, &mut context.reply)
+            });
+        }
+        let closes = (closes || context.policy.announce_close) && connection.is_watching();
+        if closes || connection.must_end_watch(*now) {
+            self.end_watch(connection, slot);
+        } else {
+            connection.append_heartbeat(*now);
+        }
+        connection.send_buffer().unsent_bytes() > unsent
+    }
+
+    fn begin_watch(&mut self, connection: &mut Connection, slot: usize) {
+        let Dispatcher { read_through, context, now, .. } = self;
+        let count = connection.watched_key_count();
+        if !read_through.reserve_watchers(count) {
+            return connection.refuse_watch(&mut context.reply);
+        }
+        let retry_spread = context.policy.retry_spread;
+        connection.begin_watch(read_through.is_tracked(), retry_spread, *now, &mut context.reply);
+        for part in 0..count as u32 {
+            if let Some((key, request_id, has)) = connection.watched_key(slot, part) {
+                let id = read_through.watch(key, request_id, has);
+                connection.add_watch_id(id);
+            }
+        }
+    }
+
+    /// Removes the watchers of a client, and ends its request that waits for changes.
+    fn end_watch(&mut self, connection: &mut Connection, slot: usize) {
+        for (id, request_id) in connection.watchers(slot) {
+            self.read_through.unwatch(id, request_id);
+        }
+        connection.end_watch(self.context.policy.retry_spread, &mut self.context.reply);
+    }
+
     /// Looks up keys of a request for several. Returns their count, and the bytes of input
     /// consumed.
     fn look_up_keys(

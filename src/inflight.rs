@@ -16,7 +16,7 @@ use crate::cache::{DeadlineHeap, hash_key};
 use crate::types::{Millis, RequestId};
 use slab::Slab;
 use std::collections::HashMap;
-use std::collections::hash_map::{Entry, RandomState};
+use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -87,6 +87,11 @@ impl Waiters {
             None => self.first = Some(waiter),
             Some(_) => self.later.push(waiter),
         }
+    }
+
+    /// Returns true if there is no waiter.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
     }
 
     /// Returns the waiters in order.
@@ -160,22 +165,44 @@ impl Inflight {
         now: Millis,
         deadline: Millis,
     ) -> Join {
-        let entry = self.joinable.entry(hash);
-        if let Entry::Occupied(found) = &entry
-            && let Some(fetch) = self.fetches.get_mut(*found.get()).filter(|fetch| *fetch.key == *key)
-        {
-            fetch.waiters.push(Waiter { request_id, collapsed: true, deadline });
-            let fetch_id = *found.get();
+        if let Some(fetch_id) = self.find_joinable(hash, key) {
+            self.fetches[fetch_id].waiters.push(Waiter { request_id, collapsed: true, deadline });
             self.arm_deadline(fetch_id);
             return Join::Joined;
         }
         let key: Arc<[u8]> = key.into();
-        let waiters = Waiters { first: Some(Waiter { request_id, collapsed: false, deadline }), later: Vec::new() };
-        let fetch = Fetch { key: Arc::clone(&key), hash, started_at: now, waiters, heap_position: None };
-        let fetch_id = self.fetches.insert(fetch);
-        entry.or_insert(fetch_id);
+        let first = Some(Waiter { request_id, collapsed: false, deadline });
+        let fetch_id = self.start(hash, Arc::clone(&key), Waiters { first, later: Vec::new() }, now);
+        self.joinable.entry(hash).or_insert(fetch_id);
         self.arm_deadline(fetch_id);
         Join::Started(fetch_id, key)
+    }
+
+    /// Returns the id of a fetch of `key` that started after `after`, and true if the caller must
+    /// submit a job for it. Requests join it, but the caller is no waiter.
+    ///
+    /// A fetch in flight that started before is detached, because a later one must not bring an
+    /// older value.
+    pub fn join_or_start_after(&mut self, key: &Arc<[u8]>, after: Option<Millis>, now: Millis) -> (usize, bool) {
+        let hash = hash_key(&self.hasher, key);
+        if let Some(fetch_id) = self.find_joinable(hash, key)
+            && after.is_none_or(|after| self.fetches[fetch_id].started_at > after)
+        {
+            return (fetch_id, false);
+        }
+        let fetch_id = self.start(hash, Arc::clone(key), Waiters::default(), now);
+        self.joinable.insert(hash, fetch_id);
+        (fetch_id, true)
+    }
+
+    /// Returns the fetch of `key`, which has this hash, if requests can join it.
+    fn find_joinable(&self, hash: u64, key: &[u8]) -> Option<usize> {
+        let fetch_id = *self.joinable.get(&hash)?;
+        self.fetches.get(fetch_id).is_some_and(|fetch| *fetch.key == *key).then_some(fetch_id)
+    }
+
+    fn start(&mut self, hash: u64, key: Arc<[u8]>, waiters: Waiters, now: Millis) -> usize {
+        self.fetches.insert(Fetch { key, hash, started_at: now, waiters, heap_position: None })
     }
 
     /// Adds a fetch with waiters to the heap, unless it is already there.
@@ -204,9 +231,7 @@ impl Inflight {
     /// Detaches the fetch of a key that changed in Redis. Later requests start a new fetch.
     pub fn detach(&mut self, key: &[u8]) {
         let hash = hash_key(&self.hasher, key);
-        if let Some(&fetch_id) = self.joinable.get(&hash)
-            && self.fetches.get(fetch_id).is_some_and(|fetch| *fetch.key == *key)
-        {
+        if self.find_joinable(hash, key).is_some() {
             self.joinable.remove(&hash);
         }
     }

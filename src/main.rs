@@ -20,6 +20,7 @@ use segment_redis_proxy::log_format::{LogFormat, event_line};
 use segment_redis_proxy::log_writer::{LogTarget, LogWriter};
 use segment_redis_proxy::metrics::{InstanceInfo, MetricsRegistry, Setting};
 use segment_redis_proxy::protocol::set_pinned_limit;
+use segment_redis_proxy::read_through::WatcherLimit;
 use segment_redis_proxy::server::{
     ConnectionLimiter, FileLimitTooLow, SharedState, SocketFile, WATCHDOG_INTERVAL, Watchdog, Worker, WorkerHandle,
 };
@@ -177,6 +178,7 @@ fn serve(config: &Config, logs: &Logs) -> Result<ExitCode, ExitError> {
     let access = reloadables.redis_access();
     let shared = SharedState {
         connection_limit: connection_limiter,
+        watcher_limit: WatcherLimit::new(config.max_watchers),
         access,
         registry: Arc::clone(&registry),
         client_passwords: reloadables.client_passwords(),

@@ -3,9 +3,12 @@
 //! They are independent of any wire format. A protocol decodes bytes into a key and encodes a
 //! [`Reply`] into bytes.
 
+mod watch;
+
 use crate::value::{Payload, Value};
 use std::fmt;
 use std::sync::Arc;
+pub use watch::{Delivery, KeyState, RenderedEvent, WatchEvent};
 
 /// Milliseconds of monotonic time since the worker started, and durations in milliseconds. The
 /// event loop reads the clock once a tick and passes the time in.
@@ -293,7 +296,7 @@ impl Invalidation {
 
 /// Address of a waiter. The connection id distinguishes the client from a later one in the same
 /// slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId {
     /// Index of the client in the worker's slab.
     pub slot: usize,

@@ -13,6 +13,7 @@ use common::resp::{RespClient, encode_command};
 use common::{HttpClient, Proxy, Redis, TEST_TIMEOUT, strace};
 use segment_redis_proxy::backend::RedisAccess;
 use segment_redis_proxy::config::Config;
+use segment_redis_proxy::read_through::WatcherLimit;
 use segment_redis_proxy::server::{ConnectionLimiter, Endpoint, Listener, SharedState, Worker, bind};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -83,6 +84,7 @@ fn hit_allocates_nothing() {
         &config,
         SharedState {
             connection_limit: ConnectionLimiter::from_config(&config).expect("enough open files"),
+            watcher_limit: WatcherLimit::new(config.max_watchers),
             access: Arc::new(RedisAccess::load(config.redis.clone()).expect("no file is read")),
             registry: Arc::default(),
             client_passwords: None,

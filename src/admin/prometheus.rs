@@ -145,6 +145,18 @@ fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
     text.metric("segment_connections_limit", settings.max_connections, "Limit of client connections.");
     text.metric("segment_connections_accepted_total", metrics.accepted, "Accepted client connections.");
     text.metric("segment_connections_rejected_total", metrics.rejected, "Client connections rejected at the limit.");
+    text.metric("segment_watchers", metrics.watchers, "Keys that event streams and long polls watch.");
+    text.metric(
+        "segment_watched_keys",
+        metrics.watched_keys,
+        "Different keys that are watched, added up over workers.",
+    );
+    text.metric("segment_watch_events_total", metrics.watch_events, "Events sent to watchers.");
+    text.metric(
+        "segment_watch_changes_merged_total",
+        metrics.watch_changes_merged,
+        "Changes of watched keys that shared a read with an earlier change.",
+    );
     text.labelled_counter(
         "segment_client_timeouts_total",
         "kind",

@@ -68,6 +68,12 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("auth_failures", object(Protocol::NAMES.into_iter().zip(metrics.auth_failures.map(auth_failures)))),
         ("tls_handshakes", object(TlsHandshakeResult::NAMES.into_iter().zip(metrics.tls_handshakes))),
     ];
+    let watching = [
+        ("watchers", metrics.watchers as u64),
+        ("keys", metrics.watched_keys as u64),
+        ("events", metrics.watch_events),
+        ("changes_merged", metrics.watch_changes_merged),
+    ];
     let tracking = match redis.tracking {
         TrackingState::Off => "off",
         TrackingState::On => "on",
@@ -108,6 +114,7 @@ pub fn json(now: &Snapshot, settings: &InstanceInfo) -> String {
         ("keys", object([("hits", metrics.hits), ("misses", metrics.misses), ("collapsed", metrics.collapsed)])),
         ("cache", object(cache)),
         ("clients", object(clients)),
+        ("watching", object(watching)),
         ("redis", object(redis)),
         ("errors", object(Failure::KINDS.into_iter().zip(metrics.failures))),
         ("latency", object(latency)),

@@ -32,6 +32,19 @@ impl LruList {
         self.newest = id;
     }
 
+    /// Adds entry `id` directly behind `newer`, so that it is evicted just before that entry. It must
+    /// not be in the list.
+    pub(super) fn push_behind(&mut self, nodes: &mut PagedVec<Node>, id: u32, newer: u32) {
+        let older = nodes[newer as usize].older;
+        nodes[id as usize].newer = newer;
+        nodes[id as usize].older = older;
+        nodes[newer as usize].older = id;
+        match older {
+            NIL => self.oldest = id,
+            older => nodes[older as usize].newer = id,
+        }
+    }
+
     /// Removes entry `id`.
     pub(super) fn remove(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
         let (newer, older) = (nodes[id as usize].newer, nodes[id as usize].older);

@@ -244,21 +244,57 @@ impl Cache {
         if let Some(replaced) = self.find(hash, key) {
             self.release(replaced);
         }
-        let step = longest_grace_step(self.limits.stale, redis_expiry.saturating_sub(deadline));
-        let record = Record::new(key, value, self.generation << GRACE_BITS | step);
+        let record = self.record_of(key, value, deadline, redis_expiry);
         self.insertions.add(hash, record.bytes());
         if !self.evict_for(record.bytes()) {
             self.capacity_losses.not_stored += 1;
             return false;
         }
+        self.add(hash, record, deadline, NIL);
+        true
+    }
+
+    /// Stores a value like [`Cache::insert`], but for no request, so that this counts as no use. An
+    /// entry that it replaces keeps its position in the LRU order. A new entry becomes the least
+    /// recently used one. Evicts nothing: returns false without storing if the cache is full.
+    pub fn insert_unused(&mut self, key: &[u8], value: Payload<'_>, deadline: Millis, redis_expiry: Millis) -> bool {
+        let hash = self.hash(key);
+        let newer = match self.find(hash, key) {
+            Some(replaced) => {
+                let newer = self.nodes[replaced as usize].newer;
+                self.release(replaced);
+                newer
+            }
+            None => self.lru.oldest().unwrap_or(NIL),
+        };
+        let record = self.record_of(key, value, deadline, redis_expiry);
+        if self.len() >= self.limits.entries || self.bytes.saturating_add(record.bytes()) > self.limits.bytes {
+            return false;
+        }
+        self.add(hash, record, deadline, newer);
+        true
+    }
+
+    /// Returns the record of an entry with these times.
+    fn record_of(&self, key: &[u8], value: Payload<'_>, deadline: Millis, redis_expiry: Millis) -> Record {
+        let step = longest_grace_step(self.limits.stale, redis_expiry.saturating_sub(deadline));
+        Record::new(key, value, self.generation << GRACE_BITS | step)
+    }
+
+    /// Adds an entry to the table, the heap and the LRU list: directly behind `newer`, or as the
+    /// most recently used one if that is [`NIL`].
+    fn add(&mut self, hash: u32, record: Record, deadline: Millis, newer: u32) {
+        let grace = grace_millis(record.tag() & MAX_GRACE_STEP, self.limits.stale);
         self.bytes += record.bytes();
         let id = self.allocate(hash, record);
         self.table.insert(&mut self.nodes, id);
-        self.lru.push_newest(&mut self.nodes, id);
-        let retain_until = deadline.saturating_add(grace_millis(step, self.limits.stale));
+        match newer {
+            NIL => self.lru.push_newest(&mut self.nodes, id),
+            newer => self.lru.push_behind(&mut self.nodes, id, newer),
+        }
         let nodes = &mut self.nodes;
+        let retain_until = deadline.saturating_add(grace);
         self.deadlines.push(retain_until, id, |id, position| nodes[id as usize].heap_position = position);
-        true
     }
 
     /// Removes the entry of `key`. Returns true if there was one.

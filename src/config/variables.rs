@@ -147,6 +147,9 @@ const MIN_CLIENT_TIMEOUT: Duration = Duration::from_millis(100);
 /// Resolution of the event loop's clock.
 const MILLISECOND: Duration = Duration::from_millis(1);
 
+/// A minute. A watcher that may wait for longer is served as well by a request now and then.
+const MAX_WATCH_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Longest string in Redis by default (`proto-max-bulk-len`).
 const MAX_VALUE_BYTES: u64 = 512 * 1024 * 1024;
 
@@ -158,7 +161,7 @@ pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// All variables, in the order of the documentation.
 #[rustfmt::skip]
-pub const VARIABLES: [Variable; 52] = [
+pub const VARIABLES: [Variable; 54] = [
     Variable { name: "REDIS_HOST", default: "redis", kind: Kind::Host, group: Group::Redis, description: "host of the Redis server" },
     Variable { name: "REDIS_PORT", default: "6379", kind: Kind::Number(1, 65_535), group: Group::Redis, description: "port of the Redis server" },
     Variable { name: "REDIS_URL", default: "", kind: Kind::RedisUrl, group: Group::Redis, description: "address of the Redis server instead of REDIS_HOST, REDIS_PORT and REDIS_DB; may hold user and password, and several hosts with REDIS_MODE=sentinel or cluster" },
@@ -197,6 +200,8 @@ pub const VARIABLES: [Variable; 52] = [
     Variable { name: "CLIENT_TIMEOUT", default: "10", kind: Kind::Seconds(MIN_CLIENT_TIMEOUT, MAX_REQUEST_TIMEOUT), group: Group::Clients, description: "time within which a client must send a whole request" },
     Variable { name: "CLIENT_IDLE_TIMEOUT", default: "60", kind: Kind::Seconds(MIN_CLIENT_TIMEOUT, MAX_DURATION), group: Group::Clients, description: "time after which a client that sends no request, or reads no reply, is closed" },
     Variable { name: "HTTP_CACHING", default: "on", kind: Kind::Switch, group: Group::Clients, description: "send entity tags over HTTP, by which clients and caches in front recognise a value that they have" },
+    Variable { name: "MAX_WATCHERS", default: "10000", kind: Kind::Number(0, 1_000_000), group: Group::Clients, description: "limit on keys that event streams and long polls watch, of all workers together; 0 refuses them" },
+    Variable { name: "WATCH_INTERVAL", default: "50", kind: Kind::Milliseconds(MILLISECOND, MAX_WATCH_INTERVAL), group: Group::Clients, description: "shortest time between two reads of a watched key, so that a burst of changes is one event" },
     Variable { name: "SHARE_PORT", default: "off", kind: Kind::Switch, group: Group::Clients, description: "let other proxies of the same user listen on the same port, for restarts without downtime" },
     Variable { name: "TLS_CERT", default: "", kind: Kind::Path, group: Group::Clients, description: "certificate chain for TLS with clients, a PEM file; SIGHUP reads it again" },
     Variable { name: "TLS_KEY", default: "", kind: Kind::Path, group: Group::Clients, description: "private key of TLS_CERT, a PEM file; SIGHUP reads it again" },

@@ -177,7 +177,7 @@ impl Connection {
         context: &mut ReplyContext<'_>,
     ) -> DecodeStep<'a> {
         let Head { operation, body, expects_continue, .. } = *head;
-        let format = std::mem::take(&mut head.format);
+        let mut format = std::mem::take(&mut head.format);
         // A client that expects 100-continue sends the body after a response: it gets the final one
         // now.
         let is_deferred = matches!(body, Body::Chunked(..)) && !expects_continue;
@@ -185,6 +185,8 @@ impl Connection {
             HttpOperation::Get(key) if is_deferred => {
                 self.defer_read(DeferredKeys::One(key.to_vec()), format, body, context);
             }
+            HttpOperation::Get(key) if self.push_watch(key, body, &mut format, context) => {}
+            HttpOperation::Watch(query) => self.push_watch_query(query, body, format, context),
             HttpOperation::Get(key) => {
                 self.begin_body(body, format.keep_alive);
                 return DecodeStep::Get { key, access: format.access, format: ReplyFormat::Http(format), consumed };
@@ -208,7 +210,7 @@ impl Connection {
     }
 
     /// Begins to skip the body of a request. Takes no further request if the connection closes.
-    fn begin_body(&mut self, body: Body, keep_alive: bool) {
+    pub(super) fn begin_body(&mut self, body: Body, keep_alive: bool) {
         match &mut self.protocol {
             ProtocolState::Http(state) if keep_alive => state.body = body,
             _ => self.phase = Phase::Closing { unread: body != Body::Done },
@@ -263,7 +265,12 @@ impl Connection {
         self.refuse_http(refusal, format, context);
     }
 
-    fn refuse_http(&mut self, refusal: HttpRefusal, format: http::HttpReplyFormat, context: &mut ReplyContext<'_>) {
+    pub(super) fn refuse_http(
+        &mut self,
+        refusal: HttpRefusal,
+        format: http::HttpReplyFormat,
+        context: &mut ReplyContext<'_>,
+    ) {
         self.replies
             .push_http(RequestOutcome::Refused, context, |date, out| http::encode_refusal(refusal, &format, date, out));
     }

@@ -21,6 +21,7 @@ mod tls;
 #[cfg(not(feature = "tls"))]
 #[path = "tls/absent.rs"]
 mod tls;
+mod watch;
 
 use crate::client_auth::{ClientAddress, ClientAuth, Peer};
 use crate::metrics::RequestOutcome;

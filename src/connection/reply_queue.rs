@@ -6,6 +6,7 @@
 //! keys has one slot, which collects its parts.
 
 use super::ReplyContext;
+use super::watch::Watch;
 use crate::metrics::{Protocol, Recorder, RequestInfo, RequestOutcome};
 use crate::protocol::http::{ResponseDate, Status};
 use crate::protocol::{MultiReply, ReplyFormat, ReplySummary, SendBuffer, encode_reply};
@@ -32,6 +33,7 @@ pub(super) struct ReplyQueue {
 enum ReplySlot {
     Pending(ReplyFormat, RequestInfo),
     Multi(Box<MultiReply>, RequestInfo),
+    Watch(Box<Watch>, RequestInfo),
     Ready(SendBuffer),
 }
 
@@ -39,6 +41,11 @@ impl ReplyQueue {
     /// Returns the sequence number of the next request.
     pub(super) fn next_sequence(&self) -> u64 {
         self.first_sequence + self.slots.len() as u64
+    }
+
+    /// Returns the sequence number of the first request in a slot.
+    pub(super) fn first_sequence(&self) -> u64 {
+        self.first_sequence
     }
 
     /// Returns the number of requests in slots.
@@ -161,7 +168,46 @@ impl ReplyQueue {
                 };
                 self.update_multi(index, context, failure, |multi| multi.complete_key(id.part, reply))
             }
-            Some(ReplySlot::Ready(_)) | None => false,
+            Some(ReplySlot::Ready(_) | ReplySlot::Watch(..)) | None => false,
+        }
+    }
+
+    /// Adds a slot for the next request, which waits for changes of keys.
+    pub(super) fn push_watch(&mut self, watch: Watch, recorder: &Recorder) {
+        self.queued_bytes += watch.held_bytes();
+        self.slots.push_back(ReplySlot::Watch(Box::new(watch), recorder.request_info()));
+    }
+
+    /// Returns the first request, if it waits for changes of keys.
+    #[inline]
+    pub(super) fn first_watch(&self) -> Option<&Watch> {
+        match self.slots.front() {
+            Some(ReplySlot::Watch(watch, _)) => Some(watch),
+            _ => None,
+        }
+    }
+
+    /// Returns the same request, and the buffer for its events.
+    pub(super) fn first_watch_mut(&mut self) -> Option<(&mut Watch, &mut SendBuffer)> {
+        match self.slots.front_mut() {
+            Some(ReplySlot::Watch(watch, _)) => Some((watch, &mut self.send_buffer)),
+            _ => None,
+        }
+    }
+
+    /// Ends the first request, if it waits for changes of keys: encodes its reply, or the end of its
+    /// stream.
+    pub(super) fn end_watch(
+        &mut self,
+        context: &mut ReplyContext<'_>,
+        outcome: RequestOutcome,
+        encode: impl FnOnce(Watch, &ResponseDate, &mut SendBuffer) -> ReplySummary,
+    ) {
+        let Some(slot @ ReplySlot::Watch(..)) = self.slots.front_mut() else { return };
+        if let ReplySlot::Watch(watch, info) = std::mem::replace(slot, ReplySlot::Ready(SendBuffer::default())) {
+            self.queued_bytes -= watch.held_bytes();
+            let sent = self.fill_slot(0, |out| encode(*watch, context.date, out));
+            context.recorder.record_watched(&info, outcome, sent);
         }
     }
 
@@ -171,6 +217,11 @@ impl ReplyQueue {
             match slot {
                 ReplySlot::Pending(format, info) => recorder.record_aborted(&info, protocol_of(&format)),
                 ReplySlot::Multi(multi, info) => recorder.record_aborted(&info, protocol_of_multi(&multi)),
+                // A stream ends when its client leaves.
+                ReplySlot::Watch(watch, info) => match watch.stream_summary() {
+                    Some(sent) => recorder.record_watched(&info, RequestOutcome::Watched, sent),
+                    None => recorder.record_aborted(&info, Protocol::Http),
+                },
                 ReplySlot::Ready(_) => {}
             }
         }

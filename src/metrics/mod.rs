@@ -65,6 +65,8 @@ pub enum RequestOutcome {
     Failed,
     /// A request for several keys, answered.
     Many,
+    /// A request that waited for changes of keys, ended by the client or the proxy.
+    Watched,
     /// The request was malformed or not allowed.
     Refused,
     /// The client disconnected before the reply.
@@ -75,8 +77,8 @@ pub enum RequestOutcome {
 
 impl RequestOutcome {
     /// Label values of the metrics, in the order of the variants.
-    pub const NAMES: [&'static str; 10] =
-        ["hit", "miss", "collapsed", "stale", "missing", "failed", "many", "refused", "aborted", "other"];
+    pub const NAMES: [&'static str; 11] =
+        ["hit", "miss", "collapsed", "stale", "missing", "failed", "many", "watched", "refused", "aborted", "other"];
 
     /// Returns the label value.
     pub fn name(self) -> &'static str {
@@ -181,6 +183,14 @@ pub struct WorkerMetrics {
     pub invalidated: u64,
     /// Times that everything cached was dropped or expired, because any key may have changed.
     pub flushes: u64,
+    /// Watchers: each is one key that a client watches.
+    pub watchers: usize,
+    /// Keys with a watcher.
+    pub watched_keys: usize,
+    /// Events sent to watchers.
+    pub watch_events: u64,
+    /// Changes of watched keys that shared a read with another change.
+    pub watch_changes_merged: u64,
     /// Time of hits, from the start of the tick to the end of the group of turns that replied.
     pub hit_latency: LatencyHistogram,
     /// Time of requests that waited for Redis, from the tick that received them to the tick of the
@@ -198,6 +208,8 @@ impl WorkerMetrics {
         self.entries += other.entries;
         self.bytes += other.bytes;
         self.inflight_keys += other.inflight_keys;
+        self.watchers += other.watchers;
+        self.watched_keys += other.watched_keys;
         // A capacity applies to each worker, so the worker with the greatest need decides.
         self.suggested_entries = self.suggested_entries.max(other.suggested_entries);
         self.suggested_bytes = self.suggested_bytes.max(other.suggested_bytes);
@@ -246,6 +258,8 @@ impl WorkerMetrics {
             &mut self.early_evictions,
             &mut self.invalidated,
             &mut self.flushes,
+            &mut self.watch_events,
+            &mut self.watch_changes_merged,
         ];
         let outcomes = self.requests_by_outcome.as_flattened_mut();
         single

@@ -121,6 +121,15 @@ impl Recorder {
         }
     }
 
+    /// Records the end of a request that waited for changes of keys. Its time is no latency.
+    pub fn record_watched(&mut self, info: &RequestInfo, outcome: RequestOutcome, sent: ReplySummary) {
+        self.count(Protocol::Http, outcome, sent);
+        if let (Some(access_log), Some(logged)) = (&mut self.access_log, &info.logged) {
+            let time = self.now.saturating_sub(info.started_at);
+            access_log.push(logged, outcome, (sent.status.code(), sent.bytes), self.now, time);
+        }
+    }
+
     /// Records that a pending request gets no reply: its client disconnected or was closed.
     pub fn record_aborted(&mut self, info: &RequestInfo, protocol: Protocol) {
         self.metrics.requests_by_outcome[protocol as usize][RequestOutcome::Aborted as usize] += 1;

@@ -8,17 +8,20 @@
 mod capacity;
 #[cfg(test)]
 mod tests;
+mod watches;
 
 use crate::cache::{Cache, Limits};
 use crate::inflight::{FinishedFetch, Inflight, Join, Waiters};
 use crate::metrics::WorkerMetrics;
 use crate::types::{
-    Access, Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source,
-    UpcomingKeys,
+    Access, Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, KeyState, Millis, Reply, RequestId,
+    Source, UpcomingKeys,
 };
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use capacity::{CapacityCheck, Suggestion};
 use std::sync::Arc;
+pub use watches::{Deliver, WatchSettings, WatcherLimit};
+use watches::{ReadResult, WatchCounters, Watches};
 
 /// Maximum length of a fetched value that is copied for each waiter. Waiters share a longer one: a
 /// client may have a hundred replies queued behind a slow one, and escaping may need six bytes for
@@ -45,9 +48,9 @@ enum FinishedValue {
 }
 
 impl FinishedValue {
-    fn new(value: Value) -> FinishedValue {
+    fn new(value: Value, is_watched: bool) -> FinishedValue {
         match value.bytes.len() {
-            0..=MAX_COPIED_BYTES => FinishedValue::Copied(value),
+            0..=MAX_COPIED_BYTES if !is_watched => FinishedValue::Copied(value),
             _ => FinishedValue::Shared(Arc::new(value)),
         }
     }
@@ -68,6 +71,7 @@ impl FinishedValue {
 pub struct ReadThrough {
     cache: Cache,
     inflight: Inflight,
+    watches: Watches,
     ttl: Millis,
     wait_timeout: Millis,
     /// True while the tracking connection receives every change in Redis.
@@ -93,12 +97,19 @@ impl ReadThrough {
         ReadThrough {
             cache: Cache::new(limits),
             inflight: Inflight::new(),
+            watches: Watches::new(WatchSettings::default(), ttl),
             ttl,
             wait_timeout,
             tracked: false,
             counters: Counters::default(),
             capacity: CapacityCheck::default(),
         }
+    }
+
+    /// Replaces the default settings of watching. No key may be watched yet.
+    pub fn with_watch_settings(mut self, settings: WatchSettings) -> ReadThrough {
+        self.watches = Watches::new(settings, self.ttl);
+        self
     }
 
     /// Returns the cache, for tests and benchmarks.
@@ -157,50 +168,81 @@ impl ReadThrough {
             return;
         };
         let waiters = &finished.waiters;
+        let watch_id = self.watches.find_read(&finished.key, completion.fetch_id);
         match completion.result {
             Ok(Some(FetchedValue { value, ttl })) => {
-                let value = FinishedValue::new(value);
-                let stored = if completion.may_cache { self.store(&finished, &value, ttl, now) } else { None };
+                let value = FinishedValue::new(value, watch_id.is_some());
+                // Counted from before Redis was asked: the lifetime went on while its reply travelled.
+                let redis_expiry = ttl.map_or(Millis::MAX, |ttl| finished.started_at + ttl);
+                let is_unused = watch_id.is_some() && waiters.is_empty();
+                let stored = match completion.may_cache {
+                    true => self.store(&finished, &value, (redis_expiry, is_unused), now),
+                    false => None,
+                };
                 if !completion.may_cache {
                     // A cached older value is outdated, and no invalidation may say so.
                     self.remove_missing(&finished);
                 }
                 self.reply_all(waiters, KeyResult::Value(value.payload(MAX_COPIED_BYTES)), stored, &mut deliver);
+                if let (Some(id), FinishedValue::Shared(value)) = (watch_id, value) {
+                    let fresh_until = redis_expiry.min(now + self.ttl);
+                    self.end_watched_read(id, &finished, ReadResult::Value(value, fresh_until), stored, now);
+                }
             }
             Ok(None) => {
                 self.remove_missing(&finished);
                 self.reply_all(waiters, KeyResult::Missing, None, &mut deliver);
+                if let Some(id) = watch_id {
+                    self.end_watched_read(id, &finished, ReadResult::Missing, None, now);
+                }
             }
             Err(failure) => {
                 if failure.invalidates_entry() {
                     self.remove_missing(&finished);
                 }
                 self.fail_or_serve_stale(&finished.key, waiters, &failure, now, &mut deliver);
+                if let Some(id) = watch_id {
+                    self.end_watched_read(id, &finished, ReadResult::Failed(failure), None, now);
+                }
             }
         }
     }
 
+    /// Passes the result of a read to the watchers of its key.
+    fn end_watched_read(
+        &mut self,
+        id: usize,
+        finished: &FinishedFetch,
+        result: ReadResult,
+        stored: Option<Millis>,
+        now: Millis,
+    ) {
+        self.watches.on_read(id, result, (finished.is_detached, stored), (self.tracked, now));
+    }
+
     /// Caches a fetched value, unless its fetch is detached or the value has expired since. Returns
-    /// the time until the new entry expires.
+    /// the time until the new entry expires. `is_unused` means that no request asked for it.
     fn store(
         &mut self,
         finished: &FinishedFetch,
         value: &FinishedValue,
-        redis_ttl: Option<Millis>,
+        (redis_expiry, is_unused): (Millis, bool),
         now: Millis,
     ) -> Option<Millis> {
         if finished.is_detached {
             return None;
         }
-        // Counted from before Redis was asked: the lifetime went on while its reply travelled.
-        let redis_expiry = redis_ttl.map_or(Millis::MAX, |ttl| finished.started_at + ttl);
         let deadline = redis_expiry.min(now + self.ttl);
         if deadline <= now {
             self.remove_missing(finished);
             return None;
         }
         self.cache.set_early_deadline(capacity::early_deadline(self.ttl, now));
-        let stored = self.cache.insert(&finished.key, value.payload(SHARED_VALUE_BYTES), deadline, redis_expiry);
+        let (key, payload) = (&finished.key, value.payload(SHARED_VALUE_BYTES));
+        let stored = match is_unused {
+            true => self.cache.insert_unused(key, payload, deadline, redis_expiry),
+            false => self.cache.insert(key, payload, deadline, redis_expiry),
+        };
         stored.then_some(deadline - now)
     }
 
@@ -257,6 +299,7 @@ impl ReadThrough {
             Invalidation::Key(key) => {
                 self.counters.invalidated += u64::from(self.cache.remove(key));
                 self.inflight.detach(key);
+                self.watches.on_change(key, now);
             }
             Invalidation::All => self.flush(),
             Invalidation::TrackingStarted => {
@@ -268,6 +311,7 @@ impl ReadThrough {
                 self.counters.flushes += 1;
                 self.cache.expire_all(now);
                 self.inflight.detach_all();
+                self.watches.on_change_of_all();
                 self.tracked = false;
             }
         }
@@ -279,6 +323,45 @@ impl ReadThrough {
         self.counters.invalidated += self.cache.len() as u64;
         self.cache.clear();
         self.inflight.detach_all();
+        self.watches.on_change_of_all();
+    }
+
+    /// Reserves places for `count` watchers. Returns false if `MAX_WATCHERS` does not allow it.
+    pub fn reserve_watchers(&self, count: usize) -> bool {
+        self.watches.reserve(count)
+    }
+
+    /// Returns true while the cache receives invalidations from Redis.
+    pub fn is_tracked(&self) -> bool {
+        self.tracked
+    }
+
+    /// Adds a watcher of `key`, for which a place was reserved. `has` is the state that its client
+    /// has already. Returns the id by which the watcher is removed. The caller continues with
+    /// [`ReadThrough::catch_up`], which delivers the present state.
+    pub fn watch(&mut self, key: &[u8], request_id: RequestId, has: Option<KeyState>) -> usize {
+        self.watches.watch(key, request_id, has)
+    }
+
+    /// Removes a watcher of the key with this id.
+    pub fn unwatch(&mut self, watch_id: usize, request_id: RequestId) {
+        self.watches.unwatch(watch_id, request_id);
+    }
+
+    /// Delivers the present state of a watched key to a watcher that lacks it, now or after a read.
+    /// Does not change the LRU order.
+    pub fn catch_up(&mut self, watcher: (usize, RequestId), now: Millis, deliver: &mut Deliver<'_>) {
+        self.watches.catch_up(watcher, &mut self.cache, (self.tracked, now), deliver);
+    }
+
+    /// Delivers events to up to `budget` watchers, and begins up to `budget` reads of watched keys,
+    /// with their jobs. Returns true if more may be due.
+    pub fn run_watches(&mut self, now: Millis, budget: usize, jobs: &mut Vec<Job>, deliver: &mut Deliver<'_>) -> bool {
+        if self.watches.is_empty() {
+            return false;
+        }
+        let has_more_events = self.watches.deliver_events(budget, deliver);
+        self.watches.begin_reads(now, budget, &mut self.inflight, jobs) || has_more_events
     }
 
     /// Replies to timed-out waiters of up to `budget` fetches, and removes up to `budget` expired
@@ -298,6 +381,9 @@ impl ReadThrough {
     /// Writes counters and gauges into the metrics of the worker.
     pub fn export_metrics(&self, metrics: &mut WorkerMetrics) {
         let Counters { hits, misses, collapsed, invalidated, flushes } = self.counters;
+        let WatchCounters { watchers, events, merged } = self.watches.counters();
+        (metrics.watchers, metrics.watched_keys) = (watchers, self.watches.len());
+        (metrics.watch_events, metrics.watch_changes_merged) = (events, merged);
         let (entries, expired, evicted) = (self.cache.len(), self.cache.expired(), self.cache.evicted());
         (metrics.bytes, metrics.inflight_keys) = (self.cache.bytes(), self.inflight.count());
         (metrics.hits, metrics.misses, metrics.collapsed) = (hits, misses, collapsed);
@@ -313,14 +399,19 @@ impl ReadThrough {
     #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub fn validate(&self) -> Result<(), String> {
         self.cache.validate()?;
+        self.watches.validate()?;
         self.inflight.validate()
     }
 
-    /// Returns the time at which [`ReadThrough::tick`] is due next.
+    /// Returns the time at which [`ReadThrough::tick`] or [`ReadThrough::run_watches`] is due next.
     pub fn next_deadline(&self) -> Option<Millis> {
-        match (self.cache.next_deadline(), self.inflight.next_deadline()) {
+        let own = match (self.cache.next_deadline(), self.inflight.next_deadline()) {
             (Some(expiry), Some(timeout)) => Some(expiry.min(timeout)),
             (expiry, timeout) => expiry.or(timeout),
+        };
+        match self.watches.next_deadline() {
+            Some(watch) => Some(own.map_or(watch, |own| own.min(watch))),
+            None => own,
         }
     }
 }

@@ -207,6 +207,8 @@ impl Client {
             Activity::WritingReply
         } else if self.rejected {
             Activity::Rejected
+        } else if let Some(until) = self.connection.watch_deadline() {
+            Activity::Watching(until)
         } else if self.readable
             || self.decode_paused
             || !self.connection.is_flushed()
@@ -232,6 +234,18 @@ impl Client {
         }
         loop {
             self.send(WRITE_BUDGET_BYTES.saturating_sub(self.sent_this_turn))?;
+            if self.connection.has_watch() {
+                if self.sent_this_turn >= WRITE_BUDGET_BYTES {
+                    return Ok(if self.writable { TurnResult::Requeue } else { TurnResult::Wait });
+                }
+                if turn.dispatcher.serve_watch(&mut self.connection, slot, turn.closes_idle) {
+                    continue;
+                }
+                // Its client waits for nothing else, so an end of input is its end.
+                if self.read_eof || self.peer_closing {
+                    return Ok(TurnResult::Close);
+                }
+            }
             // Requests that arrived together with the end of a TLS client are still to be decoded.
             let is_last_reply = self.connection.is_closing() || (self.read_eof && !self.decode_paused);
             if self.connection.is_flushed() && is_last_reply && self.is_all_sent() {

@@ -8,7 +8,7 @@ use crate::connection::ReplyContext;
 use crate::log_writer::LogWriter;
 use crate::metrics::{Micros, Recorder};
 use crate::protocol::http::ResponseDate;
-use crate::types::{Millis, Reply, RequestId};
+use crate::types::{Delivery, Millis, Reply, RequestId, WatchEvent};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -108,6 +108,28 @@ impl Clients {
             self.enqueue(request_id.slot);
             self.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
         }
+    }
+
+    /// Delivers an event to a client that watches a key, and queues the client.
+    pub(super) fn deliver_event(&mut self, request_id: RequestId, event: &WatchEvent<'_>, now: Millis) -> Delivery {
+        let Some(client) = self.slab.get_mut(request_id.slot) else { return Delivery::Ended };
+        let mut context = ReplyContext { date: &self.date, recorder: &mut self.recorder };
+        let delivery = client.connection.deliver_event(request_id, event, now, &mut context);
+        self.enqueue(request_id.slot);
+        self.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
+        delivery
+    }
+
+    /// Returns the id and the address of each key that is watched for a client.
+    pub(super) fn watchers(&self, slot: usize) -> Vec<(usize, RequestId)> {
+        self.slab.get(slot).map(|client| client.connection.watchers(slot)).unwrap_or_default()
+    }
+
+    /// Queues all clients that wait for changes of keys.
+    pub(super) fn enqueue_watching(&mut self) {
+        let watching = self.slab.iter().filter(|(_, client)| client.connection.has_watch());
+        let slots: Vec<usize> = watching.map(|(slot, _)| slot).collect();
+        slots.into_iter().for_each(|slot| self.enqueue(slot));
     }
 
     /// Returns the client at `index` of the ready queue.

@@ -45,7 +45,7 @@ use crate::dispatch::sync_metrics;
 use crate::log_writer::LogWriter;
 use crate::metrics::{MetricsRegistry, WorkerSlot};
 use crate::protocol::http::{HeadDecoder, Policy, Resources};
-use crate::read_through::ReadThrough;
+use crate::read_through::{ReadThrough, WatchSettings, WatcherLimit};
 use crate::tls_server::TlsServer;
 use crate::types::{Completion, Failure, Invalidation, Job, Millis};
 use acceptor::{AcceptResult, Acceptor};
@@ -98,6 +98,14 @@ const RESERVED_CLIENTS: usize = 64 * 1024;
 
 /// Maximum number of invalidations applied in one tick (some 100 us of work).
 const INVALIDATIONS_PER_TICK: usize = 1024;
+
+/// Maximum number of events delivered to watchers in one tick, and of reads begun for them. The
+/// clients then get a turn each (0.3 ms).
+const WATCH_EVENTS_PER_TICK: usize = 128;
+
+/// Time over which the clients of ended streams spread their reconnections. During a shutdown it is
+/// `SHUTDOWN_GRACE`.
+const RETRY_SPREAD: Millis = 2000;
 
 /// Size of the buffer for all reads: one usual socket buffer.
 const READ_BYTES: usize = 64 * 1024;
@@ -171,6 +179,8 @@ pub struct Worker {
 pub struct SharedState {
     /// Limit of client connections.
     pub connection_limit: ConnectionLimiter,
+    /// Limit on watchers.
+    pub watcher_limit: WatcherLimit,
     /// Address, credentials and TLS settings of Redis.
     pub access: Arc<RedisAccess>,
     /// Metrics of all workers.
@@ -194,7 +204,7 @@ impl Worker {
         shared: SharedState,
         worker_slot: Arc<WorkerSlot>,
     ) -> io::Result<Worker> {
-        let SharedState { connection_limit, access, registry, client_passwords, tls } = shared;
+        let SharedState { connection_limit, watcher_limit, access, registry, client_passwords, tls } = shared;
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let mut acceptors = Vec::with_capacity(MAX_LISTENERS);
@@ -232,7 +242,8 @@ impl Worker {
             policy: policy(config, main_resources(config)),
             admin_policy: policy(config, Resources::Admin),
             client_auth: client_passwords.map(ClientAuth::required).unwrap_or_default(),
-            read_through: ReadThrough::new(limits, millis(config.cache_ttl), millis(config.redis_timeout)),
+            read_through: ReadThrough::new(limits, millis(config.cache_ttl), millis(config.redis_timeout))
+                .with_watch_settings(WatchSettings { interval: millis(config.watch_interval), limit: watcher_limit }),
             backend: Backend {
                 pool,
                 jobs: Vec::new(),
@@ -455,6 +466,10 @@ impl Worker {
         let now = self.clock.now;
         let budget = SWEEP_PER_TICK + completed + self.clients.ready_queue.len();
         self.timers_backlogged = self.read_through.tick(now, budget, |id, reply| self.clients.deliver_reply(id, reply));
+        let jobs = &mut self.backend.jobs;
+        self.timers_backlogged |= self
+            .read_through
+            .run_watches(now, WATCH_EVENTS_PER_TICK, jobs, &mut |id, event| self.clients.deliver_event(id, event, now));
         for _ in 0..TIMERS_PER_TICK {
             if !self.clients.run_due_timer(now) {
                 return;
@@ -464,6 +479,9 @@ impl Worker {
 
     fn close_client(&mut self, slot: usize) {
         // Dropping the stream closes it, and the kernel removes it from epoll.
+        for (watch_id, request_id) in self.clients.watchers(slot) {
+            self.read_through.unwatch(watch_id, request_id);
+        }
         let client = self.clients.remove(slot);
         self.connection_limit.release(client.endpoint, client.rejected);
         self.acceptors.iter_mut().for_each(|acceptor| acceptor.resume(self.clock.now));
@@ -481,6 +499,7 @@ fn policy(config: &Config, resources: Resources) -> Policy {
         resources,
         announce_close: false,
         omits_entity_tags: !config.http_caching,
+        retry_spread: RETRY_SPREAD,
     }
 }
 

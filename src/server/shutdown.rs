@@ -146,6 +146,9 @@ impl Worker {
             deadline: now + grace,
         });
         (self.policy.announce_close, self.admin_policy.announce_close) = (true, true);
+        // Their clients reconnect to another proxy, or to the next one of this port.
+        self.policy.retry_spread = grace;
+        self.clients.enqueue_watching();
         self.clients.timeouts.idle = self.clients.timeouts.idle.min(DRAIN_IDLE_TIMEOUT);
         self.clients.rearm_timers();
         if accept_grace == 0 {

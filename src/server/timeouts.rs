@@ -35,6 +35,8 @@ pub(super) enum Activity {
     ReadingRequest(u64),
     /// The client waits for the proxy or for Redis. Other limits bound that time.
     Processing,
+    /// The client waits for changes of keys, until the proxy sends something at this time.
+    Watching(Millis),
     /// Replies are unsent.
     WritingReply,
     /// The client is above the connection limit, and not yet refused.
@@ -143,6 +145,7 @@ impl ClientTimer {
     /// Returns the time by which the activity must end.
     pub(super) fn deadline(&self, timeouts: TimeoutConfig) -> Millis {
         let timeout = match self.activity {
+            Activity::Watching(until) => return until,
             Activity::Idle(_) => timeouts.idle,
             Activity::Processing | Activity::WritingReply => timeouts.write,
             Activity::Handshake | Activity::ReadingRequest(_) => timeouts.request,
@@ -160,7 +163,7 @@ impl ClientTimer {
             return TimeoutAction::Keep;
         }
         match self.activity {
-            Activity::Processing => TimeoutAction::Keep,
+            Activity::Processing | Activity::Watching(_) => TimeoutAction::Keep,
             Activity::ReadingRequest(_) => TimeoutAction::RespondTimeout,
             Activity::WritingReply if self.sent_bytes >= MIN_WRITE_PROGRESS => {
                 self.enter(Activity::WritingReply, now);

@@ -15,6 +15,7 @@ pub mod client;
 pub mod cluster;
 pub mod daemon;
 pub mod entries;
+pub mod event_stream;
 pub mod fake_node;
 pub mod freshness;
 pub mod relay;
@@ -511,6 +512,11 @@ impl HttpClient {
     /// Reads, and returns true if the proxy has closed its side and no bytes were left.
     pub fn reads_eof(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0))
+    }
+
+    /// Returns the connection. Its input must be read to the end of a response.
+    pub fn into_stream(self) -> BufReader<TcpStream> {
+        self.stream
     }
 
     pub fn stream(&mut self) -> &mut BufReader<TcpStream> {

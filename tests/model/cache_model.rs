@@ -14,6 +14,8 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         8 => any::<u8>().prop_map(Operation::GetAllowStale),
         24 => (any::<u8>(), any::<u16>(), 0u64..400, 0u64..300)
             .prop_map(|(key, value, ttl, extra)| Operation::Insert(key, value, ttl, extra)),
+        8 => (any::<u8>(), any::<u16>(), 0u64..400, 0u64..300)
+            .prop_map(|(key, value, ttl, extra)| Operation::InsertUnused(key, value, ttl, extra)),
         4 => any::<u8>().prop_map(Operation::Remove),
         1 => Just(Operation::Clear),
         1 => Just(Operation::ExpireAll),

@@ -65,7 +65,7 @@ impl Model {
     /// true if the entry was stored. The sweep evicts the rest.
     fn insert(&mut self, key: &[u8], value: &[u8], deadline: Millis, redis_expiry: Millis) -> bool {
         self.remove(key);
-        let Limits { entries, bytes, stale } = self.limits;
+        let Limits { entries, bytes, .. } = self.limits;
         let size = key.len() + value.len();
         if size > bytes {
             return false;
@@ -77,13 +77,32 @@ impl Model {
         if self.bytes() > bytes {
             return false;
         }
+        let entry = self.entry_of(key, value, deadline, redis_expiry);
+        self.entries.push(entry);
+        true
+    }
+
+    /// Stores a value in the place of the entry that it replaces, or as the least recently used
+    /// one. Returns false if it does not fit.
+    fn insert_unused(&mut self, key: &[u8], value: &[u8], deadline: Millis, redis_expiry: Millis) -> bool {
+        let position = self.position(key).unwrap_or(0);
+        self.remove(key);
+        let Limits { entries, bytes, .. } = self.limits;
+        if self.entries.len() == entries || self.bytes().saturating_add(key.len() + value.len()) > bytes {
+            return false;
+        }
+        let entry = self.entry_of(key, value, deadline, redis_expiry);
+        self.entries.insert(position, entry);
+        true
+    }
+
+    fn entry_of(&self, key: &[u8], value: &[u8], deadline: Millis, redis_expiry: Millis) -> Entry {
         // The grace is the longest of `stale`, its half, its quarter and so on (15 steps) that ends
         // before Redis lets the key expire, or zero.
-        let left = redis_expiry - deadline;
+        let (stale, left) = (self.limits.stale, redis_expiry - deadline);
         let grace = (0..15).map(|halvings| stale >> halvings).find(|&grace| grace <= left).unwrap_or(0);
         let retained_until = deadline + grace;
-        self.entries.push(Entry { key: key.into(), value: value.into(), fresh_until: deadline, retained_until });
-        true
+        Entry { key: key.into(), value: value.into(), fresh_until: deadline, retained_until }
     }
 
     /// Evicts up to `max_entries` entries, as long as there are more than `max_bytes`.
@@ -128,6 +147,8 @@ pub enum Operation {
     GetAllowStale(u8),
     /// Key, value, time to live, and the additional time that Redis keeps the key.
     Insert(u8, u16, Millis, Millis),
+    /// The same, without a request for the key.
+    InsertUnused(u8, u16, Millis, Millis),
     Remove(u8),
     Clear,
     ExpireAll,
@@ -195,6 +216,12 @@ impl Pair {
                 let stored = model.insert(&key, &value, deadline, deadline + extra);
                 expect_equal(insert_until(cache, &key, value, deadline, deadline + extra), stored)?;
             }
+            Operation::InsertUnused(key, value, ttl, extra) => {
+                let (key, value, deadline) = (key_of(key), value_of(value), now + ttl);
+                let stored = model.insert_unused(&key, &value, deadline, deadline + extra);
+                let insert = |payload: Payload<'_>| cache.insert_unused(&key, payload, deadline, deadline + extra);
+                expect_equal(with_payload(value, insert), stored)?;
+            }
             Operation::Remove(key) => expect_equal(cache.remove(&key_of(key)), model.remove(&key_of(key)))?,
             Operation::Clear => {
                 cache.clear();
@@ -252,15 +279,20 @@ fn value_of(number: u16) -> Vec<u8> {
     vec![number as u8; length]
 }
 
-/// Inserts an entry as the proxy does: long values are shared, short ones copied.
+/// Inserts an entry as the proxy does.
 pub fn insert_until(cache: &mut Cache, key: &[u8], bytes: Vec<u8>, deadline: Millis, redis_expiry: Millis) -> bool {
+    with_payload(bytes, |payload| cache.insert(key, payload, deadline, redis_expiry))
+}
+
+/// Passes a value to `insert` as the proxy does: long ones are shared, short ones copied.
+fn with_payload<T>(bytes: Vec<u8>, insert: impl FnOnce(Payload<'_>) -> T) -> T {
     let form = form_of(&bytes);
     if bytes.len() > SHARED_VALUE_BYTES {
         // `Value::new` visits every byte, and the fuzzer would record each visit.
         let value = Arc::new(Value { escaped_bytes: bytes.len(), form, digest: 0, bytes, pins: PinCount::default() });
-        cache.insert(key, Payload::Shared(&value), deadline, redis_expiry)
+        insert(Payload::Shared(&value))
     } else {
-        cache.insert(key, Payload::Inline { bytes: &bytes, form }, deadline, redis_expiry)
+        insert(Payload::Inline { bytes: &bytes, form })
     }
 }
 

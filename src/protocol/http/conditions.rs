@@ -1,8 +1,9 @@
-//! Conditions of a request: preconditions on the entity tag of a value (RFC 9110, section 13), and
-//! a range of its bytes (section 14).
+//! Conditions of a request: preconditions on the entity tag of a value (RFC 9110, section 13), a
+//! range of its bytes (section 14), and preferences about its changes.
 
 use super::View;
 use super::entity_tag::{EntityTag, TagList};
+use super::push_fields::PushFields;
 use super::range::ByteRange;
 use std::ops::Range;
 
@@ -16,6 +17,8 @@ pub struct Conditions {
     if_none_match: Option<TagList>,
     range: RangeField,
     if_range: IfRange,
+    /// Preferences about changes of the key.
+    pub push: PushFields,
 }
 
 /// `Range` of a request.
@@ -105,6 +108,12 @@ impl Conditions {
             (IfRange::Absent, Some(tag)) => IfRange::Tag(tag),
             _ => IfRange::Unmet,
         };
+    }
+
+    /// Returns the seconds that a client is willing to wait for another value. `None` unless it has
+    /// named the value that it has.
+    pub fn wait_seconds(&self) -> Option<u16> {
+        self.push.wait.filter(|&seconds| seconds > 0 && self.if_none_match.is_some())
     }
 
     /// Returns the response to a `GET` or `HEAD` request, if it would be 200 without conditions.

@@ -42,6 +42,8 @@ pub enum HttpOperation<'a> {
     Get(&'a [u8]),
     /// Read the keys that this query names. It is not decoded.
     GetMany(&'a [u8]),
+    /// Send the changes of the keys that this query names. It is not decoded.
+    Watch(&'a [u8]),
     /// Render an admin endpoint.
     Admin(AdminEndpoint),
     /// List the supported methods (RFC 9110, section 9.3.7).
@@ -309,7 +311,11 @@ mod tests {
             Decoded::Complete(
                 Head {
                     operation:
-                        HttpOperation::Get(_) | HttpOperation::GetMany(_) | HttpOperation::Options | HttpOperation::Admin(_),
+                        HttpOperation::Get(_)
+                        | HttpOperation::GetMany(_)
+                        | HttpOperation::Watch(_)
+                        | HttpOperation::Options
+                        | HttpOperation::Admin(_),
                     ..
                 },
                 _,

@@ -6,7 +6,7 @@ mod tests;
 use super::caching::{CacheControl, NO_STORE, write_cache_fields};
 use super::conditions::{Representation, Selection};
 use super::entity_tag::EntityTag;
-use super::head::{ResponseDate, begin_bare_head, begin_head, content_type_of, end_head, write_length};
+use super::head::{ResponseDate, VARY, begin_bare_head, begin_head, content_type_of, end_head, write_length};
 use super::json;
 use super::value_body::ValueBody;
 use super::{HttpRefusal, HttpReplyFormat, Status, View};
@@ -47,6 +47,9 @@ pub const KEYS_MEMORY_FULL: HttpRefusal = HttpRefusal {
 
 /// Message of a 416.
 const RANGE_NOT_SATISFIABLE: &str = "the range begins after the end of the value; Content-Range has its length";
+
+/// Media type of a document that is always JSON.
+const JSON_TYPE: &str = "application/json";
 
 /// `Allow` field (RFC 9110, section 10.2.1): methods that each resource supports.
 const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
@@ -124,12 +127,7 @@ fn encode_value(
             }
             ReplySummary { status, bytes }
         }
-        Selection::NotModified => {
-            let status = Status::NotModified;
-            begin_bare_head(status, &date.text, out.tail());
-            end_value_head(tag, reply, format, out.tail());
-            ReplySummary { status, bytes: 0 }
-        }
+        Selection::NotModified => encode_not_modified(tag, reply, format, date, out),
         Selection::PreconditionFailed => error(Status::PreconditionFailed, IF_MATCH_FAILED, "", out),
         Selection::RangeNotSatisfiable => {
             let content_range = format!("Content-Range: bytes */{value_bytes}\r\n");
@@ -138,12 +136,45 @@ fn encode_value(
     }
 }
 
+/// Appends the response to a request whose client has the value already.
+fn encode_not_modified(
+    tag: Option<EntityTag>,
+    reply: &Reply<'_>,
+    format: &HttpReplyFormat,
+    date: &ResponseDate,
+    out: &mut SendBuffer,
+) -> ReplySummary {
+    let status = Status::NotModified;
+    begin_bare_head(status, &date.text, out.tail());
+    if format.view == View::Json {
+        out.tail().extend_from_slice(VARY.as_bytes());
+    }
+    end_value_head(tag, reply, format, out.tail());
+    ReplySummary { status, bytes: 0 }
+}
+
+/// Appends the 304 of a long poll that ends without a change of the value with this digest.
+pub fn encode_unchanged(
+    digest: u64,
+    tracked: bool,
+    format: &HttpReplyFormat,
+    date: &ResponseDate,
+    out: &mut SendBuffer,
+) -> ReplySummary {
+    // No entry of the cache stands behind it, so no lifetime is left.
+    let reply = Reply { result: KeyResult::Missing, source: Source::Cache { ttl: 0 }, tracked };
+    encode_not_modified(format.tag_of(|| digest), &reply, format, date, out)
+}
+
 /// Appends the fields that 200, 206 and 304 share (RFC 9110, section 15.4.5), and ends the head.
 fn end_value_head(tag: Option<EntityTag>, reply: &Reply<'_>, format: &HttpReplyFormat, head: &mut Vec<u8>) {
     if let Some(tag) = tag {
         tag.write_field(head);
     }
     write_cache_fields(reply.source, CacheControl::for_value(reply), format, head);
+    if let Some(seconds) = format.wait_seconds() {
+        head.extend_from_slice(format!("Preference-Applied: wait={seconds}\r\n").as_bytes());
+    }
     end_head(format, head);
 }
 
@@ -225,7 +256,7 @@ pub fn encode_keys_head(
         return (sent, false);
     }
     let (status, out) = (Status::Ok, out.tail());
-    begin_head(status, content_type_of(View::Json), &date.text, out);
+    begin_head(status, JSON_TYPE, &date.text, out);
     write_length(bytes, out);
     write_cache_fields(origin, CacheControl::NoStore, format, out);
     end_head(format, out);
@@ -274,7 +305,7 @@ fn encode_error(
 ) -> ReplySummary {
     let length = "{".len() + json::error_len(message);
     let out = out.tail();
-    begin_head(status, "application/json", &date.text, out);
+    begin_head(status, JSON_TYPE, &date.text, out);
     write_length(length, out);
     match source {
         Some(source) => write_cache_fields(source, CacheControl::NoStore, format, out),

@@ -34,6 +34,18 @@ impl EntityTag {
         }
     }
 
+    /// Returns the digest of the value.
+    pub fn digest(self) -> u64 {
+        self.digest
+    }
+
+    /// Appends the tag.
+    pub fn write(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(if self.is_weak { b"W/\"" } else { &b"\""[..] });
+        out.extend_from_slice(&to_hex(self.digest));
+        out.push(b'"');
+    }
+
     /// Returns true if both tags are strong and equal (section 8.8.3.2).
     pub fn equals_strongly(self, other: EntityTag) -> bool {
         self == other && !self.is_weak

@@ -5,7 +5,9 @@
 
 use super::authorization::Authorization;
 use super::conditions::Conditions;
+use super::event_stream::EventId;
 use super::host::parse_authority;
+use super::push_fields::accepts_event_stream;
 use super::{Body, CacheDirectives, HttpRefusal, Status, bad_request};
 
 /// Meaning of the header fields of a request.
@@ -18,7 +20,7 @@ pub struct Fields<'a> {
     pub expects_continue: bool,
     /// Host that the request is addressed to, or empty.
     pub host: &'a [u8],
-    /// Preconditions and range, `None` without any.
+    /// Preconditions, range and preferences, `None` without any.
     pub conditions: Option<Box<Conditions>>,
     /// Directives of `Cache-Control`.
     pub cache_directives: CacheDirectives,
@@ -43,6 +45,15 @@ impl<'a> Fields<'a> {
                 }
                 5 if header.name.eq_ignore_ascii_case("range") => {
                     conditions.get_or_insert_default().add_range(header.value)
+                }
+                6 if header.name.eq_ignore_ascii_case("accept") && accepts_event_stream(header.value) => {
+                    conditions.get_or_insert_default().push.accepts_events = true
+                }
+                6 if header.name.eq_ignore_ascii_case("prefer") => {
+                    conditions.get_or_insert_default().push.add_prefer(header.value)
+                }
+                13 if header.name.eq_ignore_ascii_case("last-event-id") => {
+                    conditions.get_or_insert_default().push.last_event = EventId::parse(header.value)
                 }
                 8 if header.name.eq_ignore_ascii_case("if-match") => {
                     conditions.get_or_insert_default().add_if_match(header.value)

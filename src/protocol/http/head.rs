@@ -27,11 +27,15 @@ impl ResponseDate {
     }
 }
 
-/// Returns the media type of a value. That of `/raw` is followed by the field that announces ranges
-/// (RFC 9110, section 14.3).
+/// Field of `/key`, which is an event stream for clients that ask for one (RFC 9110, section
+/// 12.5.5). Without it, a cache in front would answer them with a stored value.
+pub(super) const VARY: &str = "Vary: Accept\r\n";
+
+/// Returns the media type of a value, and a field behind it: [`VARY`], or for `/raw` the one that
+/// announces ranges (RFC 9110, section 14.3).
 pub(super) fn content_type_of(view: View) -> &'static str {
     match view {
-        View::Json => "application/json",
+        View::Json => "application/json\r\nVary: Accept",
         View::Raw => "application/octet-stream\r\nAccept-Ranges: bytes",
     }
 }

@@ -1,6 +1,6 @@
 //! JSON rendering of values (RFC 8259): escaped strings, and base64 for bytes that are not UTF-8.
 
-use crate::value::{escaped_len, needs_escape};
+use crate::value::{JsonForm, escaped_len, needs_escape};
 use base64::prelude::*;
 
 /// Encoding of a value's bytes in a response.
@@ -74,6 +74,37 @@ pub fn write_error(message: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(ERROR_START);
     escape(message.as_bytes(), out);
     out.extend_from_slice(ERROR_END);
+}
+
+/// Last member of an object for a key that is missing, and the end of the object.
+pub const MISSING_VALUE: &[u8] = b"\"value\":null}";
+
+/// Member of an object that names a key, around the key.
+const KEY_START: &[u8] = b"\"key\":\"";
+const KEY_END: &[u8] = b"\",";
+const BINARY_KEY_END: &[u8] = b"\",\"keyEncoding\":\"base64\",";
+
+/// Returns the encoding of a key in a JSON string, and the end of its member.
+fn key_encoding(key: &[u8]) -> (Encoding, &'static [u8]) {
+    match JsonForm::of(key) {
+        JsonForm::Integer | JsonForm::Plain => (Encoding::Raw, KEY_END),
+        JsonForm::Escaped => (Encoding::Escaped, KEY_END),
+        JsonForm::Binary => (Encoding::Base64, BINARY_KEY_END),
+    }
+}
+
+/// Returns the number of bytes that [`write_key`] appends.
+pub fn key_len(key: &[u8]) -> usize {
+    let (encoding, end) = key_encoding(key);
+    KEY_START.len() + rendered_len(key, encoding) + end.len()
+}
+
+/// Appends the first members of an object, which name a key. Others must follow.
+pub fn write_key(key: &[u8], out: &mut Vec<u8>) {
+    let (encoding, end) = key_encoding(key);
+    out.extend_from_slice(KEY_START);
+    render(key, encoding, out);
+    out.extend_from_slice(end);
 }
 
 #[cfg(test)]

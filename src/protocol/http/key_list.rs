@@ -33,9 +33,38 @@ impl KeyList {
             list.ends.push(list.bytes.len() as u16);
         }
         match list.ends.len() {
-            0 => Err(bad_request("the query names no key; use /keys?key=a&key=b")),
+            0 => Err(bad_request("the query names no key; use ?key=a&key=b")),
             _ => Ok(list),
         }
+    }
+
+    /// Returns a list of one key.
+    pub fn one(key: &[u8]) -> KeyList {
+        KeyList { bytes: key.to_vec(), ends: vec![key.len() as u16], next: 0 }
+    }
+
+    /// Returns the list with the first of equal keys only.
+    pub fn without_repetitions(self) -> KeyList {
+        let mut list = KeyList { bytes: Vec::new(), ends: Vec::new(), next: 0 };
+        let mut known = std::collections::BTreeSet::new();
+        for index in 0..self.ends.len() {
+            let key = self.get(index);
+            if known.insert(key) {
+                list.bytes.extend_from_slice(key);
+                list.ends.push(list.bytes.len() as u16);
+            }
+        }
+        list
+    }
+
+    /// Returns the bytes in memory.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes.capacity() + self.ends.capacity() * size_of::<u16>()
+    }
+
+    /// Returns the key at an index, taken or not, and an empty one behind the last.
+    pub fn get(&self, index: usize) -> &[u8] {
+        self.range_of(index).map_or(&[], |key| &self.bytes[key])
     }
 
     /// Returns the number of keys that are left.

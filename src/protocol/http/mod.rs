@@ -9,12 +9,14 @@ mod conditions;
 mod decode;
 mod encode;
 mod entity_tag;
+pub mod event_stream;
 mod fields;
 mod head;
 mod header_cache;
 mod host;
 pub mod json;
 mod key_list;
+mod push_fields;
 mod range;
 mod target;
 mod value_body;
@@ -24,16 +26,19 @@ pub use authorization::{Authorization, MAX_DECODED_BYTES};
 pub use body::{Body, BodyError};
 pub use caching::CacheDirectives;
 pub use decode::{Head, HeadDecoder, HttpOperation, MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, decode};
-pub use encode::{AdminResponse, encode_admin, encode_options, encode_refusal, encode_reply, status_of};
+pub use encode::{
+    AdminResponse, encode_admin, encode_options, encode_refusal, encode_reply, encode_unchanged, status_of,
+};
 pub(super) use encode::{KEYS_MEMORY_FULL, KEYS_TOO_LONG, NOT_CACHED, encode_keys_head};
 pub use head::ResponseDate;
 pub use host::AllowedHosts;
 pub use key_list::KeyList;
+pub use push_fields::PushFields;
 pub use target::{may_be_admin_request, percent_decode};
 pub(super) use value_body::ValueBody;
 
-use crate::types::Access;
-use crate::value::{SHARED_VALUE_BYTES, Value};
+use crate::types::{Access, Millis};
+use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use conditions::{Conditions, Representation, Selection};
 use entity_tag::EntityTag;
 
@@ -85,6 +90,8 @@ pub struct Policy {
     pub announce_close: bool,
     /// True if values have no entity tags.
     pub omits_entity_tags: bool,
+    /// Time over which the clients of ended streams spread their reconnections.
+    pub retry_spread: Millis,
 }
 
 /// Properties of a request that the encoding of its response depends on.
@@ -124,6 +131,22 @@ impl HttpReplyFormat {
     /// Returns the response to this request, if it is 200 without conditions.
     fn select(&self, representation: impl FnOnce() -> Representation) -> Selection {
         self.conditions.as_ref().map_or(Selection::Whole, |conditions| conditions.select(representation()))
+    }
+
+    /// Returns the preferences of the request about changes of its key.
+    pub fn push_fields(&self) -> PushFields {
+        self.conditions.as_ref().map_or(PushFields::default(), |conditions| conditions.push)
+    }
+
+    /// Returns the seconds that a long poll may wait, `None` for any other request.
+    pub fn wait_seconds(&self) -> Option<u16> {
+        self.conditions.as_ref()?.wait_seconds().filter(|_| self.access.reads_redis)
+    }
+
+    /// Returns true if the client has the value of this payload already (RFC 9110, section 13.1.2).
+    pub fn is_not_modified(&self, payload: Payload<'_>) -> bool {
+        let tag = self.tag_of(|| payload.digest());
+        self.select_value(tag, payload.bytes().len()) == Selection::NotModified
     }
 
     /// Returns the bytes that the format holds beside itself.

@@ -69,12 +69,17 @@ enum Path<'a> {
 /// Path of a request for several keys. They are in its query.
 const KEYS_PATH: &[u8] = b"/keys";
 
+/// Path of a stream of the changes of several keys. They are in its query.
+const WATCH_PATH: &[u8] = b"/watch";
+
 /// Resource that a path identifies.
 enum Resource<'a> {
     /// A key, still with its percent-escapes.
     Key(&'a [u8]),
     /// Several keys.
     Keys,
+    /// Changes of several keys.
+    Watch,
     Admin(AdminEndpoint),
 }
 
@@ -180,19 +185,21 @@ impl<'a> RequestTarget<'a> {
             Path::Resource(path) => match key_of_path(path) {
                 Some((view, key)) => (view, Some(Resource::Key(key))),
                 None if path == KEYS_PATH => (View::Json, Some(Resource::Keys)),
+                None if path == WATCH_PATH => (View::Json, Some(Resource::Watch)),
                 None => (View::Json, AdminEndpoint::from_path(path, resources).map(Resource::Admin)),
             },
             Path::ServerWide | Path::Tunnel | Path::HttpsScheme => (View::Json, None),
         };
         let operation = match (method, &self.path, resource) {
             (_, Path::HttpsScheme, _) => HttpOperation::Refuse(HTTPS_NOT_SERVED),
-            (_, _, Some(Resource::Key(_) | Resource::Keys)) if resources == Resources::Admin => {
+            (_, _, Some(Resource::Key(_) | Resource::Keys | Resource::Watch)) if resources == Resources::Admin => {
                 HttpOperation::Refuse(NO_KEYS_ON_ADMIN_PORT)
             }
             ("OPTIONS", Path::ServerWide, _) | ("OPTIONS", _, Some(_)) => HttpOperation::Options,
             ("GET" | "HEAD", _, Some(resource)) => match resource {
                 Resource::Admin(endpoint) => HttpOperation::Admin(endpoint),
                 Resource::Keys => HttpOperation::GetMany(self.query),
+                Resource::Watch => HttpOperation::Watch(self.query),
                 Resource::Key(key) if !self.has_escapes => HttpOperation::Get(key),
                 Resource::Key(key) => match percent_decode(key, key_scratch) {
                     Some(key) => HttpOperation::Get(key),
@@ -229,7 +236,7 @@ const NO_KEYS_ON_ADMIN_PORT: HttpRefusal = HttpRefusal {
 
 const PATH_NOT_FOUND: HttpRefusal = HttpRefusal {
     status: Status::NotFound,
-    message: "no such path; use /key/{key}, /raw/{key} or /keys?key={key}&key={key}",
+    message: "no such path; use /key/{key}, /raw/{key}, /keys?key={key}&key={key} or /watch?key={key}",
 };
 
 /// Refusal of an invalid percent-escape: a guess would give a key two names.
@@ -282,6 +289,7 @@ mod tests {
         match parsed.interpret(method, Resources::All, &mut scratch) {
             (view, HttpOperation::Get(key)) => Ok(format!("{view:?} {}", String::from_utf8_lossy(key))),
             (_, HttpOperation::GetMany(query)) => Ok(format!("keys {}", String::from_utf8_lossy(query))),
+            (_, HttpOperation::Watch(query)) => Ok(format!("watch {}", String::from_utf8_lossy(query))),
             (_, HttpOperation::Options) => Ok("options".into()),
             (_, HttpOperation::Admin(endpoint)) => Ok(format!("{endpoint:?}")),
             (_, HttpOperation::Refuse(refusal)) => Err(refusal.status),

@@ -7,7 +7,7 @@
 //! not name the key.
 
 use super::{Form, MultiFailure, MultiReply, Part};
-use crate::protocol::http::json::{self, Encoding};
+use crate::protocol::http::json;
 use crate::protocol::http::{self, HttpReplyFormat, ResponseDate, Status, ValueBody};
 use crate::protocol::pinned::{PinnedValue, can_pin};
 use crate::protocol::{ReplySummary, SendBuffer};
@@ -51,29 +51,13 @@ impl JsonReply {
     }
 }
 
-/// Returns the encoding of a key in a JSON string.
-fn encoding_of(key: &[u8]) -> Encoding {
-    match JsonForm::of(key) {
-        JsonForm::Integer | JsonForm::Plain => Encoding::Raw,
-        JsonForm::Escaped => Encoding::Escaped,
-        JsonForm::Binary => Encoding::Base64,
-    }
-}
-
 impl MultiReply {
     /// Encodes the start of the next element: its key. Called before the key is looked up.
     pub(super) fn push_element_start(&mut self, key: &[u8]) {
-        let start: &[u8] = if self.next_key() == 0 { b"{\"key\":\"" } else { b",{\"key\":\"" };
-        let encoding = encoding_of(key);
-        let end: &[u8] = match encoding {
-            Encoding::Base64 => b"\",\"keyEncoding\":\"base64\",",
-            Encoding::Raw | Encoding::Escaped => b"\",",
-        };
-        let length = start.len() + json::rendered_len(key, encoding) + end.len();
-        let part = self.encode_element_part(self.next_key(), length, |out| {
+        let start: &[u8] = if self.next_key() == 0 { b"{" } else { b",{" };
+        let part = self.encode_element_part(self.next_key(), start.len() + json::key_len(key), |out| {
             out.extend_from_slice(start);
-            json::render(key, encoding, out);
-            out.extend_from_slice(end);
+            json::write_key(key, out);
         });
         self.push_part(part);
     }
@@ -103,8 +87,8 @@ impl MultiReply {
                 Some(self.encode_element_part(key, body.len(), |out| body.write_inline(bytes, out)))
             }
             KeyResult::Missing => {
-                const MISSING: &[u8] = b"\"value\":null}";
-                Some(self.encode_element_part(key, MISSING.len(), |out| out.extend_from_slice(MISSING)))
+                let missing = json::MISSING_VALUE;
+                Some(self.encode_element_part(key, missing.len(), |out| out.extend_from_slice(missing)))
             }
             KeyResult::NotCached => Some(self.encode_error(key, http::NOT_CACHED)),
             KeyResult::Failed(failure) => {

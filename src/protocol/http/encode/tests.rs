@@ -49,7 +49,7 @@ fn hit_has_exact_bytes() {
     };
     assert_eq!(
         text_of(|date, out| _ = encode_reply(&reply, &KEEP_ALIVE, date, out)),
-        "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: application/json\r\n\
+        "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: application/json\r\nVary: Accept\r\n\
          X-Content-Type-Options: nosniff\r\nContent-Length: 28\r\nETag: W/\"65cd25028f98f158\"\r\n\
          Cache-Status: segment-redis-proxy; hit; ttl=14\r\n\
          Cache-Control: max-age=14, proxy-revalidate, stale-while-revalidate=0\r\n\r\n{\"value\":1,\"fromCache\":true}"

@@ -1,0 +1,143 @@
+//! Delivery of one event to all watchers of a key, some in each tick.
+
+use super::{Deliver, Seen, WatchedKey, Watches};
+use crate::types::{
+    Delivery, Failure, KeyResult, KeyState, Millis, RenderedEvent, Reply, RequestId, Source, WatchEvent,
+};
+use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// Result of a read, held until all watchers have it.
+#[derive(Debug)]
+pub(super) struct Event {
+    /// `None` if the key could not be read.
+    pub(super) state: Option<KeyState>,
+    pub(super) result: EventResult,
+    /// Time until the value in the cache expires, `None` if it was not cached.
+    pub(super) stored: Option<Millis>,
+    pub(super) tracked: bool,
+    rendered: RenderedEvent,
+}
+
+/// Result of a read.
+#[derive(Debug)]
+pub(super) enum EventResult {
+    Value(Arc<Value>),
+    Missing,
+    Failed(Failure),
+}
+
+impl Event {
+    pub(super) fn new(state: Option<KeyState>, result: EventResult, stored: Option<Millis>, tracked: bool) -> Event {
+        Event { state, result, stored, tracked, rendered: RenderedEvent::default() }
+    }
+
+    /// Returns the event of a key without a value.
+    pub(super) fn without_value(state: KeyState, tracked: bool) -> Event {
+        let result = state.failure().map_or(EventResult::Missing, EventResult::Failed);
+        Event::new(Some(state), result, None, tracked)
+    }
+
+    /// Returns what a watcher has after the event.
+    pub(super) fn seen(&self) -> Seen {
+        self.state.map_or(Seen::Failure, Seen::State)
+    }
+
+    /// Returns true if a watcher lacks the event. A failure concerns only those that have nothing.
+    fn concerns(&self, seen: Seen) -> bool {
+        match self.state {
+            Some(state) => seen != Seen::State(state),
+            None => seen == Seen::Nothing,
+        }
+    }
+
+    pub(super) fn deliver(&self, request_id: RequestId, deliver: &mut Deliver<'_>) -> Delivery {
+        let result = match &self.result {
+            EventResult::Value(value) if value.bytes.len() > SHARED_VALUE_BYTES => {
+                KeyResult::Value(Payload::Shared(value))
+            }
+            EventResult::Value(value) => KeyResult::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
+            EventResult::Missing => KeyResult::Missing,
+            EventResult::Failed(failure) => KeyResult::Failed(failure),
+        };
+        // The read was started for all watchers.
+        let source = Source::Redis { collapsed: true, stored: self.stored };
+        let reply = Reply { result, source, tracked: self.tracked };
+        deliver(request_id, &WatchEvent { state: self.state, reply, rendered: &self.rendered })
+    }
+}
+
+/// Delivers a reply that is no event for other watchers.
+pub(super) fn deliver_reply(
+    result: KeyResult<'_>,
+    source: Source,
+    tracked: bool,
+    deliver: impl FnOnce(&WatchEvent<'_>) -> Delivery,
+) -> Delivery {
+    let (state, rendered) = (KeyState::of(&result), RenderedEvent::default());
+    deliver(&WatchEvent { state, reply: Reply { result, source, tracked }, rendered: &rendered })
+}
+
+/// Delivery of an event in progress.
+#[derive(Debug)]
+pub(super) struct Round {
+    pub(super) event: Event,
+    /// Watcher that was visited last. The next one follows in the order of ids.
+    after: Option<RequestId>,
+    /// Watchers to visit until all were.
+    visits_left: usize,
+}
+
+impl Round {
+    /// Adds a visit, because a watcher was added that may come before others.
+    pub(super) fn extend(&mut self) {
+        self.visits_left += 1;
+    }
+}
+
+impl Watches {
+    /// Starts to deliver an event to all watchers of a key. Replaces an event that not all have:
+    /// they get this one only. The round goes on where it is, so that each watcher has its turn.
+    pub(super) fn start_round(&mut self, id: usize, event: Event) {
+        let WatchedKey { round, watchers, .. } = &mut self.keys[id];
+        let after = round.take().and_then(|round| round.after);
+        *round = Some(Round { event, after, visits_left: watchers.len() });
+        self.rounds.push_back(id);
+    }
+
+    /// Delivers events to up to `budget` watchers. Returns true if more are left.
+    pub fn deliver_events(&mut self, mut budget: usize, deliver: &mut Deliver<'_>) -> bool {
+        while budget > 0
+            && let Some(&id) = self.rounds.front()
+        {
+            match self.next_visit(id) {
+                Some((request_id, is_concerned)) => {
+                    budget -= 1;
+                    if is_concerned {
+                        self.deliver_to(id, request_id, deliver);
+                    }
+                }
+                None => _ = self.rounds.pop_front(),
+            }
+        }
+        !self.rounds.is_empty()
+    }
+
+    /// Advances the round of a key. Returns the next watcher, and true if it lacks the event.
+    /// `None` ends the round.
+    fn next_visit(&mut self, id: usize) -> Option<(RequestId, bool)> {
+        let WatchedKey { round, watchers, .. } = self.keys.get_mut(id)?;
+        let Round { event, after, visits_left } = round.as_mut()?;
+        if *visits_left == 0 {
+            *round = None;
+            return None;
+        }
+        *visits_left -= 1;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = watchers.range((start, Bound::Unbounded)).next().or_else(|| watchers.first_key_value());
+        let (&request_id, &seen) = next?;
+        *after = Some(request_id);
+        Some((request_id, event.concerns(seen)))
+    }
+}

@@ -1,0 +1,9 @@
+//! End-to-end tests of requests that wait for changes of keys: event streams and long polls.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
+
+mod bounds;
+#[path = "../common/mod.rs"]
+mod common;
+mod polls;
+mod streams;
