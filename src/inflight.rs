@@ -134,6 +134,17 @@ pub enum Join {
     Started(usize, Arc<[u8]>),
 }
 
+/// Result of [`Inflight::join_or_start_unwaited`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnwaitedFetch {
+    /// Id of the fetch.
+    pub fetch_id: usize,
+    /// Start of the fetch, before Redis was asked.
+    pub started_at: Millis,
+    /// True if the caller must submit a job with this id.
+    pub is_new: bool,
+}
+
 impl Inflight {
     /// Creates the state without fetches.
     #[allow(clippy::new_without_default, reason = "one constructor is enough")]
@@ -178,21 +189,16 @@ impl Inflight {
         Join::Started(fetch_id, key)
     }
 
-    /// Returns the id of a fetch of `key` that started after `after`, and true if the caller must
-    /// submit a job for it. Requests join it, but the caller is no waiter.
-    ///
-    /// A fetch in flight that started before is detached, because a later one must not bring an
-    /// older value.
-    pub fn join_or_start_after(&mut self, key: &Arc<[u8]>, after: Option<Millis>, now: Millis) -> (usize, bool) {
+    /// Returns the fetch of `key` that requests join now. Starts one if there is none. The caller is
+    /// no waiter.
+    pub fn join_or_start_unwaited(&mut self, key: &Arc<[u8]>, now: Millis) -> UnwaitedFetch {
         let hash = hash_key(&self.hasher, key);
-        if let Some(fetch_id) = self.find_joinable(hash, key)
-            && after.is_none_or(|after| self.fetches[fetch_id].started_at > after)
-        {
-            return (fetch_id, false);
+        if let Some(fetch_id) = self.find_joinable(hash, key) {
+            return UnwaitedFetch { fetch_id, started_at: self.fetches[fetch_id].started_at, is_new: false };
         }
         let fetch_id = self.start(hash, Arc::clone(key), Waiters::default(), now);
-        self.joinable.insert(hash, fetch_id);
-        (fetch_id, true)
+        self.joinable.entry(hash).or_insert(fetch_id);
+        UnwaitedFetch { fetch_id, started_at: now, is_new: true }
     }
 
     /// Returns the fetch of `key`, which has this hash, if requests can join it.

@@ -56,6 +56,12 @@ event_counts! {
     uncached,
     /// Lists with values and errors.
     partly_failed,
+    /// Events and new values that watchers received.
+    events,
+    /// Long polls that ended without a change.
+    unchanged_polls,
+    /// Connections of watchers that were replaced.
+    watcher_resets,
     /// Reads that `MOVED` sent to another node.
     moved,
     /// Reads that `ASK` sent to another node.

@@ -5,7 +5,7 @@ use crate::versions::NAMES;
 use segment_redis_proxy::value::digest_of;
 
 /// Returns the name of a key as a path has it.
-fn escape(key: usize) -> String {
+pub fn escape(key: usize) -> String {
     NAMES[key].replace('{', "%7B").replace('}', "%7D")
 }
 

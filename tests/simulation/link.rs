@@ -60,6 +60,8 @@ pub struct Link {
     pub reads: Vec<Read>,
     /// Time that a fetcher waits for a reply.
     pub timeout: Millis,
+    /// True if reads take time, fail, and meet writes.
+    pub is_faulty: bool,
 }
 
 impl Link {
@@ -83,6 +85,7 @@ impl Link {
 
     pub fn read_delay(&self, random: &mut Random) -> Millis {
         match random.below(10) {
+            _ if !self.is_faulty => 0,
             0..4 => 0,
             4..8 => random.between(1, 10),
             8 => random.between(1, self.timeout),
@@ -93,6 +96,7 @@ impl Link {
     /// Returns the last step of a read with its time: mostly `result`, sometimes a failure instead.
     pub fn last_step(&self, result: ReadResult, has_outage: bool, now: Millis, random: &mut Random) -> (Step, Millis) {
         let (result, delay) = match random.below(100) {
+            _ if !self.is_faulty => (result, 0),
             _ if has_outage && random.percent(70) => (ReadResult::Unavailable, random.below(3)),
             _ if has_outage => (ReadResult::TimedOut, self.timeout),
             0..2 => (ReadResult::TimedOut, self.timeout),

@@ -17,6 +17,7 @@
 //!     http.rs       requests and responses of HTTP clients
 //!     resp.rs       commands and replies of RESP clients
 //!     turns.rs      turns of the clients on the real connections
+//!     watchers.rs   event streams and long polls
 //!     events.rs     random events
 //!     floors.rs     versions that are too old to be sent
 //!     check.rs      check of each reply
@@ -27,7 +28,8 @@
 //! After every step, each reply belongs to its request, in order. Each value is one that Redis held
 //! at a moment that the freshness in force allows. A former owner's value is sent only until the
 //! bound on topology changes, and never a cached one after `ASK`. Bounds hold, every job completes
-//! once, and no client waits longer than its timeout.
+//! once, and no client waits longer than its timeout. Watchers never go back to an older version,
+//! and end with the last one.
 //!
 //! `SIM_SEEDS=100000 cargo test --test simulation` runs more seeds, `SIM_FIRST` sets the first one.
 //! `SIM_SEED=123 cargo test --test simulation -- --nocapture` runs one seed and prints its events.
@@ -48,6 +50,7 @@ mod topology;
 mod tracker;
 mod turns;
 mod versions;
+mod watchers;
 mod world;
 
 use counts::EventCounts;

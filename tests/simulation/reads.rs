@@ -152,7 +152,7 @@ impl World {
                 self.counts.former_owner_reads += u64::from(self.cluster.holder_of(read.key) != node);
                 let due = self.link.next_command(self.now, &mut self.random);
                 // A write between the two commands.
-                if self.random.percent(10) {
+                if self.link.is_faulty && self.random.percent(10) {
                     self.write_key(read.key);
                 }
                 (Step::Ttl { by_get, version }, due)

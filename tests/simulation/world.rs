@@ -13,6 +13,7 @@ use crate::topology::Topology;
 use crate::tracker::{Delays, Tracker};
 use crate::turns::deliver_reply;
 use crate::versions::KEYS;
+use crate::watchers::Watcher;
 use segment_redis_proxy::backend::{NodeId, NodeSet};
 use segment_redis_proxy::cache::Limits;
 use segment_redis_proxy::client_auth::{ClientAuth, ClientPasswords, SharedPasswords};
@@ -20,7 +21,7 @@ use segment_redis_proxy::connection::{MAX_PENDING_REPLIES, MAX_UNSENT_BYTES};
 use segment_redis_proxy::log_format::LogFormat;
 use segment_redis_proxy::metrics::Recorder;
 use segment_redis_proxy::protocol::http::{HeadDecoder, ResponseDate};
-use segment_redis_proxy::read_through::ReadThrough;
+use segment_redis_proxy::read_through::{ReadThrough, WatchSettings};
 use segment_redis_proxy::types::{Invalidation, Millis};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -68,6 +69,8 @@ pub struct World {
     /// Invalidations that the event loop has not taken yet.
     pub inbox: VecDeque<Invalidation>,
     pub clients: Vec<Client>,
+    /// Clients that wait for changes, in slots behind those of the others.
+    pub watchers: Vec<Watcher>,
     /// Passwords of clients, which are required in some seeds.
     pub auth: ClientAuth,
     pub needs_password: bool,
@@ -110,6 +113,12 @@ impl World {
             last_connection_id += 1;
             Client::new(last_connection_id, needs_password, favourite, &mut random)
         });
+        let mut watchers = Vec::new();
+        for _ in 0..random.one_of(&[0, 0, 1, 4]) {
+            last_connection_id += 1;
+            watchers.push(Watcher::new(last_connection_id, needs_password, &mut random));
+        }
+        let watching = WatchSettings { interval: random.one_of(&[1, 20, 50]), ..WatchSettings::default() };
         let now = random.below(1000);
         let cluster = Cluster::new(mode, &mut random);
         let delays = Delays {
@@ -124,7 +133,7 @@ impl World {
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
             head_decoder: HeadDecoder::new(),
             recorder: Recorder::new(Some(LogFormat::Text)),
-            read_through: ReadThrough::new(limits, ttl, wait_timeout),
+            read_through: ReadThrough::new(limits, ttl, wait_timeout).with_watch_settings(watching),
             limits,
             age_limits: AgeLimits { ttl, stale: limits.stale, wait_timeout },
             cluster,
@@ -137,9 +146,10 @@ impl World {
             trackers: Vec::new(),
             floors: Floors::new(delays.notice_ms(), topology.bound_ms(), topology.unknown_bound_ms()),
             topology,
-            link: Link { reads: Vec::new(), timeout: wait_timeout },
+            link: Link { reads: Vec::new(), timeout: wait_timeout, is_faulty: true },
             inbox: VecDeque::new(),
             clients: clients.into(),
+            watchers,
             auth,
             needs_password,
             last_connection_id,
@@ -171,6 +181,7 @@ impl World {
         self.produce_event()?;
         self.send_input(None)?;
         self.run_due()?;
+        self.run_watchers(None)?;
         self.receive_output(None)?;
         self.check_bounds()
     }
@@ -186,6 +197,7 @@ impl World {
             let next = self.next_event_time().unwrap_or(self.now);
             self.advance_to(next.max(self.now))?;
             self.run_due()?;
+            self.run_watchers(Some(usize::MAX))?;
             self.receive_output(Some(usize::MAX))?;
             self.check_bounds()?;
             let is_stuck = before == (self.now, self.counts.replies) && self.next_event_time().is_none();
@@ -193,7 +205,7 @@ impl World {
                 return Err("a client waits, although nothing is pending".into());
             }
         }
-        Ok(())
+        self.settle_watchers()
     }
 
     /// Returns the time of the next event outside the proxy, or of its backend.
@@ -220,7 +232,7 @@ impl World {
     }
 
     /// Runs what is due: arrivals, timeouts of waiters and the sweep.
-    fn run_due(&mut self) -> Result<(), String> {
+    pub fn run_due(&mut self) -> Result<(), String> {
         self.run_upstream()?;
         let World { read_through, clients, date, recorder, counts, random, .. } = self;
         let time = (self.now, self.moment);
@@ -230,7 +242,7 @@ impl World {
         Ok(())
     }
 
-    fn check_bounds(&mut self) -> Result<(), String> {
+    pub fn check_bounds(&mut self) -> Result<(), String> {
         self.read_through.validate()?;
         let cached_bytes = self.read_through.cache().bytes();
         if cached_bytes > self.limits.bytes.saturating_add(MAX_ENTRY_BYTES) {

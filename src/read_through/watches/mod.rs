@@ -92,6 +92,8 @@ struct WatchedKey {
     last_end: Option<Millis>,
     /// Read in flight.
     fetch_id: Option<usize>,
+    /// The read in flight began before the last one ended. Another one follows it.
+    ignores_read: bool,
     /// The key may have changed since the last read began.
     is_outdated: bool,
     /// A watcher waits for the next read, even if it shows no change.
@@ -171,6 +173,7 @@ impl Watches {
             last_begin: None,
             last_end: None,
             fetch_id: None,
+            ignores_read: false,
             is_outdated: false,
             awaits_read: false,
             round: None,

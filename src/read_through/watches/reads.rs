@@ -2,7 +2,7 @@
 
 use super::round::{Event, EventResult};
 use super::{WatchedKey, Watches};
-use crate::inflight::Inflight;
+use crate::inflight::{Inflight, UnwaitedFetch};
 use crate::types::{Failure, Job, KeyResult, KeyState, Millis};
 use crate::value::Value;
 use std::sync::Arc;
@@ -112,7 +112,10 @@ impl Watches {
 
     fn begin_read(&mut self, id: usize, now: Millis, inflight: &mut Inflight, jobs: &mut Vec<Job>) {
         let watched = &mut self.keys[id];
-        let (fetch_id, is_new) = inflight.join_or_start_after(&watched.key, watched.last_end, now);
+        let UnwaitedFetch { fetch_id, started_at, is_new } = inflight.join_or_start_unwaited(&watched.key, now);
+        // Its value may be older than that of the last read. Its end is awaited, because two reads
+        // of a key in flight could leave the older value in the cache.
+        watched.ignores_read = !is_new && watched.last_end.is_some_and(|last| started_at <= last);
         (watched.fetch_id, watched.last_begin, watched.is_outdated) = (Some(fetch_id), Some(now), false);
         self.reads_in_flight += 1;
         if is_new {
@@ -138,6 +141,9 @@ impl Watches {
         let watched = &mut self.keys[id];
         watched.fetch_id = None;
         self.reads_in_flight -= 1;
+        if std::mem::take(&mut watched.ignores_read) {
+            return self.schedule(id, now);
+        }
         watched.is_outdated |= is_detached;
         let (state, next_read) = match &result {
             ReadResult::Value(value, fresh_until) => (Some(KeyState::Value(value.digest)), *fresh_until),
