@@ -95,7 +95,7 @@ fn head_is_get_without_body() {
     redis.set("a", "value");
     let mut client = proxy.connect();
     for (path, status, length) in
-        [("/key/a", 200, "35"), ("/raw/a", 200, "5"), ("/key/none", 404, "25"), ("/nothing", 404, "81")]
+        [("/key/a", 200, "35"), ("/raw/a", 200, "5"), ("/key/none", 404, "25"), ("/nothing", 404, "99")]
     {
         client.send(format!("HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
         let response = client.read_response_to("HEAD");
