@@ -357,7 +357,7 @@ impl Connection {
     /// Returns true if the request that waits for changes must end at `now`: its wait is over, or
     /// there was no memory for a value.
     pub fn must_end_watch(&self, now: Millis) -> bool {
-        self.replies.first_watch().is_some_and(|watch| {
+        self.replies.first_watch().filter(|watch| watch.has_begun()).is_some_and(|watch| {
             watch.is_failed || (matches!(watch.kind, WatchKind::Poll(_)) && watch.deadline() <= now)
         })
     }
