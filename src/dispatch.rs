@@ -169,7 +169,7 @@ impl Dispatcher<'_> {
                 connection.deliver_event(request_id, event, *now, &mut context.reply)
             });
         }
-        let closes = (closes || context.policy.announce_close) && connection.is_watching();
+        let closes = (closes || context.policy.announce_close) && connection.can_end_watch();
         if closes || connection.must_end_watch(*now) {
             self.end_watch(connection, slot);
         } else {

@@ -362,6 +362,15 @@ impl Connection {
         })
     }
 
+    /// Returns true if the request that waits for changes may end before its time. A long poll may
+    /// not before its first read: its client would get an error instead of the value.
+    pub fn can_end_watch(&self) -> bool {
+        self.replies.first_watch().filter(|watch| watch.has_begun()).is_some_and(|watch| match &watch.kind {
+            WatchKind::Stream(_) => true,
+            WatchKind::Poll(poll) => poll.unchanged.is_some(),
+        })
+    }
+
     /// Ends the request that waits for changes. A stream tells its client when to reconnect. A long
     /// poll without a change is 304. The caller has removed its watchers.
     pub fn end_watch(&mut self, retry_spread: Millis, context: &mut ReplyContext<'_>) {
