@@ -155,9 +155,9 @@ impl Dispatcher<'_> {
         (at, limit_reached && has_rest)
     }
 
-    /// Serves the first request of a client, which waits for changes of keys: begins it, appends the
-    /// present state of keys that the client lacks, and ends it if its time is over. `closes` ends it
-    /// too. Returns true if that gave the client bytes to send.
+    /// Serves the first request of a client, which waits for changes of keys: begins it, appends
+    /// the present state of keys that the client lacks, and ends it if its time is over. `closes`
+    /// ends it too. Returns true if that gave the client bytes to send.
     pub fn serve_watch(&mut self, connection: &mut Connection, slot: usize, closes: bool) -> bool {
         let unsent = connection.send_buffer().unsent_bytes();
         if !connection.is_watching() {
