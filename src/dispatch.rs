@@ -155,9 +155,9 @@ impl Dispatcher<'_> {
         (at, limit_reached && has_rest)
     }
 
-    /// Serves the first request of a client, which waits for changes of keys: begins it, appends the
-    /// present state of keys that the client lacks, and ends it if its time is over. `closes` ends it
-    /// too. Returns true if that gave the client bytes to send.
+    /// Serves the first request of a client, which waits for changes of keys: begins it, appends
+    /// the present state of keys that the client lacks, and ends it if its time is over. `closes`
+    /// ends it too. Returns true if that gave the client bytes to send.
     pub fn serve_watch(&mut self, connection: &mut Connection, slot: usize, closes: bool) -> bool {
         let unsent = connection.send_buffer().unsent_bytes();
         if !connection.is_watching() {
@@ -169,7 +169,7 @@ impl Dispatcher<'_> {
                 connection.deliver_event(request_id, event, *now, &mut context.reply)
             });
         }
-        let closes = (closes || context.policy.announce_close) && connection.is_watching();
+        let closes = (closes || context.policy.announce_close) && connection.can_end_watch();
         if closes || connection.must_end_watch(*now) {
             self.end_watch(connection, slot);
         } else {

@@ -32,8 +32,8 @@ impl LruList {
         self.newest = id;
     }
 
-    /// Adds entry `id` directly behind `newer`, so that it is evicted just before that entry. It must
-    /// not be in the list.
+    /// Adds entry `id` directly behind `newer`, so that it is evicted just before that entry. It
+    /// must not be in the list.
     pub(super) fn push_behind(&mut self, nodes: &mut PagedVec<Node>, id: u32, newer: u32) {
         let older = nodes[newer as usize].older;
         nodes[id as usize].newer = newer;

@@ -195,8 +195,8 @@ impl ReplyQueue {
         }
     }
 
-    /// Ends the first request, if it waits for changes of keys: encodes its reply, or the end of its
-    /// stream.
+    /// Ends the first request, if it waits for changes of keys: encodes its reply, or the end of
+    /// its stream.
     pub(super) fn end_watch(
         &mut self,
         context: &mut ReplyContext<'_>,

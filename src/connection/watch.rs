@@ -357,8 +357,17 @@ impl Connection {
     /// Returns true if the request that waits for changes must end at `now`: its wait is over, or
     /// there was no memory for a value.
     pub fn must_end_watch(&self, now: Millis) -> bool {
-        self.replies.first_watch().is_some_and(|watch| {
+        self.replies.first_watch().filter(|watch| watch.has_begun()).is_some_and(|watch| {
             watch.is_failed || (matches!(watch.kind, WatchKind::Poll(_)) && watch.deadline() <= now)
+        })
+    }
+
+    /// Returns true if the request that waits for changes may end before its time. A long poll may
+    /// not before its first read: its client would get an error instead of the value.
+    pub fn can_end_watch(&self) -> bool {
+        self.replies.first_watch().filter(|watch| watch.has_begun()).is_some_and(|watch| match &watch.kind {
+            WatchKind::Stream(_) => true,
+            WatchKind::Poll(poll) => poll.unchanged.is_some(),
         })
     }
 

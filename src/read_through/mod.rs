@@ -172,7 +172,8 @@ impl ReadThrough {
         match completion.result {
             Ok(Some(FetchedValue { value, ttl })) => {
                 let value = FinishedValue::new(value, watch_id.is_some());
-                // Counted from before Redis was asked: the lifetime went on while its reply travelled.
+                // Counted from before Redis was asked: the lifetime went on while its reply
+                // travelled.
                 let redis_expiry = ttl.map_or(Millis::MAX, |ttl| finished.started_at + ttl);
                 let is_unused = watch_id.is_some() && waiters.is_empty();
                 let stored = match completion.may_cache {

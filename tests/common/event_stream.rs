@@ -1,7 +1,7 @@
 //! Client of event streams, which reads them as a browser does (HTML, section 9.2.6).
 
 use super::{TEST_TIMEOUT, wait_for};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -43,18 +43,35 @@ impl EventStream {
 
     /// Requests a target and reads the head of the response, whatever its status.
     pub fn request(address: SocketAddr, target: &str, fields: &str) -> EventStream {
-        let mut stream = wait_for("the proxy accepts connections", || TcpStream::connect(address).ok());
+        let stream = wait_for("the proxy accepts connections", || TcpStream::connect(address).ok());
         stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("a time-out can be set");
+        EventStream::try_request(stream, target, fields).expect("the proxy responds in time")
+    }
+
+    /// Requests a target on a new connection, and reads the head of the response.
+    ///
+    /// # Errors
+    ///
+    /// The connection failed, or ended before the first byte.
+    pub fn try_request(mut stream: TcpStream, target: &str, fields: &str) -> io::Result<EventStream> {
         let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n{fields}\r\n");
-        stream.write_all(request.as_bytes()).expect("the proxy reads");
-        EventStream::read(BufReader::new(stream))
+        stream.write_all(request.as_bytes())?;
+        EventStream::try_read(BufReader::new(stream))
     }
 
     /// Reads the head of the response to a request that was sent.
-    pub fn read(mut reader: BufReader<TcpStream>) -> EventStream {
+    pub fn read(reader: BufReader<TcpStream>) -> EventStream {
+        EventStream::try_read(reader).expect("the proxy responds in time")
+    }
+
+    fn try_read(mut reader: BufReader<TcpStream>) -> io::Result<EventStream> {
         let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).expect("the proxy responds in time") > 0 {}
-        EventStream { reader, head, retries: Vec::new(), comments: Vec::new() }
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(EventStream { reader, head, retries: Vec::new(), comments: Vec::new() })
     }
 
     /// Returns the next event, `None` at the end of the stream or after an error.
@@ -66,11 +83,12 @@ impl EventStream {
             assert!(Instant::now() < deadline, "no event within {TEST_TIMEOUT:?}");
             line.clear();
             match self.reader.read_line(&mut line) {
-                Ok(1..) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                // An incomplete line is the end of a connection that was cut.
+                Ok(_) if line.ends_with('\n') => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     panic!("no event within {TEST_TIMEOUT:?}")
                 }
-                Ok(0) | Err(_) => return None,
+                Ok(_) | Err(_) => return None,
             }
             match line.trim_end_matches('\n').split_once(": ").unwrap_or((line.trim_end(), "")) {
                 ("", "") if event.data.is_empty() => event = Event::default(),

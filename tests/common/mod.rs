@@ -21,12 +21,14 @@ pub mod freshness;
 pub mod relay;
 pub mod resolver;
 pub mod resp;
+pub mod rounds;
 pub mod sentinel;
 pub mod strace;
 pub mod testbed;
 pub mod transport;
 pub mod unix;
 pub mod versions;
+pub mod watchers;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
@@ -487,10 +489,21 @@ impl HttpClient {
 
     /// Reads the next response. A response to `HEAD` has no body.
     pub fn read_response_to(&mut self, method: &str) -> Response {
+        self.try_read_response_to(method).expect("a whole response")
+    }
+
+    /// Reads the next response.
+    ///
+    /// # Errors
+    ///
+    /// The connection ended before the response did.
+    pub fn try_read_response_to(&mut self, method: &str) -> std::io::Result<Response> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            let length = self.stream.read_until(b'\n', &mut head).expect("a response");
-            assert!(length > 0, "connection closed within a response head: {:?}", String::from_utf8_lossy(&head));
+            if self.stream.read_until(b'\n', &mut head)? == 0 {
+                let text = format!("connection closed within a response head: {:?}", String::from_utf8_lossy(&head));
+                return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, text));
+            }
         }
         let head = String::from_utf8(head).expect("a head is text");
         let mut lines = head.trim_end().split("\r\n");
@@ -505,8 +518,8 @@ impl HttpClient {
             _ => fields.get("content-length").and_then(|length| length.parse().ok()).expect("a length"),
         };
         let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).expect("a whole body");
-        Response { status: status.expect("a status line"), headers: fields, body }
+        self.stream.read_exact(&mut body)?;
+        Ok(Response { status: status.expect("a status line"), headers: fields, body })
     }
 
     /// Reads, and returns true if the proxy has closed its side and no bytes were left.

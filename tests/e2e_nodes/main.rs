@@ -14,3 +14,4 @@ mod migration;
 mod scripted;
 mod sentinel;
 mod support;
+mod watch;

@@ -152,3 +152,24 @@ fn stream_during_shutdown_has_value() {
     assert_eq!(stream.next_data(), "{\"value\":1,\"fromCache\":true}");
     assert_eq!((stream.next_event(), stream.retries.len()), (None, 2));
 }
+
+/// A poll that waits for its first read when the shutdown begins gets the result of it.
+#[test]
+fn poll_during_shutdown_is_answered() {
+    for (tag, status) in [("W/\"65cd25028f98f158\"", 304), ("\"0123456789abcdef\"", 200)] {
+        let redis = Redis::start();
+        let proxy = start_tracking_proxy(redis.port, &[("SHUTDOWN_GRACE", "30")]);
+        redis.set("a", "1");
+        let mut client = proxy.connect();
+        redis.freeze();
+        client.send(format!("GET /key/a HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\nPrefer: wait=60\r\n\r\n"));
+        wait_for_watchers(&proxy, 1);
+        proxy.signal("TERM");
+        wait_for("the shutdown begins", || proxy.log().contains("shutting down").then_some(()));
+        // Idle clients are closed after a second, and this one is not idle.
+        std::thread::sleep(Duration::from_millis(1200));
+        redis.thaw();
+        assert_eq!(client.read_response().status, status);
+        assert_eq!(proxy.wait_for_exit(), Some(0));
+    }
+}

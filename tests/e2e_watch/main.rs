@@ -6,4 +6,5 @@ mod bounds;
 #[path = "../common/mod.rs"]
 mod common;
 mod polls;
+mod recovery;
 mod streams;

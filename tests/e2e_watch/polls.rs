@@ -100,6 +100,27 @@ fn pipelined_requests_wait_for_poll() {
     assert_eq!(client.get("/raw/b").text(), "3");
 }
 
+/// A poll that follows one that ends at once waits for its own key.
+#[test]
+fn poll_after_ended_poll_waits() {
+    let redis = Redis::start();
+    let proxy = start_tracking_proxy(redis.port, &[]);
+    redis.run(&["MSET", "a", "1", "b", "2"]);
+    let mut client = proxy.connect();
+    let tags = ["/key/a", "/key/b"].map(|path| tag_of(&mut client, path));
+    let requests = [("a", &tags[1]), ("b", &tags[1]), ("a", &tags[0])];
+    let request =
+        |(key, tag)| format!("GET /key/{key} HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\nPrefer: wait=60\r\n\r\n");
+    client.send(requests.map(request).concat());
+    assert_eq!(client.read_response().text(), "{\"value\":1,\"fromCache\":true}");
+    wait_until_idle(&redis, &proxy);
+    assert!(!client.has_input());
+    redis.set("b", "3");
+    assert_eq!(client.read_response().text(), "{\"value\":3,\"fromCache\":false}");
+    redis.set("a", "4");
+    assert_eq!(client.read_response().text(), "{\"value\":4,\"fromCache\":false}");
+}
+
 /// `HEAD` polls too. A poll that may not read Redis does not wait.
 #[test]
 fn other_requests_poll_alike() {
