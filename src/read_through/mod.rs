@@ -187,14 +187,14 @@ impl ReadThrough {
                 self.reply_all(waiters, KeyResult::Value(value.payload(MAX_COPIED_BYTES)), stored, &mut deliver);
                 if let (Some(id), FinishedValue::Shared(value)) = (watch_id, value) {
                     let fresh_until = redis_expiry.min(now + self.ttl);
-                    self.end_watched_read(id, &finished, ReadResult::Value(value, fresh_until), stored, now);
+                    self.watches.on_read(id, ReadResult::Value(value, fresh_until), stored, (self.tracked, now));
                 }
             }
             Ok(None) => {
                 self.remove_missing(&finished);
                 self.reply_all(waiters, KeyResult::Missing, None, &mut deliver);
                 if let Some(id) = watch_id {
-                    self.end_watched_read(id, &finished, ReadResult::Missing, None, now);
+                    self.watches.on_read(id, ReadResult::Missing, None, (self.tracked, now));
                 }
             }
             Err(failure) => {
@@ -203,22 +203,10 @@ impl ReadThrough {
                 }
                 self.fail_or_serve_stale(&finished.key, waiters, &failure, now, &mut deliver);
                 if let Some(id) = watch_id {
-                    self.end_watched_read(id, &finished, ReadResult::Failed(failure), None, now);
+                    self.watches.on_read(id, ReadResult::Failed(failure), None, (self.tracked, now));
                 }
             }
         }
-    }
-
-    /// Passes the result of a read to the watchers of its key.
-    fn end_watched_read(
-        &mut self,
-        id: usize,
-        finished: &FinishedFetch,
-        result: ReadResult,
-        stored: Option<Millis>,
-        now: Millis,
-    ) {
-        self.watches.on_read(id, result, (finished.is_detached, stored), (self.tracked, now));
     }
 
     /// Caches a fetched value, unless its fetch is detached or the value has expired since. Returns

@@ -130,6 +130,11 @@ impl EventStream {
         }
     }
 
+    /// Ends the input of the proxy, as `shutdown` does.
+    pub fn end_input(&self) {
+        self.reader.get_ref().shutdown(std::net::Shutdown::Write).expect("a connected stream");
+    }
+
     /// Returns true if the stream sends nothing for this time.
     pub fn is_silent_for(&mut self, time: Duration) -> bool {
         self.reader.get_ref().set_read_timeout(Some(time)).expect("a time-out can be set");

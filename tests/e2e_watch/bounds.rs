@@ -49,6 +49,19 @@ fn watchers_are_limited() {
     assert_eq!(off.get("/key/a").status, 200);
 }
 
+/// A stream ends when its client sends an end of input: it is gone, or will soon be.
+#[test]
+fn half_closed_client_is_closed() {
+    let redis = Redis::start();
+    let proxy = start_tracking_proxy(redis.port, &[]);
+    redis.set("a", "1");
+    let mut stream = EventStream::open(proxy.address, "/key/a");
+    assert!(stream.next_data().contains("\"value\":1"));
+    stream.end_input();
+    assert_eq!(stream.next_event(), None);
+    wait_for_watchers(&proxy, 0);
+}
+
 /// A client that reads slowly gets the newest value only, and delays no other.
 #[test]
 fn slow_client_gets_newest_value() {

@@ -129,22 +129,15 @@ impl Watches {
         (self.keys[id].fetch_id == Some(fetch_id)).then_some(id)
     }
 
-    /// Applies the result of the read of a watched key. `is_detached` means that an invalidation
-    /// overtook it. `stored` is the time until the cached value expires.
-    pub fn on_read(
-        &mut self,
-        id: usize,
-        result: ReadResult,
-        (is_detached, stored): (bool, Option<Millis>),
-        (tracked, now): (bool, Millis),
-    ) {
+    /// Applies the result of the read of a watched key. `stored` is the time until the cached value
+    /// expires, `None` if it is not cached.
+    pub fn on_read(&mut self, id: usize, result: ReadResult, stored: Option<Millis>, (tracked, now): (bool, Millis)) {
         let watched = &mut self.keys[id];
         watched.fetch_id = None;
         self.reads_in_flight -= 1;
         if std::mem::take(&mut watched.ignores_read) {
             return self.schedule(id, now);
         }
-        watched.is_outdated |= is_detached;
         let (state, next_read) = match &result {
             ReadResult::Value(value, fresh_until) => (Some(KeyState::Value(value.digest)), *fresh_until),
             ReadResult::Missing => (Some(KeyState::Missing), now + self.ttl),
@@ -162,12 +155,9 @@ impl Watches {
 
     /// Starts a round of events, if the result of a read is new to a watcher.
     fn show(&mut self, id: usize, state: Option<KeyState>, result: ReadResult, stored: Option<Millis>, tracked: bool) {
-        let WatchedKey { state: known, awaits_read, round, .. } = &mut self.keys[id];
-        let is_new = match state {
-            Some(_) => *known != state || *awaits_read,
-            // It must not replace an event that not all watchers have.
-            None => *awaits_read && round.is_none(),
-        };
+        let WatchedKey { state: known, awaits_read, .. } = &mut self.keys[id];
+        // A failure replaces no event with a state: nothing awaits a read while that is delivered.
+        let is_new = *awaits_read || (state.is_some() && *known != state);
         if state.is_some() {
             (*known, *awaits_read) = (state, false);
         }

@@ -309,6 +309,26 @@ fn event_reaches_all_in_steps() {
     assert_eq!(fixture.take_events().len(), 13);
 }
 
+/// Watchers that come while an event is delivered take no turn of others.
+#[test]
+fn new_watchers_take_no_turns() {
+    let mut fixture = Fixture::new(10, true);
+    (10..20).for_each(|number| fixture.watch(2 * number, "a"));
+    fixture.advance(0);
+    fixture.answer(Some("1"));
+    fixture.take_events();
+    fixture.now += INTERVAL;
+    fixture.read_through.invalidate(&Invalidation::Key(b"a".to_vec()), fixture.now);
+    fixture.tick(1);
+    let job = fixture.jobs.remove(0);
+    let completion = Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched("2", None))), may_cache: true };
+    fixture.read_through.complete(completion, fixture.now, |_, _| {});
+    assert!(fixture.tick(1));
+    (10..20).for_each(|number| fixture.watch(2 * number + 1, "a"));
+    while fixture.tick(1) {}
+    assert_eq!(fixture.take_events().len(), 20);
+}
+
 /// A failure is shown to watchers that have nothing, and ends no event in progress.
 #[test]
 fn failure_reaches_new_watchers_only() {
