@@ -10,6 +10,7 @@
 )]
 
 pub mod admin;
+pub mod browser;
 pub mod certificates;
 pub mod client;
 pub mod cluster;
