@@ -13,18 +13,20 @@ use std::process::{Child, Command, Stdio};
 pub struct Kind {
     /// Name in assertion messages, and language of its block.
     pub name: &'static str,
-    /// Part of the block with the address to listen on.
-    listen: &'static str,
+    /// Part of the block with the address to listen on, and the same with `ADDRESS` for it. `None` if
+    /// the address is an argument of the command.
+    listen: Option<(&'static str, &'static str)>,
     /// Writes the configuration into the directory and returns the command that reads it.
     command: fn(dir: &Path, lines: &str, address: SocketAddr) -> Command,
-    /// Response field that the product adds or removes, and true if it adds it.
+    /// Response field that the product adds, if any.
     mark: Option<&'static str>,
 }
 
-pub const NGINX: Kind = Kind { name: "nginx", listen: "listen 8081;", command: nginx, mark: Some("server") };
-pub const HAPROXY: Kind = Kind { name: "haproxy", listen: "bind :8081\n", command: haproxy, mark: None };
-/// Its block has no address to listen on, which is an argument.
-pub const VARNISH: Kind = Kind { name: "vcl", listen: "", command: varnish, mark: Some("x-varnish") };
+pub const NGINX: Kind =
+    Kind { name: "nginx", listen: Some(("listen 8081;", "listen ADDRESS;")), command: nginx, mark: Some("server") };
+pub const HAPROXY: Kind =
+    Kind { name: "haproxy", listen: Some(("bind :8081\n", "bind ADDRESS\n")), command: haproxy, mark: None };
+pub const VARNISH: Kind = Kind { name: "vcl", listen: None, command: varnish, mark: Some("x-varnish") };
 
 fn nginx(dir: &Path, lines: &str, _: SocketAddr) -> Command {
     let (path, log) = (dir.join("nginx.conf"), dir.join("error.log"));
@@ -60,6 +62,19 @@ fn varnish(dir: &Path, lines: &str, address: SocketAddr) -> Command {
     command
 }
 
+/// Returns the block of a product, with the addresses and the directory of a test.
+fn configuration(kind: &Kind, proxy: &Proxy, address: SocketAddr, dir: &Path, changes: &[(&str, &str)]) -> String {
+    let mut lines = block(kind.name).to_owned();
+    for (old, new) in changes {
+        lines = replace(&lines, old, new);
+    }
+    let Some((old, new)) = kind.listen else {
+        return replace(&lines, ".port = \"8080\"", &format!(".port = \"{}\"", proxy.address.port()));
+    };
+    lines = replace(&lines, old, &new.replace("ADDRESS", &address.to_string()));
+    replace(&lines, PROXY, &proxy.address.to_string()).replace("/var/www/html", &dir.display().to_string())
+}
+
 /// Running server. Stopped, and its directory removed, when dropped.
 pub struct Front {
     kind: &'static Kind,
@@ -85,23 +100,7 @@ impl Front {
     fn launch(kind: &'static Kind, proxy: &Proxy, changes: &[(&str, &str)]) -> Front {
         let dir = create_dir();
         let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
-        let mut lines = block(kind.name).to_owned();
-        for (old, new) in changes {
-            lines = replace(&lines, old, new);
-        }
-        if kind.listen.is_empty() {
-            lines = replace(&lines, ".port = \"8080\"", &format!(".port = \"{}\"", proxy.address.port()));
-        } else {
-            lines = replace(
-                &lines,
-                kind.listen,
-                &kind.listen.replace(":8081", "8081").replace("8081", &address.to_string()),
-            );
-            lines = replace(&lines, PROXY, &proxy.address.to_string());
-        }
-        if lines.contains("root /var/www/html;") {
-            lines = replace(&lines, "/var/www/html", &dir.display().to_string());
-        }
+        let lines = configuration(kind, proxy, address, &dir, changes);
         let log = File::create(dir.join("output.log")).expect("a writable directory");
         let child = (kind.command)(&dir, &lines, address)
             .stdin(Stdio::null())
