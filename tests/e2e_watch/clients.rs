@@ -4,9 +4,9 @@ use crate::common::admin::parse_sample;
 use crate::common::browser::Browser;
 use crate::common::event_stream::put;
 use crate::common::freshness::start_tracking_proxy;
+use crate::common::program::Program;
 use crate::common::{HttpClient, Proxy, Redis, stable_port, wait_for, wait_until_idle};
 use crate::fronts::{Front, HAPROXY, Kind, NGINX, VARNISH};
-use crate::program::Program;
 use std::process::Command;
 
 /// Key that the configurations of the document pass on.
@@ -64,7 +64,9 @@ fn python_reads_stream() {
 fn browser_reconnects_with_last_id() {
     let redis = Redis::start();
     let port = stable_port().to_string();
-    let proxy = start_tracking_proxy(redis.port, &[("PROXY_PORT", &port)]);
+    // Clients spread their reconnections over SHUTDOWN_GRACE.
+    let start = || start_tracking_proxy(redis.port, &[("PROXY_PORT", &port), ("SHUTDOWN_GRACE", "1")]);
+    let proxy = start();
     redis.set(KEY, "1");
     let browser = Browser::new("event-source");
     let mut page = browser.open(&format!("http://{}/healthz", proxy.address));
@@ -83,11 +85,8 @@ fn browser_reconnects_with_last_id() {
     assert_eq!(wait_for_events(2, 1), "put 1,gone null");
     redis.set(KEY, "2");
     assert_eq!(wait_for_events(3, 1), "put 1,gone null,put 2");
-    let restart = |proxy: Proxy| {
-        assert_eq!(proxy.stop("TERM"), Some(0));
-        start_tracking_proxy(redis.port, &[("PROXY_PORT", &port)])
-    };
-    let proxy = restart(proxy);
+    assert_eq!(proxy.stop("TERM"), Some(0));
+    let proxy = start();
     // The value is the one that the browser has.
     wait_for_events(3, 2);
     wait_until_idle(&redis, &proxy);
@@ -95,7 +94,7 @@ fn browser_reconnects_with_last_id() {
     assert_eq!(wait_for_events(4, 2), "put 1,gone null,put 2,put 3");
     assert_eq!(proxy.stop("TERM"), Some(0));
     redis.set(KEY, "4");
-    let _proxy = start_tracking_proxy(redis.port, &[("PROXY_PORT", &port)]);
+    let _proxy = start();
     assert_eq!(wait_for_events(5, 3), "put 1,gone null,put 2,put 3,put 4");
 }
 
@@ -109,7 +108,11 @@ fn fronts_do_not_buffer() {
         let front = Front::start(kind, &proxy, &[]);
         check_events(&redis, &Program::curl(front.address, PATH), "x");
         // A client that leaves is noticed behind the front too.
-        wait_for("the stream ends", || (sample(&proxy, "segment_watchers") == 0.0).then_some(()));
+        wait_for("the stream ends", || {
+            // HAProxy notices it when it writes.
+            redis.run(&["APPEND", KEY, "x"]);
+            (sample(&proxy, "segment_watchers") == 0.0).then_some(())
+        });
     }
 }
 

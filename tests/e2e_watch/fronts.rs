@@ -13,8 +13,8 @@ use std::process::{Child, Command, Stdio};
 pub struct Kind {
     /// Name in assertion messages, and language of its block.
     pub name: &'static str,
-    /// Part of the block with the address to listen on, and the same with `ADDRESS` for it. `None` if
-    /// the address is an argument of the command.
+    /// Part of the block with the address to listen on, and the same with `ADDRESS` for it. `None`
+    /// if the address is an argument of the command.
     listen: Option<(&'static str, &'static str)>,
     /// Writes the configuration into the directory and returns the command that reads it.
     command: fn(dir: &Path, lines: &str, address: SocketAddr) -> Command,

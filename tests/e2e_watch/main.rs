@@ -9,6 +9,5 @@ mod common;
 mod document;
 mod fronts;
 mod polls;
-mod program;
 mod recipe;
 mod streams;

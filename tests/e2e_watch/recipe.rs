@@ -3,10 +3,10 @@
 
 use crate::common::browser::Browser;
 use crate::common::freshness::start_tracking_proxy;
+use crate::common::program::Program;
 use crate::common::{Proxy, Redis, stable_port, wait_until_idle};
 use crate::document::{PROXY, block, replace};
 use crate::fronts::{Front, NGINX};
-use crate::program::Program;
 use std::process::Command;
 
 /// Lines of a recipe, as the title of the document promises.
@@ -28,7 +28,7 @@ fn programs_print_each_change() {
     for (language, program) in [("sh", "sh"), ("python", "python3")] {
         let redis = Redis::start();
         let port = stable_port().to_string();
-        let start = || start_tracking_proxy(redis.port, &[("PROXY_PORT", &port)]);
+        let start = || start_tracking_proxy(redis.port, &[("PROXY_PORT", &port), ("SHUTDOWN_GRACE", "1")]);
         let proxy = start();
         let mut command = Command::new(program);
         command.args(["-c", &recipe(language, &port)]);

@@ -1,6 +1,6 @@
 //! Program that prints what it receives, line by line.
 
-use crate::common::TEST_TIMEOUT;
+use super::TEST_TIMEOUT;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
