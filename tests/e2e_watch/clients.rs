@@ -13,19 +13,30 @@ use std::process::Command;
 const PATH: &str = "/key/flag:a";
 const KEY: &str = "flag:a";
 
-/// Reads the present value, a change and the end of a key with a client, without a change in
-/// between that could push buffered events out.
+/// Returns the data of the next event. No heartbeat may come before it, because that would push
+/// buffered events out.
+fn next_data(client: &Program) -> String {
+    loop {
+        let line = client.next_line();
+        assert_ne!(line, ":", "an event was held back until the heartbeat");
+        if let Some(data) = line.strip_prefix("data: ") {
+            return data.to_owned();
+        }
+    }
+}
+
+/// Reads the present value, changes and the end of a key with a client. Each change follows the
+/// event before it, so none can push another out.
 fn check_events(redis: &Redis, client: &Program, first: &str) {
-    assert!(client.next_with("data: ").starts_with(&format!("{{\"value\":\"{first}\",")));
+    assert!(next_data(client).starts_with(&format!("{{\"value\":\"{first}\",")));
     for value in ["on", "off"] {
         redis.set(KEY, value);
-        assert_eq!(client.next_with("data: "), put(value));
+        assert_eq!(next_data(client), put(value));
     }
     redis.run(&["DEL", KEY]);
-    assert_eq!(client.next_with("event: "), "gone");
-    assert_eq!(client.next_with("data: "), "{\"value\":null}");
+    assert_eq!(next_data(client), "{\"value\":null}");
     redis.set(KEY, first);
-    assert_eq!(client.next_with("data: "), put(first));
+    assert_eq!(next_data(client), put(first));
 }
 
 /// `curl -N` prints each event as it arrives.
@@ -106,6 +117,8 @@ fn fronts_do_not_buffer() {
         let proxy = start_tracking_proxy(redis.port, &[]);
         redis.set(KEY, "x");
         let front = Front::start(kind, &proxy, &[]);
+        // A cached value arrives together with the head. Varnish without `pipe` holds it back.
+        assert_eq!(proxy.get(PATH).status, 200);
         check_events(&redis, &Program::curl(front.address, PATH), "x");
         // A client that leaves is noticed behind the front too.
         wait_for("the stream ends", || {
