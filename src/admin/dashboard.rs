@@ -1,8 +1,9 @@
 //! Dashboard at `/`: one self-contained HTML page.
 //!
-//! Its script plots what `/stats` returns, and watches a key on request. The problems and the tables
-//! are in the page itself, so they need no script. The Content Security Policy allows this script
-//! and this style by their hashes, and nothing else. A test compares the hashes with the files.
+//! Its script plots what `/stats` returns, and watches a key on request. The problems and the
+//! tables are in the page itself, so they need no script. The Content Security Policy allows this
+//! script and this style by their hashes, and nothing else. A test compares the hashes with the
+//! files.
 
 use super::diagnosis::{Problem, Severity, problems};
 use super::tables::tables;

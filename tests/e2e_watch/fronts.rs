@@ -129,7 +129,7 @@ impl Front {
         HttpClient::connect(self.address)
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         let names = ["output.log", "error.log"];
         names.iter().filter_map(|name| std::fs::read_to_string(self.dir.join(name)).ok()).collect()
     }

@@ -1,10 +1,10 @@
 //! Runs the recipes of docs/feature-flags.md as they are written there. Only addresses are
 //! replaced.
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, Page};
 use crate::common::freshness::start_tracking_proxy;
 use crate::common::program::Program;
-use crate::common::{Proxy, Redis, stable_port, wait_until_idle};
+use crate::common::{Proxy, Redis, stable_port, wait_for, wait_until_idle};
 use crate::document::{PROXY, block, replace};
 use crate::fronts::{Front, NGINX};
 use std::process::Command;
@@ -65,7 +65,9 @@ fn restart(redis: &Redis, proxy: Proxy, start: impl Fn() -> Proxy, program: &Pro
 #[test]
 fn page_shows_each_change() {
     let redis = Redis::start();
-    let proxy = start_tracking_proxy(redis.port, &[]);
+    let port = stable_port().to_string();
+    let start = || start_tracking_proxy(redis.port, &[("PROXY_PORT", &port), ("SHUTDOWN_GRACE", "1")]);
+    let proxy = start();
     redis.set("secret", "word");
     let front = Front::start(&NGINX, &proxy, &[]);
     assert!(block("html").lines().count() <= MAX_LINES);
@@ -79,8 +81,18 @@ fn page_shows_each_change() {
     page.wait_for_text("flag", "off");
     for value in ["on", "off", "on"] {
         redis.set(FLAG, value);
-        page.wait_until(&format!("document.getElementById(\"flag\").textContent === \"{value}\""));
+        wait_for_flag(&mut page, value);
     }
     redis.run(&["DEL", FLAG]);
-    page.wait_for_text("flag", "off");
+    wait_for_flag(&mut page, "off");
+    // A browser gives up after the error of nginx. The page does not.
+    assert_eq!(proxy.stop("TERM"), Some(0));
+    redis.set(FLAG, "on");
+    wait_for("nginx cannot reach the proxy", || front.log().contains("Connection refused").then_some(()));
+    let _proxy = start();
+    wait_for_flag(&mut page, "on");
+}
+
+fn wait_for_flag(page: &mut Page<'_>, value: &str) {
+    page.wait_until(&format!("document.getElementById(\"flag\").value === \"{value}\""));
 }
