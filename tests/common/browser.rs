@@ -7,6 +7,7 @@ use super::{TEST_TIMEOUT, wait_for};
 use base64::prelude::*;
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -105,6 +106,7 @@ impl<'a> Page<'a> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            .process_group(0)
             .spawn()
             .expect("sh is installed");
         let commands = child.stdin.take().expect("a pipe");
@@ -210,8 +212,8 @@ impl<'a> Page<'a> {
 
 impl Drop for Page<'_> {
     fn drop(&mut self) {
-        // The browser ends its other processes too.
-        super::daemon::stop(&mut self.child, "TERM");
+        // All processes at once: one that outlives the others would write to the profile.
+        super::program::kill_group(&mut self.child);
     }
 }
 

@@ -60,9 +60,14 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let kill = format!("kill -KILL -{}", self.child.id());
-        // The program may have exited already.
-        let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
-        let _ = self.child.wait();
+        kill_group(&mut self.child);
     }
+}
+
+/// Kills the process group that a child leads.
+pub fn kill_group(child: &mut Child) {
+    let kill = format!("kill -KILL -{}", child.id());
+    // The processes may have exited already.
+    let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
+    let _ = child.wait();
 }
