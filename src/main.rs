@@ -253,6 +253,7 @@ fn instance_info(
 ) -> InstanceInfo {
     InstanceInfo {
         admin: config.admin,
+        can_watch_keys: config.admin_port.is_none() && config.max_watchers > 0,
         capacity: config.cache_size * config.workers,
         capacity_bytes: config.cache_bytes.unwrap_or(0) * config.workers,
         max_connections: connection_limiter.max_connections(),

@@ -1,8 +1,9 @@
 //! Dashboard at `/`: one self-contained HTML page.
 //!
-//! Its script plots what `/stats` returns. The problems and the tables are in the page itself, so
-//! they need no script. The Content Security Policy allows this script and this style by their
-//! hashes, and nothing else. A test compares the hashes with the files.
+//! Its script plots what `/stats` returns, and watches a key on request. The problems and the
+//! tables are in the page itself, so they need no script. The Content Security Policy allows this
+//! script and this style by their hashes, and nothing else. A test compares the hashes with the
+//! files.
 
 use super::diagnosis::{Problem, Severity, problems};
 use super::tables::tables;
@@ -10,14 +11,16 @@ use crate::log_format::rfc3339_seconds;
 use crate::metrics::{InstanceInfo, Snapshot};
 
 const PAGE: &str = include_str!("page.html");
+/// Section of the page that watches a key.
+const WATCH: &str = include_str!("page_watch.html");
 const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = concat!(include_str!("page_data.js"), include_str!("page.js"));
+const SCRIPT: &str = concat!(include_str!("page_data.js"), include_str!("page.js"), include_str!("page_watch.js"));
 
 /// Value of the `Content-Security-Policy` field (CSP level 3).
 pub const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
-    "style-src 'sha256-1s0miT+vs7VtT1n/AwpoOBpsJ6Ko0m5zKs4GNom95KY='; ",
-    "script-src 'sha256-/tIaE1t+IYvxWhF2KnOs4cmlQe+aVeIG21k2ZdpWGQU='; ",
+    "style-src 'sha256-axihL7BrC/IdrrkmveuX34u/4yxhHR4f+B7TuPs1s/c='; ",
+    "script-src 'sha256-XBhTChi7+i5ORx5xKOFaOdoiJ/An8W2G4YzcebVSYpw='; ",
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 );
 
@@ -38,6 +41,7 @@ pub fn html(now: &Snapshot, settings: &InstanceInfo) -> String {
             "style" => ["<style>", STYLE, "</style>"],
             "script" => ["<script>", SCRIPT, "</script>"],
             "problems" => ["", &problems, ""],
+            "watch" => ["", if settings.can_watch_keys { WATCH } else { "" }, ""],
             "healthy" => ["", if problems.is_empty() { "" } else { " hidden" }, ""],
             _ => ["", tables.iter().find(|(name, _)| *name == placeholder).map_or("", |(_, rows)| rows), ""],
         } {
@@ -99,6 +103,16 @@ mod tests {
         assert!(page.contains("</strong><p>&lt;script&gt;alert("), "{page}");
         assert!(page.contains("<td>&quot;&lt;!--figures--&gt;&amp;</td>"), "{page}");
         assert_eq!((page.matches("<script>").count(), page.matches("<style>").count()), (1, 1));
+    }
+
+    /// Only a page on a port with keys can watch one.
+    #[test]
+    fn watch_section_needs_keys() {
+        let now = Snapshot::default();
+        for can_watch_keys in [true, false] {
+            let page = html(&now, &InstanceInfo { can_watch_keys, ..InstanceInfo::default() });
+            assert_eq!(page.contains("<section id=\"watch\""), can_watch_keys);
+        }
     }
 
     /// The page claims no health beside a problem, also without style and script.

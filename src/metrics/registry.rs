@@ -104,6 +104,8 @@ pub struct Setting {
 pub struct InstanceInfo {
     /// True if `/`, `/metrics` and `/stats` are served.
     pub admin: bool,
+    /// True if the listener of the page serves keys, and event streams may watch some.
+    pub can_watch_keys: bool,
     /// Cache capacity in keys, of all workers together.
     pub capacity: usize,
     /// Cache capacity in bytes of keys and values, of all workers together; 0 for no limit.

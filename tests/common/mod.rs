@@ -10,6 +10,7 @@
 )]
 
 pub mod admin;
+pub mod browser;
 pub mod certificates;
 pub mod client;
 pub mod cluster;
@@ -18,6 +19,7 @@ pub mod entries;
 pub mod event_stream;
 pub mod fake_node;
 pub mod freshness;
+pub mod program;
 pub mod relay;
 pub mod resolver;
 pub mod resp;

@@ -1,10 +1,10 @@
 //! Tests of the dashboard at `/`: the response itself, and the page in a headless Chromium.
 
 use crate::common::admin::{read_metric, wait_until_ready};
+use crate::common::browser::Browser;
 use crate::common::{Proxy, Redis, wait_for};
 use base64::prelude::*;
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -53,58 +53,6 @@ fn page_is_one_file_with_policy() {
         assert!(page.contains(row), "{row}");
     }
     assert_eq!(response.header("content-type"), "text/html; charset=utf-8");
-}
-
-/// Headless browser with its own profile.
-struct Browser {
-    profile: PathBuf,
-}
-
-impl Browser {
-    fn new(name: &str) -> Browser {
-        let profile = std::env::temp_dir().join(format!("segment-page-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&profile).expect("a new directory");
-        Browser { profile }
-    }
-
-    /// Opens a page for ten seconds of virtual time. Returns the browser's output and its log.
-    fn visit(&self, url: &str, arguments: &[&str]) -> (String, String) {
-        // On a busy machine the browser may not end in time. It is started again then.
-        wait_for("the browser exits", || {
-            let output = Command::new("timeout")
-                .args(["60", "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"])
-                .args(["--hide-scrollbars", "--virtual-time-budget=10000"])
-                .arg(format!("--user-data-dir={}", self.profile.display()))
-                .args(arguments)
-                .arg(url)
-                .output()
-                .expect("chromium is installed");
-            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-            output.status.success().then(|| (text(&output.stdout), text(&output.stderr)))
-        })
-    }
-
-    /// Returns the document after ten seconds. The console must be empty.
-    fn dump_page(&self, url: &str) -> String {
-        let (page, errors) = self.visit(url, &["--dump-dom"]);
-        let console: Vec<&str> = errors.lines().filter(|line| line.contains("CONSOLE")).collect();
-        assert_eq!(console, [""; 0]);
-        page
-    }
-
-    /// Takes a screenshot and returns the bytes of the PNG file.
-    fn screenshot(&self, url: &str, scheme: &str, size: &str, path: &Path) -> Vec<u8> {
-        let size = format!("--window-size={size}");
-        let scheme = format!("--blink-settings=preferredColorScheme={scheme}");
-        self.visit(url, &[&size, &scheme, &format!("--screenshot={}", path.display())]);
-        std::fs::read(path).expect("a screenshot")
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.profile);
-    }
 }
 
 /// The browser shows live plots. It shows that Redis is unavailable, why and since when.
@@ -301,7 +249,7 @@ fn page_renders_in_every_layout() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
     let (browser, url) = (Browser::new("layouts"), format!("http://{}/", proxy.address));
-    let path = |name: &str| browser.profile.join(format!("{name}.png"));
+    let path = |name: &str| browser.profile().join(format!("{name}.png"));
     let [dark, light] = ["0", "1"].map(|scheme| browser.screenshot(&url, scheme, "1400,900", &path(scheme)));
     let phone = browser.screenshot(&url, "1", "360,800", &path("phone"));
     for picture in [&dark, &light, &phone] {

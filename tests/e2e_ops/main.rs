@@ -19,3 +19,4 @@ mod json_logs;
 mod logs;
 mod packaging;
 mod unix_socket;
+mod watch_box;

@@ -12,6 +12,8 @@ mod common;
 
 use balancer::{Balancer, HAPROXY, Kind, NGINX, TWEMPROXY};
 use common::client::{Client, Reply, numbered_keys, value_of};
+use common::freshness::start_tracking_proxy;
+use common::program::Program;
 use common::resp::{RespClient, encode_command};
 use common::{HttpClient, Proxy, Redis, wait_for};
 use std::collections::HashSet;
@@ -238,6 +240,25 @@ fn spellings_of_key_share_proxy() {
             std::io::BufRead::read_line(client.stream(), &mut head).expect("a response");
             assert!(head.starts_with("HTTP/1.1 404 "), "{}: {path}: {head}", kind.name);
         }
+    }
+}
+
+/// A stream through a balancer outlives the timeout of other requests, and so does a long poll.
+#[test]
+fn silent_requests_outlive_timeouts() {
+    for (kind, timeout) in [(&HAPROXY, "timeout server 5s"), (&NGINX, "proxy_read_timeout 5s")] {
+        let redis = Redis::start();
+        let proxies: Vec<Proxy> = (0..PROXIES).map(|_| start_tracking_proxy(redis.port, &[])).collect();
+        let balancer = Balancer::start(kind, &proxies, &[(timeout, &timeout.replace("5s", "1s"))]);
+        redis.set("key1", "value");
+        let stream = Program::curl(balancer.address, "/key/flag");
+        assert_eq!(stream.next_with("data: "), "{\"value\":null}");
+        let mut client = HttpClient::connect(balancer.address);
+        let tag = client.get("/raw/key1").header("etag").to_owned();
+        client.send(format!("GET /raw/key1 HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\nPrefer: wait=3\r\n\r\n"));
+        assert_eq!(client.read_response().status, 304, "{}", kind.name);
+        redis.set("flag", "on");
+        assert_eq!(stream.next_with("data: "), "{\"value\":\"on\",\"fromCache\":false}", "{}", kind.name);
     }
 }
 

@@ -3,8 +3,12 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
 
 mod bounds;
+mod clients;
 #[path = "../common/mod.rs"]
 mod common;
+mod document;
+mod fronts;
 mod polls;
+mod recipe;
 mod recovery;
 mod streams;

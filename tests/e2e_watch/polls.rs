@@ -1,6 +1,6 @@
 //! Long polls: requests that wait until a value differs from the one that the client has.
 
-use crate::common::freshness::start_tracking_proxy;
+use crate::common::freshness::{start_tracking_proxy, wait_until_cached};
 use crate::common::{HttpClient, Proxy, Redis, Response, wait_until_idle};
 use std::time::{Duration, Instant};
 
@@ -108,6 +108,7 @@ fn poll_after_ended_poll_waits() {
     redis.run(&["MSET", "a", "1", "b", "2"]);
     let mut client = proxy.connect();
     let tags = ["/key/a", "/key/b"].map(|path| tag_of(&mut client, path));
+    wait_until_cached(&mut client, "/raw/a", "1");
     let requests = [("a", &tags[1]), ("b", &tags[1]), ("a", &tags[0])];
     let request =
         |(key, tag)| format!("GET /key/{key} HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\nPrefer: wait=60\r\n\r\n");
