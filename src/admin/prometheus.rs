@@ -145,6 +145,21 @@ fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
     text.metric("segment_connections_limit", settings.max_connections, "Limit of client connections.");
     text.metric("segment_connections_accepted_total", metrics.accepted, "Accepted client connections.");
     text.metric("segment_connections_rejected_total", metrics.rejected, "Client connections rejected at the limit.");
+    text.metric(
+        "segment_client_tracking_clients",
+        metrics.tracking_clients,
+        "Open client connections with CLIENT TRACKING, which cache values themselves.",
+    );
+    text.metric(
+        "segment_client_tracking_keys",
+        metrics.tracked_keys,
+        "Keys that these clients may have cached, counted for each of them.",
+    );
+    text.metric(
+        "segment_client_tracking_pushes_total",
+        metrics.tracking_pushes,
+        "Invalidations sent to these clients because Redis reported a change, or at a limit.",
+    );
     text.labelled_counter(
         "segment_client_timeouts_total",
         "kind",

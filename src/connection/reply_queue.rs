@@ -5,16 +5,21 @@
 //! from the front once they are filled, in whatever order the fetches finish. A request for several
 //! keys has one slot, which collects its parts.
 
-use super::ReplyContext;
+use super::{MAX_UNSENT_BYTES, ReplyContext};
 use crate::metrics::{Protocol, Recorder, RequestInfo, RequestOutcome};
 use crate::protocol::http::{ResponseDate, Status};
+use crate::protocol::resp::encode_push;
 use crate::protocol::{MultiReply, ReplyFormat, ReplySummary, SendBuffer, encode_reply};
-use crate::types::{Failure, KeyResult, Reply, RequestId, Source};
+use crate::types::{Failure, KeyResult, Push, Reply, RequestId, Source};
 use std::collections::VecDeque;
 
 /// First capacity of a buffer for replies that wait: an HTTP head and a short value. A buffer that
 /// starts empty grows five times for such a reply.
 const SLOT_CAPACITY: usize = 448;
+
+/// Bytes of invalidations that a client which does not read enough may leave unsent: some thousand
+/// keys.
+const MAX_PUSHED_BYTES: u32 = 64 * 1024;
 
 /// Queue of replies that cannot be sent yet, and the send buffer behind it.
 #[derive(Debug, Default)]
@@ -24,6 +29,8 @@ pub(super) struct ReplyQueue {
     slots: VecDeque<ReplySlot>,
     /// Bytes held by the slots.
     queued_bytes: usize,
+    /// Bytes of invalidations since the client had received everything.
+    pushed_bytes: u32,
     pub(super) send_buffer: SendBuffer,
 }
 
@@ -129,12 +136,43 @@ impl ReplyQueue {
     /// Removes the last request if keys of it are missing. Returns its info for the access log.
     pub(super) fn discard_open_multi(&mut self) -> Option<RequestInfo> {
         self.queued_bytes -= self.open_multi()?.memory_bytes();
-        let slot = self.slots.pop_back();
+        let Some(ReplySlot::Multi(mut multi, info)) = self.slots.pop_back() else { return None };
         self.free_if_empty();
-        match slot {
-            Some(ReplySlot::Multi(_, info)) => Some(info),
-            _ => None,
+        if !multi.take_pushes().bytes().is_empty() {
+            // They may concern replies before it.
+            self.push_invalidation(Push::Everything);
         }
+        Some(info)
+    }
+
+    /// Sends an invalidation behind every reply that may hold an older value of its key: those that
+    /// are encoded, and those for several keys that have a part of them. A reply that waits for a
+    /// single key gets its value later. If the client reads too slowly, everything is invalidated
+    /// instead. Returns false then.
+    pub(super) fn push_invalidation(&mut self, push: Push<'_>) -> bool {
+        if self.send_buffer.is_empty() && self.slots.is_empty() {
+            self.pushed_bytes = 0;
+        }
+        let is_slow = self.pushed_bytes > MAX_PUSHED_BYTES && self.unsent_bytes() > MAX_UNSENT_BYTES;
+        let push = if is_slow { Push::Everything } else { push };
+        let encode = |out: &mut SendBuffer| measured(out, |out| encode_push(push, out.tail())).1;
+        let last_reply = self.slots.iter_mut().rev().find(|slot| !matches!(slot, ReplySlot::Pending(..)));
+        let bytes = match last_reply {
+            Some(ReplySlot::Ready(buffer)) => {
+                let bytes = encode(buffer);
+                self.queued_bytes += bytes;
+                bytes
+            }
+            Some(ReplySlot::Multi(multi, _)) => {
+                let before = multi.memory_bytes();
+                multi.push_invalidation(push);
+                self.queued_bytes = self.queued_bytes - before + multi.memory_bytes();
+                0
+            }
+            Some(ReplySlot::Pending(..)) | None => encode(&mut self.send_buffer),
+        };
+        self.pushed_bytes = self.pushed_bytes.saturating_add(bytes as u32);
+        !is_slow
     }
 
     /// Replies to an earlier request, or to one key of it. Returns false if it waits for no reply.
@@ -149,7 +187,13 @@ impl ReplyQueue {
                 };
                 let ReplyContext { date, recorder } = context;
                 self.queued_bytes -= held_bytes(&format);
-                let sent = self.fill_slot(index, |out| encode_reply(reply, &format, date, out));
+                let sent = self.fill_slot(index, |out| {
+                    let sent = encode_reply(reply, &format, date, out);
+                    if let Some(key) = reply.unreported_key {
+                        encode_push(Push::Key(key), out.tail());
+                    }
+                    sent
+                });
                 let outcome = record_outcome(reply, sent, recorder);
                 recorder.record_deferred_reply(&info, protocol_of(&format), outcome, sent);
                 true
@@ -208,11 +252,16 @@ impl ReplyQueue {
             self.queued_bytes += multi.memory_bytes();
             return is_updated;
         }
-        if let ReplySlot::Multi(multi, info) =
+        if let ReplySlot::Multi(mut multi, info) =
             std::mem::replace(&mut self.slots[index], ReplySlot::Ready(SendBuffer::default()))
         {
             let (protocol, has_failed) = (protocol_of_multi(&multi), multi.has_failed_key());
-            let sent = self.fill_slot(index, |out| multi.encode(date, out));
+            let pushes = multi.take_pushes();
+            let sent = self.fill_slot(index, |out| {
+                let sent = multi.encode(date, out);
+                out.tail().extend_from_slice(pushes.bytes());
+                sent
+            });
             let outcome = if has_failed { RequestOutcome::Failed } else { RequestOutcome::Many };
             recorder.record_deferred_reply(&info, protocol, outcome, sent);
         }

@@ -31,7 +31,13 @@ impl Client {
         input.extend_from_slice(bytes.as_ref());
         let reply = ReplyContext { date: &self.date, recorder: &mut self.recorder };
         let (policy, mut head_decoder, mut auth) = (Policy::default(), HeadDecoder::new(), ClientAuth::default());
-        let mut context = DecodeContext { policy: &policy, head_decoder: &mut head_decoder, auth: &mut auth, reply };
+        let mut context = DecodeContext {
+            policy: &policy,
+            head_decoder: &mut head_decoder,
+            auth: &mut auth,
+            offers_tracking: true,
+            reply,
+        };
         loop {
             match self.connection.decode(&input[at..], &mut context) {
                 DecodeStep::Blocked => break,
@@ -116,7 +122,7 @@ fn text_value(text: &str) -> KeyResult<'_> {
 }
 
 fn reply_of_redis(result: KeyResult<'_>) -> Reply<'_> {
-    Reply { result, source: Source::Redis { collapsed: false, stored: None }, tracked: false }
+    Reply { result, source: Source::Redis { collapsed: false, stored: None }, tracked: false, unreported_key: None }
 }
 
 fn command(words: &[&str]) -> String {
@@ -475,8 +481,13 @@ fn unauthenticated_client_has_no_upcoming_keys() {
             let mut client = Client::new();
             let (policy, mut head_decoder) = (Policy::default(), HeadDecoder::new());
             let reply = ReplyContext { date: &client.date, recorder: &mut client.recorder };
-            let mut context =
-                DecodeContext { policy: &policy, head_decoder: &mut head_decoder, auth: &mut auth, reply };
+            let mut context = DecodeContext {
+                policy: &policy,
+                head_decoder: &mut head_decoder,
+                auth: &mut auth,
+                offers_tracking: true,
+                reply,
+            };
             // The protocol and the header fields are known afterwards.
             assert_ne!(client.connection.decode(input.as_bytes(), &mut context), DecodeStep::Blocked);
             let mut keys = UpcomingKeys::new();

@@ -179,6 +179,12 @@ pub struct WorkerMetrics {
     pub suggested_bytes: usize,
     /// Entries removed by an invalidation from Redis.
     pub invalidated: u64,
+    /// Clients that cache values themselves (`CLIENT TRACKING`).
+    pub tracking_clients: usize,
+    /// Keys that these clients may have cached, counted for each of them.
+    pub tracked_keys: usize,
+    /// Invalidations sent to these clients because Redis reported a change, or at a limit.
+    pub tracking_pushes: u64,
     /// Times that everything cached was dropped or expired, because any key may have changed.
     pub flushes: u64,
     /// Time of hits, from the start of the tick to the end of the group of turns that replied.
@@ -198,6 +204,8 @@ impl WorkerMetrics {
         self.entries += other.entries;
         self.bytes += other.bytes;
         self.inflight_keys += other.inflight_keys;
+        self.tracking_clients += other.tracking_clients;
+        self.tracked_keys += other.tracked_keys;
         // A capacity applies to each worker, so the worker with the greatest need decides.
         self.suggested_entries = self.suggested_entries.max(other.suggested_entries);
         self.suggested_bytes = self.suggested_bytes.max(other.suggested_bytes);
@@ -245,6 +253,7 @@ impl WorkerMetrics {
             &mut self.evicted,
             &mut self.early_evictions,
             &mut self.invalidated,
+            &mut self.tracking_pushes,
             &mut self.flushes,
         ];
         let outcomes = self.requests_by_outcome.as_flattened_mut();
@@ -277,6 +286,8 @@ mod tests {
             entries: 2,
             bytes: 3,
             inflight_keys: 4,
+            tracking_clients: 5,
+            tracked_keys: 6,
             ..WorkerMetrics::default()
         };
         one.counters().enumerate().for_each(|(index, count)| *count = index as u64);
@@ -284,6 +295,7 @@ mod tests {
         let mut sum = WorkerMetrics { uptime: 3, ..one.clone() };
         sum.add(&one);
         assert_eq!((sum.uptime, sum.connected_clients, sum.entries, sum.bytes, sum.inflight_keys), (5, 2, 4, 6, 8));
+        assert_eq!((sum.tracking_clients, sum.tracked_keys), (10, 12));
         assert!(sum.counters().enumerate().all(|(index, count)| *count == 2 * index as u64));
         assert_eq!((sum.hit_latency.sum(), sum.hit_latency.counts().next()), (42, Some(6)));
     }

@@ -6,6 +6,8 @@
 //! it step by step.
 
 mod capacity;
+mod client_tracking;
+mod copies;
 #[cfg(test)]
 mod tests;
 
@@ -13,11 +15,12 @@ use crate::cache::{Cache, Limits};
 use crate::inflight::{FinishedFetch, Inflight, Join, Waiters};
 use crate::metrics::WorkerMetrics;
 use crate::types::{
-    Access, Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Reply, RequestId, Source,
-    UpcomingKeys,
+    Access, ClientId, Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Push, PushResult, Reply,
+    RequestId, Source, UpcomingKeys,
 };
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use capacity::{CapacityCheck, Suggestion};
+use client_tracking::{ClientTracking, TrackingLimits};
 use std::sync::Arc;
 
 /// Maximum length of a fetched value that is copied for each waiter. Waiters share a longer one: a
@@ -30,6 +33,9 @@ const MAX_COPIED_BYTES: usize = 1024;
 pub enum Lookup<'a> {
     /// Hit, or no permission to read Redis: the reply.
     Reply(Reply<'a>),
+    /// Hit for a client that may cache the value, although no invalidation of it would follow. The
+    /// caller must send the invalidation right behind the reply.
+    UnreportedReply(Reply<'a>),
     /// Miss: the request joined a fetch in flight.
     Wait,
     /// Miss: the request started a fetch. The caller must submit this job. If the backend does not
@@ -72,6 +78,8 @@ pub struct ReadThrough {
     wait_timeout: Millis,
     /// True while the tracking connection receives every change in Redis.
     tracked: bool,
+    /// Clients that cache values, and the keys that they have read.
+    clients: ClientTracking,
     counters: Counters,
     capacity: CapacityCheck,
 }
@@ -96,6 +104,7 @@ impl ReadThrough {
             ttl,
             wait_timeout,
             tracked: false,
+            clients: ClientTracking::new(TrackingLimits::DEFAULT),
             counters: Counters::default(),
             capacity: CapacityCheck::default(),
         }
@@ -126,21 +135,53 @@ impl ReadThrough {
         };
         if let Some(hit) = found {
             self.counters.hits += 1;
-            let source = Source::Cache { ttl: hit.ttl };
-            return Lookup::Reply(Reply { result: KeyResult::Value(hit.payload), source, tracked: self.tracked });
+            let (result, source) = (KeyResult::Value(hit.payload), Source::Cache { ttl: hit.ttl });
+            let reply = Reply { result, source, tracked: self.tracked, unreported_key: None };
+            if access.client_caches {
+                if !self.tracked {
+                    return Lookup::UnreportedReply(reply);
+                }
+                self.clients.record(request_id.client_id(), key);
+            }
+            return Lookup::Reply(reply);
         }
         if !access.reads_redis {
             let (result, source) = (KeyResult::NotCached, Source::Neither);
-            return Lookup::Reply(Reply { result, source, tracked: self.tracked });
+            return Lookup::Reply(Reply { result, source, tracked: self.tracked, unreported_key: None });
         }
         self.counters.misses += 1;
-        match self.inflight.join_or_start(key, request_id, now, now + self.wait_timeout) {
+        match self.inflight.join_or_start(key, access, request_id, now, now + self.wait_timeout) {
             Join::Joined => {
                 self.counters.collapsed += 1;
                 Lookup::Wait
             }
             Join::Started(fetch_id, key) => Lookup::Fetch(Job { fetch_id, key }),
         }
+    }
+
+    /// Records that a client that caches values has read a key without a lookup. Returns false if
+    /// no invalidation of it would follow, so that the caller must send one behind the reply.
+    pub fn record_read(&mut self, client: ClientId, key: &[u8]) -> bool {
+        if self.tracked {
+            self.clients.record(client, key);
+        }
+        self.tracked
+    }
+
+    /// Begins or ends to record what a client reads ([`Access::client_caches`]). At the end, and
+    /// when the client is gone, everything recorded is forgotten.
+    pub fn set_client_tracking(&mut self, client: ClientId, is_on: bool) {
+        if is_on { self.clients.start(client) } else { self.clients.stop(client) }
+    }
+
+    /// Passes on up to `budget` invalidations to clients that cache values.
+    pub fn deliver_pushes(&mut self, budget: usize, push: impl FnMut(ClientId, Push<'_>) -> PushResult) {
+        self.clients.deliver(budget, push);
+    }
+
+    /// Returns true if [`ReadThrough::deliver_pushes`] has work to do.
+    pub fn has_pushes(&self) -> bool {
+        self.clients.has_due()
     }
 
     /// Returns the time until the cache entry of `key` expires. Does not read Redis and does not
@@ -156,7 +197,7 @@ impl ReadThrough {
             log::error!("a fetch completed twice: second result dropped; please report this");
             return;
         };
-        let waiters = &finished.waiters;
+        let is_reported = self.tracked && completion.may_cache && !finished.is_detached;
         match completion.result {
             Ok(Some(FetchedValue { value, ttl })) => {
                 let value = FinishedValue::new(value);
@@ -165,17 +206,21 @@ impl ReadThrough {
                     // A cached older value is outdated, and no invalidation may say so.
                     self.remove_missing(&finished);
                 }
-                self.reply_all(waiters, KeyResult::Value(value.payload(MAX_COPIED_BYTES)), stored, &mut deliver);
+                let result = KeyResult::Value(value.payload(MAX_COPIED_BYTES));
+                self.reply_all(&finished, result, stored, is_reported, &mut deliver);
             }
             Ok(None) => {
                 self.remove_missing(&finished);
-                self.reply_all(waiters, KeyResult::Missing, None, &mut deliver);
+                self.reply_all(&finished, KeyResult::Missing, None, is_reported, &mut deliver);
             }
             Err(failure) => {
                 if failure.invalidates_entry() {
                     self.remove_missing(&finished);
+                    // `MGET` and `EXISTS` answer such a key, and clients may cache that.
+                    let result = KeyResult::Failed(&failure);
+                    return self.reply_all(&finished, result, None, is_reported, &mut deliver);
                 }
-                self.fail_or_serve_stale(&finished.key, waiters, &failure, now, &mut deliver);
+                self.fail_or_serve_stale(&finished.key, &finished.waiters, &failure, now, &mut deliver);
             }
         }
     }
@@ -225,28 +270,43 @@ impl ReadThrough {
     ) {
         let found = failure.outage().and_then(|outage| Some((outage, self.cache.get_allow_stale(key, now)?)));
         let Some((outage, cached)) = found else {
-            return self.reply_all(waiters, KeyResult::Failed(failure), None, deliver);
+            for waiter in waiters.iter() {
+                let source = Source::Redis { collapsed: waiter.collapsed, stored: None };
+                let result = KeyResult::Failed(failure);
+                deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked, unreported_key: None });
+            }
+            return;
         };
         let source = match cached.ttl {
             0 => Source::Stale { expired_for: cached.expired_for, outage },
             // A later fetch has cached a fresh value, or the request wanted a newer one.
             ttl => Source::Cache { ttl },
         };
-        let reply = Reply { result: KeyResult::Value(cached.payload), source, tracked: self.tracked };
-        waiters.iter().for_each(|waiter| deliver(waiter.request_id, &reply));
+        for waiter in waiters.iter() {
+            // No invalidation follows an older value.
+            let unreported_key = waiter.client_caches.then_some(key);
+            let result = KeyResult::Value(cached.payload);
+            deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked, unreported_key });
+        }
     }
 
-    /// Replies to all waiters with the result of their fetch.
+    /// Replies to all waiters with the result of their fetch. `is_reported` is true if the next
+    /// change of the key will arrive as an invalidation.
     fn reply_all(
-        &self,
-        waiters: &Waiters,
+        &mut self,
+        finished: &FinishedFetch,
         result: KeyResult<'_>,
         stored: Option<Millis>,
+        is_reported: bool,
         deliver: &mut impl FnMut(RequestId, &Reply<'_>),
     ) {
-        for waiter in waiters.iter() {
+        for waiter in finished.waiters.iter() {
             let source = Source::Redis { collapsed: waiter.collapsed, stored };
-            deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked });
+            if waiter.client_caches && is_reported {
+                self.clients.record(waiter.request_id.client_id(), &finished.key);
+            }
+            let unreported_key = (waiter.client_caches && !is_reported).then_some(&*finished.key);
+            deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked, unreported_key });
         }
     }
 
@@ -257,6 +317,7 @@ impl ReadThrough {
             Invalidation::Key(key) => {
                 self.counters.invalidated += u64::from(self.cache.remove(key));
                 self.inflight.detach(key);
+                self.clients.invalidate(key);
             }
             Invalidation::All => self.flush(),
             Invalidation::TrackingStarted => {
@@ -268,6 +329,7 @@ impl ReadThrough {
                 self.counters.flushes += 1;
                 self.cache.expire_all(now);
                 self.inflight.detach_all();
+                self.clients.invalidate_all();
                 self.tracked = false;
             }
         }
@@ -279,6 +341,7 @@ impl ReadThrough {
         self.counters.invalidated += self.cache.len() as u64;
         self.cache.clear();
         self.inflight.detach_all();
+        self.clients.invalidate_all();
     }
 
     /// Replies to timed-out waiters of up to `budget` fetches, and removes up to `budget` expired
@@ -307,12 +370,16 @@ impl ReadThrough {
         (metrics.suggested_entries, metrics.suggested_bytes) = (entries, bytes);
         let losses = self.cache.capacity_losses();
         metrics.early_evictions = losses.by_entries + losses.by_bytes;
+        metrics.tracking_clients = self.clients.client_count();
+        metrics.tracked_keys = self.clients.copy_count();
+        metrics.tracking_pushes = self.clients.push_count();
     }
 
     /// Checks the cache and the fetches in flight. Walks all of both.
     #[cfg(any(test, debug_assertions, feature = "validate"))]
     pub fn validate(&self) -> Result<(), String> {
         self.cache.validate()?;
+        self.clients.validate()?;
         self.inflight.validate()
     }
 

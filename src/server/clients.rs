@@ -8,7 +8,7 @@ use crate::connection::ReplyContext;
 use crate::log_writer::LogWriter;
 use crate::metrics::{Micros, Recorder};
 use crate::protocol::http::ResponseDate;
-use crate::types::{Millis, Reply, RequestId};
+use crate::types::{ClientId, Millis, Push, PushResult, Reply, RequestId};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -108,6 +108,15 @@ impl Clients {
             self.enqueue(request_id.slot);
             self.flush_access_log(ACCESS_LOG_FLUSH_BYTES);
         }
+    }
+
+    /// Sends an invalidation to a client that caches values, and queues the client.
+    pub(super) fn push_invalidation(&mut self, id: ClientId, push: Push<'_>) -> PushResult {
+        let client = self.slab.get_mut(id.slot).filter(|client| client.connection.id == id.connection_id);
+        let Some(client) = client else { return PushResult::NotTracking };
+        let result = client.connection.push_invalidation(push);
+        self.enqueue(id.slot);
+        result
     }
 
     /// Returns the client at `index` of the ready queue.

@@ -22,7 +22,7 @@ const CRATES: [(&str, &[&str]); 19] = [
     ("rustix", &["server"]),
     ("rustls", &["connection", "tls_files", "backend", "tls_server"]),
     ("signal_hook", &["main"]),
-    ("slab", &["inflight", "server"]),
+    ("slab", &["inflight", "read_through", "server"]),
     ("socket2", &["backend", "server"]),
     ("subtle", &["client_auth"]),
     ("tikv_jemallocator", &["main"]),

@@ -45,6 +45,7 @@ impl World {
                 policy: &Policy::default(),
                 head_decoder: &mut self.head_decoder,
                 auth: &mut self.auth,
+                offers_tracking: self.has_tracking,
                 reply: ReplyContext { date: &self.date, recorder: &mut self.recorder },
             },
             registry: &MetricsRegistry::default(),
