@@ -7,7 +7,6 @@
 
 mod capacity;
 mod client_tracking;
-mod copies;
 #[cfg(test)]
 mod tests;
 

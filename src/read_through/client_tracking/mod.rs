@@ -13,9 +13,13 @@
 //! This type performs no I/O and knows no replies. The caller sends an invalidation behind the
 //! replies that it may concern.
 
-use super::copies::{Copies, CopyList};
+mod copies;
+#[cfg(test)]
+mod tests;
+
 use crate::cache::{NIL, hash_key};
 use crate::types::{ClientId, Push, PushResult};
+use copies::{Copies, CopyList};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::hash::RandomState;
