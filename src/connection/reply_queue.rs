@@ -31,6 +31,8 @@ pub(super) struct ReplyQueue {
     queued_bytes: usize,
     /// Bytes of invalidations since the client had received everything.
     pushed_bytes: u32,
+    /// Sequence number of the first request for which the client can take invalidations.
+    pushes_from: u64,
     pub(super) send_buffer: SendBuffer,
 }
 
@@ -145,10 +147,19 @@ impl ReplyQueue {
         Some(info)
     }
 
-    /// Sends an invalidation behind every reply that may hold an older value of its key: those that
-    /// are encoded, and those for several keys that have a part of them. A reply that waits for a
-    /// single key gets its value later. If the client reads too slowly, everything is invalidated
-    /// instead. Returns false then.
+    /// Lets the client take invalidations, behind the replies so far. The last one is that to
+    /// `CLIENT TRACKING`; one before it may switch to RESP3.
+    pub(super) fn start_pushes(&mut self) {
+        self.pushes_from = self.next_sequence();
+    }
+
+    /// Sends an invalidation to a client that caches values. If it reads too slowly, everything is
+    /// invalidated instead. Returns false then.
+    ///
+    /// The invalidation leaves at once, behind all replies in the send buffer. Replies in slots may
+    /// hold an older value of the key: those that are encoded, and those for several keys with a
+    /// part of them. So it leaves once more behind the last one of these. A reply that waits for a
+    /// single key gets its value later.
     pub(super) fn push_invalidation(&mut self, push: Push<'_>) -> bool {
         if self.send_buffer.is_empty() && self.slots.is_empty() {
             self.pushed_bytes = 0;
@@ -156,22 +167,19 @@ impl ReplyQueue {
         let is_slow = self.pushed_bytes > MAX_PUSHED_BYTES && self.unsent_bytes() > MAX_UNSENT_BYTES;
         let push = if is_slow { Push::Everything } else { push };
         let encode = |out: &mut SendBuffer| measured(out, |out| encode_push(push, out.tail())).1;
+        if self.first_sequence >= self.pushes_from {
+            self.pushed_bytes = self.pushed_bytes.saturating_add(encode(&mut self.send_buffer) as u32);
+        }
         let last_reply = self.slots.iter_mut().rev().find(|slot| !matches!(slot, ReplySlot::Pending(..)));
-        let bytes = match last_reply {
-            Some(ReplySlot::Ready(buffer)) => {
-                let bytes = encode(buffer);
-                self.queued_bytes += bytes;
-                bytes
-            }
+        match last_reply {
+            Some(ReplySlot::Ready(buffer)) => self.queued_bytes += encode(buffer),
             Some(ReplySlot::Multi(multi, _)) => {
                 let before = multi.memory_bytes();
                 multi.push_invalidation(push);
                 self.queued_bytes = self.queued_bytes - before + multi.memory_bytes();
-                0
             }
-            Some(ReplySlot::Pending(..)) | None => encode(&mut self.send_buffer),
-        };
-        self.pushed_bytes = self.pushed_bytes.saturating_add(bytes as u32);
+            Some(ReplySlot::Pending(..)) | None => {}
+        }
         !is_slow
     }
 

@@ -112,6 +112,9 @@ impl Connection {
                 if after == AfterReply::Close {
                     *phase = Phase::Closing { unread };
                 }
+                if is_on && !was_tracking {
+                    replies.start_pushes();
+                }
                 if is_on != was_tracking {
                     return DecodeStep::Tracking { is_on, consumed };
                 }

@@ -74,8 +74,9 @@ impl Tracking {
 
     /// Begins a command other than `CLIENT`. Those leave `CLIENT CACHING` in force, as in Redis.
     pub fn begin_command(&mut self) {
+        let is_chosen = std::mem::take(&mut self.caches_next);
         if self.mode == Mode::OptIn {
-            self.caches_reads = std::mem::take(&mut self.caches_next);
+            self.caches_reads = is_chosen;
         }
     }
 
