@@ -100,10 +100,10 @@ const RESERVED_CLIENTS: usize = 64 * 1024;
 /// Maximum number of invalidations applied in one tick (some 100 us of work).
 const INVALIDATIONS_PER_TICK: usize = 1024;
 
-/// Maximum number of invalidations sent to clients in one tick. Each takes a turn of its client with
-/// a system call (some microseconds), so that a key which thousands of clients hold delays others
-/// by some milliseconds at a time.
-const PUSHES_PER_TICK: usize = 256;
+/// Maximum number of invalidations sent to clients in one tick. Each takes a turn of its client
+/// with a system call (about 10 us). So a key that thousands of clients hold delays others by less
+/// than a millisecond at a time.
+const PUSHES_PER_TICK: usize = 64;
 
 /// Size of the buffer for all reads: one usual socket buffer.
 const READ_BYTES: usize = 64 * 1024;

@@ -84,7 +84,7 @@ fn lost_tracking_invalidates_everything() {
     assert_eq!(pushes, [invalidation_of("a"), invalidation_of("b")]);
     // A client may begin to track meanwhile.
     assert_eq!(connect(&proxy).ask("EXISTS a"), ":1\r\n");
-    assert_eq!(idle.ask("PING"), "+PONG\r\n", "a client without values was told something");
+    assert_eq!(idle.ask("PING"), "+PONG\r\n", "a client without values got an invalidation");
 }
 
 /// A value that a change overtook on its way is invalidated behind its reply.

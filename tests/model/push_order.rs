@@ -30,8 +30,8 @@ struct World {
 }
 
 impl World {
-    /// Creates a world whose client has turned tracking on with these options. The tracking of
-    /// Redis is active.
+    /// Creates a world with a client that has turned tracking on with these options. The tracking
+    /// of Redis is active.
     fn new(options: &str) -> World {
         let limits = Limits { entries: 100, bytes: usize::MAX, stale: 10 * TTL };
         let mut world = World {

@@ -27,9 +27,9 @@
 //!
 //! After every step, each reply belongs to its request, in order. Each value is one that Redis held
 //! at a moment that the freshness in force allows. A former owner's value is sent only until the
-//! bound on topology changes, and never a cached one after `ASK`. A client that caches values itself
-//! holds none that was invalidated. Bounds hold, every job completes once, and no client waits
-//! longer than its timeout.
+//! bound on topology changes, and never a cached one after `ASK`. A client that caches values
+//! itself holds none that was invalidated. Bounds hold, every job completes once, and no client
+//! waits longer than its timeout.
 //!
 //! `SIM_SEEDS=100000 cargo test --test simulation` runs more seeds, `SIM_FIRST` sets the first one.
 //! `SIM_SEED=123 cargo test --test simulation -- --nocapture` runs one seed and prints its events.

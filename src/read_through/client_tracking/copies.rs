@@ -6,9 +6,9 @@
 //! the tables by single buckets. A copy takes 32 bytes, its key 20 bytes and the tables a few more.
 //!
 //! Only the hash of a key is stored, 64 bits with random keys. So a long key takes no more memory
-//! than a short one, and adding a copy allocates nothing for it. Two keys with the same hash would
-//! be one key here: the change of one would be taken for a change of both. Among a million keys
-//! the odds of such a pair are 1 to 30 million, and no client can find one.
+//! than a short one, and adding a copy allocates nothing for it. Two keys with the same hash are
+//! one key here: after a change of one, the copies of both are forgotten, under the name of one.
+//! Among a million keys the odds of such a pair are 1 to 30 million, and no client can find one.
 
 use crate::cache::{Chained, NIL, PagedVec, Table};
 

@@ -1,5 +1,5 @@
-//! Client-side caching: which client holds a copy of which key, and what to tell it after a change
-//! (`CLIENT TRACKING` of RESP clients).
+//! Client-side caching (`CLIENT TRACKING` of RESP clients): the keys that each client has read, and
+//! the invalidations that it is due.
 //!
 //! As in Redis, an invalidation of a key is sent once to each client that has read it, and then
 //! forgotten: a client that reads the key again is recorded again. Beyond a bound all keys of a
@@ -190,7 +190,7 @@ impl ClientTracking {
         self.add_holder(client, is_due);
     }
 
-    /// Forgets all copies of a client that tracks, which is told that they are invalid.
+    /// Forgets all copies of a client that tracks, and invalidates them there.
     fn invalidate_client(&mut self, holder: u32) {
         let Holder { client, is_due, .. } = self.holders[holder as usize];
         self.forget_copies(client, true);
@@ -281,7 +281,8 @@ impl ClientTracking {
 
     /// Invalidates all copies: any key may have changed.
     pub fn invalidate_all(&mut self) {
-        // Clients that were told already may have read new values since. They are told again.
+        // Clients that were notified already may have read new values since: they are notified
+        // again.
         self.flush_at = Some(0);
     }
 

@@ -46,8 +46,8 @@ fn invalidation_reaches_each_reader_once() {
     assert_eq!((tracking.copy_count(), tracking.push_count()), (0, 4));
 }
 
-/// A key of many clients is invalidated in steps. A client that reads it again meanwhile is told
-/// of the present change and of the next one.
+/// A key of many clients is invalidated in steps. A client that reads it again meanwhile gets
+/// the invalidation of the present change and of the next one.
 #[test]
 fn key_of_many_clients_is_invalidated_in_steps() {
     let mut tracking = start(TrackingLimits::DEFAULT, 100);
@@ -62,7 +62,7 @@ fn key_of_many_clients_is_invalidated_in_steps() {
     assert_eq!(deliver(&mut tracking, 60), ["99 a", "0 a"]);
 }
 
-/// A client that leaves is told nothing more, and a new one in its slot inherits nothing. The
+/// A client that leaves is sent nothing more, and a new one in its slot inherits nothing. The
 /// copies are released in steps.
 #[test]
 fn leaving_client_forgets_its_keys() {
@@ -131,7 +131,7 @@ fn total_limit_costs_a_large_client_its_keys() {
     assert!(pushes.contains(&"1 *".to_owned()) && tracking.copy_count() <= 100, "{pushes:?}");
 }
 
-/// If any key may have changed, every client with keys is told once, and those without are not.
+/// If any key may have changed, every client with keys is notified once, and no other.
 #[test]
 fn flush_invalidates_every_client_with_keys() {
     let mut tracking = start(TrackingLimits::DEFAULT, 20);
@@ -188,7 +188,7 @@ fn push_result_decides_what_is_remembered() {
 }
 
 /// Random reads, changes, flushes and disconnects, with small limits: a client never keeps a key
-/// whose change is not on its way to it.
+/// without the invalidation of its change being due.
 #[test]
 fn random_events_leave_no_stale_copy() {
     const CLIENTS: usize = 6;
