@@ -110,8 +110,8 @@ impl LocalCache {
     }
 
     /// Checks the values of a client that has received everything, invalidations included. Redis
-    /// held each of them after the last invalidation of its key (`invalidated_at`). Without tracking
-    /// of Redis there are none.
+    /// held each of them after the last invalidation of its key (`invalidated_at`). Without
+    /// tracking of Redis there are none.
     pub fn check(&self, versions: &Versions, invalidated_at: &[Moment; KEYS], is_tracked: bool) -> Result<(), String> {
         if !is_tracked && self.len() > 0 {
             return Err(format!("values that no invalidation will follow: {:?}", self.values));
