@@ -65,7 +65,7 @@ impl<T> PagedVec<T> {
     }
 
     /// Drops the last page with its elements.
-    pub(super) fn drop_page(&mut self) {
+    pub fn drop_page(&mut self) {
         if let Some(page) = self.pages.pop() {
             self.len -= page.len();
         }

@@ -108,6 +108,15 @@ pub struct Copies {
     len: usize,
     /// Keys that are in use, attached or detached.
     key_count: usize,
+    retired: Option<Retired>,
+}
+
+/// Memory of a store that became empty. Its pages are freed one by one, because freeing all of a
+/// million copies at once takes milliseconds.
+#[derive(Debug)]
+struct Retired {
+    copies: PagedVec<Copy>,
+    keys: PagedVec<Key>,
 }
 
 impl Copies {
@@ -121,6 +130,7 @@ impl Copies {
             by_key_and_holder: Table::new(),
             len: 0,
             key_count: 0,
+            retired: None,
         }
     }
 
@@ -232,10 +242,26 @@ impl Copies {
         }
     }
 
-    /// Frees the memory of an empty store, unless it is small.
+    /// Retires the memory of an empty store, unless it is small.
     fn free_if_empty(&mut self) {
-        if self.key_count == 0 && self.copies.len() > MIN_RETAINED_COPIES {
-            *self = Copies::new();
+        if self.key_count == 0 && self.copies.len() > MIN_RETAINED_COPIES && self.retired.is_none() {
+            let Copies { copies, keys, .. } = std::mem::replace(self, Copies::new());
+            self.retired = Some(Retired { copies, keys });
+        }
+    }
+
+    /// Returns true if [`Copies::free_page`] has memory to free.
+    pub fn has_retired(&self) -> bool {
+        self.retired.is_some()
+    }
+
+    /// Frees a page of retired memory.
+    pub fn free_page(&mut self) {
+        let Some(retired) = &mut self.retired else { return };
+        retired.copies.drop_page();
+        retired.keys.drop_page();
+        if (retired.copies.len(), retired.keys.len()) == (0, 0) {
+            self.retired = None;
         }
     }
 
@@ -347,5 +373,8 @@ mod tests {
             }
             assert_eq!(copies.copies.len(), if count == 10 { 10 } else { 0 });
         }
+        assert!(copies.has_retired());
+        copies.free_page();
+        assert!(!copies.has_retired());
     }
 }
