@@ -112,7 +112,7 @@ impl Dispatcher<'_> {
                             connection.defer(format, &mut self.context.reply);
                         }
                         Lookup::UnreportedReply(reply) => {
-                            let key: Box<[u8]> = key.into();
+                            let key = copy_key(key);
                             connection.reply_now(&format, &reply, &mut self.context.reply);
                             connection.push_invalidation(Push::Key(&key));
                         }
@@ -139,7 +139,7 @@ impl Dispatcher<'_> {
                     let ttl = self.read_through.remaining_ttl(key, self.now);
                     let is_reported =
                         !access.client_caches || self.read_through.record_read(connection.client_id(slot), key);
-                    let unreported_key: Option<Box<[u8]>> = if is_reported { None } else { Some(key.into()) };
+                    let unreported_key: Option<Box<[u8]>> = if is_reported { None } else { Some(copy_key(key)) };
                     connection.reply_ttl(format, ttl, &mut self.context.reply);
                     if let Some(key) = unreported_key {
                         connection.push_invalidation(Push::Key(&key));
@@ -229,6 +229,12 @@ impl Dispatcher<'_> {
             _ => connection.reply_number(format, context.recorder.metrics.entries, context),
         }
     }
+}
+
+/// Returns a copy of a key, which outlives the use of the context. Only for clients that track.
+#[cold]
+fn copy_key(key: &[u8]) -> Box<[u8]> {
+    key.into()
 }
 
 /// Adds the result of the next key. Returns the bytes that were copied.

@@ -5,6 +5,7 @@
 
 use crate::value::{Payload, Value};
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// Milliseconds of monotonic time since the worker started, and durations in milliseconds. The
@@ -146,9 +147,25 @@ pub struct Reply<'a> {
     pub source: Source,
     /// True while the cache receives invalidations from Redis (`REDIS_TRACKING`).
     pub tracked: bool,
+}
+
+/// Reply to a request that waited for a fetch.
+#[derive(Clone, Copy, Debug)]
+pub struct DeferredReply<'a> {
+    /// The reply.
+    pub reply: Reply<'a>,
     /// Key that the client may cache, although no invalidation of this result would follow. The
-    /// invalidation is then sent right behind the reply.
+    /// invalidation is then sent right behind the reply. A hit has none here, so that it stays
+    /// small.
     pub unreported_key: Option<&'a [u8]>,
+}
+
+impl<'a> Deref for DeferredReply<'a> {
+    type Target = Reply<'a>;
+
+    fn deref(&self) -> &Reply<'a> {
+        &self.reply
+    }
 }
 
 /// Reason for which a key could not be read. Never cached.

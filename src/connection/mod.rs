@@ -27,7 +27,7 @@ use crate::metrics::RequestOutcome;
 use crate::protocol::http::{self, AdminEndpoint, AdminResponse, HeadDecoder};
 use crate::protocol::resp::{self, Session};
 use crate::protocol::{ReplyFormat, SendBuffer};
-use crate::types::{Access, ClientId, Millis, Push, PushResult, Reply, RequestId, UpcomingKeys};
+use crate::types::{Access, ClientId, DeferredReply, Millis, Push, PushResult, Reply, RequestId, UpcomingKeys};
 pub use context::{DecodeContext, ReplyContext};
 use http_conn::HttpState;
 pub use keys::KeyAmount;
@@ -360,7 +360,7 @@ impl Connection {
 
     /// Replies to an earlier request. Returns false if it is not of this connection, or waits for
     /// no reply.
-    pub fn reply_later(&mut self, id: RequestId, reply: &Reply<'_>, context: &mut ReplyContext<'_>) -> bool {
+    pub fn reply_later(&mut self, id: RequestId, reply: &DeferredReply<'_>, context: &mut ReplyContext<'_>) -> bool {
         if id.connection_id != self.id {
             return false;
         }

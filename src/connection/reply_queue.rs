@@ -10,7 +10,7 @@ use crate::metrics::{Protocol, Recorder, RequestInfo, RequestOutcome};
 use crate::protocol::http::{ResponseDate, Status};
 use crate::protocol::resp::encode_push;
 use crate::protocol::{MultiReply, ReplyFormat, ReplySummary, SendBuffer, encode_reply};
-use crate::types::{Failure, KeyResult, Push, Reply, RequestId, Source};
+use crate::types::{DeferredReply, Failure, KeyResult, Push, Reply, RequestId, Source};
 use std::collections::VecDeque;
 
 /// First capacity of a buffer for replies that wait: an HTTP head and a short value. A buffer that
@@ -184,7 +184,12 @@ impl ReplyQueue {
     }
 
     /// Replies to an earlier request, or to one key of it. Returns false if it waits for no reply.
-    pub(super) fn reply_later(&mut self, id: RequestId, reply: &Reply<'_>, context: &mut ReplyContext<'_>) -> bool {
+    pub(super) fn reply_later(
+        &mut self,
+        id: RequestId,
+        reply: &DeferredReply<'_>,
+        context: &mut ReplyContext<'_>,
+    ) -> bool {
         let Some(index) = id.sequence.checked_sub(self.first_sequence) else { return false };
         let index = index as usize;
         match self.slots.get_mut(index) {
@@ -211,7 +216,13 @@ impl ReplyQueue {
                     KeyResult::Failed(failure) => Some(failure),
                     KeyResult::Missing | KeyResult::NotCached | KeyResult::Value(_) => None,
                 };
-                self.update_multi(index, context, failure, |multi| multi.complete_key(id.part, reply))
+                self.update_multi(index, context, failure, |multi| {
+                    let is_taken = multi.complete_key(id.part, reply);
+                    if let Some(key) = reply.unreported_key.filter(|_| is_taken) {
+                        multi.push_invalidation(Push::Key(key));
+                    }
+                    is_taken
+                })
             }
             Some(ReplySlot::Ready(_)) | None => false,
         }

@@ -5,7 +5,7 @@ use crate::client_auth::{ClientAuth, ClientPasswords, SharedPasswords};
 use crate::metrics::Recorder;
 use crate::protocol::MultiReply;
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
-use crate::types::{Failure, KeyResult, Source};
+use crate::types::{DeferredReply, Failure, KeyResult, Source};
 use crate::value::{JsonForm, Payload, Value};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -79,7 +79,8 @@ impl Client {
 
     fn reply_later(&mut self, request_id: RequestId, result: KeyResult<'_>) -> bool {
         let mut context = ReplyContext { date: &self.date, recorder: &mut self.recorder };
-        self.connection.reply_later(request_id, &reply_of_redis(result), &mut context)
+        let reply = DeferredReply { reply: reply_of_redis(result), unreported_key: None };
+        self.connection.reply_later(request_id, &reply, &mut context)
     }
 
     /// Completes the deferred request at `index`.
@@ -122,7 +123,7 @@ fn text_value(text: &str) -> KeyResult<'_> {
 }
 
 fn reply_of_redis(result: KeyResult<'_>) -> Reply<'_> {
-    Reply { result, source: Source::Redis { collapsed: false, stored: None }, tracked: false, unreported_key: None }
+    Reply { result, source: Source::Redis { collapsed: false, stored: None }, tracked: false }
 }
 
 fn command(words: &[&str]) -> String {

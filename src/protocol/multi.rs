@@ -295,9 +295,6 @@ impl MultiReply {
             return false;
         }
         self.pending -= 1;
-        if let Some(key) = reply.unreported_key {
-            self.pushes.add(Push::Key(key));
-        }
         if let Some(part) = self.store(key, reply) {
             self.parts[index] = part;
             self.charge();

@@ -14,8 +14,8 @@ use crate::cache::{Cache, Limits};
 use crate::inflight::{FinishedFetch, Inflight, Join, Waiters};
 use crate::metrics::WorkerMetrics;
 use crate::types::{
-    Access, ClientId, Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Push, PushResult, Reply,
-    RequestId, Source, UpcomingKeys,
+    Access, ClientId, Completion, DeferredReply, Failure, FetchedValue, Invalidation, Job, KeyResult, Millis, Push,
+    PushResult, Reply, RequestId, Source, UpcomingKeys,
 };
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use capacity::{CapacityCheck, Suggestion};
@@ -135,7 +135,7 @@ impl ReadThrough {
         if let Some(hit) = found {
             self.counters.hits += 1;
             let (result, source) = (KeyResult::Value(hit.payload), Source::Cache { ttl: hit.ttl });
-            let reply = Reply { result, source, tracked: self.tracked, unreported_key: None };
+            let reply = Reply { result, source, tracked: self.tracked };
             if access.client_caches {
                 if !self.tracked {
                     return Lookup::UnreportedReply(reply);
@@ -146,7 +146,7 @@ impl ReadThrough {
         }
         if !access.reads_redis {
             let (result, source) = (KeyResult::NotCached, Source::Neither);
-            return Lookup::Reply(Reply { result, source, tracked: self.tracked, unreported_key: None });
+            return Lookup::Reply(Reply { result, source, tracked: self.tracked });
         }
         self.counters.misses += 1;
         match self.inflight.join_or_start(key, access, request_id, now, now + self.wait_timeout) {
@@ -191,7 +191,12 @@ impl ReadThrough {
 
     /// Applies the result of a job: caches a value and passes a reply for each waiter to `deliver`.
     /// Caching does not depend on whether the waiters are still connected.
-    pub fn complete(&mut self, completion: Completion, now: Millis, mut deliver: impl FnMut(RequestId, &Reply<'_>)) {
+    pub fn complete(
+        &mut self,
+        completion: Completion,
+        now: Millis,
+        mut deliver: impl FnMut(RequestId, &DeferredReply<'_>),
+    ) {
         let Some(finished) = self.inflight.finish(completion.fetch_id) else {
             log::error!("a fetch completed twice: second result dropped; please report this");
             return;
@@ -265,14 +270,14 @@ impl ReadThrough {
         waiters: &Waiters,
         failure: &Failure,
         now: Millis,
-        deliver: &mut impl FnMut(RequestId, &Reply<'_>),
+        deliver: &mut impl FnMut(RequestId, &DeferredReply<'_>),
     ) {
         let found = failure.outage().and_then(|outage| Some((outage, self.cache.get_allow_stale(key, now)?)));
         let Some((outage, cached)) = found else {
             for waiter in waiters.iter() {
                 let source = Source::Redis { collapsed: waiter.collapsed, stored: None };
-                let result = KeyResult::Failed(failure);
-                deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked, unreported_key: None });
+                let reply = Reply { result: KeyResult::Failed(failure), source, tracked: self.tracked };
+                deliver(waiter.request_id, &DeferredReply { reply, unreported_key: None });
             }
             return;
         };
@@ -284,8 +289,8 @@ impl ReadThrough {
         for waiter in waiters.iter() {
             // No invalidation follows an older value.
             let unreported_key = waiter.client_caches.then_some(key);
-            let result = KeyResult::Value(cached.payload);
-            deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked, unreported_key });
+            let reply = Reply { result: KeyResult::Value(cached.payload), source, tracked: self.tracked };
+            deliver(waiter.request_id, &DeferredReply { reply, unreported_key });
         }
     }
 
@@ -297,7 +302,7 @@ impl ReadThrough {
         result: KeyResult<'_>,
         stored: Option<Millis>,
         is_reported: bool,
-        deliver: &mut impl FnMut(RequestId, &Reply<'_>),
+        deliver: &mut impl FnMut(RequestId, &DeferredReply<'_>),
     ) {
         for waiter in finished.waiters.iter() {
             let source = Source::Redis { collapsed: waiter.collapsed, stored };
@@ -305,7 +310,8 @@ impl ReadThrough {
                 self.clients.record(waiter.request_id.client_id(), &finished.key);
             }
             let unreported_key = (waiter.client_caches && !is_reported).then_some(&*finished.key);
-            deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked, unreported_key });
+            let reply = Reply { result, source, tracked: self.tracked };
+            deliver(waiter.request_id, &DeferredReply { reply, unreported_key });
         }
     }
 
@@ -345,7 +351,7 @@ impl ReadThrough {
 
     /// Replies to timed-out waiters of up to `budget` fetches, and removes up to `budget` expired
     /// entries. Returns true if more may be due.
-    pub fn tick(&mut self, now: Millis, budget: usize, mut deliver: impl FnMut(RequestId, &Reply<'_>)) -> bool {
+    pub fn tick(&mut self, now: Millis, budget: usize, mut deliver: impl FnMut(RequestId, &DeferredReply<'_>)) -> bool {
         let mut timed_out = 0;
         while timed_out < budget
             && let Some((key, waiters)) = self.inflight.take_timed_out(now)

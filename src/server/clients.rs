@@ -8,7 +8,7 @@ use crate::connection::ReplyContext;
 use crate::log_writer::LogWriter;
 use crate::metrics::{Micros, Recorder};
 use crate::protocol::http::ResponseDate;
-use crate::types::{ClientId, Millis, Push, PushResult, Reply, RequestId};
+use crate::types::{ClientId, DeferredReply, Millis, Push, PushResult, RequestId};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -99,7 +99,7 @@ impl Clients {
 
     /// Delivers a reply, unless its connection is gone, and queues the client. A reply that the
     /// connection discards queues it too: decoding may wait for a lower number of pending keys.
-    pub(super) fn deliver_reply(&mut self, request_id: RequestId, reply: &Reply<'_>) {
+    pub(super) fn deliver_reply(&mut self, request_id: RequestId, reply: &DeferredReply<'_>) {
         if let Some(client) = self.slab.get_mut(request_id.slot)
             && client.connection.id == request_id.connection_id
         {

@@ -10,7 +10,9 @@ use segment_redis_proxy::connection::{DecodeContext, ReplyContext};
 use segment_redis_proxy::dispatch::Dispatcher;
 use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::http::{Policy, ResponseDate};
-use segment_redis_proxy::types::{Completion, Failure, Job, KeyResult, Millis, PushResult, Reply, RequestId, Source};
+use segment_redis_proxy::types::{
+    Completion, DeferredReply, Failure, Job, KeyResult, Millis, PushResult, RequestId, Source,
+};
 
 /// Capacity of the job queues of all nodes. Further jobs fail.
 const QUEUE: usize = 12;
@@ -155,7 +157,7 @@ impl World {
 pub fn deliver_reply(
     clients: &mut [Client],
     request_id: RequestId,
-    reply: &Reply<'_>,
+    reply: &DeferredReply<'_>,
     cause: Cause,
     (date, recorder): (&ResponseDate, &mut Recorder),
     time: (Millis, Moment),

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use std::time::SystemTime;
 
 fn reply(result: KeyResult<'_>) -> Reply<'_> {
-    Reply { result, source: Source::Cache { ttl: 1 }, tracked: false, unreported_key: None }
+    Reply { result, source: Source::Cache { ttl: 1 }, tracked: false }
 }
 
 /// Appends a complete reply to `out`.
@@ -221,7 +221,7 @@ fn json_reports_least_trusted_origin() {
         for &source in sources {
             multi.begin_key(b"a");
             let result = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
-            multi.push(&Reply { result, source, tracked: false, unreported_key: None });
+            multi.push(&Reply { result, source, tracked: false });
         }
         let mut out = SendBuffer::default();
         encode(multi, &mut out);
@@ -244,7 +244,7 @@ fn json_reply(kind: u8, value: &Arc<Value>) -> Reply<'_> {
         _ => KeyResult::Value(payload),
     };
     let source = if kind < 3 { Source::Cache { ttl: 1 } } else { Source::Redis { collapsed: false, stored: None } };
-    Reply { result, source, tracked: false, unreported_key: None }
+    Reply { result, source, tracked: false }
 }
 
 /// A long reply is rendered in pieces, and leaves complete, in order with other replies.

@@ -99,7 +99,8 @@ impl Session {
     /// Begins a command, or the refusal of one without `spec`.
     #[inline]
     pub fn begin_command(&mut self, spec: Option<&CommandSpec>) {
-        if spec.is_none_or(|spec| spec.name != CommandName::Client) {
+        // `CLIENT` commands leave `CLIENT CACHING` in force, as in Redis.
+        if self.tracking.is_opt_in() && spec.is_none_or(|spec| spec.name != CommandName::Client) {
             self.tracking.begin_command();
         }
     }

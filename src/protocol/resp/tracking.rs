@@ -72,12 +72,14 @@ impl Tracking {
         self.caches_reads
     }
 
-    /// Begins a command other than `CLIENT`. Those leave `CLIENT CACHING` in force, as in Redis.
+    /// Returns true if `CLIENT CACHING` decides about the next command.
+    pub fn is_opt_in(&self) -> bool {
+        self.mode == Mode::OptIn
+    }
+
+    /// Begins a command other than `CLIENT` in OPTIN mode.
     pub fn begin_command(&mut self) {
-        let is_chosen = std::mem::take(&mut self.caches_next);
-        if self.mode == Mode::OptIn {
-            self.caches_reads = is_chosen;
-        }
+        self.caches_reads = std::mem::take(&mut self.caches_next);
     }
 
     /// Ends tracking.
@@ -210,8 +212,7 @@ mod tests {
         tracking.begin_command();
         assert!(!tracking.caches_reads(), "CLIENT CACHING outlived CLIENT TRACKING OFF");
         run(&mut tracking, &["TRACKING ON"]);
-        tracking.begin_command();
-        assert!(tracking.caches_reads() && tracking.is_on());
+        assert!(tracking.caches_reads() && tracking.is_on() && !tracking.is_opt_in());
     }
 
     /// An option that is not supported is refused by its name, and leaves the state as it is.

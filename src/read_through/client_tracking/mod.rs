@@ -51,8 +51,8 @@ impl TrackingLimits {
 /// Copies released for each copy that is added, so that those of closed clients never accumulate.
 const RELEASED_PER_ADD: usize = 2;
 
-/// Copies released in place of one invalidation. (A release takes about 0.2 us, a push some more and
-/// then a turn of its client.)
+/// Copies released in place of one invalidation. (A release takes about 0.2 us, a push some more
+/// and then a turn of its client.)
 const RELEASED_PER_PUSH: usize = 16;
 
 /// Clients among which the one with the most copies loses them at the limit of all copies. Each
@@ -205,6 +205,7 @@ impl ClientTracking {
 
     /// Records that a client reads a key, and may cache it. Ignores a client that does not track.
     /// At a limit, all keys of this client or of another one are invalidated instead.
+    #[inline(never)]
     pub fn record(&mut self, client: ClientId, key: &[u8]) {
         let Some(holder) = self.holder_of(client) else { return };
         let hash = hash_key(&self.hasher, key);

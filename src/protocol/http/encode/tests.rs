@@ -30,7 +30,7 @@ fn text_of(encode: impl FnOnce(&ResponseDate, &mut SendBuffer)) -> String {
 fn body_of(bytes: &[u8], view: View, source: Source) -> String {
     let value = Arc::new(Value::new(bytes.to_vec()));
     let [inline, shared] = [Payload::Inline { bytes, form: value.form }, Payload::Shared(&value)].map(|payload| {
-        let reply = Reply { result: KeyResult::Value(payload), source, tracked: false, unreported_key: None };
+        let reply = Reply { result: KeyResult::Value(payload), source, tracked: false };
         text_of(|date, out| _ = encode_reply(&reply, &HttpReplyFormat { view, ..KEEP_ALIVE }, date, out))
     });
     assert_eq!(inline, shared, "inline and shared values differ");
@@ -46,7 +46,6 @@ fn hit_has_exact_bytes() {
         result: KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer }),
         source: HIT,
         tracked: false,
-        unreported_key: None,
     };
     assert_eq!(
         text_of(|date, out| _ = encode_reply(&reply, &KEEP_ALIVE, date, out)),
@@ -67,7 +66,7 @@ fn authorised_value_is_private() {
         (HIT, true, "private, no-cache"),
         (Source::Redis { collapsed: false, stored: None }, false, "no-store"),
     ] {
-        let reply = Reply { result: KeyResult::Value(payload), source, tracked, unreported_key: None };
+        let reply = Reply { result: KeyResult::Value(payload), source, tracked };
         let text = text_of(|date, out| _ = encode_reply(&reply, &format, date, out));
         assert!(text.contains(&format!("\r\nCache-Control: {expected}\r\n")), "{text}");
     }
@@ -103,7 +102,7 @@ fn cache_status_names_source() {
             "fwd=stale; detail=redis-unreachable; ttl=-3",
         ),
     ] {
-        let reply = Reply { result: KeyResult::Missing, source, tracked: false, unreported_key: None };
+        let reply = Reply { result: KeyResult::Missing, source, tracked: false };
         let response = text_of(|date, out| _ = encode_reply(&reply, &KEEP_ALIVE, date, out));
         assert!(response.contains(&format!("\r\nCache-Status: segment-redis-proxy; {text}\r\n")), "{response}");
     }
@@ -128,7 +127,7 @@ fn cache_control_permits_fresh_values_only() {
         (KeyResult::Missing, stored(None), true, "no-store".into()),
         (KeyResult::Failed(&Failure::Timeout), stored(None), false, "no-store".into()),
     ] {
-        let reply = Reply { result, source, tracked, unreported_key: None };
+        let reply = Reply { result, source, tracked };
         let response = text_of(|date, out| _ = encode_reply(&reply, &KEEP_ALIVE, date, out));
         let fields: Vec<&str> = response.split("\r\n").filter(|line| line.starts_with("Cache-Control: ")).collect();
         assert_eq!(fields, [format!("Cache-Control: {control}")], "{reply:?}");
@@ -139,7 +138,7 @@ fn cache_control_permits_fresh_values_only() {
 #[test]
 fn conditions_replace_200_only() {
     let value = KeyResult::Value(Payload::Inline { bytes: b"1", form: JsonForm::Integer });
-    let reply = |result| Reply { result, source: HIT, tracked: true, unreported_key: None };
+    let reply = |result| Reply { result, source: HIT, tracked: true };
     let format = |add: fn(&mut Conditions)| {
         let mut conditions = Conditions::default();
         add(&mut conditions);
@@ -201,8 +200,7 @@ fn page_has_no_entity_tag() {
 #[test]
 fn part_of_long_value_is_shared() {
     let value = Arc::new(Value::new((0..100_000u32).map(|at| (at % 251) as u8).collect()));
-    let reply =
-        Reply { result: KeyResult::Value(Payload::Shared(&value)), source: HIT, tracked: false, unreported_key: None };
+    let reply = Reply { result: KeyResult::Value(Payload::Shared(&value)), source: HIT, tracked: false };
     for (field, part, holders) in [("bytes=5-99998", 5..99_999, 2), ("bytes=16384-32767", 16_384..32_768, 1)] {
         let mut conditions = Conditions::default();
         conditions.add_range(field.as_bytes());
@@ -232,7 +230,7 @@ fn failure_selects_status_and_fields() {
         (Failure::Internal, "500 "),
     ] {
         let source = Source::Redis { collapsed: false, stored: None };
-        let reply = Reply { result: KeyResult::Failed(&failure), source, tracked: false, unreported_key: None };
+        let reply = Reply { result: KeyResult::Failed(&failure), source, tracked: false };
         let response = text_of(|date, out| _ = encode_reply(&reply, &KEEP_ALIVE, date, out));
         assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
         assert_eq!(response.contains("\r\nRetry-After: 1\r\n"), status == "503 ", "{response}");
@@ -268,7 +266,7 @@ fn admin_response_is_not_stored() {
 /// A response to `HEAD` has no body; `Connection` says `close`, or `keep-alive` for HTTP/1.0.
 #[test]
 fn head_response_omits_body() {
-    let reply = Reply { result: KeyResult::Missing, source: HIT, tracked: false, unreported_key: None };
+    let reply = Reply { result: KeyResult::Missing, source: HIT, tracked: false };
     let format = HttpReplyFormat { head_only: true, keep_alive: false, ..KEEP_ALIVE };
     let response = text_of(|date, out| _ = encode_reply(&reply, &format, date, out));
     assert!(response.ends_with("Connection: close\r\n\r\n"), "{response}");
