@@ -99,6 +99,7 @@ fn measure_full_hit(size: usize) -> f64 {
             policy: &policy,
             head_decoder: &mut head_decoder,
             auth: &mut ClientAuth::default(),
+            offers_tracking: false,
             reply: ReplyContext { date: &date, recorder: &mut recorder },
         },
         registry: &registry,

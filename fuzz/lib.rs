@@ -29,7 +29,7 @@ pub mod metrics;
 pub mod protocol;
 #[path = "../src/read_through/mod.rs"]
 pub mod read_through;
-#[path = "../src/types.rs"]
+#[path = "../src/types/mod.rs"]
 pub mod types;
 #[path = "../src/value.rs"]
 pub mod value;

@@ -6,9 +6,9 @@
 use crate::admin;
 use crate::connection::{Connection, DecodeContext, DecodeStep, KeyAmount, MAX_UNSENT_BYTES};
 use crate::metrics::{MetricsRegistry, Recorder, WorkerSlot};
-use crate::protocol::resp;
+use crate::protocol::{MultiReply, resp};
 use crate::read_through::{Lookup, ReadThrough};
-use crate::types::{Job, KeyResult, Millis, UpcomingKeys};
+use crate::types::{Job, KeyResult, Millis, Push, Reply, UpcomingKeys};
 use crate::value::Payload;
 
 /// Maximum number of requests, or keys of one request, processed in one turn (100 to 200 us). A
@@ -111,6 +111,11 @@ impl Dispatcher<'_> {
                             self.jobs.push(job);
                             connection.defer(format, &mut self.context.reply);
                         }
+                        Lookup::UnreportedReply(reply) => {
+                            let key = copy_key(key);
+                            connection.reply_now(&format, &reply, &mut self.context.reply);
+                            connection.push_invalidation(Push::Key(&key));
+                        }
                     }
                 }
                 DecodeStep::Keys => {
@@ -129,10 +134,20 @@ impl Dispatcher<'_> {
                     copied += decoded.copied;
                     at += consumed;
                 }
-                DecodeStep::Ttl { key, format, consumed } => {
+                DecodeStep::Ttl { key, access, format, consumed } => {
                     at += consumed;
                     let ttl = self.read_through.remaining_ttl(key, self.now);
+                    let is_reported =
+                        !access.client_caches || self.read_through.record_read(connection.client_id(slot), key);
+                    let unreported_key: Option<Box<[u8]>> = if is_reported { None } else { Some(copy_key(key)) };
                     connection.reply_ttl(format, ttl, &mut self.context.reply);
+                    if let Some(key) = unreported_key {
+                        connection.push_invalidation(Push::Key(&key));
+                    }
+                }
+                DecodeStep::Tracking { is_on, consumed } => {
+                    at += consumed;
+                    self.read_through.set_client_tracking(connection.client_id(slot), is_on);
                 }
                 DecodeStep::Info { format, consumed } => {
                     at += consumed;
@@ -214,11 +229,11 @@ impl Dispatcher<'_> {
         let Dispatcher { read_through, jobs, context, now, .. } = self;
         connection.decode_keys(slot, input, limits, &mut context.reply, |key, access, request_id, multi| {
             match read_through.get(key, access, request_id, *now) {
-                Lookup::Reply(reply) => {
-                    let before = multi.part_bytes();
-                    multi.push(&reply);
-                    let is_copied = matches!(reply.result, KeyResult::Value(Payload::Inline { .. }));
-                    return Some(if is_copied { multi.part_bytes().saturating_sub(before) } else { 0 });
+                Lookup::Reply(reply) => return Some(push_part(multi, &reply)),
+                Lookup::UnreportedReply(reply) => {
+                    let copied = push_part(multi, &reply);
+                    multi.push_invalidation(Push::Key(key));
+                    return Some(copied);
                 }
                 Lookup::Wait => {}
                 Lookup::Fetch(job) => jobs.push(job),
@@ -263,6 +278,20 @@ impl Dispatcher<'_> {
     }
 }
 
+/// Returns a copy of a key, which outlives the use of the context. Only for clients that track.
+#[cold]
+fn copy_key(key: &[u8]) -> Box<[u8]> {
+    key.into()
+}
+
+/// Adds the result of the next key. Returns the bytes that were copied.
+fn push_part(multi: &mut MultiReply, reply: &Reply<'_>) -> usize {
+    let before = multi.part_bytes();
+    multi.push(reply);
+    let is_copied = matches!(reply.result, KeyResult::Value(Payload::Inline { .. }));
+    if is_copied { multi.part_bytes().saturating_sub(before) } else { 0 }
+}
+
 /// Copies into the metrics what the cache and the fetches in flight count themselves. Called before
 /// the metrics are shown or published.
 pub fn sync_metrics(recorder: &mut Recorder, read_through: &ReadThrough, now: Millis) {
@@ -300,6 +329,7 @@ mod tests {
                     policy: &Policy::default(),
                     head_decoder: &mut head_decoder,
                     auth: &mut ClientAuth::default(),
+                    offers_tracking: false,
                     reply,
                 },
                 registry: &MetricsRegistry::default(),

@@ -13,7 +13,7 @@
 //! Otherwise the old value would stay in the cache, and no further invalidation would remove it.
 
 use crate::cache::{DeadlineHeap, hash_key};
-use crate::types::{Millis, RequestId};
+use crate::types::{Access, Millis, RequestId};
 use slab::Slab;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -68,6 +68,8 @@ pub struct Waiter {
     pub request_id: RequestId,
     /// True if the request joined a fetch that another request had started.
     pub collapsed: bool,
+    /// True if the client may cache the result ([`Access::client_caches`]).
+    pub client_caches: bool,
     /// Time at which the request gets a reply without the fetch.
     deadline: Millis,
 }
@@ -163,27 +165,28 @@ impl Inflight {
     }
 
     /// Adds a waiter for `key` with this deadline. Starts a fetch if there is none to join.
-    pub fn join_or_start(&mut self, key: &[u8], request_id: RequestId, now: Millis, deadline: Millis) -> Join {
-        self.join_or_start_hashed(hash_key(&self.hasher, key), key, request_id, now, deadline)
-    }
-
-    /// Joins or starts the fetch of `key`, which has this hash.
-    fn join_or_start_hashed(
+    pub fn join_or_start(
         &mut self,
-        hash: u64,
         key: &[u8],
+        access: Access,
         request_id: RequestId,
         now: Millis,
         deadline: Millis,
     ) -> Join {
+        let waiter = Waiter { request_id, collapsed: false, client_caches: access.client_caches, deadline };
+        self.join_or_start_hashed(hash_key(&self.hasher, key), key, waiter, now)
+    }
+
+    /// Joins or starts the fetch of `key`, which has this hash.
+    fn join_or_start_hashed(&mut self, hash: u64, key: &[u8], waiter: Waiter, now: Millis) -> Join {
         if let Some(fetch_id) = self.find_joinable(hash, key) {
-            self.fetches[fetch_id].waiters.push(Waiter { request_id, collapsed: true, deadline });
+            self.fetches[fetch_id].waiters.push(Waiter { collapsed: true, ..waiter });
             self.arm_deadline(fetch_id);
             return Join::Joined;
         }
         let key: Arc<[u8]> = key.into();
-        let first = Some(Waiter { request_id, collapsed: false, deadline });
-        let fetch_id = self.start(hash, Arc::clone(&key), Waiters { first, later: Vec::new() }, now);
+        let waiters = Waiters { first: Some(waiter), later: Vec::new() };
+        let fetch_id = self.start(hash, Arc::clone(&key), waiters, now);
         self.joinable.entry(hash).or_insert(fetch_id);
         self.arm_deadline(fetch_id);
         Join::Started(fetch_id, key)
@@ -302,7 +305,7 @@ mod tests {
 
     /// Starts a fetch and returns its id.
     fn start(inflight: &mut Inflight, key: &[u8], slot: usize, now: Millis, deadline: Millis) -> usize {
-        match inflight.join_or_start(key, request_id(slot), now, deadline) {
+        match inflight.join_or_start(key, Access::NORMAL, request_id(slot), now, deadline) {
             Join::Started(fetch_id, _) => fetch_id,
             Join::Joined => panic!("joined a fetch instead of starting one"),
         }
@@ -319,12 +322,12 @@ mod tests {
         let mut inflight = Inflight::new();
         let a = start(&mut inflight, b"a", 1, 7, 100);
         let b = start(&mut inflight, b"b", 2, 7, 100);
-        assert_eq!(inflight.join_or_start(b"a", request_id(3), 7, 150), Join::Joined);
+        assert_eq!(inflight.join_or_start(b"a", Access::NORMAL, request_id(3), 7, 150), Join::Joined);
         let finished = inflight.finish(a).expect("a fetch of a");
         assert_eq!((&*finished.key, summary_of(&finished.waiters)), (&b"a"[..], vec![(1, false), (3, true)]));
         assert_eq!((finished.started_at, finished.is_detached), (7, false));
         assert!(inflight.finish(a).is_none());
-        assert!(matches!(inflight.join_or_start(b"a", request_id(4), 7, 200), Join::Started(..)));
+        assert!(matches!(inflight.join_or_start(b"a", Access::NORMAL, request_id(4), 7, 200), Join::Started(..)));
         assert_eq!(summary_of(&inflight.finish(b).expect("a fetch of b").waiters), [(2, false)]);
     }
 
@@ -337,12 +340,12 @@ mod tests {
         inflight.detach(b"a");
         inflight.detach(b"a key without a fetch");
         let new = start(&mut inflight, b"a", 3, 5, 105);
-        assert_eq!(inflight.join_or_start(b"a", request_id(4), 6, 106), Join::Joined);
+        assert_eq!(inflight.join_or_start(b"a", Access::NORMAL, request_id(4), 6, 106), Join::Joined);
         assert_eq!(inflight.validate(), Ok(()));
         let finished = inflight.finish(old).expect("the detached fetch");
         assert_eq!((finished.is_detached, summary_of(&finished.waiters)), (true, vec![(1, false)]));
         assert_eq!(
-            inflight.join_or_start(b"a", request_id(5), 7, 107),
+            inflight.join_or_start(b"a", Access::NORMAL, request_id(5), 7, 107),
             Join::Joined,
             "the end of the detached fetch removed the new one"
         );
@@ -359,11 +362,11 @@ mod tests {
     #[test]
     fn colliding_keys_have_separate_fetches() {
         let mut inflight = Inflight::new();
-        let start =
-            |inflight: &mut Inflight, key: &[u8]| match inflight.join_or_start_hashed(7, key, request_id(1), 0, 100) {
-                Join::Started(fetch_id, _) => Some(fetch_id),
-                Join::Joined => None,
-            };
+        let waiter = Waiter { request_id: request_id(1), collapsed: false, client_caches: false, deadline: 100 };
+        let start = |inflight: &mut Inflight, key: &[u8]| match inflight.join_or_start_hashed(7, key, waiter, 0) {
+            Join::Started(fetch_id, _) => Some(fetch_id),
+            Join::Joined => None,
+        };
         let a = start(&mut inflight, b"a").expect("a fetch of a");
         let b = start(&mut inflight, b"b").expect("b joined the fetch of a");
         assert_eq!(start(&mut inflight, b"a"), None);
@@ -379,13 +382,17 @@ mod tests {
     fn timed_out_waiter_leaves_fetch_running() {
         let mut inflight = Inflight::new();
         let a = start(&mut inflight, b"a", 1, 7, 100);
-        inflight.join_or_start(b"a", request_id(2), 7, 180);
-        inflight.join_or_start(b"b", request_id(3), 7, 120);
+        inflight.join_or_start(b"a", Access::NORMAL, request_id(2), 7, 180);
+        inflight.join_or_start(b"b", Access::NORMAL, request_id(3), 7, 120);
         assert!(inflight.take_timed_out(99).is_none());
         assert_eq!(summary_of(&inflight.take_timed_out(100).expect("a waiter of a").1), [(1, false)]);
         assert!(inflight.take_timed_out(100).is_none(), "a waiter left before its deadline");
         assert_eq!(inflight.next_deadline(), Some(120));
-        assert_eq!(inflight.join_or_start(b"a", request_id(4), 7, 300), Join::Joined, "a hung key is fetched again");
+        assert_eq!(
+            inflight.join_or_start(b"a", Access::NORMAL, request_id(4), 7, 300),
+            Join::Joined,
+            "a hung key is fetched again"
+        );
         assert_eq!(summary_of(&inflight.take_timed_out(120).expect("the waiter of b").1), [(3, false)]);
         assert_eq!(inflight.next_deadline(), Some(180));
         assert_eq!(summary_of(&inflight.take_timed_out(180).expect("the next waiter of a").1), [(2, true)]);
@@ -401,7 +408,7 @@ mod tests {
         let mut inflight = Inflight::new();
         let a = start(&mut inflight, b"a", 1, 0, 100);
         for (slot, deadline) in [(2, 100), (3, 110), (4, 120), (5, 130)] {
-            inflight.join_or_start(b"a", request_id(slot), 0, deadline);
+            inflight.join_or_start(b"a", Access::NORMAL, request_id(slot), 0, deadline);
         }
         let (_, timed_out) = inflight.take_timed_out(110).expect("waiters of a");
         assert_eq!(summary_of(&timed_out), [(1, false), (2, true), (3, true)]);

@@ -358,6 +358,7 @@ impl<'a> Driver<'a> {
 /// Returns the dispatcher. The only function that knows its fields.
 fn dispatcher<'a>(driver: &'a mut Driver<'_>) -> Dispatcher<'a> {
     let Driver { read_through, jobs, head_decoder, policy, auth, date, recorder, registry, worker_slot, .. } = driver;
-    let context = DecodeContext { policy, head_decoder, auth, reply: ReplyContext { date, recorder } };
+    let context =
+        DecodeContext { policy, head_decoder, auth, offers_tracking: true, reply: ReplyContext { date, recorder } };
     Dispatcher { read_through, jobs, context, registry, worker_slot, now: NOW }
 }

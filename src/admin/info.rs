@@ -51,6 +51,7 @@ pub fn text(
                 line("maxclients", &settings.max_connections);
                 // There are no blocking commands.
                 line("blocked_clients", &0);
+                line("tracking_clients", &metrics.tracking_clients);
             }
             // The figures could not be read. A false zero would be worse than no field.
             "memory" if process.resident_bytes == 0 => {}
@@ -83,6 +84,7 @@ pub fn text(
                 line("expired_keys", &metrics.expired);
                 line("evicted_keys", &metrics.evicted);
                 line("invalidated_keys", &metrics.invalidated);
+                line("tracking_total_items", &metrics.tracked_keys);
             }
             "replication" => {
                 // The same role as in the reply to `HELLO`.
@@ -129,7 +131,10 @@ mod tests {
         let metrics = WorkerMetrics { uptime: 61_999, connected_clients: 3, entries: 2, ..WorkerMetrics::default() };
         let settings = InstanceInfo { database: 5, max_connections: 7, ..InstanceInfo::default() };
         let info = |names: &[&str]| render(&metrics, &ProcessStats::default(), &settings, names);
-        assert_eq!(info(&["Clients"]), "# Clients\r\nconnected_clients:3\r\nmaxclients:7\r\nblocked_clients:0\r\n");
+        assert_eq!(
+            info(&["Clients"]),
+            "# Clients\r\nconnected_clients:3\r\nmaxclients:7\r\nblocked_clients:0\r\ntracking_clients:0\r\n"
+        );
         assert_eq!(info(&["keyspace"]), "# Keyspace\r\ndb5:keys=2,expires=2\r\n");
         assert!(info(&["server"]).contains("\r\nuptime_in_seconds:61\r\n"));
         let two = info(&["keyspace", "replication", "nothing"]);

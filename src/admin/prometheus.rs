@@ -157,6 +157,21 @@ fn clients(text: &mut Exposition, now: &Snapshot, settings: &InstanceInfo) {
         metrics.watch_changes_merged,
         "Changes of watched keys that shared a read with an earlier change.",
     );
+    text.metric(
+        "segment_client_tracking_clients",
+        metrics.tracking_clients,
+        "Open client connections with CLIENT TRACKING, which cache values themselves.",
+    );
+    text.metric(
+        "segment_client_tracking_keys",
+        metrics.tracked_keys,
+        "Keys that these clients may have cached, counted for each of them.",
+    );
+    text.metric(
+        "segment_client_tracking_pushes_total",
+        metrics.tracking_pushes,
+        "Invalidations sent to these clients because Redis reported a change, or at a limit.",
+    );
     text.labelled_counter(
         "segment_client_timeouts_total",
         "kind",

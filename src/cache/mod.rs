@@ -30,20 +30,20 @@ mod table;
 
 pub use deadline_heap::DeadlineHeap;
 pub use insertions::{CapacityLosses, InsertionSample};
+pub use paged_vec::PagedVec;
+pub use table::{Chained, Table};
 
 use crate::types::Millis;
 use crate::value::Payload;
 use look_ahead::LookAhead;
 use lru::LruList;
-use paged_vec::PagedVec;
 use record::Record;
 use retired::RetiredStorage;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use table::Table;
 
 /// Link to no entry.
-const NIL: u32 = u32::MAX;
+pub const NIL: u32 = u32::MAX;
 
 /// Maximum of entries in a cache. Ids have 32 bits, and one value of them is no id.
 pub const MAX_CAPACITY: usize = 2_000_000_000;
@@ -85,6 +85,23 @@ struct Node {
     older: u32,
     /// Position of the entry in the deadline heap, [`NIL`] for a free id.
     heap_position: u32,
+}
+
+impl Chained for Node {
+    #[inline]
+    fn hash(&self) -> u32 {
+        self.hash
+    }
+
+    #[inline]
+    fn next(&self) -> u32 {
+        self.next
+    }
+
+    #[inline]
+    fn set_next(&mut self, id: u32) {
+        self.next = id;
+    }
 }
 
 /// Limits of a cache.

@@ -14,17 +14,21 @@ const PAGE_LEN: usize = 1 << PAGE_BITS;
 
 /// Vector of pages. All pages before the last one with elements are full.
 #[derive(Debug)]
-pub(super) struct PagedVec<T> {
+pub struct PagedVec<T> {
     pages: Vec<Vec<T>>,
     len: usize,
 }
 
 impl<T> PagedVec<T> {
-    pub(super) fn new() -> PagedVec<T> {
+    /// Creates an empty vector.
+    #[allow(clippy::new_without_default, reason = "one constructor is enough")]
+    pub fn new() -> PagedVec<T> {
         PagedVec { pages: Vec::new(), len: 0 }
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Returns the number of elements.
+    #[allow(clippy::len_without_is_empty, reason = "nothing asks for it")]
+    pub fn len(&self) -> usize {
         self.len
     }
 
@@ -37,7 +41,7 @@ impl<T> PagedVec<T> {
     ///
     /// The first page grows by doubling, so that a small cache stays small. Later pages are
     /// allocated whole, and the kernel provides their memory as it is touched.
-    pub(super) fn push(&mut self, element: T) {
+    pub fn push(&mut self, element: T) {
         let page = self.len >> PAGE_BITS;
         if page == self.pages.len() {
             self.pages.push(Vec::with_capacity(if page == 0 { 16 } else { PAGE_LEN }));
@@ -61,7 +65,7 @@ impl<T> PagedVec<T> {
     }
 
     /// Drops the last page with its elements.
-    pub(super) fn drop_page(&mut self) {
+    pub fn drop_page(&mut self) {
         if let Some(page) = self.pages.pop() {
             self.len -= page.len();
         }

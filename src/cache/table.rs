@@ -11,8 +11,8 @@
 //! The table owns only the heads of its chains, 4 bytes a bucket. Links and hashes are in the
 //! nodes.
 
+use super::NIL;
 use super::paged_vec::PagedVec;
-use super::{NIL, Node};
 
 /// Buckets of an empty table. Their heads take one cache line.
 const INITIAL_BUCKETS: usize = 16;
@@ -21,15 +21,29 @@ const INITIAL_BUCKETS: usize = 16;
 /// an entry 2 bytes. Nodes hold the full hash, so the walk reads almost no key but the wanted one.
 const MAX_ENTRIES_PER_BUCKET: usize = 2;
 
+/// Node of an entry in a [`Table`].
+pub trait Chained {
+    /// Returns the hash of the entry.
+    fn hash(&self) -> u32;
+
+    /// Returns the next entry of the bucket, [`NIL`] after the last one.
+    fn next(&self) -> u32;
+
+    /// Sets the next entry of the bucket.
+    fn set_next(&mut self, id: u32);
+}
+
 /// Heads of the chains, and the number of entries in them.
 #[derive(Debug)]
-pub(super) struct Table {
+pub struct Table {
     heads: PagedVec<u32>,
     len: usize,
 }
 
 impl Table {
-    pub(super) fn new() -> Table {
+    /// Creates an empty table.
+    #[allow(clippy::new_without_default, reason = "one constructor is enough")]
+    pub fn new() -> Table {
         let mut heads = PagedVec::new();
         for _ in 0..INITIAL_BUCKETS {
             heads.push(NIL);
@@ -55,22 +69,27 @@ impl Table {
     }
 
     /// Returns the first entry with this hash that `matches` accepts.
-    pub(super) fn find(&self, nodes: &PagedVec<Node>, hash: u32, mut matches: impl FnMut(u32) -> bool) -> Option<u32> {
+    pub fn find<N: Chained>(
+        &self,
+        nodes: &PagedVec<N>,
+        hash: u32,
+        mut matches: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
         let mut id = self.first_in_bucket(hash);
         while id != NIL {
             let node = &nodes[id as usize];
-            if node.hash == hash && matches(id) {
+            if node.hash() == hash && matches(id) {
                 return Some(id);
             }
-            id = node.next;
+            id = node.next();
         }
         None
     }
 
     /// Adds entry `id`. Its node must hold its hash, and its key must not be in the table.
-    pub(super) fn insert(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
-        let bucket = self.bucket_of(nodes[id as usize].hash);
-        nodes[id as usize].next = self.heads[bucket];
+    pub fn insert<N: Chained>(&mut self, nodes: &mut PagedVec<N>, id: u32) {
+        let bucket = self.bucket_of(nodes[id as usize].hash());
+        nodes[id as usize].set_next(self.heads[bucket]);
         self.heads[bucket] = id;
         self.len += 1;
         if self.len > self.heads.len() * MAX_ENTRIES_PER_BUCKET {
@@ -79,23 +98,23 @@ impl Table {
     }
 
     /// Removes entry `id`.
-    pub(super) fn remove(&mut self, nodes: &mut PagedVec<Node>, id: u32) {
-        let bucket = self.bucket_of(nodes[id as usize].hash);
-        let next = nodes[id as usize].next;
+    pub fn remove<N: Chained>(&mut self, nodes: &mut PagedVec<N>, id: u32) {
+        let bucket = self.bucket_of(nodes[id as usize].hash());
+        let next = nodes[id as usize].next();
         if self.heads[bucket] == id {
             self.heads[bucket] = next;
         } else {
             let mut previous = self.heads[bucket] as usize;
-            while nodes[previous].next != id {
-                previous = nodes[previous].next as usize;
+            while nodes[previous].next() != id {
+                previous = nodes[previous].next() as usize;
             }
-            nodes[previous].next = next;
+            nodes[previous].set_next(next);
         }
         self.len -= 1;
     }
 
     /// Adds a bucket and moves its entries there, from the one bucket that held them.
-    fn split_bucket(&mut self, nodes: &mut PagedVec<Node>) {
+    fn split_bucket<N: Chained>(&mut self, nodes: &mut PagedVec<N>) {
         let new = self.heads.len();
         let highest_bit = 1 << new.ilog2();
         let mask = highest_bit * 2 - 1;
@@ -104,8 +123,9 @@ impl Table {
         let mut id = std::mem::replace(&mut self.heads[old], NIL);
         while id != NIL {
             let node = &mut nodes[id as usize];
-            let bucket = if node.hash as usize & mask == new { new } else { old };
-            let next = std::mem::replace(&mut node.next, self.heads[bucket]);
+            let bucket = if node.hash() as usize & mask == new { new } else { old };
+            let next = node.next();
+            node.set_next(self.heads[bucket]);
             self.heads[bucket] = id;
             id = next;
         }
@@ -113,7 +133,7 @@ impl Table {
 
     /// Checks that every entry is in the chain of its bucket, and in it once. Walks all chains.
     #[cfg(any(test, debug_assertions, feature = "validate"))]
-    pub(super) fn validate(&self, nodes: &PagedVec<Node>) -> Result<(), String> {
+    pub fn validate<N: Chained>(&self, nodes: &PagedVec<N>) -> Result<(), String> {
         let mut seen = vec![false; nodes.len()];
         let mut count = 0;
         for (bucket, &head) in self.heads.iter().enumerate() {
@@ -123,11 +143,11 @@ impl Table {
                 if std::mem::replace(&mut seen[id as usize], true) {
                     return Err(format!("entry {id} is in a chain twice"));
                 }
-                if self.bucket_of(node.hash) != bucket {
-                    return Err(format!("entry {id} is in bucket {bucket} instead of {}", self.bucket_of(node.hash)));
+                if self.bucket_of(node.hash()) != bucket {
+                    return Err(format!("entry {id} is in bucket {bucket} instead of {}", self.bucket_of(node.hash())));
                 }
                 count += 1;
-                id = node.next;
+                id = node.next();
             }
         }
         if count != self.len { Err(format!("{count} entries are in chains, {} counted", self.len)) } else { Ok(()) }

@@ -69,7 +69,7 @@ impl Connection {
         input: &[u8],
         context: &mut DecodeContext<'_>,
     ) -> DecodeStep<'a> {
-        let DecodeContext { policy, head_decoder, auth, reply } = context;
+        let DecodeContext { policy, head_decoder, auth, reply, .. } = context;
         let Some(is_resp) = resp::is_resp(input) else { return DecodeStep::Blocked };
         let may_be_admin = http::may_be_admin_request(input);
         match http::decode(input, policy, head_decoder) {

@@ -20,6 +20,8 @@ pub struct DecodeContext<'a> {
     pub head_decoder: &'a mut HeadDecoder,
     /// Passwords of clients.
     pub auth: &'a mut ClientAuth,
+    /// RESP clients may turn on `CLIENT TRACKING` (`REDIS_TRACKING=on`).
+    pub offers_tracking: bool,
     /// Date and metrics for the replies.
     pub reply: ReplyContext<'a>,
 }

@@ -96,7 +96,7 @@ impl Connection {
         if matches!(&self.protocol, ProtocolState::Http(state) if state.in_body()) {
             return self.skip_body(input, context);
         }
-        let DecodeContext { policy, head_decoder, auth, reply } = context;
+        let DecodeContext { policy, head_decoder, auth, reply, .. } = context;
         // Heads are passed by reference: moves of all their fields cost a twentieth of a hit.
         match &mut http::decode(input, policy, head_decoder) {
             Decoded::Incomplete => DecodeStep::Blocked,
@@ -281,7 +281,7 @@ impl Connection {
 fn access_of(head: &Head<'_>) -> Access {
     let CacheDirectives { no_cache, only_if_cached } = head.cache_directives;
     let reloads = no_cache && head.format.is_private;
-    Access { uses_cache: !reloads, updates_recency: true, reads_redis: !only_if_cached }
+    Access { uses_cache: !reloads, reads_redis: !only_if_cached, ..Access::NORMAL }
 }
 
 /// Returns true if the `rest` bytes behind a head hold more than its body. Then a later response

@@ -28,7 +28,7 @@ use crate::metrics::RequestOutcome;
 use crate::protocol::http::{self, AdminEndpoint, AdminResponse, HeadDecoder};
 use crate::protocol::resp::{self, Session};
 use crate::protocol::{ReplyFormat, SendBuffer};
-use crate::types::{Access, Millis, Reply, RequestId, UpcomingKeys};
+use crate::types::{Access, ClientId, DeferredReply, Millis, Push, PushResult, Reply, RequestId, UpcomingKeys};
 pub use context::{DecodeContext, ReplyContext};
 use http_conn::HttpState;
 pub use keys::KeyAmount;
@@ -131,8 +131,17 @@ pub enum DecodeStep<'a> {
     Ttl {
         /// Requested key.
         key: &'a [u8],
+        /// Use of the cache that the request allows.
+        access: Access,
         /// Format of the reply.
         format: resp::RespReplyFormat,
+        /// Bytes of input consumed.
+        consumed: usize,
+    },
+    /// A RESP client has turned tracking on or off, and has the reply.
+    Tracking {
+        /// True if invalidations are to be sent from now on.
+        is_on: bool,
         /// Bytes of input consumed.
         consumed: usize,
     },
@@ -249,7 +258,7 @@ impl Connection {
                 }
                 Some(true) => {
                     let session = Session::new(self.id, self.database, context.auth.is_required());
-                    self.protocol = ProtocolState::Resp(session);
+                    self.protocol = ProtocolState::Resp(session.offer_tracking(context.offers_tracking));
                     self.decode_resp(input, context)
                 }
                 Some(false) => {
@@ -294,6 +303,25 @@ impl Connection {
         }
     }
 
+    /// Returns the address of the client in `slot`.
+    pub fn client_id(&self, slot: usize) -> ClientId {
+        ClientId { slot, connection_id: self.id }
+    }
+
+    /// Sends an invalidation, behind all replies that may hold an older value, if the client
+    /// caches values.
+    pub fn push_invalidation(&mut self, push: Push<'_>) -> PushResult {
+        match &self.protocol {
+            ProtocolState::Resp(session) if session.is_tracking() && self.phase == Phase::Open => {
+                match self.replies.push_invalidation(push) {
+                    true => PushResult::Queued,
+                    false => PushResult::QueuedEverything,
+                }
+            }
+            _ => PushResult::NotTracking,
+        }
+    }
+
     /// Replies to the request for a key that was just decoded.
     pub fn reply_now(&mut self, format: &ReplyFormat, reply: &Reply<'_>, context: &mut ReplyContext<'_>) {
         self.replies.push_reply(reply, format, context);
@@ -333,7 +361,7 @@ impl Connection {
 
     /// Replies to an earlier request. Returns false if it is not of this connection, or waits for
     /// no reply.
-    pub fn reply_later(&mut self, id: RequestId, reply: &Reply<'_>, context: &mut ReplyContext<'_>) -> bool {
+    pub fn reply_later(&mut self, id: RequestId, reply: &DeferredReply<'_>, context: &mut ReplyContext<'_>) -> bool {
         if id.connection_id != self.id {
             return false;
         }

@@ -5,17 +5,22 @@
 //! from the front once they are filled, in whatever order the fetches finish. A request for several
 //! keys has one slot, which collects its parts.
 
-use super::ReplyContext;
 use super::watch::Watch;
+use super::{MAX_UNSENT_BYTES, ReplyContext};
 use crate::metrics::{Protocol, Recorder, RequestInfo, RequestOutcome};
 use crate::protocol::http::{ResponseDate, Status};
+use crate::protocol::resp::encode_push;
 use crate::protocol::{MultiReply, ReplyFormat, ReplySummary, SendBuffer, encode_reply};
-use crate::types::{Failure, KeyResult, Reply, RequestId, Source};
+use crate::types::{DeferredReply, Failure, KeyResult, Push, Reply, RequestId, Source};
 use std::collections::VecDeque;
 
 /// First capacity of a buffer for replies that wait: an HTTP head and a short value. A buffer that
 /// starts empty grows five times for such a reply.
 const SLOT_CAPACITY: usize = 448;
+
+/// Bytes of invalidations that a client which does not read enough may leave unsent: some thousand
+/// keys.
+const MAX_PUSHED_BYTES: u32 = 64 * 1024;
 
 /// Queue of replies that cannot be sent yet, and the send buffer behind it.
 #[derive(Debug, Default)]
@@ -25,6 +30,10 @@ pub(super) struct ReplyQueue {
     slots: VecDeque<ReplySlot>,
     /// Bytes held by the slots.
     queued_bytes: usize,
+    /// Bytes of invalidations since the client had received everything.
+    pushed_bytes: u32,
+    /// Sequence number of the first request for which the client can take invalidations.
+    pushes_from: u64,
     pub(super) send_buffer: SendBuffer,
 }
 
@@ -136,16 +145,59 @@ impl ReplyQueue {
     /// Removes the last request if keys of it are missing. Returns its info for the access log.
     pub(super) fn discard_open_multi(&mut self) -> Option<RequestInfo> {
         self.queued_bytes -= self.open_multi()?.memory_bytes();
-        let slot = self.slots.pop_back();
+        let Some(ReplySlot::Multi(mut multi, info)) = self.slots.pop_back() else { return None };
         self.free_if_empty();
-        match slot {
-            Some(ReplySlot::Multi(_, info)) => Some(info),
-            _ => None,
+        if !multi.take_pushes().bytes().is_empty() {
+            // They may concern replies before it.
+            self.push_invalidation(Push::Everything);
         }
+        Some(info)
+    }
+
+    /// Lets the client take invalidations, behind the replies so far. The last one is that to
+    /// `CLIENT TRACKING`; one before it may switch to RESP3.
+    pub(super) fn start_pushes(&mut self) {
+        self.pushes_from = self.next_sequence();
+    }
+
+    /// Sends an invalidation to a client that caches values. If it reads too slowly, everything is
+    /// invalidated instead. Returns false then.
+    ///
+    /// The invalidation leaves at once, behind all replies in the send buffer. Replies in slots may
+    /// hold an older value of the key: those that are encoded, and those for several keys with a
+    /// part of them. So it leaves once more behind the last one of these. A reply that waits for a
+    /// single key gets its value later.
+    pub(super) fn push_invalidation(&mut self, push: Push<'_>) -> bool {
+        if self.send_buffer.is_empty() && self.slots.is_empty() {
+            self.pushed_bytes = 0;
+        }
+        let is_slow = self.pushed_bytes > MAX_PUSHED_BYTES && self.unsent_bytes() > MAX_UNSENT_BYTES;
+        let push = if is_slow { Push::Everything } else { push };
+        let encode = |out: &mut SendBuffer| measured(out, |out| encode_push(push, out.tail())).1;
+        if self.first_sequence >= self.pushes_from {
+            self.pushed_bytes = self.pushed_bytes.saturating_add(encode(&mut self.send_buffer) as u32);
+        }
+        let waits = |slot: &&mut ReplySlot| matches!(slot, ReplySlot::Pending(..) | ReplySlot::Watch(..));
+        let last_reply = self.slots.iter_mut().rev().find(|slot| !waits(slot));
+        match last_reply {
+            Some(ReplySlot::Ready(buffer)) => self.queued_bytes += encode(buffer),
+            Some(ReplySlot::Multi(multi, _)) => {
+                let before = multi.memory_bytes();
+                multi.push_invalidation(push);
+                self.queued_bytes = self.queued_bytes - before + multi.memory_bytes();
+            }
+            Some(ReplySlot::Pending(..) | ReplySlot::Watch(..)) | None => {}
+        }
+        !is_slow
     }
 
     /// Replies to an earlier request, or to one key of it. Returns false if it waits for no reply.
-    pub(super) fn reply_later(&mut self, id: RequestId, reply: &Reply<'_>, context: &mut ReplyContext<'_>) -> bool {
+    pub(super) fn reply_later(
+        &mut self,
+        id: RequestId,
+        reply: &DeferredReply<'_>,
+        context: &mut ReplyContext<'_>,
+    ) -> bool {
         let Some(index) = id.sequence.checked_sub(self.first_sequence) else { return false };
         let index = index as usize;
         match self.slots.get_mut(index) {
@@ -156,7 +208,13 @@ impl ReplyQueue {
                 };
                 let ReplyContext { date, recorder } = context;
                 self.queued_bytes -= held_bytes(&format);
-                let sent = self.fill_slot(index, |out| encode_reply(reply, &format, date, out));
+                let sent = self.fill_slot(index, |out| {
+                    let sent = encode_reply(reply, &format, date, out);
+                    if let Some(key) = reply.unreported_key {
+                        encode_push(Push::Key(key), out.tail());
+                    }
+                    sent
+                });
                 let outcome = record_outcome(reply, sent, recorder);
                 recorder.record_deferred_reply(&info, protocol_of(&format), outcome, sent);
                 true
@@ -166,7 +224,13 @@ impl ReplyQueue {
                     KeyResult::Failed(failure) => Some(failure),
                     KeyResult::Missing | KeyResult::NotCached | KeyResult::Value(_) => None,
                 };
-                self.update_multi(index, context, failure, |multi| multi.complete_key(id.part, reply))
+                self.update_multi(index, context, failure, |multi| {
+                    let is_taken = multi.complete_key(id.part, reply);
+                    if let Some(key) = reply.unreported_key.filter(|_| is_taken) {
+                        multi.push_invalidation(Push::Key(key));
+                    }
+                    is_taken
+                })
             }
             Some(ReplySlot::Ready(_) | ReplySlot::Watch(..)) | None => false,
         }
@@ -259,11 +323,16 @@ impl ReplyQueue {
             self.queued_bytes += multi.memory_bytes();
             return is_updated;
         }
-        if let ReplySlot::Multi(multi, info) =
+        if let ReplySlot::Multi(mut multi, info) =
             std::mem::replace(&mut self.slots[index], ReplySlot::Ready(SendBuffer::default()))
         {
             let (protocol, has_failed) = (protocol_of_multi(&multi), multi.has_failed_key());
-            let sent = self.fill_slot(index, |out| multi.encode(date, out));
+            let pushes = multi.take_pushes();
+            let sent = self.fill_slot(index, |out| {
+                let sent = multi.encode(date, out);
+                out.tail().extend_from_slice(pushes.bytes());
+                sent
+            });
             let outcome = if has_failed { RequestOutcome::Failed } else { RequestOutcome::Many };
             recorder.record_deferred_reply(&info, protocol, outcome, sent);
         }

@@ -28,17 +28,20 @@ impl Connection {
             DecodeEvent::Skipped => {}
             DecodeEvent::Key(_) => debug_assert!(false, "`decode_keys` takes all keys"),
             DecodeEvent::MultiStart(spec, keys) => {
+                session.begin_command(Some(spec));
                 context.recorder.begin_request(address, |text| {
                     log_command(text, spec, Some(format!("({keys})").as_bytes()), session)
                 });
                 replies.push_multi(MultiReply::new(spec, keys, session.version()), context.recorder);
             }
             DecodeEvent::Refuse(refusal) => {
+                session.begin_command(None);
                 replies.discard_open_multi();
                 context.recorder.begin_request(address, |text| log_refused(text, refusal.command(), session));
                 replies.push_resp(RequestOutcome::Refused, context, |out| resp::encode_refusal(&refusal, out));
             }
             DecodeEvent::Command(spec, arguments) => {
+                session.begin_command(Some(spec));
                 // Only keys are logged: other arguments may be passwords.
                 let key = || { arguments }.next().filter(|_| spec.has_key());
                 context.recorder.begin_request(address, |text| log_command(text, spec, key(), session));
@@ -89,22 +92,31 @@ impl Connection {
                 let format = ReplyFormat::Resp(format);
                 return DecodeStep::Get { key, access: session.access(), format, consumed };
             }
-            RespOperation::Ttl(key, format) => return DecodeStep::Ttl { key, format, consumed },
+            RespOperation::Ttl(key, format) => {
+                return DecodeStep::Ttl { key, access: session.access(), format, consumed };
+            }
             RespOperation::Info(format) => return DecodeStep::Info { format, consumed },
             RespOperation::Refuse(refusal) => {
                 replies.push_resp(RequestOutcome::Refused, context, |out| resp::encode_refusal(&refusal, out));
             }
             RespOperation::Local => {
                 // The first failure ends a command, so a command has one at most.
-                let mut failure = None;
+                let (mut failure, was_tracking) = (None, session.is_tracking());
                 let mut verify = |user: &[u8], password: &[u8]| verify_resp(auth, peer, user, password, &mut failure);
                 let run = |out: &mut SendBuffer| session.run_local(spec, arguments, &mut verify, out.tail());
                 let after = replies.push_resp(RequestOutcome::Other, context, run);
                 if let Some(failure) = failure {
                     context.recorder.record_auth_failure(Protocol::Resp, failure);
                 }
+                let is_on = session.is_tracking();
                 if after == AfterReply::Close {
                     *phase = Phase::Closing { unread };
+                }
+                if is_on && !was_tracking {
+                    replies.start_pushes();
+                }
+                if is_on != was_tracking {
+                    return DecodeStep::Tracking { is_on, consumed };
                 }
             }
         }

@@ -5,7 +5,7 @@ use crate::client_auth::{ClientAuth, ClientPasswords, SharedPasswords};
 use crate::metrics::Recorder;
 use crate::protocol::MultiReply;
 use crate::protocol::http::{HeadDecoder, Policy, ResponseDate};
-use crate::types::{Failure, KeyResult, Source};
+use crate::types::{DeferredReply, Failure, KeyResult, Source};
 use crate::value::{JsonForm, Payload, Value};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -31,7 +31,13 @@ impl Client {
         input.extend_from_slice(bytes.as_ref());
         let reply = ReplyContext { date: &self.date, recorder: &mut self.recorder };
         let (policy, mut head_decoder, mut auth) = (Policy::default(), HeadDecoder::new(), ClientAuth::default());
-        let mut context = DecodeContext { policy: &policy, head_decoder: &mut head_decoder, auth: &mut auth, reply };
+        let mut context = DecodeContext {
+            policy: &policy,
+            head_decoder: &mut head_decoder,
+            auth: &mut auth,
+            offers_tracking: true,
+            reply,
+        };
         loop {
             match self.connection.decode(&input[at..], &mut context) {
                 DecodeStep::Blocked => break,
@@ -73,7 +79,8 @@ impl Client {
 
     fn reply_later(&mut self, request_id: RequestId, result: KeyResult<'_>) -> bool {
         let mut context = ReplyContext { date: &self.date, recorder: &mut self.recorder };
-        self.connection.reply_later(request_id, &reply_of_redis(result), &mut context)
+        let reply = DeferredReply { reply: reply_of_redis(result), unreported_key: None };
+        self.connection.reply_later(request_id, &reply, &mut context)
     }
 
     /// Completes the deferred request at `index`.
@@ -475,8 +482,13 @@ fn unauthenticated_client_has_no_upcoming_keys() {
             let mut client = Client::new();
             let (policy, mut head_decoder) = (Policy::default(), HeadDecoder::new());
             let reply = ReplyContext { date: &client.date, recorder: &mut client.recorder };
-            let mut context =
-                DecodeContext { policy: &policy, head_decoder: &mut head_decoder, auth: &mut auth, reply };
+            let mut context = DecodeContext {
+                policy: &policy,
+                head_decoder: &mut head_decoder,
+                auth: &mut auth,
+                offers_tracking: true,
+                reply,
+            };
             // The protocol and the header fields are known afterwards.
             assert_ne!(client.connection.decode(input.as_bytes(), &mut context), DecodeStep::Blocked);
             let mut keys = UpcomingKeys::new();

@@ -181,6 +181,12 @@ pub struct WorkerMetrics {
     pub suggested_bytes: usize,
     /// Entries removed by an invalidation from Redis.
     pub invalidated: u64,
+    /// Clients that cache values themselves (`CLIENT TRACKING`).
+    pub tracking_clients: usize,
+    /// Keys that these clients may have cached, counted for each of them.
+    pub tracked_keys: usize,
+    /// Invalidations sent to these clients because Redis reported a change, or at a limit.
+    pub tracking_pushes: u64,
     /// Times that everything cached was dropped or expired, because any key may have changed.
     pub flushes: u64,
     /// Watchers: each is one key that a client watches.
@@ -210,6 +216,8 @@ impl WorkerMetrics {
         self.inflight_keys += other.inflight_keys;
         self.watchers += other.watchers;
         self.watched_keys += other.watched_keys;
+        self.tracking_clients += other.tracking_clients;
+        self.tracked_keys += other.tracked_keys;
         // A capacity applies to each worker, so the worker with the greatest need decides.
         self.suggested_entries = self.suggested_entries.max(other.suggested_entries);
         self.suggested_bytes = self.suggested_bytes.max(other.suggested_bytes);
@@ -257,6 +265,7 @@ impl WorkerMetrics {
             &mut self.evicted,
             &mut self.early_evictions,
             &mut self.invalidated,
+            &mut self.tracking_pushes,
             &mut self.flushes,
             &mut self.watch_events,
             &mut self.watch_changes_merged,
@@ -291,6 +300,8 @@ mod tests {
             entries: 2,
             bytes: 3,
             inflight_keys: 4,
+            tracking_clients: 5,
+            tracked_keys: 6,
             ..WorkerMetrics::default()
         };
         one.counters().enumerate().for_each(|(index, count)| *count = index as u64);
@@ -298,6 +309,7 @@ mod tests {
         let mut sum = WorkerMetrics { uptime: 3, ..one.clone() };
         sum.add(&one);
         assert_eq!((sum.uptime, sum.connected_clients, sum.entries, sum.bytes, sum.inflight_keys), (5, 2, 4, 6, 8));
+        assert_eq!((sum.tracking_clients, sum.tracked_keys), (10, 12));
         assert!(sum.counters().enumerate().all(|(index, count)| *count == 2 * index as u64));
         assert_eq!((sum.hit_latency.sum(), sum.hit_latency.counts().next()), (42, Some(6)));
     }

@@ -16,12 +16,12 @@ mod tests;
 use super::http::{HttpReplyFormat, ResponseDate, Status};
 use super::output_budget::OutputBudget;
 use super::pinned::{PinnedValue, can_pin};
+use super::resp::WaitingPushes;
 use super::resp::commands::{CommandName, CommandSpec};
 use super::resp::encode::{encode_error, encode_part, error_of};
 use super::resp::writer::{RespVersion, RespWriter};
 use super::{ReplySummary, SendBuffer};
-use crate::types::Access;
-use crate::types::{Failure, KeyResult, Reply};
+use crate::types::{Access, Failure, KeyResult, Push, Reply};
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use json::JsonReply;
 use std::ops::Range;
@@ -85,6 +85,8 @@ pub struct MultiReply {
     rendered: usize,
     /// Reason for which an error replaces the whole reply.
     failed: Option<MultiFailure>,
+    /// Invalidations to be sent behind the reply.
+    pushes: WaitingPushes,
 }
 
 /// Form of a reply.
@@ -173,7 +175,18 @@ impl MultiReply {
             charged_bytes: 0,
             rendered: 0,
             failed: None,
+            pushes: WaitingPushes::default(),
         }
+    }
+
+    /// Adds an invalidation, which leaves behind the reply.
+    pub fn push_invalidation(&mut self, push: Push<'_>) {
+        self.pushes.add(push);
+    }
+
+    /// Takes the invalidations to be sent behind the reply.
+    pub fn take_pushes(&mut self) -> WaitingPushes {
+        std::mem::take(&mut self.pushes)
     }
 
     /// Returns true if the request has keys that are not decoded.
@@ -213,7 +226,8 @@ impl MultiReply {
     /// Returns the bytes of values and parts that are not rendered, and of the request.
     pub fn memory_bytes(&self) -> usize {
         let request_bytes = if let Form::Json(json) = &self.form { json.format.held_bytes() } else { 0 };
-        self.part_bytes + (self.parts.len() - self.rendered) * size_of::<Part>() + request_bytes
+        let push_bytes = self.pushes.bytes().len();
+        self.part_bytes + (self.parts.len() - self.rendered) * size_of::<Part>() + request_bytes + push_bytes
     }
 
     /// Returns the bytes of all parts that are not rendered.

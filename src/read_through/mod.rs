@@ -6,6 +6,7 @@
 //! it step by step.
 
 mod capacity;
+mod client_tracking;
 #[cfg(test)]
 mod tests;
 mod watches;
@@ -14,11 +15,12 @@ use crate::cache::{Cache, Limits};
 use crate::inflight::{FinishedFetch, Inflight, Join, Waiters};
 use crate::metrics::WorkerMetrics;
 use crate::types::{
-    Access, Completion, Failure, FetchedValue, Invalidation, Job, KeyResult, KeyState, Millis, Reply, RequestId,
-    Source, UpcomingKeys,
+    Access, ClientId, Completion, DeferredReply, Failure, FetchedValue, Invalidation, Job, KeyResult, KeyState, Millis,
+    Push, PushResult, Reply, RequestId, Source, UpcomingKeys,
 };
 use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use capacity::{CapacityCheck, Suggestion};
+use client_tracking::{ClientTracking, TrackingLimits};
 use std::sync::Arc;
 pub use watches::{Deliver, WatchSettings, WatcherLimit};
 use watches::{ReadResult, WatchCounters, Watches};
@@ -33,6 +35,9 @@ const MAX_COPIED_BYTES: usize = 1024;
 pub enum Lookup<'a> {
     /// Hit, or no permission to read Redis: the reply.
     Reply(Reply<'a>),
+    /// Hit for a client that may cache the value, although no invalidation of it would follow. The
+    /// caller must send the invalidation right behind the reply.
+    UnreportedReply(Reply<'a>),
     /// Miss: the request joined a fetch in flight.
     Wait,
     /// Miss: the request started a fetch. The caller must submit this job. If the backend does not
@@ -76,6 +81,8 @@ pub struct ReadThrough {
     wait_timeout: Millis,
     /// True while the tracking connection receives every change in Redis.
     tracked: bool,
+    /// Clients that cache values, and the keys that they have read.
+    clients: ClientTracking,
     counters: Counters,
     capacity: CapacityCheck,
 }
@@ -101,6 +108,7 @@ impl ReadThrough {
             ttl,
             wait_timeout,
             tracked: false,
+            clients: ClientTracking::new(TrackingLimits::DEFAULT),
             counters: Counters::default(),
             capacity: CapacityCheck::default(),
         }
@@ -137,21 +145,53 @@ impl ReadThrough {
         };
         if let Some(hit) = found {
             self.counters.hits += 1;
-            let source = Source::Cache { ttl: hit.ttl };
-            return Lookup::Reply(Reply { result: KeyResult::Value(hit.payload), source, tracked: self.tracked });
+            let (result, source) = (KeyResult::Value(hit.payload), Source::Cache { ttl: hit.ttl });
+            let reply = Reply { result, source, tracked: self.tracked };
+            if access.client_caches {
+                if !self.tracked {
+                    return Lookup::UnreportedReply(reply);
+                }
+                self.clients.record(request_id.client_id(), key);
+            }
+            return Lookup::Reply(reply);
         }
         if !access.reads_redis {
             let (result, source) = (KeyResult::NotCached, Source::Neither);
             return Lookup::Reply(Reply { result, source, tracked: self.tracked });
         }
         self.counters.misses += 1;
-        match self.inflight.join_or_start(key, request_id, now, now + self.wait_timeout) {
+        match self.inflight.join_or_start(key, access, request_id, now, now + self.wait_timeout) {
             Join::Joined => {
                 self.counters.collapsed += 1;
                 Lookup::Wait
             }
             Join::Started(fetch_id, key) => Lookup::Fetch(Job { fetch_id, key }),
         }
+    }
+
+    /// Records that a client that caches values has read a key without a lookup. Returns false if
+    /// no invalidation of it would follow, so that the caller must send one behind the reply.
+    pub fn record_read(&mut self, client: ClientId, key: &[u8]) -> bool {
+        if self.tracked {
+            self.clients.record(client, key);
+        }
+        self.tracked
+    }
+
+    /// Begins or ends to record what a client reads ([`Access::client_caches`]). At the end, and
+    /// when the client is gone, everything recorded is forgotten.
+    pub fn set_client_tracking(&mut self, client: ClientId, is_on: bool) {
+        if is_on { self.clients.start(client) } else { self.clients.stop(client) }
+    }
+
+    /// Passes on up to `budget` invalidations to clients that cache values.
+    pub fn deliver_pushes(&mut self, budget: usize, push: impl FnMut(ClientId, Push<'_>) -> PushResult) {
+        self.clients.deliver(budget, push);
+    }
+
+    /// Returns true if [`ReadThrough::deliver_pushes`] has work to do.
+    pub fn has_pushes(&self) -> bool {
+        self.clients.has_due()
     }
 
     /// Returns the time until the cache entry of `key` expires. Does not read Redis and does not
@@ -162,13 +202,19 @@ impl ReadThrough {
 
     /// Applies the result of a job: caches a value and passes a reply for each waiter to `deliver`.
     /// Caching does not depend on whether the waiters are still connected.
-    pub fn complete(&mut self, completion: Completion, now: Millis, mut deliver: impl FnMut(RequestId, &Reply<'_>)) {
+    pub fn complete(
+        &mut self,
+        completion: Completion,
+        now: Millis,
+        mut deliver: impl FnMut(RequestId, &DeferredReply<'_>),
+    ) {
         let Some(finished) = self.inflight.finish(completion.fetch_id) else {
             log::error!("a fetch completed twice: second result dropped; please report this");
             return;
         };
         let waiters = &finished.waiters;
         let watch_id = self.watches.find_read(&finished.key, completion.fetch_id);
+        let is_reported = self.tracked && completion.may_cache && !finished.is_detached;
         match completion.result {
             Ok(Some(FetchedValue { value, ttl })) => {
                 let value = FinishedValue::new(value, watch_id.is_some());
@@ -184,7 +230,8 @@ impl ReadThrough {
                     // A cached older value is outdated, and no invalidation may say so.
                     self.remove_missing(&finished);
                 }
-                self.reply_all(waiters, KeyResult::Value(value.payload(MAX_COPIED_BYTES)), stored, &mut deliver);
+                let result = KeyResult::Value(value.payload(MAX_COPIED_BYTES));
+                self.reply_all(&finished, result, stored, is_reported, &mut deliver);
                 if let (Some(id), FinishedValue::Shared(value)) = (watch_id, value) {
                     let fresh_until = redis_expiry.min(now + self.ttl);
                     self.watches.on_read(id, ReadResult::Value(value, fresh_until), stored, (self.tracked, now));
@@ -192,7 +239,7 @@ impl ReadThrough {
             }
             Ok(None) => {
                 self.remove_missing(&finished);
-                self.reply_all(waiters, KeyResult::Missing, None, &mut deliver);
+                self.reply_all(&finished, KeyResult::Missing, None, is_reported, &mut deliver);
                 if let Some(id) = watch_id {
                     self.watches.on_read(id, ReadResult::Missing, None, (self.tracked, now));
                 }
@@ -200,8 +247,12 @@ impl ReadThrough {
             Err(failure) => {
                 if failure.invalidates_entry() {
                     self.remove_missing(&finished);
+                    // `MGET` and `EXISTS` answer such a key, and clients may cache that.
+                    let result = KeyResult::Failed(&failure);
+                    self.reply_all(&finished, result, None, is_reported, &mut deliver);
+                } else {
+                    self.fail_or_serve_stale(&finished.key, waiters, &failure, now, &mut deliver);
                 }
-                self.fail_or_serve_stale(&finished.key, waiters, &failure, now, &mut deliver);
                 if let Some(id) = watch_id {
                     self.watches.on_read(id, ReadResult::Failed(failure), None, (self.tracked, now));
                 }
@@ -252,32 +303,48 @@ impl ReadThrough {
         waiters: &Waiters,
         failure: &Failure,
         now: Millis,
-        deliver: &mut impl FnMut(RequestId, &Reply<'_>),
+        deliver: &mut impl FnMut(RequestId, &DeferredReply<'_>),
     ) {
         let found = failure.outage().and_then(|outage| Some((outage, self.cache.get_allow_stale(key, now)?)));
         let Some((outage, cached)) = found else {
-            return self.reply_all(waiters, KeyResult::Failed(failure), None, deliver);
+            for waiter in waiters.iter() {
+                let source = Source::Redis { collapsed: waiter.collapsed, stored: None };
+                let reply = Reply { result: KeyResult::Failed(failure), source, tracked: self.tracked };
+                deliver(waiter.request_id, &DeferredReply { reply, unreported_key: None });
+            }
+            return;
         };
         let source = match cached.ttl {
             0 => Source::Stale { expired_for: cached.expired_for, outage },
             // A later fetch has cached a fresh value, or the request wanted a newer one.
             ttl => Source::Cache { ttl },
         };
-        let reply = Reply { result: KeyResult::Value(cached.payload), source, tracked: self.tracked };
-        waiters.iter().for_each(|waiter| deliver(waiter.request_id, &reply));
+        for waiter in waiters.iter() {
+            // No invalidation follows an older value.
+            let unreported_key = waiter.client_caches.then_some(key);
+            let reply = Reply { result: KeyResult::Value(cached.payload), source, tracked: self.tracked };
+            deliver(waiter.request_id, &DeferredReply { reply, unreported_key });
+        }
     }
 
-    /// Replies to all waiters with the result of their fetch.
+    /// Replies to all waiters with the result of their fetch. `is_reported` is true if the next
+    /// change of the key will arrive as an invalidation.
     fn reply_all(
-        &self,
-        waiters: &Waiters,
+        &mut self,
+        finished: &FinishedFetch,
         result: KeyResult<'_>,
         stored: Option<Millis>,
-        deliver: &mut impl FnMut(RequestId, &Reply<'_>),
+        is_reported: bool,
+        deliver: &mut impl FnMut(RequestId, &DeferredReply<'_>),
     ) {
-        for waiter in waiters.iter() {
+        for waiter in finished.waiters.iter() {
             let source = Source::Redis { collapsed: waiter.collapsed, stored };
-            deliver(waiter.request_id, &Reply { result, source, tracked: self.tracked });
+            if waiter.client_caches && is_reported {
+                self.clients.record(waiter.request_id.client_id(), &finished.key);
+            }
+            let unreported_key = (waiter.client_caches && !is_reported).then_some(&*finished.key);
+            let reply = Reply { result, source, tracked: self.tracked };
+            deliver(waiter.request_id, &DeferredReply { reply, unreported_key });
         }
     }
 
@@ -289,6 +356,7 @@ impl ReadThrough {
                 self.counters.invalidated += u64::from(self.cache.remove(key));
                 self.inflight.detach(key);
                 self.watches.on_change(key, now);
+                self.clients.invalidate(key);
             }
             Invalidation::All => self.flush(),
             Invalidation::TrackingStarted => {
@@ -301,6 +369,7 @@ impl ReadThrough {
                 self.cache.expire_all(now);
                 self.inflight.detach_all();
                 self.watches.on_change_of_all();
+                self.clients.invalidate_all();
                 self.tracked = false;
             }
         }
@@ -312,6 +381,7 @@ impl ReadThrough {
         self.counters.invalidated += self.cache.len() as u64;
         self.cache.clear();
         self.inflight.detach_all();
+        self.clients.invalidate_all();
         self.watches.on_change_of_all();
     }
 
@@ -355,7 +425,7 @@ impl ReadThrough {
 
     /// Replies to timed-out waiters of up to `budget` fetches, and removes up to `budget` expired
     /// entries. Returns true if more may be due.
-    pub fn tick(&mut self, now: Millis, budget: usize, mut deliver: impl FnMut(RequestId, &Reply<'_>)) -> bool {
+    pub fn tick(&mut self, now: Millis, budget: usize, mut deliver: impl FnMut(RequestId, &DeferredReply<'_>)) -> bool {
         let mut timed_out = 0;
         while timed_out < budget
             && let Some((key, waiters)) = self.inflight.take_timed_out(now)
@@ -382,6 +452,9 @@ impl ReadThrough {
         (metrics.suggested_entries, metrics.suggested_bytes) = (entries, bytes);
         let losses = self.cache.capacity_losses();
         metrics.early_evictions = losses.by_entries + losses.by_bytes;
+        metrics.tracking_clients = self.clients.client_count();
+        metrics.tracked_keys = self.clients.copy_count();
+        metrics.tracking_pushes = self.clients.push_count();
     }
 
     /// Checks the cache and the fetches in flight. Walks all of both.
@@ -389,6 +462,7 @@ impl ReadThrough {
     pub fn validate(&self) -> Result<(), String> {
         self.cache.validate()?;
         self.watches.validate()?;
+        self.clients.validate()?;
         self.inflight.validate()
     }
 

@@ -8,7 +8,7 @@ use crate::connection::ReplyContext;
 use crate::log_writer::LogWriter;
 use crate::metrics::{Micros, Recorder};
 use crate::protocol::http::ResponseDate;
-use crate::types::{Delivery, Millis, Reply, RequestId, WatchEvent};
+use crate::types::{ClientId, DeferredReply, Delivery, Millis, Push, PushResult, RequestId, WatchEvent};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -99,7 +99,7 @@ impl Clients {
 
     /// Delivers a reply, unless its connection is gone, and queues the client. A reply that the
     /// connection discards queues it too: decoding may wait for a lower number of pending keys.
-    pub(super) fn deliver_reply(&mut self, request_id: RequestId, reply: &Reply<'_>) {
+    pub(super) fn deliver_reply(&mut self, request_id: RequestId, reply: &DeferredReply<'_>) {
         if let Some(client) = self.slab.get_mut(request_id.slot)
             && client.connection.id == request_id.connection_id
         {
@@ -130,6 +130,15 @@ impl Clients {
         let watching = self.slab.iter().filter(|(_, client)| client.connection.has_watch());
         let slots: Vec<usize> = watching.map(|(slot, _)| slot).collect();
         slots.into_iter().for_each(|slot| self.enqueue(slot));
+    }
+
+    /// Sends an invalidation to a client that caches values, and queues the client.
+    pub(super) fn push_invalidation(&mut self, id: ClientId, push: Push<'_>) -> PushResult {
+        let client = self.slab.get_mut(id.slot).filter(|client| client.connection.id == id.connection_id);
+        let Some(client) = client else { return PushResult::NotTracking };
+        let result = client.connection.push_invalidation(push);
+        self.enqueue(id.slot);
+        result
     }
 
     /// Returns the client at `index` of the ready queue.

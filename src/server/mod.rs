@@ -8,6 +8,7 @@
 //! readiness   store the reported readiness in each client; nothing is closed or reused yet
 //! accept      a bounded number of connections
 //! inbox       a bounded number of invalidations, then all completions: store values, encode replies
+//! pushes      a bounded number of invalidations to clients that cache values
 //! timers      a bounded number of late fetches, expired entries and client timers; before the turns,
 //!             so that a client at its deadline gets one more
 //! turns       each ready client: send, decode, look up, read
@@ -107,6 +108,11 @@ const WATCH_EVENTS_PER_TICK: usize = 128;
 /// `SHUTDOWN_GRACE`.
 const RETRY_SPREAD: Millis = 2000;
 
+/// Maximum number of invalidations sent to clients in one tick. Each takes a turn of its client
+/// with a system call (about 10 us). So a key that thousands of clients hold delays others by less
+/// than a millisecond at a time.
+const PUSHES_PER_TICK: usize = 64;
+
 /// Size of the buffer for all reads: one usual socket buffer.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -172,6 +178,8 @@ pub struct Worker {
     clock: Clock,
     /// More entries or waiters are due than one tick handles.
     timers_backlogged: bool,
+    /// Clients may turn on `CLIENT TRACKING` (`REDIS_TRACKING=on`).
+    offers_tracking: bool,
 }
 
 /// State that all workers share.
@@ -259,6 +267,7 @@ impl Worker {
             worker_slot,
             clock: Clock::new(),
             timers_backlogged: false,
+            offers_tracking: config.redis_tracking,
         })
     }
 
@@ -288,6 +297,7 @@ impl Worker {
             self.note_readiness(&events);
             self.accept();
             let completed = self.drain_inbox();
+            self.deliver_pushes();
             self.run_timers(completed);
             self.run_ready_clients();
             self.submit_jobs();
@@ -346,7 +356,8 @@ impl Worker {
 
     /// Returns how long the next poll may sleep, `None` without a limit.
     fn poll_timeout(&self) -> Option<Duration> {
-        if self.clients.has_queued() || self.timers_backlogged || self.backend.inbox_backlogged {
+        let is_backlogged = self.timers_backlogged || self.backend.inbox_backlogged || self.read_through.has_pushes();
+        if self.clients.has_queued() || is_backlogged {
             return Some(Duration::ZERO);
         }
         // Not an iterator over the deadlines: that doubles the time of this function, which runs in
@@ -453,6 +464,11 @@ impl Worker {
         completed
     }
 
+    /// Sends invalidations to clients that cache values, a bounded number of them.
+    fn deliver_pushes(&mut self) {
+        self.read_through.deliver_pushes(PUSHES_PER_TICK, |client, push| self.clients.push_invalidation(client, push));
+    }
+
     fn submit_jobs(&mut self) {
         self.backend.pool.submit(&mut self.backend.jobs);
         // The pool leaves the jobs that it refuses.
@@ -483,6 +499,7 @@ impl Worker {
             self.read_through.unwatch(watch_id, request_id);
         }
         let client = self.clients.remove(slot);
+        self.read_through.set_client_tracking(client.connection.client_id(slot), false);
         self.connection_limit.release(client.endpoint, client.rejected);
         self.acceptors.iter_mut().for_each(|acceptor| acceptor.resume(self.clock.now));
     }

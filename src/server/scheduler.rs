@@ -72,7 +72,13 @@ impl Worker {
         let dispatcher = Dispatcher {
             read_through: &mut self.read_through,
             jobs: &mut self.backend.jobs,
-            context: DecodeContext { policy, head_decoder: &mut self.head_decoder, auth: &mut self.client_auth, reply },
+            context: DecodeContext {
+                policy,
+                head_decoder: &mut self.head_decoder,
+                auth: &mut self.client_auth,
+                offers_tracking: self.offers_tracking,
+                reply,
+            },
             registry: &self.registry,
             worker_slot: &self.worker_slot,
             now: self.clock.now,

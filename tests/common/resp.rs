@@ -72,6 +72,41 @@ impl RespClient {
         String::from_utf8_lossy(&self.call(encode_words(words_of_command))).into_owned()
     }
 
+    /// Returns the bytes of the next reply or push message.
+    pub fn read_message(&mut self) -> String {
+        let mut message = Vec::new();
+        self.read_element(&mut message);
+        String::from_utf8_lossy(&message).into_owned()
+    }
+
+    /// Appends the next element with all elements in it.
+    fn read_element(&mut self, message: &mut Vec<u8>) {
+        let start = message.len();
+        while !message[start..].ends_with(b"\r\n") {
+            let mut byte = [0];
+            self.stream.read_exact(&mut byte).expect("a message comes");
+            message.push(byte[0]);
+        }
+        let line = String::from_utf8_lossy(&message[start + 1..message.len() - 2]).into_owned();
+        let count = || line.parse::<i64>().expect("a number");
+        match message[start] {
+            b'$' | b'=' if count() >= 0 => {
+                let mut rest = vec![0; count() as usize + 2];
+                self.stream.read_exact(&mut rest).expect("a whole string");
+                message.extend_from_slice(&rest);
+            }
+            b'*' | b'~' | b'>' => (0..count()).for_each(|_| self.read_element(message)),
+            b'%' => (0..2 * count()).for_each(|_| self.read_element(message)),
+            _ => {}
+        }
+    }
+
+    /// Sends a command given as words and returns the next message.
+    pub fn ask(&mut self, words_of_command: &str) -> String {
+        self.send(encode_words(words_of_command));
+        self.read_message()
+    }
+
     /// Returns all bytes received until the server closes the connection.
     pub fn read_to_close(&mut self) -> String {
         let mut received = Vec::new();

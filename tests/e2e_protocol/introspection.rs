@@ -71,8 +71,8 @@ fn command_getkeys_equals_redis() {
 fn command_docs_arguments_equal_redis() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis, &[]);
-    // Redis 7.0 lacks the first two. The last one takes fewer arguments in the proxy.
-    let deviating = ["client|no-touch", "client|setinfo", "command|list"];
+    // Redis 7.0 lacks the first two. The others take fewer arguments in the proxy.
+    let deviating = ["client|no-touch", "client|setinfo", "client|tracking", "command|list"];
     for version in ["2", "3"] {
         let [mut to_redis, mut to_proxy] = connect_both(&redis, &proxy, version);
         let all = array_elements(&to_proxy.call_text("COMMAND LIST"));
@@ -124,6 +124,7 @@ fn redis_cli_help_shows_syntax() {
         ("AUTH", "[username] password"),
         ("DBSIZE", ""),
         ("CLIENT NO-TOUCH", "ON|OFF"),
+        ("CLIENT TRACKING", "ON|OFF [OPTIN] [NOLOOP]"),
         ("CLIENT SETINFO", "LIB-NAME libname|LIB-VER libver"),
         ("COMMAND DOCS", "[command-name [command-name ...]]"),
         ("CONFIG GET", "parameter [parameter ...]"),

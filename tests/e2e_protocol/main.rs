@@ -4,6 +4,7 @@
 
 mod auth_http;
 mod auth_resp;
+mod client_tracking;
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;

@@ -397,7 +397,7 @@ fn state_commands_report_proxy() {
     assert_eq!(second.call_text("INFO nonsense"), "$0\r\n\r\n");
     assert!(second.call_text("HELLO 3").starts_with("%7\r\n$6\r\nserver\r\n$19\r\nsegment-redis-proxy\r\n"));
     assert!(
-        second.call_text("INFO clients").starts_with("=73\r\ntxt:# Clients\r\n"),
+        second.call_text("INFO clients").starts_with("=93\r\ntxt:# Clients\r\n"),
         "{}",
         second.call_text("INFO clients")
     );

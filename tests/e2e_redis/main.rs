@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may stop at what it did not expect")]
 
+mod client_tracking;
 #[path = "../common/mod.rs"]
 mod common;
 mod failover;

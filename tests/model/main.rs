@@ -9,4 +9,5 @@ mod checks;
 mod fuzz_replay;
 mod generated;
 mod layering;
+mod push_order;
 mod scripts;

@@ -1,6 +1,7 @@
 //! One client: its requests with their times, and the bytes in transit to and from the proxy.
 
 use crate::floors::Floor;
+use crate::local_cache::LocalCache;
 use crate::random::Random;
 use crate::versions::KEYS;
 use crate::world::Moment;
@@ -49,6 +50,14 @@ pub enum Kind {
     Login,
     /// `RESET`, which ends the authentication.
     Reset,
+    /// `CLIENT TRACKING ON`.
+    Track {
+        opt_in: bool,
+    },
+    /// `CLIENT TRACKING OFF`.
+    Untrack,
+    /// `CLIENT CACHING YES`.
+    Caching,
     /// Request without the password that it needs. The proxy looks up none of its keys.
     Denied(Box<Kind>),
 }
@@ -64,6 +73,7 @@ impl Kind {
             Kind::Values(keys) | Kind::Count(keys) | Kind::List(keys) | Kind::MalformedMget(keys) => keys,
             Kind::Ttl(_) | Kind::Hello | Kind::Unsupported(_) | Kind::WithoutKey | Kind::Quit | Kind::Malformed => &[],
             Kind::Login | Kind::Reset | Kind::Denied(_) => &[],
+            Kind::Track { .. } | Kind::Untrack | Kind::Caching => &[],
         }
     }
 
@@ -95,6 +105,8 @@ pub struct Request {
     /// Time at which the proxy had decoded all of it.
     pub decoded_at: Option<Millis>,
     pub parts: Vec<Part>,
+    /// True if the client caches the values that it receives.
+    pub is_cached: bool,
 }
 
 /// One key of a request.
@@ -188,10 +200,19 @@ pub struct Client {
     received: Vec<u8>,
     /// Number of complete replies.
     pub reply_count: usize,
+    pub local_cache: LocalCache,
+    /// Number of invalidations received.
+    pub push_count: u64,
 }
 
 impl Client {
-    pub fn new(connection_id: u64, needs_password: bool, favourite: Option<usize>, random: &mut Random) -> Client {
+    pub fn new(
+        connection_id: u64,
+        needs_password: bool,
+        has_tracking: bool,
+        favourite: Option<usize>,
+        random: &mut Random,
+    ) -> Client {
         Client {
             connection: Connection::new(connection_id, 0),
             is_resp: random.percent(50),
@@ -204,6 +225,8 @@ impl Client {
             requests: Vec::new(),
             received: Vec::new(),
             reply_count: 0,
+            local_cache: LocalCache::new(has_tracking),
+            push_count: 0,
         }
     }
 
@@ -219,14 +242,22 @@ impl Client {
             let text =
                 if self.is_resp { resp::encode(&kind) } else { http::encode(&kind, is_last, self.needs_password) };
             self.unread.extend(text.bytes());
+            let is_cached = self.local_cache.on_send(&kind);
             let parts = kind.keys().iter().map(|&key| Part { key, ..Part::default() }).collect();
-            self.requests.push(Request { kind, is_last, decoded_at: None, parts });
+            self.requests.push(Request { kind, is_last, decoded_at: None, parts, is_cached });
         }
     }
 
     /// Returns a random request. If the proxy requires a password, some requests are sent without
     /// it.
     fn random_kind(&mut self, random: &mut Random) -> Kind {
+        let may_run = self.is_resp && (self.is_logged_in || !self.needs_password);
+        if may_run
+            && random.percent(8)
+            && let Some(kind) = self.local_cache.random_command(random)
+        {
+            return kind;
+        }
         let kind = if self.is_resp { random_command(self.favourite, random) } else { self.random_request(random) };
         if !self.needs_password {
             return kind;
@@ -292,11 +323,20 @@ impl Client {
             self.received.extend(bytes);
         }
         let (mut replies, mut at) = (Vec::new(), 0);
-        while let Some(request) = self.requests.get(self.reply_count) {
+        loop {
+            if self.is_resp && self.received.get(at) == Some(&b'>') {
+                let Some((push, length)) = resp::parse_push(&self.received[at..])? else { break };
+                self.local_cache.on_push(push)?;
+                self.push_count += 1;
+                at += length;
+                continue;
+            }
+            let Some(request) = self.requests.get(self.reply_count) else { break };
             let parse = if self.is_resp { resp::parse } else { http::parse };
             let Some((response, length)) = parse(&self.received[at..], &request.kind)? else { break };
             at += length;
             self.reply_count += 1;
+            self.local_cache.on_reply(request, &response.content);
             if let (Content::Keys(found), [key]) = (&response.content, request.kind.keys())
                 && let [KeyReply::Value(text)] = &found[..]
             {
@@ -305,11 +345,20 @@ impl Client {
             replies.push((request.clone(), response));
         }
         self.received.drain(..at);
-        if self.reply_count == self.requests.len() && !self.received.is_empty() {
+        let is_push = self.is_resp && self.received.first() == Some(&b'>');
+        if self.reply_count == self.requests.len() && !self.received.is_empty() && !is_push {
             return Err(format!("a reply without a request: {:?}", String::from_utf8_lossy(&self.received)));
         }
         Ok(replies)
     }
+}
+
+/// Returns true if a client has received everything that the proxy has for it.
+pub fn has_received_all(client: &mut Client) -> bool {
+    client.connection.send_buffer().is_empty()
+        && client.received.is_empty()
+        && client.requests[client.reply_count..].iter().all(|request| request.decoded_at.is_none())
+        && client.connection.is_flushed()
 }
 
 /// Returns a random key, often the favourite.

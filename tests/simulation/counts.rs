@@ -39,6 +39,10 @@ event_counts! {
     overtaken,
     resets,
     invalidations,
+    /// Invalidations that clients with a local cache have received.
+    pushes,
+    /// Values in local caches when they were checked.
+    local_values,
     cuts,
     /// Replies for several keys, with hits and keys that had to wait.
     partly_deferred,

@@ -172,8 +172,10 @@ impl World {
 
     pub fn replace_client(&mut self, slot: usize) {
         self.last_connection_id += 1;
-        self.clients[slot] =
-            Client::new(self.last_connection_id, self.needs_password, self.favourite, &mut self.random);
+        let gone = self.clients[slot].connection.client_id(slot);
+        self.read_through.set_client_tracking(gone, false);
+        let (id, random) = (self.last_connection_id, &mut self.random);
+        self.clients[slot] = Client::new(id, self.needs_password, self.has_tracking, self.favourite, random);
     }
 
     fn change_topology(&mut self) {

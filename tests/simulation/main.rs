@@ -16,6 +16,7 @@
 //!     client.rs     clients: requests in pieces, pipelines, resets
 //!     http.rs       requests and responses of HTTP clients
 //!     resp.rs       commands and replies of RESP clients
+//!     local_cache.rs  values that RESP clients cache themselves (`CLIENT TRACKING`)
 //!     turns.rs      turns of the clients on the real connections
 //!     watchers.rs   event streams and long polls
 //!     events.rs     random events
@@ -27,9 +28,10 @@
 //!
 //! After every step, each reply belongs to its request, in order. Each value is one that Redis held
 //! at a moment that the freshness in force allows. A former owner's value is sent only until the
-//! bound on topology changes, and never a cached one after `ASK`. Bounds hold, every job completes
-//! once, and no client waits longer than its timeout. Watchers never go back to an older version,
-//! and end with the last one.
+//! bound on topology changes, and never a cached one after `ASK`. A client that caches values
+//! itself holds none that was invalidated. Bounds hold, every job completes once, and no client
+//! waits longer than its timeout. Watchers never go back to an older version, and end with the last
+//! one.
 //!
 //! `SIM_SEEDS=100000 cargo test --test simulation` runs more seeds, `SIM_FIRST` sets the first one.
 //! `SIM_SEED=123 cargo test --test simulation -- --nocapture` runs one seed and prints its events.
@@ -42,6 +44,7 @@ mod events;
 mod floors;
 mod http;
 mod link;
+mod local_cache;
 mod moves;
 mod random;
 mod reads;

@@ -264,6 +264,11 @@ impl World {
     fn apply_invalidation(&mut self, invalidation: &Invalidation) {
         self.record(format_args!("invalidation {invalidation:?} arrives"));
         self.counts.invalidations += 1;
+        let keys = match invalidation {
+            Invalidation::Key(name) => (0..KEYS).filter(|&key| NAMES[key].as_bytes() == name).collect(),
+            _ => Vec::from_iter(0..KEYS),
+        };
+        keys.into_iter().for_each(|key| self.invalidated_at[key] = self.moment);
         match invalidation {
             Invalidation::Key(name) => {
                 let key = (0..KEYS).find(|&key| NAMES[key].as_bytes() == name);

@@ -1,6 +1,7 @@
 //! RESP side of a simulated client: encodes commands and parses replies.
 
 use crate::client::{Content, KeyReply, Kind, PASSWORD, Response};
+use crate::local_cache::Push;
 use crate::versions::NAMES;
 
 fn encode_words(words: &[String]) -> String {
@@ -30,6 +31,10 @@ pub fn encode(kind: &Kind) -> String {
         Kind::Quit => encode_words(&["QUIT".into()]),
         Kind::Login => encode_words(&["AUTH".into(), PASSWORD.into()]),
         Kind::Reset => encode_words(&["RESET".into()]),
+        Kind::Track { opt_in: false } => encode_words(&["CLIENT", "TRACKING", "ON"].map(String::from)),
+        Kind::Track { opt_in: true } => encode_words(&["CLIENT", "TRACKING", "ON", "OPTIN"].map(String::from)),
+        Kind::Untrack => encode_words(&["CLIENT", "TRACKING", "OFF"].map(String::from)),
+        Kind::Caching => encode_words(&["CLIENT", "CACHING", "YES"].map(String::from)),
         Kind::Denied(kind) => encode(kind),
         Kind::MalformedMget(keys) => {
             let (complete, longer) = (format!("*{}", keys.len() + 1), format!("*{}", keys.len() + 3));
@@ -74,7 +79,7 @@ fn parse_reply(bytes: &[u8]) -> Result<Option<(Reply, usize)>, String> {
             }
             return Ok(Some((Reply::Bulk(String::from_utf8_lossy(&bytes[end..last]).into_owned()), last + 2)));
         }
-        kind @ (b'*' | b'%') => {
+        kind @ (b'*' | b'%' | b'>') => {
             let (mut replies, mut at) = (Vec::new(), end);
             for _ in 0..number()? * if kind == b'%' { 2 } else { 1 } {
                 let Some((next, length)) = (if at < bytes.len() { parse_reply(&bytes[at..])? } else { None }) else {
@@ -88,6 +93,21 @@ fn parse_reply(bytes: &[u8]) -> Result<Option<(Reply, usize)>, String> {
         other => return Err(format!("unknown type of reply: {:?}", char::from(other))),
     };
     Ok(Some((reply, end)))
+}
+
+/// Parses the invalidation at the start of `bytes`, if there is one. Returns it with its length, or
+/// `None` if it is incomplete.
+pub fn parse_push(bytes: &[u8]) -> Result<Option<(Push, usize)>, String> {
+    let Some((Reply::Aggregate(parts), length)) = parse_reply(bytes)? else { return Ok(None) };
+    let push = match &parts[..] {
+        [Reply::Bulk(kind), Reply::Null] if kind == "invalidate" => None,
+        [Reply::Bulk(kind), Reply::Aggregate(keys)] if kind == "invalidate" => {
+            let [Reply::Bulk(name)] = &keys[..] else { return Err(format!("not one key: {keys:?}")) };
+            Some(NAMES.iter().position(|known| known == name).ok_or("the invalidation of an unknown key")?)
+        }
+        parts => return Err(format!("not an invalidation: {parts:?}")),
+    };
+    Ok(Some((push, length)))
 }
 
 /// Parses the response at the start of `bytes`. Returns it with its length, or `None` if it is
@@ -110,6 +130,7 @@ pub fn parse(bytes: &[u8], kind: &Kind) -> Result<Option<(Response, usize)>, Str
         }
         (Kind::Unsupported(_), Reply::Error(text)) if text.starts_with("ERR unknown command 'SET'") => Content::Fixed,
         (Kind::WithoutKey, Reply::Simple(text)) if text == "PONG" => Content::Fixed,
+        (Kind::Track { .. } | Kind::Untrack | Kind::Caching, Reply::Simple(text)) if text == "OK" => Content::Fixed,
         (Kind::Quit | Kind::Login, Reply::Simple(text)) if text == "OK" => Content::Fixed,
         (Kind::Reset, Reply::Simple(text)) if text == "RESET" => Content::Fixed,
         (Kind::Denied(_), Reply::Error(text)) if text.starts_with("NOAUTH ") => Content::Fixed,

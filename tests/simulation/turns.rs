@@ -10,7 +10,9 @@ use segment_redis_proxy::connection::{DecodeContext, ReplyContext};
 use segment_redis_proxy::dispatch::Dispatcher;
 use segment_redis_proxy::metrics::{MetricsRegistry, Recorder, WorkerSlot};
 use segment_redis_proxy::protocol::http::{Policy, ResponseDate};
-use segment_redis_proxy::types::{Completion, Failure, Job, KeyResult, Millis, Reply, RequestId, Source};
+use segment_redis_proxy::types::{
+    Completion, DeferredReply, Failure, Job, KeyResult, Millis, PushResult, RequestId, Source,
+};
 
 /// Capacity of the job queues of all nodes. Further jobs fail.
 const QUEUE: usize = 12;
@@ -45,6 +47,7 @@ impl World {
                 policy: &Policy::default(),
                 head_decoder: &mut self.head_decoder,
                 auth: &mut self.auth,
+                offers_tracking: self.has_tracking,
                 reply: ReplyContext { date: &self.date, recorder: &mut self.recorder },
             },
             registry: &MetricsRegistry::default(),
@@ -57,6 +60,15 @@ impl World {
         };
         self.record_decoded(slot, first);
         jobs.into_iter().try_for_each(|job| self.submit(job))
+    }
+
+    /// Passes on invalidations to clients that cache values, all of them or some.
+    pub fn deliver_pushes(&mut self) {
+        let World { read_through, clients, random, .. } = self;
+        read_through.deliver_pushes(random.one_of(&[1, 3, usize::MAX]), |id, push| {
+            let connection = &mut clients[id.slot].connection;
+            if connection.id == id.connection_id { connection.push_invalidation(push) } else { PushResult::NotTracking }
+        });
     }
 
     /// Hands a job to the node of its key.
@@ -112,7 +124,9 @@ impl World {
     pub fn receive_output(&mut self, max_bytes: Option<usize>) -> Result<(), String> {
         for slot in 0..CLIENTS {
             let max_bytes = max_bytes.unwrap_or_else(|| self.random.one_of(&[0, 10, 500, 1 << 20]));
+            let pushes = self.clients[slot].push_count;
             let replies = self.clients[slot].receive(max_bytes).map_err(|error| format!("client {slot}: {error}"))?;
+            self.counts.pushes += self.clients[slot].push_count - pushes;
             for (request, response) in replies {
                 self.record(format_args!("client {slot} receives {:?} {:?}", response.content, response.status));
                 let history = History {
@@ -143,7 +157,7 @@ impl World {
 pub fn deliver_reply(
     clients: &mut [Client],
     request_id: RequestId,
-    reply: &Reply<'_>,
+    reply: &DeferredReply<'_>,
     cause: Cause,
     (date, recorder): (&ResponseDate, &mut Recorder),
     time: (Millis, Moment),

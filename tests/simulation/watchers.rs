@@ -188,6 +188,7 @@ impl World {
             jobs: &mut jobs,
             context: DecodeContext {
                 policy: &Policy::default(),
+                offers_tracking: false,
                 head_decoder: &mut self.head_decoder,
                 auth: &mut self.auth,
                 reply: ReplyContext { date: &self.date, recorder: &mut self.recorder },

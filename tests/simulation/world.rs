@@ -2,7 +2,7 @@
 //! clients, nodes and links around them.
 
 use crate::check::{AgeLimits, Fetches};
-use crate::client::{Cause, Client, PASSWORD};
+use crate::client::{Cause, Client, PASSWORD, has_received_all};
 use crate::cluster::{Cluster, Mode};
 use crate::counts::EventCounts;
 use crate::events::random_topology_weights;
@@ -83,6 +83,8 @@ pub struct World {
     pub planned_undo: Option<(Millis, usize)>,
     pub floors: Floors,
     pub fetches: Fetches,
+    /// Moment at which the last invalidation of each key has arrived.
+    pub invalidated_at: [Moment; KEYS],
     /// Time at which all entries last expired at once, because tracking was lost.
     pub tracking_lost_at: Millis,
     is_verbose: bool,
@@ -111,7 +113,7 @@ impl World {
         let mut last_connection_id = 0;
         let clients = std::array::from_fn::<_, CLIENTS, _>(|_| {
             last_connection_id += 1;
-            Client::new(last_connection_id, needs_password, favourite, &mut random)
+            Client::new(last_connection_id, needs_password, has_tracking, favourite, &mut random)
         });
         let mut watchers = Vec::new();
         for _ in 0..random.one_of(&[0, 0, 1, 4]) {
@@ -157,6 +159,7 @@ impl World {
             last_slot: 0,
             planned_undo: None,
             fetches: Fetches::default(),
+            invalidated_at: [0; KEYS],
             tracking_lost_at: 0,
             is_verbose,
             counts: EventCounts::default(),
@@ -239,11 +242,29 @@ impl World {
         while read_through.tick(self.now, random.between(1, 4) as usize, |request_id, reply| {
             deliver_reply(clients, request_id, reply, Cause::WaitTimeout, (date, recorder), time, counts);
         }) {}
+        self.deliver_pushes();
+        Ok(())
+    }
+
+    /// Checks the local caches of clients that have received everything.
+    fn check_local_caches(&mut self) -> Result<(), String> {
+        if self.read_through.has_pushes() {
+            return Ok(());
+        }
+        let (is_tracked, versions) = (self.floors.is_tracked, &self.cluster.versions);
+        for (slot, client) in self.clients.iter_mut().enumerate().filter(|(_, client)| client.local_cache.len() > 0) {
+            if has_received_all(client) {
+                self.counts.local_values += client.local_cache.len() as u64;
+                let checked = client.local_cache.check(versions, &self.invalidated_at, is_tracked);
+                checked.map_err(|error| format!("client {slot} at {}: {error}", self.now))?;
+            }
+        }
         Ok(())
     }
 
     pub fn check_bounds(&mut self) -> Result<(), String> {
         self.read_through.validate()?;
+        self.check_local_caches()?;
         let cached_bytes = self.read_through.cache().bytes();
         if cached_bytes > self.limits.bytes.saturating_add(MAX_ENTRY_BYTES) {
             return Err(format!("{cached_bytes} bytes are cached"));

@@ -78,7 +78,7 @@ static COMMANDS: [CommandSpec; 20] = [
     spec(CommandName::Select, "select", 2, NO_KEY, docs::INDEX, "connection", "1.0.0", "Selects the only database that this proxy serves."),
     spec(CommandName::Hello, "hello", -1, NO_KEY, docs::HANDSHAKE, "connection", "6.0.0", "Selects RESP2 or RESP3, and returns properties of the proxy."),
     spec(CommandName::Auth, "auth", -2, NO_KEY, docs::CREDENTIALS, "connection", "1.0.0", "Authenticates the connection. Always succeeds without CLIENT_PASSWORD."),
-    spec(CommandName::Client, "client", -2, NO_KEY, docs::CLIENT, "connection", "2.4.0", "Manages the connection: SETINFO, SETNAME, GETNAME, ID, NO-EVICT, NO-TOUCH."),
+    spec(CommandName::Client, "client", -2, NO_KEY, docs::CLIENT, "connection", "2.4.0", "Manages the connection: CACHING, GETNAME, GETREDIR, ID, NO-EVICT, NO-TOUCH, SETINFO, SETNAME, TRACKING, TRACKINGINFO."),
     spec(CommandName::Command, "command", -1, NO_KEY, docs::COMMAND, "server", "2.8.13", "Describes the supported commands: COUNT, DOCS, GETKEYS, GETKEYSANDFLAGS, INFO, LIST."),
     spec(CommandName::Info, "info", -1, NO_KEY, docs::SECTIONS, "server", "1.0.0", "Returns metrics of the proxy: server, clients, memory, persistence, stats, replication, cpu, cluster, keyspace."),
     spec(CommandName::Config, "config", -2, NO_KEY, docs::CONFIG, "server", "2.0.0", "Supports GET of save and appendonly only. Environment variables configure the proxy."),

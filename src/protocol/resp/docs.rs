@@ -214,7 +214,14 @@ pub const HANDSHAKE: Syntax = Syntax::Arguments(&[Argument::new(
 
 /// Syntax of `CLIENT`.
 pub const CLIENT: Syntax = Syntax::Subcommands(&[
+    Subcommand::new(
+        "caching",
+        "6.0.0",
+        "Lets the client cache what the next command reads, in OPTIN mode of CLIENT TRACKING.",
+        &[Argument::new("mode", Kind::OneOf(&[Argument::token("YES", "yes"), Argument::token("NO", "no")]))],
+    ),
     Subcommand::new("getname", "2.6.9", "Returns the name of the connection.", &[]),
+    Subcommand::new("getredir", "6.0.0", "Returns 0 if the client tracks, otherwise -1: it never redirects.", &[]),
     Subcommand::new("id", "5.0.0", "Returns the ID of the connection.", &[]),
     Subcommand::new("no-evict", "7.0.0", "Accepted without effect: the proxy does not evict clients.", &[SWITCH]),
     Subcommand::new("no-touch", "7.2.0", "Stops reads of this connection from updating the LRU order.", &[SWITCH]),
@@ -228,6 +235,17 @@ pub const CLIENT: Syntax = Syntax::Subcommands(&[
         )],
     ),
     Subcommand::new("setname", "2.6.9", "Sets the name of the connection.", &[string("connection-name")]),
+    Subcommand::new(
+        "tracking",
+        "6.0.0",
+        "Sends the client invalidations of the keys that it reads. Needs RESP3 and REDIS_TRACKING=on.",
+        &[
+            Argument::new("status", Kind::OneOf(&[Argument::token("ON", "on"), Argument::token("OFF", "off")])),
+            Argument::token("OPTIN", "optin").optional(),
+            Argument::token("NOLOOP", "noloop").optional(),
+        ],
+    ),
+    Subcommand::new("trackinginfo", "6.2.0", "Returns the state of CLIENT TRACKING on the connection.", &[]),
 ]);
 
 /// Syntax of `COMMAND`.

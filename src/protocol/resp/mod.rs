@@ -10,6 +10,8 @@
 //! | `inline` | inline commands, which some clients send first |
 //! | `session` | state of one connection, commands that it answers, operation of all others |
 //! | `encode` | replies to commands about keys and metrics |
+//! | `tracking` | client-side caching of one connection |
+//! | `push` | push messages: invalidations for such clients |
 //! | `upcoming` | finds keys before they are decoded |
 //! | `writer` | data types of both versions |
 //! | `sections` | sections of `INFO` |
@@ -20,8 +22,10 @@ mod docs;
 pub(super) mod encode;
 mod frame;
 mod inline;
+mod push;
 mod sections;
 mod session;
+mod tracking;
 mod upcoming;
 pub(super) mod writer;
 
@@ -33,6 +37,7 @@ pub use encode::{
 };
 pub use frame::{Arguments, ProtocolError, parse_command_name};
 pub use inline::is_resp;
+pub use push::{WaitingPushes, encode_push};
 pub use sections::InfoSections;
 pub use session::{AfterReply, RespOperation, Session, Verify};
 pub use writer::RespVersion;

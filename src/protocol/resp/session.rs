@@ -4,6 +4,7 @@
 use super::commands::{self, CommandName, CommandSpec};
 use super::decode::{DecodeEvent, Decoder, READ_ONLY, RespRefusal, wrong_arity};
 use super::frame::{Arguments, Printable, ProtocolError};
+use super::tracking::{COMPATIBLE_SERVER, COMPATIBLE_VERSION, Tracking};
 use super::upcoming::find_upcoming_keys;
 use super::writer::{RespVersion, RespWriter};
 use super::{InfoSections, ReplyKind, RespReplyFormat};
@@ -41,6 +42,7 @@ pub struct Session {
     version: RespVersion,
     /// Reads do not update the LRU order (`CLIENT NO-TOUCH`).
     no_touch: bool,
+    tracking: Tracking,
     name: Option<Box<[u8]>>,
 }
 
@@ -72,8 +74,35 @@ impl Session {
     /// Creates the state of a new connection. `id` is unique, and `database` is the only one
     /// served. With `requires_auth` only commands that authenticate run first.
     pub fn new(id: u64, database: u32, requires_auth: bool) -> Session {
-        let (decoder, version) = (Decoder::new(requires_auth), RespVersion::Resp2);
-        Session { decoder, id, database, requires_auth, version, no_touch: false, name: None }
+        Session {
+            decoder: Decoder::new(requires_auth),
+            id,
+            database,
+            requires_auth,
+            version: RespVersion::Resp2,
+            no_touch: false,
+            tracking: Tracking::default(),
+            name: None,
+        }
+    }
+
+    /// Lets the client turn on tracking, if `is_offered` is true.
+    pub fn offer_tracking(self, is_offered: bool) -> Session {
+        Session { tracking: Tracking::new(is_offered), ..self }
+    }
+
+    /// Returns true if the client receives invalidations (`CLIENT TRACKING`).
+    pub fn is_tracking(&self) -> bool {
+        self.tracking.is_on()
+    }
+
+    /// Begins a command, or the refusal of one without `spec`.
+    #[inline]
+    pub fn begin_command(&mut self, spec: Option<&CommandSpec>) {
+        // `CLIENT` commands leave `CLIENT CACHING` in force, as in Redis.
+        if self.tracking.is_opt_in() && spec.is_none_or(|spec| spec.name != CommandName::Client) {
+            self.tracking.begin_command();
+        }
     }
 
     /// Returns the protocol version of the replies.
@@ -104,7 +133,8 @@ impl Session {
 
     /// Returns the use of the cache that reads of this connection allow.
     pub fn access(&self) -> Access {
-        Access { updates_recency: !self.no_touch, ..Access::NORMAL }
+        let client_caches = self.tracking.caches_reads();
+        Access { updates_recency: !self.no_touch, client_caches, ..Access::NORMAL }
     }
 
     /// Returns the operation that a command requests.
@@ -145,7 +175,8 @@ impl Session {
             CommandName::Hello => self.run_hello(&words, verify, out),
             CommandName::Client => self.run_client(&words, &mut self.writer(out)),
             CommandName::Reset => {
-                *self = Session::new(self.id, self.database, self.requires_auth);
+                let session = Session::new(self.id, self.database, self.requires_auth);
+                *self = session.offer_tracking(self.tracking.is_offered());
                 self.writer(out).simple("RESET");
             }
             CommandName::Quit => {
@@ -196,15 +227,23 @@ impl Session {
             Err(text) => return self.writer(out).error(&text),
             Ok((version, name)) => {
                 self.version = version;
+                if version == RespVersion::Resp2 {
+                    // Invalidations could not be sent any more.
+                    self.tracking.stop();
+                }
                 if let Some(name) = name {
                     self.set_name(name);
                 }
             }
         }
+        let (server, version) = match self.tracking.is_offered() {
+            true => (COMPATIBLE_SERVER, COMPATIBLE_VERSION),
+            false => (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
+        };
         let mut out = self.writer(out);
         out.map(7);
-        out.pair("server", env!("CARGO_PKG_NAME"));
-        out.pair("version", env!("CARGO_PKG_VERSION"));
+        out.pair("server", server);
+        out.pair("version", version);
         out.bulk(b"proto");
         out.integer(if self.version == RespVersion::Resp3 { 3 } else { 2 });
         out.bulk(b"id");
@@ -245,7 +284,15 @@ impl Session {
                     self.no_touch = on;
                 }
             }
-            (b"id" | b"getname" | b"setname" | b"setinfo" | b"no-evict" | b"no-touch", _) => {
+            (b"tracking", [_, ..]) => self.tracking.run_switch(rest, self.version, out),
+            (b"caching", [word]) => self.tracking.run_caching(word, out),
+            (b"trackinginfo", []) => self.tracking.write_info(out),
+            (b"getredir", []) => out.integer(self.tracking.redirect()),
+            (
+                b"id" | b"getname" | b"setname" | b"setinfo" | b"no-evict" | b"no-touch" | b"tracking" | b"caching"
+                | b"trackinginfo" | b"getredir",
+                _,
+            ) => {
                 write_wrong_arity(&format!("client|{}", Printable(&word.to_ascii_lowercase())), out);
             }
             _ => unknown_subcommand("client", word, out),

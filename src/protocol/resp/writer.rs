@@ -110,6 +110,11 @@ impl<'a> RespWriter<'a> {
         self.push_header(b'*', length as i64);
     }
 
+    /// Appends the header of a push message of `length` elements, which RESP2 does not have.
+    pub fn push(&mut self, length: usize) {
+        self.push_header(b'>', length as i64);
+    }
+
     /// Appends the header of a set of `length` elements.
     pub fn set(&mut self, length: usize) {
         self.push_header(if self.version == RespVersion::Resp3 { b'~' } else { b'*' }, length as i64);

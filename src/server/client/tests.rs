@@ -84,6 +84,7 @@ impl Fixture {
                 policy: &Policy::default(),
                 head_decoder: &mut HeadDecoder::new(),
                 auth: &mut ClientAuth::default(),
+                offers_tracking: false,
                 reply,
             },
             registry: &MetricsRegistry::default(),

@@ -7,6 +7,7 @@ mod watch;
 
 use crate::value::{Payload, Value};
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 pub use watch::{Delivery, KeyState, RenderedEvent, WatchEvent};
 
@@ -62,13 +63,16 @@ pub struct Access {
     pub uses_cache: bool,
     /// The entry becomes the most recently used one. False after `CLIENT NO-TOUCH`.
     pub updates_recency: bool,
+    /// The client may cache the result, and receives invalidations (`CLIENT TRACKING`).
+    pub client_caches: bool,
     /// Redis may be read. False for `Cache-Control: only-if-cached`.
     pub reads_redis: bool,
 }
 
 impl Access {
     /// Access of a request without restrictions.
-    pub const NORMAL: Access = Access { uses_cache: true, updates_recency: true, reads_redis: true };
+    pub const NORMAL: Access =
+        Access { uses_cache: true, updates_recency: true, client_caches: false, reads_redis: true };
 }
 
 impl Default for Access {
@@ -146,6 +150,25 @@ pub struct Reply<'a> {
     pub source: Source,
     /// True while the cache receives invalidations from Redis (`REDIS_TRACKING`).
     pub tracked: bool,
+}
+
+/// Reply to a request that waited for a fetch.
+#[derive(Clone, Copy, Debug)]
+pub struct DeferredReply<'a> {
+    /// The reply.
+    pub reply: Reply<'a>,
+    /// Key that the client may cache, although no invalidation of this result would follow. The
+    /// invalidation is then sent right behind the reply. A hit has none here, so that it stays
+    /// small.
+    pub unreported_key: Option<&'a [u8]>,
+}
+
+impl<'a> Deref for DeferredReply<'a> {
+    type Target = Reply<'a>;
+
+    fn deref(&self) -> &Reply<'a> {
+        &self.reply
+    }
 }
 
 /// Reason for which a key could not be read. Never cached.
@@ -294,6 +317,35 @@ impl Invalidation {
     }
 }
 
+/// Address of a client. The connection id distinguishes it from a later one in the same slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientId {
+    /// Index of the client in the worker's slab.
+    pub slot: usize,
+    /// Number of the connection, never reused.
+    pub connection_id: u64,
+}
+
+/// Invalidation for a client that caches values (`CLIENT TRACKING`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Push<'a> {
+    /// The value of this key may have changed.
+    Key(&'a [u8]),
+    /// Any value may have changed.
+    Everything,
+}
+
+/// Result of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushResult {
+    /// The client gets it.
+    Queued,
+    /// Too much is unsent. The client gets an invalidation of all keys instead.
+    QueuedEverything,
+    /// The client is gone or does not track any more.
+    NotTracking,
+}
+
 /// Address of a waiter. The connection id distinguishes the client from a later one in the same
 /// slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -306,4 +358,11 @@ pub struct RequestId {
     pub sequence: u64,
     /// Index of the key in a multi reply, otherwise 0.
     pub part: u32,
+}
+
+impl RequestId {
+    /// Returns the address of the client.
+    pub fn client_id(self) -> ClientId {
+        ClientId { slot: self.slot, connection_id: self.connection_id }
+    }
 }
