@@ -17,7 +17,7 @@ COPY .cargo .cargo
 RUN mkdir -p benches src tests/e2e_protocol \
     && echo '//! Stands in.' > src/lib.rs \
     && printf '//! Stands in.\nfn main() {}\n' \
-        | tee benches/cache.rs benches/memory.rs benches/faults.rs benches/misbehaving_clients.rs benches/floor.rs src/main.rs \
+        | tee benches/cache.rs benches/memory.rs benches/faults.rs benches/misbehaving_clients.rs benches/watchers.rs benches/floor.rs src/main.rs \
             > tests/e2e_protocol/main.rs \
     && rustc -vV | sed -n 's/^host: //p' > /host \
     && cargo fetch --locked --target "$(cat /host)"
