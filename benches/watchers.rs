@@ -123,8 +123,8 @@ impl Watcher {
         }
     }
 
-    /// Consumes complete messages. Returns true if there was one with a value. A poll sends its next
-    /// request.
+    /// Consumes complete messages. Returns true if there was one with a value. A poll sends its
+    /// next request.
     fn take_messages(&mut self, kind: Kind) -> bool {
         let text = String::from_utf8_lossy(&self.received).into_owned();
         let end = if kind == Kind::Stream { "}\n\n" } else { "}" };

@@ -192,8 +192,8 @@ impl Inflight {
         Join::Started(fetch_id, key)
     }
 
-    /// Returns the fetch of `key` that requests join now. Starts one if there is none. The caller is
-    /// no waiter.
+    /// Returns the fetch of `key` that requests join now, and starts it if there is none. The
+    /// caller is no waiter.
     pub fn join_or_start_unwaited(&mut self, key: &Arc<[u8]>, now: Millis) -> UnwaitedFetch {
         let hash = hash_key(&self.hasher, key);
         if let Some(fetch_id) = self.find_joinable(hash, key) {

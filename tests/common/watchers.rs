@@ -36,7 +36,7 @@ enum Kind {
     Poll(usize),
 }
 
-/// What a watcher has of one key.
+/// State of one key that a watcher has.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     version: Option<Version>,

@@ -10,7 +10,7 @@ fn wait_for_watchers(proxy: &Proxy, count: usize) {
     wait_for("watchers are counted", || (read_metric(proxy, "segment_watchers") == count as f64).then_some(()));
 }
 
-/// Watchers are limited over all workers. A client that leaves makes room for others.
+/// Watchers are limited over all workers. A client that leaves frees its places.
 #[test]
 fn watchers_are_limited() {
     let redis = Redis::start();

@@ -1,8 +1,8 @@
 //! Clients that wait for changes of keys: event streams and long polls.
 //!
-//! A stream never has an older version after a newer one, and no event twice in a row. A client ends
-//! with the last version, however slowly it reads and however often it reconnects. Its next request
-//! may find an older version, as any request may after a lost stream of invalidations.
+//! A stream never has an older version after a newer one, and no event twice in a row. A client
+//! ends with the last version, however slowly it reads and however often it reconnects. Its next
+//! request may find an older version, as any request may after a lost stream of invalidations.
 
 use crate::client::PASSWORD;
 use crate::cluster::Mode;

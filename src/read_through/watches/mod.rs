@@ -82,7 +82,7 @@ pub struct WatchCounters {
 #[derive(Debug)]
 struct WatchedKey {
     key: Arc<[u8]>,
-    /// What each watcher has, in the order of delivery.
+    /// State that each watcher has, in the order of delivery.
     watchers: BTreeMap<RequestId, Seen>,
     /// Result of the last read that succeeded.
     state: Option<KeyState>,
@@ -103,7 +103,7 @@ struct WatchedKey {
     due_position: Option<u32>,
 }
 
-/// What a watcher has received.
+/// State that a watcher has received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
     Nothing,

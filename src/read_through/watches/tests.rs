@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const TTL: Millis = 1000;
 const INTERVAL: Millis = 50;
 
-/// Read-through logic with watchers, each of which is a slot. An event is the text of its value.
+/// Read-through logic with watchers, one in each slot. An event is the text of its value.
 struct Fixture {
     read_through: ReadThrough,
     now: Millis,
@@ -427,7 +427,7 @@ fn limit_counts_all_watchers() {
     other.release(990);
     (0..10).for_each(|slot| fixture.unwatch(slot));
     assert!(other.reserve(1000));
-    // The read in flight ends for nobody.
+    // The read in flight goes on without watchers.
     assert!(fixture.read_through.watches.is_empty());
     assert_eq!(fixture.read_through.watches.next_deadline(), None);
 }
