@@ -40,6 +40,12 @@ const IDENTICAL_COMMANDS: &[&str] = &[
     "GET",
     "CLIENT TRACKINGINFO",
     "CLIENT CACHING YES",
+    "CLIENT CACHING",
+    "CLIENT CACHING NO",
+    "CLIENT TRACKINGINFO",
+    "CLIENT",
+    "CLIENT TRACKINGINFO",
+    "CLIENT CACHING YES",
     "CLIENT TRACKING ON OPTIN NOLOOP",
     "CLIENT TRACKINGINFO",
     "CLIENT TRACKING OFF",
@@ -78,6 +84,26 @@ fn tracking_replies_equal_redis() {
     let [mut to_redis, mut to_proxy] = [address_of(&redis), proxy.address].map(connect);
     for command in IDENTICAL_COMMANDS {
         assert_eq!(to_proxy.ask(command), to_redis.ask(command), "{command}");
+    }
+}
+
+/// A subcommand of `CLIENT` that Redis does not know ends `CLIENT CACHING`, and no other does. The
+/// replies may differ.
+#[test]
+fn unknown_subcommand_ends_caching_as_in_redis() {
+    let redis = Redis::start();
+    let proxy = start_tracking_proxy(redis.port, &[]);
+    let [mut to_redis, mut to_proxy] = [address_of(&redis), proxy.address].map(connect);
+    let known = ["HELP", "INFO", "KILL", "LIST", "PAUSE", "REPLY", "UNBLOCK", "UNPAUSE", "ID", "ID x", "CACHING x"];
+    let unknown = ["NOPE", "NOPE x", "LISTS"];
+    for (subcommand, is_known) in known.map(|name| (name, true)).into_iter().chain(unknown.map(|name| (name, false))) {
+        let command = format!("CLIENT {subcommand}");
+        let info = [&mut to_redis, &mut to_proxy].map(|client| {
+            ["CLIENT TRACKING ON OPTIN", "CLIENT CACHING YES", &command].iter().for_each(|line| _ = client.ask(line));
+            client.ask("CLIENT TRACKINGINFO")
+        });
+        assert_eq!(info[1], info[0], "{command}");
+        assert_eq!(info[0].contains("caching-yes"), is_known, "{command}");
     }
 }
 

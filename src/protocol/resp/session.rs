@@ -20,6 +20,10 @@ const MAX_CLIENT_NAME_BYTES: usize = 256;
 
 const INVALID_NAME: &str = "cannot contain spaces, newlines or special characters.";
 
+/// Subcommands of `CLIENT` that Redis 7.0 has and the proxy refuses.
+const REFUSED_SUBCOMMANDS: [&[u8]; 8] =
+    [b"help", b"info", b"kill", b"list", b"pause", b"reply", b"unblock", b"unpause"];
+
 /// Replies of Redis to a client that is not authenticated.
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 const HELLO_WITHOUT_AUTH: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the \
@@ -298,7 +302,13 @@ impl Session {
             ) => {
                 write_wrong_arity(&format!("client|{}", Printable(&word.to_ascii_lowercase())), out);
             }
-            _ => unknown_subcommand("client", word, out),
+            (subcommand, _) => {
+                if !REFUSED_SUBCOMMANDS.contains(&subcommand) {
+                    // Ends `CLIENT CACHING`, as in Redis, where this is an unknown command.
+                    self.begin_command(None);
+                }
+                unknown_subcommand("client", word, out);
+            }
         }
     }
 
