@@ -145,12 +145,8 @@ impl ReplyQueue {
     /// Removes the last request if keys of it are missing. Returns its info for the access log.
     pub(super) fn discard_open_multi(&mut self) -> Option<RequestInfo> {
         self.queued_bytes -= self.open_multi()?.memory_bytes();
-        let Some(ReplySlot::Multi(mut multi, info)) = self.slots.pop_back() else { return None };
+        let Some(ReplySlot::Multi(_, info)) = self.slots.pop_back() else { return None };
         self.free_if_empty();
-        if !multi.take_pushes().bytes().is_empty() {
-            // They may concern replies before it.
-            self.push_invalidation(Push::Everything);
-        }
         Some(info)
     }
 
@@ -167,6 +163,10 @@ impl ReplyQueue {
     /// hold an older value of the key: those that are encoded, and those for several keys with a
     /// part of them. So it leaves once more behind the last one of these. A reply that waits for a
     /// single key gets its value later.
+    ///
+    /// The client may take any time to send the rest of a command. So replies before that command
+    /// do not wait for its reply: the invalidation leaves behind the last one of them, and behind
+    /// that reply too.
     pub(super) fn push_invalidation(&mut self, push: Push<'_>) -> bool {
         if self.send_buffer.is_empty() && self.slots.is_empty() {
             self.pushed_bytes = 0;
@@ -174,20 +174,29 @@ impl ReplyQueue {
         let is_slow = self.pushed_bytes > MAX_PUSHED_BYTES && self.unsent_bytes() > MAX_UNSENT_BYTES;
         let push = if is_slow { Push::Everything } else { push };
         let encode = |out: &mut SendBuffer| measured(out, |out| encode_push(push, out.tail())).1;
+        let mut pushed = 0;
         if self.first_sequence >= self.pushes_from {
-            self.pushed_bytes = self.pushed_bytes.saturating_add(encode(&mut self.send_buffer) as u32);
+            pushed += encode(&mut self.send_buffer);
         }
-        let waits = |slot: &&mut ReplySlot| matches!(slot, ReplySlot::Pending(..) | ReplySlot::Watch(..));
-        let last_reply = self.slots.iter_mut().rev().find(|slot| !waits(slot));
-        match last_reply {
-            Some(ReplySlot::Ready(buffer)) => self.queued_bytes += encode(buffer),
-            Some(ReplySlot::Multi(multi, _)) => {
-                let before = multi.memory_bytes();
-                multi.push_invalidation(push);
-                self.queued_bytes = self.queued_bytes - before + multi.memory_bytes();
+        let open = self.slots.len() - usize::from(self.open_multi().is_some());
+        let last =
+            self.slots.range(..open).rposition(|slot| !matches!(slot, ReplySlot::Pending(..) | ReplySlot::Watch(..)));
+        for index in last.into_iter().chain(open..self.slots.len()) {
+            match &mut self.slots[index] {
+                ReplySlot::Ready(buffer) => {
+                    let bytes = encode(buffer);
+                    self.queued_bytes += bytes;
+                    pushed += bytes;
+                }
+                ReplySlot::Multi(multi, _) => {
+                    let before = multi.memory_bytes();
+                    multi.push_invalidation(push);
+                    self.queued_bytes = self.queued_bytes - before + multi.memory_bytes();
+                }
+                ReplySlot::Pending(..) | ReplySlot::Watch(..) => {}
             }
-            Some(ReplySlot::Pending(..) | ReplySlot::Watch(..)) | None => {}
         }
+        self.pushed_bytes = self.pushed_bytes.saturating_add(pushed as u32);
         !is_slow
     }
 

@@ -26,6 +26,7 @@ mod deliveries;
 mod listen;
 mod read_ahead;
 mod scheduler;
+mod scratch;
 mod shutdown;
 mod stream;
 mod timeouts;
@@ -56,6 +57,7 @@ use clients::Clients;
 use clock::Clock;
 use mio::{Events, Interest, Poll, Token, Waker};
 use read_ahead::ReadAhead;
+use scratch::Scratch;
 use shutdown::ShutdownPhase;
 use std::io;
 use std::net::IpAddr;
@@ -98,33 +100,11 @@ const RESERVED_CLIENTS: usize = 64 * 1024;
 /// `SHUTDOWN_GRACE`.
 const RETRY_SPREAD: Millis = 2000;
 
-/// Size of the buffer for all reads: one usual socket buffer.
-const READ_BYTES: usize = 64 * 1024;
-
-/// Size of the buffer lent to each turn. Larger replies grow it, and the turn's end shrinks it.
-const WRITE_BYTES: usize = 64 * 1024;
-
 /// Size of the access log beyond which its lines are passed on before the tick ends.
 const ACCESS_LOG_FLUSH_BYTES: usize = 64 * 1024;
 
 /// Id of the next connection of any event loop. Unique, because `CLIENT ID` shows it.
 static NEXT_CONNECTION_ID: AtomicU64 = AtomicU64::new(1);
-
-/// Buffers that the clients of one event loop use in turn.
-struct Scratch {
-    read: Vec<u8>,
-    write: Vec<u8>,
-    /// Plaintext and ciphertext of TLS clients. Empty without such clients.
-    plaintext: Vec<u8>,
-    ciphertext: Vec<u8>,
-}
-
-impl Scratch {
-    fn new() -> Scratch {
-        let write = Vec::with_capacity(WRITE_BYTES);
-        Scratch { read: vec![0; READ_BYTES], write, plaintext: Vec::new(), ciphertext: Vec::new() }
-    }
-}
 
 /// Link to the fetchers: jobs go out, completions and invalidations come in.
 struct Backend {

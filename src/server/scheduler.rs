@@ -1,8 +1,9 @@
 //! Scheduler of client turns: each ready client gets one bounded turn in a tick, in queue order.
 
+use super::Worker;
 use super::client::{TurnContext, TurnResult};
 use super::listen::Endpoint;
-use super::{WRITE_BYTES, Worker};
+use super::scratch::WRITE_BYTES;
 use crate::connection::DecodeContext;
 use crate::dispatch::Dispatcher;
 use std::ops::Range;

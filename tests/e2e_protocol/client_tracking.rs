@@ -40,6 +40,12 @@ const IDENTICAL_COMMANDS: &[&str] = &[
     "GET",
     "CLIENT TRACKINGINFO",
     "CLIENT CACHING YES",
+    "CLIENT CACHING",
+    "CLIENT CACHING NO",
+    "CLIENT TRACKINGINFO",
+    "CLIENT",
+    "CLIENT TRACKINGINFO",
+    "CLIENT CACHING YES",
     "CLIENT TRACKING ON OPTIN NOLOOP",
     "CLIENT TRACKINGINFO",
     "CLIENT TRACKING OFF",
@@ -78,6 +84,26 @@ fn tracking_replies_equal_redis() {
     let [mut to_redis, mut to_proxy] = [address_of(&redis), proxy.address].map(connect);
     for command in IDENTICAL_COMMANDS {
         assert_eq!(to_proxy.ask(command), to_redis.ask(command), "{command}");
+    }
+}
+
+/// A subcommand of `CLIENT` that Redis does not know ends `CLIENT CACHING`, and no other does. The
+/// replies may differ.
+#[test]
+fn unknown_subcommand_ends_caching_as_in_redis() {
+    let redis = Redis::start();
+    let proxy = start_tracking_proxy(redis.port, &[]);
+    let [mut to_redis, mut to_proxy] = [address_of(&redis), proxy.address].map(connect);
+    let known = ["HELP", "INFO", "KILL", "LIST", "PAUSE", "REPLY", "UNBLOCK", "UNPAUSE", "ID", "ID x", "CACHING x"];
+    let unknown = ["NOPE", "NOPE x", "LISTS"];
+    for (subcommand, is_known) in known.map(|name| (name, true)).into_iter().chain(unknown.map(|name| (name, false))) {
+        let command = format!("CLIENT {subcommand}");
+        let info = [&mut to_redis, &mut to_proxy].map(|client| {
+            ["CLIENT TRACKING ON OPTIN", "CLIENT CACHING YES", &command].iter().for_each(|line| _ = client.ask(line));
+            client.ask("CLIENT TRACKINGINFO")
+        });
+        assert_eq!(info[1], info[0], "{command}");
+        assert_eq!(info[0].contains("caching-yes"), is_known, "{command}");
     }
 }
 
@@ -142,11 +168,19 @@ const DIALOGUE: &[Step] = &[
     Step::Write(&["SET", "a", "11"], 0),
 ];
 
+/// Waits until the server at `address` has applied all changes so far. The invalidation of a later
+/// change, which another client receives, arrives behind theirs.
+fn wait_until_applied(redis: &Redis, address: SocketAddr) {
+    let mut observer = connect(address);
+    observer.ask("CLIENT TRACKING ON");
+    observer.ask("GET observed");
+    redis.set("observed", "1");
+    assert!(observer.read_message().contains("observed"));
+}
+
 /// Runs the dialogue with the server at `address`. Returns all messages. Replies that differ are
 /// replaced.
 fn run_dialogue(redis: &Redis, address: SocketAddr) -> Vec<String> {
-    redis.run(&["FLUSHALL"]);
-    redis.set("a", "1");
     let mut client = connect(address);
     let mut messages = Vec::new();
     for step in DIALOGUE {
@@ -157,6 +191,9 @@ fn run_dialogue(redis: &Redis, address: SocketAddr) -> Vec<String> {
             Step::Ask(command) => messages.push(client.ask(command)),
             Step::Write(command, pushes) => {
                 redis.run(command);
+                if *pushes == 0 {
+                    wait_until_applied(redis, address);
+                }
                 messages.extend((0..*pushes).map(|_| format!("{command:?}: {}", client.read_message())));
             }
         }
@@ -168,7 +205,11 @@ fn run_dialogue(redis: &Redis, address: SocketAddr) -> Vec<String> {
 #[test]
 fn invalidations_equal_redis() {
     let redis = Redis::start();
+    redis.set("a", "1");
     let expected = run_dialogue(&redis, address_of(&redis));
+    // Before the proxy starts, so that it receives no invalidation of these changes.
+    redis.run(&["FLUSHALL"]);
+    redis.set("a", "1");
     let proxy = start_tracking_proxy(redis.port, &[]);
     assert_eq!(run_dialogue(&redis, proxy.address), expected);
     assert_eq!(expected[2], "[\"SET\", \"a\", \"2\"]: >2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\na\r\n");

@@ -296,9 +296,29 @@ fn overtaken_part_is_invalidated_behind_multi_key_reply() {
     assert_eq!(world.take_output(), ["!c"]);
 }
 
-/// A refused `MGET` does not take the invalidations with it that wait for it.
+/// A command that the client has not sent completely delays no invalidation of earlier replies.
 #[test]
-fn discarded_multi_key_reply_keeps_invalidations() {
+fn incomplete_command_delays_no_invalidation() {
+    for earlier in ["GET a", "MGET a slow"] {
+        let mut world = World::new("");
+        world.send("GET a");
+        world.complete_with("1");
+        world.take_output();
+        world.send("GET slow");
+        world.send(earlier);
+        world.send_bytes("*3\r\n$4\r\nMGET\r\n$1\r\na\r\n");
+        world.change("a");
+        assert_eq!(world.take_output(), ["!a"]);
+        world.complete_with("slow");
+        assert_eq!(world.take_output().last().map(String::as_str), Some("!a"), "{earlier}");
+        world.send_bytes("$4\r\nslow\r\n");
+        assert_eq!(world.take_output(), ["*2", "1", "slow", "!a"]);
+    }
+}
+
+/// A refused `MGET` does not take the invalidations of earlier replies with it.
+#[test]
+fn refused_multi_key_command_keeps_invalidations() {
     let mut world = World::new("");
     world.send("GET a");
     world.complete_with("1");
@@ -307,10 +327,10 @@ fn discarded_multi_key_reply_keeps_invalidations() {
     world.send_bytes("*3\r\n$4\r\nMGET\r\n$1\r\nb\r\n");
     world.change("a");
     world.send_bytes(&format!("$70000\r\n{}\r\n", "x".repeat(70_000)));
-    assert_eq!(world.take_output(), ["1", "!a", "!*"]);
+    assert_eq!(world.take_output(), ["1", "!a"]);
     world.complete_with("slow");
     let output = world.take_output();
-    assert_eq!(output[..3], ["slow", "1", "!*"], "the older value is not invalidated");
+    assert_eq!(output[..3], ["slow", "1", "!a"], "the older value is not invalidated");
     assert!(output[3].starts_with("-ERR argument too long"), "{output:?}");
 }
 
@@ -387,4 +407,26 @@ fn slow_reader_loses_everything() {
     world.complete_with("1");
     world.change("a");
     assert_eq!(world.take_output(), ["1", "!a"]);
+}
+
+/// Invalidations that wait behind the reply to `CLIENT TRACKING` are bounded in the same way.
+#[test]
+fn waiting_invalidations_are_bounded() {
+    let mut world = World::new("");
+    let key = |number: usize| format!("{number:0>1000}");
+    for number in 0..100 {
+        world.send(&format!("GET {}", key(number)));
+        world.complete_with(&"x".repeat(3000));
+        world.take_output();
+    }
+    world.send("RESET");
+    world.take_output();
+    ["GET slow", "HELLO 3", "CLIENT TRACKING ON"].iter().for_each(|command| world.send(command));
+    (0..100).for_each(|number| world.send(&format!("GET {}", key(number))));
+    (0..100).for_each(|number| world.change(&key(number)));
+    world.complete_with("slow");
+    let output = world.take_output();
+    let pushes: usize = output.iter().filter(|line| line.starts_with('!')).map(String::len).sum();
+    assert!((60_000..70_000).contains(&pushes), "{pushes} bytes of invalidations");
+    assert_eq!(output.last().map(String::as_str), Some("!*"));
 }

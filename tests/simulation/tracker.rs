@@ -81,13 +81,15 @@ impl Tracker {
         }
     }
 
-    /// Cuts the connection. Some of the messages in transit are lost, or all. The proxy notices a
-    /// silent loss late. Returns true if the connection lived.
+    /// Cuts the connection. Some of its messages in transit are lost, or all. The loss of a former
+    /// connection still arrives. The proxy notices a silent loss late. Returns true if the connection
+    /// lived.
     pub fn cut(&mut self, is_silent: bool, now: Millis, random: &mut Random) -> bool {
         if !std::mem::replace(&mut self.is_connected, false) {
             return false;
         }
-        let arriving = random.between(0, self.stream.len() as u64) as usize;
+        let former = self.stream.iter().rposition(|(_, message)| matches!(message, Message::Lost));
+        let arriving = random.between(former.map_or(0, |last| last as u64 + 1), self.stream.len() as u64) as usize;
         self.stream.truncate(arriving);
         let delay = if is_silent { random.between(0, self.delays.silence) } else { self.delay(random) };
         self.push(Message::Lost, now + delay);

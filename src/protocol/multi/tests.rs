@@ -1,7 +1,9 @@
 //! Tests of replies for several keys.
 
 use super::*;
+use crate::protocol::http::ResponseDate;
 use crate::protocol::resp::commands;
+use crate::protocol::{ReplySummary, SendBuffer};
 use crate::types::{Outage, Source};
 use crate::value::JsonForm;
 use proptest::collection::vec;

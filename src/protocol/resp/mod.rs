@@ -9,6 +9,7 @@
 //! | `decode` | splits bytes into commands, `MGET` and `EXISTS` into keys; skips refused commands |
 //! | `inline` | inline commands, which some clients send first |
 //! | `session` | state of one connection, commands that it answers, operation of all others |
+//! | `stateless` | commands that need no state, such as `PING` and `COMMAND` |
 //! | `encode` | replies to commands about keys and metrics |
 //! | `tracking` | client-side caching of one connection |
 //! | `push` | push messages: invalidations for such clients |
@@ -25,6 +26,7 @@ mod inline;
 mod push;
 mod sections;
 mod session;
+mod stateless;
 mod tracking;
 mod upcoming;
 pub(super) mod writer;

@@ -1,9 +1,10 @@
 //! RESP state of one connection: runs the commands that need only that, and maps all others to
 //! operations.
 
-use super::commands::{self, CommandName, CommandSpec};
-use super::decode::{DecodeEvent, Decoder, READ_ONLY, RespRefusal, wrong_arity};
+use super::commands::{CommandName, CommandSpec};
+use super::decode::{DecodeEvent, Decoder, RespRefusal};
 use super::frame::{Arguments, Printable, ProtocolError};
+use super::stateless::{parse_integer, run_stateless, unknown_subcommand, write_wrong_arity};
 use super::tracking::{COMPATIBLE_SERVER, COMPATIBLE_VERSION, Tracking};
 use super::upcoming::find_upcoming_keys;
 use super::writer::{RespVersion, RespWriter};
@@ -16,6 +17,12 @@ use crate::types::{Access, UpcomingKeys};
 ///
 /// Redis has no limit, but an idle connection must stay small.
 const MAX_CLIENT_NAME_BYTES: usize = 256;
+
+const INVALID_NAME: &str = "cannot contain spaces, newlines or special characters.";
+
+/// Subcommands of `CLIENT` that Redis 7.0 has and the proxy refuses.
+const REFUSED_SUBCOMMANDS: [&[u8]; 8] =
+    [b"help", b"info", b"kill", b"list", b"pause", b"reply", b"unblock", b"unpause"];
 
 /// Replies of Redis to a client that is not authenticated.
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
@@ -295,7 +302,13 @@ impl Session {
             ) => {
                 write_wrong_arity(&format!("client|{}", Printable(&word.to_ascii_lowercase())), out);
             }
-            _ => unknown_subcommand("client", word, out),
+            (subcommand, _) => {
+                if !REFUSED_SUBCOMMANDS.contains(&subcommand) {
+                    // Ends `CLIENT CACHING`, as in Redis, where this is an unknown command.
+                    self.begin_command(None);
+                }
+                unknown_subcommand("client", word, out);
+            }
         }
     }
 
@@ -350,67 +363,9 @@ fn check_client_name(name: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs a command that neither reads nor changes the state of the connection.
-fn run_stateless(spec: &CommandSpec, words: &[&[u8]], database: u32, out: &mut RespWriter<'_>) {
-    let first = words.first().map(|word| word.to_ascii_lowercase()).unwrap_or_default();
-    match (spec.name, words) {
-        (CommandName::Ping, []) => out.simple("PONG"),
-        (CommandName::Ping | CommandName::Echo, [text]) => out.bulk(text),
-        (CommandName::Select, [index]) => match parse_integer(index) {
-            Some(index) if index == i64::from(database) => out.simple("OK"),
-            Some(_) => out.error(&format!(
-                "ERR this proxy serves only database {database}; set its REDIS_DB, or run another proxy"
-            )),
-            None => out.error(&RespRefusal::NotANumber(spec.text).to_string()),
-        },
-        (CommandName::Config, [_, names @ ..]) if first == b"get" && !names.is_empty() => {
-            let selected: Vec<_> = CONFIG_PARAMETERS
-                .iter()
-                .filter(|(parameter, _)| names.iter().any(|name| name.eq_ignore_ascii_case(parameter.as_bytes())))
-                .collect();
-            out.map(selected.len());
-            selected.iter().for_each(|(parameter, value)| out.pair(parameter, value));
-        }
-        (CommandName::Config, [_]) if first == b"get" => write_wrong_arity("config|get", out),
-        (CommandName::Command, []) => commands::write_all(out),
-        (CommandName::Command, [_]) if first == b"count" => commands::write_count(out),
-        (CommandName::Command, [_]) if first == b"info" => commands::write_all(out),
-        (CommandName::Command, [_, names @ ..]) if first == b"info" => commands::write_named(names, out),
-        (CommandName::Command, [_, names @ ..]) if first == b"docs" => commands::write_docs(names, out),
-        (CommandName::Command, [_]) if first == b"list" => commands::write_names(out),
-        (CommandName::Command, [_, ..]) if first == b"list" => out.error("ERR COMMAND LIST FILTERBY is not supported"),
-        (CommandName::Command, [_, line @ ..]) if first == b"getkeys" && line.len() > 1 => {
-            commands::write_keys(line, false, out);
-        }
-        (CommandName::Command, [_, line @ ..]) if first == b"getkeysandflags" && line.len() > 1 => {
-            commands::write_keys(line, true, out);
-        }
-        (CommandName::Command, [_, ..]) if [&b"count"[..], b"getkeys", b"getkeysandflags"].contains(&&*first) => {
-            write_wrong_arity(&format!("command|{}", Printable(&first)), out);
-        }
-        (CommandName::Command | CommandName::Config, [word, ..]) => unknown_subcommand(spec.text, word, out),
-        _ => write_wrong_arity(spec.text, out),
-    }
-}
-
-/// Parameters of Redis that `CONFIG GET` returns: the proxy saves nothing.
-///
-/// `redis-benchmark` reads them, and warns without a reply. Environment variables configure the
-/// proxy itself.
-const CONFIG_PARAMETERS: [(&str, &str); 2] = [("save", ""), ("appendonly", "no")];
-
-const INVALID_NAME: &str = "cannot contain spaces, newlines or special characters.";
-
 /// Returns true if Redis accepts `bytes` as the name of a connection or a library.
 fn is_name(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| (b'!'..=b'~').contains(byte))
-}
-
-/// Parses an integer as Redis does, without plus or leading zeros.
-fn parse_integer(word: &[u8]) -> Option<i64> {
-    let text = std::str::from_utf8(word).ok()?;
-    let number: i64 = text.parse().ok()?;
-    (itoa::Buffer::new().format(number) == text).then_some(number)
 }
 
 /// Parses `ON` or `OFF`, appends the reply, and returns the value.
@@ -424,28 +379,16 @@ fn parse_on_off(word: &[u8], out: &mut RespWriter<'_>) -> Option<bool> {
     Some(on)
 }
 
-fn write_wrong_arity(command: &str, out: &mut RespWriter<'_>) {
-    out.error(&wrong_arity(command));
-}
-
-fn unknown_subcommand(command: &str, word: &[u8], out: &mut RespWriter<'_>) {
-    out.error(&format!("ERR unknown subcommand '{}' of '{command}': {READ_ONLY}", Printable(word)));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Names and integers are valid if Redis accepts them.
+    /// Names are valid if Redis accepts them.
     #[test]
-    fn names_and_integers_match_redis() {
+    fn names_match_redis() {
         assert!(is_name(b"!~az-09:/") && is_name(b""));
         for bytes in [&b"a b"[..], b"a\n", b"\x7f", b"\xc3\xa9", b"\0"] {
             assert!(!is_name(bytes), "{bytes:?}");
-        }
-        assert_eq!((parse_integer(b"0"), parse_integer(b"-9223372036854775808")), (Some(0), Some(i64::MIN)));
-        for word in [&b""[..], b"-0", b"01", b"+1", b" 1", b"1.0", b"9223372036854775808", b"\xff"] {
-            assert_eq!(parse_integer(word), None, "{word:?}");
         }
     }
 
