@@ -8,6 +8,10 @@ use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
 use std::ops::Bound;
 use std::sync::Arc;
 
+/// Watchers of a key that are visited before other keys have their turn. A key with many watchers
+/// may change again before all of them have its event.
+const VISITS_PER_TURN: usize = 32;
+
 /// Result of a read, held until all watchers have it.
 #[derive(Debug)]
 pub(super) struct Event {
@@ -101,27 +105,39 @@ impl Watches {
     /// they get this one only. The round goes on where it is, so that each watcher has its turn.
     pub(super) fn start_round(&mut self, id: usize, event: Event) {
         let WatchedKey { round, watchers, .. } = &mut self.keys[id];
+        // A round in progress keeps its place in the queue.
+        let is_listed = round.is_some();
         let after = round.take().and_then(|round| round.after);
         *round = Some(Round { event, after, visits_left: watchers.len() });
-        self.rounds.push_back(id);
+        if !is_listed {
+            self.rounds.push_back(id);
+        }
     }
 
-    /// Delivers events to up to `budget` watchers. Returns true if more are left.
+    /// Delivers events to up to `budget` watchers, some of each key in turn. Returns true if more
+    /// are left.
     pub fn deliver_events(&mut self, mut budget: usize, deliver: &mut Deliver<'_>) -> bool {
         while budget > 0
-            && let Some(&id) = self.rounds.front()
+            && let Some(id) = self.rounds.pop_front()
         {
-            match self.next_visit(id) {
-                Some((request_id, is_concerned)) => {
-                    budget -= 1;
-                    if is_concerned {
-                        self.deliver_to(id, request_id, deliver);
-                    }
-                }
-                None => _ = self.rounds.pop_front(),
+            let visits = budget.min(VISITS_PER_TURN);
+            budget -= self.visit_some(id, visits, deliver);
+            if self.keys.get(id).is_some_and(|watched| watched.round.is_some()) {
+                self.rounds.push_back(id);
             }
         }
         !self.rounds.is_empty()
+    }
+
+    /// Delivers the event of a key to up to `max_visits` watchers. Returns the number of visits.
+    fn visit_some(&mut self, id: usize, max_visits: usize, deliver: &mut Deliver<'_>) -> usize {
+        for visits in 0..max_visits {
+            let Some((request_id, is_concerned)) = self.next_visit(id) else { return visits };
+            if is_concerned {
+                self.deliver_to(id, request_id, deliver);
+            }
+        }
+        max_visits
     }
 
     /// Advances the round of a key. Returns the next watcher, and true if it lacks the event.

@@ -329,6 +329,38 @@ fn new_watchers_take_no_turns() {
     assert_eq!(fixture.take_events().len(), 20);
 }
 
+/// A key that changes again before all of its watchers have the event delays no other key.
+#[test]
+fn hot_key_starves_no_other() {
+    let mut fixture = Fixture::new(10, true);
+    (0..200).for_each(|slot| fixture.watch(slot, "hot"));
+    fixture.watch(500, "other");
+    fixture.advance(0);
+    let is_hot = |job: &Job| *job.key == b"hot"[..];
+    let answer = |fixture: &mut Fixture, version: u64| {
+        for job in std::mem::take(&mut fixture.jobs) {
+            let text = if is_hot(&job) { version.to_string() } else { "other".into() };
+            let completion =
+                Completion { fetch_id: job.fetch_id, result: Ok(Some(fetched(&text, None))), may_cache: true };
+            fixture.read_through.complete(completion, fixture.now, |_, _| {});
+        }
+    };
+    answer(&mut fixture, 0);
+    let mut counts = BTreeMap::<usize, usize>::new();
+    for version in 1..=10 {
+        fixture.now += INTERVAL;
+        fixture.read_through.invalidate(&Invalidation::Key(b"hot".to_vec()), fixture.now);
+        fixture.tick(64);
+        answer(&mut fixture, version);
+        fixture.take_events().into_iter().for_each(|(slot, _)| *counts.entry(slot).or_default() += 1);
+    }
+    assert_eq!(counts.get(&500), Some(&1), "the other key waits for the end of the hot one");
+    assert!((0..200).all(|slot| counts.get(&slot).is_some_and(|&count| count >= 2)), "{counts:?}");
+    assert_eq!(fixture.read_through.watches.rounds.len(), 1);
+    while fixture.tick(64) {}
+    assert!(fixture.take_events().into_iter().all(|(slot, text)| slot < 200 && text == "10"));
+}
+
 /// A failure is shown to watchers that have nothing, and ends no event in progress.
 #[test]
 fn failure_reaches_new_watchers_only() {
