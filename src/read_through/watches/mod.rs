@@ -31,6 +31,10 @@ use slab::Slab;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+/// Longest time until a read begins for a watcher that has nothing, also if `WATCH_INTERVAL` is
+/// longer: a stream sends the present value first, and a long poll must have one before it ends.
+const MAX_FIRST_READ_DELAY: Millis = 500;
+
 /// Function that delivers an event to a watcher.
 pub type Deliver<'a> = dyn FnMut(RequestId, &WatchEvent<'_>) -> Delivery + 'a;
 
@@ -221,7 +225,7 @@ impl Watches {
             self.adopt_cached(id, cache, now);
         }
         let watched = &mut self.keys[id];
-        let Some(state) = watched.state else { return self.await_read(id, now) };
+        let Some(state) = watched.state else { return self.await_read(id, seen, now) };
         if seen == Seen::State(state) {
             return;
         }
@@ -231,7 +235,7 @@ impl Watches {
             }
             (_, KeyState::Value(digest)) => {
                 let hit = cache.peek(&watched.key, now).filter(|hit| hit.payload.digest() == digest);
-                let Some(hit) = hit else { return self.await_read(id, now) };
+                let Some(hit) = hit else { return self.await_read(id, seen, now) };
                 let source = Source::Cache { ttl: hit.ttl };
                 let delivery = round::deliver_reply(KeyResult::Value(hit.payload), source, tracked, |event| {
                     deliver(request_id, event)
@@ -256,8 +260,12 @@ impl Watches {
     }
 
     /// Makes a watcher wait for the next read, which begins as soon as it may.
-    fn await_read(&mut self, id: usize, now: Millis) {
-        let earliest = self.earliest_read(id, now);
+    fn await_read(&mut self, id: usize, seen: Seen, now: Millis) {
+        let mut earliest = self.earliest_read(id, now);
+        if seen == Seen::Nothing {
+            let last_begin = self.keys[id].last_begin.unwrap_or(0);
+            earliest = earliest.min(now.max(last_begin + MAX_FIRST_READ_DELAY));
+        }
         let watched = &mut self.keys[id];
         watched.awaits_read = true;
         if watched.fetch_id.is_none() {

@@ -329,6 +329,32 @@ fn new_watchers_take_no_turns() {
     assert_eq!(fixture.take_events().len(), 20);
 }
 
+/// A watcher that has nothing waits for a read, not for the end of a long `WATCH_INTERVAL`.
+#[test]
+fn new_watcher_ignores_long_interval() {
+    let mut fixture = Fixture::new(10, false);
+    let settings = WatchSettings { interval: 60 * TTL, limit: fixture.limit.clone() };
+    fixture.read_through =
+        ReadThrough::new(Limits { entries: 10, bytes: usize::MAX, stale: 0 }, TTL, 500).with_watch_settings(settings);
+    fixture.watch(1, "a");
+    fixture.advance(0);
+    fixture.answer(Some("1"));
+    assert_eq!(fixture.take_events(), events(&[(1, "1")]));
+    // The value is no longer fresh, so the cache has none for the next watcher.
+    fixture.advance(2 * TTL);
+    assert!(fixture.jobs.is_empty());
+    fixture.watch(2, "a");
+    fixture.advance(0);
+    fixture.answer(Some("2"));
+    assert_eq!(fixture.take_events(), events(&[(1, "2"), (2, "2")]));
+    fixture.change("a");
+    fixture.watch(3, "a");
+    fixture.advance(super::MAX_FIRST_READ_DELAY - 1);
+    assert!(fixture.jobs.is_empty(), "new watchers force a read each");
+    fixture.advance(1);
+    assert_eq!(fixture.jobs.len(), 1);
+}
+
 /// A key that changes again before all of its watchers have the event delays no other key.
 #[test]
 fn hot_key_starves_no_other() {
