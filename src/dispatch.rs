@@ -195,6 +195,9 @@ impl Dispatcher<'_> {
 
     fn begin_watch(&mut self, connection: &mut Connection, slot: usize) {
         let Dispatcher { read_through, context, now, .. } = self;
+        if connection.reply_stream_head(read_through.is_tracked(), &mut context.reply) {
+            return;
+        }
         let count = connection.watched_key_count();
         if !read_through.reserve_watchers(count) {
             return connection.refuse_watch(&mut context.reply);

@@ -217,7 +217,7 @@ impl Connection {
         }
     }
 
-    /// Adds a stream. The connection closes after it. `HEAD` gets its head.
+    /// Adds a stream. The connection closes after it.
     fn push_stream(
         &mut self,
         keys: KeyList,
@@ -228,13 +228,6 @@ impl Connection {
     ) {
         let format = HttpReplyFormat { keep_alive: false, ..format };
         self.begin_body(body, false);
-        if format.head_only {
-            let encode = |date: &ResponseDate, out: &mut SendBuffer| {
-                event_stream::encode_head(&format, false, date, out);
-                ReplySummary { status: Status::Ok, bytes: 0 }
-            };
-            return self.replies.push_http(RequestOutcome::Other, context, encode);
-        }
         self.replies.push_watch(Watch::stream(keys, is_named, format), context.recorder);
     }
 
@@ -257,6 +250,19 @@ impl Connection {
     /// Returns the number of keys of the request that waits for changes.
     pub fn watched_key_count(&self) -> usize {
         self.replies.first_watch().map_or(0, |watch| watch.keys.len())
+    }
+
+    /// Sends the head of a stream, and ends it, if its request is `HEAD`. Returns false otherwise.
+    pub fn reply_stream_head(&mut self, tracked: bool, context: &mut ReplyContext<'_>) -> bool {
+        let is_head = |watch: &Watch| watch.format.head_only && matches!(watch.kind, WatchKind::Stream(_));
+        if !self.replies.first_watch().is_some_and(is_head) {
+            return false;
+        }
+        self.replies.end_watch(context, RequestOutcome::Other, |watch, date, out| {
+            event_stream::encode_head(&watch.format, tracked, date, out);
+            ReplySummary { status: Status::Ok, bytes: 0 }
+        });
+        true
     }
 
     /// Refuses the request that waits for changes, because it exceeds `MAX_WATCHERS`.

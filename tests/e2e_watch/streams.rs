@@ -190,11 +190,15 @@ fn stream_needs_named_media_type() {
     }
     client.send("GET /raw/a HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n");
     assert_eq!(client.read_response().header("content-type"), "application/octet-stream");
-    for target in ["/key/a", "/watch?key=a"] {
+    let tracking = start_tracking_proxy(redis.port, &[]);
+    for (target, proxy, detail) in
+        [("/key/a", &proxy, "polled"), ("/watch?key=a", &proxy, "polled"), ("/key/a", &tracking, "tracked")]
+    {
         let mut client = proxy.connect();
         client.send(format!("HEAD {target} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n"));
         let response = client.read_response_to("HEAD");
         assert_eq!(response.header("content-type"), "text/event-stream");
+        assert_eq!(response.header("cache-status"), format!("segment-redis-proxy; detail={detail}"));
         assert!(client.reads_eof());
     }
     let mut old = proxy.connect();
