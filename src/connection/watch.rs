@@ -237,6 +237,11 @@ impl Connection {
         self.replies.first_watch().is_some()
     }
 
+    /// Returns true if that request is a long poll.
+    pub fn has_poll(&self) -> bool {
+        self.replies.first_watch().is_some_and(|watch| matches!(watch.kind, WatchKind::Poll(_)))
+    }
+
     /// Returns true if that request has begun.
     pub fn is_watching(&self) -> bool {
         self.replies.first_watch().is_some_and(Watch::has_begun)

@@ -238,11 +238,14 @@ impl Client {
                 if self.sent_this_turn >= WRITE_BUDGET_BYTES {
                     return Ok(if self.writable { TurnResult::Requeue } else { TurnResult::Wait });
                 }
-                if turn.dispatcher.serve_watch(&mut self.connection, slot, turn.closes_idle) {
+                // A client that sends no more may still read the reply to a poll. A poll then waits
+                // for a read only, as any other request does. A stream ends with its input.
+                let (has_ended, is_poll) = (self.read_eof || self.peer_closing, self.connection.has_poll());
+                let closes = turn.closes_idle || (has_ended && is_poll);
+                if turn.dispatcher.serve_watch(&mut self.connection, slot, closes) {
                     continue;
                 }
-                // Its client waits for nothing else, so an end of input is its end.
-                if self.read_eof || self.peer_closing {
+                if has_ended && !is_poll {
                     return Ok(TurnResult::Close);
                 }
             }

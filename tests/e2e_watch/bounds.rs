@@ -4,6 +4,8 @@ use crate::common::admin::read_metric;
 use crate::common::event_stream::{EventStream, put};
 use crate::common::freshness::start_tracking_proxy;
 use crate::common::{Proxy, Redis, wait_for, wait_until_idle};
+use std::io::BufRead;
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 fn wait_for_watchers(proxy: &Proxy, count: usize) {
@@ -59,6 +61,31 @@ fn half_closed_client_is_closed() {
     assert!(stream.next_data().contains("\"value\":1"));
     stream.end_input();
     assert_eq!(stream.next_event(), None);
+    wait_for_watchers(&proxy, 0);
+}
+
+/// A poll of a client that sends no more is answered as soon as the key was read.
+#[test]
+fn half_closed_poll_is_answered() {
+    let redis = Redis::start();
+    let proxy = start_tracking_proxy(redis.port, &[]);
+    redis.set("a", "1");
+    redis.set("b", "2");
+    let tag = proxy.get("/key/a").header("etag").to_owned();
+    for (key, status) in [("a", 304), ("b", 200), ("nothing", 404)] {
+        for connection in ["keep-alive", "close"] {
+            let mut client = proxy.connect();
+            client.send(format!(
+                "GET /key/{key} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\nIf-None-Match: {tag}\r\n\
+                 Prefer: wait=60\r\n\r\n"
+            ));
+            let mut stream = client.into_stream();
+            stream.get_ref().shutdown(Shutdown::Write).expect("a connected stream");
+            let mut line = String::new();
+            stream.read_line(&mut line).expect("a status line");
+            assert!(line.starts_with(&format!("HTTP/1.1 {status} ")), "{key} {connection}: {line:?}");
+        }
+    }
     wait_for_watchers(&proxy, 0);
 }
 
