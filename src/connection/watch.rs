@@ -349,7 +349,7 @@ impl Connection {
             && watch.format.is_not_modified(payload)
         {
             poll.unchanged = Some((digest, event.reply.tracked));
-            return Delivery::Taken;
+            return Delivery::Unchanged;
         }
         self.end_poll(&event.reply, context);
         Delivery::Ended
@@ -357,10 +357,14 @@ impl Connection {
 
     /// Replies to a long poll.
     fn end_poll(&mut self, reply: &Reply<'_>, context: &mut ReplyContext<'_>) {
-        if let KeyResult::Failed(failure) = reply.result {
-            context.recorder.record_failure(failure);
-        }
-        self.replies.end_watch(context, RequestOutcome::Watched, |watch, date, out| {
+        let outcome = match reply.result {
+            KeyResult::Failed(failure) => {
+                context.recorder.record_failure(failure);
+                RequestOutcome::Failed
+            }
+            _ => RequestOutcome::Watched,
+        };
+        self.replies.end_watch(context, outcome, |watch, date, out| {
             encode_reply(reply, &ReplyFormat::Http(watch.format), date, out)
         });
     }

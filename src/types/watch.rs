@@ -65,6 +65,8 @@ pub struct RenderedEvent {
 pub enum Delivery {
     /// The watcher has the state of the event.
     Taken,
+    /// The watcher had that state already, and its client got nothing.
+    Unchanged,
     /// The watcher has not sent its earlier events, and asks for the present state later.
     Behind,
     /// The watcher watches no more.

@@ -1,5 +1,6 @@
 //! Long polls: requests that wait until a value differs from the one that the client has.
 
+use crate::common::admin::read_metric;
 use crate::common::freshness::{start_tracking_proxy, wait_until_cached};
 use crate::common::{HttpClient, Proxy, Redis, Response, wait_until_idle};
 use std::time::{Duration, Instant};
@@ -76,6 +77,27 @@ fn poll_with_old_tag_returns_at_once() {
     send_poll(&mut client, "/key/a", "*", "wait=300");
     redis.run(&["DEL", "a"]);
     assert_eq!(client.read_response().status, 404);
+}
+
+/// Metrics count a poll by its response: an error is a failure, and a 304 is no event.
+#[test]
+fn polls_count_by_their_response() {
+    let redis = Redis::start();
+    let proxy = start_tracking_proxy(redis.port, &[]);
+    redis.set("a", "1");
+    redis.run(&["RPUSH", "list", "1"]);
+    let mut client = proxy.connect();
+    let tag = tag_of(&mut client, "/key/a");
+    for (path, tag, status, counts) in [
+        ("/key/list", "*", 409, [1.0, 0.0, 1.0]),
+        ("/key/a", tag.as_str(), 304, [1.0, 1.0, 1.0]),
+        ("/key/a", "\"1\"", 200, [1.0, 2.0, 2.0]),
+    ] {
+        assert_eq!(poll(&mut client, path, tag, "wait=1").status, status);
+        let outcome = |name| format!("segment_requests_total{{protocol=\"http\",outcome=\"{name}\"}}");
+        let names = [outcome("failed"), outcome("watched"), "segment_watch_events_total".into()];
+        assert_eq!(names.map(|name| read_metric(&proxy, &name)), counts, "{path} {tag}");
+    }
 }
 
 /// Responses keep the order of their requests, and the connection stays open.

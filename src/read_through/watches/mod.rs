@@ -285,8 +285,8 @@ impl Watches {
     /// Applies the result of a delivery to the watcher.
     fn apply(&mut self, id: usize, request_id: RequestId, seen: Seen, delivery: Delivery) {
         match delivery {
-            Delivery::Taken => {
-                self.counters.events += u64::from(seen != Seen::Failure);
+            Delivery::Taken | Delivery::Unchanged => {
+                self.counters.events += u64::from(delivery == Delivery::Taken && seen != Seen::Failure);
                 if let Some(watcher) = self.keys[id].watchers.get_mut(&request_id) {
                     *watcher = seen;
                 }
