@@ -81,6 +81,8 @@ pub(super) struct Client {
     own_reads: u8,
     /// A read ahead failed: the client is closed in its turn.
     read_failed: bool,
+    /// The client has an event stream, and its socket is set up for that.
+    is_stream: bool,
     /// Decoding stopped at a limit, not because bytes were missing.
     decode_paused: bool,
     /// Bytes of input left to discard, `None` unless the client lingers.
@@ -120,6 +122,7 @@ impl Client {
             read_eof: false,
             own_reads: 0,
             read_failed: false,
+            is_stream: false,
             decode_paused: false,
             linger_bytes_left: None,
             rejected,
@@ -242,6 +245,9 @@ impl Client {
                 // for a read only, as any other request does. A stream ends with its input.
                 let (has_ended, is_poll) = (self.read_eof || self.peer_closing, self.connection.has_poll());
                 let closes = turn.closes_idle || (has_ended && is_poll);
+                if !is_poll && !std::mem::replace(&mut self.is_stream, true) {
+                    self.stream.limit_unsent();
+                }
                 if turn.dispatcher.serve_watch(&mut self.connection, slot, closes) {
                     continue;
                 }

@@ -64,6 +64,25 @@ fn half_closed_client_is_closed() {
     wait_for_watchers(&proxy, 0);
 }
 
+/// The kernel queues few events for a client that does not read.
+#[test]
+fn stalled_client_gets_few_old_events() {
+    const CHANGES: usize = 400;
+    let redis = Redis::start();
+    let proxy = start_tracking_proxy(redis.port, &[("WATCH_INTERVAL", "1")]);
+    let value = |number: usize| format!("{number:_>5000}");
+    redis.set("a", value(0));
+    let mut stalled = EventStream::open(proxy.address, "/key/a");
+    let mut fast = EventStream::open(proxy.address, "/key/a");
+    fast.read_until(&value(0));
+    for number in 1..=CHANGES {
+        redis.set("a", value(number));
+        fast.read_until(&value(number));
+    }
+    let events = stalled.read_until(&value(CHANGES)).len();
+    assert!(events < CHANGES / 4, "{events} events were queued");
+}
+
 /// A poll of a client that sends no more is answered as soon as the key was read.
 #[test]
 fn half_closed_poll_is_answered() {
