@@ -183,6 +183,8 @@ impl Connection {
         let is_deferred = matches!(body, Body::Chunked(..)) && !expects_continue;
         match operation {
             HttpOperation::Get(key) if is_deferred => {
+                // It runs once its body is complete, and does not wait again after that.
+                format.drop_preferences();
                 self.defer_read(DeferredKeys::One(key.to_vec()), format, body, context);
             }
             HttpOperation::Get(key) if self.push_watch(key, body, &mut format, context) => {}

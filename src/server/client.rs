@@ -251,7 +251,7 @@ impl Client {
                 if turn.dispatcher.serve_watch(&mut self.connection, slot, closes) {
                     continue;
                 }
-                if has_ended && !is_poll {
+                if has_ended && !is_poll && self.is_all_sent() {
                     return Ok(TurnResult::Close);
                 }
             }

@@ -163,5 +163,6 @@ fn other_requests_poll_alike() {
     assert_eq!(client.read_response().status, 200);
     let chunked = format!("GET /key/a HTTP/1.1\r\n{fields}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
     client.send(chunked);
-    assert_eq!(client.read_response().status, 200);
+    let response = client.read_response();
+    assert_eq!((response.status, response.header("preference-applied")), (200, ""));
 }

@@ -138,6 +138,13 @@ impl HttpReplyFormat {
         self.conditions.as_ref().map_or(PushFields::default(), |conditions| conditions.push)
     }
 
+    /// Makes the request a plain one: no event stream and no long poll.
+    pub fn drop_preferences(&mut self) {
+        if let Some(conditions) = &mut self.conditions {
+            conditions.push = PushFields::default();
+        }
+    }
+
     /// Returns the seconds that a long poll may wait, `None` for any other request.
     pub fn wait_seconds(&self) -> Option<u16> {
         self.conditions.as_ref()?.wait_seconds().filter(|_| self.access.reads_redis)
