@@ -100,8 +100,11 @@ pub struct ClientTracking {
     due_bytes: usize,
     /// Clients to be sent an invalidation of all keys.
     due_clients: VecDeque<ClientId>,
-    /// Next holder to be sent one, if all holders are.
-    flush_at: Option<usize>,
+    /// Next holder to be sent one, while all holders are, and the end of the holders.
+    flush_at: usize,
+    flush_end: usize,
+    /// Holders left, in turn, until all have been sent one.
+    flush_left: usize,
     /// Holder from which on clients are compared at the limit of all copies.
     compare_at: usize,
     /// Invalidations passed on so far.
@@ -122,7 +125,9 @@ impl ClientTracking {
             due_keys: VecDeque::new(),
             due_bytes: 0,
             due_clients: VecDeque::new(),
-            flush_at: None,
+            flush_at: 0,
+            flush_end: 0,
+            flush_left: 0,
             compare_at: 0,
             pushes: 0,
         }
@@ -275,10 +280,14 @@ impl ClientTracking {
         if self.copies.len() == 0 {
             return;
         }
+        let hash = hash_key(&self.hasher, key);
         if self.due_bytes + DUE_KEY_BYTES + key.len() > self.limits.due_bytes {
-            return self.invalidate_all();
+            if self.copies.has_key(hash) {
+                self.invalidate_all();
+            }
+            return;
         }
-        if let Some(id) = self.copies.detach_key(hash_key(&self.hasher, key)) {
+        if let Some(id) = self.copies.detach_key(hash) {
             self.due_bytes += DUE_KEY_BYTES + key.len();
             self.due_keys.push_back(DueKey { id, name: key.into() });
         }
@@ -287,15 +296,17 @@ impl ClientTracking {
     /// Invalidates all copies: any key may have changed.
     pub fn invalidate_all(&mut self) {
         // Clients that were notified already may have read new values since: they are notified
-        // again.
-        self.flush_at = Some(0);
+        // again. The round goes on from where it is. From the start each time, it would never
+        // reach the last clients if such changes are frequent.
+        self.flush_end = self.holders.capacity();
+        self.flush_left = self.flush_end;
     }
 
     /// Returns true if [`ClientTracking::deliver`] has work to do.
     pub fn has_due(&self) -> bool {
         !self.due_keys.is_empty()
             || !self.due_clients.is_empty()
-            || self.flush_at.is_some()
+            || self.flush_left > 0
             || !self.retired.is_empty()
             || self.copies.has_retired()
     }
@@ -303,7 +314,8 @@ impl ClientTracking {
     /// Passes on up to `budget` invalidations. Without one that is due, releases copies instead.
     pub fn deliver(&mut self, budget: usize, mut push: impl FnMut(ClientId, Push<'_>) -> PushResult) {
         for done in 0..budget {
-            let has_worked = self.push_to_next_client(&mut push) || self.push_next_key(&mut push) || self.flush_next();
+            // Keys come last: an invalidation of everything concerns them too.
+            let has_worked = self.push_to_next_client(&mut push) || self.flush_next() || self.push_next_key(&mut push);
             if !has_worked {
                 self.copies.free_page();
                 self.release((budget - done).saturating_mul(RELEASED_PER_PUSH));
@@ -346,8 +358,12 @@ impl ClientTracking {
 
     /// Invalidates all copies of the next holder, if all holders are due.
     fn flush_next(&mut self) -> bool {
-        let Some(at) = self.flush_at else { return false };
-        self.flush_at = (at + 1 < self.holders.capacity()).then_some(at + 1);
+        if self.flush_left == 0 {
+            return false;
+        }
+        let at = self.flush_at;
+        self.flush_left -= 1;
+        self.flush_at = if at + 1 < self.flush_end { at + 1 } else { 0 };
         if self.holders.get(at).is_some_and(|holder| holder.is_live && holder.copies.len() > 0) {
             self.invalidate_client(at as u32);
         }
