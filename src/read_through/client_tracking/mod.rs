@@ -51,9 +51,13 @@ impl TrackingLimits {
 /// Copies released for each copy that is added, so that those of closed clients never accumulate.
 const RELEASED_PER_ADD: usize = 2;
 
-/// Copies released in place of one invalidation. (A release takes about 0.2 us, a push some more
-/// and then a turn of its client.)
-const RELEASED_PER_PUSH: usize = 16;
+/// Maximum number of copies released in one call without an invalidation that is due (about 0.2 us
+/// each).
+const MAX_RELEASED: usize = 1024;
+
+/// Bytes of a name that cost as much as one more invalidation. So few long names wait in buffers of
+/// clients at a time.
+const NAME_BYTES_PER_PUSH: usize = 256;
 
 /// Clients among which the one with the most copies loses them at the limit of all copies. Each
 /// time they are the next ones in turn. The largest client of all would take a heap to find.
@@ -311,16 +315,22 @@ impl ClientTracking {
             || self.copies.has_retired()
     }
 
-    /// Passes on up to `budget` invalidations. Without one that is due, releases copies instead.
+    /// Passes on up to `budget` invalidations, fewer if names are long. Without one that is due,
+    /// releases copies instead.
     pub fn deliver(&mut self, budget: usize, mut push: impl FnMut(ClientId, Push<'_>) -> PushResult) {
-        for done in 0..budget {
+        let mut left = budget;
+        while left > 0 {
             // Keys come last: an invalidation of everything concerns them too.
-            let has_worked = self.push_to_next_client(&mut push) || self.flush_next() || self.push_next_key(&mut push);
-            if !has_worked {
+            let cost = match self.push_to_next_client(&mut push) || self.flush_next() {
+                true => 1,
+                false => self.push_next_key(&mut push),
+            };
+            if cost == 0 {
                 self.copies.free_page();
-                self.release((budget - done).saturating_mul(RELEASED_PER_PUSH));
+                self.release(left.min(MAX_RELEASED));
                 return;
             }
+            left = left.saturating_sub(cost);
         }
     }
 
@@ -334,9 +344,10 @@ impl ClientTracking {
         true
     }
 
-    /// Sends the invalidation of the first key that is due to its next holder.
-    fn push_next_key(&mut self, push: &mut impl FnMut(ClientId, Push<'_>) -> PushResult) -> bool {
-        let Some(DueKey { id, name }) = self.due_keys.front() else { return false };
+    /// Sends the invalidation of the first key that is due to its next holder. Returns the part of
+    /// the budget that this took, 0 if no key is due.
+    fn push_next_key(&mut self, push: &mut impl FnMut(ClientId, Push<'_>) -> PushResult) -> usize {
+        let Some(DueKey { id, name }) = self.due_keys.front() else { return 0 };
         let Some((copy, holder)) = self.copies.copy_of(*id) else {
             self.copies.end_key(*id);
             self.due_bytes -= DUE_KEY_BYTES + name.len();
@@ -344,8 +355,9 @@ impl ClientTracking {
             if self.due_keys.is_empty() {
                 self.due_keys.shrink_to(RETAINED_DUE_KEYS);
             }
-            return true;
+            return 1;
         };
+        let cost = 1 + name.len() / NAME_BYTES_PER_PUSH;
         let Holder { client, is_live, .. } = self.holders[holder as usize];
         let result = is_live.then(|| push(client, Push::Key(name)));
         // The holder of a released copy leaves with its last one.
@@ -353,7 +365,7 @@ impl ClientTracking {
         if let Some(result) = result {
             self.on_pushed(client, result);
         }
-        true
+        cost
     }
 
     /// Invalidates all copies of the next holder, if all holders are due.

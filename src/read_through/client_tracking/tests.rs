@@ -150,6 +150,15 @@ fn flush_invalidates_every_client_with_keys() {
     assert_eq!((tracking.copy_count(), tracking.has_due()), (0, false));
 }
 
+/// Invalidations of a key with a long name take more of the budget: each client has its own copy.
+#[test]
+fn long_name_takes_more_budget() {
+    let (mut tracking, key) = (start(TrackingLimits::DEFAULT, 100), vec![b'x'; 64 * 1024]);
+    (0..100).for_each(|slot| tracking.record(client(slot), &key));
+    tracking.invalidate(&key);
+    assert_eq!(deliver(&mut tracking, 1024).len(), 4);
+}
+
 /// Changes of single keys do not delay an invalidation of everything, however many there are.
 #[test]
 fn due_keys_do_not_delay_flush() {
