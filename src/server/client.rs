@@ -97,6 +97,8 @@ pub(super) struct Client {
     timeout_pending: bool,
     /// The client is in the ready queue.
     pub(super) in_ready_queue: bool,
+    /// The client is in the queue of those with invalidations to send.
+    pub(super) in_push_queue: bool,
     /// Position of the client's timer in the deadline heap.
     pub(super) timer: Option<u32>,
 }
@@ -130,6 +132,7 @@ impl Client {
             sent_this_turn: 0,
             timeout_pending: false,
             in_ready_queue: false,
+            in_push_queue: false,
             timer: None,
         }
     }

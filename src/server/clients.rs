@@ -23,6 +23,8 @@ pub(super) struct Clients {
     pub(super) handshake_queue: VecDeque<usize>,
     /// Slots of the clients that get a turn for the rest of their handshake, in order.
     pub(super) answered_queue: VecDeque<usize>,
+    /// Slots of the clients with invalidations to send that wait for a place in the ready queue.
+    push_queue: VecDeque<usize>,
     timers: DeadlineHeap,
     /// Timeouts in force. After a change, [`Clients::rearm_timers`] must follow.
     pub(super) timeouts: TimeoutConfig,
@@ -42,6 +44,7 @@ impl Clients {
             ready_queue: VecDeque::new(),
             handshake_queue: VecDeque::new(),
             answered_queue: VecDeque::new(),
+            push_queue: VecDeque::new(),
             timers: DeadlineHeap::new(),
             timeouts,
             date: ResponseDate::at(SystemTime::UNIX_EPOCH),
@@ -132,13 +135,27 @@ impl Clients {
         slots.into_iter().for_each(|slot| self.enqueue(slot));
     }
 
-    /// Sends an invalidation to a client that caches values, and queues the client.
+    /// Gives an invalidation to a client that caches values. It leaves in the next turn of the
+    /// client, which [`Clients::enqueue_pushed`] brings if nothing else does.
     pub(super) fn push_invalidation(&mut self, id: ClientId, push: Push<'_>) -> PushResult {
         let client = self.slab.get_mut(id.slot).filter(|client| client.connection.id == id.connection_id);
         let Some(client) = client else { return PushResult::NotTracking };
         let result = client.connection.push_invalidation(push);
-        self.enqueue(id.slot);
+        if !client.in_ready_queue && !std::mem::replace(&mut client.in_push_queue, true) {
+            self.push_queue.push_back(id.slot);
+        }
         result
+    }
+
+    /// Queues up to `max` clients with invalidations to send.
+    pub(super) fn enqueue_pushed(&mut self, max: usize) {
+        for _ in 0..max {
+            let Some(slot) = self.push_queue.pop_front() else { return };
+            if let Some(client) = self.slab.get_mut(slot) {
+                client.in_push_queue = false;
+                self.enqueue(slot);
+            }
+        }
     }
 
     /// Returns the client at `index` of the ready queue.
@@ -169,7 +186,10 @@ impl Clients {
 
     /// Returns true if a client waits for a turn.
     pub(super) fn has_queued(&self) -> bool {
-        !(self.ready_queue.is_empty() && self.handshake_queue.is_empty() && self.answered_queue.is_empty())
+        !(self.ready_queue.is_empty()
+            && self.handshake_queue.is_empty()
+            && self.answered_queue.is_empty()
+            && self.push_queue.is_empty())
     }
 
     /// Starts the turn of the client in `slot`. Returns it with the state that the turn needs.

@@ -2,6 +2,7 @@
 //! events.
 
 use super::{Backend, SWEEP_PER_TICK, Worker};
+use crate::dispatch::MAX_STEPS_PER_TURN;
 use crate::types::{Completion, Failure};
 
 /// Maximum number of client timers run in one tick: more than connections are accepted in one. Most
@@ -15,10 +16,17 @@ const INVALIDATIONS_PER_TICK: usize = 1024;
 /// event takes a turn of its client too (about 10 us).
 const WATCH_EVENTS_PER_TICK: usize = 64;
 
-/// Maximum number of invalidations sent to clients in one tick. Each takes a turn of its client
-/// with a system call (about 10 us). So a key that thousands of clients hold delays others by less
-/// than a millisecond at a time.
-const PUSHES_PER_TICK: usize = 64;
+/// Steps of invalidations in one tick: each encodes one for a client, or ends a key (below 0.5 us).
+const PUSH_STEPS_PER_TICK: usize = 1024;
+
+/// Steps added for each ready client. It reads as many keys in its turn at most, and each read
+/// costs two steps later. So invalidations never fall behind the reads.
+const PUSH_STEPS_PER_TURN: usize = 2 * MAX_STEPS_PER_TURN;
+
+/// Maximum number of clients that get a turn in one tick only to be sent invalidations. Each takes
+/// a system call (about 10 us). So a key that thousands of clients hold delays others by less than
+/// a millisecond at a time.
+const PUSHED_CLIENTS_PER_TICK: usize = 64;
 
 impl Worker {
     /// Applies invalidations before completions: then values that are invalid already are not
@@ -38,7 +46,9 @@ impl Worker {
 
     /// Sends invalidations to clients that cache values, a bounded number of them.
     pub(super) fn deliver_pushes(&mut self) {
-        self.read_through.deliver_pushes(PUSHES_PER_TICK, |client, push| self.clients.push_invalidation(client, push));
+        let budget = PUSH_STEPS_PER_TICK + PUSH_STEPS_PER_TURN * self.clients.ready_queue.len();
+        self.read_through.deliver_pushes(budget, |client, push| self.clients.push_invalidation(client, push));
+        self.clients.enqueue_pushed(PUSHED_CLIENTS_PER_TICK);
     }
 
     pub(super) fn submit_jobs(&mut self) {

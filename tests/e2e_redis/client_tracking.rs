@@ -6,6 +6,7 @@ use crate::common::freshness::{start_tracking_proxy, wait_until_tracking};
 use crate::common::relay::{Purpose, Relay};
 use crate::common::resp::{RespClient, encode_command};
 use crate::common::{Proxy, Redis, wait_for};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Invalidation of everything.
 const EVERYTHING: &str = ">2\r\n$10\r\ninvalidate\r\n_\r\n";
@@ -140,4 +141,41 @@ fn too_many_keys_invalidate_everything() {
     assert_eq!(client.ask("GET key8"), "$1\r\n1\r\n");
     redis.set("key8", "2");
     assert_eq!(client.read_message(), invalidation_of("key8"));
+}
+
+/// Clients that read at full speed while their keys change do not make invalidations fall behind.
+/// Otherwise the number of keys to be invalidated would grow with each read.
+#[test]
+fn invalidations_keep_up_with_reads() {
+    const READERS: usize = 8;
+    const KEYS: usize = 1000;
+    let redis = Redis::start();
+    let proxy = start_tracking_proxy(redis.port, &[("CACHE_SIZE", "10000")]);
+    let keys: Vec<String> = (0..KEYS).map(|number| format!("key{number}")).collect();
+    let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
+    let (request, is_over) = (encode_command(&words), AtomicBool::new(false));
+    let set = |value: u32| keys.iter().flat_map(move |key| encode_command(&["SET", key, &value.to_string()]));
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            let mut reader = connect(&proxy);
+            let (request, is_over) = (&request, &is_over);
+            scope.spawn(move || {
+                reader.send(request.repeat(4));
+                while !is_over.load(Ordering::Relaxed) {
+                    if reader.read_message().starts_with('*') {
+                        reader.send(request);
+                    }
+                }
+            });
+        }
+        let mut writer = RespClient::connect(([127, 0, 0, 1], redis.port));
+        let most = (0..150).map(|round| {
+            writer.send(set(round).collect::<Vec<u8>>());
+            (0..KEYS).for_each(|_| assert_eq!(writer.read_message(), "+OK\r\n"));
+            read_metric(&proxy, "segment_client_tracking_keys") as usize
+        });
+        let most = most.max().unwrap_or_default();
+        is_over.store(true, Ordering::Relaxed);
+        assert!(most <= 4 * READERS * KEYS, "{most} keys to be invalidated");
+    });
 }

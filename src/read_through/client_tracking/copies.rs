@@ -151,6 +151,11 @@ impl Copies {
         })
     }
 
+    /// Returns true if a holder has a copy of the key.
+    pub fn has_key(&self, key_hash: u64) -> bool {
+        self.find_key(key_hash).is_some()
+    }
+
     /// Returns true if the holder has a copy of the key.
     pub fn contains(&self, key_hash: u64, holder: u32) -> bool {
         let hash = copy_hash(key_hash, holder);

@@ -51,9 +51,13 @@ impl TrackingLimits {
 /// Copies released for each copy that is added, so that those of closed clients never accumulate.
 const RELEASED_PER_ADD: usize = 2;
 
-/// Copies released in place of one invalidation. (A release takes about 0.2 us, a push some more
-/// and then a turn of its client.)
-const RELEASED_PER_PUSH: usize = 16;
+/// Maximum number of copies released in one call without an invalidation that is due (about 0.2 us
+/// each).
+const MAX_RELEASED: usize = 1024;
+
+/// Bytes of a name that cost as much as one more invalidation. So few long names wait in buffers of
+/// clients at a time.
+const NAME_BYTES_PER_PUSH: usize = 256;
 
 /// Clients among which the one with the most copies loses them at the limit of all copies. Each
 /// time they are the next ones in turn. The largest client of all would take a heap to find.
@@ -100,8 +104,11 @@ pub struct ClientTracking {
     due_bytes: usize,
     /// Clients to be sent an invalidation of all keys.
     due_clients: VecDeque<ClientId>,
-    /// Next holder to be sent one, if all holders are.
-    flush_at: Option<usize>,
+    /// Next holder to be sent one, while all holders are, and the end of the holders.
+    flush_at: usize,
+    flush_end: usize,
+    /// Holders left, in turn, until all have been sent one.
+    flush_left: usize,
     /// Holder from which on clients are compared at the limit of all copies.
     compare_at: usize,
     /// Invalidations passed on so far.
@@ -122,7 +129,9 @@ impl ClientTracking {
             due_keys: VecDeque::new(),
             due_bytes: 0,
             due_clients: VecDeque::new(),
-            flush_at: None,
+            flush_at: 0,
+            flush_end: 0,
+            flush_left: 0,
             compare_at: 0,
             pushes: 0,
         }
@@ -275,10 +284,14 @@ impl ClientTracking {
         if self.copies.len() == 0 {
             return;
         }
+        let hash = hash_key(&self.hasher, key);
         if self.due_bytes + DUE_KEY_BYTES + key.len() > self.limits.due_bytes {
-            return self.invalidate_all();
+            if self.copies.has_key(hash) {
+                self.invalidate_all();
+            }
+            return;
         }
-        if let Some(id) = self.copies.detach_key(hash_key(&self.hasher, key)) {
+        if let Some(id) = self.copies.detach_key(hash) {
             self.due_bytes += DUE_KEY_BYTES + key.len();
             self.due_keys.push_back(DueKey { id, name: key.into() });
         }
@@ -287,28 +300,37 @@ impl ClientTracking {
     /// Invalidates all copies: any key may have changed.
     pub fn invalidate_all(&mut self) {
         // Clients that were notified already may have read new values since: they are notified
-        // again.
-        self.flush_at = Some(0);
+        // again. The round goes on from where it is. From the start each time, it would never
+        // reach the last clients if such changes are frequent.
+        self.flush_end = self.holders.capacity();
+        self.flush_left = self.flush_end;
     }
 
     /// Returns true if [`ClientTracking::deliver`] has work to do.
     pub fn has_due(&self) -> bool {
         !self.due_keys.is_empty()
             || !self.due_clients.is_empty()
-            || self.flush_at.is_some()
+            || self.flush_left > 0
             || !self.retired.is_empty()
             || self.copies.has_retired()
     }
 
-    /// Passes on up to `budget` invalidations. Without one that is due, releases copies instead.
+    /// Passes on up to `budget` invalidations, fewer if names are long. Without one that is due,
+    /// releases copies instead.
     pub fn deliver(&mut self, budget: usize, mut push: impl FnMut(ClientId, Push<'_>) -> PushResult) {
-        for done in 0..budget {
-            let has_worked = self.push_to_next_client(&mut push) || self.push_next_key(&mut push) || self.flush_next();
-            if !has_worked {
+        let mut left = budget;
+        while left > 0 {
+            // Keys come last: an invalidation of everything concerns them too.
+            let cost = match self.push_to_next_client(&mut push) || self.flush_next() {
+                true => 1,
+                false => self.push_next_key(&mut push),
+            };
+            if cost == 0 {
                 self.copies.free_page();
-                self.release((budget - done).saturating_mul(RELEASED_PER_PUSH));
+                self.release(left.min(MAX_RELEASED));
                 return;
             }
+            left = left.saturating_sub(cost);
         }
     }
 
@@ -322,9 +344,10 @@ impl ClientTracking {
         true
     }
 
-    /// Sends the invalidation of the first key that is due to its next holder.
-    fn push_next_key(&mut self, push: &mut impl FnMut(ClientId, Push<'_>) -> PushResult) -> bool {
-        let Some(DueKey { id, name }) = self.due_keys.front() else { return false };
+    /// Sends the invalidation of the first key that is due to its next holder. Returns the part of
+    /// the budget that this took, 0 if no key is due.
+    fn push_next_key(&mut self, push: &mut impl FnMut(ClientId, Push<'_>) -> PushResult) -> usize {
+        let Some(DueKey { id, name }) = self.due_keys.front() else { return 0 };
         let Some((copy, holder)) = self.copies.copy_of(*id) else {
             self.copies.end_key(*id);
             self.due_bytes -= DUE_KEY_BYTES + name.len();
@@ -332,8 +355,9 @@ impl ClientTracking {
             if self.due_keys.is_empty() {
                 self.due_keys.shrink_to(RETAINED_DUE_KEYS);
             }
-            return true;
+            return 1;
         };
+        let cost = 1 + name.len() / NAME_BYTES_PER_PUSH;
         let Holder { client, is_live, .. } = self.holders[holder as usize];
         let result = is_live.then(|| push(client, Push::Key(name)));
         // The holder of a released copy leaves with its last one.
@@ -341,13 +365,17 @@ impl ClientTracking {
         if let Some(result) = result {
             self.on_pushed(client, result);
         }
-        true
+        cost
     }
 
     /// Invalidates all copies of the next holder, if all holders are due.
     fn flush_next(&mut self) -> bool {
-        let Some(at) = self.flush_at else { return false };
-        self.flush_at = (at + 1 < self.holders.capacity()).then_some(at + 1);
+        if self.flush_left == 0 {
+            return false;
+        }
+        let at = self.flush_at;
+        self.flush_left -= 1;
+        self.flush_at = if at + 1 < self.flush_end { at + 1 } else { 0 };
         if self.holders.get(at).is_some_and(|holder| holder.is_live && holder.copies.len() > 0) {
             self.invalidate_client(at as u32);
         }

@@ -150,6 +150,52 @@ fn flush_invalidates_every_client_with_keys() {
     assert_eq!((tracking.copy_count(), tracking.has_due()), (0, false));
 }
 
+/// Invalidations of a key with a long name take more of the budget: each client has its own copy.
+#[test]
+fn long_name_takes_more_budget() {
+    let (mut tracking, key) = (start(TrackingLimits::DEFAULT, 100), vec![b'x'; 64 * 1024]);
+    (0..100).for_each(|slot| tracking.record(client(slot), &key));
+    tracking.invalidate(&key);
+    assert_eq!(deliver(&mut tracking, 1024).len(), 4);
+}
+
+/// Changes of single keys do not delay an invalidation of everything, however many there are.
+#[test]
+fn due_keys_do_not_delay_flush() {
+    let mut tracking = start(TrackingLimits::DEFAULT, 2);
+    for key in 0..100_u8 {
+        tracking.record(client(0), &[key]);
+    }
+    tracking.record(client(1), b"idle");
+    (0..100_u8).for_each(|key| tracking.invalidate(&[key]));
+    tracking.invalidate_all();
+    assert_eq!(deliver(&mut tracking, 20), ["0 *", "1 *"]);
+}
+
+/// An invalidation of everything that is repeated before it is complete reaches the last client.
+#[test]
+fn repeated_flush_reaches_all_clients() {
+    let mut tracking = start(TrackingLimits::DEFAULT, 20);
+    (0..20).for_each(|slot| tracking.record(client(slot), b"a"));
+    let mut reached = BTreeSet::new();
+    for _ in 0..40 {
+        tracking.invalidate_all();
+        reached.extend(deliver(&mut tracking, 4));
+        (0..4).for_each(|slot| tracking.record(client(slot), b"a"));
+    }
+    assert_eq!(reached.len(), 20, "{reached:?}");
+}
+
+/// Changes of keys that no client has invalidate nothing, also while too many names are due.
+#[test]
+fn change_of_unknown_key_never_flushes() {
+    let mut tracking = start(TrackingLimits { due_bytes: DUE_KEY_BYTES + 1, ..TrackingLimits::DEFAULT }, 1);
+    [b"a", b"b"].iter().for_each(|key| tracking.record(client(0), *key));
+    [b"a", b"x", b"y"].iter().for_each(|key| tracking.invalidate(*key));
+    assert_eq!(deliver(&mut tracking, 100), ["0 a"]);
+    assert_eq!(tracking.copy_count(), 1);
+}
+
 /// With too many names to be passed on, everything is invalidated.
 #[test]
 fn too_many_due_names_invalidate_everything() {
