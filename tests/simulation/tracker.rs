@@ -82,8 +82,8 @@ impl Tracker {
     }
 
     /// Cuts the connection. Some of its messages in transit are lost, or all. The loss of a former
-    /// connection still arrives. The proxy notices a silent loss late. Returns true if the connection
-    /// lived.
+    /// connection still arrives. The proxy notices a silent loss late. Returns true if the
+    /// connection lived.
     pub fn cut(&mut self, is_silent: bool, now: Millis, random: &mut Random) -> bool {
         if !std::mem::replace(&mut self.is_connected, false) {
             return false;
