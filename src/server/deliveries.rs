@@ -14,7 +14,7 @@ const INVALIDATIONS_PER_TICK: usize = 1024;
 
 /// Maximum number of events delivered to watchers in one tick, and of reads begun for them. Each
 /// event takes a turn of its client too (about 10 us).
-const WATCH_EVENTS_PER_TICK: usize = 64;
+const WATCH_EVENTS_PER_TICK: usize = 16;
 
 /// Steps of invalidations in one tick: each encodes one for a client, or ends a key (below 0.5 us).
 const PUSH_STEPS_PER_TICK: usize = 1024;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// Watchers of a key that are visited before other keys have their turn. A key with many watchers
 /// may change again before all of them have its event.
-const VISITS_PER_TURN: usize = 32;
+const VISITS_PER_TURN: usize = 8;
 
 /// Result of a read, held until all watchers have it.
 #[derive(Debug)]
