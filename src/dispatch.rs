@@ -214,9 +214,7 @@ impl Dispatcher<'_> {
 
     /// Removes the watchers of a client, and ends its request that waits for changes.
     fn end_watch(&mut self, connection: &mut Connection, slot: usize) {
-        for (id, request_id) in connection.watchers(slot) {
-            self.read_through.unwatch(id, request_id);
-        }
+        self.read_through.unwatch(connection.watchers(slot));
         connection.end_watch(self.context.policy.retry_spread, &mut self.context.reply);
     }
 

@@ -80,6 +80,17 @@ struct Poll {
     unchanged: Option<(u64, bool)>,
 }
 
+impl Stream {
+    /// Appends with `encode`, and returns its result.
+    fn append<T>(&mut self, now: Millis, out: &mut SendBuffer, encode: impl FnOnce(&mut SendBuffer) -> T) -> T {
+        let before = out.unsent_bytes();
+        let result = encode(out);
+        self.appended_at = now;
+        self.bytes += out.unsent_bytes() - before;
+        result
+    }
+}
+
 impl Watch {
     /// Creates a stream about these keys. With `is_named` its events name their key.
     pub(super) fn stream(keys: KeyList, is_named: bool, format: HttpReplyFormat) -> Watch {
@@ -135,22 +146,12 @@ impl Watch {
         }
     }
 
-    /// Appends to a stream with `encode`.
-    fn append(&mut self, now: Millis, out: &mut SendBuffer, encode: impl FnOnce(&mut SendBuffer)) {
-        let before = out.unsent_bytes();
-        encode(out);
-        if let WatchKind::Stream(stream) = &mut self.kind {
-            stream.appended_at = now;
-            stream.bytes += out.unsent_bytes() - before;
-        }
-    }
-
     /// Begins the request: appends the head of a stream, and when its client reconnects.
     fn begin(&mut self, (tracked, retry): (bool, Millis), now: Millis, date: &ResponseDate, out: &mut SendBuffer) {
         match &mut self.kind {
-            WatchKind::Stream(_) => {
+            WatchKind::Stream(stream) => {
                 event_stream::encode_head(&self.format, tracked, date, out);
-                self.append(now, out, |out| event_stream::encode_retry(retry, out));
+                stream.append(now, out, |out| event_stream::encode_retry(retry, out));
             }
             WatchKind::Poll(poll) => poll.deadline = now + poll.wait,
         }
@@ -159,17 +160,14 @@ impl Watch {
 
     /// Appends an event to a stream, unless its client is behind.
     fn take_event(&mut self, part: u32, event: &WatchEvent<'_>, now: Millis, out: &mut SendBuffer) -> Delivery {
-        let WatchKind::Stream(Stream { is_named, .. }) = self.kind else { return Delivery::Ended };
-        let mut is_appended = false;
-        if self.can_append(out, now) {
-            let key: Box<[u8]> = if is_named { self.keys.get(part as usize).into() } else { Box::default() };
-            self.append(now, out, |out| {
-                is_appended = event_stream::encode_event(event, is_named.then_some(&key), out);
-            });
-            self.is_failed |= !is_appended;
-        }
-        if is_appended {
-            return Delivery::Taken;
+        let can_append = self.can_append(out, now);
+        let WatchKind::Stream(stream) = &mut self.kind else { return Delivery::Ended };
+        if can_append {
+            let key = stream.is_named.then(|| self.keys.get(part as usize));
+            if stream.append(now, out, |out| event_stream::encode_event(event, key, out)) {
+                return Delivery::Taken;
+            }
+            self.is_failed = true;
         }
         if !self.behind.contains(&part) {
             self.behind.push_back(part);
@@ -346,7 +344,7 @@ impl Connection {
             return watch.take_event(request_id.part, event, now, out);
         };
         if let (Some(KeyState::Value(digest)), KeyResult::Value(payload)) = (event.state, event.reply.result)
-            && watch.format.is_not_modified(payload)
+            && watch.format.is_not_modified(digest, payload.bytes().len())
         {
             poll.unchanged = Some((digest, event.reply.tracked));
             return Delivery::Unchanged;
@@ -392,7 +390,9 @@ impl Connection {
         let retry = self.retry_delay(retry_spread);
         match self.replies.first_watch().map(|watch| &watch.kind) {
             Some(WatchKind::Poll(Poll { unchanged: None, .. })) => {
-                let (result, source) = (KeyResult::Failed(&Failure::Timeout), NOT_READ);
+                // No read has ended.
+                let source = Source::Redis { collapsed: true, stored: None };
+                let result = KeyResult::Failed(&Failure::Timeout);
                 self.end_poll(&Reply { result, source, tracked: false }, context);
             }
             Some(&WatchKind::Poll(Poll { unchanged: Some((digest, tracked)), .. })) => {
@@ -402,7 +402,9 @@ impl Connection {
             }
             Some(WatchKind::Stream(_)) => {
                 self.replies.end_watch(context, RequestOutcome::Watched, |mut watch, _, out| {
-                    watch.append(0, out, |out| event_stream::encode_retry(retry, out));
+                    if let WatchKind::Stream(stream) = &mut watch.kind {
+                        stream.append(stream.appended_at, out, |out| event_stream::encode_retry(retry, out));
+                    }
                     watch.stream_summary().unwrap_or(ReplySummary { status: Status::Ok, bytes: 0 })
                 });
             }
@@ -416,8 +418,9 @@ impl Connection {
             && watch.has_begun()
             && watch.deadline() <= now
             && watch.can_append(out, now)
+            && let WatchKind::Stream(stream) = &mut watch.kind
         {
-            watch.append(now, out, |out| out.tail().extend_from_slice(HEARTBEAT));
+            stream.append(now, out, |out| out.tail().extend_from_slice(HEARTBEAT));
         }
     }
 
@@ -429,6 +432,3 @@ impl Connection {
         MIN_RETRY + mixed % spread.max(1)
     }
 }
-
-/// Source of the reply to a long poll that ends without any reply of Redis.
-const NOT_READ: Source = Source::Redis { collapsed: true, stored: None };

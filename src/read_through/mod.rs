@@ -23,7 +23,7 @@ use capacity::{CapacityCheck, Suggestion};
 use client_tracking::{ClientTracking, TrackingLimits};
 use std::sync::Arc;
 pub use watches::{Deliver, WatchSettings, WatcherLimit};
-use watches::{ReadResult, WatchCounters, Watches};
+use watches::{Freshness, ReadResult, WatchCounters, Watches};
 
 /// Maximum length of a fetched value that is copied for each waiter. Waiters share a longer one: a
 /// client may have a hundred replies queued behind a slow one, and escaping may need six bytes for
@@ -69,6 +69,14 @@ impl FinishedValue {
             FinishedValue::Copied(value) => Payload::Inline { bytes: &value.bytes, form: value.form },
         }
     }
+
+    /// Returns the result for watchers. They share the value of a watched key.
+    fn into_read_result(self) -> Option<ReadResult> {
+        match self {
+            FinishedValue::Shared(value) => Some(ReadResult::Value(value)),
+            FinishedValue::Copied(_) => None,
+        }
+    }
 }
 
 /// Cache and fetches in flight of one worker.
@@ -82,7 +90,7 @@ pub struct ReadThrough {
     /// True while the tracking connection receives every change in Redis.
     tracked: bool,
     /// Clients that cache values, and the keys that they have read.
-    clients: ClientTracking,
+    client_tracking: ClientTracking,
     counters: Counters,
     capacity: CapacityCheck,
 }
@@ -104,11 +112,11 @@ impl ReadThrough {
         ReadThrough {
             cache: Cache::new(limits),
             inflight: Inflight::new(),
-            watches: Watches::new(WatchSettings::default(), ttl),
+            watches: Watches::new(WatchSettings::default()),
             ttl,
             wait_timeout,
             tracked: false,
-            clients: ClientTracking::new(TrackingLimits::DEFAULT),
+            client_tracking: ClientTracking::new(TrackingLimits::DEFAULT),
             counters: Counters::default(),
             capacity: CapacityCheck::default(),
         }
@@ -116,7 +124,7 @@ impl ReadThrough {
 
     /// Replaces the default settings of watching. No key may be watched yet.
     pub fn with_watch_settings(mut self, settings: WatchSettings) -> ReadThrough {
-        self.watches = Watches::new(settings, self.ttl);
+        self.watches = Watches::new(settings);
         self
     }
 
@@ -151,7 +159,7 @@ impl ReadThrough {
                 if !self.tracked {
                     return Lookup::UnreportedReply(reply);
                 }
-                self.clients.record(request_id.client_id(), key);
+                self.client_tracking.record(request_id.client_id(), key);
             }
             return Lookup::Reply(reply);
         }
@@ -173,7 +181,7 @@ impl ReadThrough {
     /// no invalidation of it would follow, so that the caller must send one behind the reply.
     pub fn record_read(&mut self, client: ClientId, key: &[u8]) -> bool {
         if self.tracked {
-            self.clients.record(client, key);
+            self.client_tracking.record(client, key);
         }
         self.tracked
     }
@@ -181,17 +189,17 @@ impl ReadThrough {
     /// Begins or ends to record what a client reads ([`Access::client_caches`]). At the end, and
     /// when the client is gone, everything recorded is forgotten.
     pub fn set_client_tracking(&mut self, client: ClientId, is_on: bool) {
-        if is_on { self.clients.start(client) } else { self.clients.stop(client) }
+        if is_on { self.client_tracking.start(client) } else { self.client_tracking.stop(client) }
     }
 
     /// Passes on up to `budget` invalidations to clients that cache values.
     pub fn deliver_pushes(&mut self, budget: usize, push: impl FnMut(ClientId, Push<'_>) -> PushResult) {
-        self.clients.deliver(budget, push);
+        self.client_tracking.deliver(budget, push);
     }
 
     /// Returns true if [`ReadThrough::deliver_pushes`] has work to do.
     pub fn has_pushes(&self) -> bool {
-        self.clients.has_due()
+        self.client_tracking.has_due()
     }
 
     /// Returns the time until the cache entry of `key` expires. Does not read Redis and does not
@@ -215,7 +223,8 @@ impl ReadThrough {
         let waiters = &finished.waiters;
         let watch_id = self.watches.find_read(&finished.key, completion.fetch_id);
         let is_reported = self.tracked && completion.may_cache && !finished.is_detached;
-        match completion.result {
+        let expiry = now + self.ttl;
+        let (read, stored, fresh_until) = match completion.result {
             Ok(Some(FetchedValue { value, ttl })) => {
                 let value = FinishedValue::new(value, watch_id.is_some());
                 // Counted from before Redis was asked: the lifetime went on while its reply
@@ -231,32 +240,29 @@ impl ReadThrough {
                     self.remove_missing(&finished);
                 }
                 let result = KeyResult::Value(value.payload(MAX_COPIED_BYTES));
-                self.reply_all(&finished, result, stored, is_reported, &mut deliver);
-                if let (Some(id), FinishedValue::Shared(value)) = (watch_id, value) {
-                    let fresh_until = redis_expiry.min(now + self.ttl);
-                    self.watches.on_read(id, ReadResult::Value(value, fresh_until), stored, (self.tracked, now));
-                }
+                self.reply_fetched(&finished, result, stored, is_reported, &mut deliver);
+                (value.into_read_result(), stored, redis_expiry.min(expiry))
             }
             Ok(None) => {
                 self.remove_missing(&finished);
-                self.reply_all(&finished, KeyResult::Missing, None, is_reported, &mut deliver);
-                if let Some(id) = watch_id {
-                    self.watches.on_read(id, ReadResult::Missing, None, (self.tracked, now));
-                }
+                self.reply_fetched(&finished, KeyResult::Missing, None, is_reported, &mut deliver);
+                (Some(ReadResult::Missing), None, expiry)
             }
             Err(failure) => {
                 if failure.invalidates_entry() {
                     self.remove_missing(&finished);
                     // `MGET` and `EXISTS` answer such a key, and clients may cache that.
                     let result = KeyResult::Failed(&failure);
-                    self.reply_all(&finished, result, None, is_reported, &mut deliver);
+                    self.reply_fetched(&finished, result, None, is_reported, &mut deliver);
                 } else {
                     self.fail_or_serve_stale(&finished.key, waiters, &failure, now, &mut deliver);
                 }
-                if let Some(id) = watch_id {
-                    self.watches.on_read(id, ReadResult::Failed(failure), None, (self.tracked, now));
-                }
+                (Some(ReadResult::Failed(failure)), None, expiry)
             }
+        };
+        if let (Some(id), Some(read)) = (watch_id, read) {
+            let freshness = Freshness { fresh_until, stored, tracked: self.tracked };
+            self.watches.on_read(id, read, freshness, now);
         }
     }
 
@@ -307,29 +313,22 @@ impl ReadThrough {
     ) {
         let found = failure.outage().and_then(|outage| Some((outage, self.cache.get_allow_stale(key, now)?)));
         let Some((outage, cached)) = found else {
-            for waiter in waiters.iter() {
-                let source = Source::Redis { collapsed: waiter.collapsed, stored: None };
-                let reply = Reply { result: KeyResult::Failed(failure), source, tracked: self.tracked };
-                deliver(waiter.request_id, &DeferredReply { reply, unreported_key: None });
-            }
-            return;
+            let (result, source) = (KeyResult::Failed(failure), Source::Redis { collapsed: false, stored: None });
+            return reply_all(waiters, Reply { result, source, tracked: self.tracked }, None, deliver);
         };
         let source = match cached.ttl {
             0 => Source::Stale { expired_for: cached.expired_for, outage },
             // A later fetch has cached a fresh value, or the request wanted a newer one.
             ttl => Source::Cache { ttl },
         };
-        for waiter in waiters.iter() {
-            // No invalidation follows an older value.
-            let unreported_key = waiter.client_caches.then_some(key);
-            let reply = Reply { result: KeyResult::Value(cached.payload), source, tracked: self.tracked };
-            deliver(waiter.request_id, &DeferredReply { reply, unreported_key });
-        }
+        // No invalidation follows an older value.
+        let reply = Reply { result: KeyResult::Value(cached.payload), source, tracked: self.tracked };
+        reply_all(waiters, reply, Some(key), deliver);
     }
 
     /// Replies to all waiters with the result of their fetch. `is_reported` is true if the next
     /// change of the key will arrive as an invalidation.
-    fn reply_all(
+    fn reply_fetched(
         &mut self,
         finished: &FinishedFetch,
         result: KeyResult<'_>,
@@ -337,15 +336,15 @@ impl ReadThrough {
         is_reported: bool,
         deliver: &mut impl FnMut(RequestId, &DeferredReply<'_>),
     ) {
-        for waiter in finished.waiters.iter() {
-            let source = Source::Redis { collapsed: waiter.collapsed, stored };
-            if waiter.client_caches && is_reported {
-                self.clients.record(waiter.request_id.client_id(), &finished.key);
+        let FinishedFetch { key, waiters, .. } = finished;
+        if is_reported {
+            for waiter in waiters.iter().filter(|waiter| waiter.client_caches) {
+                self.client_tracking.record(waiter.request_id.client_id(), key);
             }
-            let unreported_key = (waiter.client_caches && !is_reported).then_some(&*finished.key);
-            let reply = Reply { result, source, tracked: self.tracked };
-            deliver(waiter.request_id, &DeferredReply { reply, unreported_key });
         }
+        let source = Source::Redis { collapsed: false, stored };
+        let reply = Reply { result, source, tracked: self.tracked };
+        reply_all(waiters, reply, (!is_reported).then_some(key), deliver);
     }
 
     /// Applies an invalidation: removes the entries that it covers and detaches their fetches.
@@ -356,7 +355,7 @@ impl ReadThrough {
                 self.counters.invalidated += u64::from(self.cache.remove(key));
                 self.inflight.detach(key);
                 self.watches.on_change(key, now);
-                self.clients.invalidate(key);
+                self.client_tracking.invalidate(key);
             }
             Invalidation::All => self.flush(),
             Invalidation::TrackingStarted => {
@@ -369,7 +368,7 @@ impl ReadThrough {
                 self.cache.expire_all(now);
                 self.inflight.detach_all();
                 self.watches.on_change_of_all();
-                self.clients.invalidate_all();
+                self.client_tracking.invalidate_all();
                 self.tracked = false;
             }
         }
@@ -381,7 +380,7 @@ impl ReadThrough {
         self.counters.invalidated += self.cache.len() as u64;
         self.cache.clear();
         self.inflight.detach_all();
-        self.clients.invalidate_all();
+        self.client_tracking.invalidate_all();
         self.watches.on_change_of_all();
     }
 
@@ -402,9 +401,9 @@ impl ReadThrough {
         self.watches.watch(key, request_id, has)
     }
 
-    /// Removes a watcher of the key with this id.
-    pub fn unwatch(&mut self, watch_id: usize, request_id: RequestId) {
-        self.watches.unwatch(watch_id, request_id);
+    /// Removes watchers, each with the id of its key.
+    pub fn unwatch(&mut self, watchers: impl IntoIterator<Item = (usize, RequestId)>) {
+        watchers.into_iter().for_each(|(id, request_id)| self.watches.unwatch(id, request_id));
     }
 
     /// Delivers the present state of a watched key to a watcher that lacks it, now or after a read.
@@ -452,9 +451,9 @@ impl ReadThrough {
         (metrics.suggested_entries, metrics.suggested_bytes) = (entries, bytes);
         let losses = self.cache.capacity_losses();
         metrics.early_evictions = losses.by_entries + losses.by_bytes;
-        metrics.tracking_clients = self.clients.client_count();
-        metrics.tracked_keys = self.clients.copy_count();
-        metrics.tracking_pushes = self.clients.push_count();
+        metrics.tracking_clients = self.client_tracking.client_count();
+        metrics.tracked_keys = self.client_tracking.copy_count();
+        metrics.tracking_pushes = self.client_tracking.push_count();
     }
 
     /// Checks the cache and the fetches in flight. Walks all of both.
@@ -462,7 +461,7 @@ impl ReadThrough {
     pub fn validate(&self) -> Result<(), String> {
         self.cache.validate()?;
         self.watches.validate()?;
-        self.clients.validate()?;
+        self.client_tracking.validate()?;
         self.inflight.validate()
     }
 
@@ -476,5 +475,23 @@ impl ReadThrough {
             Some(watch) => Some(own.map_or(watch, |own| own.min(watch))),
             None => own,
         }
+    }
+}
+
+/// Replies to waiters. A reply from Redis tells each of them if it had joined the fetch.
+/// `unreported_key` is the key if no invalidation of this result would follow.
+fn reply_all(
+    waiters: &Waiters,
+    reply: Reply<'_>,
+    unreported_key: Option<&[u8]>,
+    deliver: &mut impl FnMut(RequestId, &DeferredReply<'_>),
+) {
+    for waiter in waiters.iter() {
+        let source = match reply.source {
+            Source::Redis { stored, .. } => Source::Redis { collapsed: waiter.collapsed, stored },
+            source => source,
+        };
+        let unreported_key = unreported_key.filter(|_| waiter.client_caches);
+        deliver(waiter.request_id, &DeferredReply { reply: Reply { source, ..reply }, unreported_key });
     }
 }

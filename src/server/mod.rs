@@ -416,9 +416,7 @@ impl Worker {
 
     fn close_client(&mut self, slot: usize) {
         // Dropping the stream closes it, and the kernel removes it from epoll.
-        for (watch_id, request_id) in self.clients.watchers(slot) {
-            self.read_through.unwatch(watch_id, request_id);
-        }
+        self.read_through.unwatch(self.clients.watchers(slot));
         let client = self.clients.remove(slot);
         self.read_through.set_client_tracking(client.connection.client_id(slot), false);
         self.connection_limit.release(client.endpoint, client.rejected);

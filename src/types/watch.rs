@@ -1,7 +1,6 @@
 //! Types about watched keys: the states that watchers distinguish, and events.
 
-use super::{Failure, KeyResult, Reply};
-use crate::value::Payload;
+use super::{Failure, Reply};
 use std::cell::OnceCell;
 
 /// State of a key, as far as watchers distinguish it.
@@ -18,15 +17,12 @@ pub enum KeyState {
 }
 
 impl KeyState {
-    /// Returns the state that a result shows, `None` if the key could not be read. Scans a short
-    /// value.
-    pub fn of(result: &KeyResult<'_>) -> Option<KeyState> {
-        match result {
-            KeyResult::Value(payload) => Some(KeyState::Value(Payload::digest(payload))),
-            KeyResult::Missing => Some(KeyState::Missing),
-            KeyResult::Failed(Failure::WrongType) => Some(KeyState::WrongType),
-            KeyResult::Failed(Failure::TooLong) => Some(KeyState::TooLong),
-            KeyResult::Failed(_) | KeyResult::NotCached => None,
+    /// Returns the state of a key that was read with this failure, `None` if it could not be read.
+    pub fn of_failure(failure: &Failure) -> Option<KeyState> {
+        match failure {
+            Failure::WrongType => Some(KeyState::WrongType),
+            Failure::TooLong => Some(KeyState::TooLong),
+            _ => None,
         }
     }
 

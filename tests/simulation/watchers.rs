@@ -233,9 +233,7 @@ impl World {
     /// Replaces the connection of a watcher. Its client remembers the last id.
     fn reconnect_watcher(&mut self, index: usize) {
         self.record(format_args!("watcher {index} reconnects"));
-        for (id, request_id) in self.watchers[index].connection.watchers(World::slot_of(index)) {
-            self.read_through.unwatch(id, request_id);
-        }
+        self.read_through.unwatch(self.watchers[index].connection.watchers(World::slot_of(index)));
         self.last_connection_id += 1;
         let watcher = &mut self.watchers[index];
         watcher.connection.abort(&mut self.recorder);

@@ -131,7 +131,7 @@ fn split_tag(text: &[u8]) -> Option<(Option<EntityTag>, &[u8])> {
 }
 
 /// Returns the number that [`to_hex`] renders as `text`.
-fn parse_hex(text: &[u8]) -> Option<u64> {
+pub(super) fn parse_hex(text: &[u8]) -> Option<u64> {
     let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     (text.len() == DIGITS && text.iter().all(is_digit)).then_some(())?;
     u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()
@@ -139,7 +139,7 @@ fn parse_hex(text: &[u8]) -> Option<u64> {
 
 /// Returns a number in hexadecimal, with all digits and in lower case. Runs for each response, so
 /// it converts eight digits at a time.
-fn to_hex(number: u64) -> [u8; DIGITS] {
+pub(super) fn to_hex(number: u64) -> [u8; DIGITS] {
     let mut digits = [0; DIGITS];
     for (half, out) in [number >> 32, number & 0xffff_ffff].into_iter().zip(digits.as_chunks_mut::<8>().0) {
         // Moves each four bits into a byte of their own.

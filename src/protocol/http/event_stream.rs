@@ -3,7 +3,7 @@
 //! A stream for one key has the body of `/key` as its data. A stream for several keys names the key
 //! in its data and in its ids, so that its last id tells which of the keys the client has.
 
-use super::entity_tag::EntityTag;
+use super::entity_tag::{EntityTag, parse_hex, to_hex};
 use super::head::{ResponseDate, begin_bare_head, end_head};
 use super::json::{self, key_len, write_key};
 use super::value_body::ValueBody;
@@ -24,9 +24,6 @@ pub const HEARTBEAT: &[u8] = b":\n\n";
 /// Names in ids of the states without a value.
 const STATE_NAMES: [(KeyState, &[u8]); 3] =
     [(KeyState::Missing, b"gone"), (KeyState::WrongType, b"wrong-type"), (KeyState::TooLong, b"too-long")];
-
-/// Hexadecimal digits of the digest of a key.
-const KEY_DIGITS: usize = 16;
 
 /// Id of an event: the state of a key, and in a stream for several keys also the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,15 +66,10 @@ impl EventId {
             state => STATE_NAMES.iter().filter(|(named, _)| *named == state).for_each(|(_, name)| out.extend(*name)),
         }
         if let Some(key) = self.key {
-            out.extend_from_slice(format!(" {key:016x}").as_bytes());
+            out.push(b' ');
+            out.extend_from_slice(&to_hex(key));
         }
     }
-}
-
-/// Parses the digest of a key.
-fn parse_hex(text: &[u8]) -> Option<u64> {
-    let digits = text.len() == KEY_DIGITS && text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    digits.then(|| u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()).flatten()
 }
 
 /// Appends the head of a stream. `tracked` tells in `Cache-Status` if changes arrive at once or are
@@ -173,7 +165,12 @@ mod tests {
     fn event_text(result: KeyResult<'_>, key: Option<&[u8]>) -> String {
         let reply = Reply { result, source: Source::Cache { ttl: 1 }, tracked: true };
         let rendered = RenderedEvent::default();
-        let event = WatchEvent { state: KeyState::of(&result), reply, rendered: &rendered };
+        let state = match result {
+            KeyResult::Value(payload) => Some(KeyState::Value(payload.digest())),
+            KeyResult::Failed(failure) => KeyState::of_failure(failure),
+            KeyResult::Missing | KeyResult::NotCached => Some(KeyState::Missing),
+        };
+        let event = WatchEvent { state, reply, rendered: &rendered };
         let mut out = SendBuffer::default();
         // The second watcher gets the rendering of the first.
         assert!(encode_event(&event, key, &mut out) && encode_event(&event, key, &mut out));

@@ -38,7 +38,7 @@ pub use target::{may_be_admin_request, percent_decode};
 pub(super) use value_body::ValueBody;
 
 use crate::types::{Access, Millis};
-use crate::value::{Payload, SHARED_VALUE_BYTES, Value};
+use crate::value::{SHARED_VALUE_BYTES, Value};
 use conditions::{Conditions, Representation, Selection};
 use entity_tag::EntityTag;
 
@@ -150,10 +150,10 @@ impl HttpReplyFormat {
         self.conditions.as_ref()?.wait_seconds().filter(|_| self.access.reads_redis)
     }
 
-    /// Returns true if the client has the value of this payload already (RFC 9110, section 13.1.2).
-    pub fn is_not_modified(&self, payload: Payload<'_>) -> bool {
-        let tag = self.tag_of(|| payload.digest());
-        self.select_value(tag, payload.bytes().len()) == Selection::NotModified
+    /// Returns true if the client has the value with this digest and length already (RFC 9110,
+    /// section 13.1.2).
+    pub fn is_not_modified(&self, digest: u64, length: usize) -> bool {
+        self.select_value(self.tag_of(|| digest), length) == Selection::NotModified
     }
 
     /// Returns the bytes that the format holds beside itself.

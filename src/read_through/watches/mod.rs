@@ -22,10 +22,10 @@ mod round;
 mod tests;
 
 use crate::cache::{Cache, DeadlineHeap};
-use crate::types::{Delivery, KeyResult, KeyState, Millis, RequestId, Source, WatchEvent};
-use crate::value::Payload;
+use crate::types::{Delivery, KeyResult, KeyState, Millis, RenderedEvent, Reply, RequestId, Source, WatchEvent};
 pub use limit::WatcherLimit;
-pub use reads::ReadResult;
+pub use reads::Freshness;
+pub use round::ReadResult;
 use round::{Event, Round};
 use slab::Slab;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -60,14 +60,13 @@ pub struct Watches {
     ids: HashMap<Arc<[u8]>, usize>,
     /// Keys that are read at a time.
     due: DeadlineHeap,
-    /// Keys with an event that not all watchers have. A key may be gone or listed twice.
+    /// Keys with an event that not all watchers have. A key may be gone, and its id reused.
     rounds: VecDeque<usize>,
     /// Reads in flight that watches have started or joined.
     reads_in_flight: usize,
     /// Next key to mark as outdated, after an event that may have changed any key.
     outdated_from: Option<usize>,
     settings: WatchSettings,
-    ttl: Millis,
     counters: WatchCounters,
 }
 
@@ -117,8 +116,8 @@ enum Seen {
 }
 
 impl Watches {
-    /// Creates the state without watched keys. Values are fresh for `ttl` at most.
-    pub fn new(settings: WatchSettings, ttl: Millis) -> Watches {
+    /// Creates the state without watched keys.
+    pub fn new(settings: WatchSettings) -> Watches {
         Watches {
             keys: Slab::new(),
             ids: HashMap::new(),
@@ -127,7 +126,6 @@ impl Watches {
             reads_in_flight: 0,
             outdated_from: None,
             settings,
-            ttl,
             counters: WatchCounters::default(),
         }
     }
@@ -187,7 +185,7 @@ impl Watches {
         id
     }
 
-    /// Removes a watcher. Does nothing if it was removed already.
+    /// Removes a watcher. Does nothing if it is removed already.
     pub fn unwatch(&mut self, id: usize, request_id: RequestId) {
         let Some(watched) = self.keys.get_mut(id) else { return };
         if watched.watchers.remove(&request_id).is_some() {
@@ -229,22 +227,19 @@ impl Watches {
         if seen == Seen::State(state) {
             return;
         }
-        let event = match (&watched.round, state) {
-            (Some(round), _) if round.event.state == Some(state) => {
-                return self.deliver_to(id, request_id, deliver);
-            }
-            (_, KeyState::Value(digest)) => {
+        if watched.round.as_ref().is_some_and(|round| round.event.state == Some(state)) {
+            return self.deliver_to(id, request_id, deliver);
+        }
+        let delivery = match state {
+            KeyState::Value(digest) => {
                 let hit = cache.peek(&watched.key, now).filter(|hit| hit.payload.digest() == digest);
                 let Some(hit) = hit else { return self.await_read(id, seen, now) };
-                let source = Source::Cache { ttl: hit.ttl };
-                let delivery = round::deliver_reply(KeyResult::Value(hit.payload), source, tracked, |event| {
-                    deliver(request_id, event)
-                });
-                return self.apply(id, request_id, Seen::State(state), delivery);
+                let (result, source) = (KeyResult::Value(hit.payload), Source::Cache { ttl: hit.ttl });
+                let (reply, rendered) = (Reply { result, source, tracked }, &RenderedEvent::default());
+                deliver(request_id, &WatchEvent { state: Some(state), reply, rendered })
             }
-            (_, state) => Event::without_value(state, tracked),
+            _ => Event::without_value(state, tracked).deliver(request_id, deliver),
         };
-        let delivery = event.deliver(request_id, deliver);
         self.apply(id, request_id, Seen::State(state), delivery);
     }
 
@@ -252,7 +247,7 @@ impl Watches {
     fn adopt_cached(&mut self, id: usize, cache: &mut Cache, now: Millis) {
         let watched = &mut self.keys[id];
         if let Some(hit) = cache.peek(&watched.key, now) {
-            watched.state = Some(KeyState::Value(Payload::digest(&hit.payload)));
+            watched.state = Some(KeyState::Value(hit.payload.digest()));
             watched.last_end = Some(now);
             let expires_at = now + hit.ttl;
             self.schedule(id, expires_at);

@@ -1,10 +1,9 @@
 //! Reads of watched keys: when one begins, and what its result changes.
 
-use super::round::{Event, EventResult};
+use super::round::{Event, ReadResult};
 use super::{WatchedKey, Watches};
 use crate::inflight::{Inflight, UnwaitedFetch};
-use crate::types::{Failure, Job, KeyResult, KeyState, Millis};
-use crate::value::Value;
+use crate::types::{Job, Millis};
 use std::sync::Arc;
 
 /// Maximum number of reads in flight for watches: as many as one client may have, so that they do
@@ -18,15 +17,15 @@ const MARKS_PER_TICK: usize = 256;
 /// Time until a key is read again that could not be read. Reconnecting to Redis starts as soon.
 const RETRY_DELAY: Millis = 1000;
 
-/// Result of a read of a watched key.
-#[derive(Debug)]
-pub enum ReadResult {
-    /// The value, and the time until it is no longer fresh.
-    Value(Arc<Value>, Millis),
-    /// Redis has no such key.
-    Missing,
-    /// The key could not be read.
-    Failed(Failure),
+/// Freshness of the result of a read.
+#[derive(Clone, Copy, Debug)]
+pub struct Freshness {
+    /// Time from which on the result is no longer fresh.
+    pub fresh_until: Millis,
+    /// Time until the value in the cache expires, `None` if it is not cached.
+    pub stored: Option<Millis>,
+    /// True while changes arrive as invalidations.
+    pub tracked: bool,
 }
 
 impl Watches {
@@ -129,46 +128,42 @@ impl Watches {
         (self.keys[id].fetch_id == Some(fetch_id)).then_some(id)
     }
 
-    /// Applies the result of the read of a watched key. `stored` is the time until the cached value
-    /// expires, `None` if it is not cached.
-    pub fn on_read(&mut self, id: usize, result: ReadResult, stored: Option<Millis>, (tracked, now): (bool, Millis)) {
+    /// Applies the result of the read of a watched key.
+    pub fn on_read(&mut self, id: usize, result: ReadResult, freshness: Freshness, now: Millis) {
+        let Freshness { fresh_until, stored, tracked } = freshness;
         let watched = &mut self.keys[id];
         watched.fetch_id = None;
         self.reads_in_flight -= 1;
         if std::mem::take(&mut watched.ignores_read) {
             return self.schedule(id, now);
         }
-        let (state, next_read) = match &result {
-            ReadResult::Value(value, fresh_until) => (Some(KeyState::Value(value.digest)), *fresh_until),
-            ReadResult::Missing => (Some(KeyState::Missing), now + self.ttl),
-            ReadResult::Failed(failure) => match KeyState::of(&KeyResult::Failed(failure)) {
-                Some(state) => (Some(state), now + self.ttl),
-                None => (None, now + RETRY_DELAY),
-            },
-        };
-        let reads_again = watched.is_outdated && state.is_some();
-        watched.last_end = if state.is_some() { Some(now) } else { watched.last_end };
+        let event = Event::new(result, stored, tracked);
+        if event.state.is_some() {
+            watched.last_end = Some(now);
+        }
+        let (has_failed, is_outdated) = (event.state.is_none(), watched.is_outdated);
         let earliest = self.earliest_read(id, now);
-        self.schedule(id, if reads_again { earliest } else { next_read.max(earliest) });
-        self.show(id, state, result, stored, tracked);
+        self.schedule(
+            id,
+            match (has_failed, is_outdated) {
+                (true, _) => earliest.max(now + RETRY_DELAY),
+                (_, true) => earliest,
+                _ => earliest.max(fresh_until),
+            },
+        );
+        self.show(id, event);
     }
 
     /// Starts a round of events, if the result of a read is new to a watcher.
-    fn show(&mut self, id: usize, state: Option<KeyState>, result: ReadResult, stored: Option<Millis>, tracked: bool) {
-        let WatchedKey { state: known, awaits_read, .. } = &mut self.keys[id];
+    fn show(&mut self, id: usize, event: Event) {
+        let WatchedKey { state, awaits_read, .. } = &mut self.keys[id];
         // A failure replaces no event with a state: nothing awaits a read while that is delivered.
-        let is_new = *awaits_read || (state.is_some() && *known != state);
-        if state.is_some() {
-            (*known, *awaits_read) = (state, false);
+        let is_new = *awaits_read || (event.state.is_some() && *state != event.state);
+        if event.state.is_some() {
+            (*state, *awaits_read) = (event.state, false);
         }
-        if !is_new {
-            return;
+        if is_new {
+            self.start_round(id, event);
         }
-        let result = match result {
-            ReadResult::Value(value, _) => EventResult::Value(value),
-            ReadResult::Missing => EventResult::Missing,
-            ReadResult::Failed(failure) => EventResult::Failed(failure),
-        };
-        self.start_round(id, Event::new(state, result, stored, tracked));
     }
 }

@@ -12,38 +12,62 @@ use std::sync::Arc;
 /// may change again before all of them have its event.
 const VISITS_PER_TURN: usize = 8;
 
+/// Result of a read of a watched key.
+#[derive(Debug)]
+pub enum ReadResult {
+    /// The value.
+    Value(Arc<Value>),
+    /// Redis has no such key.
+    Missing,
+    /// The key could not be read.
+    Failed(Failure),
+}
+
+impl ReadResult {
+    fn as_key_result(&self) -> KeyResult<'_> {
+        match self {
+            ReadResult::Value(value) if value.bytes.len() > SHARED_VALUE_BYTES => {
+                KeyResult::Value(Payload::Shared(value))
+            }
+            ReadResult::Value(value) => KeyResult::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
+            ReadResult::Missing => KeyResult::Missing,
+            ReadResult::Failed(failure) => KeyResult::Failed(failure),
+        }
+    }
+
+    /// Returns the state of the key, `None` if it could not be read. Scans no value.
+    pub(super) fn state(&self) -> Option<KeyState> {
+        match self {
+            ReadResult::Value(value) => Some(KeyState::Value(value.digest)),
+            ReadResult::Missing => Some(KeyState::Missing),
+            ReadResult::Failed(failure) => KeyState::of_failure(failure),
+        }
+    }
+}
+
 /// Result of a read, held until all watchers have it.
 #[derive(Debug)]
 pub(super) struct Event {
     /// `None` if the key could not be read.
     pub(super) state: Option<KeyState>,
-    pub(super) result: EventResult,
+    result: ReadResult,
     /// Time until the value in the cache expires, `None` if it was not cached.
-    pub(super) stored: Option<Millis>,
-    pub(super) tracked: bool,
+    stored: Option<Millis>,
+    tracked: bool,
     rendered: RenderedEvent,
 }
 
-/// Result of a read.
-#[derive(Debug)]
-pub(super) enum EventResult {
-    Value(Arc<Value>),
-    Missing,
-    Failed(Failure),
-}
-
 impl Event {
-    pub(super) fn new(state: Option<KeyState>, result: EventResult, stored: Option<Millis>, tracked: bool) -> Event {
-        Event { state, result, stored, tracked, rendered: RenderedEvent::default() }
+    pub(super) fn new(result: ReadResult, stored: Option<Millis>, tracked: bool) -> Event {
+        Event { state: result.state(), result, stored, tracked, rendered: RenderedEvent::default() }
     }
 
     /// Returns the event of a key without a value.
     pub(super) fn without_value(state: KeyState, tracked: bool) -> Event {
-        let result = state.failure().map_or(EventResult::Missing, EventResult::Failed);
-        Event::new(Some(state), result, None, tracked)
+        Event::new(state.failure().map_or(ReadResult::Missing, ReadResult::Failed), None, tracked)
     }
 
-    /// Returns what a watcher has after the event.
+    /// Returns the state that a watcher has after the event.
     pub(super) fn seen(&self) -> Seen {
         self.state.map_or(Seen::Failure, Seen::State)
     }
@@ -57,30 +81,11 @@ impl Event {
     }
 
     pub(super) fn deliver(&self, request_id: RequestId, deliver: &mut Deliver<'_>) -> Delivery {
-        let result = match &self.result {
-            EventResult::Value(value) if value.bytes.len() > SHARED_VALUE_BYTES => {
-                KeyResult::Value(Payload::Shared(value))
-            }
-            EventResult::Value(value) => KeyResult::Value(Payload::Inline { bytes: &value.bytes, form: value.form }),
-            EventResult::Missing => KeyResult::Missing,
-            EventResult::Failed(failure) => KeyResult::Failed(failure),
-        };
         // The read was started for all watchers.
         let source = Source::Redis { collapsed: true, stored: self.stored };
-        let reply = Reply { result, source, tracked: self.tracked };
+        let reply = Reply { result: self.result.as_key_result(), source, tracked: self.tracked };
         deliver(request_id, &WatchEvent { state: self.state, reply, rendered: &self.rendered })
     }
-}
-
-/// Delivers a reply that is no event for other watchers.
-pub(super) fn deliver_reply(
-    result: KeyResult<'_>,
-    source: Source,
-    tracked: bool,
-    deliver: impl FnOnce(&WatchEvent<'_>) -> Delivery,
-) -> Delivery {
-    let (state, rendered) = (KeyState::of(&result), RenderedEvent::default());
-    deliver(&WatchEvent { state, reply: Reply { result, source, tracked }, rendered: &rendered })
 }
 
 /// Delivery of an event in progress.

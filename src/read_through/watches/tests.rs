@@ -59,7 +59,7 @@ impl Fixture {
 
     fn unwatch(&mut self, slot: usize) {
         let id = self.ids.remove(&slot).expect("a watcher");
-        self.read_through.unwatch(id, request_id(slot));
+        self.read_through.unwatch([(id, request_id(slot))]);
         self.check();
     }
 
