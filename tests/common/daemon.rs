@@ -4,7 +4,7 @@ use super::TEST_TIMEOUT;
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +15,25 @@ pub fn command(program: &str) -> Command {
     path.push(OsString::from(":/usr/sbin:/sbin"));
     let mut command = Command::new(program);
     command.env("PATH", path);
+    command
+}
+
+/// Returns the command of an nginx with all its files in `dir`, and these lines in its `http`
+/// context.
+pub fn nginx(dir: &Path, lines: &str) -> Command {
+    let (path, log) = (dir.join("main.conf"), dir.join("error.log"));
+    let names = ["client_body", "fastcgi", "uwsgi", "scgi", "proxy"];
+    let temporary = names.map(|name| format!("{name}_temp_path {}/{name};", dir.display())).join("\n");
+    let text = format!(
+        "daemon off;\npid {dir}/pid;\nerror_log {log};\nevents {{}}\n\
+         http {{\naccess_log off;\n{temporary}\n{lines}\n}}\n",
+        dir = dir.display(),
+        log = log.display(),
+    );
+    std::fs::write(&path, text).expect("a writable directory");
+    let mut command = command("nginx");
+    // Without -e it would open its default log before it has read the configuration.
+    command.arg("-p").arg(dir).arg("-e").arg(log).arg("-c").arg(path);
     command
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Only the addresses in a file are replaced.
 
-use crate::common::daemon::{command, create_dir, stop};
+use crate::common::daemon::{self, command, create_dir, stop};
 use crate::common::resp::RespClient;
 use crate::common::{HttpClient, Proxy, wait_for};
 use std::fs::File;
@@ -63,20 +63,7 @@ fn haproxy(_: &Path, file: &Path) -> Command {
 
 /// The file belongs into the http context of another one.
 fn nginx(dir: &Path, file: &Path) -> Command {
-    let (path, log) = (dir.join("main.conf"), dir.join("error.log"));
-    let names = ["client_body", "fastcgi", "uwsgi", "scgi", "proxy"];
-    let temporary = names.map(|name| format!("{name}_temp_path {}/{name};", dir.display())).join("\n");
-    let text = format!(
-        "daemon off;\npid {dir}/pid;\nerror_log {log};\nevents {{}}\n\
-         http {{\naccess_log off;\n{temporary}\ninclude {file};\n}}\n",
-        dir = dir.display(),
-        log = log.display(),
-        file = file.display(),
-    );
-    std::fs::write(&path, text).expect("a writable directory");
-    let mut command = command("nginx");
-    command.arg("-p").arg(dir).arg("-e").arg(log).arg("-c").arg(path);
-    command
+    daemon::nginx(dir, &format!("include {};", file.display()))
 }
 
 fn twemproxy(dir: &Path, file: &Path) -> Command {

@@ -1,7 +1,7 @@
 //! Servers in front of the proxy, each with its lines of docs/feature-flags.md. Only the addresses
 //! and directories in them are replaced.
 
-use crate::common::daemon::{command, create_dir, stop};
+use crate::common::daemon::{self, command, create_dir, stop};
 use crate::common::{HttpClient, Proxy, wait_for};
 use crate::document::{PROXY, block, replace};
 use std::fs::File;
@@ -29,19 +29,7 @@ pub const HAPROXY: Kind =
 pub const VARNISH: Kind = Kind { name: "vcl", listen: None, command: varnish, mark: Some("x-varnish") };
 
 fn nginx(dir: &Path, lines: &str, _: SocketAddr) -> Command {
-    let (path, log) = (dir.join("nginx.conf"), dir.join("error.log"));
-    let names = ["client_body", "fastcgi", "uwsgi", "scgi", "proxy"];
-    let temporary = names.map(|name| format!("{name}_temp_path {}/{name};", dir.display())).join("\n");
-    let text = format!(
-        "daemon off;\npid {dir}/pid;\nerror_log {log};\nevents {{}}\n\
-         http {{\naccess_log off;\n{temporary}\nproxy_cache_path {dir}/cache keys_zone=values:1m;\n{lines}\n}}\n",
-        dir = dir.display(),
-        log = log.display(),
-    );
-    std::fs::write(&path, text).expect("a writable directory");
-    let mut command = command("nginx");
-    command.arg("-p").arg(dir).arg("-e").arg(log).arg("-c").arg(path);
-    command
+    daemon::nginx(dir, &format!("proxy_cache_path {}/cache keys_zone=values:1m;\n{lines}", dir.display()))
 }
 
 fn haproxy(dir: &Path, lines: &str, _: SocketAddr) -> Command {

@@ -3,7 +3,7 @@
 //! Each runs at its defaults, except for what a test needs: its address, its backend, a directory
 //! for all its files, and running in the foreground.
 
-use crate::common::daemon::{command, create_dir, stop};
+use crate::common::daemon::{self, command, create_dir, stop};
 use crate::common::{HttpClient, Proxy, Response, wait_for};
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -92,35 +92,19 @@ fn revalidating_nginx(dir: &Path, port: u16, proxy: SocketAddr) -> Command {
 }
 
 fn nginx_with(dir: &Path, port: u16, proxy: SocketAddr, directives: &str) -> Command {
-    let (path, log) = (dir.join("nginx.conf"), dir.join("error.log"));
-    let names = ["client_body", "fastcgi", "uwsgi", "scgi", "proxy"];
-    let temporary = names.map(|name| format!("{name}_temp_path {}/{name};", dir.display())).join("\n");
-    let text = format!(
-        "daemon off;
-        pid {dir}/pid;
-        error_log {log};
-        events {{}}
-        http {{
-            access_log off;
-            {temporary}
-            proxy_cache_path {dir}/cache keys_zone=values:1m;
-            server {{
-                listen 127.0.0.1:{port};
-                location / {{
-                    proxy_pass http://{proxy};
-                    proxy_cache values;
-                    {directives}
-                }}
+    let lines = format!(
+        "proxy_cache_path {dir}/cache keys_zone=values:1m;
+        server {{
+            listen 127.0.0.1:{port};
+            location / {{
+                proxy_pass http://{proxy};
+                proxy_cache values;
+                {directives}
             }}
         }}",
         dir = dir.display(),
-        log = log.display(),
     );
-    std::fs::write(&path, text).expect("a writable directory");
-    let mut command = command("nginx");
-    // Without -e it would open its default log before it has read the configuration.
-    command.arg("-p").arg(dir).arg("-e").arg(log).arg("-c").arg(path);
-    command
+    daemon::nginx(dir, &lines)
 }
 
 fn squid_accelerator(dir: &Path, port: u16, proxy: SocketAddr) -> Command {
